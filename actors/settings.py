@@ -1,0 +1,76 @@
+"""Settings of the services around the learner: rollouts, ranker pool, queue, weight board. Imports no torch."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from catalog.settings import Settings
+
+
+class DecodeSettings(Settings):
+    """How the K candidates of a prompt are drawn."""
+
+    kind: Literal["sample", "beam"] = "sample"
+    candidates: int = Field(default=16, ge=2)  # K
+    temperature: float = Field(default=1.0, ge=0.01, le=2)  # the range that vLLM takes
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    constrained: bool = False  # mask every step to the catalogue's trie
+
+    @model_validator(mode="after")
+    def _beams_are_exact(self) -> "DecodeSettings":
+        if self.kind == "beam" and (self.temperature != 1.0 or self.top_p != 1.0):
+            raise ValueError("beams take no temperature or top_p: leave both at 1.0")
+        return self
+
+
+class EngineSettings(Settings):
+    """One vLLM engine. None means derived from the workload; the derivation is logged."""
+
+    dtype: Literal["float32", "bfloat16", "auto"] = "float32"
+    kv_cache_gib: float | None = Field(default=None, gt=0)  # CPU engines
+    gpu_memory_share: float = Field(default=0.85, gt=0, le=1)  # GPU engines
+    block_size: int | None = Field(default=None, ge=16)  # CPU: a multiple of 32
+    max_sequences: int | None = Field(default=None, ge=1)
+    max_batched_tokens: int | None = Field(default=None, ge=64)
+    tensor_parallel: int = Field(default=1, ge=1)
+    threads: int = Field(default=1, ge=1)  # CPU threads of an engine
+    enforce_eager: bool = True
+
+
+class RolloutSettings(Settings):
+    """The rollout actor pool."""
+
+    actors: int = Field(default=1, ge=1)
+    decode: DecodeSettings = DecodeSettings()
+    engine: EngineSettings = EngineSettings()
+    prompts_per_lease: int = Field(default=16, ge=2)  # one rollout batch; distractors come from its other prompts
+    leases_ahead: int = Field(default=2, ge=1)  # batches kept in the engine so that it never drains
+    distractors: int = Field(default=4, ge=1)  # M
+    cpus: float = Field(default=1.0, ge=0)
+    gpus: float = Field(default=0.0, ge=0)
+
+
+class RankerPoolSettings(Settings):
+    """The ranker actor pool: micro-batches across callers, answers in time or is asked elsewhere."""
+
+    actors: int = Field(default=1, ge=1)
+    max_batch: int = Field(default=64, ge=1)  # prompts scored in one forward
+    max_wait_ms: float = Field(default=5.0, ge=0)  # how long a request waits for company
+    timeout_s: float = Field(default=30.0, gt=0)  # per attempt
+    attempts: int = Field(default=3, ge=1)
+    cpus: float = Field(default=0.2, ge=0)
+    gpus: float = Field(default=0.0, ge=0)
+
+
+class QueueSettings(Settings):
+    """Bounds of the rollout queue, and when a group is too old to train on."""
+
+    max_groups: int = Field(default=128, ge=1)  # leased + queued
+    max_mib: float = Field(default=256.0, gt=0)
+    max_staleness: int = Field(default=4, ge=0)  # weight versions between a group's oldest token and the learner
+
+
+class WeightSettings(Settings):
+    """When new weights go to the rollout actors."""
+
+    publish_every: int = Field(default=4, ge=1)  # optimizer steps

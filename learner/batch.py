@@ -1,0 +1,51 @@
+"""The learner's batch: one prompt with its ground truth and K candidates per row, as tensors.
+
+Dimension suffixes used throughout `learner/`:
+    B prompts, K candidates of a prompt, L tokens of an item, M distractors of a prompt, T history tokens, V vocabulary,
+    S = K + 1 branches of a prompt: branch 0 is the ground truth, branches 1..K the candidates.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggedBatch:
+    """What every objective has: the history and the logged next item."""
+
+    history_BT: torch.Tensor  # int64 token ids, right-padded with PAD
+    history_lengths_B: torch.Tensor  # int64, tokens incl. BOS
+    target_BL: torch.Tensor  # int64 token ids of the ground truth
+
+    @property
+    def prompts(self) -> int:
+        """B."""
+        return self.target_BL.shape[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupBatch(LoggedBatch):
+    """A logged batch with its rollouts and the ranker's scores."""
+
+    candidates_BKL: torch.Tensor  # int64 token ids
+    behaviour_log_probs_BKL: torch.Tensor  # float32 nats, of the distribution drawn from
+    candidate_items_BK: torch.Tensor  # int64 item rows, -1: no item of the catalogue
+    target_items_B: torch.Tensor  # int64 item rows
+    candidate_scores_BK: torch.Tensor  # float32 ranker scores, NaN where candidate_items is -1
+    target_scores_B: torch.Tensor  # float32
+    distractor_scores_BM: torch.Tensor  # float32, scored under this prompt's history
+    # bool [B, S, L, V]: tokens allowed at each step when decoding was trie-constrained; None when it was free.
+    allowed_BSLV: torch.Tensor | None
+    temperature: float  # of the rollouts; log-probs on both sides are at this temperature
+    beams: bool  # candidates are the top-K beams, not samples
+
+    @property
+    def valid_BK(self) -> torch.Tensor:
+        """bool: the candidate is an item of the catalogue."""
+        return self.candidate_items_BK >= 0
+
+    @property
+    def hit_BK(self) -> torch.Tensor:
+        """bool: the candidate is the ground truth."""
+        return self.candidate_items_BK == self.target_items_B[:, None]

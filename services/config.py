@@ -1,0 +1,152 @@
+"""The configuration of one run: one YAML file, overridden key by key, checked whole. Imports no torch, no Ray."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from actors.settings import QueueSettings, RankerPoolSettings, RolloutSettings, WeightSettings
+from catalog.errors import ConfigError
+from catalog.settings import DataSettings, Settings
+from cluster.settings import ClusterSettings
+from learner.settings import (
+    AdaGrpoObjective,
+    EvaluationSettings,
+    LearnerSettings,
+    Objective,
+    PolicySettings,
+    PretrainSettings,
+    RankerSettings,
+)
+
+
+class RunConfig(Settings):
+    """Everything a run depends on. A relative path is relative to the working directory of the command."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    seed: int = Field(default=0, ge=0)
+    output: str = "runs"  # on a cluster: storage that every node sees
+    data: DataSettings = DataSettings()
+    policy: PolicySettings = PolicySettings()
+    pretrain: PretrainSettings = PretrainSettings()
+    ranker: RankerSettings = RankerSettings()
+    rollout: RolloutSettings = RolloutSettings()
+    ranker_pool: RankerPoolSettings = RankerPoolSettings()
+    queue: QueueSettings = QueueSettings()
+    weights: WeightSettings = WeightSettings()
+    objective: Objective = AdaGrpoObjective()
+    learner: LearnerSettings = LearnerSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    cluster: ClusterSettings = ClusterSettings()
+
+    @property
+    def directory(self) -> Path:
+        """The run directory, `<output>/<name>-seed<seed>`."""
+        return Path(self.output) / f"{self.name}-seed{self.seed}"
+
+    @model_validator(mode="after")
+    def _queue_holds_a_step(self) -> "RunConfig":
+        needed = max(self.learner.prompts_per_step, self.rollout.prompts_per_lease)
+        if self.queue.max_groups < needed:
+            raise ValueError(
+                f"queue.max_groups {self.queue.max_groups} is below {needed}, the larger of learner.prompts_per_step "
+                "and rollout.prompts_per_lease: the learner could never fill a step"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _ratios_share_a_support(self) -> "RunConfig":
+        grpo = getattr(self.objective, "grpo", None)
+        uses_engine_probabilities = grpo and (grpo.old_policy == "behaviour" or grpo.correction.level != "none")
+        if uses_engine_probabilities and self.rollout.decode.top_p < 1:
+            raise ValueError(
+                f"rollout.decode.top_p {self.rollout.decode.top_p} makes the engine normalise over a nucleus that the "
+                "learner does not have, so every ratio is biased: set top_p to 1.0 (temperature may differ from 1), or "
+                "objective.grpo.old_policy to batch_start with correction.level none"
+            )
+        return self
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read `path`, apply overrides such as `learner.lr=1e-5` (values are YAML), and check the result.
+
+    Raises:
+        ConfigError: the file is missing or no YAML mapping, an override is malformed, or a value is wrong; the
+            message has one line per error with its field path, the value and the reason.
+    """
+    try:
+        text = Path(path).read_text()
+    except OSError as error:
+        raise ConfigError(f"cannot read the config {path}: {error.strerror}") from None
+    try:
+        raw = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path} must hold a mapping of settings, not {type(raw).__name__}")
+    for override in overrides:
+        _override(raw, override)
+    try:
+        return RunConfig.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(f"{path} has {error.error_count()} error(s):\n" + "\n".join(_lines(error))) from None
+
+
+def dump_config(config: RunConfig) -> str:
+    """The resolved config as YAML, every default written out; `load_config` reads it back to an equal config."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def place_output(config: RunConfig, working_directory: Path, home: Path) -> RunConfig:
+    """Make `output` absolute, so that it means the same in every process of the run.
+
+    A job's working directory is a copy that Ray deletes some time after the job, so a relative `output` of a job that
+    was submitted by hand goes under `<home>/sluice` instead.
+    """
+    base = home / "sluice" if _RAY_COPY.search(working_directory.as_posix()) else working_directory
+    return config.model_copy(update={"output": str(base / Path(config.output).expanduser())})
+
+
+_RAY_COPY = re.compile(r"/runtime_resources/working_dir_files/_ray_pkg_")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads `1e-5` as a string; this loader reads it as the float that everybody means."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {override!r}: write it as some.field=value")
+    *parents, leaf = key.split(".")
+    node = raw
+    for depth, parent in enumerate(parents):
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise ConfigError(
+                f"--set {override!r}: {'.'.join(parents[: depth + 1])} holds a value, not a group of settings"
+            )
+    try:
+        node[leaf] = yaml.load(value, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {override!r}: the value is not valid YAML: {error}") from None
+
+
+def _lines(error: ValidationError) -> list[str]:
+    lines = []
+    for item in error.errors():
+        where = ".".join(str(part) for part in item["loc"]) or "(the whole config)"
+        value = item.get("input")
+        shown = f" (value: {value!r})" if isinstance(value, str | int | float | bool | None) else ""
+        lines.append(f"  {where}: {item['msg'].removeprefix('Value error, ')}{shown}")
+    return lines
