@@ -1,0 +1,137 @@
+"""Submission: what goes to the job server, and what a job's end and log become. No Ray is started."""
+
+import json
+import shlex
+import socket
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from catalog.errors import ClusterError, ConfigError
+from services.config import load_config
+from services.follow import LineSplitter, bounded, exit_code
+from services.head import free_ports
+from services.submit import EXCLUDES, SubmitOptions, absolute_paths, job_request
+
+TABLE = """name: mine
+data:
+  source: {type: table, interactions: [clicks, /abs/more.csv], catalogue: items.parquet}
+policy: {base: models/base}
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "plain.yaml").write_text("name: plain\n")
+    (tmp_path / "configs" / "table.yaml").write_text(TABLE)
+    return tmp_path
+
+
+def request(checkout: Path, local: bool, name: str = "plain", **changes: object):
+    options = SubmitOptions(config=Path("configs") / f"{name}.yaml", **changes)
+    return job_request(options, load_config(checkout / options.config, options.overrides), checkout, local)
+
+
+def test_a_local_job_runs_this_interpreter_and_writes_where_we_would(checkout: Path):
+    got = shlex.split(request(checkout, True, overrides=("learner.lr=1e-5",), resume=True).entrypoint)
+    assert got == [
+        *(sys.executable, "-m", "services.cli", "train", "--config", "configs/plain.yaml"),
+        *("--set", "learner.lr=1e-5", "--set", f'output="{checkout}/runs"', "--resume"),
+    ]
+
+
+def test_a_remote_job_runs_the_clusters_python_and_keeps_paths(checkout: Path):
+    got = request(checkout, False).entrypoint
+    assert got == "python -m services.cli train --config configs/plain.yaml"
+
+
+def test_the_job_reports_progress_as_marked_lines(checkout: Path):
+    environment = request(checkout, True).runtime_env
+    assert environment["working_dir"] == str(checkout)
+    assert environment["env_vars"]["SLUICE_PROGRESS"] == "json"
+
+
+def test_bulky_directories_stay_behind(checkout: Path):
+    environment = request(checkout, True, overrides=("output=out/mine",)).runtime_env
+    assert environment["excludes"] == [*EXCLUDES, "/out/mine/"]
+    assert {".venv/", ".git/", "runs/"} <= set(EXCLUDES)
+    assert request(checkout, True, overrides=("output=/elsewhere",)).runtime_env["excludes"] == list(EXCLUDES)
+
+
+def test_a_config_elsewhere_is_fine_here_but_not_for_a_cluster(
+    checkout: Path, tmp_path_factory: pytest.TempPathFactory
+):
+    outside = tmp_path_factory.mktemp("other") / "c.yaml"
+    outside.write_text("name: c")
+    options, config = SubmitOptions(config=outside), load_config(outside)
+    assert str(outside) in shlex.split(job_request(options, config, checkout, local=True).entrypoint)
+    with pytest.raises(ConfigError, match="move it there"):
+        job_request(options, config, checkout, local=False)
+
+
+def test_absolute_paths_are_overrides_that_load(checkout: Path):
+    path = checkout / "configs" / "table.yaml"
+    overrides = absolute_paths(load_config(path), checkout)
+    config = load_config(path, overrides)
+    assert config.output == f"{checkout}/runs"
+    assert config.policy.base == f"{checkout}/models/base"
+    assert config.data.source.interactions == (f"{checkout}/clicks", "/abs/more.csv")
+    assert config.data.source.catalogue == f"{checkout}/items.parquet"
+
+
+def test_an_absent_path_is_not_overridden(checkout: Path):
+    overrides = absolute_paths(load_config(checkout / "configs" / "plain.yaml"), checkout)
+    assert overrides == [f"output={json.dumps(str(checkout / 'runs'))}"]
+
+
+@pytest.mark.parametrize(
+    ("status", "driver", "code"),
+    [
+        ("SUCCEEDED", 0, 0),
+        ("SUCCEEDED", None, 0),
+        ("FAILED", 4, 4),
+        ("FAILED", None, 1),
+        ("FAILED", 0, 1),
+        ("FAILED", -9, 137),
+        ("STOPPED", None, 130),
+        ("STOPPED", -15, 130),
+    ],
+)
+def test_exit_code(status: str, driver: int | None, code: int):
+    assert exit_code(status, driver) == code
+
+
+def test_lines_are_whole_however_the_chunks_fall():
+    splitter = LineSplitter()
+    assert splitter.feed("one\ntw") == ["one"]
+    assert splitter.feed("o") == []
+    assert splitter.feed("\n\nlast") == ["two", ""]
+    assert splitter.flush() == ["last"]
+    assert splitter.flush() == []
+
+
+def test_bounded_passes_values_and_errors_and_gives_up():
+    def fail() -> int:
+        raise ValueError(7)
+
+    assert bounded(lambda: 3, 5.0, "count") == 3
+    with pytest.raises(ClusterError, match="could not count: 7"):
+        bounded(fail, 5.0, "count")
+    never = threading.Event()
+    with pytest.raises(ClusterError, match=r"could not wait: the job server did not answer within 0 s"):
+        bounded(never.wait, 0.01, "wait")
+    never.set()
+
+
+def test_free_ports_are_distinct_and_avoid_a_taken_one():
+    with socket.socket() as taken:
+        taken.bind(("0.0.0.0", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        ports = free_ports([port, port, port])
+    assert port not in ports
+    assert len(set(ports)) == 3
+    assert all(20000 <= other < 32000 for other in ports)
