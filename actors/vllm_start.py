@@ -1,0 +1,145 @@
+"""Starting vLLM on a policy directory: what must hold of the policy, and the arguments the engine is started with."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import safe_open
+from transformers import AutoConfig
+from vllm.config import WeightTransferConfig
+from vllm.engine.arg_utils import EngineArgs
+from vllm.platforms import current_platform
+from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+from vllm.v1.engine.llm_engine import LLMEngine
+from vllm.v1.metrics.loggers import StatLoggerBase
+from vllm.v1.metrics.stats import IterationStats, MultiModalCacheStats, SchedulerStats
+
+from actors.settings import EngineSettings
+from actors.vllm_configuration import EngineSizes, ModelShape
+from actors.vllm_trie import TRIE_PATH
+from actors.vllm_weights import BACKEND
+from catalog.errors import ConfigError, PolicyError
+from catalog.tokens import TokenLayout
+
+
+class PrefixCacheCounter(StatLoggerBase):
+    """Sums up what vLLM reports of its prefix cache."""
+
+    def __init__(self) -> None:
+        self.queried_tokens = 0  # prompt tokens looked up, of requests that were not preempted
+        self.hit_tokens = 0  # of these, tokens found
+
+    def record(
+        self,
+        scheduler_stats: SchedulerStats | None,
+        iteration_stats: IterationStats | None,
+        mm_cache_stats: MultiModalCacheStats | None = None,
+        engine_idx: int = 0,
+    ) -> None:
+        """Called by vLLM after every step."""
+        if scheduler_stats is not None and scheduler_stats.prefix_cache_stats is not None:
+            self.queried_tokens += scheduler_stats.prefix_cache_stats.queries
+            self.hit_tokens += scheduler_stats.prefix_cache_stats.hits
+
+    def log_engine_initialized(self) -> None:
+        """Nothing to log."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """What an engine needs to know of a policy directory."""
+
+    directory: Path
+    model: ModelShape
+    parameters: dict[str, tuple[int, ...]]  # name -> shape, as in its safetensors files
+    tied: bool  # the output layer shares the embedding's weights
+
+
+def read_policy(directory: Path, layout: TokenLayout, max_prompt_tokens: int) -> Policy:
+    """Read what matters of a Hugging Face model directory.
+
+    Raises:
+        PolicyError: there is no policy, or it does not fit the catalogue's tokens or the engine's kernels.
+        ConfigError: prompts are longer than it can read.
+    """
+    files = sorted(directory.glob("*.safetensors"))
+    if not (directory / "config.json").is_file() or not files:
+        raise PolicyError(
+            f"{directory} holds no policy (config.json and *.safetensors); give a Hugging Face model directory"
+        )
+    config = AutoConfig.from_pretrained(directory).get_text_config()
+    if config.vocab_size != layout.vocab_size:
+        raise PolicyError(
+            f"policy {directory} has {config.vocab_size} tokens, the catalogue's layout {layout.vocab_size}; they "
+            "must be equal, so use the policy that was made for this catalogue"
+        )
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and positions < max_prompt_tokens + layout.levels:
+        raise ConfigError(
+            f"policy {directory} has {positions} positions; prompt + item take {max_prompt_tokens + layout.levels}, so "
+            "shorten the history"
+        )
+    heads = config.num_attention_heads
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    if current_platform.is_cpu() and head_size not in CPUAttentionBackend.get_supported_head_sizes():
+        raise PolicyError(
+            f"policy {directory} has attention heads of size {head_size}; vLLM's CPU kernels take "
+            f"{CPUAttentionBackend.get_supported_head_sizes()}, so choose hidden_size / heads among them"
+        )
+    parameters = {}
+    for file in files:
+        with safe_open(file, framework="np") as tensors:
+            parameters |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+    return Policy(
+        directory=directory,
+        model=ModelShape(
+            layers=config.num_hidden_layers,
+            kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+            head_size=head_size,
+        ),
+        parameters=parameters,
+        tied=bool(config.tie_word_embeddings),
+    )
+
+
+def start_llm(
+    policy: Policy,
+    settings: EngineSettings,
+    sizes: EngineSizes,
+    seed: int,
+    trie_path: Path,
+    counter: PrefixCacheCounter,
+) -> LLMEngine:
+    """Start vLLM in this process, ready for weight updates."""
+    arguments = _engine_args(policy.directory, settings, sizes, seed, trie_path)
+    llm = LLMEngine.from_vllm_config(arguments.create_engine_config(), stat_loggers=[lambda *_: counter])
+    llm.collective_rpc("init_weight_transfer_engine", kwargs={"init_info": {}})
+    return llm
+
+
+def _engine_args(policy: Path, settings: EngineSettings, sizes: EngineSizes, seed: int, trie_path: Path) -> EngineArgs:
+    return EngineArgs(
+        model=str(policy),
+        skip_tokenizer_init=True,  # prompts and answers are token ids
+        generation_config="vllm",  # none of the policy's own sampling defaults
+        dtype=settings.dtype,
+        seed=seed,
+        tensor_parallel_size=settings.tensor_parallel,
+        enforce_eager=settings.enforce_eager,
+        block_size=sizes.block_size,
+        enable_prefix_caching=True,
+        max_model_len=sizes.max_model_len,
+        max_num_seqs=sizes.max_sequences,
+        max_num_batched_tokens=sizes.max_batched_tokens,
+        # The sampler rewinds the generator of a half-prefilled seeded request, which CPU generators cannot do.
+        enable_chunked_prefill=not current_platform.is_cpu(),
+        # No step may be under way while weights are swapped; and the trie needs each token before the next step.
+        async_scheduling=False,
+        gpu_memory_utilization=settings.gpu_memory_share,
+        kv_cache_memory_bytes=sizes.kv_cache_bytes,
+        logprobs_mode="processed_logprobs",
+        max_logprobs=-1,
+        logits_processors=["actors.vllm_trie:TrieLogitsProcessor"],
+        additional_config={TRIE_PATH: str(trie_path)},
+        weight_transfer_config=WeightTransferConfig(backend=BACKEND),
+        worker_extension_cls="actors.vllm_weights.WorkerExtension",
+    )

@@ -1,0 +1,141 @@
+"""One vLLM engine for all tests of a session, on a small policy whose probabilities are far from uniform."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from actors.engine import GenerateRequest
+from actors.settings import DecodeSettings, EngineSettings
+from actors.vllm_configuration import engine_environment
+from catalog.tokens import TokenLayout
+from catalog.vocabulary import Vocabulary
+from learner.policy import Policy, build_policy, save_policy
+from learner.settings import PolicySettings
+
+LEVEL_SIZES = (6, 5, 4)
+MAX_PROMPT = 100
+ENGINE = EngineSettings(threads=1)
+
+
+@dataclass(frozen=True)
+class World:
+    """A catalogue of 40 items, two policies over it, and the exact probabilities by transformers."""
+
+    vocabulary: Vocabulary
+    policies: tuple[Policy, Policy]
+    directory: Path
+
+    @property
+    def layout(self) -> TokenLayout:
+        return self.vocabulary.layout
+
+    @property
+    def items(self) -> np.ndarray:
+        return self.vocabulary.item_tokens
+
+    def request(self, name: str, history: int, excluded=()) -> GenerateRequest:
+        """A prompt of 1 + 3 * history tokens that depends on the name alone."""
+        rows = np.random.default_rng(list(name.encode())).integers(0, len(self.items), history)
+        return GenerateRequest(
+            request_id=name,
+            prompt=self.layout.prompt(self.items, rows),
+            excluded=np.asarray(excluded, dtype=np.int32),
+        )
+
+    def next_log_probs(self, request, prefixes, decode, policy=0) -> np.ndarray:
+        """[P, V]: log-probs of the next token after each prefix [P, l], by transformers and a mask made by listing."""
+        prefixes = np.asarray(prefixes, dtype=np.int64)
+        rows = np.concatenate([np.tile(request.prompt, (len(prefixes), 1)), prefixes], axis=1)
+        with torch.no_grad():
+            logits = self.policies[policy].model(torch.from_numpy(rows)).logits[:, -1].float()
+        if decode.constrained:
+            allowed = [
+                item for row, item in enumerate(self.items.tolist()) if row not in set(request.excluded.tolist())
+            ]
+            for at, prefix in enumerate(prefixes.tolist()):
+                follow = {item[len(prefix)] for item in allowed if item[: len(prefix)] == prefix}
+                forbidden = [token for token in range(self.layout.vocab_size) if token not in follow]
+                logits[at, forbidden] = -torch.inf
+        return torch.log_softmax(logits / decode.temperature, dim=-1).numpy()
+
+    def log_probs(self, request, tokens, decode, policy=0) -> np.ndarray:
+        """[K, L]: log-prob of each token of the candidates [K, L]."""
+        columns = [
+            np.take_along_axis(
+                self.next_log_probs(request, tokens[:, :level], decode, policy), tokens[:, level, None], axis=1
+            )
+            for level in range(tokens.shape[1])
+        ]
+        return np.concatenate(columns, axis=1)
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory) -> World:
+    codes = np.stack(np.unravel_index(np.random.default_rng(5).permutation(120)[:40], LEVEL_SIZES), axis=1)
+    settings = PolicySettings(hidden_size=64, layers=2, heads=2, feed_forward_size=96)
+    policies = tuple(build_policy(settings, LEVEL_SIZES, 128, seed) for seed in (1, 2))
+    for seed, policy in enumerate(policies):
+        generator = torch.Generator().manual_seed(seed)
+        for weight in policy.model.parameters():
+            if weight.ndim == 2:
+                torch.nn.init.normal_(weight, std=0.2, generator=generator)
+    directory = tmp_path_factory.mktemp("policy") / "start"
+    save_policy(policies[0], directory)
+    return World(vocabulary=Vocabulary.of(codes, policies[0].layout), policies=policies, directory=directory)
+
+
+@pytest.fixture(scope="session")
+def vllm_environment():
+    """The environment an engine needs. What vLLM itself changes in the process is undone for the tests that follow."""
+    set_num_threads, before = torch.set_num_threads, dict(os.environ)
+    os.environ.update(engine_environment(ENGINE))
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+    torch.set_num_threads = set_num_threads
+
+
+@pytest.fixture(scope="session")
+def session_engine(world, vllm_environment):
+    from actors.vllm_engine import VllmEngine
+
+    engine = VllmEngine(
+        policy_dir=world.directory,
+        vocabulary=world.vocabulary,
+        decode=DecodeSettings(candidates=16),
+        engine=ENGINE,
+        seed=7,
+        max_prompt_tokens=MAX_PROMPT,
+        prompts_in_flight=8,
+    )
+    os.environ.pop("LD_PRELOAD", None)  # vLLM sets it for workers of its own; other tests start processes too
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def engine(session_engine, world):
+    """The session's engine on the first policy as version 0, with nothing in flight and an empty cache."""
+    from learner.weights import pack
+
+    assert session_engine.in_flight == 0
+    session_engine.load_weights(pack(world.policies[0].model.named_parameters(), 0))
+    yield session_engine
+    for _ in range(100):  # a failed test must not fail the next one
+        if session_engine.in_flight == 0:
+            break
+        session_engine.step()
+
+
+def drain(engine, steps: int = 200) -> dict:
+    """Step until nothing is in flight; generations by request id."""
+    done = {}
+    for _ in range(steps):
+        if engine.in_flight == 0:
+            return done
+        done |= {generation.request_id: generation for generation in engine.step()}
+    raise AssertionError(f"{engine.in_flight} requests unfinished after {steps} steps")

@@ -1,0 +1,341 @@
+"""The vLLM engine against transformers: probabilities, catalogue, beams, weight swaps, prefix cache."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import chisquare
+
+from actors.engine import GenerateRequest
+from actors.settings import DecodeSettings, EngineSettings
+from catalog.errors import ConfigError, DataError, PolicyError
+from learner.weights import pack
+from tests.engine.conftest import ENGINE, MAX_PROMPT, drain
+
+pytestmark = pytest.mark.engine
+
+SAMPLE = DecodeSettings(candidates=16)
+FREE = DecodeSettings(candidates=16, temperature=0.7)
+CONSTRAINED = DecodeSettings(candidates=16, temperature=1.3, constrained=True)
+# Prompts of 1, 4, 31, 34, 64, 67 and 100 tokens: on both sides of the 32-token blocks.
+HISTORIES = (0, 1, 10, 11, 21, 22, 33)
+
+
+def requests_of(world, name, excluded=()):
+    return [world.request(f"{name}-{history}", history, excluded) for history in HISTORIES]
+
+
+def generate(engine, requests, decode):
+    engine.submit(requests, decode)
+    return drain(engine)
+
+
+def weights(world, policy, version):
+    return pack(world.policies[policy].model.named_parameters(), version)
+
+
+def close(actual, expected):
+    np.testing.assert_allclose(actual, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("decode", [FREE, CONSTRAINED], ids=["free", "constrained"])
+def test_log_probs_are_those_of_the_distribution_drawn_from(engine, world, decode):
+    requests = requests_of(world, "parity", excluded=[3, 17, 17, 20])
+    done = generate(engine, requests, decode)
+    assert set(done) == {request.request_id for request in requests}
+    for request in requests:
+        generation = done[request.request_id]
+        assert generation.tokens.shape == (16, 3) and generation.tokens.dtype == np.int64
+        assert generation.log_probs.dtype == np.float32
+        assert (generation.version_min, generation.version_max) == (0, 0)
+        close(generation.log_probs, world.log_probs(request, generation.tokens, decode))
+
+
+def test_top_p_renormalises_over_the_nucleus(engine, world):
+    decode = DecodeSettings(candidates=64, top_p=0.6)
+    request = world.request("nucleus", 8)
+    generation = generate(engine, [request], decode)["nucleus"]
+    log_p = world.next_log_probs(request, np.empty((1, 0)), decode)[0]
+    order = np.argsort(-log_p)
+    before = np.cumsum(np.exp(log_p[order])) - np.exp(log_p[order])
+    nucleus = order[before < 0.6]
+    assert set(generation.tokens[:, 0].tolist()) <= set(nucleus.tolist())
+    close(generation.log_probs[:, 0], (log_p - np.log(np.exp(log_p[nucleus]).sum()))[generation.tokens[:, 0]])
+
+
+def test_free_decoding_goes_on_after_eos(engine, world):
+    generation = generate(engine, [world.request("eos", 5)], DecodeSettings(candidates=400, temperature=2.0))["eos"]
+    assert (generation.tokens[:, 0] == world.layout.eos).any()
+    assert generation.tokens.shape == (400, 3)
+
+
+def test_constrained_candidates_are_items_and_never_excluded(engine, world):
+    rng = np.random.default_rng(0)
+    requests = [world.request(f"mask-{at}", at, rng.choice(40, 30, replace=False)) for at in range(8)]
+    for request in requests:
+        tokens = generate(engine, [request], CONSTRAINED)[request.request_id].tokens
+        items = world.vocabulary.trie.lookup(tokens)
+        assert (items >= 0).all() and not set(items.tolist()) & set(request.excluded.tolist())
+    together = generate(engine, requests, CONSTRAINED)
+    for request in requests:
+        items = world.vocabulary.trie.lookup(together[request.request_id].tokens)
+        assert (items >= 0).all() and not set(items.tolist()) & set(request.excluded.tolist())
+
+
+def test_the_only_item_left_is_certain(engine, world):
+    request = world.request("last", 4, [row for row in range(40) if row != 11])
+    generation = generate(engine, [request], CONSTRAINED)["last"]
+    assert (generation.tokens == world.items[11]).all()
+    assert (generation.log_probs == 0.0).all()
+
+
+def test_free_constrained_and_beam_requests_share_a_batch(engine, world):
+    beam = DecodeSettings(kind="beam", candidates=5, constrained=True)
+    free, constrained, beams = (world.request(name, 9, [1, 2]) for name in ("a", "b", "c"))
+    engine.submit([free], FREE)
+    engine.submit([constrained], CONSTRAINED)
+    engine.submit([beams], beam)
+    assert engine.in_flight == 3
+    done = drain(engine)
+    for request, decode in ((free, FREE), (constrained, CONSTRAINED), (beams, beam)):
+        close(done[request.request_id].log_probs, world.log_probs(request, done[request.request_id].tokens, decode))
+    assert (world.vocabulary.trie.lookup(done["a"].tokens) < 0).any()
+
+
+def test_samples_depend_on_seed_and_request_alone(engine, world):
+    request = world.request("again", 12)
+    alone = generate(engine, [request], SAMPLE)["again"].tokens
+    company = generate(engine, [*requests_of(world, "company"), request], SAMPLE)["again"].tokens
+    renamed = dataclasses.replace(request, request_id="other")
+    other = generate(engine, [renamed], SAMPLE)["other"].tokens
+    assert (alone == company).all()
+    assert (alone != other).any()
+    assert len(np.unique(alone, axis=0)) > 4
+
+
+@pytest.mark.parametrize("constrained", [False, True])
+def test_sampling_frequencies_match_the_probabilities(engine, world, constrained):
+    decode = DecodeSettings(candidates=500, temperature=1.2, constrained=constrained)
+    first = world.request("frequency-0", 7, [0, 5])
+    requests = [dataclasses.replace(first, request_id=f"frequency-{at}") for at in range(8)]
+    done = generate(engine, requests, decode)
+    tokens = np.concatenate([done[request.request_id].tokens for request in requests])
+    if constrained:
+        expected = np.exp(world.log_probs(first, world.items, decode).sum(axis=1), dtype=np.float64)
+        counts = np.bincount(world.vocabulary.trie.lookup(tokens), minlength=40)
+        assert (counts[[0, 5]] == 0).all()
+    else:
+        expected = np.exp(world.next_log_probs(first, np.empty((1, 0)), decode)[0], dtype=np.float64)
+        counts = np.bincount(tokens[:, 0], minlength=world.layout.vocab_size)
+    assert counts.sum() == 4000 and expected.sum() == pytest.approx(1, abs=1e-5)
+    common = expected * 4000 >= 5
+    assert common.sum() >= 10
+    observed = np.append(counts[common], counts[~common].sum())
+    wanted = np.append(expected[common], expected[~common].sum())
+    assert chisquare(observed, 4000 * wanted / wanted.sum()).pvalue > 1e-3
+
+
+def beam_search(world, request, decode):
+    """The textbook algorithm, one prefix at a time."""
+    beams = [((), 0.0)]
+    for _ in range(3):
+        grown = []
+        for prefix, total in beams:
+            log_p = world.next_log_probs(request, np.asarray([prefix]), decode)[0]
+            grown += [((*prefix, token), total + log_p[token]) for token in np.flatnonzero(np.isfinite(log_p)).tolist()]
+        beams = sorted(grown, key=lambda beam: -beam[1])[: decode.candidates]
+    return np.asarray([prefix for prefix, _ in beams]), np.asarray([total for _, total in beams])
+
+
+def test_wide_constrained_beams_are_the_sorted_catalogue(engine, world):
+    decode = DecodeSettings(kind="beam", candidates=37, constrained=True)
+    request = world.request("wide", 10, [2, 9, 33])
+    generation = generate(engine, [request], decode)["wide"]
+    totals = world.log_probs(request, world.items, decode).sum(axis=1)
+    best = [row for row in np.argsort(-totals) if row not in (2, 9, 33)]
+    assert (generation.tokens == world.items[best]).all()
+    close(generation.log_probs, world.log_probs(request, world.items[best], decode))
+
+
+def test_wide_free_beams_are_the_best_of_all_sequences(engine, world):
+    decode = DecodeSettings(kind="beam", candidates=18 * 18)
+    request = world.request("all", 3)
+    generation = generate(engine, [request], decode)["all"]
+    every = np.stack(np.unravel_index(np.arange(18**3), (18, 18, 18)), axis=1)
+    totals = world.log_probs(request, every, decode).sum(axis=1)
+    best = np.sort(totals)[::-1][: 18 * 18]
+    close(generation.log_probs.sum(axis=1), best)
+    assert len(np.unique(generation.tokens, axis=0)) == 18 * 18
+
+
+@pytest.mark.parametrize("constrained", [False, True])
+def test_narrow_beams_follow_the_textbook(engine, world, constrained):
+    decode = DecodeSettings(kind="beam", candidates=7, constrained=constrained)
+    requests = requests_of(world, "narrow", excluded=[4])
+    done = generate(engine, requests, decode)
+    for request in requests:
+        tokens, totals = beam_search(world, request, decode)
+        assert (done[request.request_id].tokens == tokens).all()
+        close(done[request.request_id].log_probs.sum(axis=1), totals)
+
+
+def test_after_a_swap_the_engine_has_the_new_probabilities(engine, world):
+    generate(engine, requests_of(world, "before"), SAMPLE)  # fills the cache with the old weights' keys and values
+    pause = engine.load_weights(weights(world, 1, 3))
+    assert pause > 0 and engine.version == 3
+    for decode in (FREE, CONSTRAINED):
+        requests = requests_of(world, "before")
+        done = generate(engine, requests, decode)
+        for request in requests:
+            generation = done[request.request_id]
+            assert (generation.version_min, generation.version_max) == (3, 3)
+            close(generation.log_probs, world.log_probs(request, generation.tokens, decode, policy=1))
+
+
+@pytest.mark.parametrize("decode", [FREE, CONSTRAINED], ids=["free", "constrained"])
+def test_a_swap_in_mid_request_loses_nothing(engine, world, decode):
+    running = requests_of(world, "running", excluded=[8])
+    engine.submit(running, decode)
+    assert engine.step() == []
+    engine.load_weights(weights(world, 1, 1))
+    late = world.request("late", 6)
+    engine.submit([late], decode)
+    assert engine.in_flight == len(running) + 1
+    done = drain(engine)
+    for request in running:
+        generation = done[request.request_id]
+        assert (generation.version_min, generation.version_max) == (0, 1)
+        assert generation.tokens.shape == (16, 3)
+        old, new = (world.log_probs(request, generation.tokens, decode, policy) for policy in (0, 1))
+        close(generation.log_probs[:, 0], old[:, 0])
+        close(generation.log_probs[:, 1:], new[:, 1:])
+    assert (done["late"].version_min, done["late"].version_max) == (1, 1)
+
+
+def test_a_swap_between_beam_levels_loses_nothing(engine, world):
+    decode = DecodeSettings(kind="beam", candidates=9)
+    request = world.request("beam-swap", 15)
+    engine.submit([request], decode)
+    engine.step()
+    engine.load_weights(weights(world, 1, 1))
+    generation = drain(engine)["beam-swap"]
+    assert (generation.version_min, generation.version_max) == (0, 1)
+    old, new = (world.log_probs(request, generation.tokens, decode, policy) for policy in (0, 1))
+    close(generation.log_probs, np.concatenate([old[:, :1], new[:, 1:]], axis=1))
+
+
+def test_read_only_weights_as_the_object_store_gives_them(engine, world):
+    packed = weights(world, 1, 2)
+    for buffer in packed.buffers.values():
+        buffer.flags.writeable = False
+    engine.load_weights(packed)
+    request = world.request("read-only", 2)
+    generation = generate(engine, [request], SAMPLE)["read-only"]
+    close(generation.log_probs, world.log_probs(request, generation.tokens, SAMPLE, policy=1))
+
+
+def test_wrong_weights_are_refused_and_the_engine_goes_on(engine, world):
+    damaged = weights(world, 1, 4)
+    damaged.buffers["torch.float32"][100] ^= 1
+    some = dict(world.policies[1].model.named_parameters())
+    norm = some.pop("model.norm.weight")
+    wrong = [
+        (damaged, "version 4 arrived damaged"),
+        (pack(some.items(), 5), "lack 1 parameters, model.norm.weight first"),
+        (pack([*some.items(), ("model.norm.weight", torch.cat([norm, norm]))], 6), r"shape \(128,\) where .* \(64,\)"),
+        (pack([*some.items(), ("model.norm.weight", norm), ("head.weight", norm)], 7), "hold head.weight"),
+    ]
+    for packed, message in wrong:
+        with pytest.raises(PolicyError, match=message):
+            engine.load_weights(packed)
+    assert engine.version == 0
+    request = world.request("unharmed", 2)
+    generation = generate(engine, [request], SAMPLE)["unharmed"]
+    assert (generation.version_min, generation.version_max) == (0, 0)
+    close(generation.log_probs, world.log_probs(request, generation.tokens, SAMPLE))
+
+
+def test_the_candidates_of_a_prompt_share_its_full_blocks(engine, world):
+    def count(name):
+        queried, hit = engine.prefix_cache.queried_tokens, engine.prefix_cache.hit_tokens
+        generate(engine, [dataclasses.replace(world.request("cache", 24), request_id=name)], SAMPLE)
+        return engine.prefix_cache.queried_tokens - queried, engine.prefix_cache.hit_tokens - hit
+
+    # 73 tokens are two full blocks of 32: the first of the 16 candidates computes them, the others find them.
+    assert count("first") == (16 * 73, 15 * 64)
+    assert count("second") == (16 * 73, 16 * 64)
+    engine.load_weights(weights(world, 1, 1))
+    assert count("third") == (16 * 73, 15 * 64)
+
+
+def test_requests_that_cannot_be_served_are_refused_at_once(engine, world):
+    beam = DecodeSettings(kind="beam", candidates=16, constrained=True)
+    good = world.request("good", 1)
+    long = world.request("long", 34)
+    foreign = GenerateRequest(request_id="foreign", prompt=np.asarray([1, 18]), excluded=good.excluded)
+    empty = GenerateRequest(request_id="empty", prompt=np.empty(0, dtype=np.int64), excluded=good.excluded)
+    cases = [
+        (long, SAMPLE, "prompt of 103 tokens; this engine was started for 1 to 100"),
+        (empty, SAMPLE, "prompt of 0 tokens"),
+        (foreign, SAMPLE, "token 18; the policy has tokens 0 to 17"),
+        (world.request("none", 1, range(40)), CONSTRAINED, "1 distinct candidates wanted and 0 to choose from"),
+        (world.request("few", 1, range(25)), beam, "16 distinct candidates wanted and 15 to choose from"),
+    ]
+    for request, decode, message in cases:
+        with pytest.raises(DataError, match=message):
+            engine.submit([good, request], decode)
+    assert engine.in_flight == 0 and engine.step() == []
+    assert len(generate(engine, [world.request("enough", 1, range(24))], beam)["enough"].tokens) == 16
+    engine.submit([good], SAMPLE)
+    with pytest.raises(ValueError, match="good is already in flight"):
+        engine.submit([good], SAMPLE)
+    drain(engine)
+
+
+def test_sizes_are_derived_from_the_workload(engine):
+    values = {name: value for name, (value, _) in engine.derivation.items()}
+    # Cache: 2 x (1 + 8 prompts x (4 shared + 16 x 2 own)) blocks, each 2 x 2 layers x 2 heads x 32 x 32 x 4 bytes.
+    assert values == {
+        "max_model_len": 103,
+        "block_size": 32,
+        "max_sequences": 128,
+        "max_batched_tokens": 4096,
+        "kv_cache_bytes": 2 * 289 * 32768,
+    }
+
+
+def open_engine(world, **changes):
+    from actors.vllm_engine import VllmEngine
+
+    arguments = {
+        "policy_dir": world.directory,
+        "vocabulary": world.vocabulary,
+        "decode": SAMPLE,
+        "engine": ENGINE,
+        "seed": 0,
+        "max_prompt_tokens": MAX_PROMPT,
+        "prompts_in_flight": 8,
+    }
+    return VllmEngine(**(arguments | changes))
+
+
+def test_an_engine_that_cannot_work_is_not_started(world, vllm_environment, tmp_path, monkeypatch):
+    from catalog.tokens import TokenLayout
+    from catalog.vocabulary import Vocabulary
+
+    larger = Vocabulary.of(np.asarray([[0, 0, 0]]), TokenLayout.fresh((6, 5, 5)))
+    with pytest.raises(PolicyError, match="holds no policy"):
+        open_engine(world, policy_dir=tmp_path)
+    with pytest.raises(PolicyError, match="has 18 tokens, the catalogue's layout 19"):
+        open_engine(world, vocabulary=larger)
+    with pytest.raises(ConfigError, match=r"128 positions; prompt \+ item take 129"):
+        open_engine(world, max_prompt_tokens=126)
+    with pytest.raises(ConfigError, match="block_size is 48"):
+        open_engine(world, engine=EngineSettings(block_size=48))
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    with pytest.raises(ConfigError, match="VLLM_CPU_KVCACHE_SPACE=1 would override"):
+        open_engine(world)
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
+    with pytest.raises(ConfigError, match="VLLM_ENABLE_V1_MULTIPROCESSING is '1' where"):
+        open_engine(world)
