@@ -95,10 +95,11 @@ class Trie:
 
     def step(self, nodes: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         """The child of each node along each token (same shapes), DEAD where there is none."""
-        nodes = np.asarray(nodes, dtype=np.int64)
+        nodes, tokens = np.asarray(nodes, dtype=np.int64), np.asarray(tokens)
         key = nodes * self.vocab_size + tokens
         edge = np.minimum(np.searchsorted(self._edge_key, key), len(self._edge_key) - 1)
-        found = (nodes >= 0) & (self._edge_key[edge] == key) & (np.asarray(tokens) >= 0)
+        in_vocabulary = (tokens >= 0) & (tokens < self.vocab_size)
+        found = (nodes >= 0) & in_vocabulary & (self._edge_key[edge] == key)
         return np.where(found, edge + 1, DEAD).astype(np.int32)
 
     def walk(self, tokens: np.ndarray) -> np.ndarray:

@@ -64,9 +64,10 @@ def ensure_token() -> None:
     if os.environ["RAY_AUTH_MODE"] != "token" or _has_token():
         return
     command = [sys.executable, "-m", "ray.scripts.scripts", "get-auth-token", "--generate"]
-    made = subprocess.run(command, capture_output=True, text=True, timeout=60, umask=0o077, check=False)
+    made = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     if made.returncode or not _has_token():
         raise ClusterError(f"Ray could not create its token {_token_file()}: {made.stderr.strip()[-500:]}")
+    _token_file().chmod(0o600)
 
 
 def use_token_if_any() -> None:

@@ -1,0 +1,114 @@
+"""RolloutGroup, one prompt with its candidates and their scores, and its form on the wire: a one-row Arrow record
+batch.
+
+The schema carries its version in its metadata; a reader refuses any other.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from catalog.errors import DataError
+from catalog.schema import ROLLOUT_GROUP, ROLLOUT_GROUP_VERSION
+
+_VERSION_KEY = b"sluice.rollout_group"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutGroup:
+    """The fields of `catalog.schema.ROLLOUT_GROUP`, with their shapes."""
+
+    lease_id: int
+    user: int
+    position: int
+    history: np.ndarray  # [n] int32 item rows, oldest first, as the prompt showed them
+    excluded: np.ndarray  # [E] int32 item rows that constrained decoding left out
+    target_item: int
+    candidate_tokens: np.ndarray  # [K, L] int32 token ids
+    behaviour_log_probs: np.ndarray  # [K, L] float32 nats, of the distribution drawn from
+    candidate_items: np.ndarray  # [K] int32 item rows, -1: no item of the catalogue
+    candidate_scores: np.ndarray  # [K] float32, NaN: no item
+    target_score: float
+    distractor_items: np.ndarray  # [M] int32 item rows; fewer when the batch offered fewer
+    distractor_scores: np.ndarray  # [M] float32, scored under this prompt's history
+    version_min: int  # oldest weights that produced a token of the group
+    version_max: int
+    ranker_version: str
+    generate_s: float  # submit to last token
+    score_s: float  # ranker request to answer
+
+
+_ARRAYS = {field.name: field.type.value_type for field in ROLLOUT_GROUP if pa.types.is_list(field.type)}
+
+
+def encode(group: RolloutGroup) -> pa.RecordBatch:
+    """The group as one row.
+
+    Raises:
+        DataError: the shapes of its arrays do not fit each other.
+    """
+    _check(group)
+    columns = []
+    for field in ROLLOUT_GROUP:
+        value = getattr(group, field.name)
+        if field.name in _ARRAYS:
+            flat = pa.array(np.ascontiguousarray(value).reshape(-1), type=_ARRAYS[field.name], from_pandas=False)
+            columns.append(pa.ListArray.from_arrays(pa.array([0, len(flat)], type=pa.int32()), flat))
+        else:
+            columns.append(pa.array([value], type=field.type))
+    return pa.RecordBatch.from_arrays(columns, schema=ROLLOUT_GROUP)
+
+
+def decode(record: pa.RecordBatch) -> RolloutGroup:
+    """The group of a one-row record batch; its arrays are read-only views of the record.
+
+    Raises:
+        DataError: the record has another version, other fields, not one row, or shapes that do not fit each other.
+    """
+    found = (record.schema.metadata or {}).get(_VERSION_KEY, b"none").decode()
+    if found != str(ROLLOUT_GROUP_VERSION):
+        raise DataError(
+            f"a rollout group has schema version {found}, this release reads {ROLLOUT_GROUP_VERSION}: run the "
+            "rollout actors and the learner from one release"
+        )
+    if not record.schema.equals(ROLLOUT_GROUP) or record.num_rows != 1:
+        raise DataError(
+            f"a rollout group must be one row of the schema ROLLOUT_GROUP, got {record.num_rows} row(s) of "
+            f"{record.schema.names}"
+        )
+    values = {}
+    for field in ROLLOUT_GROUP:
+        scalar = record.column(field.name)[0]
+        values[field.name] = scalar.values.to_numpy() if field.name in _ARRAYS else scalar.as_py()
+    count = max(1, len(values["candidate_items"]))
+    for name in ("candidate_tokens", "behaviour_log_probs"):
+        if len(values[name]) % count:
+            raise DataError(
+                f"rollout group of lease {values['lease_id']}: {name} has {len(values[name])} values, which is no "
+                f"multiple of its {count} candidates"
+            )
+        values[name] = values[name].reshape(count, -1)
+    group = RolloutGroup(**values)
+    _check(group)
+    return group
+
+
+def _check(group: RolloutGroup) -> None:
+    candidates = group.candidate_items.shape
+    for name, shape in (
+        ("candidate_tokens", (*candidates, group.candidate_tokens.shape[-1])),
+        ("behaviour_log_probs", group.candidate_tokens.shape),
+        ("candidate_scores", candidates),
+        ("distractor_scores", group.distractor_items.shape),
+    ):
+        if getattr(group, name).shape != shape:
+            raise DataError(
+                f"rollout group of lease {group.lease_id}: {name} has shape {getattr(group, name).shape}, "
+                f"expected {shape}"
+            )
+    if (np.isnan(group.candidate_scores) != (group.candidate_items < 0)).any():
+        raise DataError(
+            f"rollout group of lease {group.lease_id}: candidate_scores must be NaN exactly where candidate_items "
+            f"is -1, got {group.candidate_scores.tolist()} for {group.candidate_items.tolist()}"
+        )
