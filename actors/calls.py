@@ -1,0 +1,74 @@
+"""Calls to other actors that are under way: started now, asked for later, never waited for without a bound."""
+
+import time
+from typing import Any, Generic, Protocol, TypeVar
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+
+from catalog.errors import RunError, SluiceError
+
+Result = TypeVar("Result")
+Result_co = TypeVar("Result_co", covariant=True)
+
+
+class Call(Protocol[Result_co]):
+    """An answer that will come, or fail."""
+
+    @property
+    def reference(self) -> Any:
+        """What `ray.wait` may wait for in the meantime."""
+
+    def ready(self) -> bool:
+        """Whether `result` will not wait. Never blocks."""
+
+    def result(self) -> Result_co:
+        """The answer, or the error that came instead."""
+
+
+class RayCall(Generic[Result]):
+    """One remote method call."""
+
+    def __init__(self, reference: Any, what: str, timeout_s: float) -> None:
+        """`what` names the call in errors; `timeout_s` counts from now."""
+        self.reference = reference
+        self._what = what
+        self._deadline_s = time.monotonic() + timeout_s
+
+    def ready(self) -> bool:
+        """Answered, failed, or out of time."""
+        return bool(ray.wait([self.reference], timeout=0)[0]) or time.monotonic() >= self._deadline_s
+
+    def result(self) -> Result:
+        """Waits for what is left of the time.
+
+        Raises:
+            RunError: no answer in time, or the actor is dead.
+        """
+        return answer(self.reference, self._what, max(0.0, self._deadline_s - time.monotonic()))
+
+
+def answer(reference: Any, what: str, timeout_s: float) -> Any:
+    """The value of a remote call.
+
+    Raises:
+        SluiceError: the one that the call raised.
+        RunError: no answer within `timeout_s`, or the actor is dead.
+    """
+    try:
+        return ray.get(reference, timeout=timeout_s)
+    except GetTimeoutError:
+        raise RunError(f"{what} gave no answer within {timeout_s:g} s; its actor may be overloaded or wedged") from None
+    except RayTaskError as error:
+        if isinstance(error.cause, SluiceError):
+            raise error.cause from None
+        raise
+    except RayActorError as error:
+        raise RunError(f"{what} failed because its actor died: {reason_of(error)}") from None
+
+
+def reason_of(error: BaseException) -> str:
+    """One line that says what happened: the cause inside Ray's wrapping, by its class and its first line of text."""
+    cause = getattr(error, "cause", None) or error
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    return f"{type(cause).__name__}: {lines[0] if lines else '(no message)'}"

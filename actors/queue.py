@@ -1,0 +1,305 @@
+"""The rollout queue as an actor, and the two sides' access to it: `QueueClient` for learner and controller,
+`LeaseHolder` for a rollout actor. It holds references, never payloads.
+
+Every wait is a long poll with a bound: the actor's methods come back empty-handed after `wait_s`, and whoever called
+decides whether to ask again. A queue actor that Ray restarted has lost its state; it says so, gives out no work and
+takes none until `restore` brings a checkpoint's snapshot.
+"""
+
+import asyncio
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import ray
+from ray.exceptions import GetTimeoutError, ObjectLostError
+
+from actors.calls import Call, RayCall, answer
+from actors.leases import Lease, PulledGroup, Push, PushReply, QueueStatus
+from actors.ledger import RolloutLedger
+from actors.settings import QueueSettings
+from catalog.errors import RunError
+from catalog.feed import PromptFeed
+from cluster.metrics import MetricSet
+
+# Long polls come back after this long so that expired leases are seen even when nothing else happens.
+_SLICE_S = 1.0
+_POLL_S = 5.0
+# On top of a long poll's own bound: how late its answer may be before the queue counts as unreachable. It covers the
+# time in which Ray restarts the queue actor.
+_GRACE_S = 60.0
+
+Found = TypeVar("Found")
+
+
+class QueueActor:
+    """The ledger behind async methods. Decorate with `ray.remote` where it is launched."""
+
+    def __init__(
+        self,
+        users: np.ndarray,
+        positions: np.ndarray,
+        *,
+        seed: int,
+        settings: QueueSettings,
+        lease_deadline_s: float = 600.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._ledger = RolloutLedger(
+            PromptFeed(users, positions, seed=seed),
+            max_groups=settings.max_groups,
+            max_bytes=int(settings.max_mib * 2**20),
+            max_staleness=settings.max_staleness,
+            lease_deadline_s=lease_deadline_s,
+        )
+        self._clock = clock
+        self._changed = asyncio.Condition()
+        self._restored = not _was_restarted()
+        self._metrics = MetricSet()
+
+    async def lease(self, actor: str, incarnation: str, count: int, wait_s: float) -> tuple[Lease, ...]:
+        """Prompts to generate for; empty when the queue stayed full for `wait_s`."""
+        return await self._until(lambda: self._ledger.lease(actor, incarnation, count, self._clock()), wait_s) or ()
+
+    async def push(self, actor: str, incarnation: str, pushes: Sequence[Push], wait_s: float) -> PushReply:
+        """Queue finished groups. Waits up to `wait_s` for room when none of them fits."""
+
+        def attempt() -> PushReply | None:
+            nonlocal reply
+            reply = self._ledger.push(actor, incarnation, pushes, self._clock())
+            return None if len(reply.full) == len(pushes) else reply
+
+        reply = PushReply(late=tuple(push.lease_id for push in pushes))  # what a queue that was not restored answers
+        return await self._until(attempt, wait_s) or reply
+
+    async def reject(self, actor: str, incarnation: str, leases: Sequence[Lease], reason: str) -> int:
+        """Give leases up as invalid."""
+        return await self._once(lambda: self._ledger.reject(actor, incarnation, leases, reason))
+
+    async def revoke(self, actor: str, reason: str, keep_queued: bool = False) -> int:
+        """Take back what a dead or stopped actor holds."""
+        return await self._once(lambda: self._ledger.revoke(actor, reason, keep_queued=keep_queued))
+
+    async def pull(
+        self, step: int, rank: int, world: int, count: int, learner_version: int, wait_s: float
+    ) -> tuple[PulledGroup, ...] | None:
+        """The groups of (step, rank), or None when there were not enough within `wait_s`."""
+        if not self._restored:
+            raise RunError(
+                "the queue actor was restarted and lost its state; restore the queue from the last checkpoint before "
+                "pulling from it"
+            )
+        return await self._until(lambda: self._ledger.allot(step, rank, world, count, learner_version), wait_s)
+
+    async def lost(self, step: int, rank: int, lease_ids: Sequence[int]) -> int:
+        """Groups of (step, rank) could not be fetched."""
+        return await self._once(lambda: self._ledger.lost(step, rank, lease_ids))
+
+    async def ack(self, step: int, rank: int) -> int:
+        """(step, rank) was trained on."""
+        return await self._once(lambda: self._ledger.ack(step, rank))
+
+    async def note_error(self, source: str, message: str) -> None:
+        """Remember a failure of the rollout side, for whoever waits for groups in vain."""
+        self._ledger.last_error = f"{source}: {message}"
+
+    async def snapshot(self) -> dict[str, Any]:
+        """The ledger's snapshot."""
+        if not self._restored:
+            raise RunError("the queue actor was restarted and has nothing to checkpoint until it is restored")
+        return self._ledger.snapshot()
+
+    async def restore(self, snapshot: dict[str, Any] | None) -> None:
+        """Go back to a snapshot, or to the very start."""
+        self._ledger.restore(snapshot)
+        self._restored = True
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def status(self) -> QueueStatus:
+        """The ledger's status."""
+        self._ledger.expire(self._clock())
+        return replace(self._ledger.status(), restored=self._restored)
+
+    async def _until(self, attempt: Callable[[], Found | None], wait_s: float) -> Found | None:
+        """The first truthy value of `attempt`, tried again at every change of the ledger; None after `wait_s`."""
+        deadline_s = time.monotonic() + wait_s
+        async with self._changed:
+            while True:
+                before = self._ledger.revision
+                self._ledger.expire(self._clock())
+                found = attempt() if self._restored else None
+                if self._ledger.revision != before:
+                    self._changed.notify_all()
+                    self._publish()
+                left_s = deadline_s - time.monotonic()
+                if found or left_s <= 0:
+                    return found
+                try:
+                    async with asyncio.timeout(min(left_s, _SLICE_S)):
+                        await self._changed.wait()
+                except TimeoutError:
+                    continue
+
+    async def _once(self, change: Callable[[], int]) -> int:
+        return await self._until(change, wait_s=0) or 0
+
+    def _publish(self) -> None:
+        status = self._ledger.status()
+        for name in ("queued", "leased", "in_flight", "queued_bytes", "staleness_mean"):
+            self._metrics.set(f"sluice_queue_{name}", getattr(status, name))
+        for name in ("issued", "trained", "stale", "invalid", "late"):
+            self._metrics.raise_to(f"sluice_groups_{name}_total", getattr(status, name))
+
+
+def _was_restarted() -> bool:
+    """Whether this process is an actor that Ray started again; False outside an actor."""
+    if not ray.is_initialized() or ray.get_runtime_context().get_actor_id() is None:
+        return False
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Ray calls a deprecated method of its own in here
+        return ray.get_runtime_context().was_current_actor_reconstructed
+
+
+@dataclass(frozen=True)
+class QueueClient:
+    """The learner's and the controller's side."""
+
+    handle: Any  # of a QueueActor
+    wait_s: float  # longest wait for a step's groups
+    fetch_s: float = 30.0  # longest wait for one object to come from another node
+
+    def pull(self, step: int, rank: int, world: int, count: int, learner_version: int) -> list[pa.RecordBatch]:
+        """The `count` groups of this rank; the same ones when asked again. Groups that died with their rollout actor
+        are reported and replaced.
+
+        Raises:
+            RunError: the groups did not come within `wait_s`; the message has the queue's state and the last error.
+        """
+        deadline_s = time.monotonic() + self.wait_s
+        fetched: dict[int, pa.RecordBatch] = {}
+        while True:
+            groups = self._allotted(step, rank, world, count, learner_version, deadline_s)
+            unseen = [group for group in groups if group.lease_id not in fetched]
+            fetched.update(self._fetch(unseen))
+            lost = [group.lease_id for group in unseen if group.lease_id not in fetched]
+            if not lost:
+                return [fetched[group.lease_id] for group in groups]
+            self._call("lost", step, rank, lost)
+
+    def ack(self, step: int, rank: int) -> int:
+        """This rank has trained on the step; returns how many groups that newly counts as trained."""
+        return self._call("ack", step, rank)
+
+    def snapshot(self) -> dict[str, Any]:
+        """What a checkpoint must hold of the queue; JSON-able."""
+        return self._call("snapshot")
+
+    def restore(self, snapshot: dict[str, Any] | None) -> None:
+        """Go back to a snapshot, or with None to the very start."""
+        self._call("restore", snapshot)
+
+    def status(self) -> QueueStatus:
+        """The queue at this moment."""
+        return self._call("status")
+
+    def revoke(self, actor: str, reason: str = "", keep_queued: bool = False) -> int:
+        """Take back what a rollout actor held; returns how many prompts will be issued again."""
+        return self._call("revoke", actor, reason, keep_queued)
+
+    def note_error(self, source: str, message: str) -> None:
+        """Leave a failure where a learner that waits in vain will show it."""
+        self._call("note_error", source, message)
+
+    def holder(self, actor: str, incarnation: str) -> "LeaseHolder":
+        """The rollout actor's side."""
+        return LeaseHolder(handle=self.handle, actor=actor, incarnation=incarnation)
+
+    def _call(self, method: str, *arguments: Any) -> Any:
+        return answer(getattr(self.handle, method).remote(*arguments), f"the rollout queue ({method})", _GRACE_S)
+
+    def _allotted(self, step: int, rank: int, world: int, count: int, version: int, deadline_s: float) -> Any:
+        while True:
+            poll_s = min(_POLL_S, deadline_s - time.monotonic())
+            if poll_s <= 0:
+                raise RunError(starved(self.status(), step=step, needed=world * count, wait_s=self.wait_s))
+            reference = self.handle.pull.remote(step, rank, world, count, version, poll_s)
+            groups = answer(reference, "the rollout queue (pull)", poll_s + _GRACE_S)
+            if groups is not None:
+                return groups
+
+    def _fetch(self, groups: Sequence[PulledGroup]) -> dict[int, pa.RecordBatch]:
+        """The groups that could be fetched, by lease id."""
+        try:
+            records = ray.get([group.reference for group in groups], timeout=self.fetch_s)
+            return {group.lease_id: record for group, record in zip(groups, records, strict=True)}
+        except (ObjectLostError, GetTimeoutError):
+            pass  # at least one is gone: find out which
+        found = {}
+        for group in groups:
+            try:
+                found[group.lease_id] = ray.get(group.reference, timeout=self.fetch_s)
+            except (ObjectLostError, GetTimeoutError):
+                continue  # the caller reports what is missing
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeaseHolder:
+    """A rollout actor's side: calls that do not block, under the actor's name and the life it is in."""
+
+    handle: Any
+    actor: str
+    incarnation: str
+    poll_s: float = _POLL_S
+
+    def lease(self, count: int) -> Call[tuple[Lease, ...]]:
+        """Ask for prompts."""
+        reference = self.handle.lease.remote(self.actor, self.incarnation, count, self.poll_s)
+        return RayCall(reference, "the rollout queue (lease)", self.poll_s + _GRACE_S)
+
+    def put(self, lease: Lease, record: pa.RecordBatch, version_min: int, version_max: int) -> Push:
+        """Put a group into the object store, once."""
+        return Push(
+            lease_id=lease.lease_id,
+            attempt=lease.attempt,
+            reference=ray.put(record),
+            nbytes=record.nbytes,
+            version_min=version_min,
+            version_max=version_max,
+        )
+
+    def push(self, pushes: Sequence[Push]) -> Call[PushReply]:
+        """Hand groups over."""
+        reference = self.handle.push.remote(self.actor, self.incarnation, list(pushes), self.poll_s)
+        return RayCall(reference, "the rollout queue (push)", self.poll_s + _GRACE_S)
+
+    def reject(self, leases: Sequence[Lease], reason: str) -> Call[int]:
+        """Give leases up."""
+        reference = self.handle.reject.remote(self.actor, self.incarnation, list(leases), reason)
+        return RayCall(reference, "the rollout queue (reject)", _GRACE_S)
+
+    def release(self, reason: str) -> Call[int]:
+        """Hand back what is leased, keeping what is queued."""
+        return RayCall(self.handle.revoke.remote(self.actor, reason, True), "the rollout queue (release)", _GRACE_S)
+
+
+def starved(status: QueueStatus, *, step: int, needed: int, wait_s: float) -> str:
+    """Why a learner gave up waiting, and what to do."""
+    text = (
+        f"waited {wait_s:g} s for {needed} rollout groups of step {step}, but {status.queued} are queued: "
+        f"{status.leased} are "
+        f"with rollout actors {status.leased_by}, {status.waiting} wait to be issued again, {status.pulled} are "
+        "pulled; so "
+        f"far {status.issued} issued, {status.trained} trained, {status.stale} stale, {status.invalid} invalid. "
+        f"Last error of the rollout side: {status.last_error or 'none'}. "
+    )
+    if status.queued and status.queued_bytes * (status.queued + 1) > status.max_bytes * status.queued:
+        return text + f"The queue is full by bytes ({status.queued_bytes} of {status.max_bytes}): raise queue.max_mib."
+    if status.stale > status.trained:
+        return text + "More groups went stale than were trained: raise queue.max_staleness or weights.publish_every."
+    return text + "If the rollout actors are alive but slow, raise learner.wait_s or rollout.actors."

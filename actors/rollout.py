@@ -1,0 +1,150 @@
+"""The rollout actor: a thin shell that gives a `RolloutWorker` its engine, its clients and a thread.
+
+`run` works until `stop`; the two live in different concurrency groups, so `stop` and `stats` answer while `run` is
+busy. Launch it with `ray.remote(concurrency_groups={"control": 2})(RolloutActor)`, and make it work with
+`handle.run.remote(handle.start.remote())`.
+
+Ray does not retry a `run` that fails: whoever watches it takes the actor's leases back first. While the actor is being
+restarted, Ray refuses every call that must not be retried, `run` among them; `start` may be retried, so it waits for
+the new process, and `run` waits for the answer of `start`.
+"""
+
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import ray
+
+from actors.engine import Engine
+from actors.queue import QueueClient
+from actors.ranker import RankerClient
+from actors.rollout_worker import RolloutStats, RolloutWorker
+from actors.settings import RolloutSettings
+from actors.weight_board import WeightSource
+from catalog.tokens import TokenLayout
+from catalog.vocabulary import Vocabulary
+from cluster.metrics import MetricSet
+
+_IDLE_WAIT_S = 0.2  # how soon new weights or a stop are noticed while nothing else happens
+_REPORT_EVERY_S = 2.0
+_FIRST_WEIGHTS_S = 60.0
+_START_RETRIES = 3  # an engine that kills its process while it loads does so again
+
+
+class RolloutActor:
+    """One engine in one process. Decorate with `ray.remote` where it is launched."""
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        engine_factory: Callable[[], Engine],
+        dataset_factory: Callable[[], Any],
+        layout: TokenLayout,
+        queue: QueueClient,
+        ranker: RankerClient,
+        weights: WeightSource,
+        settings: RolloutSettings,
+        seed: int,
+    ) -> None:
+        """`name` stays the same over restarts; the queue knows the actor's leases by it."""
+        self._name, self._engine_factory, self._dataset_factory, self._layout = (
+            name,
+            engine_factory,
+            dataset_factory,
+            layout,
+        )
+        self._ranker, self._weights, self._settings, self._seed = ranker, weights, settings, seed
+        self._holder = queue.holder(name, incarnation=uuid.uuid4().hex)
+        self._engine: Engine | None = None
+        self._dataset: Any = None
+        self._stopped = threading.Event()
+        self._stats = RolloutStats()
+        self._reported_s = 0.0
+        self._metrics = MetricSet()
+
+    @ray.method(max_task_retries=_START_RETRIES)
+    def start(self) -> float:
+        """Build the engine, if that has not been done; returns the seconds it took. `run` does it too."""
+        started_s = time.monotonic()
+        if self._engine is None:
+            self._dataset = self._dataset_factory()
+            self._engine = self._engine_factory()
+        return time.monotonic() - started_s
+
+    def run(self, started: float = 0.0) -> RolloutStats:
+        """Work until `stop`. Whatever the engine raises ends it; the next `run` builds a new engine.
+
+        `started` is the answer of `start`, passed as a reference so that the one comes after the other.
+        """
+        del started
+        self.start()
+        worker = RolloutWorker(
+            engine=self._engine,
+            queue=self._holder,
+            ranker=self._ranker,
+            weights=self._weights,
+            dataset=self._dataset,
+            vocabulary=Vocabulary.of(self._dataset.codes, self._layout),
+            settings=self._settings,
+            seed=self._seed,
+            clock=time.monotonic,
+        )
+        try:
+            newer = self._weights.newest(self._engine.version, _FIRST_WEIGHTS_S)
+            if newer is not None:
+                worker.load(newer)
+            while not self._stopped.is_set():
+                self._turn(worker)
+        finally:
+            self._report(worker)
+            # What is still in the engine belongs to this worker; another run must not meet it there.
+            self._discard_engine()
+        self._stopped.clear()
+        self._holder.release("").result()
+        return self._stats
+
+    @ray.method(concurrency_group="control")
+    def stop(self) -> None:
+        """End the `run` under way, or the next one."""
+        self._stopped.set()
+
+    @ray.method(concurrency_group="control")
+    def stats(self) -> RolloutStats:
+        """Counts as of the last turn of `run`."""
+        return self._stats
+
+    def _turn(self, worker: RolloutWorker) -> None:
+        if not worker.advance():
+            started_s = time.monotonic()
+            references = worker.waiting_on()
+            if references:
+                ray.wait(references, timeout=_IDLE_WAIT_S)
+            else:
+                self._stopped.wait(_IDLE_WAIT_S)
+            worker.note_idle(time.monotonic() - started_s)
+        if time.monotonic() - self._reported_s > _REPORT_EVERY_S:
+            self._report(worker)
+
+    def _report(self, worker: RolloutWorker) -> None:
+        before, self._stats = self._stats, worker.stats()
+        self._reported_s = time.monotonic()
+        self._metrics.set("sluice_rollout_groups", self._stats.groups, actor=self._name)
+        self._metrics.set("sluice_rollout_generate_seconds", self._stats.generate_s, actor=self._name)
+        self._metrics.set("sluice_idle_seconds", self._stats.idle_s, component=self._name)
+        self._metrics.set("sluice_weight_version", self._stats.version, component=self._name)
+        for name, total, seconds in (
+            ("sluice_weight_sync_seconds", "swaps", "swap_s"),
+            ("sluice_ranker_latency_seconds", "batches", "score_s"),
+        ):
+            count = getattr(self._stats, total) - getattr(before, total)
+            if count > 0:
+                spent_s = getattr(self._stats, seconds) - getattr(before, seconds)
+                self._metrics.observe(name, spent_s / count, actor=self._name)
+
+    def _discard_engine(self) -> None:
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.close()

@@ -1,0 +1,257 @@
+"""What a rollout actor does, one move at a time: leases in, candidates out of the engine, scores from the ranker,
+groups into the queue, new weights between engine steps.
+
+`advance` makes every move that is possible now and never waits for another actor: leases, scores and pushes are calls
+under way that it looks at in passing, so the engine steps whenever it has a request. Several lease batches are kept in
+the engine (`leases_ahead`), so it does not drain while the next one is being asked for.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from actors.calls import Call
+from actors.engine import Engine, GenerateRequest, Generation
+from actors.groups import Drawn, Prompt, draw, finish, ranker_request
+from actors.leases import Lease, Push, PushReply
+from actors.settings import RolloutSettings
+from catalog.errors import RankerError
+from catalog.rollout_group import encode
+from catalog.vocabulary import Vocabulary
+from learner.weights import PackedWeights
+
+
+class Queue(Protocol):
+    """What the worker needs of the rollout queue (`actors.queue.LeaseHolder`)."""
+
+    def lease(self, count: int) -> Call[tuple[Lease, ...]]: ...  # noqa: D102
+
+    def put(self, lease: Lease, record: pa.RecordBatch, version_min: int, version_max: int) -> Push: ...  # noqa: D102
+
+    def push(self, pushes: Sequence[Push]) -> Call[PushReply]: ...  # noqa: D102
+
+    def reject(self, leases: Sequence[Lease], reason: str) -> Call[int]: ...  # noqa: D102
+
+
+class Scorer(Protocol):
+    """What it needs of the ranker pool (`actors.ranker.RankerClient`); the answer is a `RankerAnswer`."""
+
+    def submit(self, histories: list[np.ndarray], candidates: np.ndarray) -> Call[Any]: ...  # noqa: D102
+
+
+class Weights(Protocol):
+    """What it needs of the weight board (`actors.weight_board.WeightSource`)."""
+
+    def poll(self, current_version: int) -> PackedWeights | None: ...  # noqa: D102
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutStats:
+    """What a rollout worker has done so far."""
+
+    batches: int = 0  # lease batches scored
+    groups: int = 0  # accepted by the queue, as far as its answers have come back
+    invalid: int = 0  # given up because the ranker failed
+    late: int = 0  # finished after the lease had moved on
+    swaps: int = 0
+    generate_s: float = 0.0  # in engine steps
+    score_s: float = 0.0  # ranker requests to answers, while generating went on
+    swap_s: float = 0.0  # engine pauses for new weights
+    idle_s: float = 0.0  # waiting with nothing in the engine
+    version: int = 0
+    in_flight: int = 0  # requests in the engine
+
+
+@dataclass(kw_only=True)
+class _Batch:
+    prompts: list[Prompt]
+    submitted_s: float
+    generations: dict[str, Generation] = field(default_factory=dict)
+    finished_s: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True)
+class _Scoring:
+    drawn: list[Drawn]
+    call: Call[Any]
+
+
+class RolloutWorker:
+    """One engine at work. Belongs to one thread, the engine's."""
+
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        queue: Queue,
+        ranker: Scorer,
+        weights: Weights,
+        dataset: Any,
+        vocabulary: Vocabulary,
+        settings: RolloutSettings,
+        seed: int,
+        clock: Callable[[], float],
+    ) -> None:
+        """`seed` decides the distractors, together with each lease's id."""
+        self._engine, self._queue, self._ranker, self._weights = engine, queue, ranker, weights
+        self._dataset, self._vocabulary, self._settings, self._seed = dataset, vocabulary, settings, seed
+        self._clock = clock
+        self._leasing: Call[tuple[Lease, ...]] | None = None
+        self._generating: list[_Batch] = []
+        self._batch_of: dict[str, _Batch] = {}
+        self._scoring: list[_Scoring] = []
+        self._pushing: list[tuple[Sequence[Push], Call[PushReply]]] = []
+        self._rejecting: list[Call[int]] = []
+        self._count = dict.fromkeys(("batches", "groups", "invalid", "late", "swaps"), 0)
+        self._seconds = dict.fromkeys(("generate_s", "score_s", "swap_s", "idle_s"), 0.0)
+
+    def advance(self) -> bool:
+        """Make every move that is possible; False when there was none, so that the caller may wait.
+
+        Raises:
+            RunError: the queue or the weight board is gone, or the engine broke its contract.
+        """
+        moves = (self._swap, self._lease, self._generate, self._collect_scores, self._collect_pushes)
+        return any([move() for move in moves])
+
+    def load(self, weights: PackedWeights) -> None:
+        """Give the engine new weights now."""
+        self._seconds["swap_s"] += self._engine.load_weights(weights)
+        self._count["swaps"] += 1
+
+    def waiting_on(self) -> list[Any]:
+        """References whose arrival makes a move possible."""
+        calls = [scoring.call for scoring in self._scoring] + [call for _, call in self._pushing] + self._rejecting
+        return [call.reference for call in calls + ([self._leasing] if self._leasing else [])]
+
+    def note_idle(self, seconds: float) -> None:
+        """The caller waited this long because no move was possible."""
+        self._seconds["idle_s"] += seconds
+
+    def stats(self) -> RolloutStats:
+        """Counts so far."""
+        return RolloutStats(
+            **self._count, **self._seconds, version=self._engine.version, in_flight=self._engine.in_flight
+        )
+
+    def _swap(self) -> bool:
+        weights = self._weights.poll(self._engine.version)
+        if weights is None:
+            return False
+        self.load(weights)
+        return True
+
+    def _lease(self) -> bool:
+        if self._leasing is None:
+            # Batches behind the engine are bounded too: a slow ranker must slow the generation down, not pile groups
+            # up.
+            behind = len(self._scoring) + len(self._pushing)
+            if len(self._generating) < self._settings.leases_ahead and behind <= self._settings.leases_ahead:
+                self._leasing = self._queue.lease(self._settings.prompts_per_lease)
+                return True
+            return False
+        if not self._leasing.ready():
+            return False
+        leases, self._leasing = self._leasing.result(), None
+        if leases:
+            self._submit(leases)
+        return True
+
+    def _submit(self, leases: Sequence[Lease]) -> None:
+        batch = _Batch(prompts=[self._prompt(lease) for lease in leases], submitted_s=self._clock())
+        requests = []
+        for prompt in batch.prompts:
+            tokens = self._vocabulary.layout.prompt(self._vocabulary.item_tokens, prompt.history)
+            requests.append(
+                GenerateRequest(request_id=_request_id(prompt.lease), prompt=tokens, excluded=prompt.excluded)
+            )
+            self._batch_of[_request_id(prompt.lease)] = batch
+        self._generating.append(batch)
+        self._engine.submit(requests)
+
+    def _prompt(self, lease: Lease) -> Prompt:
+        user, position, data = lease.user, lease.position, self._dataset
+        excludes = self._settings.decode.constrained and data.settings.exclude_seen
+        return Prompt(
+            lease=lease,
+            history=data.history(user, position, data.settings.max_history),
+            excluded=data.seen(user, position) if excludes else np.empty(0, dtype=np.int32),
+            target_item=int(data.target(user, position)),
+        )
+
+    def _generate(self) -> bool:
+        if not self._engine.in_flight:
+            return False
+        started_s = self._clock()
+        generations = self._engine.step()
+        now_s = self._clock()
+        self._seconds["generate_s"] += now_s - started_s
+        for generation in generations:
+            batch = self._batch_of.pop(generation.request_id)
+            batch.generations[generation.request_id] = generation
+            batch.finished_s[generation.request_id] = now_s
+            if len(batch.generations) == len(batch.prompts):
+                self._generating.remove(batch)
+                self._score(batch)
+        return True
+
+    def _score(self, batch: _Batch) -> None:
+        ids = [_request_id(prompt.lease) for prompt in batch.prompts]
+        distractors = self._settings.distractors
+        drawn = draw(
+            batch.prompts,
+            [batch.generations[one] for one in ids],
+            [batch.finished_s[one] - batch.submitted_s for one in ids],
+            trie=self._vocabulary.trie,
+            distractors=distractors,
+            seed=self._seed,
+        )
+        request = ranker_request(drawn, distractors=distractors)
+        call = self._ranker.submit(request.histories, request.candidates)
+        self._scoring.append(_Scoring(drawn=drawn, call=call))
+
+    def _collect_scores(self) -> bool:
+        ready = [scoring for scoring in self._scoring if scoring.call.ready()]
+        for scoring in ready:
+            self._scoring.remove(scoring)
+            try:
+                answer = scoring.call.result()
+            except RankerError as error:
+                leases = [one.prompt.lease for one in scoring.drawn]
+                self._rejecting.append(self._queue.reject(leases, str(error)))
+                self._count["invalid"] += len(leases)
+                continue
+            self._count["batches"] += 1
+            self._seconds["score_s"] += answer.latency_s
+            groups = finish(scoring.drawn, answer.scores, ranker_version=answer.version, score_s=answer.latency_s)
+            pushes = [
+                self._queue.put(one.prompt.lease, encode(group), group.version_min, group.version_max)
+                for one, group in zip(scoring.drawn, groups, strict=True)
+            ]
+            self._pushing.append((pushes, self._queue.push(pushes)))
+        return bool(ready)
+
+    def _collect_pushes(self) -> bool:
+        settled = [entry for entry in self._pushing if entry[1].ready()]
+        for entry in settled:
+            self._pushing.remove(entry)
+            pushes, call = entry
+            reply = call.result()
+            self._count["groups"] += len(reply.accepted)
+            self._count["late"] += len(reply.late)
+            self._count["invalid"] += len(reply.oversized)
+            full = [push for push in pushes if push.lease_id in reply.full]
+            if full:  # the call has already waited for room, so asking again at once is no busy loop
+                self._pushing.append((full, self._queue.push(full)))
+        rejected = [call for call in self._rejecting if call.ready()]
+        for call in rejected:
+            self._rejecting.remove(call)
+            call.result()
+        return bool(settled or rejected)
+
+
+def _request_id(lease: Lease) -> str:
+    return f"{lease.lease_id}-{lease.attempt}"
