@@ -32,7 +32,8 @@ class PretrainSettings(Settings):
     warmup_share: float = Field(default=0.05, ge=0, lt=1)
     final_lr_share: float = Field(default=0.02, ge=0, le=1)  # cosine schedule down to this share of lr
     weight_decay: float = Field(default=0.05, ge=0)
-    dropout: float = Field(default=0.1, ge=0, lt=1)  # on embeddings and residual branches, training only
+    dropout: float = Field(default=0.0, ge=0, lt=1)  # on what each block adds to the residual stream
+    embedding_dropout: float = Field(default=0.1, ge=0, lt=1)
     average_decay: float = Field(default=0.995, ge=0, lt=1)  # exponential moving average of the weights, which is kept
     shuffle_ties: bool = True  # interactions of one timestamp have no order: show another one each epoch
     validate_every: int = Field(default=5, ge=1)  # epochs

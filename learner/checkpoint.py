@@ -1,0 +1,62 @@
+"""The learner's checkpoint: a directory from which a run goes on as if nothing had happened.
+
+    policy/       the policy as a Hugging Face directory, loadable as it is by transformers and vLLM
+    state.json    step, weight version, best validation so far, the source's snapshot (feed cursor, outstanding leases,
+                  counters), bytes of the metrics file
+    rank-<r>.pt   of each worker: optimizer, scheduler and random states
+
+Ray Train moves and keeps the directories; this module only writes and reads one.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from catalog.errors import RunError
+from learner.policy import Policy, save_policy
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunState:
+    """What every worker needs to go on."""
+
+    step: int  # optimizer steps done
+    version: int  # weight version of the policy in this checkpoint
+    best: tuple[float, float]  # best validation so far: HR@10, NDCG@10
+    source: dict[str, Any]  # snapshot of the batch source
+    metrics_bytes: int  # length of the metrics file
+
+
+def write_checkpoint(directory: Path, state: RunState, policy: Policy) -> None:
+    """Write the parts that rank 0 owns."""
+    save_policy(policy, directory / "policy")
+    (directory / "state.json").write_text(json.dumps({"format": FORMAT, **asdict(state)}))
+
+
+def write_rank(directory: Path, rank: int, state: dict[str, Any]) -> None:
+    """Write one worker's own part."""
+    torch.save(state, directory / f"rank-{rank}.pt")
+
+
+def read_state(directory: Path) -> RunState:
+    """Raises RunError when the directory is no checkpoint of this format."""
+    try:
+        raw = json.loads((directory / "state.json").read_text())
+    except (OSError, ValueError) as error:
+        raise RunError(f"{directory} is not a checkpoint: state.json cannot be read ({error})") from None
+    if raw.pop("format", None) != FORMAT:
+        raise RunError(f"{directory} has another checkpoint format than {FORMAT}; it was written by another version")
+    return RunState(**{**raw, "best": tuple(raw["best"])})
+
+
+def read_rank(directory: Path, rank: int) -> dict[str, Any]:
+    """One worker's own part. Raises RunError when the run had fewer workers than now."""
+    path = directory / f"rank-{rank}.pt"
+    if not path.exists():
+        raise RunError(f"{directory} has no state of learner worker {rank}: resume with the same learner.workers")
+    return torch.load(path, weights_only=False)

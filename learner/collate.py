@@ -1,0 +1,115 @@
+"""From rollout groups, or from logged examples alone, to the learner's tensors."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from catalog.errors import DataError, RunError
+from catalog.rollout_group import RolloutGroup, decode
+from catalog.tokens import TokenLayout
+from catalog.trie import Exclusions
+from catalog.vocabulary import Vocabulary
+from learner.batch import GroupBatch, LoggedBatch
+
+if TYPE_CHECKING:
+    from catalog.dataset import Dataset, Examples
+
+
+def collate(
+    groups: Sequence[pa.RecordBatch], vocabulary: Vocabulary, *, constrained: bool, temperature: float, beams: bool
+) -> GroupBatch:
+    """One batch of B groups. `constrained`, `temperature` and `beams` are those of the rollouts' decoding.
+
+    Raises:
+        DataError: a record is no rollout group of this release, or the groups differ in K or L.
+        RunError: a constrained group holds a candidate that its decoding forbade.
+    """
+    decoded = [decode(record) for record in groups]
+    shapes = {group.candidate_tokens.shape for group in decoded}
+    if len(shapes) != 1:
+        raise DataError(f"a batch needs groups of one shape [K, L], got {sorted(shapes)}: one decoding per queue")
+    targets = np.asarray([group.target_item for group in decoded], dtype=np.int64)
+    target_BL = vocabulary.item_tokens[targets]
+    candidates_BKL = np.stack([group.candidate_tokens for group in decoded]).astype(np.int64)
+    history_BT, lengths_B = _histories([group.history for group in decoded], vocabulary)
+    return GroupBatch(
+        history_BT=history_BT,
+        history_lengths_B=lengths_B,
+        target_BL=torch.from_numpy(target_BL),
+        candidates_BKL=torch.from_numpy(candidates_BKL),
+        behaviour_log_probs_BKL=_float32(np.stack([group.behaviour_log_probs for group in decoded])),
+        candidate_items_BK=torch.from_numpy(np.stack([g.candidate_items for g in decoded]).astype(np.int64)),
+        target_items_B=torch.from_numpy(targets),
+        candidate_scores_BK=_float32(np.stack([group.candidate_scores for group in decoded])),
+        target_scores_B=_float32(np.asarray([group.target_score for group in decoded])),
+        distractor_scores_BM=_distractor_scores(decoded),
+        allowed_BSLV=_allowed(decoded, target_BL, candidates_BKL, vocabulary) if constrained else None,
+        temperature=temperature,
+        beams=beams,
+    )
+
+
+def collate_logged(dataset: "Dataset", examples: "Examples", vocabulary: Vocabulary) -> LoggedBatch:
+    """The histories and targets of logged examples."""
+    pairs = list(zip(examples.users.tolist(), examples.positions.tolist(), strict=True))
+    limit = dataset.settings.max_history
+    history_BT, lengths_B = _histories([dataset.history(user, at, limit) for user, at in pairs], vocabulary)
+    targets = np.asarray([dataset.target(user, at) for user, at in pairs], dtype=np.int64)
+    return LoggedBatch(
+        history_BT=history_BT,
+        history_lengths_B=lengths_B,
+        target_BL=torch.from_numpy(vocabulary.item_tokens[targets]),
+    )
+
+
+def _histories(histories: Sequence[np.ndarray], vocabulary: Vocabulary) -> tuple[torch.Tensor, torch.Tensor]:
+    layout: TokenLayout = vocabulary.layout
+    prompts = [layout.prompt(vocabulary.item_tokens, history) for history in histories]
+    lengths_B = np.asarray([len(prompt) for prompt in prompts], dtype=np.int64)
+    history_BT = np.full((len(prompts), lengths_B.max()), layout.pad, dtype=np.int64)
+    for row, prompt in enumerate(prompts):
+        history_BT[row, : len(prompt)] = prompt
+    return torch.from_numpy(history_BT), torch.from_numpy(lengths_B)
+
+
+def _distractor_scores(groups: Sequence[RolloutGroup]) -> torch.Tensor:
+    width = max(len(group.distractor_scores) for group in groups)
+    scores_BM = np.full((len(groups), width), np.nan, dtype=np.float32)
+    for row, group in enumerate(groups):
+        scores_BM[row, : len(group.distractor_scores)] = group.distractor_scores
+    return torch.from_numpy(scores_BM)
+
+
+def _allowed(
+    groups: Sequence[RolloutGroup], target_BL: np.ndarray, candidates_BKL: np.ndarray, vocabulary: Vocabulary
+) -> torch.Tensor:
+    """bool [B, S, L, V]: what the decoder's mask allowed at every step of every branch.
+
+    The ground truth is allowed on its own branch even where the user had consumed it before, since an excluded target
+    would have an infinite loss.
+    """
+    trie = vocabulary.trie
+    branches_BSL = np.concatenate([target_BL[:, None], candidates_BKL], axis=1)
+    prompts, branches, levels = branches_BSL.shape
+    nodes = trie.walk(branches_BSL)[..., :-1].reshape(-1)
+    requests = np.repeat(np.arange(prompts), branches * levels)
+    exclusions = Exclusions(trie, [group.excluded for group in groups])
+    allowed_BSLV = trie.mask(nodes, exclusions, requests).reshape(prompts, branches, levels, trie.vocab_size)
+    np.put_along_axis(allowed_BSLV[:, 0], target_BL[..., None], True, axis=-1)
+    chosen_BSL = np.take_along_axis(allowed_BSLV, branches_BSL[..., None], axis=-1)[..., 0]
+    if not chosen_BSL.all():
+        row, branch, level = (int(index) for index in np.argwhere(~chosen_BSL)[0])
+        raise RunError(
+            f"lease {groups[row].lease_id}: token {branches_BSL[row, branch, level]} at level {level} of "
+            f"candidate {branch - 1} "
+            "lies outside the trie mask of constrained decoding, so the engine did not apply the mask the "
+            "learner assumes"
+        )
+    return torch.from_numpy(allowed_BSLV)
+
+
+def _float32(values: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(values.astype(np.float32))

@@ -1,0 +1,46 @@
+"""The metrics of a run: JSON lines, and the same numbers for TensorBoard.
+
+A resumed run cuts the file back to where its checkpoint was taken, so that no step appears twice.
+"""
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+
+class MetricsLog:
+    """Appends to a `.jsonl` file, and to `tensorboard/<its name>` beside it."""
+
+    def __init__(self, path: Path, keep_bytes: int) -> None:
+        """`keep_bytes` is the length to go on from; 0 starts a new file."""
+        self._path = path
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self._path.open("a")
+        self._file.truncate(keep_bytes)
+        self._board = SummaryWriter(str(path.parent / "tensorboard" / path.stem))
+        self._started = time.monotonic()
+
+    @property
+    def size(self) -> int:
+        """Bytes written so far."""
+        self._file.flush()
+        return self._path.stat().st_size
+
+    def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        """One line; numbers also go to TensorBoard as `<kind>/<name>`. A mean over nothing (NaN) is left out."""
+        known = {name: value for name, value in values.items() if not isinstance(value, float) or math.isfinite(value)}
+        line = {"kind": kind, "step": step, "time_s": round(time.monotonic() - self._started, 3), **known}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        for name, value in known.items():
+            if isinstance(value, int | float):
+                self._board.add_scalar(f"{kind}/{name}", value, step)
+
+    def close(self) -> None:
+        """Flush both."""
+        self._file.close()
+        self._board.close()

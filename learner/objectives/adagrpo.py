@@ -1,0 +1,53 @@
+"""AdaGRPO (arXiv 2606.08480): NLL on every prompt, GRPO where the gate says the reward can be trusted.
+
+L = mean over prompts of [ NLL(x, y*) + weight * gate(x) * L_GRPO(x) ]
+"""
+
+from dataclasses import replace
+
+import torch
+
+from learner.batch import GroupBatch, LoggedBatch
+from learner.gate import GateResult, gate
+from learner.objectives.base import Objective, Terms, mean_of
+from learner.objectives.grpo import grpo_term
+from learner.objectives.mixture import mixture_terms
+from learner.settings import GateSettings, GrpoSettings
+from learner.shared_prefix import BranchScores
+
+
+class AdaGrpoLoss(Objective):
+    """NLL + weight * gate * GRPO."""
+
+    def __init__(self, weight: float, settings: GrpoSettings, gate_settings: GateSettings) -> None:
+        """Weigh the GRPO term, made by `settings` and gated by `gate_settings`, with `weight`."""
+        self.weight = weight
+        self.settings = settings
+        self.gate_settings = gate_settings
+        self.needs_reference = settings.kl_beta > 0
+
+    def __call__(
+        self,
+        batch: LoggedBatch,
+        scores: BranchScores,
+        start_BSL: torch.Tensor,
+        reference_BSL: torch.Tensor | None,
+    ) -> Terms:
+        """The gated mixture. The gate is that of the batch start, so that it holds for all updates on the batch."""
+        assert isinstance(batch, GroupBatch)
+        result = gate(batch, start_BSL[:, 0].sum(dim=-1), self.gate_settings)
+        term = grpo_term(batch, scores, start_BSL, reference_BSL, self.settings)
+        terms = mixture_terms(scores, term, self.weight, result.admitted_B)
+        return replace(terms, metrics=terms.metrics | gate_metrics(result))
+
+
+def gate_metrics(result: GateResult) -> dict[str, torch.Tensor]:
+    """Shares of prompts that pass each part of the gate, and the mean ranks of the ground truth."""
+    return {
+        "difficulty": mean_of(result.difficulty_B),
+        "discriminability": mean_of(result.discriminability_B),
+        "ranker_agrees": mean_of(result.ranker_agrees_B),
+        "distractors_below": mean_of(result.distractors_below_B),
+        "policy_rank": mean_of(result.policy_rank_B),
+        "ranker_rank": mean_of(result.ranker_rank_B),
+    }

@@ -1,0 +1,69 @@
+"""What an objective is given and what it returns.
+
+An objective is a pure function of one batch, the learner's scores of its branches, the same scores as they were before
+the first update on the batch, and the frozen reference's. Whatever must not change between the updates on a batch
+(gate, rewards, advantages, old log-probs) is derived from the batch and from `start_BSL`.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+
+from learner.batch import GroupBatch, LoggedBatch
+from learner.shared_prefix import BranchScores
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """The loss of one (micro-)batch, and what to report of it."""
+
+    loss: torch.Tensor  # scalar, mean over the prompts
+    metrics: dict[str, torch.Tensor]  # name -> [2], (sum, count), detached: sums of micro-batches and workers add up
+
+
+@dataclass(frozen=True, kw_only=True)
+class BranchInputs:
+    """Which branches of each prompt the learner must score, and under which distribution."""
+
+    branches_BSL: torch.Tensor  # int64 token ids, branch 0 is the ground truth
+    allowed_BSLV: torch.Tensor | None  # bool, see `GroupBatch`
+    temperature: float
+
+
+class Objective(ABC):
+    """A loss over one batch."""
+
+    needs_groups = True  # takes a GroupBatch; otherwise a LoggedBatch is enough
+    needs_reference = False  # takes the frozen reference's log-probs
+
+    def inputs(self, batch: LoggedBatch) -> BranchInputs:
+        """The branches to score: the ground truth and the K candidates."""
+        assert isinstance(batch, GroupBatch), "this objective needs rollouts"
+        branches_BSL = torch.cat([batch.target_BL[:, None], batch.candidates_BKL], dim=1)
+        return BranchInputs(branches_BSL=branches_BSL, allowed_BSLV=batch.allowed_BSLV, temperature=batch.temperature)
+
+    @abstractmethod
+    def __call__(
+        self,
+        batch: LoggedBatch,
+        scores: BranchScores,
+        start_BSL: torch.Tensor,
+        reference_BSL: torch.Tensor | None,
+    ) -> Terms:
+        """The loss.
+
+        Args:
+            batch: as `inputs` saw it.
+            scores: the learner's, with gradient.
+            start_BSL: the learner's log-probs (rollouts' distribution) before the first update on this batch, detached.
+            reference_BSL: the frozen reference's log-probs (rollouts' distribution); None unless `needs_reference`.
+        """
+
+
+def mean_of(values: torch.Tensor, where: torch.Tensor | None = None) -> torch.Tensor:
+    """The metric `[2]`, (sum, count), that reports the mean of `values` over the entries where `where` holds."""
+    values = values.detach().double()
+    if where is None:
+        return torch.stack([values.sum(), values.new_tensor(float(values.numel()))])
+    return torch.stack([torch.where(where, values, 0.0).sum(), where.sum().double()])

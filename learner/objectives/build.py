@@ -1,0 +1,23 @@
+"""From the settings of an objective to the objective."""
+
+from learner.objectives.adagrpo import AdaGrpoLoss
+from learner.objectives.base import Objective
+from learner.objectives.grpo import GrpoLoss
+from learner.objectives.mixture import MixtureLoss
+from learner.objectives.nll import NllLoss
+from learner.settings import AdaGrpoObjective, GrpoObjective, MixtureObjective, NllObjective
+from learner.settings import Objective as ObjectiveSettings
+
+
+def build_objective(settings: ObjectiveSettings) -> Objective:
+    """The objective that `settings` describe; a new one needs its file here and its settings in `learner.settings`."""
+    match settings:
+        case NllObjective():
+            return NllLoss()
+        case GrpoObjective():
+            return GrpoLoss(settings.grpo)
+        case MixtureObjective():
+            return MixtureLoss(settings.weight, settings.grpo)
+        case AdaGrpoObjective():
+            return AdaGrpoLoss(settings.weight, settings.grpo, settings.gate)
+    raise TypeError(f"no objective is built from {type(settings).__name__}")

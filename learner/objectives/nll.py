@@ -1,0 +1,43 @@
+"""Supervised NLL of the logged item: the control, and the anchor of every mixture.
+
+    NLL(x, y*) = - sum over the L tokens of y* of log pi(token | history, tokens before)
+
+A sum over tokens, so it is the negative log-likelihood of the item; the loss is its mean over prompts. Always under
+the plain policy (whole vocabulary, temperature 1), however the rollouts were drawn: what is anchored is what free
+decoding uses.
+"""
+
+import torch
+
+from learner.batch import LoggedBatch
+from learner.objectives.base import BranchInputs, Objective, Terms, mean_of
+from learner.shared_prefix import BranchScores
+
+
+def nll_per_prompt(scores: BranchScores) -> torch.Tensor:
+    """NLL `[B]` in nats of the ground truth."""
+    return -scores.target_log_probs_BL.sum(dim=-1)
+
+
+class NllLoss(Objective):
+    """NLL alone; needs no rollouts and scores the ground truth only."""
+
+    needs_groups = False
+
+    def inputs(self, batch: LoggedBatch) -> BranchInputs:
+        """The ground truth as the only branch, under the plain policy."""
+        return BranchInputs(branches_BSL=batch.target_BL[:, None], allowed_BSLV=None, temperature=1.0)
+
+    def __call__(
+        self,
+        batch: LoggedBatch,
+        scores: BranchScores,
+        start_BSL: torch.Tensor,
+        reference_BSL: torch.Tensor | None,
+    ) -> Terms:
+        """Mean NLL over the prompts."""
+        nll_B = nll_per_prompt(scores)
+        return Terms(
+            loss=nll_B.mean(),
+            metrics={"loss": mean_of(nll_B), "nll": mean_of(nll_B), "entropy": mean_of(scores.entropy_BSL)},
+        )

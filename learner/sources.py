@@ -1,0 +1,132 @@
+"""Where a learner worker's batches come from: the rollout queue, or the logs alone.
+
+Both hand out numbered steps, want an acknowledgement after the optimizer step, and give a snapshot for the checkpoint
+from which they go on without skipping or repeating a prompt.
+"""
+
+from typing import Any, Protocol
+
+import numpy as np
+
+from catalog.dataset import Dataset, Examples
+from catalog.feed import PromptFeed
+from catalog.vocabulary import Vocabulary
+from learner.batch import GroupBatch, LoggedBatch
+from learner.collate import collate, collate_logged
+
+
+class RolloutQueue(Protocol):
+    """What the learner needs of the queue's client (`actors.queue.QueueClient`)."""
+
+    def pull(self, step: int, rank: int, world: int, count: int, learner_version: int) -> list[Any]:
+        """`count` record batches for this rank's share of `step`."""
+
+    def ack(self, step: int, rank: int) -> None:
+        """The optimizer step on that share is done."""
+
+    def snapshot(self) -> dict[str, Any]:
+        """State for the checkpoint."""
+
+    def restore(self, snapshot: dict[str, Any] | None) -> None:
+        """Go on from a snapshot; None is the very beginning."""
+
+
+class BatchSource(Protocol):
+    """One worker's batches."""
+
+    def next(self, step: int, learner_version: int) -> tuple[LoggedBatch, dict[str, float]]:
+        """The worker's share of a step, and figures about it for the metrics."""
+
+    def acknowledge(self, step: int) -> None:
+        """The optimizer step is done."""
+
+    def snapshot(self) -> dict[str, Any]:
+        """State for the checkpoint; asked of rank 0 after every rank has acknowledged."""
+
+    def restore(self, snapshot: dict[str, Any] | None) -> None:
+        """Go on from a snapshot; called by rank 0 before any worker asks for a batch."""
+
+
+class QueueSource:
+    """Rollout groups from the queue."""
+
+    def __init__(
+        self,
+        queue: RolloutQueue,
+        vocabulary: Vocabulary,
+        *,
+        rank: int,
+        world: int,
+        share: int,
+        constrained: bool,
+        temperature: float,
+        beams: bool,
+    ) -> None:
+        self._queue, self._vocabulary = queue, vocabulary
+        self._rank, self._world, self._share = rank, world, share
+        self._decoding = {"constrained": constrained, "temperature": temperature, "beams": beams}
+
+    def next(self, step: int, learner_version: int) -> tuple[GroupBatch, dict[str, float]]:
+        """Waits for the queue to allot the step."""
+        groups = self._queue.pull(step, self._rank, self._world, self._share, learner_version)
+        oldest = np.array([group.column("version_min")[0].as_py() for group in groups])
+        seconds = {
+            name: float(np.mean([group.column(name)[0].as_py() for group in groups]))
+            for name in ("generate_s", "score_s")
+        }
+        return collate(groups, self._vocabulary, **self._decoding), {
+            "staleness": float(learner_version - oldest.mean()),
+            **seconds,
+        }
+
+    def acknowledge(self, step: int) -> None:
+        """Marks the share as trained."""
+        self._queue.ack(step, self._rank)
+
+    def snapshot(self) -> dict[str, Any]:
+        """The queue's."""
+        return self._queue.snapshot()
+
+    def restore(self, snapshot: dict[str, Any] | None) -> None:
+        """Restores the queue."""
+        self._queue.restore(snapshot)
+
+
+class LoggedSource:
+    """Prompts with their logged targets, in the feed's order; what an objective without rollouts needs."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        examples: Examples,
+        vocabulary: Vocabulary,
+        *,
+        seed: int,
+        rank: int,
+        world: int,
+        share: int,
+    ) -> None:
+        self._dataset, self._vocabulary = dataset, vocabulary
+        self._feed = PromptFeed(examples.users, examples.positions, seed=seed)
+        self._rank, self._world, self._share = rank, world, share
+        self._drawn = 0  # steps
+
+    def next(self, step: int, learner_version: int) -> tuple[LoggedBatch, dict[str, float]]:
+        """Every rank replays the same feed and keeps its own slice of each step."""
+        while self._drawn <= step:
+            prompts = [self._feed.draw() for _ in range(self._world * self._share)]
+            self._drawn += 1
+        users, positions = np.array(prompts[self._rank :: self._world], dtype=np.int32).T
+        return collate_logged(self._dataset, Examples(users=users, positions=positions), self._vocabulary), {
+            "staleness": 0.0
+        }
+
+    def acknowledge(self, step: int) -> None:
+        """Nothing is outstanding between steps."""
+
+    def snapshot(self) -> dict[str, Any]:
+        """Nothing: the feed is a function of its seed, and `next` replays it up to the step that it is asked for."""
+        return {}
+
+    def restore(self, snapshot: dict[str, Any] | None) -> None:
+        """See `snapshot`."""
