@@ -60,7 +60,7 @@ lint: setup
 	$(BIN)/ruff format --check .
 
 mutate: setup
-	$(BIN)/python -m tests.mutate $(ARGS)
+	$(BIN)/python -m tests.mutation $(ARGS)
 
 docs: setup
 	$(BIN)/python docs/configuration.py

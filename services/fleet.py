@@ -1,0 +1,217 @@
+"""The actors of one run: rollout queue, weight board, ranker pool and rollout pool, started together and kept alive.
+
+consumes   the health of each rollout actor's `run()` reference
+produces   restarts (the dead actor's prompts are issued again first) until the bound, then one clear error
+waits for  placement and engine start, both bounded by the cluster settings
+"""
+
+import functools
+import logging
+import threading
+import time
+from dataclasses import asdict, dataclass, field
+
+import ray
+from ray.actor import ActorHandle
+
+from actors.calls import reason_of
+from actors.queue import QueueActor, QueueClient
+from actors.ranker import RankerActor, RankerClient
+from actors.ranker_service import open_ranker
+from actors.rollout import RolloutActor
+from actors.vllm_configuration import engine_environment
+from actors.weight_board import WeightBoard, WeightPublisher, WeightSource
+from catalog.dataset import Dataset, Examples
+from catalog.errors import ClusterError, RunError
+from catalog.tokens import TokenLayout
+from cluster.failure import decide
+from cluster.metrics import MetricSet
+from cluster.placement import Reservation
+from services.config import RunConfig
+from services.paths import RunPaths
+
+logger = logging.getLogger(__name__)
+
+_POLL_S = 0.5
+
+
+@dataclass
+class _Rollout:
+    name: str
+    handle: ActorHandle
+    running: ray.ObjectRef | None = None
+    restarts: int = 0
+
+    def begin(self) -> None:
+        """Run once the engine is there: `start` is retried while Ray replaces a dead actor, `run` never is."""
+        self.running = self.handle.run.remote(self.handle.start.remote())
+
+
+@dataclass
+class Fleet:
+    """Created by `start_fleet`; `begin` lets the rollouts run, `stop` ends everything."""
+
+    queue: QueueClient
+    publisher: WeightPublisher
+    rollouts: list[_Rollout]
+    reservation: Reservation
+    max_restarts: int
+    failure: RunError | None = None
+    _metrics: MetricSet = field(default_factory=MetricSet)
+    _others: list[ActorHandle] = field(default_factory=list)
+    _stopping: threading.Event = field(default_factory=threading.Event)
+    _supervisor: threading.Thread | None = None
+
+    @property
+    def restarts(self) -> int:
+        """Rollout actors replaced so far."""
+        return sum(rollout.restarts for rollout in self.rollouts)
+
+    def begin(self, timeout_s: float) -> None:
+        """Wait for the engines (at most `timeout_s`), start all rollouts and watch them from a thread."""
+        starting = {rollout.handle.start.remote(): rollout.name for rollout in self.rollouts}
+        deadline = time.monotonic() + timeout_s
+        ready, late = ray.wait(list(starting), num_returns=len(starting), timeout=timeout_s)
+        if late:
+            raise ClusterError(
+                f"the engines of {', '.join(starting[ref] for ref in late)} were not ready within {timeout_s:.0f} s; "
+                "raise cluster.start_timeout_s, or look at the actors' logs in the Ray dashboard"
+            )
+        ray.get(ready, timeout=max(1.0, deadline - time.monotonic()))
+        for rollout in self.rollouts:
+            rollout.begin()
+        self._supervisor = threading.Thread(target=self._supervise, name="fleet-supervisor", daemon=True)
+        self._supervisor.start()
+
+    def stop(self) -> None:
+        """Let the rollouts finish their step, then free every actor and the reservation."""
+        self._stopping.set()
+        if self._supervisor is not None:
+            self._supervisor.join(timeout=30)
+        stops = [rollout.handle.stop.remote() for rollout in self.rollouts]
+        ray.wait(stops, num_returns=len(stops), timeout=30)
+        for handle in (*(rollout.handle for rollout in self.rollouts), *self._others):
+            ray.kill(handle)
+        self.reservation.release()
+
+    def stats(self) -> dict[str, dict[str, float]]:
+        """What each rollout actor counted; one that does not answer within 10 s is left out."""
+        asked = {rollout.handle.stats.remote(): rollout.name for rollout in self.rollouts}
+        answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=10)
+        return {asked[ref]: asdict(ray.get(ref)) for ref in answered}
+
+    def _supervise(self) -> None:
+        while not self._stopping.is_set() and self.failure is None:
+            running = {rollout.running: rollout for rollout in self.rollouts}
+            ended, _ = ray.wait(list(running), timeout=_POLL_S)
+            for ref in ended:
+                if not self._stopping.is_set():
+                    self._replace(running[ref])
+
+    def _replace(self, rollout: _Rollout) -> None:
+        try:
+            ray.get(rollout.running)
+            return  # it was told to stop
+        except ray.exceptions.RayError as error:
+            reason = reason_of(error)
+        decision = decide(
+            f"rollout actor {rollout.name}",
+            restarts=rollout.restarts,
+            bound=self.max_restarts,
+            setting="cluster.max_actor_restarts",
+            reason=reason,
+        )
+        logger.warning("%s", decision.message)
+        self.queue.note_error(rollout.name, decision.message)
+        if not decision.restart:
+            self.failure = RunError(decision.message)
+            return
+        self.queue.revoke(rollout.name, reason)
+        rollout.restarts = decision.restarts
+        self._metrics.add("sluice_restarts_total", component=rollout.name)
+        rollout.begin()
+
+
+def start_fleet(
+    config: RunConfig, paths: RunPaths, prompts: Examples, layout: TokenLayout, reservation: Reservation
+) -> Fleet:
+    """Create all actors; they load in parallel and nothing waits for them here."""
+    light = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "max_concurrency": 1000}
+    queue_actor = (
+        ray.remote(QueueActor)
+        .options(**light)
+        .remote(
+            users=prompts.users,
+            positions=prompts.positions,
+            seed=config.seed,
+            settings=config.queue,
+            lease_deadline_s=config.learner.wait_s / 2,
+        )
+    )
+    board = ray.remote(WeightBoard).options(**light).remote()
+    open_dataset = functools.partial(Dataset.open, paths.data)
+    rankers = [
+        ray.remote(RankerActor)
+        .options(
+            **reservation.options("ranker", index),
+            max_restarts=config.cluster.max_actor_restarts,
+            max_task_retries=-1,
+            max_concurrency=1000,
+        )
+        .remote(
+            functools.partial(open_ranker, config.ranker, paths.ranker, open_dataset),
+            max_batch=config.ranker_pool.max_batch,
+            max_wait_ms=config.ranker_pool.max_wait_ms,
+        )
+        for index in range(config.ranker_pool.actors)
+    ]
+    queue = QueueClient(queue_actor, wait_s=config.learner.wait_s)
+    ranker = RankerClient(tuple(rankers), timeout_s=config.ranker_pool.timeout_s, attempts=config.ranker_pool.attempts)
+    rollouts = []
+    for index in range(config.rollout.actors):
+        name = f"rollout-{index}"
+        handle = (
+            ray.remote(concurrency_groups={"control": 2})(RolloutActor)
+            .options(
+                **reservation.options("rollout", index),
+                max_restarts=config.cluster.max_actor_restarts,
+                runtime_env={"env_vars": engine_environment(config.rollout.engine)},
+            )
+            .remote(
+                name=name,
+                engine_factory=functools.partial(_open_engine, config, paths, layout, seed=config.seed + index),
+                dataset_factory=open_dataset,
+                layout=layout,
+                queue=queue,
+                ranker=ranker,
+                weights=WeightSource(board),
+                settings=config.rollout,
+                seed=config.seed,
+            )
+        )
+        rollouts.append(_Rollout(name=name, handle=handle))
+    return Fleet(
+        queue=queue,
+        publisher=WeightPublisher(board),
+        rollouts=rollouts,
+        reservation=reservation,
+        max_restarts=config.cluster.max_actor_restarts,
+        _others=[*rankers, board, queue_actor],
+    )
+
+
+def _open_engine(config: RunConfig, paths: RunPaths, layout: TokenLayout, seed: int):
+    """Runs inside the rollout actor, whose environment is set for vLLM before it is imported."""
+    from actors.vllm_engine import VllmEngine
+    from catalog.vocabulary import Vocabulary
+
+    dataset = Dataset.open(paths.data)
+    return VllmEngine(
+        policy_dir=paths.policy,
+        vocabulary=Vocabulary.of(dataset.codes, layout),
+        decode=config.rollout.decode,
+        engine=config.rollout.engine,
+        seed=seed,
+        max_prompt_tokens=1 + dataset.settings.max_history * layout.levels,
+        prompts_in_flight=config.rollout.prompts_per_lease * config.rollout.leases_ahead,
+    )

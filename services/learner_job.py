@@ -1,0 +1,107 @@
+"""One training of the learner as a Ray Train job: the post-training itself, or the control from the logs alone."""
+
+import json
+import shutil
+import threading
+from pathlib import Path
+from typing import Any
+
+import ray.train
+from ray.train.torch import TorchTrainer
+
+from actors.queue import QueueClient
+from actors.weight_board import WeightPublisher
+from catalog.errors import RunError
+from cluster.placement import learner_resources
+from learner.settings import Objective
+from learner.train_loop import LoopConfig, train_loop
+from services.config import RunConfig
+from services.fleet import Fleet
+from services.paths import RunPaths
+from services.progress import Progress, Reporter
+
+_POLL_S = 1.0
+
+
+def fit(
+    config: RunConfig, paths: RunPaths, name: str, objective: Objective, reporter: Reporter, fleet: Fleet | None = None
+) -> None:
+    """One Ray Train run of the learner, shown as the phase `name`."""
+    queue: QueueClient | None = fleet.queue if fleet else None
+    publisher: WeightPublisher | None = fleet.publisher if fleet else None
+    is_control = name == "control"
+    loop = LoopConfig(
+        metrics_path=str(paths.metrics(name)),
+        data_directory=str(paths.data),
+        policy_directory=str(paths.policy),
+        best_directory=str(paths.control if is_control else paths.best),
+        last_directory=str(paths.control_last if is_control else paths.last),
+        seed=config.seed,
+        objective=objective,
+        learner=config.learner,
+        evaluation=config.evaluation,
+        publish_every=config.weights.publish_every,
+        threads=max(1, int(config.cluster.learner_cpus)),
+        constrained=config.rollout.decode.constrained,
+        temperature=config.rollout.decode.temperature,
+        beams=config.rollout.decode.kind == "beam",
+        queue=queue,
+        publisher=publisher,
+    )
+    if is_control:
+        shutil.rmtree(paths.checkpoints / name, ignore_errors=True)
+    trainer = TorchTrainer(
+        train_loop,
+        train_loop_config={"config": loop},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=config.learner.workers,
+            use_gpu=config.cluster.learner_gpus > 0,
+            resources_per_worker=learner_resources(config.cluster),
+        ),
+        run_config=ray.train.RunConfig(
+            name=name,
+            storage_path=str(paths.checkpoints),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.learner.keep_last),
+            failure_config=ray.train.FailureConfig(max_failures=config.cluster.max_learner_restarts),
+        ),
+    )
+    with reporter.phase(name) as progress, _watching(paths.metrics(name), config, fleet, progress):
+        try:
+            trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            reason = fleet.failure if fleet and fleet.failure else error
+            raise RunError(f"{name} failed after {config.cluster.max_learner_restarts} restart(s): {reason}") from error
+
+
+class _watching:
+    """Shows the progress of a training from its metrics file while `TorchTrainer.fit` blocks the driver."""
+
+    def __init__(self, metrics: Path, config: RunConfig, fleet: Fleet | None, progress: Progress) -> None:
+        self._metrics, self._total, self._fleet, self._progress = metrics, config.learner.steps, fleet, progress
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="progress", daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *exception: object) -> None:
+        self._ended.set()
+        self._thread.join(timeout=10)
+
+    def _watch(self) -> None:
+        while not self._ended.wait(_POLL_S):
+            steps = read_metrics(self._metrics, "step", last=1)
+            if steps:
+                shown = {"nll": steps[-1]["nll"]}
+                if "gate_rate" in steps[-1]:
+                    shown |= {"gate": steps[-1]["gate_rate"], "stale": steps[-1]["staleness"]}
+                self._progress(steps[-1]["step"], self._total, shown)
+
+
+def read_metrics(metrics: Path, kind: str, last: int | None = None) -> list[dict[str, Any]]:
+    """The lines of one kind in a metrics file, or the last few; a line still being written is left out."""
+    if not metrics.exists():
+        return []
+    rows = [json.loads(line) for line in metrics.read_text().splitlines() if line.endswith("}")]
+    rows = [row for row in rows if row["kind"] == kind]
+    return rows[-last:] if last else rows

@@ -1,0 +1,144 @@
+"""The final judgement: every policy and both baselines on the test users, by the same code, in `summary.json`."""
+
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from actors.ranker_service import load_ranker
+from catalog.baselines import ItemKNN, Popularity
+from catalog.dataset import Dataset, Examples
+from learner.evaluate import TOP, UserResults
+from learner.metrics import intervals, rank_of
+from learner.ranker import Ranker
+from services.config import RunConfig
+from services.evaluate import evaluate_policy
+from services.paths import RunPaths
+from services.tasks import State, run_tasks
+
+PAIRS = (("best", "control"), ("best", "start"), ("last", "control"), ("control", "start"), ("best", "itemknn"))
+_RANK_BANDS = ((1, 10), (11, 50), (51, None))
+
+
+def judge(config: RunConfig, progress: Callable[[int, int, dict[str, float]], None]) -> dict[str, Any]:
+    """Every policy that the run left and both baselines on the test users: `metrics`, `intervals`, `stratified`."""
+    paths = RunPaths.of(config)
+    places = {
+        "start": paths.policy,
+        "control": paths.control,
+        "control_last": paths.control_last,
+        "best": paths.best,
+        "last": paths.last,
+    }
+    places = {name: place for name, place in places.items() if place.exists()}
+    jobs = {name: functools.partial(evaluate_policy, config, place, "test") for name, place in places.items()}
+    ended = []
+
+    def watch(name: str, _state: State, has_ended: bool) -> None:
+        if has_ended:
+            ended.append(name)
+        progress(len(ended), len(places) + 1, {})
+
+    results = run_tasks(jobs, config.cluster, watch)
+    dataset = Dataset.open(paths.data)
+    results |= judge_baselines(dataset)
+    ranks = {name: result.ranks for name, result in results.items()}
+    summary = {
+        "metrics": {name: result.summary(dataset.items) for name, result in results.items()},
+        "intervals": {metric: intervals(ranks, metric, PAIRS) for metric in ("hr@10", "ndcg@10")},
+    }
+    if config.objective.type != "nll":
+        ranker = load_ranker(config.ranker, paths.ranker, dataset)
+        ranked = judge_scores(dataset, dataset.examples("test"), _full_catalogue(ranker, dataset.items), batch=64)
+        summary["metrics"]["ranker"] = ranked.summary(dataset.items)
+        summary["stratified"] = stratify(results["start"], results["best"], ranked)
+    progress(len(places) + 1, len(places) + 1, {})
+    return summary
+
+
+def _full_catalogue(ranker: Ranker, items: int) -> Callable[[list[np.ndarray]], np.ndarray]:
+    everything = np.arange(items, dtype=np.int32)[None]
+    return lambda histories: ranker.score(histories, np.repeat(everything, len(histories), axis=0))
+
+
+def judge_scores(
+    dataset: Dataset, examples: Examples, score: Callable[[list[np.ndarray]], np.ndarray], batch: int = 256
+) -> UserResults:
+    """Full-catalogue ranking by `score(histories) -> [B, N]`, seen items left out when the data set says so."""
+    ranks, tops = [], []
+    for start in range(0, len(examples.users), batch):
+        pairs = list(
+            zip(
+                examples.users[start : start + batch].tolist(),
+                examples.positions[start : start + batch].tolist(),
+                strict=True,
+            )
+        )
+        scores = np.array(score([dataset.history(*pair, None) for pair in pairs]), dtype=np.float32)
+        if dataset.settings.exclude_seen:
+            for row, pair in enumerate(pairs):
+                scores[row, dataset.seen(*pair)] = -np.inf
+        order = np.argsort(-scores, axis=1, kind="stable")
+        ranks.append(rank_of(np.asarray([dataset.target(*pair) for pair in pairs]), order))
+        tops.append(order[:, :TOP].astype(np.int32))
+    return UserResults(
+        users=examples.users,
+        ranks=np.concatenate(ranks),
+        top_items=np.concatenate(tops),
+        invalid=np.zeros(len(examples.users), dtype=np.int64),
+    )
+
+
+def judge_baselines(dataset: Dataset) -> dict[str, UserResults]:
+    """Popularity and ItemKNN on the test users."""
+    examples = dataset.examples("test")
+    return {
+        "popularity": judge_scores(dataset, examples, Popularity.fit(dataset).score),
+        "itemknn": judge_scores(dataset, examples, ItemKNN.fit(dataset).score),
+    }
+
+
+def stratify(start: UserResults, best: UserResults, ranker: UserResults) -> list[dict[str, Any]]:
+    """AdaGRPO's stratified analysis: the starting policy's rank of the target crossed with the ranker's.
+
+    Per cell the users and their HR@10 before and after. The policy's bands are the place among its beams (absent is the
+    last band), the ranker's the place in the full catalogue.
+    """
+    cells = []
+    for policy_low, policy_high in _RANK_BANDS:
+        for ranker_low, ranker_high in _RANK_BANDS:
+            inside = _band(start.ranks, policy_low, policy_high) & _band(ranker.ranks, ranker_low, ranker_high)
+            if inside.any():
+                cells.append(
+                    {
+                        "policy_rank": _label(policy_low, policy_high),
+                        "ranker_rank": _label(ranker_low, ranker_high),
+                        "users": int(inside.sum()),
+                        "start_hr@10": float(_hits(start.ranks[inside])),
+                        "best_hr@10": float(_hits(best.ranks[inside])),
+                    }
+                )
+    return cells
+
+
+def write_summary(path: Path, summary: dict[str, Any]) -> None:
+    """Write it whole or not at all."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(summary, indent=1))
+    partial.rename(path)
+
+
+def _band(ranks: np.ndarray, low: int, high: int | None) -> np.ndarray:
+    absent_is_last = (ranks == 0) if high is None else np.zeros(len(ranks), dtype=bool)
+    return absent_is_last | ((ranks >= low) & (ranks <= (high if high is not None else np.iinfo(np.int64).max)))
+
+
+def _label(low: int, high: int | None) -> str:
+    return f"{low}-{high}" if high is not None else f">{low - 1}"
+
+
+def _hits(ranks: np.ndarray) -> float:
+    return ((ranks >= 1) & (ranks <= TOP)).mean()

@@ -1,0 +1,150 @@
+"""`sluice train`: the whole job, from logs to a better policy.
+
+    prepare -> pretrain -> fit-ranker      artefacts, built once
+    control                                the start continued with NLL alone, for as many steps, from the same prompts
+    post-train                             rollouts -> ranker -> queue -> learner -> weight board -> rollouts
+    judge                                  start, control, best and last on the test users, beside both baselines
+
+The driver only starts, watches and sums up; tensors never pass through it.
+"""
+
+import contextlib
+import functools
+import sys
+from typing import Any
+
+from catalog.dataset import Dataset
+from catalog.errors import RunError
+from cluster import placement, session
+from learner.policy import load_policy
+from learner.settings import NllObjective
+from learner.train_loop import prompts_of
+from services import fit_ranker, manifest, prepare, pretrain, report
+from services.config import RunConfig
+from services.fleet import start_fleet
+from services.learner_job import fit, read_metrics
+from services.paths import RunPaths
+from services.progress import Reporter
+from services.summary import judge, write_summary
+from services.tasks import State, run_tasks
+
+
+def run(config: RunConfig, resume: bool = False) -> int:
+    """Run the job; returns the exit code.
+
+    Raises:
+        RunError: the run directory already holds a post-training and `resume` is off, or the run failed.
+    """
+    paths = RunPaths.of(config)
+    _check_fresh(paths, resume)
+    paths.root.mkdir(parents=True, exist_ok=True)
+    manifest.write(config, paths.root)
+    with Reporter.for_stream(sys.stdout) as reporter:
+        with reporter.phase("prepare") as progress:
+            prepare.prepare(config.data, paths.data, progress)
+        session.connect()
+        _start_and_ranker(config, reporter)
+        outcome = _train(config, paths, reporter)
+        with reporter.phase("judge") as progress:
+            summary = {**_header(config), **judge(config, progress), **outcome}
+        summary["wall_s"] = {name: round(seconds, 1) for name, seconds in reporter.seconds.items()}
+        write_summary(paths.summary, summary)
+        page = report.write(paths.root)
+        for line in report.terminal_lines(summary):
+            reporter.line(line)
+        reporter.line(f"summary  {paths.summary}")
+        reporter.line(f"report   {page}")
+    return 0
+
+
+def _start_and_ranker(config: RunConfig, reporter: Reporter) -> None:
+    """Both need the data alone, so they are trained beside each other."""
+    jobs = {
+        "pretrain": functools.partial(pretrain.run, config),
+        "fit-ranker": functools.partial(fit_ranker.run, config),
+    }
+    phases = {name: contextlib.ExitStack() for name in jobs}
+    shown = {name: stack.enter_context(reporter.phase(name)) for name, stack in phases.items()}
+
+    def watch(name: str, state: State, ended: bool) -> None:
+        shown[name](*state)
+        if ended:
+            phases[name].close()
+
+    run_tasks(jobs, config.cluster, watch)
+
+
+def _check_fresh(paths: RunPaths, resume: bool) -> None:
+    begun = paths.checkpoints / "train"
+    if resume and not begun.exists():
+        raise RunError(f"nothing to resume: {paths.root} holds no checkpoint of a post-training; leave out --resume")
+    if begun.exists() and not resume:
+        raise RunError(
+            f"{paths.root} already holds a post-training: give --resume to go on with it, or another name, seed or "
+            "output to start a new one, or remove its checkpoints directory to train again from the same start"
+        )
+
+
+def _train(config: RunConfig, paths: RunPaths, reporter: Reporter) -> dict[str, Any]:
+    """Control and post-training; returns their part of the summary."""
+    if config.objective.type == "nll":
+        fit(config, paths, "train", config.objective, reporter)
+        prompts = config.learner.steps * config.learner.prompts_per_step
+        return _figures(
+            paths, reporter, {"issued": prompts, "trained": prompts, "stale": 0, "invalid": 0, "in_flight": 0}
+        )
+    dataset = Dataset.open(paths.data)
+    prompts = prompts_of(dataset, config.learner.recent_positions)
+    layout = load_policy(paths.policy).layout
+    plan = placement.plan(
+        config.cluster,
+        rollouts=placement.RoleNeeds(count=config.rollout.actors, cpus=config.rollout.cpus, gpus=config.rollout.gpus),
+        rankers=placement.RoleNeeds(
+            count=config.ranker_pool.actors, cpus=config.ranker_pool.cpus, gpus=config.ranker_pool.gpus
+        ),
+        learner_workers=config.learner.workers,
+    )
+    reservation = placement.reserve(plan, config.cluster.placement_timeout_s)
+    fleet = start_fleet(config, paths, prompts, layout, reservation)
+    try:
+        # The engines load while the control trains.
+        if not (paths.control_last / "config.json").exists():
+            fit(config, paths, "control", NllObjective(), reporter)
+        with reporter.phase("engines") as progress:
+            progress(0, config.rollout.actors, {})
+            fleet.begin(config.cluster.start_timeout_s)
+            progress(config.rollout.actors, config.rollout.actors, {})
+        fit(config, paths, "train", config.objective, reporter, fleet)
+        figures = _figures(paths, reporter, fleet.queue.status().accounting)
+        return figures | {"restarts": fleet.restarts, "rollouts": fleet.stats()}
+    finally:
+        fleet.stop()
+
+
+def _figures(paths: RunPaths, reporter: Reporter, accounting: dict[str, int]) -> dict[str, Any]:
+    """What the training itself tells: accounting, gate, throughput."""
+    steps = read_metrics(paths.metrics("train"), "step")
+
+    def mean(name: str) -> float | None:
+        values = [step[name] for step in steps if name in step]
+        return sum(values) / len(values) if values else None
+
+    seconds = reporter.seconds["train"]
+    return {
+        "accounting": accounting,
+        "gate": {
+            "rate": mean("gate_rate"),
+            "difficulty": mean("difficulty"),
+            "discriminability": mean("discriminability"),
+        },
+        "throughput": {
+            "groups_per_s": accounting["trained"] / seconds,
+            "learner_steps": len(steps),
+            "weight_versions": steps[-1]["learner_version"] if steps else 0,
+            "staleness": mean("staleness"),
+        },
+    }
+
+
+def _header(config: RunConfig) -> dict[str, Any]:
+    return {"objective": config.objective.type, "dataset": config.data.name, "seed": config.seed}

@@ -1,0 +1,64 @@
+"""A tiny job: the real engine, ranker and learner on a written-out log."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.tiny_data import tiny_dataset
+
+ROOT = Path(__file__).resolve().parents[2]
+JOB_TIMEOUT_S = 280
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The config file of a run that takes seconds once its processes are up; its output lies beside it."""
+    directory = tmp_path_factory.mktemp("job")
+    settings = tiny_dataset(directory).settings
+    config = {
+        "name": "tiny",
+        "output": str(directory / "runs"),
+        "data": settings.model_dump(mode="json"),
+        "policy": {"hidden_size": 64, "layers": 1, "heads": 2, "feed_forward_size": 64},
+        "pretrain": {"epochs": 6, "batch_interactions": 48, "validate_every": 3},
+        "ranker": {"ensemble": 1, "epochs": 6, "hidden_size": 16, "batch_interactions": 48},
+        "rollout": {"decode": {"candidates": 6}, "prompts_per_lease": 6, "distractors": 2, "cpus": 0.8},
+        "ranker_pool": {"cpus": 0.2},
+        "queue": {"max_groups": 36, "max_staleness": 2},
+        "weights": {"publish_every": 2},
+        "objective": {"type": "adagrpo", "gate": {"tau": 0.5, "rho": 0.5}},
+        "learner": {"steps": 8, "prompts_per_step": 6, "evaluate_every": 4, "warmup_steps": 1, "lr": 1e-3},
+        "evaluation": {"beam_width": 10},
+    }
+    path = directory / "tiny.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+@pytest.fixture(scope="module")
+def environment() -> Iterator[dict[str, str]]:
+    """Ray's files apart from those of any cluster that runs on this machine; the path is short for socket names."""
+    directory = tempfile.mkdtemp(prefix="sl-", dir="/tmp")
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "SLUICE_"))}
+    yield inherited | {
+        "RAY_TMPDIR": directory,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    }
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def run(arguments: list[str], environment: dict[str, str]) -> str:
+    """Run a command in the checkout; its output. Fails with that output when the command does."""
+    ended = subprocess.run(
+        arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=JOB_TIMEOUT_S, check=False
+    )
+    output = ended.stdout + ended.stderr
+    assert ended.returncode == 0, f"exit code {ended.returncode}:\n{output[-6000:]}"
+    return output

@@ -1,0 +1,111 @@
+"""The job as a user runs it: submitted, followed, resumed; every file of the run directory as it is promised."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from learner.policy import load_policy
+from services.head import start_head
+from tests.e2e.conftest import run
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+
+POLICIES = ("start", "control", "best", "last")
+
+
+def summary_of(run_directory: Path) -> dict:
+    return json.loads((run_directory / "summary.json").read_text())
+
+
+def metrics_of(run_directory: Path, kind: str) -> list[dict]:
+    rows = [json.loads(line) for line in (run_directory / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if row["kind"] == kind]
+
+
+@pytest.fixture(scope="module")
+def submitted(job, environment) -> tuple[Path, str]:
+    output = run([sys.executable, "-m", "services.cli", "submit", "--config", str(job)], environment)
+    return job.parent / "runs" / "tiny-seed0", output
+
+
+def test_the_summary_has_every_promised_field(submitted):
+    directory, _ = submitted
+    summary = summary_of(directory)
+    assert (summary["objective"], summary["dataset"], summary["seed"]) == ("adagrpo", "tiny", 0)
+    for row in (*POLICIES, "popularity", "itemknn"):
+        assert {"hr@10", "ndcg@10", "mrr", "hallucination"} <= set(summary["metrics"][row])
+        assert summary["metrics"][row]["users"] == 24
+    assert set(summary["gate"]) == {"rate", "difficulty", "discriminability"}
+    assert summary["throughput"]["learner_steps"] == 8
+    assert summary["throughput"]["groups_per_s"] > 0
+    assert {"prepare", "pretrain", "fit-ranker", "control", "engines", "train", "judge"} <= set(summary["wall_s"])
+
+
+def test_every_prompt_is_accounted_for(submitted):
+    counts = summary_of(submitted[0])["accounting"]
+    assert counts["trained"] == 8 * 6
+    assert counts["issued"] == counts["trained"] + counts["stale"] + counts["invalid"] + counts["in_flight"]
+    assert counts["invalid"] == 0
+
+
+def test_weights_went_round(submitted):
+    steps = metrics_of(submitted[0], "step")
+    assert [step["step"] for step in steps] == list(range(1, 9))
+    assert steps[-1]["learner_version"] == 4
+    assert max(step["staleness"] for step in steps) <= 2
+    rollouts = summary_of(submitted[0])["rollouts"]
+    assert rollouts["rollout-0"]["swaps"] >= 1
+
+
+def test_the_run_directory_is_complete(submitted):
+    directory, output = submitted
+    for name in ("config.yaml", "manifest.json", "report.html", "tensorboard", "metrics-control.jsonl"):
+        assert (directory / name).exists()
+    assert str(directory / "report.html") in output
+    assert "best checkpoint" in output
+    for policy in ("policy", "best", "last", "control"):
+        assert load_policy(directory / policy).layout.levels == 3
+    kept = list((directory / "checkpoints" / "train").glob("checkpoint_*"))
+    assert len(kept) == 2
+
+
+def test_a_second_run_into_the_same_place_is_refused(submitted, job, environment):
+    with pytest.raises(AssertionError, match="already holds a post-training: give --resume"):
+        run([sys.executable, "-m", "services.cli", "train", "--config", str(job)], environment)
+    assert summary_of(submitted[0])["throughput"]["learner_steps"] == 8
+
+
+def test_a_job_submitted_by_hand_resumes(submitted, job, environment):
+    """Ray's own command line, against a head that is already running."""
+    directory, _ = submitted
+    before = metrics_of(directory, "step")
+    client = environment | {"RAY_AUTH_MODE": "token"}
+    entrypoint = [
+        "python",
+        "-m",
+        "services.cli",
+        "train",
+        "--config",
+        str(job),
+        "--resume",
+        "--set",
+        "learner.steps=12",
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in client.items():
+            patch.setenv(name, value)
+        head = start_head(lambda line: None)
+        try:
+            submit = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address", head.url]
+            excludes = json.dumps({"excludes": [".venv", ".git", "runs"]})
+            run([*submit, "--working-dir", ".", "--runtime-env-json", excludes, "--", *entrypoint], client)
+        finally:
+            head.stop()
+    steps = metrics_of(directory, "step")
+    assert [step["step"] for step in steps] == list(range(1, 13))
+    assert steps[:8] == before
+    counts = summary_of(directory)["accounting"]
+    assert counts["trained"] == 12 * 6
+    assert counts["issued"] == counts["trained"] + counts["stale"] + counts["invalid"] + counts["in_flight"]

@@ -1,0 +1,112 @@
+import functools
+
+import numpy as np
+import pytest
+import ray
+
+from actors.ranker import RankerActor, RankerClient
+from actors.ranker_service import open_ranker
+from catalog.errors import RankerError
+from learner.settings import RankerSettings
+from tests.ray.conftest import WAIT_S
+from tests.rollout_fakes import BrokenRanker, RowRanker, TinyDataset
+
+pytestmark = pytest.mark.ray
+
+HISTORIES = [np.asarray([1, 2, 3], dtype=np.int32)]
+CANDIDATES = np.asarray([[4, 5, -1]], dtype=np.int32)
+EXPECTED = [[4.03, 5.03, np.nan]]
+
+
+class Wedged:
+    """A replica that never answers."""
+
+    async def score(self, histories, candidates):
+        import asyncio
+
+        await asyncio.Event().wait()
+
+
+class Liar(RowRanker):
+    """Forgets the padding."""
+
+    def score(self, histories, candidates):
+        return np.zeros(candidates.shape, dtype=np.float32)
+
+
+OPTIONS = {"max_concurrency": 1000, "max_task_retries": -1}
+
+
+@pytest.fixture(scope="module")
+def replicas(launch_shared):
+    """A good, a broken and a lying one."""
+    started = [
+        launch_shared(RankerActor, OPTIONS, factory, max_batch=8, max_wait_ms=0.0)
+        for factory in (RowRanker, BrokenRanker, Liar)
+    ]
+    ray.get([handle.version.remote() for handle in started], timeout=WAIT_S)
+    return started
+
+
+def test_the_user_s_ranker_scores_through_the_actor(launch):
+    settings = RankerSettings(use="tests.rollout_fakes:RowRanker", options={"scale": 2.0})
+    factory = functools.partial(open_ranker, settings, "nowhere", TinyDataset)
+    handle = launch(RankerActor, OPTIONS, factory, max_batch=8, max_wait_ms=0.0)
+    assert ray.get(handle.version.remote(), timeout=WAIT_S) == "row-1"
+    answer = RankerClient((handle,), timeout_s=WAIT_S, attempts=1).score(HISTORIES, CANDIDATES)
+    np.testing.assert_allclose(answer.scores, [[8.03, 10.03, np.nan]], rtol=1e-6)
+    assert (answer.version, answer.attempts) == ("row-1", 1)
+
+
+def test_a_broken_wedged_or_lying_replica_costs_one_attempt(launch, replicas):
+    good, broken, liar = replicas
+    for bad in (broken, launch(Wedged), liar):
+        client = RankerClient((good, bad), timeout_s=2.0, attempts=2)
+        answers = [client.score(HISTORIES, CANDIDATES) for _ in range(2)]
+        for answer in answers:
+            np.testing.assert_allclose(answer.scores, EXPECTED, rtol=1e-6)
+        assert sorted(answer.attempts for answer in answers) == [1, 2]  # each call begins at the next replica
+
+
+def test_giving_up_names_every_attempt_and_its_reason(launch, replicas):
+    _, broken, liar = replicas
+    dead = launch(Wedged, {"max_restarts": 0})
+    ray.kill(dead)
+    client = RankerClient((dead, broken, liar), timeout_s=WAIT_S, attempts=3)
+    with pytest.raises(RankerError) as caught:
+        client.score(HISTORIES, CANDIDATES)
+    text = str(caught.value)
+    assert "no scores in 3 attempt(s)" in text
+    for reason in ("ActorDiedError", "ZeroDivisionError: no scores today", "gave 0.0 to item -1 (row 0, column 2)"):
+        assert reason in text
+
+
+def test_a_killed_replica_answers_again_within_the_attempt(launch):
+    handle = launch(RankerActor, OPTIONS, RowRanker, max_batch=4, max_wait_ms=0.0)
+    client = RankerClient((handle,), timeout_s=WAIT_S, attempts=1)
+    client.score(HISTORIES, CANDIDATES)
+    ray.kill(handle, no_restart=False)
+    for _ in range(3):
+        np.testing.assert_allclose(client.score(HISTORIES, CANDIDATES).scores, EXPECTED, rtol=1e-6)
+
+
+def test_a_submitted_call_does_not_wait(launch):
+    client = RankerClient((launch(Wedged),), timeout_s=0.2, attempts=2)
+    call = client.submit(HISTORIES, CANDIDATES)
+    assert not call.ready()
+    while not call.ready():
+        ray.wait([call.reference], timeout=call.left_s)
+    with pytest.raises(RankerError, match=r"2 attempt\(s\) of 0.2 s: \(1\) RankerError: no answer within 0.2 s; \(2\)"):
+        call.result()
+
+
+def test_callers_share_batches(launch):
+    handle = launch(RankerActor, OPTIONS, RowRanker, max_batch=4, max_wait_ms=1e6)
+    client = RankerClient((handle,), timeout_s=WAIT_S, attempts=1)
+    calls = [client.submit(HISTORIES, CANDIDATES) for _ in range(4)]
+    for call in calls:
+        ray.wait([call.reference], timeout=WAIT_S)
+        assert call.ready()
+        np.testing.assert_allclose(call.result().scores, EXPECTED, rtol=1e-6)
+    stats = ray.get(handle.stats.remote())
+    assert (stats.requests, stats.batches, stats.prompts) == (4, 1, 4)

@@ -1,0 +1,159 @@
+import functools
+import time
+
+import pytest
+import ray
+import torch
+from ray.exceptions import RayActorError, RayTaskError
+
+from actors.queue import QueueActor, QueueClient
+from actors.ranker import RankerActor, RankerClient
+from actors.rollout import RolloutActor
+from actors.settings import DecodeSettings, QueueSettings, RolloutSettings
+from actors.weight_board import WeightBoard, WeightPublisher, WeightSource
+from catalog.rollout_group import decode
+from cluster.failure import decide
+from learner.weights import pack
+from tests.ray.conftest import WAIT_S
+from tests.rollout_fakes import LAYOUT, FakeEngine, RowRanker, TinyDataset, examples
+
+pytestmark = pytest.mark.ray
+
+SETTINGS = RolloutSettings(decode=DecodeSettings(candidates=2), prompts_per_lease=4, leases_ahead=2, distractors=2)
+
+
+class FailsOnce:
+    """Makes an engine that fails at its second step, then sound ones."""
+
+    def __init__(self):
+        self.made = 0
+
+    def __call__(self):
+        self.made += 1
+        return FakeEngine(fail_at=2 if self.made == 1 else None)
+
+
+class Parts:
+    """The rollout side of a run, with a fake engine."""
+
+    def __init__(self, launch, **bounds):
+        options = {"max_task_retries": -1, "max_concurrency": 1000}
+        settings = QueueSettings(**({"max_groups": 16, "max_mib": 1.0, "max_staleness": 1} | bounds))
+        users, positions = examples(24)
+        queue = launch(QueueActor, options, users, positions, seed=5, settings=settings)
+        ranker = launch(RankerActor, {"max_concurrency": 1000}, RowRanker, max_batch=8, max_wait_ms=1.0)
+        self.launch = launch
+        self.board = launch(WeightBoard, options)
+        self.queue = QueueClient(handle=queue, wait_s=WAIT_S, fetch_s=10.0)
+        self.ranker = RankerClient((ranker,), timeout_s=WAIT_S, attempts=2)
+
+    def rollout(self, name="rollout-0", factory=None, **engine):
+        return self.launch(
+            RolloutActor,
+            {"max_task_retries": 0, "concurrency_groups": {"control": 2}},
+            name=name,
+            engine_factory=factory or functools.partial(FakeEngine, **engine),
+            dataset_factory=TinyDataset,
+            layout=LAYOUT,
+            queue=self.queue,
+            ranker=self.ranker,
+            weights=WeightSource(self.board),
+            settings=SETTINGS,
+            seed=11,
+        )
+
+    def until(self, **counts):
+        """The queue's status once it has these counts."""
+        deadline = time.monotonic() + WAIT_S
+        while time.monotonic() < deadline:
+            status = self.queue.status()
+            if all(getattr(status, name) == count for name, count in counts.items()):
+                return status
+        raise AssertionError(f"never {counts}: {status}")
+
+
+def train(queue, step, count, version=0):
+    groups = [decode(record) for record in queue.pull(step, 0, 1, count, version)]
+    assert queue.ack(step, 0) == count
+    status = queue.status()
+    assert status.issued == status.trained + status.stale + status.invalid + status.in_flight
+    assert status.leased + status.queued <= status.max_groups
+    return groups
+
+
+def test_a_killed_rollout_actor_is_replaced_and_nothing_is_lost(launch, tmp_path):
+    parts = Parts(launch)
+    flag = tmp_path / "go-on"
+    actor = parts.rollout(stall_after=8, stall_while=str(flag))
+    running = actor.run.remote(actor.start.remote())
+    parts.until(queued=8, leased=8)  # half of it finished, the other half in the engine
+    flag.touch()
+    ray.kill(actor, no_restart=False)
+    with pytest.raises(RayActorError) as caught:
+        ray.get(running, timeout=WAIT_S)
+    decision = decide("rollout-0", restarts=0, bound=20, setting="bound", reason=str(caught.value))
+    assert decision.restart
+    assert parts.queue.revoke("rollout-0", decision.message) == 16
+    running = actor.run.remote(actor.start.remote())
+
+    trained = {}
+    for step in range(12):
+        for group in train(parts.queue, step, 4):
+            assert group.lease_id not in trained
+            trained[group.lease_id] = (group.user, group.position)
+        if set(range(24)) <= set(trained):
+            break
+    users, positions = examples(24)
+    first_epoch = [trained[lease_id] for lease_id in range(24)]
+    assert sorted(first_epoch) == list(zip(users.tolist(), positions.tolist(), strict=True))
+    status = parts.queue.status()
+    assert (status.stale, status.invalid, status.late, status.reissued) == (0, 0, 0, 16)
+    assert status.trained == len(trained)
+    assert "started again (1 of at most 20 times)" in status.last_error
+
+    ray.get(actor.stop.remote(), timeout=WAIT_S)
+    stats = ray.get(running, timeout=WAIT_S)
+    assert (stats.late, stats.invalid, parts.queue.status().leased) == (0, 0, 0)
+
+
+def test_a_failing_engine_ends_the_run_and_the_next_run_builds_another(launch):
+    parts = Parts(launch)
+    actor = parts.rollout(factory=FailsOnce())
+    with pytest.raises(RayTaskError, match="the engine ran out of memory"):
+        ray.get(actor.run.remote(actor.start.remote()), timeout=WAIT_S)
+    before = parts.queue.status()
+    assert parts.queue.revoke("rollout-0", "MemoryError: the engine ran out of memory") == before.leased + before.queued
+    assert "MemoryError" in parts.queue.status().last_error
+    actor.run.remote(actor.start.remote())
+    assert len(train(parts.queue, 0, 4)) == 4
+
+
+def test_new_weights_reach_a_running_actor_and_older_groups_go_stale(launch):
+    parts = Parts(launch, max_staleness=0)
+    actor = parts.rollout()
+    actor.run.remote(actor.start.remote())
+    parts.until(queued=16)
+    publisher = WeightPublisher(parts.board)
+    publisher.publish(pack([("w", torch.ones(4))], version=1))
+    groups = train(parts.queue, 0, 4, version=1)
+    assert {group.version_min for group in groups} == {1}
+    status = parts.queue.status()
+    assert (status.stale, status.trained) == (16, 4)
+
+    late = parts.rollout("rollout-1")  # starts with the newest weights, not with those of its engine's directory
+    late.run.remote(late.start.remote())
+    deadline = time.monotonic() + WAIT_S
+    while ray.get(late.stats.remote()).version != 1:
+        assert time.monotonic() < deadline
+
+
+def test_several_actors_share_the_feed(launch):
+    parts = Parts(launch)
+    actors = [parts.rollout(f"rollout-{number}") for number in range(2)]
+    running = [actor.run.remote(actor.start.remote()) for actor in actors]
+    seen = [group.lease_id for step in range(8) for group in train(parts.queue, step, 8)]
+    assert len(seen) == len(set(seen)) == 64
+    ray.get([actor.stop.remote() for actor in actors], timeout=WAIT_S)
+    stats = ray.get(running, timeout=WAIT_S)
+    assert all(one.groups for one in stats)
+    assert sum(one.late + one.invalid for one in stats) == 0

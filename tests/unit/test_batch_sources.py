@@ -1,0 +1,58 @@
+"""Batches from the logs: every worker replays one feed and keeps its own part."""
+
+import numpy as np
+import pytest
+
+from catalog.tokens import TokenLayout
+from catalog.vocabulary import Vocabulary
+from learner.sources import LoggedSource
+from learner.train_loop import prompts_of
+from tests.tiny_data import LENGTH, USERS, tiny_dataset
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return tiny_dataset(tmp_path_factory.mktemp("sources"))
+
+
+def source(dataset, rank=0, world=1, share=4):
+    vocabulary = Vocabulary.of(dataset.codes, TokenLayout.fresh(dataset.level_sizes))
+    return LoggedSource(dataset, dataset.examples("train"), vocabulary, seed=5, rank=rank, world=world, share=share)
+
+
+def rows(batch):
+    return [
+        tuple(history) + tuple(target)
+        for history, target in zip(batch.history_BT.tolist(), batch.target_BL.tolist(), strict=True)
+    ]
+
+
+def test_ranks_share_a_step_without_overlap(dataset):
+    whole, _ = source(dataset, share=8).next(0, 0)
+    parts = [source(dataset, rank=rank, world=2).next(0, 0)[0] for rank in range(2)]
+    width = whole.history_BT.shape[1]
+
+    def targets(batch):
+        padded = np.zeros((batch.prompts, width), dtype=np.int64)
+        padded[:, : batch.history_BT.shape[1]] = batch.history_BT
+        return {tuple(row) for row in np.concatenate([padded, batch.target_BL.numpy()], axis=1).tolist()}
+
+    assert targets(parts[0]) | targets(parts[1]) == targets(whole)
+    assert not targets(parts[0]) & targets(parts[1])
+
+
+def test_a_resumed_source_goes_on_where_it_was(dataset):
+    straight = source(dataset)
+    expected = [rows(straight.next(step, 0)[0]) for step in range(6)]
+    resumed = source(dataset)
+    resumed.restore(straight.snapshot())
+    assert rows(resumed.next(4, 0)[0]) == expected[4]
+    assert rows(resumed.next(5, 0)[0]) == expected[5]
+    assert expected[4] != expected[3]
+
+
+def test_prompts_can_be_the_last_training_positions(dataset):
+    recent = prompts_of(dataset, 2)
+    assert len(recent.users) == 2 * USERS
+    assert set(recent.positions.tolist()) == {LENGTH - 4, LENGTH - 3}
+    assert len(prompts_of(dataset, None).users) == len(dataset.examples("train").users)

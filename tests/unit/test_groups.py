@@ -1,0 +1,173 @@
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from actors.engine import Generation
+from actors.groups import Prompt, check_scores, draw, finish, ranker_request
+from actors.leases import Lease
+from catalog.errors import DataError, RankerError, RunError
+from catalog.rollout_group import decode, encode
+from catalog.schema import ROLLOUT_GROUP
+from catalog.vocabulary import Vocabulary
+from tests.rollout_fakes import CODES, LAYOUT
+
+TRIE = Vocabulary.of(CODES, LAYOUT).trie
+NO_ITEM = [3, 3, 3]
+
+
+def prompt(lease_id: int, target: int) -> Prompt:
+    return Prompt(
+        lease=Lease(lease_id=lease_id, attempt=1, user=lease_id + 100, position=lease_id + 1),
+        history=np.arange(lease_id + 1, dtype=np.int32),
+        excluded=np.asarray([7], dtype=np.int32),
+        target_item=target,
+    )
+
+
+def generation(items: list[int], versions: tuple[int, int] = (2, 3)) -> Generation:
+    tokens = np.asarray([LAYOUT.encode(CODES[i]) if i >= 0 else NO_ITEM for i in items], dtype=np.int64)
+    log_probs = -np.arange(tokens.size, dtype=np.float32).reshape(tokens.shape)
+    low, high = versions
+    return Generation(request_id="", tokens=tokens, log_probs=log_probs, version_min=low, version_max=high)
+
+
+def drawn_batch(distractors: int = 2, seed: int = 5, rows=([0, 0, 1], [2, -1, 3], [1, 4, 4])):
+    prompts = [prompt(0, 2), prompt(1, 3), prompt(2, 6)]
+    generations = [generation(list(items)) for items in rows]
+    return draw(prompts, generations, [0.1, 0.2, 0.3], trie=TRIE, distractors=distractors, seed=seed)
+
+
+def test_candidates_are_looked_up_in_the_trie():
+    assert [one.candidate_items.tolist() for one in drawn_batch()] == [[0, 0, 1], [2, -1, 3], [1, 4, 4]]
+
+
+def test_distractors_come_from_other_prompts_and_are_neither_target_nor_own_candidate():
+    # prompt 0 (target 2): others made {2, 3, 1, 4}; less target 2 and own {0, 1} -> {3, 4}
+    # prompt 1 (target 3): others made {0, 1, 4};    less own {2, 3}              -> {0, 1, 4}
+    # prompt 2 (target 6): others made {0, 1, 2, 3}; less own {1, 4}              -> {0, 2, 3}
+    pools = [{3, 4}, {0, 1, 4}, {0, 2, 3}]
+    seen = [set(), set(), set()]
+    for seed in range(40):
+        for row, one in enumerate(drawn_batch(seed=seed)):
+            chosen = one.distractor_items.tolist()
+            assert len(chosen) == len(set(chosen)) == 2
+            seen[row] |= set(chosen)
+    assert seen == pools
+
+
+def test_a_small_pool_gives_fewer_distractors():
+    assert [len(one.distractor_items) for one in drawn_batch(distractors=3)] == [2, 3, 3]
+    lonely = draw([prompt(0, 2)], [generation([1, 3])], [0.1], trie=TRIE, distractors=3, seed=0)
+    assert lonely[0].distractor_items.tolist() == []
+
+
+def test_the_draw_depends_on_seed_and_lease_alone():
+    first, again, other = drawn_batch(seed=5), drawn_batch(seed=5), [drawn_batch(seed=seed) for seed in range(6, 30)]
+    assert [o.distractor_items.tolist() for o in first] == [o.distractor_items.tolist() for o in again]
+    assert any(o[1].distractor_items.tolist() != first[1].distractor_items.tolist() for o in other)
+
+
+def test_the_ranker_is_asked_for_each_item_once_and_the_target_first():
+    drawn = drawn_batch(distractors=3)
+    request = ranker_request(drawn, distractors=3)
+    assert request.candidates.shape == (3, 1 + 3 + 3)
+    d0, d1, d2 = (one.distractor_items.tolist() for one in drawn)
+    assert request.candidates.tolist() == [
+        [2, 0, 1, *d0, -1, -1],
+        [3, 2, *d1, -1, -1],  # its own target among the candidates is not asked for again
+        [6, 1, 4, *d2, -1],
+    ]
+    assert [history.tolist() for history in request.histories] == [[0], [0, 1], [0, 1, 2]]
+
+
+def test_scores_go_back_to_every_place_an_item_has():
+    drawn = drawn_batch()
+    asked = ranker_request(drawn, distractors=2).candidates
+    scores = np.where(asked < 0, np.nan, asked * 10 + np.arange(3)[:, None]).astype(np.float32)
+    groups = finish(drawn, scores, ranker_version="r1", score_s=0.5)
+    np.testing.assert_array_equal(groups[0].candidate_scores, [0, 0, 10])
+    np.testing.assert_array_equal(groups[1].candidate_scores, [21, np.nan, 31])
+    np.testing.assert_array_equal(groups[2].candidate_scores, [12, 42, 42])
+    assert [group.target_score for group in groups] == [20, 31, 62]
+    for row, group in enumerate(groups):
+        np.testing.assert_array_equal(group.distractor_scores, group.distractor_items * 10 + row)
+    last = groups[2]
+    assert (last.lease_id, last.user, last.position, last.target_item) == (2, 102, 3, 6)
+    assert (last.version_min, last.version_max, last.ranker_version) == (2, 3, "r1")
+    assert (last.generate_s, last.score_s) == (0.3, 0.5)
+
+
+def test_groups_of_the_wrong_shape_are_the_engine_s_fault():
+    with pytest.raises(RunError, match=r"shapes \[\(2, 3\), \(3, 3\)\]"):
+        drawn_batch(rows=([0, 0], [2, 3, 4], [1, 4, 4]))
+
+
+def groups():
+    drawn = drawn_batch()
+    asked = ranker_request(drawn, distractors=2).candidates
+    return finish(drawn, np.where(asked < 0, np.nan, asked).astype(np.float32), ranker_version="r1", score_s=0.5)
+
+
+def test_a_group_survives_the_wire():
+    for group in groups():
+        record = encode(group)
+        assert (record.num_rows, record.schema) == (1, ROLLOUT_GROUP)
+        back = decode(record)
+        for name in type(group).__dataclass_fields__:
+            mine, theirs = getattr(group, name), getattr(back, name)
+            if isinstance(mine, np.ndarray):
+                np.testing.assert_array_equal(mine, theirs)
+                assert mine.shape == theirs.shape
+            else:
+                assert mine == pytest.approx(theirs), name
+
+
+def test_nan_scores_travel_as_nan_not_null():
+    record = encode(groups()[1])
+    assert record.column("candidate_scores").flatten().null_count == 0
+
+
+def test_a_group_without_distractors_survives_the_wire():
+    lonely = draw([prompt(0, 2)], [generation([1, 3])], [0.1], trie=TRIE, distractors=3, seed=0)
+    (group,) = finish(lonely, np.asarray([[2, 1, 3, np.nan, np.nan, np.nan]]), ranker_version="r", score_s=0)
+    assert decode(encode(group)).distractor_scores.shape == (0,)
+
+
+def test_a_group_of_another_version_is_refused():
+    record = encode(groups()[0])
+    for metadata, found in (({b"sluice.rollout_group": b"99"}, "99"), (None, "none")):
+        other = pa.RecordBatch.from_arrays(record.columns, schema=record.schema.with_metadata(metadata))
+        with pytest.raises(DataError, match=f"schema version {found}, this release reads 1"):
+            decode(other)
+
+
+def test_malformed_groups_are_refused():
+    group = groups()[0]
+    with pytest.raises(DataError, match=r"candidate_scores has shape \(2,\), expected \(3,\)"):
+        encode(type(group)(**{**vars(group), "candidate_scores": group.candidate_scores[:2]}))
+    with pytest.raises(DataError, match="NaN exactly where candidate_items is -1"):
+        encode(type(group)(**{**vars(group), "candidate_items": np.asarray([0, 0, -1], dtype=np.int32)}))
+    record = encode(group)
+    with pytest.raises(DataError, match=r"got 2 row\(s\)"):
+        decode(pa.Table.from_batches([record, record]).combine_chunks().to_batches()[0])
+    position = record.schema.get_field_index("candidate_tokens")
+    cut = record.set_column(position, record.schema.field(position), pa.array([[3, 5]], type=pa.list_(pa.int32())))
+    with pytest.raises(DataError, match="candidate_tokens has 2 values, which is no multiple of its 3 candidates"):
+        decode(cut)
+
+
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [
+        ([[1.0, 2.0]], "shape"),
+        ([[1.0, 2.0, 3.0]], r"gave 3.0 to item -1 \(row 0, column 2\)"),
+        ([[1.0, np.nan, np.nan]], r"gave nan to item 4 \(row 0, column 1\)"),
+        ([[1.0, np.inf, np.nan]], r"gave inf to item 4 \(row 0, column 1\)"),
+        ([[1.0, 2.0, np.inf]], r"gave inf to item -1"),
+    ],
+)
+def test_wrong_scores_are_the_ranker_s_fault(scores, message):
+    candidates = np.asarray([[3, 4, -1]], dtype=np.int32)
+    with pytest.raises(RankerError, match=message):
+        check_scores(candidates, np.asarray(scores))
+    assert check_scores(candidates, np.asarray([[1.0, 2.0, np.nan]])).dtype == np.float32

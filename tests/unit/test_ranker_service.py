@@ -1,0 +1,153 @@
+import asyncio
+import sys
+import threading
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from actors.ranker_service import RankerService, load_ranker
+from catalog.errors import RankerError
+from learner.settings import RankerSettings
+from tests.rollout_fakes import BrokenRanker, RowRanker
+
+FOREVER_S = 3600.0
+
+
+def request(rows: int, width: int = 2, first: int = 0):
+    histories = [np.arange(row + 1, dtype=np.int32) for row in range(rows)]
+    return histories, np.arange(first, first + rows * width, dtype=np.int32).reshape(rows, width)
+
+
+def test_requests_of_many_callers_are_scored_as_one_batch():
+    ranker = RowRanker()
+
+    async def scenario():
+        service = RankerService(ranker, max_batch=6, max_wait_s=FOREVER_S)
+        return await asyncio.gather(
+            service.score(*request(2)), service.score(*request(1, first=10)), service.score(*request(3, width=3))
+        ), service.stats()
+
+    (one, two, three), stats = asyncio.run(scenario())
+    assert ranker.calls == [6]
+    np.testing.assert_allclose(one, [[0.01, 1.01], [2.02, 3.02]], rtol=1e-6)
+    np.testing.assert_allclose(two, [[10.01, 11.01]], rtol=1e-6)
+    assert three.shape == (3, 3)
+    assert (stats.requests, stats.batches, stats.prompts, stats.failures, stats.version) == (3, 1, 6, 0, "row-1")
+
+
+def test_a_lone_request_does_not_wait_for_company_for_ever():
+    ranker = RowRanker()
+    scores = asyncio.run(RankerService(ranker, max_batch=64, max_wait_s=0.0).score(*request(2)))
+    assert scores.shape == (2, 2)
+    assert ranker.calls == [2]
+
+
+def test_a_batch_never_exceeds_its_bound():
+    ranker = RowRanker()
+
+    async def scenario():
+        service = RankerService(ranker, max_batch=4, max_wait_s=0.0)
+        return await asyncio.gather(*(service.score(*request(rows)) for rows in (3, 3, 9)))
+
+    assert [len(scores) for scores in asyncio.run(scenario())] == [3, 3, 9]
+    assert ranker.calls == [3, 3, 4, 4, 1]
+
+
+def test_the_event_loop_lives_while_the_ranker_scores():
+    release = threading.Event()
+
+    class Slow(RowRanker):
+        def score(self, histories, candidates):
+            assert release.wait(30)
+            return super().score(histories, candidates)
+
+    async def scenario():
+        ranker = Slow()
+        service = RankerService(ranker, max_batch=2, max_wait_s=FOREVER_S)
+        first = asyncio.create_task(service.score(*request(2)))
+        others = [asyncio.create_task(service.score(*request(1))) for _ in range(2)]
+        await asyncio.sleep(0)  # all three are in; the loop still runs although the ranker is busy
+        release.set()
+        await asyncio.gather(first, *others)
+        return ranker.calls
+
+    assert asyncio.run(scenario()) == [2, 2]
+
+
+def test_one_bad_request_spoils_no_other():
+    class Picky(RowRanker):
+        def score(self, histories, candidates):
+            if (candidates == 99).any():
+                raise ValueError("item 99 is unknown")
+            return super().score(histories, candidates)
+
+    async def scenario():
+        service = RankerService(Picky(), max_batch=3, max_wait_s=FOREVER_S)
+        answers = await asyncio.gather(
+            *(service.score(*request(1, first=first)) for first in (0, 99, 4)), return_exceptions=True
+        )
+        service._max_wait_s = 0.0
+        return answers, await service.score(*request(1))
+
+    (one, bad, three), later = asyncio.run(scenario())
+    assert isinstance(bad, RankerError)
+    assert "ValueError: item 99 is unknown" in str(bad)
+    assert (one.shape, three.shape, later.shape) == ((1, 2), (1, 2), (1, 2))
+
+
+def test_a_ranker_that_scores_the_wrong_shape_is_named():
+    class Flat(RowRanker):
+        def score(self, histories, candidates):
+            return super().score(histories, candidates)[:, 0]
+
+    with pytest.raises(RankerError, match=r"shape \(1,\) to candidates of shape \(1, 2\)"):
+        asyncio.run(RankerService(Flat(), max_batch=1, max_wait_s=0).score(*request(1)))
+
+
+def test_a_caller_that_gave_up_is_not_served():
+    ranker = RowRanker()
+
+    async def scenario():
+        service = RankerService(ranker, max_batch=3, max_wait_s=FOREVER_S)
+        gone = asyncio.create_task(service.score(*request(1)))
+        await asyncio.sleep(0)
+        gone.cancel()
+        await asyncio.gather(gone, return_exceptions=True)
+        return await service.score(*request(2))
+
+    assert asyncio.run(scenario()).shape == (2, 2)
+    assert ranker.calls == [2]
+
+
+def test_the_user_s_ranker_is_constructed_with_the_data_set_and_its_options():
+    settings = RankerSettings(use="tests.rollout_fakes:RowRanker", options={"scale": 3.0})
+    ranker = load_ranker(settings, "nowhere", dataset=object())
+    assert ranker.scale == 3.0
+
+
+def test_the_built_in_ranker_is_loaded_from_its_directory(monkeypatch):
+    module = SimpleNamespace(EnsembleRanker=SimpleNamespace(load=lambda directory, dataset: (directory, dataset)))
+    monkeypatch.setitem(sys.modules, "learner.ranker", module)
+    assert load_ranker(RankerSettings(), "somewhere", "data") == ("somewhere", "data")
+
+
+@pytest.mark.parametrize(
+    ("use", "options", "message"),
+    [
+        ("no_such_module:Thing", {}, "cannot be imported: No module named 'no_such_module'"),
+        ("tests.rollout_fakes:Nothing", {}, "cannot be imported: .* has no attribute 'Nothing'"),
+        ("tests.rollout_fakes", {}, "write it as package.module:Class"),
+        ("tests.rollout_fakes:RowRanker", {"colour": 1}, "failed to start with options .*unexpected keyword argument"),
+        ("tests.rollout_fakes:TinyDataset", {}, "failed to start"),
+        ("builtins:str", {}, "has no attribute 'score'"),
+    ],
+)
+def test_an_unusable_ranker_is_named_with_the_remedy(use, options, message):
+    with pytest.raises(RankerError, match=message):
+        load_ranker(RankerSettings(use=use, options=options), "nowhere", dataset={})
+
+
+def test_a_broken_ranker_s_reason_reaches_the_caller():
+    with pytest.raises(RankerError, match="ZeroDivisionError: no scores today"):
+        asyncio.run(RankerService(BrokenRanker(), max_batch=1, max_wait_s=0).score(*request(1)))

@@ -1,0 +1,290 @@
+import copy
+import multiprocessing
+
+import pytest
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from catalog.errors import RunError
+from learner.batch import LoggedBatch
+from learner.objectives.adagrpo import AdaGrpoLoss
+from learner.objectives.build import build_objective
+from learner.objectives.grpo import GrpoLoss
+from learner.objectives.nll import NllLoss
+from learner.settings import AdaGrpoObjective, GateSettings, GrpoSettings, LearnerSettings
+from learner.shared_prefix import BranchScorer
+from learner.step import LearnerStep, lr_factor
+from tests.unit.learner_cases import in_double, random_batch, tiny_policy
+
+SETTINGS = LearnerSettings(prompts_per_step=4, warmup_steps=0, lr=1e-2, max_grad_norm=1e9)
+NO_KL = GrpoSettings(kl_beta=0)
+
+
+def half_open(**grpo):
+    """A gate that admits every other prompt of `half_trusted`."""
+    return AdaGrpoLoss(1.0, GrpoSettings(**grpo), GateSettings(parts="discriminability"))
+
+
+def half_trusted(prompts=4, **changes):
+    """The ranker puts GT first everywhere, and every other prompt's distractor before it."""
+    distractors = torch.where(torch.arange(prompts) % 2 == 0, -100.0, 100.0)
+    values = {"target_scores_B": torch.full((prompts,), 50.0), "distractor_scores_BM": distractors[:, None]}
+    return random_batch(prompts=prompts, **(values | changes))
+
+
+def learner_of(objective, settings=SETTINGS, model=None, **parts):
+    model = in_double(tiny_policy().model) if model is None else model
+    if objective.needs_reference:
+        parts.setdefault("reference", in_double(tiny_policy(seed=1).model))
+    return LearnerStep(model, objective=objective, settings=settings, **parts)
+
+
+def weights_of(learner):
+    return {name: value.detach().clone() for name, value in learner.model.named_parameters()}
+
+
+def captured_gradients(learner):
+    """The gradients that each optimizer step is given, filled in as the learner runs."""
+    steps = []
+
+    def capture(optimizer, _args, _kwargs):
+        steps.append([parameter.grad.clone() for parameter in learner.model.parameters()])
+
+    learner.optimizer.register_step_pre_hook(capture)
+    return steps
+
+
+def differ(first, second):
+    return max((first[name] - second[name]).abs().max().item() for name in first)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 9])
+@pytest.mark.parametrize("constrained", [False, True])
+def test_micro_batches_give_the_gradient_and_metrics_of_the_full_batch(size, constrained):
+    batch = half_trusted(constrained=constrained, temperature=0.8)
+    found = {}
+    for prompts in (None, size):
+        learner = learner_of(half_open(), SETTINGS.model_copy(update={"micro_batch_prompts": prompts}))
+        steps = captured_gradients(learner)
+        found[prompts] = learner.update(batch), steps[0]
+    assert found[None][0]["gate_rate"] == 0.5
+    for full, parts in zip(found[None][1], found[size][1], strict=True):
+        torch.testing.assert_close(parts, full, atol=1e-10, rtol=1e-10)
+    assert found[size][0] == pytest.approx(found[None][0], abs=1e-10)
+
+
+def test_updates_on_one_batch_keep_the_log_probs_of_its_start():
+    batch = half_trusted()
+    settings = SETTINGS.model_copy(update={"updates_per_batch": 3, "micro_batch_prompts": 3})
+    learner = learner_of(half_open(old_policy="batch_start", kl_beta=0.1), settings)
+    model = copy.deepcopy(learner.model)
+    reference = BranchScorer(learner.reference.model)
+    metrics = learner.update(batch)
+
+    objective = half_open(old_policy="batch_start", kl_beta=0.1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0)
+    inputs = (batch.history_BT, batch.history_lengths_B, objective.inputs(batch).branches_BSL)
+    with torch.no_grad():
+        start, fixed = BranchScorer(model)(*inputs).log_probs_BSL, reference(*inputs).log_probs_BSL
+    ratios = []
+    for _ in range(3):
+        terms = objective(batch, BranchScorer(model)(*inputs), start, fixed)
+        ratios.append((terms.metrics["ratio_mean"][0] / terms.metrics["ratio_mean"][1]).item())
+        optimizer.zero_grad()
+        terms.loss.backward()
+        optimizer.step()
+    assert ratios[0] == 1 and abs(ratios[2] - 1) > 1e-4
+    assert metrics["ratio_mean"] == pytest.approx(sum(ratios) / 3, abs=1e-8)
+    assert differ(weights_of(learner), dict(model.named_parameters())) < 1e-6
+
+
+def test_the_batch_start_is_no_part_of_the_gradient():
+    learner = learner_of(GrpoLoss(GrpoSettings(kl_beta=0, old_policy="batch_start")))
+    steps = captured_gradients(learner)
+    metrics = learner.update(random_batch())
+    assert metrics["ratio_mean"] == 1
+    assert max(gradient.abs().max() for gradient in steps[0]) > 1e-3
+
+
+def test_the_reference_stays_and_the_kl_starts_at_zero():
+    learner = learner_of(half_open(kl_beta=0.1), reference=in_double(tiny_policy().model))
+    before = {name: value.clone() for name, value in learner.reference.named_parameters()}
+    kls = [learner.update(half_trusted(seed=seed))["kl"] for seed in range(3)]
+    assert kls[0] == 0 and kls[2] > 1e-6
+    assert all(torch.equal(value, before[name]) for name, value in learner.reference.named_parameters())
+    assert not any(value.requires_grad for value in learner.reference.parameters())
+
+
+def test_the_reference_is_demanded_and_dropped_as_the_objective_needs():
+    with pytest.raises(ValueError, match="needs the reference"):
+        LearnerStep(tiny_policy().model, objective=half_open(), settings=SETTINGS)
+    for objective in (NllLoss(), half_open(kl_beta=0)):
+        assert learner_of(objective, reference=tiny_policy().model).reference is None
+
+
+def test_nll_needs_no_rollouts_and_learns():
+    groups = random_batch()
+    batch = LoggedBatch(
+        history_BT=groups.history_BT, history_lengths_B=groups.history_lengths_B, target_BL=groups.target_BL
+    )
+    learner = learner_of(NllLoss(), model=tiny_policy().model)
+    losses = [learner.update(batch)["nll"] for _ in range(30)]
+    assert losses[0] == pytest.approx(3 * 2.70805, abs=0.1)  # 3 log 15: nothing is known
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_grpo_raises_the_likelihood_of_the_rewarded_and_lowers_that_of_the_others():
+    batch = random_batch(candidates=2, candidate_items_BK=torch.tensor([[1, 2]] * 4))
+    batch = type(batch)(**{**vars(batch), "candidate_scores_BK": torch.tensor([[1.0, 0.0]] * 4)})
+    objective = GrpoLoss(GrpoSettings(kl_beta=0, old_policy="batch_start"))
+    learner = learner_of(objective, SETTINGS.model_copy(update={"lr": 1e-3}), model=tiny_policy().model)
+    inputs = (batch.history_BT, batch.history_lengths_B, batch.candidates_BKL)
+    before = BranchScorer(learner.model)(*inputs).log_probs_BSL.sum(-1).detach()
+    for _ in range(5):
+        learner.update(batch)
+    moved = BranchScorer(learner.model)(*inputs).log_probs_BSL.sum(-1).detach() - before
+    assert (moved[:, 0] > 0.01).all() and (moved[:, 1] < -0.01).all()
+
+
+def test_gradient_norm_is_reported_before_and_clipped_after():
+    norms = {}
+    for bound in (1e9, 0.5):
+        learner = learner_of(half_open(kl_beta=0), SETTINGS.model_copy(update={"max_grad_norm": bound}))
+        steps = captured_gradients(learner)
+        metrics = learner.update(half_trusted())
+        norms[bound] = metrics["grad_norm"], torch.cat([gradient.flatten() for gradient in steps[0]]).norm().item()
+    assert norms[1e9][0] == pytest.approx(norms[1e9][1]) == norms[0.5][0]
+    assert norms[0.5][0] > 0.5 and norms[0.5][1] == pytest.approx(0.5, rel=1e-4)
+
+
+def test_a_gradient_that_is_not_finite_is_an_error_and_no_step():
+    batch = random_batch()
+    batch.candidate_scores_BK[0, 0] = torch.nan  # an item that the ranker did not score
+    learner = learner_of(GrpoLoss(NO_KL))
+    before = weights_of(learner)
+    with pytest.raises(RunError, match=r"learner step 0 is nan.*learner\.lr 0\.01"):
+        learner.update(batch)
+    assert differ(before, weights_of(learner)) == 0
+    assert all(parameter.grad is None for parameter in learner.model.parameters())
+
+
+def test_a_mean_over_nothing_is_nan():
+    batch = random_batch(distractor_scores_BM=torch.full((4, 2), 100.0))
+    learner = learner_of(AdaGrpoLoss(1.0, NO_KL, GateSettings()))
+    metrics = learner.update(batch)
+    assert metrics["gate_rate"] == 0 and metrics["reward_admitted"] != metrics["reward_admitted"]
+    assert metrics["loss"] == pytest.approx(metrics["nll"])
+
+
+@pytest.mark.parametrize(
+    ("schedule", "factors"),
+    [
+        ("constant", [0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]),
+        ("cosine", [0.25, 0.5, 0.75, 1.0, 1.0, 0.8535534, 0.5, 0.1464466, 0.0]),
+    ],
+)
+def test_lr_factor(schedule, factors):
+    settings = LearnerSettings(warmup_steps=4, steps=8, schedule=schedule)
+    assert [lr_factor(step, settings) for step in range(9)] == pytest.approx(factors, abs=1e-7)
+
+
+def test_the_schedule_counts_batches():
+    settings = SETTINGS.model_copy(update={"warmup_steps": 4, "updates_per_batch": 2})
+    learner = learner_of(NllLoss(), settings)
+    assert [learner.update(random_batch())["lr"] for _ in range(6)] == pytest.approx(
+        [0.0025, 0.005, 0.0075, 0.01, 0.01, 0.01]
+    )
+    assert learner.step == 6
+
+
+def test_only_matrices_decay():
+    learner = learner_of(NllLoss(), SETTINGS.model_copy(update={"weight_decay": 0.5}))
+    decays = {
+        id(parameter): group["weight_decay"]
+        for group in learner.optimizer.param_groups
+        for parameter in group["params"]
+    }
+    assert len(decays) == len(list(learner.model.parameters()))
+    for name, parameter in learner.model.named_parameters():
+        assert decays[id(parameter)] == (0.0 if "norm" in name else 0.5), name
+
+
+def noisy_policy():
+    model = tiny_policy().model
+    for layer in model.model.layers:
+        layer.self_attn.attention_dropout = 0.5
+    return model
+
+
+def test_dropout_of_the_base_is_off_unless_asked_for():
+    batch = random_batch()
+    for dropout, same in ((0.0, True), (0.1, False)):
+        losses = {
+            learner_of(
+                NllLoss(), SETTINGS.model_copy(update={"dropout": dropout, "lr": 1e-30}), model=noisy_policy()
+            ).update(batch)["loss"]
+            for _ in range(3)
+        }
+        assert (len(losses) == 1) is same
+
+
+def test_resuming_continues_as_if_nothing_had_happened(tmp_path):
+    settings = SETTINGS.model_copy(update={"dropout": 0.1, "warmup_steps": 5})
+    torch.manual_seed(0)
+    learner = learner_of(half_open(kl_beta=0), settings, model=noisy_policy())
+    for seed in range(2):
+        learner.update(half_trusted(seed=seed))
+    torch.save(learner.state_dict(), tmp_path / "state.pt")
+    model = copy.deepcopy(learner.model)
+    expected = [learner.update(half_trusted(seed=seed)) for seed in range(2, 4)]
+
+    torch.manual_seed(99)
+    again = learner_of(half_open(kl_beta=0), settings, model=model)
+    again.load_state_dict(torch.load(tmp_path / "state.pt"))
+    assert again.step == 2
+    assert [again.update(half_trusted(seed=seed)) for seed in range(2, 4)] == expected
+    assert differ(weights_of(learner), weights_of(again)) == 0
+
+
+def two_ranks(rank, directory):
+    """One of two DDP workers: half of the batch each, in uneven micro-batches."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{directory}/meet", rank=rank, world_size=2)
+    batch = half_trusted(prompts=8)
+    values = {
+        name: value[rank * 4 : rank * 4 + 4] if isinstance(value, torch.Tensor) else value
+        for name, value in vars(batch).items()
+    }
+    settings = SETTINGS.model_copy(update={"micro_batch_prompts": 3, "updates_per_batch": 2})
+    learner = learner_of(half_open(old_policy="batch_start"), settings, wrap=DistributedDataParallel)
+    metrics = learner.update(type(batch)(**values))
+    torch.save((metrics, weights_of(learner)), f"{directory}/rank{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_ddp_workers_equal_one_worker_with_the_whole_batch(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=two_ranks, args=(rank, str(tmp_path))) for rank in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(timeout=120)
+        if worker.is_alive():
+            worker.kill()
+        assert worker.exitcode == 0
+    results = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2)]
+    learner = learner_of(half_open(old_policy="batch_start"), SETTINGS.model_copy(update={"updates_per_batch": 2}))
+    metrics = learner.update(half_trusted(prompts=8))
+    for found, weights in results:
+        assert found == pytest.approx(metrics, abs=1e-8)
+        assert differ(weights, weights_of(learner)) < 1e-6
+    assert differ(results[0][1], results[1][1]) == 0
+
+
+def test_default_settings_build_a_learner_that_trains():
+    learner = learner_of(build_objective(AdaGrpoObjective()), LearnerSettings(), model=tiny_policy().model)
+    expected = {
+        "loss", "nll", "grpo", "kl", "gate_rate", "difficulty", "discriminability", "ratio_mean", "clip_share",
+        "entropy", "reward_admitted", "reward_refused", "invalid_share", "hit_share", "mismatch", "lr", "grad_norm",
+    }  # fmt: skip
+    assert expected <= set(learner.update(half_trusted()))

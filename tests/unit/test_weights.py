@@ -1,0 +1,63 @@
+"""Packing weights and refusing damaged ones."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from catalog.errors import PolicyError
+from learner.weights import pack
+from tests.unit.learner_cases import tiny_policy
+
+
+def parameters():
+    return [
+        ("a", torch.arange(6, dtype=torch.float32).view(2, 3)),
+        ("b", torch.tensor([1.5, -2.0], dtype=torch.bfloat16)),
+        ("c", torch.tensor(7.0)),
+        ("d", torch.arange(12, dtype=torch.float32).view(3, 4).T),  # not contiguous
+    ]
+
+
+def test_every_tensor_comes_back_as_it_was():
+    packed = pack(parameters(), version=3)
+    assert packed.version == 3
+    assert packed.nbytes == (6 + 1 + 12) * 4 + 2 * 2
+    found = dict(packed.tensors())
+    for name, tensor in parameters():
+        assert found[name].dtype == tensor.dtype
+        assert torch.equal(found[name], tensor)
+    packed.verify()
+
+
+def test_a_flipped_byte_is_noticed():
+    packed = pack(parameters(), version=3)
+    packed.buffers["torch.float32"][5] ^= 1
+    with pytest.raises(PolicyError, match="version 3 arrived damaged"):
+        packed.verify()
+
+
+def test_a_changed_manifest_is_noticed():
+    packed = pack(parameters(), version=3)
+    swapped = replace(packed.manifest[0], name="d"), *packed.manifest[1:]
+    with pytest.raises(PolicyError, match="damaged"):
+        replace(packed, manifest=swapped).verify()
+
+
+def test_tied_weights_travel_once():
+    model = tiny_policy().model
+    packed = pack(model.named_parameters(), version=0)
+    assert packed.nbytes == 4 * sum(parameter.numel() for parameter in model.parameters())
+    assert "lm_head.weight" not in dict(packed.tensors())
+
+
+def test_packing_copies():
+    tensor = torch.ones(3)
+    packed = pack([("a", tensor)], version=0)
+    tensor.zero_()
+    assert dict(packed.tensors())["a"].tolist() == [1, 1, 1]
+
+
+def test_an_integer_parameter_is_refused():
+    with pytest.raises(PolicyError, match=r"parameter a has dtype torch\.int64"):
+        pack([("a", torch.ones(3, dtype=torch.int64))], version=0)
