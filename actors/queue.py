@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-import numpy as np
 import pyarrow as pa
 import ray
 from ray.exceptions import GetTimeoutError, ObjectLostError
@@ -22,6 +21,7 @@ from actors.calls import Call, RayCall, answer
 from actors.leases import Lease, PulledGroup, Push, PushReply, QueueStatus
 from actors.ledger import RolloutLedger
 from actors.settings import QueueSettings
+from catalog.dataset import Examples
 from catalog.errors import RunError
 from catalog.feed import PromptFeed
 from cluster.metrics import MetricSet
@@ -41,16 +41,17 @@ class QueueActor:
 
     def __init__(
         self,
-        users: np.ndarray,
-        positions: np.ndarray,
+        prompts: Callable[[], Examples],
         *,
         seed: int,
         settings: QueueSettings,
         lease_deadline_s: float = 600.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`prompts` gives the examples to draw from; a factory keeps them out of the arguments that Ray must hold."""
+        examples = prompts()
         self._ledger = RolloutLedger(
-            PromptFeed(users, positions, seed=seed),
+            PromptFeed(examples.users, examples.positions, seed=seed),
             max_groups=settings.max_groups,
             max_bytes=int(settings.max_mib * 2**20),
             max_staleness=settings.max_staleness,

@@ -112,6 +112,11 @@ class RolloutActor:
         self._stopped.set()
 
     @ray.method(concurrency_group="control")
+    def node(self) -> str:
+        """Id of the node that it runs on."""
+        return ray.get_runtime_context().get_node_id()
+
+    @ray.method(concurrency_group="control")
     def stats(self) -> RolloutStats:
         """Counts as of the last turn of `run`."""
         return self._stats

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import ray
 import ray.train
 import ray.train.torch
 import torch
@@ -73,6 +74,11 @@ def prompts_of(dataset: Dataset, recent: int | None) -> Examples:
     last = dataset.training_lengths[examples.users] - 1
     keep = examples.positions > last - recent
     return Examples(users=examples.users[keep], positions=examples.positions[keep])
+
+
+def open_prompts(data_directory: str | Path, recent: int | None) -> Examples:
+    """`prompts_of` a prepared directory, for an actor that opens it itself."""
+    return prompts_of(Dataset.open(data_directory), recent)
 
 
 def train_loop(options: dict[str, Any]) -> None:
@@ -145,6 +151,7 @@ class _Worker:
             self.learner.load_state_dict(read_rank(self._checkpoint, self.rank))
         if self.rank == 0:
             self.log = MetricsLog(Path(self.config.metrics_path), state.metrics_bytes if state else 0)
+            self.log.write("start", self.step, {"node": ray.get_runtime_context().get_node_id(), "workers": self.world})
             self.source.restore(state.source if state else None)
         if self.config.publisher is not None:
             # Weights that were rolled back to a checkpoint are new to the rollout actors: they get a new version.

@@ -58,6 +58,26 @@ class RunConfig(Settings):
         return self
 
     @model_validator(mode="after")
+    def _engine_takes_the_heads(self) -> "RunConfig":
+        size = self.policy.hidden_size // self.policy.heads
+        if self.policy.base is None and (size < 32 or size % 16):
+            raise ValueError(
+                f"policy.hidden_size / policy.heads is {size}; vLLM's attention kernels take head sizes of 32 and more "
+                "that are multiples of 16"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _gate_has_a_head(self) -> "RunConfig":
+        candidates = self.rollout.decode.candidates
+        if self.objective.type == "adagrpo" and self.objective.gate.tau * candidates < 1:
+            raise ValueError(
+                f"objective.gate.tau {self.objective.gate.tau} of {candidates} candidates is less than one place, so "
+                "the gate would admit nothing: raise tau or rollout.decode.candidates"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _ratios_share_a_support(self) -> "RunConfig":
         grpo = getattr(self.objective, "grpo", None)
         uses_engine_probabilities = grpo and (grpo.old_policy == "behaviour" or grpo.correction.level != "none")

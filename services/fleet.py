@@ -21,12 +21,13 @@ from actors.ranker_service import open_ranker
 from actors.rollout import RolloutActor
 from actors.vllm_configuration import engine_environment
 from actors.weight_board import WeightBoard, WeightPublisher, WeightSource
-from catalog.dataset import Dataset, Examples
+from catalog.dataset import Dataset
 from catalog.errors import ClusterError, RunError
 from catalog.tokens import TokenLayout
 from cluster.failure import decide
 from cluster.metrics import MetricSet
 from cluster.placement import Reservation
+from learner.train_loop import open_prompts
 from services.config import RunConfig
 from services.paths import RunPaths
 
@@ -94,11 +95,13 @@ class Fleet:
             ray.kill(handle)
         self.reservation.release()
 
-    def stats(self) -> dict[str, dict[str, float]]:
-        """What each rollout actor counted; one that does not answer within 10 s is left out."""
+    def stats(self) -> dict[str, dict[str, float | str]]:
+        """What each rollout actor counted, and its node; one that does not answer within 10 s is left out."""
         asked = {rollout.handle.stats.remote(): rollout.name for rollout in self.rollouts}
         answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=10)
-        return {asked[ref]: asdict(ray.get(ref)) for ref in answered}
+        counts = {asked[ref]: asdict(ray.get(ref)) for ref in answered}
+        nodes = {rollout.name: rollout.handle.node.remote() for rollout in self.rollouts if rollout.name in counts}
+        return {name: {**counts[name], "node": ray.get(node, timeout=10)} for name, node in nodes.items()}
 
     def _supervise(self) -> None:
         while not self._stopping.is_set() and self.failure is None:
@@ -132,17 +135,14 @@ class Fleet:
         rollout.begin()
 
 
-def start_fleet(
-    config: RunConfig, paths: RunPaths, prompts: Examples, layout: TokenLayout, reservation: Reservation
-) -> Fleet:
+def start_fleet(config: RunConfig, paths: RunPaths, layout: TokenLayout, reservation: Reservation) -> Fleet:
     """Create all actors; they load in parallel and nothing waits for them here."""
     light = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "max_concurrency": 1000}
     queue_actor = (
         ray.remote(QueueActor)
         .options(**light)
         .remote(
-            users=prompts.users,
-            positions=prompts.positions,
+            functools.partial(open_prompts, paths.data, config.learner.recent_positions),
             seed=config.seed,
             settings=config.queue,
             lease_deadline_s=config.learner.wait_s / 2,

@@ -13,12 +13,10 @@ import functools
 import sys
 from typing import Any
 
-from catalog.dataset import Dataset
 from catalog.errors import RunError
 from cluster import placement, session
 from learner.policy import load_policy
 from learner.settings import NllObjective
-from learner.train_loop import prompts_of
 from services import fit_ranker, manifest, prepare, pretrain, report
 from services.config import RunConfig
 from services.fleet import start_fleet
@@ -41,7 +39,9 @@ def run(config: RunConfig, resume: bool = False) -> int:
     manifest.write(config, paths.root)
     with Reporter.for_stream(sys.stdout) as reporter:
         with reporter.phase("prepare") as progress:
-            prepare.prepare(config.data, paths.data, progress)
+            prepared = prepare.prepare(config.data, paths.data, progress)
+        for warning in prepared.warnings:
+            reporter.line(f"warning: {warning}")
         session.connect()
         _start_and_ranker(config, reporter)
         outcome = _train(config, paths, reporter)
@@ -93,8 +93,6 @@ def _train(config: RunConfig, paths: RunPaths, reporter: Reporter) -> dict[str, 
         return _figures(
             paths, reporter, {"issued": prompts, "trained": prompts, "stale": 0, "invalid": 0, "in_flight": 0}
         )
-    dataset = Dataset.open(paths.data)
-    prompts = prompts_of(dataset, config.learner.recent_positions)
     layout = load_policy(paths.policy).layout
     plan = placement.plan(
         config.cluster,
@@ -105,7 +103,7 @@ def _train(config: RunConfig, paths: RunPaths, reporter: Reporter) -> dict[str, 
         learner_workers=config.learner.workers,
     )
     reservation = placement.reserve(plan, config.cluster.placement_timeout_s)
-    fleet = start_fleet(config, paths, prompts, layout, reservation)
+    fleet = start_fleet(config, paths, layout, reservation)
     try:
         # The engines load while the control trains.
         if not (paths.control_last / "config.json").exists():

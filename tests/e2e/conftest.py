@@ -28,7 +28,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "data": settings.model_dump(mode="json"),
         "policy": {"hidden_size": 64, "layers": 1, "heads": 2, "feed_forward_size": 64},
         "pretrain": {"epochs": 6, "batch_interactions": 48, "validate_every": 3},
-        "ranker": {"ensemble": 1, "epochs": 6, "hidden_size": 16, "batch_interactions": 48},
+        "ranker": {"ensemble": 1, "epochs": 6, "hidden_size": 16, "batch_interactions": 64},
         "rollout": {"decode": {"candidates": 6}, "prompts_per_lease": 6, "distractors": 2, "cpus": 0.8},
         "ranker_pool": {"cpus": 0.2},
         "queue": {"max_groups": 36, "max_staleness": 2},

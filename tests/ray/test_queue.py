@@ -2,6 +2,7 @@ import asyncio
 import os
 import signal
 import time
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +13,7 @@ from ray.exceptions import ObjectLostError
 from actors.leases import Lease, Push
 from actors.queue import QueueActor, QueueClient
 from actors.settings import QueueSettings
+from catalog.dataset import Examples
 from catalog.errors import RunError
 from tests.ray.conftest import WAIT_S
 from tests.rollout_fakes import examples
@@ -72,7 +74,9 @@ def start_queue(launch):
         settings = QueueSettings(**({"max_groups": 16, "max_mib": 1.0, "max_staleness": 1} | bounds))
         options = {"max_task_retries": -1, "max_concurrency": 1000}
         users, positions = examples(24)
-        handle = launch(QueueActor, options, users, positions, seed=5, settings=settings)
+        handle = launch(
+            QueueActor, options, partial(Examples, users=users, positions=positions), seed=5, settings=settings
+        )
         return QueueClient(handle=handle, wait_s=wait_s, fetch_s=10.0)
 
     return start
@@ -195,7 +199,11 @@ def test_a_restarted_queue_gives_out_nothing_until_it_is_restored(launch, start_
 def test_a_push_without_room_waits_for_the_learner():
     async def scenario():
         users, positions = examples(24)
-        actor = QueueActor(users, positions, seed=5, settings=QueueSettings(max_groups=8, max_mib=1.0))
+        actor = QueueActor(
+            partial(Examples, users=users, positions=positions),
+            seed=5,
+            settings=QueueSettings(max_groups=8, max_mib=1.0),
+        )
         leases = await actor.lease("a", "1", 3, 0)
         pushes = [
             Push(lease_id=one.lease_id, attempt=1, reference=None, nbytes=500_000, version_min=0, version_max=0)

@@ -1,5 +1,6 @@
 import functools
 import time
+from functools import partial
 
 import pytest
 import ray
@@ -11,6 +12,7 @@ from actors.ranker import RankerActor, RankerClient
 from actors.rollout import RolloutActor
 from actors.settings import DecodeSettings, QueueSettings, RolloutSettings
 from actors.weight_board import WeightBoard, WeightPublisher, WeightSource
+from catalog.dataset import Examples
 from catalog.rollout_group import decode
 from cluster.failure import decide
 from learner.weights import pack
@@ -40,7 +42,9 @@ class Parts:
         options = {"max_task_retries": -1, "max_concurrency": 1000}
         settings = QueueSettings(**({"max_groups": 16, "max_mib": 1.0, "max_staleness": 1} | bounds))
         users, positions = examples(24)
-        queue = launch(QueueActor, options, users, positions, seed=5, settings=settings)
+        queue = launch(
+            QueueActor, options, partial(Examples, users=users, positions=positions), seed=5, settings=settings
+        )
         ranker = launch(RankerActor, {"max_concurrency": 1000}, RowRanker, max_batch=8, max_wait_ms=1.0)
         self.launch = launch
         self.board = launch(WeightBoard, options)

@@ -1,4 +1,4 @@
-from cluster.placement import RoleNeeds, plan, shortage
+from cluster.placement import RoleNeeds, as_options, learner_resources, plan, shortage
 from cluster.settings import ClusterSettings
 
 
@@ -22,8 +22,7 @@ def test_every_actor_has_a_bundle_of_what_it_takes():
 
 def test_learners_are_counted_but_not_reserved():
     wanted = small()
-    assert wanted.learner_resources == {"CPU": 2}
-    assert len(wanted.learners) == 2
+    assert [bundle.resources for bundle in wanted.learners] == [{"CPU": 2}, {"CPU": 2}]
     assert wanted.totals == {"CPU": 6.25, "GPU": 2}
 
 
@@ -31,15 +30,17 @@ def test_labels_pin_roles_to_nodes_without_using_them_up():
     wanted = small(learner_resource="learner_node", rollout_resource="rollout_node")
     assert wanted.bundles[0].resources == {"CPU": 1, "GPU": 1, "rollout_node": 0.001}
     assert wanted.bundles[2].resources == {"CPU": 0.25}
-    assert wanted.learner_resources == {"CPU": 2, "learner_node": 0.001}
+    assert wanted.learners[1].resources == {"CPU": 2, "learner_node": 0.001}
     assert wanted.totals == {"CPU": 6.25, "GPU": 2}
 
 
-def test_a_plan_without_learners_needs_no_learner_resources():
-    wanted = plan(
-        ClusterSettings(), rollouts=RoleNeeds(count=0, cpus=1), rankers=RoleNeeds(count=0, cpus=1), learner_workers=0
-    )
-    assert (wanted.bundles, wanted.learner_resources, wanted.totals) == ((), {}, {})
+def test_a_task_in_a_learners_place_takes_what_a_learner_takes():
+    settings = ClusterSettings(learner_cpus=2, learner_gpus=1, learner_resource="learner_node")
+    assert as_options(learner_resources(settings)) == {
+        "num_cpus": 2,
+        "num_gpus": 1,
+        "resources": {"learner_node": 0.001},
+    }
 
 
 def test_a_shortage_says_what_was_asked_for_and_what_there_is():
