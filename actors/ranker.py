@@ -16,8 +16,9 @@ from ray.exceptions import RayError
 
 from actors.calls import reason_of
 from actors.groups import check_scores
-from actors.ranker_service import Ranker, RankerService, RankerStats
+from actors.ranker_service import RankerService, RankerStats
 from catalog.errors import RankerError
+from learner.ranker import Ranker
 
 
 class RankerActor:

@@ -9,22 +9,14 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from actors.groups import check_scores
 from catalog.errors import RankerError
+from learner.ranker import Ranker
 from learner.settings import RankerSettings
-
-
-class Ranker(Protocol):
-    """A reward model."""
-
-    version: str
-
-    def score(self, histories: list[np.ndarray], candidates: np.ndarray) -> np.ndarray:
-        """Scores float32 `[B, C]` of candidate item rows `[B, C]`, -1 = padding, to be scored NaN."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -125,6 +125,7 @@ def _engine_args(policy: Path, settings: EngineSettings, sizes: EngineSizes, see
         seed=seed,
         tensor_parallel_size=settings.tensor_parallel,
         enforce_eager=settings.enforce_eager,
+        use_tqdm_on_load=False,
         block_size=sizes.block_size,
         enable_prefix_caching=True,
         max_model_len=sizes.max_model_len,

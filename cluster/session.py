@@ -1,5 +1,6 @@
 """The connection to a Ray cluster: join the one that is running, or say what is missing."""
 
+import logging
 import os
 from dataclasses import dataclass
 
@@ -34,7 +35,7 @@ def connect(address: str = "auto", namespace: str = "sluice") -> ClusterFacts:
     """
     if not ray.is_initialized():
         try:
-            ray.init(address=address, namespace=namespace, log_to_driver=True)
+            ray.init(address=address, namespace=namespace, logging_level=logging.WARNING)
         except (ConnectionError, ValueError) as error:
             raise ClusterError(
                 f"no Ray cluster answers at {address!r} ({_first_line(error)}). Start one with `ray start "

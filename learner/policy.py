@@ -58,6 +58,7 @@ def build_policy(settings: PolicySettings, level_sizes: tuple[int, ...], max_pos
         head_dim=settings.hidden_size // settings.heads,
         max_position_embeddings=max_positions,
         tie_word_embeddings=True,
+        initializer_range=settings.initializer_range,
         pad_token_id=layout.pad,
         bos_token_id=layout.bos,
         eos_token_id=layout.eos,

@@ -41,6 +41,7 @@ def pretrain(
                 dataset,
                 batch_interactions=settings.batch_interactions,
                 shuffle_ties=settings.shuffle_ties,
+                item_dropout=settings.item_dropout,
                 generator=generator,
             )
         )

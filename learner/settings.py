@@ -15,6 +15,7 @@ class PolicySettings(Settings):
     layers: int = Field(default=4, ge=1)
     heads: int = Field(default=4, ge=1)
     feed_forward_size: int = Field(default=384, ge=8)
+    initializer_range: float = Field(default=0.05, gt=0)  # standard deviation of the initial weights
 
     @model_validator(mode="after")
     def _heads(self) -> "PolicySettings":
@@ -34,6 +35,7 @@ class PretrainSettings(Settings):
     weight_decay: float = Field(default=0.05, ge=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)  # on what each block adds to the residual stream
     embedding_dropout: float = Field(default=0.1, ge=0, lt=1)
+    item_dropout: float = Field(default=0.0, ge=0, lt=1)  # each window loses a share of its items, uniform in 0..this
     average_decay: float = Field(default=0.995, ge=0, lt=1)  # exponential moving average of the weights, which is kept
     shuffle_ties: bool = True  # interactions of one timestamp have no order: show another one each epoch
     validate_every: int = Field(default=5, ge=1)  # epochs

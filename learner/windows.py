@@ -21,8 +21,21 @@ def windows(interactions: np.ndarray, limit: int, offset: int) -> list[np.ndarra
     return [piece for piece in pieces if len(piece) >= SHORTEST_WINDOW]
 
 
+def thin(interactions: np.ndarray, most: float, generator: np.random.Generator) -> np.ndarray:
+    """Leave out each interaction with one probability drawn from 0..most; at least `SHORTEST_WINDOW` are left."""
+    if most == 0:
+        return interactions
+    kept = interactions[generator.random(len(interactions)) >= generator.random() * most]
+    return kept if len(kept) >= SHORTEST_WINDOW else interactions
+
+
 def epoch_batches(
-    dataset: Dataset, *, batch_interactions: int, shuffle_ties: bool, generator: np.random.Generator
+    dataset: Dataset,
+    *,
+    batch_interactions: int,
+    shuffle_ties: bool,
+    generator: np.random.Generator,
+    item_dropout: float = 0.0,
 ) -> Iterator[list[np.ndarray]]:
     """One epoch over the training parts, as batches of windows of interaction rows.
 
@@ -30,7 +43,9 @@ def epoch_batches(
         dataset: a row indexes its `sequence`, `ratings` and `timestamps`.
         batch_interactions: most windows x longest window of a batch.
         shuffle_ties: put interactions of one user and timestamp in random order.
-        generator: decides cuts, ties and the order of the batches.
+        generator: decides cuts, ties, losses and the order of the batches.
+        item_dropout: each window loses a share of its interactions drawn from 0..item_dropout, so that what follows is
+            predicted from other histories each epoch.
     """
     limit = dataset.settings.max_history
     pieces = []
@@ -40,7 +55,8 @@ def epoch_batches(
         rows = np.arange(dataset.offsets[user], dataset.offsets[user] + length)
         if shuffle_ties:
             rows = rows[np.lexsort((generator.random(length), dataset.timestamps[rows]))]
-        pieces.extend(windows(rows, limit, int(generator.integers(limit))))
+        cut = windows(rows, limit, int(generator.integers(limit)))
+        pieces.extend(thin(piece, item_dropout, generator) for piece in cut)
     lengths = np.array([len(piece) for piece in pieces])
     # Like lengths together, but not always the same ones.
     order = np.argsort(lengths + 4 * generator.random(len(pieces)))

@@ -15,6 +15,7 @@ import ray
 from ray.actor import ActorHandle
 
 from actors.calls import reason_of
+from actors.engine import Engine
 from actors.queue import QueueActor, QueueClient
 from actors.ranker import RankerActor, RankerClient
 from actors.ranker_service import open_ranker
@@ -200,13 +201,13 @@ def start_fleet(config: RunConfig, paths: RunPaths, layout: TokenLayout, reserva
     )
 
 
-def _open_engine(config: RunConfig, paths: RunPaths, layout: TokenLayout, seed: int):
+def _open_engine(config: RunConfig, paths: RunPaths, layout: TokenLayout, seed: int) -> Engine:
     """Runs inside the rollout actor, whose environment is set for vLLM before it is imported."""
     from actors.vllm_engine import VllmEngine
     from catalog.vocabulary import Vocabulary
 
     dataset = Dataset.open(paths.data)
-    return VllmEngine(
+    opened = VllmEngine(
         policy_dir=paths.policy,
         vocabulary=Vocabulary.of(dataset.codes, layout),
         decode=config.rollout.decode,
@@ -215,3 +216,6 @@ def _open_engine(config: RunConfig, paths: RunPaths, layout: TokenLayout, seed: 
         max_prompt_tokens=1 + dataset.settings.max_history * layout.levels,
         prompts_in_flight=config.rollout.prompts_per_lease * config.rollout.leases_ahead,
     )
+    for name, (value, reason) in opened.derivation.items():
+        print(f"engine {name} = {value}: {reason}", flush=True)
+    return opened

@@ -63,6 +63,7 @@ def fit(
             storage_path=str(paths.checkpoints),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.learner.keep_last),
             failure_config=ray.train.FailureConfig(max_failures=config.cluster.max_learner_restarts),
+            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
         ),
     )
     with reporter.phase(name) as progress, _watching(paths.metrics(name), config, fleet, progress):
