@@ -39,3 +39,34 @@ class CoOccurrence:
         weight = np.concatenate([np.full(len(pair[0]), pair[2]) for pair in self._pending])
         self._sum = self._sum + sp.csr_matrix((weight, (left, right)), shape=self._sum.shape)
         self._pending, self._pending_pairs = [], 0
+
+
+class SharedUsers:
+    """How many users two items share, streamed; a user of n items counts 1/n, so that heavy users do not dominate."""
+
+    def __init__(self, items: int) -> None:
+        self._sum = sp.csr_matrix((items, items), dtype=np.float64)
+
+    def add(self, users: np.ndarray, items: np.ndarray) -> None:
+        """Count whole sequences: `items`, and whose they are; the rows of a user stand together."""
+        if len(items) == 0:
+            return
+        row = np.cumsum(np.append(0, users[1:] != users[:-1]))
+        consumed = sp.csr_matrix((np.ones(len(items)), (row, items)), shape=(int(row[-1]) + 1, self._sum.shape[0]))
+        consumed.data[:] = 1.0  # an item consumed twice counts once
+        scaled = sp.diags(1 / np.sqrt(np.diff(consumed.indptr))) @ consumed
+        self._sum = self._sum + scaled.T @ scaled
+
+    def matrix(self) -> sp.csr_matrix:
+        """Symmetric float64 `[N, N]` with an empty diagonal."""
+        return (self._sum - sp.diags(self._sum.diagonal())).tocsr()
+
+
+def mixed(near: sp.csr_matrix, shared: sp.csr_matrix, share: float) -> sp.csr_matrix:
+    """Both kinds of counts as one, each scaled to sum 1 first; `share` is that of the shared users."""
+    parts = [
+        counts * (weight / counts.sum())
+        for counts, weight in ((near, 1 - share), (shared, share))
+        if weight > 0 and counts.sum() > 0
+    ]
+    return sum(parts, sp.csr_matrix(near.shape)).tocsr()

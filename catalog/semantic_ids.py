@@ -1,7 +1,8 @@
 """Semantic IDs: every item a short tuple of codes, near items sharing their first codes, no two items the same tuple.
 
 Item vectors are the truncated SVD of the positive pointwise mutual information of items that occur close to each other
-in *training* histories (Levy and Goldberg 2014), beside the item's attributes and the user's embedding if there is one.
+in *training* histories or have users in common there (Levy and Goldberg 2014), beside the item's attributes and the
+user's embedding if there is one.
 Residual k-means (faiss) turns a vector into one code per level: each level codes what the levels before it left over.
 Items that still share all codes are told apart by a collision code, the most popular item first.
 

@@ -74,9 +74,12 @@ class SemanticIdSettings(Settings):
 
     level_sizes: tuple[int, ...] = (32, 32, 32)  # codes per level, the collision level comes on top
     vector_dims: int = Field(default=64, ge=2)  # of the truncated SVD of the co-occurrence matrix
-    window: int = Field(default=5, ge=1)  # two items co-occur when at most this many places apart
-    attribute_weight: float = Field(default=0.5, ge=0)  # norm of the attribute part against the co-occurrence part
-    iterations: int = Field(default=25, ge=1)
+    window: int = Field(default=10, ge=1)  # two items co-occur when at most this many places apart
+    user_share: float = Field(
+        default=0.5, ge=0, le=1
+    )  # weight of having users in common against standing near each other
+    attribute_weight: float = Field(default=0.3, ge=0)  # norm of the attribute part against the co-occurrence part
+    iterations: int = Field(default=50, ge=1)
     seed: int = 0
 
     @field_validator("level_sizes")

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from catalog.cleaning import LogCleaner, Rejections
-from catalog.cooccurrence import CoOccurrence
+from catalog.cooccurrence import CoOccurrence, SharedUsers, mixed
 from catalog.dataset import FORMAT, MANIFEST, read_manifest
 from catalog.errors import DataError
 from catalog.items import Items, attribute_matrix, read_items
@@ -87,8 +87,8 @@ class _Preparation:
     def run(self) -> dict[str, Any]:
         log, catalogue = self._clean_and_sort()
         cuts = self._cuts()
-        counted = self._split(cuts)
-        codes, level_sizes = self._semantic_ids(counted)
+        near, shared = self._split(cuts)
+        codes, level_sizes = self._semantic_ids(near, shared)
         self._write_catalogue(codes)
         return {
             "format": FORMAT,
@@ -173,9 +173,10 @@ class _Preparation:
             return None
         return find_cuts(lambda: (table.column(0).to_numpy() for table in self._row_groups(["timestamp"])), split)
 
-    def _split(self, cuts: TimeCuts | None) -> CoOccurrence:
-        """Write the examples; count what stands together in the training part."""
-        counted = CoOccurrence(len(self._items.ids), self._settings.semantic_ids.window)
+    def _split(self, cuts: TimeCuts | None) -> tuple[CoOccurrence, SharedUsers]:
+        """Write the examples; count what stands together in the training part, and what has users in common."""
+        near = CoOccurrence(len(self._items.ids), self._settings.semantic_ids.window)
+        shared = SharedUsers(len(self._items.ids))
         examples, repeats = np.zeros(len(SPLITS), dtype=np.int64), np.zeros(len(SPLITS), dtype=np.int64)
         training = 0
         with pq.ParquetWriter(self._directory / "examples.parquet", EXAMPLES) as file:
@@ -185,7 +186,8 @@ class _Preparation:
                 offsets = np.append(starts, len(user))
                 labels = label_splits(offsets, timestamp, self._settings.split, cuts)
                 positions = positions_of(offsets)
-                counted.add(user[labels == TRAIN], item[labels == TRAIN])
+                for counts in (near, shared):
+                    counts.add(user[labels == TRAIN], item[labels == TRAIN])
                 training += int((labels == TRAIN).sum())
                 kept = positions > 0
                 examples += np.bincount(labels[kept], minlength=len(SPLITS))
@@ -197,9 +199,9 @@ class _Preparation:
         self._counts["training_interactions"] = training
         self._counts["examples"] = dict(zip(SPLITS, examples.tolist(), strict=True))
         self._counts["repeated_targets"] = dict(zip(SPLITS, repeats.tolist(), strict=True))
-        self._counts["items_without_training_interactions"] = int((counted.popularity == 0).sum())
+        self._counts["items_without_training_interactions"] = int((near.popularity == 0).sum())
         self._check_splits()
-        return counted
+        return near, shared
 
     def _check_splits(self) -> None:
         for split, count in self._counts["examples"].items():
@@ -210,15 +212,16 @@ class _Preparation:
                     "log, or change data.split"
                 )
 
-    def _semantic_ids(self, counted: CoOccurrence) -> tuple[np.ndarray, tuple[int, ...]]:
+    def _semantic_ids(self, near: CoOccurrence, shared: SharedUsers) -> tuple[np.ndarray, tuple[int, ...]]:
         settings, items = self._settings.semantic_ids, self._items
         if items.codes is not None:
             codes, fitted = items.codes, ()
         else:
             attributes, names = attribute_matrix(items.attributes)
-            vectors = item_vectors(counted.matrix(), attributes, names, items.embedding, settings)
+            counts = mixed(near.matrix(), shared.matrix(), settings.user_share)
+            vectors = item_vectors(counts, attributes, names, items.embedding, settings)
             codes, fitted = residual_kmeans(vectors, settings), settings.level_sizes
-        unique = resolve_collisions(codes, counted.popularity)
+        unique = resolve_collisions(codes, near.popularity)
         self._counts["items_with_shared_codes"] = _sharing(codes)
         return unique, level_sizes_of(unique, fitted)
 

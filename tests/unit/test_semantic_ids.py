@@ -4,7 +4,7 @@ import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from catalog.cooccurrence import CoOccurrence
+from catalog.cooccurrence import CoOccurrence, SharedUsers, mixed
 from catalog.semantic_ids import (
     item_vectors,
     level_sizes_of,
@@ -159,3 +159,23 @@ def test_many_attributes_are_reduced_and_keep_their_distances():
     vectors = item_vectors(sp.csr_matrix((30, 30)), sp.csr_matrix(hot), names, None, given)[:, 8:]
     assert vectors.shape == (30, 8)
     np.testing.assert_allclose(vectors @ vectors.T, hot @ hot.T / 3, atol=1e-4)
+
+
+def test_shared_users_by_hand():
+    shared = SharedUsers(4)
+    shared.add(np.array([0, 0, 0, 1, 1]), np.array([0, 1, 0, 1, 2]))  # user 0: items 0, 1 (0 twice); user 1: items 1, 2
+    shared.add(np.array([2, 2, 2, 2]), np.array([0, 1, 2, 3]))
+    matrix = shared.matrix().toarray()
+    expected = np.zeros((4, 4))
+    expected[0, 1] = 1 / 2 + 1 / 4
+    expected[1, 2] = 1 / 2 + 1 / 4
+    expected[0, 2] = expected[0, 3] = expected[1, 3] = expected[2, 3] = 1 / 4
+    assert matrix == pytest.approx(expected + expected.T)
+
+
+def test_mixed_counts_are_scaled_before_they_are_weighed():
+    near = sp.csr_matrix(np.array([[0.0, 3.0], [3.0, 0.0]]))
+    shared = sp.csr_matrix(np.array([[0.0, 10.0], [0.0, 0.0]]))
+    assert mixed(near, shared, 0.25).toarray() == pytest.approx(np.array([[0, 0.375 + 0.25], [0.375, 0]]))
+    assert mixed(near, shared, 0.0).toarray() == pytest.approx(np.array([[0, 0.5], [0.5, 0]]))
+    assert mixed(near, sp.csr_matrix((2, 2)), 0.5).toarray() == pytest.approx(np.array([[0, 0.25], [0.25, 0]]))
