@@ -167,8 +167,9 @@ def _bins(numbers: np.ndarray) -> list[list[str]]:
 
 
 def _years(values: pa.Array) -> list[list[str]]:
+    # The decade alone: single years are too many to say what items have in common.
     texts = [(text or "").strip() for text in as_text(values).to_pylist()]
-    return [[f"year={t}", f"decade={t[:3]}0s"] if re.fullmatch(r"\d{4}", t) else [] for t in texts]
+    return [[f"decade={t[:3]}0s"] if re.fullmatch(r"\d{4}", t) else [] for t in texts]
 
 
 def _lists(values: pa.Array) -> list[list[float] | None]:

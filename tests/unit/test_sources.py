@@ -51,7 +51,6 @@ def test_movielens_items():
         "genre=Animation",
         "genre=Children's",
         "genre=Comedy",
-        "year=1995",
     ]
     assert items.attributes[items.ids.index("267")] == ["genre=unknown"]  # its year reads "unkonwn"
 
