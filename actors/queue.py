@@ -60,6 +60,7 @@ class QueueActor:
         self._clock = clock
         self._changed = asyncio.Condition()
         self._restored = not _was_restarted()
+        self._failure: str | None = None
         self._metrics = MetricSet()
 
     async def lease(self, actor: str, incarnation: str, count: int, wait_s: float) -> tuple[Lease, ...]:
@@ -94,7 +95,13 @@ class QueueActor:
                 "the queue actor was restarted and lost its state; restore the queue from the last checkpoint before "
                 "pulling from it"
             )
-        return await self._until(lambda: self._ledger.allot(step, rank, world, count, learner_version), wait_s)
+
+        def attempt() -> tuple[PulledGroup, ...] | None:
+            if self._failure is not None:
+                raise RunError(self._failure)
+            return self._ledger.allot(step, rank, world, count, learner_version)
+
+        return await self._until(attempt, wait_s)
 
     async def lost(self, step: int, rank: int, lease_ids: Sequence[int]) -> int:
         """Groups of (step, rank) could not be fetched."""
@@ -107,6 +114,12 @@ class QueueActor:
     async def note_error(self, source: str, message: str) -> None:
         """Remember a failure of the rollout side, for whoever waits for groups in vain."""
         self._ledger.last_error = f"{source}: {message}"
+
+    async def fail(self, message: str) -> None:
+        """No more groups will come: every pull from now on, and those that wait, end with this."""
+        self._failure = message
+        async with self._changed:
+            self._changed.notify_all()
 
     async def snapshot(self) -> dict[str, Any]:
         """The ledger's snapshot."""
@@ -215,6 +228,10 @@ class QueueClient:
     def note_error(self, source: str, message: str) -> None:
         """Leave a failure where a learner that waits in vain will show it."""
         self._call("note_error", source, message)
+
+    def fail(self, message: str) -> None:
+        """End every wait for groups with this message."""
+        self._call("fail", message)
 
     def holder(self, actor: str, incarnation: str) -> "LeaseHolder":
         """The rollout actor's side."""

@@ -105,17 +105,20 @@ class Fleet:
         return {name: {**counts[name], "node": ray.get(node, timeout=10)} for name, node in nodes.items()}
 
     def _supervise(self) -> None:
-        while not self._stopping.is_set() and self.failure is None:
-            running = {rollout.running: rollout for rollout in self.rollouts}
-            ended, _ = ray.wait(list(running), timeout=_POLL_S)
-            for ref in ended:
-                if not self._stopping.is_set():
-                    self._replace(running[ref])
+        try:
+            while not self._stopping.is_set() and self.failure is None:
+                running = {rollout.running: rollout for rollout in self.rollouts}
+                ended, _ = ray.wait(list(running), timeout=_POLL_S)
+                for ref in ended:
+                    if not self._stopping.is_set():
+                        self._replace(running[ref])
+        except RunError as error:  # the queue is gone: the learner's next pull says so too
+            self.failure = error
 
     def _replace(self, rollout: _Rollout) -> None:
         try:
             ray.get(rollout.running)
-            return  # it was told to stop
+            reason = "its run ended though nobody stopped it"
         except ray.exceptions.RayError as error:
             reason = reason_of(error)
         decision = decide(
@@ -129,6 +132,7 @@ class Fleet:
         self.queue.note_error(rollout.name, decision.message)
         if not decision.restart:
             self.failure = RunError(decision.message)
+            self.queue.fail(decision.message)
             return
         self.queue.revoke(rollout.name, reason)
         rollout.restarts = decision.restarts

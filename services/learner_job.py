@@ -66,7 +66,7 @@ def fit(
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),
         ),
     )
-    with reporter.phase(name) as progress, _watching(paths.metrics(name), config, fleet, progress):
+    with reporter.phase(name) as progress, _watching(paths.metrics(name), config.learner.steps, progress):
         try:
             trainer.fit()
         except ray.train.TrainingFailedError as error:
@@ -77,8 +77,8 @@ def fit(
 class _watching:
     """Shows the progress of a training from its metrics file while `TorchTrainer.fit` blocks the driver."""
 
-    def __init__(self, metrics: Path, config: RunConfig, fleet: Fleet | None, progress: Progress) -> None:
-        self._metrics, self._total, self._fleet, self._progress = metrics, config.learner.steps, fleet, progress
+    def __init__(self, metrics: Path, steps: int, progress: Progress) -> None:
+        self._metrics, self._total, self._progress = metrics, steps, progress
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="progress", daemon=True)
 
@@ -91,18 +91,26 @@ class _watching:
 
     def _watch(self) -> None:
         while not self._ended.wait(_POLL_S):
-            steps = read_metrics(self._metrics, "step", last=1)
-            if steps:
-                shown = {"nll": steps[-1]["nll"]}
-                if "gate_rate" in steps[-1]:
-                    shown |= {"gate": steps[-1]["gate_rate"], "stale": steps[-1]["staleness"]}
-                self._progress(steps[-1]["step"], self._total, shown)
+            step = last_metrics(self._metrics, "step")
+            if step is not None:
+                shown = {"nll": step["nll"]}
+                if "gate_rate" in step:
+                    shown |= {"gate": step["gate_rate"], "stale": step["staleness"]}
+                self._progress(step["step"], self._total, shown)
 
 
-def read_metrics(metrics: Path, kind: str, last: int | None = None) -> list[dict[str, Any]]:
-    """The lines of one kind in a metrics file, or the last few; a line still being written is left out."""
-    if not metrics.exists():
-        return []
-    rows = [json.loads(line) for line in metrics.read_text().splitlines() if line.endswith("}")]
-    rows = [row for row in rows if row["kind"] == kind]
-    return rows[-last:] if last else rows
+def read_metrics(metrics: Path, kind: str) -> list[dict[str, Any]]:
+    """The lines of one kind in a metrics file."""
+    rows = [json.loads(line) for line in _whole_lines(metrics)]
+    return [row for row in rows if row["kind"] == kind]
+
+
+def last_metrics(metrics: Path, kind: str) -> dict[str, Any] | None:
+    """The last line of one kind."""
+    rows = (json.loads(line) for line in reversed(_whole_lines(metrics)))
+    return next((row for row in rows if row["kind"] == kind), None)
+
+
+def _whole_lines(metrics: Path) -> list[str]:
+    """A line that is still being written is left out."""
+    return metrics.read_text().split("\n")[:-1] if metrics.exists() else []

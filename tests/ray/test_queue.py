@@ -118,6 +118,16 @@ def test_a_wait_that_runs_out_says_what_it_waited_for(launch, start_queue):
     assert "rollout-1: OutOfMemory: the engine died" in str(caught.value)
 
 
+def test_a_rollout_side_that_gave_up_ends_the_wait_at_once(launch, start_queue):
+    queue = start_queue()
+    waiting = queue.handle.pull.remote(0, 0, 1, 4, 0, WAIT_S)
+    queue.fail("rollout actor rollout-0 failed after 20 restart(s)")
+    with pytest.raises(RunError, match="rollout-0 failed after 20"):
+        ray.get(waiting, timeout=WAIT_S / 2)
+    with pytest.raises(RunError, match="rollout-0 failed after 20"):
+        queue.pull(0, 0, 1, 4, 0)
+
+
 def test_the_bound_is_never_exceeded_under_many_producers(launch, start_queue):
     queue = start_queue(max_groups=10)
     producers = [start_producer(launch, queue, f"p{number}") for number in range(3)]
