@@ -256,6 +256,8 @@ class RolloutLedger:
                 f"the checkpoint's queue has version {snapshot.get('version')}, this release reads {SNAPSHOT_VERSION}: "
                 "resume with the release that wrote it"
             )
+        if snapshot is None and self._highest_step < 0 and not self._count["trained"]:
+            return  # no learner has seen a group yet: what the rollouts did meanwhile belongs to the very start
         if snapshot is None:
             self._feed.rewind()
         else:

@@ -243,9 +243,19 @@ def test_a_live_ledger_that_is_rewound_refuses_what_belongs_to_its_former_life()
     again = book.lease("a", "1", 4, 0.0)
     assert [(lease.lease_id, lease.attempt) for lease in again] == [(0, 2), (1, 2), (4, 1), (5, 1)]
     assert [lease.user for lease in again[2:]] == [lease.user for lease in later]
+    book.push("a", "1", done(again), 0.0)
+    assert book.allot(0, 0, 1, 2, 0)
     book.restore(None)
     assert book.status().accounting == {"issued": 0, "trained": 0, "stale": 0, "invalid": 0, "in_flight": 0}
     assert [lease.user for lease in book.lease("a", "1", 2, 0.0)] == [lease.user for lease in first]
+
+
+def test_work_done_before_a_learner_asked_is_kept_at_the_very_start():
+    book = ledger()
+    fill(book, 4)
+    book.restore(None)
+    assert book.status().accounting == {"issued": 4, "trained": 0, "stale": 0, "invalid": 0, "in_flight": 4}
+    assert [group.lease_id for group in book.allot(0, 0, 1, 4, 0)] == [0, 1, 2, 3]
 
 
 def test_an_attempt_after_the_snapshot_is_not_taken_for_one_after_the_restore():
