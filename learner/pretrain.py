@@ -65,7 +65,7 @@ def pretrain(
                 average.update_parameters(model)
                 step += 1
                 if progress is not None:
-                    progress(step, total, {"nll": loss, "hr@10": best})
+                    progress(step, total, {"nll": loss} | ({"hr@10": best} if validations else {}))
             if epoch % settings.validate_every and epoch != settings.epochs:
                 continue
             results = evaluate(average.module, vocabulary, dataset, examples, evaluation)

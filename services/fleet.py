@@ -35,6 +35,7 @@ from services.paths import RunPaths
 logger = logging.getLogger(__name__)
 
 _POLL_S = 0.5
+_STOP_S = 30.0  # for an engine step, and for closing the engine
 
 
 @dataclass
@@ -90,8 +91,9 @@ class Fleet:
         self._stopping.set()
         if self._supervisor is not None:
             self._supervisor.join(timeout=30)
-        stops = [rollout.handle.stop.remote() for rollout in self.rollouts]
-        ray.wait(stops, num_returns=len(stops), timeout=30)
+        ending = [rollout.handle.stop.remote() for rollout in self.rollouts]
+        ending += [rollout.running for rollout in self.rollouts if rollout.running is not None]
+        ray.wait(ending, num_returns=len(ending), timeout=_STOP_S)
         for handle in (*(rollout.handle for rollout in self.rollouts), *self._others):
             ray.kill(handle)
         self.reservation.release()
