@@ -83,8 +83,8 @@ def test_the_queue_must_hold_a_step(tmp_path: Path):
 
 def test_relative_output_belongs_to_the_working_directory(tmp_path: Path):
     config = load_config(written(tmp_path, "name: a\nseed: 3"))
-    placed = place_output(config, Path("/work/here"), Path("/home/me"))
-    assert placed.directory == Path("/work/here/runs/a-seed3")
+    placed = place_output(config, Path("/somewhere"), Path("/home/me"))
+    assert placed.directory == Path("/somewhere/runs/a-seed3")
 
 
 def test_relative_output_of_a_job_leaves_the_copied_working_directory(tmp_path: Path):
