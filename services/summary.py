@@ -20,7 +20,6 @@ from services.paths import RunPaths
 from services.tasks import State, run_tasks
 
 PAIRS = (("best", "control"), ("best", "start"), ("last", "control"), ("control", "start"), ("best", "itemknn"))
-_RANK_BANDS = ((1, 10), (11, 50), (51, None))
 
 
 def judge(config: RunConfig, progress: Callable[[int, int, dict[str, float]], None]) -> dict[str, Any]:
@@ -54,7 +53,7 @@ def judge(config: RunConfig, progress: Callable[[int, int, dict[str, float]], No
         ranker = load_ranker(config.ranker, paths.ranker, dataset)
         ranked = judge_scores(dataset, dataset.examples("test"), _full_catalogue(ranker, dataset.items), batch=64)
         summary["metrics"]["ranker"] = ranked.summary(dataset.items)
-        summary["stratified"] = stratify(results["start"], results["best"], ranked)
+        summary["stratified"] = stratify(results["start"], results["best"], ranked, config.evaluation.beam_width)
     progress(len(places) + 1, len(places) + 1, {})
     return summary
 
@@ -101,21 +100,31 @@ def judge_baselines(dataset: Dataset) -> dict[str, UserResults]:
     }
 
 
-def stratify(start: UserResults, best: UserResults, ranker: UserResults) -> list[dict[str, Any]]:
+def stratify(start: UserResults, best: UserResults, ranker: UserResults, beam_width: int) -> list[dict[str, Any]]:
     """AdaGRPO's stratified analysis: the starting policy's rank of the target crossed with the ranker's.
 
-    Per cell the users and their HR@10 before and after. The policy's bands are the place among its beams (absent is the
-    last band), the ranker's the place in the full catalogue.
+    Per cell the users and their HR@10 before and after. The policy's rank is the place among its beams, the ranker's the
+    place in the full catalogue.
     """
+    policy_bands = {
+        f"1-{TOP}": (start.ranks >= 1) & (start.ranks <= TOP),
+        f"{TOP + 1}-{beam_width}": start.ranks > TOP,
+        f"not in {beam_width}": start.ranks == 0,
+    }
+    ranker_bands = {
+        f"1-{TOP}": ranker.ranks <= TOP,
+        f"{TOP + 1}-50": (ranker.ranks > TOP) & (ranker.ranks <= 50),
+        ">50": ranker.ranks > 50,
+    }
     cells = []
-    for policy_low, policy_high in _RANK_BANDS:
-        for ranker_low, ranker_high in _RANK_BANDS:
-            inside = _band(start.ranks, policy_low, policy_high) & _band(ranker.ranks, ranker_low, ranker_high)
+    for policy_label, in_policy in policy_bands.items():
+        for ranker_label, in_ranker in ranker_bands.items():
+            inside = in_policy & in_ranker
             if inside.any():
                 cells.append(
                     {
-                        "policy_rank": _label(policy_low, policy_high),
-                        "ranker_rank": _label(ranker_low, ranker_high),
+                        "policy_rank": policy_label,
+                        "ranker_rank": ranker_label,
                         "users": int(inside.sum()),
                         "start_hr@10": float(_hits(start.ranks[inside])),
                         "best_hr@10": float(_hits(best.ranks[inside])),
@@ -129,15 +138,6 @@ def write_summary(path: Path, summary: dict[str, Any]) -> None:
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(summary, indent=1))
     partial.rename(path)
-
-
-def _band(ranks: np.ndarray, low: int, high: int | None) -> np.ndarray:
-    absent_is_last = (ranks == 0) if high is None else np.zeros(len(ranks), dtype=bool)
-    return absent_is_last | ((ranks >= low) & (ranks <= (high if high is not None else np.iinfo(np.int64).max)))
-
-
-def _label(low: int, high: int | None) -> str:
-    return f"{low}-{high}" if high is not None else f">{low - 1}"
 
 
 def _hits(ranks: np.ndarray) -> float:
