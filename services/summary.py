@@ -53,7 +53,7 @@ def judge(config: RunConfig, progress: Callable[[int, int, dict[str, float]], No
         ranker = load_ranker(config.ranker, paths.ranker, dataset)
         ranked = judge_scores(dataset, dataset.examples("test"), _full_catalogue(ranker, dataset.items), batch=64)
         summary["metrics"]["ranker"] = ranked.summary(dataset.items)
-        summary["stratified"] = stratify(results["start"], results["best"], ranked, config.evaluation.beam_width)
+        summary["stratified"] = stratify(results, ranked, config.evaluation.beam_width)
     progress(len(places) + 1, len(places) + 1, {})
     return summary
 
@@ -100,12 +100,13 @@ def judge_baselines(dataset: Dataset) -> dict[str, UserResults]:
     }
 
 
-def stratify(start: UserResults, best: UserResults, ranker: UserResults, beam_width: int) -> list[dict[str, Any]]:
+def stratify(results: dict[str, UserResults], ranker: UserResults, beam_width: int) -> list[dict[str, Any]]:
     """AdaGRPO's stratified analysis: the starting policy's rank of the target crossed with the ranker's.
 
-    Per cell the users and their HR@10 before and after. The policy's rank is the place among its beams, the ranker's the
-    place in the full catalogue.
+    Per cell the users and their HR@10 under the start, the control and the best checkpoint of `results`. The policy's
+    rank is the place among its beams, the ranker's the place in the full catalogue.
     """
+    start = results["start"]
     policy_bands = {
         f"1-{TOP}": (start.ranks >= 1) & (start.ranks <= TOP),
         f"{TOP + 1}-{beam_width}": start.ranks > TOP,
@@ -126,8 +127,10 @@ def stratify(start: UserResults, best: UserResults, ranker: UserResults, beam_wi
                         "policy_rank": policy_label,
                         "ranker_rank": ranker_label,
                         "users": int(inside.sum()),
-                        "start_hr@10": float(_hits(start.ranks[inside])),
-                        "best_hr@10": float(_hits(best.ranks[inside])),
+                        **{
+                            f"{name}_hr@10": float(_hits(results[name].ranks[inside]))
+                            for name in ("start", "control", "best")
+                        },
                     }
                 )
     return cells

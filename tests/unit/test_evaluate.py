@@ -112,13 +112,22 @@ def test_stratified_cells_by_hand():
         empty = np.zeros((len(ranks), 10), dtype=np.int32)
         return UserResults(users=np.arange(len(ranks)), ranks=ranks, top_items=empty, invalid=np.zeros(len(ranks)))
 
-    cells = stratify(results([1, 10, 11, 0, 0]), results([1, 20, 5, 0, 3]), results([3, 60, 11, 50, 51]), beam_width=20)
-    assert cells == [
-        {"policy_rank": "1-10", "ranker_rank": "1-10", "users": 1, "start_hr@10": 1.0, "best_hr@10": 1.0},
-        {"policy_rank": "1-10", "ranker_rank": ">50", "users": 1, "start_hr@10": 1.0, "best_hr@10": 0.0},
-        {"policy_rank": "11-20", "ranker_rank": "11-50", "users": 1, "start_hr@10": 0.0, "best_hr@10": 1.0},
-        {"policy_rank": "not in 20", "ranker_rank": "11-50", "users": 1, "start_hr@10": 0.0, "best_hr@10": 0.0},
-        {"policy_rank": "not in 20", "ranker_rank": ">50", "users": 1, "start_hr@10": 0.0, "best_hr@10": 1.0},
+    judged = {
+        "start": results([1, 10, 11, 0, 0]),
+        "control": results([1, 2, 11, 0, 0]),
+        "best": results([1, 20, 5, 0, 3]),
+    }
+    cells = stratify(judged, results([3, 60, 11, 50, 51]), beam_width=20)
+    found = [
+        (c["policy_rank"], c["ranker_rank"], c["users"], c["start_hr@10"], c["control_hr@10"], c["best_hr@10"])
+        for c in cells
+    ]
+    assert found == [
+        ("1-10", "1-10", 1, 1.0, 1.0, 1.0),
+        ("1-10", ">50", 1, 1.0, 1.0, 0.0),
+        ("11-20", "11-50", 1, 0.0, 0.0, 1.0),
+        ("not in 20", "11-50", 1, 0.0, 0.0, 0.0),
+        ("not in 20", ">50", 1, 0.0, 0.0, 1.0),
     ]
 
 
