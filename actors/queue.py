@@ -7,6 +7,7 @@ takes none until `restore` brings a checkpoint's snapshot.
 """
 
 import asyncio
+import contextlib
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -251,18 +252,16 @@ class QueueClient:
                 return groups
 
     def _fetch(self, groups: Sequence[PulledGroup]) -> dict[int, pa.RecordBatch]:
-        """The groups that could be fetched, by lease id."""
-        try:
-            records = ray.get([group.reference for group in groups], timeout=self.fetch_s)
-            return {group.lease_id: record for group, record in zip(groups, records, strict=True)}
-        except (ObjectLostError, GetTimeoutError):
-            pass  # at least one is gone: find out which
+        """The groups that could be fetched within `fetch_s`, by lease id; the caller reports what is missing."""
+        if not groups:
+            return {}
+        references = [group.reference for group in groups]
+        arrived, _ = ray.wait(references, num_returns=len(references), timeout=self.fetch_s)
         found = {}
         for group in groups:
-            try:
-                found[group.lease_id] = ray.get(group.reference, timeout=self.fetch_s)
-            except (ObjectLostError, GetTimeoutError):
-                continue  # the caller reports what is missing
+            if group.reference in arrived:
+                with contextlib.suppress(ObjectLostError, GetTimeoutError):
+                    found[group.lease_id] = ray.get(group.reference, timeout=self.fetch_s)
         return found
 
 
