@@ -8,13 +8,12 @@ waits for  placement and engine start, both bounded by the cluster settings
 import functools
 import logging
 import threading
-import time
 from dataclasses import asdict, dataclass, field
 
 import ray
 from ray.actor import ActorHandle
 
-from actors.calls import reason_of
+from actors.calls import answer, reason_of
 from actors.engine import Engine
 from actors.queue import QueueActor, QueueClient
 from actors.ranker import RankerActor, RankerClient
@@ -36,18 +35,25 @@ logger = logging.getLogger(__name__)
 
 _POLL_S = 0.5
 _STOP_S = 30.0  # for an engine step, and for closing the engine
+_ANSWER_S = 30.0  # for an answer that is there to arrive
 
 
 @dataclass
 class _Rollout:
     name: str
     handle: ActorHandle
+    started: ray.ObjectRef  # the engine is there
     running: ray.ObjectRef | None = None
     restarts: int = 0
 
     def begin(self) -> None:
-        """Run once the engine is there: `start` is retried while Ray replaces a dead actor, `run` never is."""
-        self.running = self.handle.run.remote(self.handle.start.remote())
+        """Run once the engine is there."""
+        self.running = self.handle.run.remote(self.started)
+
+    def begin_again(self) -> None:
+        """Run in the actor that replaces a dead one: `start` is retried until Ray has replaced it, `run` never is."""
+        self.started = self.handle.start.remote()
+        self.begin()
 
 
 @dataclass
@@ -72,16 +78,15 @@ class Fleet:
 
     def begin(self, timeout_s: float) -> None:
         """Wait for the engines (at most `timeout_s`), start all rollouts and watch them from a thread."""
-        starting = {rollout.handle.start.remote(): rollout.name for rollout in self.rollouts}
-        deadline = time.monotonic() + timeout_s
-        ready, late = ray.wait(list(starting), num_returns=len(starting), timeout=timeout_s)
+        starting = {rollout.started: rollout.name for rollout in self.rollouts}
+        _, late = ray.wait(list(starting), num_returns=len(starting), timeout=timeout_s)
         if late:
             raise ClusterError(
                 f"the engines of {', '.join(starting[ref] for ref in late)} were not ready within {timeout_s:.0f} s; "
                 "raise cluster.start_timeout_s, or look at the actors' logs in the Ray dashboard"
             )
-        ray.get(ready, timeout=max(1.0, deadline - time.monotonic()))
         for rollout in self.rollouts:
+            answer(rollout.started, f"the engine of {rollout.name}", _ANSWER_S)
             rollout.begin()
         self._supervisor = threading.Thread(target=self._supervise, name="fleet-supervisor", daemon=True)
         self._supervisor.start()
@@ -139,7 +144,7 @@ class Fleet:
         self.queue.revoke(rollout.name, reason)
         rollout.restarts = decision.restarts
         self._metrics.add("sluice_restarts_total", component=rollout.name)
-        rollout.begin()
+        rollout.begin_again()
 
 
 def start_fleet(config: RunConfig, paths: RunPaths, layout: TokenLayout, reservation: Reservation) -> Fleet:
@@ -196,7 +201,7 @@ def start_fleet(config: RunConfig, paths: RunPaths, layout: TokenLayout, reserva
                 seed=config.seed,
             )
         )
-        rollouts.append(_Rollout(name=name, handle=handle))
+        rollouts.append(_Rollout(name=name, handle=handle, started=handle.start.remote()))
     return Fleet(
         queue=queue,
         publisher=WeightPublisher(board),

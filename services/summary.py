@@ -13,6 +13,7 @@ from catalog.baselines import ItemKNN, Popularity
 from catalog.dataset import Dataset, Examples
 from learner.evaluate import TOP, UserResults
 from learner.metrics import intervals, rank_of
+from learner.objectives.build import build_objective
 from learner.ranker import Ranker
 from services.config import RunConfig
 from services.evaluate import evaluate_policy
@@ -49,7 +50,7 @@ def judge(config: RunConfig, progress: Callable[[int, int, dict[str, float]], No
         "metrics": {name: result.summary(dataset.items) for name, result in results.items()},
         "intervals": {metric: intervals(ranks, metric, PAIRS) for metric in ("hr@10", "ndcg@10")},
     }
-    if config.objective.type != "nll":
+    if build_objective(config.objective).needs_groups:
         ranker = load_ranker(config.ranker, paths.ranker, dataset)
         ranked = judge_scores(dataset, dataset.examples("test"), _full_catalogue(ranker, dataset.items), batch=64)
         summary["metrics"]["ranker"] = ranked.summary(dataset.items)

@@ -6,19 +6,20 @@ cluster has room for. Progress comes back through one small actor that the drive
 
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from catalog.errors import RunError, SluiceError
+from actors.calls import answer
+from catalog.errors import RunError
 from cluster.placement import as_options, learner_resources
 from cluster.settings import ClusterSettings
 from services.progress import Progress
 
 _POLL_S = 0.5
 _SEND_EVERY_S = 0.5
+_RESULT_S = 60.0  # for a result that is there to arrive from its node
 
 State = tuple[int, int, dict[str, float]]  # done, total, fields
 
@@ -88,11 +89,8 @@ def _run(name: str, job: Callable[[Progress], Any], board: Any) -> Any:
 
 def _result(name: str, reference: Any) -> Any:
     try:
-        return ray.get(reference)
-    except RayTaskError as error:
-        with suppress(AttributeError):
-            if isinstance(error.cause, SluiceError):
-                raise error.cause from None
+        return answer(reference, name, _RESULT_S)
+    except RayTaskError:
         raise
     except RayError as error:
         raise RunError(f"{name} died with its worker process twice: {error}") from error

@@ -15,6 +15,7 @@ from typing import Any
 
 from catalog.errors import RunError
 from cluster import placement, session
+from learner.objectives.build import build_objective
 from learner.policy import load_policy
 from learner.settings import NllObjective
 from services import fit_ranker, manifest, prepare, pretrain, report
@@ -87,7 +88,7 @@ def _check_fresh(paths: RunPaths, resume: bool) -> None:
 
 def _train(config: RunConfig, paths: RunPaths, reporter: Reporter) -> dict[str, Any]:
     """Control and post-training; returns their part of the summary."""
-    if config.objective.type == "nll":
+    if not build_objective(config.objective).needs_groups:
         fit(config, paths, "train", config.objective, reporter)
         prompts = config.learner.steps * config.learner.prompts_per_step
         return _figures(
