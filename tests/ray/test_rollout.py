@@ -155,9 +155,12 @@ def test_several_actors_share_the_feed(launch):
     parts = Parts(launch)
     actors = [parts.rollout(f"rollout-{number}") for number in range(2)]
     running = [actor.run.remote(actor.start.remote()) for actor in actors]
-    seen = [group.lease_id for step in range(8) for group in train(parts.queue, step, 8)]
-    assert len(seen) == len(set(seen)) == 64
+    seen, deadline = [], time.monotonic() + WAIT_S
+    while len(seen) < 64 or not all(one.groups for one in ray.get([actor.stats.remote() for actor in actors])):
+        assert time.monotonic() < deadline, f"one actor does all the work: {len(seen)} groups trained"
+        seen += [group.lease_id for group in train(parts.queue, len(seen) // 8, 8)]
+    assert len(seen) == len(set(seen))
     ray.get([actor.stop.remote() for actor in actors], timeout=WAIT_S)
     stats = ray.get(running, timeout=WAIT_S)
-    assert all(one.groups for one in stats)
+    assert sum(one.groups for one in stats) >= len(seen)
     assert sum(one.late + one.invalid for one in stats) == 0
