@@ -17,6 +17,9 @@ class LoggedBatch:
     history_BT: torch.Tensor  # int64 token ids, right-padded with PAD
     history_lengths_B: torch.Tensor  # int64, tokens incl. BOS
     target_BL: torch.Tensor  # int64 token ids of the ground truth
+    # float32, what the logs say the ground truth was worth (rating, dwell), NaN: nothing; None: the logs have no such
+    # column, or the objective does not ask for it.
+    logged_rewards_B: torch.Tensor | None = None
 
     @property
     def prompts(self) -> int:
@@ -39,6 +42,15 @@ class GroupBatch(LoggedBatch):
     allowed_BSLV: torch.Tensor | None
     temperature: float  # of the rollouts; log-probs on both sides are at this temperature
     beams: bool  # candidates are the top-K beams, not samples
+    # float32 nats, log of each candidate's chance of being in its group, for groups drawn without replacement
+    # (stochastic beams); None where candidates are independent samples, or exact beams.
+    inclusion_log_probs_BK: torch.Tensor | None = None
+    # What only some objectives and rewards ask for; None when the ranker or the data set does not have it.
+    candidate_spread_BK: torch.Tensor | None = None  # float32, deviation of the score over the ranker's ensemble
+    target_spread_B: torch.Tensor | None = None
+    candidate_values_BK: torch.Tensor | None = None  # float32, logged reward that the ranker predicts, NaN: no item
+    target_values_B: torch.Tensor | None = None
+    candidate_popularity_BK: torch.Tensor | None = None  # float32, share of the training interactions, NaN: no item
 
     @property
     def valid_BK(self) -> torch.Tensor:

@@ -28,15 +28,21 @@ class BranchScores(NamedTuple):
     )  # nats under the rollouts' distribution (temperature, allowed tokens); -inf: not allowed
     target_log_probs_BL: torch.Tensor  # nats of branch 0 under the plain policy: temperature 1, whole vocabulary
     entropy_BSL: torch.Tensor  # nats, of the rollouts' distribution before each token; carries no gradient
+    values_BSL: torch.Tensor | None = None  # of the value head, of the state before each token; None without a head
+
+    def detach(self) -> "BranchScores":
+        """The same numbers without their gradients."""
+        return BranchScores(*(None if part is None else part.detach() for part in self))
 
 
 class BranchScorer(nn.Module):
     """`branch_log_probs` as a module, so that what wraps it (DDP, FSDP) sees the forward and synchronises gradients."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        """Score with `model`, whose parameters become this module's."""
+    def __init__(self, model: PreTrainedModel, value_head: nn.Module | None = None) -> None:
+        """Score with `model` and `value_head`, whose parameters become this module's."""
         super().__init__()
         self.model = model
+        self.value_head = value_head
 
     def forward(
         self,
@@ -47,7 +53,9 @@ class BranchScorer(nn.Module):
         temperature: float = 1.0,
     ) -> BranchScores:
         """See `branch_log_probs`."""
-        return branch_log_probs(self.model, history_BT, history_lengths_B, branches_BSL, allowed_BSLV, temperature)
+        return branch_log_probs(
+            self.model, history_BT, history_lengths_B, branches_BSL, allowed_BSLV, temperature, self.value_head
+        )
 
 
 def branch_log_probs(
@@ -57,6 +65,7 @@ def branch_log_probs(
     branches_BSL: torch.Tensor,
     allowed_BSLV: torch.Tensor | None = None,
     temperature: float = 1.0,
+    value_head: nn.Module | None = None,
 ) -> BranchScores:
     """Score S branches of L tokens per prompt.
 
@@ -67,6 +76,7 @@ def branch_log_probs(
         branches_BSL: token ids of the branches.
         allowed_BSLV: tokens allowed at each step; the log-probs are normalised over them. None: all.
         temperature: of the rollouts' distribution.
+        value_head: maps hidden states `[..., D]` to values `[..., 1]`.
 
     Returns:
         The scores. A token that is not allowed has log-prob -inf and no gradient, whatever its row of the mask holds.
@@ -76,7 +86,8 @@ def branch_log_probs(
     hidden_BRD = _hidden_states(model, history_BT, history_lengths_B, branches_BSL[:, :, :-1])
     head = model.get_output_embeddings()
     rows = torch.arange(prompts, device=history_BT.device)
-    first_BV = _full_precision(head(hidden_BRD[rows, history_lengths_B - 1]))
+    last_BD = hidden_BRD[rows, history_lengths_B - 1]
+    first_BV = _full_precision(head(last_BD))
     rest_BSFV = _full_precision(head(hidden_BRD[:, history:])).view(prompts, branches, levels - 1, first_BV.shape[-1])
 
     first_tokens_BS, rest_tokens_BSF = branches_BSL[:, :, 0], branches_BSL[:, :, 1:]
@@ -99,7 +110,12 @@ def branch_log_probs(
         target_first_B1, _ = _choose(first_BV, branches_BSL[:, 0, :1], None, 1.0)
         target_rest_BF1, _ = _choose(rest_BSFV[:, 0], rest_tokens_BSF[:, 0, :, None], None, 1.0)
         target_BL = torch.cat([target_first_B1, target_rest_BF1[..., 0]], dim=-1)
-    return BranchScores(log_probs_BSL=log_probs_BSL, target_log_probs_BL=target_BL, entropy_BSL=entropy_BSL)
+    values_BSL = None
+    if value_head is not None:
+        first_B1 = _full_precision(value_head(last_BD))
+        rest_BSF = _full_precision(value_head(hidden_BRD[:, history:])).view(prompts, branches, levels - 1)
+        values_BSL = torch.cat([first_B1[:, None].expand(-1, branches, -1), rest_BSF], dim=-1)
+    return BranchScores(log_probs_BSL, target_BL, entropy_BSL, values_BSL)
 
 
 def _hidden_states(

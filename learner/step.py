@@ -56,8 +56,16 @@ class LearnerStep:
         self.reference = None
         if objective.needs_reference:
             self.reference = BranchScorer(reference.eval().requires_grad_(False))
-        self._scorer = BranchScorer(model) if wrap is None else wrap(BranchScorer(model))
-        self.optimizer = torch.optim.AdamW(_parameter_groups(model, settings.weight_decay), lr=settings.lr)
+        self._value_head = None
+        if objective.needs_values:
+            like = next(model.parameters())
+            self._value_head = nn.Linear(model.config.hidden_size, 1).to(device=like.device, dtype=like.dtype)
+            nn.init.zeros_(self._value_head.weight)
+            nn.init.zeros_(self._value_head.bias)
+        scorer = BranchScorer(model, self._value_head)
+        self.optimizer = torch.optim.AdamW(_parameter_groups(scorer, settings.weight_decay), lr=settings.lr)
+        self._parameters = list(scorer.parameters())
+        self._scorer = scorer if wrap is None else wrap(scorer)
         self._schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: lr_factor(step, settings))
         self._step = 0
 
@@ -79,7 +87,8 @@ class LearnerStep:
         self.model.train(self.settings.dropout > 0)
         parts = _micro_batches(batch, self.settings.micro_batch_prompts, next(self.model.parameters()).device)
         references = [self._reference_log_probs(part) for part in parts]
-        starts: list[torch.Tensor | None] = [None] * len(parts)
+        weights = self._weights(parts)
+        starts: list[BranchScores | None] = [None] * len(parts)
         totals: dict[str, torch.Tensor] = {}
         lr = self.optimizer.param_groups[0]["lr"]
         for _ in range(self.settings.updates_per_batch):
@@ -87,9 +96,9 @@ class LearnerStep:
                 with self._synchronised(index + 1 == len(parts)):
                     scores = self._score(self._scorer, part)
                     if starts[index] is None:
-                        starts[index] = scores.log_probs_BSL.detach()
+                        starts[index] = scores.detach()
                     terms = self.objective(part, scores, starts[index], references[index])
-                    (terms.loss * (part.prompts / batch.prompts)).backward()
+                    (terms.loss * weights[index]).backward()
                 for name, value in terms.metrics.items():
                     totals[name] = totals[name] + value if name in totals else value
             norm = self._apply_gradient()
@@ -101,7 +110,7 @@ class LearnerStep:
         return _means(totals) | {"lr": lr}
 
     def state_dict(self) -> dict[str, Any]:
-        """Optimizer, schedule, step and RNG; the parameters are saved as a policy."""
+        """Optimizer, schedule, step, value head and RNG; the policy's parameters are saved as a policy."""
         rng = {"torch": torch.get_rng_state()}
         if torch.cuda.is_available():
             rng["cuda"] = torch.cuda.get_rng_state_all()
@@ -109,6 +118,7 @@ class LearnerStep:
             "step": self._step,
             "optimizer": self.optimizer.state_dict(),
             "schedule": self._schedule.state_dict(),
+            "value_head": self._value_head.state_dict() if self._value_head else None,
             "rng": rng,
         }
 
@@ -117,6 +127,8 @@ class LearnerStep:
         self._step = state["step"]
         self.optimizer.load_state_dict(state["optimizer"])
         self._schedule.load_state_dict(state["schedule"])
+        if self._value_head is not None:
+            self._value_head.load_state_dict(state["value_head"])
         torch.set_rng_state(state["rng"]["torch"])
         if "cuda" in state["rng"] and torch.cuda.is_available():
             torch.cuda.set_rng_state_all(state["rng"]["cuda"])
@@ -131,12 +143,22 @@ class LearnerStep:
     def _reference_log_probs(self, part: LoggedBatch) -> torch.Tensor | None:
         return None if self.reference is None else self._score(self.reference, part).log_probs_BSL
 
+    def _weights(self, parts: list[LoggedBatch]) -> list[float]:
+        """What each micro-batch's loss counts: its share of the mass of all parts and workers, times the workers, over
+        which DDP takes the mean."""
+        masses = [self.objective.mass(part) for part in parts]
+        total, workers = torch.stack(masses).sum(), 1
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            workers = torch.distributed.get_world_size()
+            torch.distributed.all_reduce(total)
+        return [float(mass * workers / total) if total > 0 else 0.0 for mass in masses]
+
     def _synchronised(self, last: bool) -> AbstractContextManager:
         """DDP adds gradients up over the micro-batches and exchanges them once, with the last."""
         return nullcontext() if last or not hasattr(self._scorer, "no_sync") else self._scorer.no_sync()
 
     def _apply_gradient(self) -> torch.Tensor:
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.max_grad_norm)
+        norm = nn.utils.clip_grad_norm_(self._parameters, self.settings.max_grad_norm)
         if not torch.isfinite(norm):
             self.optimizer.zero_grad(set_to_none=True)
             raise RunError(

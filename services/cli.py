@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from catalog.errors import ConfigError, SluiceError
+from services.bench import BENCHES, BenchOptions, run_bench
 from services.config import RunConfig, dump_config, load_config, place_output
 
 INTERRUPTED = 130
@@ -68,6 +69,14 @@ def build_parser() -> argparse.ArgumentParser:
 
     report = add("report", _report, "write report.html of a run directory again")
     report.add_argument("run_directory", type=Path, metavar="RUN_DIR")
+
+    bench = add("bench", _bench, "measure, comparing sides in one run; prints JSON")
+    bench.add_argument("name", choices=sorted(BENCHES), metavar="NAME", help=", ".join(sorted(BENCHES)))
+    bench.add_argument("--json", type=Path, metavar="F", help="also write the JSON to this file")
+    bench.add_argument("--repeats", type=int, default=5, help="timed runs per side (default: 5)")
+    bench.add_argument("--threads", type=int, default=1, help="torch threads (default: 1)")
+    bench.add_argument("--quick", action="store_true", help="smaller sizes")
+    bench.add_argument("--seed", type=int, default=0)
 
     _add_submit(add("submit", _submit, "run `sluice train` as a job on a Ray cluster and follow it"))
 
@@ -172,6 +181,11 @@ def _evaluate(options: argparse.Namespace) -> int:
     with Reporter.for_stream(sys.stdout) as reporter, reporter.phase("evaluate") as progress:
         result = evaluate.run(config, options.policy, options.split, progress)
     return _done(options.policy, result)
+
+
+def _bench(options: argparse.Namespace) -> int:
+    settings = BenchOptions(repeats=options.repeats, threads=options.threads, quick=options.quick, seed=options.seed)
+    return run_bench(options.name, settings, options.json)
 
 
 def _report(options: argparse.Namespace) -> int:

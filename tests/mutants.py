@@ -127,8 +127,8 @@ _SMALL_OBJECTIVES = (
     (MIXTURE, "torch.where(admitted_B, term.loss_B, 0.0)", "torch.where(admitted_B, 0.0, term.loss_B)"),
     (MIXTURE, "nll_B + weight * admitted_grpo_B", "nll_B + admitted_grpo_B"),
     (MIXTURE, "nll_B + weight * admitted_grpo_B", "nll_B - weight * admitted_grpo_B"),
-    (ADAGRPO, "start_BSL[:, 0].sum(dim=-1)", "scores.log_probs_BSL[:, 0].sum(dim=-1)"),
-    (ADAGRPO, "start_BSL[:, 0].sum(dim=-1)", "start_BSL[:, 0].mean(dim=-1)"),
+    (ADAGRPO, "start.log_probs_BSL[:, 0].sum(dim=-1)", "scores.log_probs_BSL[:, 0].sum(dim=-1)"),
+    (ADAGRPO, "start.log_probs_BSL[:, 0].sum(dim=-1)", "start.log_probs_BSL[:, 0].mean(dim=-1)"),
     (BASE, "[batch.target_BL[:, None], batch.candidates_BKL]", "[batch.candidates_BKL, batch.target_BL[:, None]]"),
     (BASE, "values.detach()", "values"),
     (BASE, "torch.where(where, values, 0.0).sum()", "values.sum()"),
@@ -154,10 +154,10 @@ _PREFIX = (
 )
 
 _STEP = (
-    ("scores.log_probs_BSL.detach()", "scores.log_probs_BSL"),
+    ("scores.detach()", "scores"),
     ("if starts[index] is None:", "if True:"),
-    ("(part.prompts / batch.prompts)", "(1 / len(parts))"),
-    ("terms.loss * (part.prompts / batch.prompts)", "terms.loss"),
+    ("float(mass * workers / total)", "float(workers / len(masses))"),
+    ("terms.loss * weights[index]", "terms.loss"),
     ("self.settings.dropout > 0", "True"),
     (".requires_grad_(False)", ""),
     ("if not torch.isfinite(norm):", "if False:"),

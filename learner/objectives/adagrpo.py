@@ -30,13 +30,13 @@ class AdaGrpoLoss(Objective):
         self,
         batch: LoggedBatch,
         scores: BranchScores,
-        start_BSL: torch.Tensor,
+        start: BranchScores,
         reference_BSL: torch.Tensor | None,
     ) -> Terms:
         """The gated mixture. The gate is that of the batch start, so that it holds for all updates on the batch."""
         assert isinstance(batch, GroupBatch)
-        result = gate(batch, start_BSL[:, 0].sum(dim=-1), self.gate_settings)
-        term = grpo_term(batch, scores, start_BSL, reference_BSL, self.settings)
+        result = gate(batch, start.log_probs_BSL[:, 0].sum(dim=-1), self.gate_settings)
+        term = grpo_term(batch, scores, start.log_probs_BSL, reference_BSL, self.settings)
         terms = mixture_terms(scores, term, self.weight, result.admitted_B)
         return replace(terms, metrics=terms.metrics | gate_metrics(result))
 

@@ -143,12 +143,12 @@ class GrpoLoss(Objective):
         self,
         batch: LoggedBatch,
         scores: BranchScores,
-        start_BSL: torch.Tensor,
+        start: BranchScores,
         reference_BSL: torch.Tensor | None,
     ) -> Terms:
         """Mean L_GRPO over the prompts."""
         assert isinstance(batch, GroupBatch)
-        term = grpo_term(batch, scores, start_BSL, reference_BSL, self.settings)
+        term = grpo_term(batch, scores, start.log_probs_BSL, reference_BSL, self.settings)
         everyone_B = torch.ones_like(term.loss_B, dtype=torch.bool)
         metrics = {
             "loss": mean_of(term.loss_B),

@@ -47,10 +47,10 @@ class MixtureLoss(Objective):
         self,
         batch: LoggedBatch,
         scores: BranchScores,
-        start_BSL: torch.Tensor,
+        start: BranchScores,
         reference_BSL: torch.Tensor | None,
     ) -> Terms:
         """The mixture with every prompt admitted."""
         assert isinstance(batch, GroupBatch)
-        term = grpo_term(batch, scores, start_BSL, reference_BSL, self.settings)
+        term = grpo_term(batch, scores, start.log_probs_BSL, reference_BSL, self.settings)
         return mixture_terms(scores, term, self.weight, torch.ones_like(term.loss_B, dtype=torch.bool))

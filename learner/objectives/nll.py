@@ -32,7 +32,7 @@ class NllLoss(Objective):
         self,
         batch: LoggedBatch,
         scores: BranchScores,
-        start_BSL: torch.Tensor,
+        start: BranchScores,
         reference_BSL: torch.Tensor | None,
     ) -> Terms:
         """Mean NLL over the prompts."""

@@ -85,7 +85,7 @@ def test_updates_on_one_batch_keep_the_log_probs_of_its_start():
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0)
     inputs = (batch.history_BT, batch.history_lengths_B, objective.inputs(batch).branches_BSL)
     with torch.no_grad():
-        start, fixed = BranchScorer(model)(*inputs).log_probs_BSL, reference(*inputs).log_probs_BSL
+        start, fixed = BranchScorer(model)(*inputs), reference(*inputs).log_probs_BSL
     ratios = []
     for _ in range(3):
         terms = objective(batch, BranchScorer(model)(*inputs), start, fixed)

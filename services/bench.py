@@ -1,0 +1,120 @@
+"""`sluice bench NAME`: measurements that compare two or more sides in one run, and print JSON.
+
+Each bench is a module of `services.benches` with `run(options) -> dict`: the sides are timed in alternating order, a
+figure is the median of `repeats`, and the answer carries a description of the machine. Nothing here asserts a time.
+"""
+
+import importlib
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from catalog.errors import ConfigError
+
+# name -> what it compares; the module of the same name is imported only when the bench is run
+BENCHES: dict[str, str] = {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchOptions:
+    """What every bench is told."""
+
+    repeats: int = 5  # timed runs per side; the figure is their median
+    threads: int = 1  # torch threads
+    quick: bool = False  # smaller sizes, for a look and for the regression gate
+    seed: int = 0
+
+
+def run_bench(name: str, options: BenchOptions, output: Path | None) -> int:
+    """Run a bench, print its JSON to stdout and write it to `output` when that is given.
+
+    Raises:
+        ConfigError: there is no bench of that name, or the output cannot be written.
+    """
+    if name not in BENCHES:
+        raise ConfigError(f"there is no bench {name!r}; there are {', '.join(sorted(BENCHES))}")
+    if output is not None and not output.resolve().parent.is_dir():
+        raise ConfigError(f"--json {output}: there is no directory {output.resolve().parent}")
+    import torch
+
+    torch.set_num_threads(options.threads)
+    module = importlib.import_module(f"services.benches.{name}")
+    result = {"bench": name, "compares": BENCHES[name], "machine": machine(options), **module.run(options)}
+    text = json.dumps(result, indent=1)
+    if output is not None:
+        output.write_text(text + "\n")
+    print(text)
+    return 0
+
+
+def note(text: str) -> None:
+    """A line of progress, kept apart from the JSON."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def alternate(
+    sides: Mapping[str, Callable[[], Any]], repeats: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
+    """Seconds of every run of every side: one warm-up each, then `repeats` rounds, every other one in reverse order."""
+    for side in sides.values():
+        side()
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for round_number in range(repeats):
+        names = list(sides) if round_number % 2 == 0 else list(reversed(sides))
+        for name in names:
+            started_s = clock()
+            sides[name]()
+            seconds[name].append(clock() - started_s)
+    return seconds
+
+
+def medians(seconds: Mapping[str, list[float]]) -> dict[str, float]:
+    """The median of every side."""
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def machine(options: BenchOptions) -> dict[str, Any]:
+    """The machine, and what its figures depend on."""
+    import torch
+
+    facts: dict[str, Any] = {
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "threads": options.threads,
+        "matmul_gflops": round(matmul_gflops(), 1),
+    }
+    if torch.cuda.is_available():
+        facts["gpu"] = torch.cuda.get_device_name()
+    return facts
+
+
+def matmul_gflops(size: int = 1024, seconds: float = 0.5) -> float:
+    """The best float32 matmul rate seen within about `seconds`, in GFLOP/s."""
+    import torch
+
+    first, second = torch.randn(size, size), torch.randn(size, size)
+    first @ second
+    best, until_s = 0.0, time.perf_counter() + seconds
+    while time.perf_counter() < until_s:
+        started_s = time.perf_counter()
+        first @ second
+        best = max(best, 2 * size**3 / (time.perf_counter() - started_s) / 1e9)
+    return best
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
