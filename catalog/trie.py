@@ -4,9 +4,9 @@ Nodes are numbered depth by depth, in the order of their tokens: 0 is the root, 
 trie. The children of a node are therefore one contiguous range of nodes with ascending tokens. A level at which nodes
 have many children also keeps a bit per node and token, as long as that takes no more bytes than the tokens do.
 
-The arrays stay numpy's: they can be memory-mapped, and an object store hands them out without a copy. The queries are
-torch's, on the same memory or on a copy on a device (`catalog.trie_tensors`). No operation loops over requests or items.
-An excluded item is taken out per request: a child is forbidden when every item below it is excluded.
+The arrays stay numpy's: they can be memory-mapped, and an object store hands them out without a copy. The queries, in
+`catalog.trie_tensors`, run on the same memory or on a copy on a device. No operation loops over requests or items. An
+excluded item is taken out per request: a child is forbidden when every item below it is excluded.
 """
 
 import json
@@ -20,7 +20,8 @@ import torch
 from catalog.errors import DataError
 from catalog.exclusions import Exclusions
 from catalog.trie_build import build_arrays
-from catalog.trie_tensors import DEAD, TrieTensors, descend
+from catalog.trie_tensors import DEAD as DEAD
+from catalog.trie_tensors import TrieTensors, descend
 
 _NUMBERS = "numbers.json"
 
@@ -132,4 +133,3 @@ class Trie:
         numbers = json.loads((Path(path) / _NUMBERS).read_text())
         names = [field.name for field in fields(cls) if field.name not in numbers]
         return cls(**numbers, **{name: np.load(Path(path) / f"{name}.npy", mmap_mode="r") for name in names})
-

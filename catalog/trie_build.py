@@ -1,4 +1,4 @@
-"""How the arrays of a trie are made: one sort of all items, then boundaries level by level, with whole-array operations.
+"""How the arrays of a trie are made: one sort of all items, then boundaries level by level, on whole arrays.
 
 The tokens of an item are packed into one integer, with the item row in its low bits where both fit into 63, because
 sorting plain int64 is several times as fast as sorting indices. Items with more bits are sorted by columns.

@@ -99,17 +99,16 @@ class TrieTensors:
 
         Every node must be an inner one. V may be larger than the trie's vocabulary.
         """
-        for level, own, at, owners in self._by_level(nodes, requests):
+        given = None if rows is None else torch.from_numpy(rows).to(self.device)
+        for level, within, at, owners in self._by_level(nodes, requests):
             low, high = self.token_low[level], self.token_low[level] + self.width[level]
             penalties = self.penalties(level, at, exclusions, owners)
-            if own is None and rows is None:
+            own = within if given is None else given if within is None else given[within]
+            if own is None:
                 logits[:, :low] = -torch.inf
                 logits[:, high:] = -torch.inf
                 logits[:, low:high] += penalties
                 continue
-            if rows is not None:
-                here = torch.from_numpy(rows).to(self.device)
-                own = here if own is None else here[own]
             kept = logits[:, low:high].index_select(0, own).add_(penalties)
             logits.index_fill_(0, own, -torch.inf)
             logits[:, low:high].index_copy_(0, own, kept)
@@ -123,7 +122,7 @@ class TrieTensors:
         exclusions: Exclusions | None,
         requests: torch.Tensor | None,
     ) -> torch.Tensor:
-        """`[R, width]` of the values in `byte` `[256, 8]`, in which byte 0 forbids and byte 1 allows its first token."""
+        """`[R, width]` of the values of `byte` `[256, 8]`, in which byte 0 forbids and byte 1 allows its first token."""
         bits, width, forbidden, permitted = self._bits[level], self.width[level], byte[0, 0], byte[1, 0]
         excluding = exclusions is not None and len(exclusions) > 0
         if bits is None or excluding:
