@@ -205,7 +205,7 @@ class RolloutWorker:
             batch.prompts,
             [batch.generations[one] for one in ids],
             [batch.finished_s[one] - batch.submitted_s for one in ids],
-            trie=self._vocabulary.trie,
+            vocabulary=self._vocabulary,
             distractors=distractors,
             seed=self._seed,
         )

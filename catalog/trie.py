@@ -20,8 +20,7 @@ import torch
 from catalog.errors import DataError
 from catalog.exclusions import Exclusions
 from catalog.trie_build import build_arrays
-from catalog.trie_tensors import DEAD as DEAD
-from catalog.trie_tensors import TrieTensors, descend
+from catalog.trie_tensors import DEAD, TrieTensors, descend
 
 _NUMBERS = "numbers.json"
 
@@ -98,8 +97,9 @@ class Trie:
 
     def lookup(self, tokens: np.ndarray) -> np.ndarray:
         """Item rows of token sequences `[..., L]`, -1 where the sequence is no item."""
-        leaf = self.walk(tokens)[..., -1] - int(self.depth_start[self.levels])
-        return np.where(leaf >= 0, self.leaf_item[np.maximum(leaf, 0)], -1).astype(np.int32)
+        node = self.walk(tokens)[..., -1]
+        leaf = np.maximum(node - int(self.depth_start[self.levels]), 0)
+        return np.where(node != DEAD, self.leaf_item[leaf], -1).astype(np.int32)
 
     def mask(
         self, nodes: np.ndarray, exclusions: Exclusions | None = None, requests: np.ndarray | None = None

@@ -122,7 +122,7 @@ class TrieTensors:
         exclusions: Exclusions | None,
         requests: torch.Tensor | None,
     ) -> torch.Tensor:
-        """`[R, width]` of the values of `byte` `[256, 8]`, in which byte 0 forbids and byte 1 allows its first token."""
+        """`[R, width]` of values of `byte` `[256, 8]`, in which byte 0 forbids its first token and byte 1 allows it."""
         bits, width, forbidden, permitted = self._bits[level], self.width[level], byte[0, 0], byte[1, 0]
         excluding = exclusions is not None and len(exclusions) > 0
         if bits is None or excluding:

@@ -6,7 +6,7 @@ A catalogue has a version. The next one may add items, as further rows, and reti
 tokens (histories name them) but leave the trie. Nothing else changes, so an item row means the same in every version.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from catalog.tokens import TokenLayout
 from catalog.trie import Trie
 
 _NONE = np.empty(0, dtype=np.int64)
+_KEPT = 4  # earlier tries
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -24,6 +25,7 @@ class Vocabulary:
     layout: TokenLayout
     item_tokens: np.ndarray  # int64 [N, L], token ids of each item row
     trie: Trie
+    earlier: tuple[Trie, ...] = ()  # of the versions before, newest first
 
     @classmethod
     def of(
@@ -87,8 +89,8 @@ class Vocabulary:
         retired = np.concatenate([self.retired, retire])
         return Vocabulary._with(self.layout, item_tokens, self.version + 1, retired)
 
-    def check_follows(self, before: "Vocabulary") -> None:
-        """Refuse to take the place of a catalogue that this one is no later version of.
+    def after(self, before: "Vocabulary") -> "Vocabulary":
+        """This version in the place of `before`, whose trie is kept, with those before it, for groups on their way.
 
         Raises:
             DataError: the version is not higher, or an item row has other tokens than before.
@@ -104,40 +106,31 @@ class Vocabulary:
                 f"catalogue version {self.version} gives item rows other tokens than version {before.version}; a new "
                 "version appends items and retires items, so make it with Vocabulary.changed"
             )
+        return replace(self, earlier=(before.trie, *before.earlier)[:_KEPT])
 
-
-class Catalogues:
-    """The newest catalogue and those before it that groups on their way were generated with."""
-
-    def __init__(self, vocabulary: Vocabulary, *, keep: int = 8) -> None:
-        """`keep` versions at most."""
-        self._versions, self._keep = {vocabulary.version: vocabulary}, keep
-
-    @property
-    def newest(self) -> Vocabulary:
-        """The one that new requests use."""
-        return self._versions[max(self._versions)]
-
-    def add(self, vocabulary: Vocabulary) -> None:
-        """A new version; the oldest beyond `keep` is forgotten.
+    def trie_of(self, version: int) -> Trie:
+        """The trie of this version of the catalogue or of one shortly before it.
 
         Raises:
-            DataError: it is no later version of the newest.
+            RunError: it has not arrived here, or has been forgotten.
         """
-        vocabulary.check_follows(self.newest)
-        self._versions[vocabulary.version] = vocabulary
-        if len(self._versions) > self._keep:
-            del self._versions[min(self._versions)]
+        for trie in (self.trie, *self.earlier):
+            if trie.version == version:
+                return trie
+        known = [trie.version for trie in (self.trie, *self.earlier)]
+        raise RunError(
+            f"a group was generated with catalogue version {version}, known here are {known}: give the learner a "
+            "catalogue before the engines, and change it less often than groups are trained"
+        )
 
-    def of(self, version: int) -> Vocabulary:
-        """The catalogue of a version.
+    def lookup(self, tokens: np.ndarray, versions: np.ndarray) -> np.ndarray:
+        """Item rows [B, ...] of token sequences `[B, ..., L]`, each by the catalogue of its version [B]; -1: no item.
 
         Raises:
-            RunError: it has not arrived, or has been forgotten.
+            RunError: a version is not known here.
         """
-        if version not in self._versions:
-            raise RunError(
-                f"a group was generated with catalogue version {version}; known are {sorted(self._versions)}: publish "
-                "a catalogue to the learner before the engines, and not more often than groups are trained"
-            )
-        return self._versions[version]
+        items = np.empty(tokens.shape[:-1], dtype=np.int32)
+        for version in np.unique(versions).tolist():
+            rows = np.flatnonzero(versions == version)
+            items[rows] = self.trie_of(version).lookup(tokens[rows])
+        return items
