@@ -32,7 +32,8 @@ class Exclusions:
                 break
             owner, node = keys // stride, keys % stride
             # Keys ascend and so do the parents of a depth's nodes, so equal parents stand together.
-            parent = np.searchsorted(trie.first_child, node, side="right") - 1
+            # The search compares in one dtype: int64 nodes would make it copy all of `first_child`.
+            parent = np.searchsorted(trie.first_child, node.astype(np.int32), side="right") - 1
             parents, counts = np.unique(owner * stride + parent, return_counts=True)
             self._longest = max(self._longest, int(counts.max()))
             node = parents % stride

@@ -128,7 +128,7 @@ class TrieTensors:
         if bits is None or excluding:
             first, end = children_of(torch, self._first_child, nodes)
         if bits is not None:
-            rows = bits[nodes - int(self._depth_start[level])]
+            rows = bits.index_select(0, nodes - int(self._depth_start[level]))
             table = byte.index_select(0, rows.flatten().int()).view(len(nodes), -1)
         else:
             table = forbidden.repeat(len(nodes), width + 1)
