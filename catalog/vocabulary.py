@@ -106,7 +106,8 @@ class Vocabulary:
                 f"catalogue version {self.version} gives item rows other tokens than version {before.version}; a new "
                 "version appends items and retires items, so make it with Vocabulary.changed"
             )
-        return replace(self, earlier=(before.trie, *before.earlier)[:_KEPT])
+        known = {trie.version: trie for trie in (*before.earlier, before.trie, *self.earlier)}
+        return replace(self, earlier=tuple(known[version] for version in sorted(known, reverse=True)[:_KEPT]))
 
     def trie_of(self, version: int) -> Trie:
         """The trie of this version of the catalogue or of one shortly before it.

@@ -91,6 +91,13 @@ def test_the_last_few_tries_stay_known(start):
         current.trie_of(1)
 
 
+def test_a_version_that_was_missed_comes_with_the_next(start):
+    first = start.changed(retire=np.array([0])).after(start)
+    second = first.changed(retire=np.array([1])).after(first)
+    missed = second.after(start)
+    assert [missed.trie_of(version).items for version in (0, 1, 2)] == [3, 2, 1]
+
+
 def test_sequences_are_looked_up_in_their_own_version(start):
     newer = start.changed(new_codes=np.array([[1, 1]]), retire=np.array([0])).after(start)
     tokens = np.array([[[3, 7], [4, 7]], [[3, 7], [4, 7]], [[5, 9], [3, 8]]])
