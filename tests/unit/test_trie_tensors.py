@@ -142,6 +142,10 @@ def test_parts_of_exclusions_join_to_the_whole():
     masks = trie.mask(nodes, back, owner)
     assert masks.tolist() == trie.mask(nodes, whole, np.array([2, 0, 1, 2, 3] * 3)).tolist()
     assert [np.flatnonzero(mask).tolist() for mask in masks[:5]] == [[1], [1, 3], [1, 3], [1], []]
+    twice = Exclusions.joined([whole, whole])
+    assert twice.requests == 8
+    again = trie.mask(np.repeat(np.arange(3), 4), twice, np.tile(np.arange(4, 8), 3))
+    assert again.tolist() == trie.mask(np.repeat(np.arange(3), 4), whole, np.tile(np.arange(4), 3)).tolist()
     assert len(Exclusions.joined([])) == 0
 
 
