@@ -54,7 +54,7 @@ _EXCLUSIONS = (
     ("max((part._longest for part in parts), default=0)", "1", _IN_TENSORS),
     ("base + first), torch", "first), torch", _IN_TENSORS),
     ("at < high[:, None]", "at <= high[:, None]", _IN_TENSORS),
-    ("return self._keys[at] == wanted", "return self._keys[at] <= wanted", ("test_trie.py",)),
+    ("return self._keys[at] == wanted", "return self._keys[at] <= wanted", _IN_TENSORS),
 )
 
 _TRIE = (
@@ -71,9 +71,8 @@ _VERSIONS = (
     ("(retire < 0) | (retire >= rows)", "(retire < 0) | (retire > rows)", _IN_VOCABULARY),
     ("if len(gone := retire[self.trie.item_leaf[retire] < 0]):", "if False:", _IN_VOCABULARY),
     ("if self.version <= before.version:", "if self.version < before.version:", _IN_VOCABULARY),
-    ("same = self.layout == before.layout and ", "same = ", _IN_VOCABULARY),
-    ("len(self.item_tokens) >= rows", "True", _IN_VOCABULARY),
-    ("not np.array_equal(self.item_tokens[:rows], before.item_tokens)", "False", _IN_VOCABULARY),
+    ("self.layout != before.layout or ", "", _IN_VOCABULARY),
+    ("not np.array_equal(kept, before.item_tokens)", "False", _IN_VOCABULARY),
     ("(*before.earlier, before.trie, *self.earlier)", "(before.trie, *self.earlier)", _IN_VOCABULARY),
     ("(*before.earlier, before.trie, *self.earlier)", "(*before.earlier, before.trie)", _IN_VOCABULARY),
     ("(*before.earlier, before.trie, *self.earlier)", "(*before.earlier, *self.earlier)", _IN_VOCABULARY),

@@ -142,6 +142,8 @@ def test_parts_of_exclusions_join_to_the_whole():
     masks = trie.mask(nodes, back, owner)
     assert masks.tolist() == trie.mask(nodes, whole, np.array([2, 0, 1, 2, 3] * 3)).tolist()
     assert [np.flatnonzero(mask).tolist() for mask in masks[:5]] == [[1], [1, 3], [1, 3], [1], []]
+    covered = Exclusions(trie, [np.array([0])]).covers(trie, np.array([3, 4, 6]), np.zeros(3, dtype=int))
+    assert covered.tolist() == [True, False, False]
     twice = Exclusions.joined([whole, whole])
     assert twice.requests == 8
     again = trie.mask(np.repeat(np.arange(3), 4), twice, np.tile(np.arange(4, 8), 3))
