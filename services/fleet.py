@@ -149,7 +149,8 @@ class Fleet:
 
 def start_fleet(config: RunConfig, paths: RunPaths, layout: TokenLayout, reservation: Reservation) -> Fleet:
     """Create all actors; they load in parallel and nothing waits for them here."""
-    light = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "max_concurrency": 1000}
+    # A rollout actor has a few calls at the queue and one at the board, most of them waiting.
+    light = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "max_concurrency": 10_000}
     queue_actor = (
         ray.remote(QueueActor)
         .options(**light)
