@@ -34,7 +34,7 @@ from actors.vllm_start import PrefixCacheCounter, read_policy, start_llm
 from actors.vllm_trie import constraint
 from catalog.errors import DataError, PolicyError
 from catalog.vocabulary import Vocabulary
-from learner.weights import PackedWeights
+from learner.weights import PackedWeights, TensorEntry
 
 
 @dataclass
@@ -77,6 +77,7 @@ class VllmEngine:
         self._trie, self._layout, self._decode, self._seed = trie, layout, decode, seed
         self._max_prompt_tokens = max_prompt_tokens
         self._version = version
+        self._loaded: tuple[TensorEntry, ...] = ()  # what `load_weights` put in place; of the directory it is not known
         self.sizes = derive_sizes(
             engine,
             candidates=decode.candidates,
@@ -154,19 +155,25 @@ class VllmEngine:
         """Swap in new weights between two steps, keeping every running request; returns the pause in seconds.
 
         Running requests keep the tokens they have and compute their history anew, since cached keys and values belong
-        to the old weights.
+        to the old weights. What has not changed since the last load is not loaded again. Who fetched the weights has
+        verified their bytes (`actors.weight_board`), which therefore costs no pause.
 
         Raises:
-            PolicyError: the weights arrived damaged or are not this policy's; the engine goes on with those it has.
+            PolicyError: the weights are not this policy's; the engine goes on with those it has.
         """
         start = time.perf_counter()
-        weights.verify()
         self._check_weights(weights)
-        self._llm.collective_rpc("start_weight_update")
-        self._llm.collective_rpc("update_weights", kwargs={"update_info": {"weights": weights}})
-        self._llm.collective_rpc("finish_weight_update")
-        if not self._llm.reset_prefix_cache(reset_running_requests=True):
-            raise RuntimeError("vLLM kept its prefix cache although every request was preempted")
+        names = weights.changed(self._loaded)
+        if names:
+            self._loaded = ()  # until the update is finished nothing is known of what the engine holds
+            self._llm.collective_rpc("start_weight_update")
+            self._llm.collective_rpc(
+                "update_weights", kwargs={"update_info": {"weights": weights, "names": frozenset(names)}}
+            )
+            self._llm.collective_rpc("finish_weight_update")
+            if not self._llm.reset_prefix_cache(reset_running_requests=True):
+                raise RuntimeError("vLLM kept its prefix cache although every request was preempted")
+            self._loaded = weights.manifest
         self._version = weights.version
         self._llm.set_weight_version(str(weights.version))
         return time.perf_counter() - start

@@ -2,25 +2,28 @@
 store.
 
 The learner publishes version after version; rollout actors ask for anything newer than what they have, through a long
-poll that they check on between engine steps, so that neither side ever waits for the other. The starting policy, which
-every engine begins with, is version 0 and is never published. An older copy is released
-as soon as a newer one is there: whoever is fetching it keeps it alive by its own reference.
+poll beside their engine steps, so that neither side ever waits for the other. The starting policy, which
+every engine begins with, is version 0 and is never published. An older copy is released as soon as a newer one is
+there: whoever is fetching it keeps it alive by its own reference.
 """
 
 import asyncio
+import queue
+import threading
 import time
 from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError
+from ray.exceptions import GetTimeoutError, ObjectLostError
 
-from actors.calls import answer, reason_of
-from catalog.errors import RunError
+from actors.calls import answer
+from catalog.errors import PolicyError, RunError, SluiceError
 from cluster.metrics import MetricSet
 from learner.weights import PackedWeights
 
 _POLL_S = 30.0
+_GRACE_S = 60.0  # how late the answer of a long poll may be: the time in which Ray restarts the board
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,70 +98,73 @@ class WeightPublisher:
 
 
 class WeightSource:
-    """A rollout actor's side. Picklable before its first use."""
+    """A rollout actor's side. Picklable before its first use.
+
+    A thread waits for new weights, fetches them to this node and verifies them while the engine generates, so that the
+    engine only pauses to load them.
+    """
 
     def __init__(self, handle: Any, *, fetch_s: float = 60.0, max_failures: int = 10) -> None:
         """`max_failures` failed calls in a row mean that the board is gone for good."""
         self._handle, self._fetch_s, self._max_failures = handle, fetch_s, max_failures
-        self._asked: Any = None  # long poll under way
-        self._coming: Any = None  # weights on their way to this node
-        self._coming_version = self._lost_version = 0
-        self._deadline_s = 0.0
-        self._failures = 0
+        self._arrived: queue.SimpleQueue[PackedWeights | SluiceError] | None = None
         self.lost = 0  # versions whose weights died with the learner that put them
 
     def poll(self, current_version: int) -> PackedWeights | None:
-        """Weights newer than `current_version` if they have arrived on this node. Never blocks.
+        """The newest weights above `current_version` that have arrived on this node. Never blocks.
 
         Raises:
             RunError: the board failed `max_failures` times in a row.
+            PolicyError: weights arrived damaged.
         """
-        if self._coming is None:
-            self._ask(max(current_version, self._lost_version))
-        if self._coming is None:
-            return None
-        if not ray.wait([self._coming], timeout=0, fetch_local=True)[0]:
-            if time.monotonic() >= self._deadline_s:
-                self._lose()
-            return None
-        weights = self._fetch()
-        return weights if weights is not None and weights.version > current_version else None
+        if self._arrived is None:
+            self._arrived = queue.SimpleQueue()
+            # A daemon: a long poll under way must not keep the actor's process from ending.
+            threading.Thread(target=self._fetch, args=(current_version,), name="weights", daemon=True).start()
+        newest = None
+        while not self._arrived.empty():
+            newest = self._arrived.get()
+            if isinstance(newest, SluiceError):
+                self._arrived = None  # whoever polls again begins anew
+                raise newest
+        return newest if newest is not None and newest.version > current_version else None
 
     def newest(self, current_version: int, wait_s: float) -> PackedWeights | None:
         """The newest weights above `current_version`, waited for; for an engine that has just started."""
-        reference = self._handle.latest.remote(max(current_version, self._lost_version), 0.0)
-        self._take(answer(reference, "the weight board (latest)", wait_s))
-        return None if self._coming is None else self._fetch()
+        found = answer(self._handle.latest.remote(current_version, 0.0), "the weight board (latest)", wait_s)
+        return None if found is None else self._take(found)
 
-    def _ask(self, after_version: int) -> None:
-        if self._asked is None:
-            self._asked = self._handle.latest.remote(after_version, _POLL_S)
-        if not ray.wait([self._asked], timeout=0)[0]:
-            return
-        reference, self._asked = self._asked, None
+    def _fetch(self, after_version: int) -> None:
+        arrived, failures = self._arrived, 0
+        while True:
+            try:
+                found = answer(
+                    self._handle.latest.remote(after_version, _POLL_S), "the weight board (latest)", _POLL_S + _GRACE_S
+                )
+                failures = 0
+                weights = None if found is None else self._take(found)
+            except RunError as error:
+                failures += 1
+                if failures >= self._max_failures:
+                    arrived.put(RunError(f"the weight board failed {failures} times; last: {error}"))
+                    return
+                continue
+            except PolicyError as error:
+                arrived.put(error)
+                return
+            # Asking again for lost weights would bring the same dead reference. The learner that follows publishes a
+            # higher version.
+            after_version = after_version if found is None else found[0]
+            if weights is not None:
+                arrived.put(weights)
+
+    def _take(self, found: tuple[int, list[Any]]) -> PackedWeights | None:
+        """The weights on this node, verified; None when they are lost."""
+        _, (reference,) = found
         try:
-            self._take(ray.get(reference, timeout=self._fetch_s))
-            self._failures = 0
-        except RayActorError as error:
-            self._failures += 1
-            if self._failures >= self._max_failures:
-                raise RunError(f"the weight board failed {self._failures} times; last: {reason_of(error)}") from None
-
-    def _take(self, found: tuple[int, list[Any]] | None) -> None:
-        if found is not None:
-            self._coming_version, (self._coming,) = found
-            self._deadline_s = time.monotonic() + self._fetch_s
-
-    def _fetch(self) -> PackedWeights | None:
-        try:
-            weights = ray.get(self._coming, timeout=self._fetch_s)
+            weights = ray.get(reference, timeout=self._fetch_s)
         except (ObjectLostError, GetTimeoutError):
-            self._lose()
+            self.lost += 1
             return None
-        self._coming = None
+        weights.verify()
         return weights
-
-    def _lose(self) -> None:
-        # Asking again would bring the same dead reference. The learner that follows publishes a higher version.
-        self._lost_version, self._coming = self._coming_version, None
-        self.lost += 1

@@ -18,7 +18,7 @@ from actors.engine import Engine
 from actors.queue import QueueActor, QueueClient
 from actors.ranker import RankerActor, RankerClient
 from actors.ranker_service import open_ranker
-from actors.rollout import RolloutActor
+from actors.rollout import LAUNCH, RolloutActor
 from actors.vllm_configuration import engine_environment
 from actors.weight_board import WeightBoard, WeightPublisher, WeightSource
 from catalog.dataset import Dataset
@@ -184,7 +184,7 @@ def start_fleet(config: RunConfig, paths: RunPaths, layout: TokenLayout, reserva
     for index in range(config.rollout.actors):
         name = f"rollout-{index}"
         handle = (
-            ray.remote(concurrency_groups={"control": 2})(RolloutActor)
+            ray.remote(**LAUNCH)(RolloutActor)
             .options(
                 **reservation.options("rollout", index),
                 max_restarts=config.cluster.max_actor_restarts,

@@ -9,7 +9,7 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from actors.queue import QueueActor, QueueClient
 from actors.ranker import RankerActor, RankerClient
-from actors.rollout import RolloutActor
+from actors.rollout import LAUNCH, RolloutActor
 from actors.settings import DecodeSettings, QueueSettings, RolloutSettings
 from actors.weight_board import WeightBoard, WeightPublisher, WeightSource
 from catalog.dataset import Examples
@@ -54,7 +54,7 @@ class Parts:
     def rollout(self, name="rollout-0", factory=None, **engine):
         return self.launch(
             RolloutActor,
-            {"max_task_retries": 0, "concurrency_groups": {"control": 2}},
+            {"max_task_retries": 0} | LAUNCH,
             name=name,
             engine_factory=factory or functools.partial(FakeEngine, **engine),
             dataset_factory=TinyDataset,
