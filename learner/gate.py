@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import torch
 
 from learner.batch import GroupBatch
-from learner.settings import GateSettings
+from learner.objective_settings import GateSettings
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,15 +12,8 @@ from actors.settings import QueueSettings, RankerPoolSettings, RolloutSettings, 
 from catalog.errors import ConfigError
 from catalog.settings import DataSettings, Settings
 from cluster.settings import ClusterSettings
-from learner.settings import (
-    AdaGrpoObjective,
-    EvaluationSettings,
-    LearnerSettings,
-    Objective,
-    PolicySettings,
-    PretrainSettings,
-    RankerSettings,
-)
+from learner.objective_settings import AdaGrpoObjective, Objective
+from learner.settings import EvaluationSettings, LearnerSettings, PolicySettings, PretrainSettings, RankerSettings
 
 
 class RunConfig(Settings):

@@ -9,10 +9,10 @@ import torch
 
 from learner.batch import GroupBatch, LoggedBatch
 from learner.gate import GateResult, gate
+from learner.objective_settings import GateSettings, GrpoSettings
 from learner.objectives.base import Objective, Terms, mean_of
 from learner.objectives.grpo import grpo_term
 from learner.objectives.mixture import mixture_terms
-from learner.settings import GateSettings, GrpoSettings
 from learner.shared_prefix import BranchScores
 
 

@@ -1,16 +1,16 @@
 """From the settings of an objective to the objective."""
 
+from learner.objective_settings import AdaGrpoObjective, GrpoObjective, MixtureObjective, NllObjective
+from learner.objective_settings import Objective as ObjectiveSettings
 from learner.objectives.adagrpo import AdaGrpoLoss
 from learner.objectives.base import Objective
 from learner.objectives.grpo import GrpoLoss
 from learner.objectives.mixture import MixtureLoss
 from learner.objectives.nll import NllLoss
-from learner.settings import AdaGrpoObjective, GrpoObjective, MixtureObjective, NllObjective
-from learner.settings import Objective as ObjectiveSettings
 
 
 def build_objective(settings: ObjectiveSettings) -> Objective:
-    """The objective that `settings` describe; a new one needs its file here and its settings in `learner.settings`."""
+    """The objective that `settings` describe; a new one needs a file here and a class in the settings."""
     match settings:
         case NllObjective():
             return NllLoss()

@@ -16,10 +16,10 @@ import torch
 
 from learner.advantages import grpo_advantages
 from learner.batch import GroupBatch, LoggedBatch
+from learner.objective_settings import CorrectionSettings, GrpoSettings
 from learner.objectives.base import Objective, Terms, mean_of
 from learner.objectives.nll import nll_per_prompt
 from learner.rewards import GroupRewards, group_rewards
-from learner.settings import CorrectionSettings, GrpoSettings
 from learner.shared_prefix import BranchScores
 
 

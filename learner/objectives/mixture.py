@@ -8,10 +8,10 @@
 import torch
 
 from learner.batch import GroupBatch, LoggedBatch
+from learner.objective_settings import GrpoSettings
 from learner.objectives.base import Objective, Terms, mean_of
 from learner.objectives.grpo import GrpoTerm, grpo_term, reward_metrics
 from learner.objectives.nll import nll_per_prompt
-from learner.settings import GrpoSettings
 from learner.shared_prefix import BranchScores
 
 

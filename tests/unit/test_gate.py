@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from learner.gate import distractors_below, gate, policy_rank, ranker_rank, whole_places
-from learner.settings import GateSettings
+from learner.objective_settings import GateSettings
 from tests.unit.learner_cases import NAN, one_group, random_batch
 
 GT = [3, 7, 10]

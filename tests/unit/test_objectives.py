@@ -4,13 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from learner.objectives.adagrpo import AdaGrpoLoss
-from learner.objectives.base import mean_of
-from learner.objectives.build import build_objective
-from learner.objectives.grpo import GrpoLoss, clipped_surrogate, k3, truncated_correction
-from learner.objectives.mixture import MixtureLoss
-from learner.objectives.nll import NllLoss
-from learner.settings import (
+from learner.objective_settings import (
     AdaGrpoObjective,
     CorrectionSettings,
     GateSettings,
@@ -19,6 +13,12 @@ from learner.settings import (
     MixtureObjective,
     NllObjective,
 )
+from learner.objectives.adagrpo import AdaGrpoLoss
+from learner.objectives.base import mean_of
+from learner.objectives.build import build_objective
+from learner.objectives.grpo import GrpoLoss, clipped_surrogate, k3, truncated_correction
+from learner.objectives.mixture import MixtureLoss
+from learner.objectives.nll import NllLoss
 from learner.shared_prefix import BranchScores, branch_log_probs
 from tests.unit.learner_cases import NAN, one_group, random_batch, tiny_policy
 
