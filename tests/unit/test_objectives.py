@@ -16,7 +16,9 @@ from learner.objective_settings import (
 from learner.objectives.adagrpo import AdaGrpoLoss
 from learner.objectives.base import mean_of
 from learner.objectives.build import build_objective
-from learner.objectives.grpo import GrpoLoss, clipped_surrogate, k3, truncated_correction
+from learner.objectives.correction import correction_weights
+from learner.objectives.group_term import k3
+from learner.objectives.grpo import GrpoLoss, clipped_surrogate
 from learner.objectives.mixture import MixtureLoss
 from learner.objectives.nll import NllLoss
 from learner.shared_prefix import BranchScores, branch_log_probs
@@ -95,7 +97,7 @@ def test_k3():
 def test_truncated_correction(level, low, high, expected):
     start = torch.tensor([[[-1.0, -1.0]]], requires_grad=True)
     behaviour = start.detach() - torch.tensor([3.0, 0.5]).log()
-    found = truncated_correction(start, behaviour, CorrectionSettings(level=level, low=low, high=high))
+    found = correction_weights(start, behaviour, CorrectionSettings(level=level, low=low, high=high))
     assert found.flatten().tolist() == pytest.approx(expected, abs=1e-6)
     assert not found.requires_grad
 
