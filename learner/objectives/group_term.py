@@ -86,9 +86,8 @@ def off_policy_term(
     """
     objective_BKL = surrogate_BKL * correction_weights(group.start_BKL, group.behaviour_BKL, settings.correction)
     if settings.correction.level != "none":
-        metrics["correction_inside"] = mean_of(
-            inside_bounds(group.start_BKL, group.behaviour_BKL, settings.correction), _drawn(group)
-        )
+        inside = inside_bounds(group.start_BKL, group.behaviour_BKL, settings.correction)
+        metrics["correction_inside"] = mean_of(inside, _drawn(group, inside))
     if settings.kl_beta > 0:
         assert reference_BSL is not None, "kl_beta > 0 needs the reference's log-probs"
         kl_BKL = k3(group.log_probs_BKL, members(reference_BSL, group.rewards))
@@ -119,11 +118,12 @@ def k3(log_probs: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
 @torch.no_grad()
 def group_metrics(batch: GroupBatch, scores: BranchScores, group: Group) -> dict[str, torch.Tensor]:
     """Over all candidate tokens, admitted or not; `hit_share` is the share of prompts with a candidate that hit."""
+    mismatch_BKL = (group.start_BKL - batch.behaviour_log_probs_BKL).abs()
     metrics = {
         "entropy": mean_of(scores.entropy_BSL[:, 1:]),
         "invalid_share": mean_of(~batch.valid_BK),
         "hit_share": mean_of(batch.hit_BK.any(dim=-1)),
-        "mismatch": mean_of((group.start_BKL - batch.behaviour_log_probs_BKL).abs(), _drawn(group, tokens=True)),
+        "mismatch": mean_of(mismatch_BKL, _drawn(group, mismatch_BKL)),
         **group.rewards.metrics,
     }
     if group.weights is not None:
@@ -141,10 +141,9 @@ def reward_metrics(rewards_BK: torch.Tensor, gate_B: torch.Tensor) -> dict[str, 
     }
 
 
-def _drawn(group: Group, tokens: bool = False) -> torch.Tensor:
-    """Members that the engine drew, bool `[B, K, 1]`, or for each token."""
-    drawn_BK1 = ~group.rewards.injected_BK[..., None]
-    return drawn_BK1.expand_as(group.start_BKL) if tokens else drawn_BK1
+def _drawn(group: Group, like: torch.Tensor) -> torch.Tensor:
+    """bool, shaped like `like` `[B, K, ...]`: the engine drew the member."""
+    return ~group.rewards.injected_BK[..., None].expand_as(like)
 
 
 class GroupLoss(Objective):

@@ -22,6 +22,11 @@ from learner.objectives.nll import nll_per_prompt
 from learner.shared_prefix import BranchScores
 
 
+def own_ratio(log_probs_BKL: torch.Tensor) -> torch.Tensor:
+    """pi / sg(pi): ones, with the gradient of log pi."""
+    return (log_probs_BKL - log_probs_BKL.detach()).exp()
+
+
 class GrpoSrLoss(GroupLoss):
     """The term above plus alpha times the NLL of the ground truth."""
 
@@ -37,8 +42,7 @@ class GrpoSrLoss(GroupLoss):
     ) -> GroupTerm:
         """The first sum, of each prompt."""
         group = group_of(batch, scores, start_BSL, self.settings)
-        ratio_BKL = (group.log_probs_BKL - group.log_probs_BKL.detach()).exp()
-        surrogate_BKL = ratio_BKL * group.advantages_BK[..., None]
+        surrogate_BKL = own_ratio(group.log_probs_BKL) * group.advantages_BK[..., None]
         metrics = group_metrics(batch, scores, group)
         return GroupTerm(loss_B=-over_group(surrogate_BKL, group.weights), rewards=group.rewards, metrics=metrics)
 
