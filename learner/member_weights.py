@@ -13,6 +13,7 @@ with p the behaviour policy and q the chance that o_i is in the group, given the
     normalised   sum_i (w_i / W_i) g_i ( r_i - sum_j w_j r_j / W ),    W = sum_j w_j,  W_i = W - w_i + p_i
 
 The first has the policy gradient as its expectation: the term r_i (w_i - p_i) takes the member out of its own baseline.
+It has it on policy, and off policy with the ratio of whole sequences, as far as nothing is clipped.
 The second is biased, the less the larger K, but cannot be thrown off by a sum of weights far from 1. Members count
 w_i, or w_i / W_i, in place of 1/K; their advantages are the brackets.
 """

@@ -125,8 +125,8 @@ def popularity(batch: GroupBatch) -> torch.Tensor:
     """-log of each candidate's share of the training interactions, nats `[B, K]`."""
     if batch.candidate_popularity_BK is None:
         raise DataError(
-            "the popularity reward needs candidate_popularity, which these rollout groups do not have: remove it from "
-            "objective.grpo.rewards, or let the batch source fill it"
+            "the popularity reward needs candidate_popularity, each item's share of the training interactions, which "
+            "this batch does not have: remove the component from objective.grpo.rewards"
         )
     return -batch.candidate_popularity_BK.clamp(min=RAREST_SHARE).log()
 

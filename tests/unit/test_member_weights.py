@@ -86,6 +86,19 @@ def test_members_count_by_their_weights_in_the_loss_and_the_kl():
     assert terms.metrics["inclusion_weight_sum"].tolist() == pytest.approx([1.125, 1.0])
 
 
+@pytest.mark.parametrize("kind", ["unbiased", "normalised"])
+def test_gradcheck(kind):
+    batch, settings = two_of_two(), GrpoSettings(kl_beta=0.1, clip_high=0.9, clip_low=0.9, inclusion_weights=kind)
+    generator = torch.Generator().manual_seed(0)
+    start = -1 - 0.3 * torch.rand(1, 3, 3, dtype=torch.float64, generator=generator)
+    point = (start + 0.1).requires_grad_()
+
+    def loss(log_probs):
+        return GrpoLoss(settings)(batch, scores_of(log_probs), scores_of(start), start - 0.2).loss
+
+    assert torch.autograd.gradcheck(loss, (point,))
+
+
 def every_group(size, nodes=200):
     """All unordered groups of a Gumbel top-k of four items with the threshold integrated out: groups and their mass.
 

@@ -10,6 +10,7 @@ from learner.objective_settings import (
     CorrectionSettings,
     EcpoObjective,
     EcpoSettings,
+    GateSettings,
     GbpoObjective,
     GbpoSettings,
     GrpoSettings,
@@ -19,6 +20,7 @@ from learner.objective_settings import (
     RereSettings,
 )
 from learner.objectives import ecpo, gbpo, grpo_sr
+from learner.objectives.adagrpo import AdaGrpoLoss
 from learner.objectives.build import build_objective
 from learner.objectives.correction import correction_weights, inside_bounds
 from learner.objectives.ecpo import EcpoLoss, early_clipped_old
@@ -383,7 +385,8 @@ MASKED = {"old_policy": "batch_start", "correction": CorrectionSettings(level="s
     EcpoLoss(EcpoSettings(**OFF_POLICY)),
     GbpoLoss(GbpoSettings(**OFF_POLICY)),
     RereLoss(RereSettings()),
-], ids=["sequence", "gspo", "dapo", "grpo_sr", "ecpo", "gbpo", "rere"])  # fmt: skip
+    AdaGrpoLoss(0.7, GrpoSettings(kl_beta=0.05), GateSettings(mode="soft", tau=0.5)),
+], ids=["sequence", "gspo", "dapo", "grpo_sr", "ecpo", "gbpo", "rere", "soft"])  # fmt: skip
 def test_gradcheck(objective, monkeypatch):
     """What the objective holds constant (sg) is held constant at the point, so that differences see the same loss."""
     generator = torch.Generator().manual_seed(1)
