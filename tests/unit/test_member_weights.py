@@ -74,15 +74,19 @@ def test_equal_rewards():
     assert group_advantages(rewards, "dr_grpo", unbiased)[0].tolist() == pytest.approx([0.0, 0.0175])
 
 
-def test_members_count_by_their_weights_in_the_loss_and_the_kl():
+@pytest.mark.parametrize(
+    ("kind", "counts", "advantages"),
+    [("unbiased", (0.625, 0.5), (-1.0, 1.775)), ("normalised", (0.625, 0.5 / 0.825), (-8 / 9, 10 / 9))],
+)
+def test_members_count_by_their_weights_in_the_loss_and_the_kl(kind, counts, advantages):
     batch, log_probs = two_of_two(), torch.full((1, 3, 3), -1.0, dtype=torch.float64)
-    settings = GrpoSettings(kl_beta=0.5, old_policy="batch_start", advantage="dr_grpo")
+    settings = GrpoSettings(kl_beta=0.5, old_policy="batch_start", advantage="dr_grpo", inclusion_weights=kind)
     log_probs[0, 2] = -2.0  # where the reference is 1 above: d = 1 in candidate 1, 0 in candidate 0
     terms = GrpoLoss(settings)(
         batch, scores_of(log_probs), scores_of(log_probs), torch.full((1, 3, 3), -1.0, dtype=torch.float64)
     )
-    # ratios are 1: .625 * -1 + .5 * 1.775, and .5 * (e - 2) of KL
-    assert terms.loss.item() == pytest.approx(-(-0.625 + 0.8875) + 0.5 * 0.5 * (np.e - 2), abs=1e-7)
+    surrogate = counts[0] * advantages[0] + counts[1] * advantages[1]  # the ratios are 1
+    assert terms.loss.item() == pytest.approx(-surrogate + 0.5 * counts[1] * (np.e - 2), abs=1e-7)
     assert terms.metrics["inclusion_weight_sum"].tolist() == pytest.approx([1.125, 1.0])
 
 
