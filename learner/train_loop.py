@@ -26,9 +26,10 @@ from learner.checkpoint import RunState, read_rank, read_state, write_checkpoint
 from learner.dropout import dropout
 from learner.evaluate import UserResults, evaluate, subset
 from learner.metrics_log import MetricsLog
+from learner.objective_settings import Objective
 from learner.objectives.build import build_objective
 from learner.policy import Policy, load_policy, save_policy
-from learner.settings import EvaluationSettings, LearnerSettings, Objective
+from learner.settings import EvaluationSettings, LearnerSettings
 from learner.sources import BatchSource, LoggedSource, QueueSource, RolloutQueue
 from learner.step import LearnerStep
 from learner.weights import PackedWeights, pack

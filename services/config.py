@@ -12,15 +12,8 @@ from actors.settings import QueueSettings, RankerPoolSettings, RolloutSettings, 
 from catalog.errors import ConfigError
 from catalog.settings import DataSettings, Settings
 from cluster.settings import ClusterSettings
-from learner.settings import (
-    AdaGrpoObjective,
-    EvaluationSettings,
-    LearnerSettings,
-    Objective,
-    PolicySettings,
-    PretrainSettings,
-    RankerSettings,
-)
+from learner.objective_settings import AdaGrpoObjective, Objective
+from learner.settings import EvaluationSettings, LearnerSettings, PolicySettings, PretrainSettings, RankerSettings
 
 
 class RunConfig(Settings):
@@ -70,9 +63,10 @@ class RunConfig(Settings):
     @model_validator(mode="after")
     def _gate_has_a_head(self) -> "RunConfig":
         candidates = self.rollout.decode.candidates
-        if self.objective.type == "adagrpo" and self.objective.gate.tau * candidates < 1:
+        gate = getattr(self.objective, "gate", None)
+        if gate and gate.mode != "random" and gate.tau * candidates < 1:
             raise ValueError(
-                f"objective.gate.tau {self.objective.gate.tau} of {candidates} candidates is less than one place, so "
+                f"objective.gate.tau {gate.tau} of {candidates} candidates is less than one place, so "
                 "the gate would admit nothing: raise tau or rollout.decode.candidates"
             )
         return self
@@ -80,8 +74,7 @@ class RunConfig(Settings):
     @model_validator(mode="after")
     def _ratios_share_a_support(self) -> "RunConfig":
         grpo = getattr(self.objective, "grpo", None)
-        uses_engine_probabilities = grpo and (grpo.old_policy == "behaviour" or grpo.correction.level != "none")
-        if uses_engine_probabilities and self.rollout.decode.top_p < 1:
+        if grpo and grpo.uses_engine_probabilities and self.rollout.decode.top_p < 1:
             raise ValueError(
                 f"rollout.decode.top_p {self.rollout.decode.top_p} makes the engine normalise over a nucleus that the "
                 "learner does not have, so every ratio is biased: set top_p to 1.0 (temperature may differ from 1), or "

@@ -13,7 +13,7 @@ from actors.queue import QueueClient
 from actors.weight_board import WeightPublisher
 from catalog.errors import RunError
 from cluster.placement import learner_resources
-from learner.settings import Objective
+from learner.objective_settings import Objective
 from learner.train_loop import LoopConfig, train_loop
 from services.config import RunConfig
 from services.fleet import Fleet

@@ -15,9 +15,9 @@ from typing import Any
 
 from catalog.errors import RunError
 from cluster import placement, session
+from learner.objective_settings import NllObjective
 from learner.objectives.build import build_objective
 from learner.policy import load_policy
-from learner.settings import NllObjective
 from services import fit_ranker, manifest, prepare, pretrain, report
 from services.config import RunConfig
 from services.fleet import start_fleet

@@ -7,11 +7,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from catalog.errors import RunError
 from learner.batch import LoggedBatch
+from learner.objective_settings import AdaGrpoObjective, GateSettings, GrpoSettings
 from learner.objectives.adagrpo import AdaGrpoLoss
 from learner.objectives.build import build_objective
 from learner.objectives.grpo import GrpoLoss
 from learner.objectives.nll import NllLoss
-from learner.settings import AdaGrpoObjective, GateSettings, GrpoSettings, LearnerSettings
+from learner.settings import LearnerSettings
 from learner.shared_prefix import BranchScorer
 from learner.step import LearnerStep, lr_factor
 from tests.unit.learner_cases import in_double, random_batch, tiny_policy
