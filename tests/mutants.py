@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from tests.mutants_beams import BEAM_MUTANTS, BEAMS, IN_BEAMS
+
 
 @dataclass(frozen=True)
 class Mutant:
@@ -181,4 +183,5 @@ MUTANTS = (
     *(Mutant(file, old, new, IN_OBJECTIVES) for file, old, new in _SMALL_OBJECTIVES),
     *(Mutant(PREFIX, old, new, IN_PREFIX) for old, new in _PREFIX),
     *(Mutant(STEP, old, new, IN_STEP) for old, new in _STEP),
+    *(Mutant(BEAMS, old, new, IN_BEAMS) for old, new in BEAM_MUTANTS),
 )
