@@ -36,7 +36,7 @@ def weights(world, policy, version):
 
 
 def close(actual, expected):
-    np.testing.assert_allclose(actual, expected, atol=1e-4, rtol=0)
+    np.testing.assert_allclose(actual, expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("decode", [FREE, CONSTRAINED], ids=["free", "constrained"])
