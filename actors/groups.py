@@ -116,6 +116,11 @@ def finish(drawn: Sequence[Drawn], scores: np.ndarray, *, ranker_version: str, s
                 target_item=one.prompt.target_item,
                 candidate_tokens=generation.tokens,
                 behaviour_log_probs=generation.log_probs,
+                inclusion_log_probs=(
+                    np.empty(0, dtype=np.float32)
+                    if generation.inclusion_log_probs is None
+                    else generation.inclusion_log_probs
+                ),
                 candidate_items=one.candidate_items,
                 candidate_scores=_scores(score_of, one.candidate_items),
                 target_score=float(score_of[one.prompt.target_item]),

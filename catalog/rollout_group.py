@@ -27,6 +27,7 @@ class RolloutGroup:
     target_item: int
     candidate_tokens: np.ndarray  # [K, L] int32 token ids
     behaviour_log_probs: np.ndarray  # [K, L] float32 nats, of the distribution drawn from
+    inclusion_log_probs: np.ndarray  # [K] float32 nats, log of the chance of being in the group; [0]: see the schema
     candidate_items: np.ndarray  # [K] int32 item rows, -1: no item of the catalogue
     candidate_scores: np.ndarray  # [K] float32, NaN: no item
     target_score: float
@@ -99,6 +100,7 @@ def _check(group: RolloutGroup) -> None:
     for name, shape in (
         ("candidate_tokens", (*candidates, group.candidate_tokens.shape[-1])),
         ("behaviour_log_probs", group.candidate_tokens.shape),
+        ("inclusion_log_probs", candidates if group.inclusion_log_probs.size else (0,)),
         ("candidate_scores", candidates),
         ("distractor_scores", group.distractor_items.shape),
     ):

@@ -6,7 +6,7 @@ user's own ids stay in those two files.
 
 import pyarrow as pa
 
-ROLLOUT_GROUP_VERSION = 1
+ROLLOUT_GROUP_VERSION = 2
 
 USERS = pa.schema([pa.field("user_id", pa.string(), nullable=False)])
 
@@ -54,6 +54,8 @@ ROLLOUT_GROUP = pa.schema(
         pa.field("target_item", pa.int32(), nullable=False),
         pa.field("candidate_tokens", _int_list, nullable=False),  # [K*L] token ids
         pa.field("behaviour_log_probs", _float_list, nullable=False),  # [K*L] nats, of the distribution drawn from
+        # [K] nats, log of the chance of being in the group; empty unless drawn without replacement (stochastic beams)
+        pa.field("inclusion_log_probs", _float_list, nullable=False),
         pa.field("candidate_items", _int_list, nullable=False),  # [K] item rows, -1: no item of the catalogue
         pa.field("candidate_scores", _float_list, nullable=False),  # [K] ranker scores, NaN: no item
         pa.field("target_score", pa.float32(), nullable=False),

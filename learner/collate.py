@@ -24,7 +24,8 @@ def collate(
     """One batch of B groups. `constrained`, `temperature` and `beams` are those of the rollouts' decoding.
 
     Raises:
-        DataError: a record is no rollout group of this release, or the groups differ in K or L.
+        DataError: a record is no rollout group of this release, or the groups differ in K or L or in how they were
+            drawn.
         RunError: a constrained group holds a candidate that its decoding forbade.
     """
     decoded = [decode(record) for record in groups]
@@ -49,6 +50,7 @@ def collate(
         allowed_BSLV=_allowed(decoded, target_BL, candidates_BKL, vocabulary) if constrained else None,
         temperature=temperature,
         beams=beams,
+        inclusion_log_probs_BK=_inclusion(decoded),
     )
 
 
@@ -73,6 +75,19 @@ def _histories(histories: Sequence[np.ndarray], vocabulary: Vocabulary) -> tuple
     for row, prompt in enumerate(prompts):
         history_BT[row, : len(prompt)] = prompt
     return torch.from_numpy(history_BT), torch.from_numpy(lengths_B)
+
+
+def _inclusion(groups: Sequence[RolloutGroup]) -> torch.Tensor | None:
+    """float32 `[B, K]`, None where the groups were not drawn without replacement."""
+    with_them = sum(len(group.inclusion_log_probs) > 0 for group in groups)
+    if with_them == 0:
+        return None
+    if with_them < len(groups):
+        raise DataError(
+            f"{with_them} of {len(groups)} groups carry inclusion probabilities (stochastic beams), the others none: "
+            "one decoding per queue"
+        )
+    return _float32(np.stack([group.inclusion_log_probs for group in groups]))
 
 
 def _distractor_scores(groups: Sequence[RolloutGroup]) -> torch.Tensor:

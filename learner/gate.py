@@ -54,7 +54,7 @@ def gate(batch: GroupBatch, target_log_prob_B: torch.Tensor, settings: GateSetti
     """Decide which prompts are admitted.
 
     `target_log_prob_B` is GT's log-prob summed over its tokens, under the distribution that the rollouts were drawn
-    from (temperature, allowed tokens); beam rollouts do not need it, since GT's place is read from the beams.
+    from (temperature, allowed tokens); exact beams do not need it, since GT's place is read from the beams.
     """
     candidates = batch.candidates_BKL.shape[1]
     head = whole_places(settings.tau, candidates)
@@ -95,8 +95,8 @@ def whole_places(fraction: float, candidates: int) -> int:
 def policy_rank(batch: GroupBatch, target_log_prob_B: torch.Tensor) -> torch.Tensor:
     """GT's rank `[B]` among the candidates by likelihood under the behaviour policy.
 
-    Samples: 1 + number of distinct candidates o != y* with l_b(o) > l(y*). Beams: GT's place among the beams, K+1 if
-    absent.
+    Samples, with or without replacement: 1 + number of distinct candidates o != y* with l_b(o) > l(y*). Exact beams:
+    GT's place among the beams, K+1 if absent.
     """
     rivals_BK = _first_of_its_kind(batch.candidates_BKL) & ~batch.hit_BK
     likelihood_BK = batch.behaviour_log_probs_BKL.sum(dim=-1)

@@ -74,10 +74,11 @@ class QueueSource:
             name: float(np.mean([group.column(name)[0].as_py() for group in groups]))
             for name in ("generate_s", "score_s")
         }
-        return collate(groups, self._vocabulary, **self._decoding), {
-            "staleness": float(learner_version - oldest.mean()),
-            **seconds,
-        }
+        batch = collate(groups, self._vocabulary, **self._decoding)
+        figures = {"staleness": float(learner_version - oldest.mean()), **seconds}
+        if batch.inclusion_log_probs_BK is not None:
+            figures["inclusion"] = float(batch.inclusion_log_probs_BK.exp().mean())
+        return batch, figures
 
     def acknowledge(self, step: int) -> None:
         """Marks the share as trained."""

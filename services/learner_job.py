@@ -44,7 +44,7 @@ def fit(
         threads=max(1, int(config.cluster.learner_cpus)),
         constrained=config.rollout.decode.constrained,
         temperature=config.rollout.decode.temperature,
-        beams=config.rollout.decode.kind == "beam",
+        beams=config.rollout.decode.kind == "beam",  # stochastic beams are samples
         queue=queue,
         publisher=publisher,
     )

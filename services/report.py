@@ -72,6 +72,7 @@ def context(run_directory: Path) -> dict[str, Any]:
     return {
         "name": run_directory.name,
         "summary": summary,
+        "groups": groups(summary),
         "headline": headline(summary),
         "differences": differences(summary),
         "stratified": summary.get("stratified") or [],
@@ -101,6 +102,20 @@ def headline(summary: Mapping[str, Any]) -> Rows:
         for key, label in ROWS.items()
         if key in metrics
     ]
+
+
+def groups(summary: Mapping[str, Any]) -> str | None:
+    """What a group of rollouts was, since beams are not samples; None when the run had none."""
+    decode = summary.get("decode")
+    if not decode:
+        return None
+    kind = {
+        "sample": "{candidates} independent samples",
+        "beam": "the {candidates} likeliest sequences (beams, not samples)",
+        "stochastic_beam": "{candidates} sequences sampled without replacement (stochastic beams)",
+    }[decode["kind"]]
+    form = "constrained to the catalogue" if decode["constrained"] else "free"
+    return f"{kind}, {form}, temperature {{temperature:g}}".format(**decode)
 
 
 def differences(summary: Mapping[str, Any]) -> Rows:

@@ -146,4 +146,7 @@ def _figures(paths: RunPaths, reporter: Reporter, accounting: dict[str, int]) ->
 
 
 def _header(config: RunConfig) -> dict[str, Any]:
-    return {"objective": config.objective.type, "dataset": config.data.name, "seed": config.seed}
+    header = {"objective": config.objective.type, "dataset": config.data.name, "seed": config.seed}
+    if build_objective(config.objective).needs_groups:
+        header["decode"] = config.rollout.decode.model_dump()
+    return header

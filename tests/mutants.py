@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from tests.mutants_beams import BEAM_MUTANTS, BEAMS, IN_BEAMS
 from tests.mutants_policy_gradient import POLICY_GRADIENT
 
 
@@ -156,4 +157,5 @@ MUTANTS = (
     *(Mutant(PREFIX, old, new, IN_PREFIX) for old, new in _PREFIX),
     *(Mutant(STEP, old, new, IN_STEP) for old, new in _STEP),
     *(Mutant(*mutant) for mutant in POLICY_GRADIENT),
+    *(Mutant(BEAMS, old, new, IN_BEAMS) for old, new in BEAM_MUTANTS),
 )

@@ -25,6 +25,7 @@ def group(**changes) -> RolloutGroup:
         "target_item": 2,
         "candidate_tokens": np.asarray([[3, 5, 7], [3, 6, 7]], dtype=np.int32),
         "behaviour_log_probs": np.asarray([[-1, -2, -3], [-4, -5, -6]], dtype=np.float32),
+        "inclusion_log_probs": np.empty(0, dtype=np.float32),
         "candidate_items": np.asarray([0, 2], dtype=np.int32),
         "candidate_scores": np.asarray([0.5, 0.75], dtype=np.float32),
         "target_score": 0.75,
@@ -78,6 +79,16 @@ def test_candidates_and_scores_keep_their_places():
     np.testing.assert_array_equal(batch.distractor_scores_BM, [[0.125, np.nan, np.nan], [1, 2, 3]])
     assert (batch.temperature, batch.beams, batch.allowed_BSLV) == (0.7, False, None)
     assert (batch.candidates_BKL.dtype, batch.candidate_scores_BK.dtype) == (torch.int64, torch.float32)
+    assert batch.inclusion_log_probs_BK is None
+
+
+def test_inclusion_probabilities_keep_their_places():
+    first = replace(group(), inclusion_log_probs=np.asarray([-0.5, 0], dtype=np.float32))
+    second = replace(OTHER, inclusion_log_probs=np.asarray([-2, -0.25], dtype=np.float32))
+    inclusion_BK = collated(first, second).inclusion_log_probs_BK
+    assert inclusion_BK.tolist() == [[-0.5, 0], [-2, -0.25]] and inclusion_BK.dtype == torch.float32
+    with pytest.raises(DataError, match="1 of 2 groups carry inclusion probabilities"):
+        collated(first, OTHER)
 
 
 def test_constrained_batches_carry_the_mask_of_every_branch():

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -122,6 +124,23 @@ def test_a_group_survives_the_wire():
                 assert mine == pytest.approx(theirs), name
 
 
+def test_inclusion_probabilities_travel_with_stochastic_beams_only():
+    assert all(decode(encode(group)).inclusion_log_probs.shape == (0,) for group in groups())
+    inclusion = np.asarray([-0.5, -3], dtype=np.float32)
+    drawn = draw(
+        [prompt(0, 2)],
+        [replace(generation([1, 3]), inclusion_log_probs=inclusion)],
+        [0.1],
+        trie=TRIE,
+        distractors=1,
+        seed=0,
+    )
+    (group,) = finish(drawn, np.asarray([[2, 1, 3, np.nan]]), ranker_version="r", score_s=0)
+    assert decode(encode(group)).inclusion_log_probs.tolist() == [-0.5, -3]
+    with pytest.raises(DataError, match=r"inclusion_log_probs has shape \(1,\), expected \(2,\)"):
+        encode(replace(group, inclusion_log_probs=inclusion[:1]))
+
+
 def test_nan_scores_travel_as_nan_not_null():
     record = encode(groups()[1])
     assert record.column("candidate_scores").flatten().null_count == 0
@@ -137,7 +156,7 @@ def test_a_group_of_another_version_is_refused():
     record = encode(groups()[0])
     for metadata, found in (({b"sluice.rollout_group": b"99"}, "99"), (None, "none")):
         other = pa.RecordBatch.from_arrays(record.columns, schema=record.schema.with_metadata(metadata))
-        with pytest.raises(DataError, match=f"schema version {found}, this release reads 1"):
+        with pytest.raises(DataError, match=f"schema version {found}, this release reads 2"):
             decode(other)
 
 

@@ -16,6 +16,7 @@ SUMMARY = {
     "objective": "adagrpo",
     "dataset": "ml100k",
     "seed": 0,
+    "decode": {"kind": "stochastic_beam", "candidates": 16, "temperature": 0.7, "top_p": 1.0, "constrained": True},
     "metrics": {
         "start": {
             "hr@1": 0.031,
@@ -164,6 +165,14 @@ def test_headline_numbers_are_on_the_page(page: str):
     assert "best checkpoint 0.0360 0.1310 0.2248 0.198" in text
     assert "0.87%" in text  # hallucination of best
     assert "ItemKNN - - 0.1898 0.1072 0.0810 -" in text  # a baseline cannot hallucinate
+
+
+def test_the_page_says_what_a_group_was(page: str):
+    what = "16 sequences sampled without replacement (stochastic beams), constrained to the catalogue, temperature 0.7"
+    assert f"adagrpo on ml100k, seed 0; a group is {what} " in text_of(page)
+    exact = SUMMARY["decode"] | {"kind": "beam", "constrained": False, "temperature": 1.0}
+    assert report.groups({"decode": exact}) == "the 16 likeliest sequences (beams, not samples), free, temperature 1"
+    assert report.groups({}) is None
 
 
 def test_verdicts_follow_the_interval():
