@@ -114,7 +114,11 @@ def with_column(directory, name, values):
 
 def with_reward(directory, reward):
     manifest = json.loads((directory / "manifest.json").read_text())
-    manifest["settings"]["reward"] = reward
+    columns = {"rating": "r", "click": "c", "dwell_seconds": "d"}
+    manifest["settings"] |= {
+        "reward": reward,
+        "source": {"type": "table", "interactions": ["log"], "columns": columns},
+    }
     (directory / "manifest.json").write_text(json.dumps(manifest))
 
 
