@@ -139,22 +139,25 @@ class EnsembleRanker:
 
     def score(self, histories: list[np.ndarray], candidates: np.ndarray) -> np.ndarray:
         """See `Ranker.score`."""
-        return self.assess(histories, candidates).scores
+        return self._assess(histories, candidates, None).scores
 
     def assess(self, histories: list[np.ndarray], candidates: np.ndarray) -> Assessment:
         """The members' mean score, the deviation of their scores (ddof 1) and their mean predicted reward.
 
         One member has no spread; without a head for the logged reward there are no values.
         """
+        return self._assess(histories, candidates, self._value_head)
+
+    def _assess(self, histories: list[np.ndarray], candidates: np.ndarray, head: str | None) -> Assessment:
         padding = candidates < 0
         device = self.members[0].bias.device
         rows_BC = torch.from_numpy(np.where(padding, self.members[0].items, candidates).astype(np.int64)).to(device)
-        parts = [member.predict(histories, rows_BC, self._max_history, self._value_head) for member in self.members]
+        parts = [member.predict(histories, rows_BC, self._max_history, head) for member in self.members]
         scores_nBC = torch.stack([scores for scores, _ in parts])
         found = {"scores": scores_nBC.mean(0)}
         if len(parts) > 1:
             found["spread"] = scores_nBC.std(0, correction=1)
-        if self._value_head is not None:
+        if head is not None:
             found["values"] = torch.stack([values for _, values in parts]).mean(0)
         nan = np.float32(np.nan)
         return Assessment.of(**{name: np.where(padding, nan, value.cpu().numpy()) for name, value in found.items()})

@@ -51,6 +51,17 @@ def test_a_resumed_source_goes_on_where_it_was(dataset):
     assert expected[4] != expected[3]
 
 
+def test_a_batch_carries_the_logged_rewards(dataset):
+    batch, _ = source(dataset).next(0, 0)
+    items = [dataset.item_ids[item] for item in range(dataset.items)]
+    stars = {tuple(tokens): 1 + int(items[row][1:]) % 5 for row, tokens in enumerate(batch_tokens(dataset))}
+    assert batch.logged_rewards_B.tolist() == [stars[tuple(target)] for target in batch.target_BL.tolist()]
+
+
+def batch_tokens(dataset):
+    return Vocabulary.of(dataset.codes, TokenLayout.fresh(dataset.level_sizes)).item_tokens.tolist()
+
+
 def test_prompts_can_be_the_last_training_positions(dataset):
     recent = prompts_of(dataset, 2)
     assert len(recent.users) == 2 * USERS
