@@ -4,7 +4,7 @@ Each position of a training history predicts the next item against sampled and i
 over the distinct items C of the batch and of a uniform sample, each score corrected by the log of the item's chance
 of being in C (Bengio & Senecal 2008), so that popular items are not punished for being frequent negatives:
 
-    loss = -log softmax_C( s(x, .) - log q(.) )[y],     q(i) = 1 - (1 - n/N) (1 - p_i)^b
+    loss = -log softmax_C( s(x, .) - log q(.) )[y],     q(i) = 1 - (1 - 1/N)^n (1 - p_i)^b
 
 with n uniform negatives of N items, b positives in the batch and p_i the share of item i in the training part.
 Each head (`ranker_heads`) adds its weight times its loss on the outcome of the next interaction.
@@ -137,8 +137,8 @@ def _loss(
     hidden = torch.rand(inputs_BT.shape) < settings.item_dropout
     states_PD = member.encode(inputs_BT.masked_fill(hidden, pad), vectors_ND)[real_BT]
     candidates_C = torch.unique(torch.cat([positives_P, torch.randint(0, pad, (settings.negatives,))]))
-    sampled = 1 - settings.negatives / (pad + settings.negatives)
-    included_C = 1 - sampled * (1 - popularity_N[candidates_C]) ** len(positives_P)
+    left_out = (1 - 1 / pad) ** settings.negatives
+    included_C = 1 - left_out * (1 - popularity_N[candidates_C]) ** len(positives_P)
     scores_PC = member.relevance(states_PD, vectors_ND[candidates_C], member.bias[candidates_C]) - included_C.log()
     loss = nn.functional.cross_entropy(scores_PC, torch.searchsorted(candidates_C, positives_P))
     for column, head in member.heads.items():
