@@ -85,29 +85,6 @@ def dataset(tmp_path_factory):
     return tiny_dataset(tmp_path_factory.mktemp("quality"), outcomes=True, reward="dwell_seconds")
 
 
-def test_heads_for_every_outcome_of_the_log(dataset, tmp_path):
-    quality = fit_ranker(dataset, SETTINGS, 0, tmp_path)
-    assert set(quality["heads"]) == {"rating", "click", "dwell_seconds"}
-    for judged in quality["heads"].values():
-        assert judged["rmse"]["ranker"] < judged["rmse"]["user_mean"]
-        assert judged["rmse"]["item_mean"] == pytest.approx(0, abs=1e-5)  # the item alone decides here
-        assert judged["events"] == quality["users"] == 24
-    ranker = EnsembleRanker.load(tmp_path, dataset)
-    candidates = np.arange(20, dtype=np.int32)[None]
-    seconds = ranker.assess([dataset.history(0, 5, 6)], candidates).values[0, 5:8]
-    wanted = [10 * (1 + int(dataset.item_ids[item][1:]) % 3) for item in range(5, 8)]
-    np.testing.assert_allclose(seconds, wanted, rtol=0.35)
-
-
-def test_a_head_without_weight_is_left_out(dataset, tmp_path):
-    settings = SETTINGS.model_copy(update={"epochs": 1, "ensemble": 1, "click_weight": 0.0, "dwell_weight": 0.0})
-    quality = fit_ranker(dataset, settings, 0, tmp_path)
-    assert set(quality["heads"]) == {"rating"}
-    ranker = EnsembleRanker.load(tmp_path, dataset)
-    assert ranker.heads == ["rating"]
-    assert np.isnan(ranker.assess([dataset.history(0, 5, 6)], np.array([[1]], np.int32)).values).all()
-
-
 def test_errors_and_calibration_of_a_head_by_hand(dataset):
     ranker = constant_ranker([list(range(20))], [1.0])  # says 3 stars of everything
     judged = judge_ranker(ranker, dataset, "valid")["heads"]["rating"]
@@ -154,3 +131,26 @@ def test_the_softmax_loss_is_corrected_for_the_chance_of_being_a_candidate(datas
     expected = ranker.expected_outcomes(histories, items[targets])["dwell_seconds"]
     squared = np.mean((expected - np.log1p(dataset.dwell_seconds[targets])) ** 2) / float(head.deviation) ** 2
     assert found.item() == pytest.approx(nll + 0.5 * squared, rel=1e-4)
+
+
+def test_a_head_without_weight_is_left_out(dataset, tmp_path):
+    settings = SETTINGS.model_copy(update={"epochs": 1, "ensemble": 1, "click_weight": 0.0, "dwell_weight": 0.0})
+    quality = fit_ranker(dataset, settings, 0, tmp_path)
+    assert set(quality["heads"]) == {"rating"}
+    ranker = EnsembleRanker.load(tmp_path, dataset)
+    assert ranker.heads == ["rating"]
+    assert np.isnan(ranker.assess([dataset.history(0, 5, 6)], np.array([[1]], np.int32)).values).all()
+
+
+def test_heads_for_every_outcome_of_the_log(dataset, tmp_path):
+    quality = fit_ranker(dataset, SETTINGS, 0, tmp_path)
+    assert set(quality["heads"]) == {"rating", "click", "dwell_seconds"}
+    for judged in quality["heads"].values():
+        assert judged["rmse"]["ranker"] < judged["rmse"]["user_mean"]
+        assert judged["rmse"]["item_mean"] == pytest.approx(0, abs=1e-5)  # the item alone decides here
+        assert judged["events"] == quality["users"] == 24
+    ranker = EnsembleRanker.load(tmp_path, dataset)
+    candidates = np.arange(20, dtype=np.int32)[None]
+    seconds = ranker.assess([dataset.history(0, 5, 6)], candidates).values[0, 5:8]
+    wanted = [10 * (1 + int(dataset.item_ids[item][1:]) % 3) for item in range(5, 8)]
+    np.testing.assert_allclose(seconds, wanted, rtol=0.35)
