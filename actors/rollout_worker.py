@@ -226,7 +226,7 @@ class RolloutWorker:
                 continue
             self._count["batches"] += 1
             self._seconds["score_s"] += answer.latency_s
-            groups = finish(scoring.drawn, answer.scores, ranker_version=answer.version, score_s=answer.latency_s)
+            groups = finish(scoring.drawn, answer.assessment, ranker_version=answer.version, score_s=answer.latency_s)
             pushes = [
                 self._queue.put(one.prompt.lease, encode(group), group.version_min, group.version_max)
                 for one, group in zip(scoring.drawn, groups, strict=True)

@@ -19,13 +19,19 @@ if TYPE_CHECKING:
 
 
 def collate(
-    groups: Sequence[pa.RecordBatch], vocabulary: Vocabulary, *, constrained: bool, temperature: float, beams: bool
+    groups: Sequence[pa.RecordBatch],
+    dataset: "Dataset",
+    vocabulary: Vocabulary,
+    *,
+    constrained: bool,
+    temperature: float,
+    beams: bool,
 ) -> GroupBatch:
     """One batch of B groups. `constrained`, `temperature` and `beams` are those of the rollouts' decoding.
 
     Raises:
-        DataError: a record is no rollout group of this release, or the groups differ in K or L or in how they were
-            drawn.
+        DataError: a record is no rollout group of this release, or the groups differ in K or L, in how they were drawn,
+            or in whether the ranker knew the spread or the values.
         RunError: a constrained group holds a candidate that its decoding forbade.
     """
     decoded = [decode(record) for record in groups]
@@ -46,6 +52,14 @@ def collate(
         target_items_B=torch.from_numpy(targets),
         candidate_scores_BK=_float32(np.stack([group.candidate_scores for group in decoded])),
         target_scores_B=_float32(np.asarray([group.target_score for group in decoded])),
+        candidate_spread_BK=_if_known(decoded, "target_spread", "candidate_spread"),
+        target_spread_B=_if_known(decoded, "target_spread", "target_spread"),
+        candidate_values_BK=_if_known(decoded, "target_value", "candidate_values"),
+        target_values_B=_if_known(decoded, "target_value", "target_value"),
+        candidate_popularity_BK=_popularity(decoded, dataset),
+        logged_rewards_B=_logged_rewards(
+            dataset, np.asarray([g.user for g in decoded]), np.asarray([g.position for g in decoded])
+        ),
         distractor_scores_BM=_distractor_scores(decoded),
         allowed_BSLV=_allowed(decoded, target_BL, candidates_BKL, vocabulary) if constrained else None,
         temperature=temperature,
@@ -64,7 +78,31 @@ def collate_logged(dataset: "Dataset", examples: "Examples", vocabulary: Vocabul
         history_BT=history_BT,
         history_lengths_B=lengths_B,
         target_BL=torch.from_numpy(vocabulary.item_tokens[targets]),
+        logged_rewards_B=_logged_rewards(dataset, examples.users, examples.positions),
     )
+
+
+def _logged_rewards(dataset: "Dataset", users: np.ndarray, positions: np.ndarray) -> torch.Tensor | None:
+    rewards = dataset.logged_rewards(users, positions)
+    return None if rewards is None else _float32(rewards)
+
+
+def _if_known(groups: Sequence[RolloutGroup], told_by: str, name: str) -> torch.Tensor | None:
+    """A field of all groups; None where the ranker did not know it, which NaN of `told_by` says."""
+    unknown = np.isnan([getattr(group, told_by) for group in groups])
+    if unknown.all():
+        return None
+    if unknown.any():
+        raise DataError(
+            f"the ranker gave a {told_by} to {(~unknown).sum()} of {len(groups)} groups of a batch: it must give one "
+            "to all prompts or to none, and all ranker actors must run one version"
+        )
+    return _float32(np.stack([getattr(group, name) for group in groups]))
+
+
+def _popularity(groups: Sequence[RolloutGroup], dataset: "Dataset") -> torch.Tensor:
+    items_BK = np.stack([group.candidate_items for group in groups])
+    return _float32(np.where(items_BK < 0, np.nan, dataset.item_shares[items_BK]))
 
 
 def _histories(histories: Sequence[np.ndarray], vocabulary: Vocabulary) -> tuple[torch.Tensor, torch.Tensor]:

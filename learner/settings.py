@@ -56,7 +56,16 @@ class RankerSettings(Settings):
     dropout: float = Field(default=0.3, ge=0, lt=1)
     item_dropout: float = Field(default=0.1, ge=0, lt=1)  # share of history items hidden in training
     negatives: int = Field(default=256, ge=1)  # uniform ones per batch, beside the in-batch ones
-    rating_weight: float = Field(default=0.1, ge=0)  # of the rating head's squared error
+    # What each head's loss counts. A head needs its column in the log, and 0 leaves it out; the ranker then cannot
+    # predict that column where it is the logged reward (`data.reward`).
+    rating_weight: float = Field(default=0.1, ge=0)  # of the squared error of the standardised rating
+    click_weight: float = Field(default=0.1, ge=0)  # of the cross-entropy of the click
+    dwell_weight: float = Field(default=0.1, ge=0)  # of the squared error of the standardised log(1 + dwell_seconds)
+
+    @property
+    def head_weights(self) -> dict[str, float]:
+        """The weights by `catalog.settings.OUTCOMES`."""
+        return {"rating": self.rating_weight, "click": self.click_weight, "dwell_seconds": self.dwell_weight}
 
 
 class LearnerSettings(Settings):

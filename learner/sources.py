@@ -53,6 +53,7 @@ class QueueSource:
     def __init__(
         self,
         queue: RolloutQueue,
+        dataset: Dataset,
         vocabulary: Vocabulary,
         *,
         rank: int,
@@ -62,7 +63,7 @@ class QueueSource:
         temperature: float,
         beams: bool,
     ) -> None:
-        self._queue, self._vocabulary = queue, vocabulary
+        self._queue, self._dataset, self._vocabulary = queue, dataset, vocabulary
         self._rank, self._world, self._share = rank, world, share
         self._decoding = {"constrained": constrained, "temperature": temperature, "beams": beams}
 
@@ -74,7 +75,7 @@ class QueueSource:
             name: float(np.mean([group.column(name)[0].as_py() for group in groups]))
             for name in ("generate_s", "score_s")
         }
-        batch = collate(groups, self._vocabulary, **self._decoding)
+        batch = collate(groups, self._dataset, self._vocabulary, **self._decoding)
         figures = {"staleness": float(learner_version - oldest.mean()), **seconds}
         if batch.inclusion_log_probs_BK is not None:
             figures["inclusion"] = float(batch.inclusion_log_probs_BK.exp().mean())

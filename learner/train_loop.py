@@ -131,6 +131,7 @@ class _Worker:
         if config.queue is not None:
             return QueueSource(
                 config.queue,
+                self.dataset,
                 self.vocabulary,
                 rank=self.rank,
                 world=self.world,

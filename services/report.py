@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from catalog.errors import RunError
+from services import ranker_view
 from services.charts import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, Series, Spot, lines, plane, stacked_bar
 
 if TYPE_CHECKING:
@@ -76,6 +77,10 @@ def context(run_directory: Path) -> dict[str, Any]:
         "headline": headline(summary),
         "differences": differences(summary),
         "stratified": summary.get("stratified") or [],
+        "heat_maps": ranker_view.heat_maps(summary.get("stratified") or []),
+        "ranker": summary.get("ranker") or {},
+        "heads": ranker_view.heads(summary.get("ranker")),
+        "calibration": ranker_view.calibration_charts(summary.get("ranker")),
         "accounting": accounting(summary),
         "throughput": summary.get("throughput") or {},
         "gate": summary.get("gate") or {},
@@ -180,7 +185,10 @@ def terminal_lines(summary: Mapping[str, Any], width: int = 110) -> list[str]:
         for row in differences(summary)
         if row["metric"] == COLUMNS["hr@10"]
     ]
-    return [*table, *compared]
+    cells = io.StringIO()
+    Console(file=cells, width=width, color_system=None).print(ranker_view.cells_table(summary.get("stratified") or []))
+    stratified = [line.rstrip() for line in cells.getvalue().splitlines()] if summary.get("stratified") else []
+    return [*table, *compared, *stratified]
 
 
 def percent(value: float | None) -> str:

@@ -24,6 +24,7 @@ from services.fleet import start_fleet
 from services.learner_job import fit, read_metrics
 from services.paths import RunPaths
 from services.progress import Reporter
+from services.ranker_view import quality_lines
 from services.summary import judge, write_summary
 from services.tasks import State, run_tasks
 
@@ -45,6 +46,8 @@ def run(config: RunConfig, resume: bool = False) -> int:
             reporter.line(f"warning: {warning}")
         session.connect()
         _start_and_ranker(config, reporter)
+        for line in quality_lines(fit_ranker.read_quality(paths)):
+            reporter.line(line)
         outcome = _train(config, paths, reporter)
         with reporter.phase("judge") as progress:
             summary = {**_header(config), **judge(config, progress), **outcome}

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from tests.mutants_beams import BEAM_MUTANTS, BEAMS, IN_BEAMS
 from tests.mutants_policy_gradient import POLICY_GRADIENT
+from tests.mutants_ranker import RANKER_MUTANTS
 
 
 @dataclass(frozen=True)
@@ -158,4 +159,5 @@ MUTANTS = (
     *(Mutant(STEP, old, new, IN_STEP) for old, new in _STEP),
     *(Mutant(*mutant) for mutant in POLICY_GRADIENT),
     *(Mutant(BEAMS, old, new, IN_BEAMS) for old, new in BEAM_MUTANTS),
+    *(Mutant(*mutant) for mutant in RANKER_MUTANTS),
 )

@@ -81,6 +81,23 @@ def test_the_queue_must_hold_a_step(tmp_path: Path):
         load_config(written(tmp_path, "name: a"), ["queue.max_groups=31", "learner.prompts_per_step=32"])
 
 
+@pytest.mark.parametrize(
+    ("source", "reward", "message"),
+    [
+        ("{type: movielens-100k}", "click", "MovieLens has ratings alone"),
+        ("{type: table, interactions: [log]}", "dwell_seconds", r"name that .* in source\.columns\.dwell_seconds"),
+        ("{type: table, interactions: [log], columns: {click: c}}", "rating", r"reward 'rating' is no column"),
+    ],
+)
+def test_the_logged_reward_must_be_a_column_of_the_source(tmp_path: Path, source: str, reward: str, message: str):
+    with pytest.raises(ConfigError, match=r"data: .*" + message):
+        load_config(written(tmp_path, f"name: a\ndata: {{source: {source}, reward: {reward}}}"))
+    for possible in ("auto", "none"):
+        load_config(written(tmp_path, f"name: a\ndata: {{source: {source}, reward: {possible}}}"))
+    text = "name: a\ndata: {source: {type: table, interactions: [log], columns: {click: c}}, reward: click}"
+    assert load_config(written(tmp_path, text)).data.reward == "click"
+
+
 def test_relative_output_belongs_to_the_working_directory(tmp_path: Path):
     config = load_config(written(tmp_path, "name: a\nseed: 3"))
     placed = place_output(config, Path("/somewhere"), Path("/home/me"))

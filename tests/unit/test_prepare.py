@@ -102,6 +102,7 @@ def test_files_follow_the_schemas_and_the_sequences_the_log(tmp_path):
         "users": 40,
         "items": 30,
         "interactions": len(rows),
+        "interactions_with": {"rating": len(rows), "click": 0, "dwell_seconds": 0},
         "users_below_min_interactions": 0,
         "interactions_below_min_interactions": 0,
         "training_interactions": len(rows) - 80,
@@ -264,6 +265,16 @@ def test_logs_too_small_to_use(tmp_path, rows, given, message):
     with pytest.raises(DataError, match=message):
         prepare(write(tmp_path / "raw", log, **given), tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["raw"]
+
+
+def test_a_reward_that_no_row_has_stops_it(tmp_path):
+    log = make_log()
+    empty = log.set_column(3, "rating", pa.nulls(log.num_rows, pa.float64()))
+    with pytest.raises(DataError, match=r"data\.reward is rating, but no usable interaction of .*log\.parquet has one"):
+        prepare(write(tmp_path / "raw", empty, reward="rating"), tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["raw"]
+    prepare(write(tmp_path / "raw", empty), tmp_path / "out")
+    assert Dataset.open(tmp_path / "out").reward_column is None
 
 
 def test_global_time(tmp_path):
