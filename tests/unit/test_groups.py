@@ -143,7 +143,7 @@ def test_inclusion_probabilities_travel_with_stochastic_beams_only():
         distractors=1,
         seed=0,
     )
-    (group,) = finish(drawn, np.asarray([[2, 1, 3, np.nan]]), ranker_version="r", score_s=0)
+    (group,) = finish(drawn, Assessment.of(np.asarray([[2, 1, 3, np.nan]])), ranker_version="r", score_s=0)
     assert decode(encode(group)).inclusion_log_probs.tolist() == [-0.5, -3]
     with pytest.raises(DataError, match=r"inclusion_log_probs has shape \(1,\), expected \(2,\)"):
         encode(replace(group, inclusion_log_probs=inclusion[:1]))
