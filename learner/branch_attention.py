@@ -170,29 +170,31 @@ class MergedAttention(torch.autograd.Function):
         # The kernel's `[1, H, n, d]` are views of `[1, n, H, d]`, which is what the output projection reads.
         output_1MHd = torch.cat([part.transpose(1, 2) for part in histories + branches], dim=1)
 
-        query_HCFd, output_HCFd = _of_branches(row, row.query_start, query_1HMd, output_1MHd.transpose(1, 2))
-        key_HCFd, value_HCFd = _of_branches(row, row.branch_start, key_1HNd, value_1HNd)
-        history_HCF1 = torch.cat(branch_sums, dim=2)[0].unflatten(1, (-1, row.fed))[..., None]
-        later_FF = torch.ones(row.fed, row.fed, dtype=torch.bool, device=query_1HMd.device).triu(1)
-        score_HCFF = (query_HCFd @ key_HCFd.mT).mul_(scale).to(history_HCF1.dtype).masked_fill_(later_FF, -torch.inf)
-        total_HCF1 = torch.logaddexp(history_HCF1, score_HCFF.logsumexp(dim=-1, keepdim=True))
-        own_HCFF = score_HCFF.sub_(total_HCF1).exp_().to(value_HCFd.dtype)
-        output_HCFd.mul_((history_HCF1 - total_HCF1).exp_()).add_(own_HCFF @ value_HCFd)
+        # Column 0 of the softmax is the whole history, column 1 + lag the branch's token that many places before.
+        query_CFHd, output_CFHd = _of_branches(row, row.query_start, query_1HMd, output_1MHd.transpose(1, 2))
+        key_CFHd, value_CFHd = _of_branches(row, row.branch_start, key_1HNd, value_1HNd)
+        history_CFH = torch.cat(branch_sums, dim=2)[0].T.unflatten(0, (-1, row.fed))
+        score_WCFH = history_CFH.new_full((1 + row.fed, *history_CFH.shape), -torch.inf)
+        score_WCFH[0] = history_CFH
+        for lag, late, early in _lags(row):
+            score_WCFH[1 + lag, :, late] = (query_CFHd[:, late] * key_CFHd[:, early]).sum(dim=-1).mul_(scale)
+        total_CFH = score_WCFH.logsumexp(dim=0)
+        weight_WCFH1 = score_WCFH.sub_(total_CFH).exp_().to(value_CFHd.dtype)[..., None]
+        output_CFHd.mul_(weight_WCFH1[0])
+        for lag, late, early in _lags(row):
+            output_CFHd[:, late].addcmul_(weight_WCFH1[1 + lag, :, late], value_CFHd[:, early])
 
-        branch_sum_1HR = total_HCF1.flatten(1)[None]
-        ctx.save_for_backward(
-            query_1HMd, key_1HNd, value_1HNd, output_1MHd, own_HCFF, branch_sum_1HR, torch.cat(history_sums, dim=2)
-        )
+        sums_1HM = torch.cat([*history_sums, total_CFH.flatten(0, 1).T[None]], dim=2)
+        ctx.save_for_backward(query_1HMd, key_1HNd, value_1HNd, output_1MHd, sums_1HM, weight_WCFH1)
         ctx.row, ctx.scale = row, scale
         return output_1MHd
 
     @staticmethod
     def backward(ctx: Any, gradient_1MHd: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Gradients of queries, keys and values."""
-        query, key, value, output_1MHd, own_HCFF, branch_sum_1HR, history_sum_1HQ = ctx.saved_tensors
+        query, key, value, output_1MHd, sums_1HM, weight_WCFH1 = ctx.saved_tensors
         row, scale = ctx.row, ctx.scale
         output, gradient = output_1MHd.transpose(1, 2), gradient_1MHd.transpose(1, 2)
-        sums = torch.cat([history_sum_1HQ, branch_sum_1HR], dim=2)
         # Laid out as `[1, n, H, d]`, like the projections whose gradients they become.
         d_query, d_key, d_value = (
             torch.empty_like(part.transpose(1, 2)).transpose(1, 2) for part in (query, key, value)
@@ -205,7 +207,7 @@ class MergedAttention(torch.autograd.Function):
                 key[:, :, keys],
                 value[:, :, keys],
                 output[:, :, queries],
-                sums[:, :, queries],
+                sums_1HM[:, :, queries],
                 0.0,
                 causal,
                 scale=scale,
@@ -218,18 +220,28 @@ class MergedAttention(torch.autograd.Function):
             torch.add(from_history[0], from_branches[0], out=d_key[:, :, span.history])
             torch.add(from_history[1], from_branches[1], out=d_value[:, :, span.history])
 
-        query_HCFd, output_HCFd, gradient_HCFd, d_query_HCFd = _of_branches(
+        query_CFHd, output_CFHd, gradient_CFHd, d_query_CFHd = _of_branches(
             row, row.query_start, query, output, gradient, d_query
         )
-        key_HCFd, value_HCFd, d_key_HCFd, d_value_HCFd = _of_branches(row, row.branch_start, key, value, d_key, d_value)
-        inner_HCF1 = (gradient_HCFd * output_HCFd).sum(dim=-1, keepdim=True)
-        d_score_HCFF = (gradient_HCFd @ value_HCFd.mT).sub_(inner_HCF1).mul_(own_HCFF).mul_(scale)
-        d_query_HCFd.add_(d_score_HCFF @ key_HCFd)
-        d_key_HCFd.copy_(d_score_HCFF.mT @ query_HCFd)
-        d_value_HCFd.copy_(own_HCFF.mT @ gradient_HCFd)
+        key_CFHd, value_CFHd, d_key_CFHd, d_value_CFHd = _of_branches(row, row.branch_start, key, value, d_key, d_value)
+        inner_CFH = (gradient_CFHd * output_CFHd).sum(dim=-1)
+        d_key_CFHd.zero_()
+        d_value_CFHd.zero_()
+        for lag, late, early in _lags(row):
+            weight_CfH1 = weight_WCFH1[1 + lag, :, late]
+            from_value_CfH = (gradient_CFHd[:, late] * value_CFHd[:, early]).sum(dim=-1)
+            d_score_CfH1 = (from_value_CfH - inner_CFH[:, late])[..., None] * weight_CfH1 * scale
+            d_query_CFHd[:, late].addcmul_(d_score_CfH1, key_CFHd[:, early])
+            d_key_CFHd[:, early].addcmul_(d_score_CfH1, query_CFHd[:, late])
+            d_value_CFHd[:, early].addcmul_(weight_CfH1, gradient_CFHd[:, late])
         return d_query, d_key, d_value, None, None
 
 
 def _of_branches(row: PackedRow, start: int, *values_1HNd: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Views `[H, C, F, d]` of the branch tokens, from place `start` on; C = B * S branches."""
-    return tuple(part[0, :, start:].unflatten(1, (-1, row.fed)) for part in values_1HNd)
+    """Views `[C, F, H, d]` of the branch tokens, from place `start` on; C = B * S branches."""
+    return tuple(part[0, :, start:].transpose(0, 1).unflatten(0, (-1, row.fed)) for part in values_1HNd)
+
+
+def _lags(row: PackedRow) -> Iterator[tuple[int, slice, slice]]:
+    """How many places back, which tokens of a branch have one there, and which are there for one of them."""
+    return ((lag, slice(lag, row.fed), slice(0, row.fed - lag)) for lag in range(row.fed))
