@@ -19,7 +19,9 @@ from typing import Any
 from catalog.errors import ConfigError
 
 # name -> what it compares; the module of the same name is imported only when the bench is run
-BENCHES: dict[str, str] = {}
+BENCHES: dict[str, str] = {
+    "learner": "optimizer steps on shared prefixes against one row per candidate, right-padded and as TRL does it",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
