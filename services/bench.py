@@ -22,6 +22,7 @@ from catalog.errors import ConfigError
 BENCHES: dict[str, str] = {
     "queue": "groups per second and latency through the rollout queue, by producers and consumers",
     "sync": "publish-to-active of new weights on n engines against a bare load, and the pause of generation",
+    "learner": "optimizer steps on shared prefixes against one row per candidate, right-padded and as TRL does it",
 }
 
 
