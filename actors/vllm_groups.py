@@ -1,4 +1,4 @@
-"""How the K candidates of one prompt are had from vLLM: which requests it takes, and what their answers mean.
+"""How vLLM is asked for the K candidates of one prompt: which requests it takes, and what their answers mean.
 
 - `SampledGroup`: one request for n=K samples of L tokens.
 - `BeamGroup`: level by level, one request of one token per beam, whose log-probs say what may follow. The history of a
