@@ -165,6 +165,14 @@ def test_masked_tokens_leave_the_loss():
     assert terms.metrics["correction_inside"].tolist() == [0.0, 2.0]
 
 
+def test_an_injected_ground_truth_is_not_among_the_tokens_that_a_correction_reports():
+    batch, log_probs = pair(behaviour_log_probs_BKL=torch.full((1, 2, 3), -1.0, dtype=torch.float64))
+    correction = CorrectionSettings(level="token", high=1.5, outside="mask")
+    settings = GrpoSettings(old_policy="batch_start", kl_beta=0, ground_truth="inject", correction=correction)
+    terms, _ = loss_and_gradient(GrpoLoss(settings), batch, log_probs, log_probs - RATIOS.log())
+    assert terms.metrics["correction_inside"].tolist() == [2.0, 3.0]  # of candidate 0: 1 and 2/3, not 2
+
+
 # DAPO drops groups whose rewards are all equal.
 
 
