@@ -289,6 +289,13 @@ def test_ecpo_bounds_the_ratio_of_a_negative_advantage():
     assert found == pytest.approx((3.0 - 2.6) / 6 * A, abs=1e-7)
 
 
+def test_ecpo_clips_below_where_advantages_are_negative_and_above_where_they_are_positive():
+    ratios = torch.tensor([[[0.5, 0.5, 1.0], [1.0, 1.0, 1.5]]], dtype=torch.float64)
+    batch, log_probs = pair(behaviour_log_probs_BKL=-1 - ratios.log())
+    found, _ = loss_and_gradient(EcpoLoss(EcpoSettings(clip_low=0.4)), batch, log_probs)
+    assert found.loss.item() == pytest.approx((0.6 + 0.6 + 1 - 1 - 1 - 1.2) / 6 * A, abs=1e-7)
+
+
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_ecpo_equals_grpo_where_advantages_are_positive(sign):
     generator = torch.Generator().manual_seed(0)
