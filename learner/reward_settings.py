@@ -32,7 +32,7 @@ class HitReward(Settings):
 
 
 class RankPenaltyReward(Settings):
-    """ReRe's ranking reward: in a group with a hit, a miss costs the more the likelier it was; the misses share -1."""
+    """ReRe's ranking reward: in a group with a hit, a miss costs the more the likelier it was; 1 over all places."""
 
     type: Literal["rank_penalty"] = "rank_penalty"
     weight: float = 1.0

@@ -165,6 +165,14 @@ def test_masked_tokens_leave_the_loss():
     assert terms.metrics["correction_inside"].tolist() == [0.0, 2.0]
 
 
+def test_an_injected_ground_truth_is_not_among_the_tokens_that_a_correction_reports():
+    batch, log_probs = pair(behaviour_log_probs_BKL=torch.full((1, 2, 3), -1.0, dtype=torch.float64))
+    correction = CorrectionSettings(level="token", high=1.5, outside="mask")
+    settings = GrpoSettings(old_policy="batch_start", kl_beta=0, ground_truth="inject", correction=correction)
+    terms, _ = loss_and_gradient(GrpoLoss(settings), batch, log_probs, log_probs - RATIOS.log())
+    assert terms.metrics["correction_inside"].tolist() == [2.0, 3.0]  # of candidate 0: 1 and 2/3, not 2
+
+
 # DAPO drops groups whose rewards are all equal.
 
 
@@ -279,6 +287,13 @@ def test_ecpo_bounds_the_ratio_of_a_negative_advantage():
     settings = EcpoSettings(clip_high=0.1)  # 1 + .1 + .1; A > 0 is clipped at 1.1
     found = loss_and_gradient(EcpoLoss(settings), batch, log_probs)[0].loss.item()
     assert found == pytest.approx((3.0 - 2.6) / 6 * A, abs=1e-7)
+
+
+def test_ecpo_clips_below_where_advantages_are_negative_and_above_where_they_are_positive():
+    ratios = torch.tensor([[[0.5, 0.5, 1.0], [1.0, 1.0, 1.5]]], dtype=torch.float64)
+    batch, log_probs = pair(behaviour_log_probs_BKL=-1 - ratios.log())
+    found, _ = loss_and_gradient(EcpoLoss(EcpoSettings(clip_low=0.4)), batch, log_probs)
+    assert found.loss.item() == pytest.approx((0.6 + 0.6 + 1 - 1 - 1 - 1.2) / 6 * A, abs=1e-7)
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
