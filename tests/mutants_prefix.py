@@ -91,9 +91,9 @@ _ATTENTION = (
 )
 
 _TOKENS = (
-    ("-torch.linalg.vecdot(p_NV, log_p_NV)", "torch.linalg.vecdot(p_NV, log_p_NV)"),
+    ("-log_p_NV.mul_(p_NV)", "log_p_NV.mul_(p_NV)"),
     ("        ctx.mark_non_differentiable(entropy_N)\n", ""),
-    ("return log_p_NV[rows, tokens]", "return logits_NV[rows, tokens]"),
+    ("log_p_NV[rows, tokens]", "logits_NV[rows, tokens]"),
     ("p_NV * -total_N", "p_NV * total_N"),
     ("accumulate=True", "accumulate=False"),
     ("index_add_(0, rows.flatten(), gradient.flatten())", "index_copy_(0, rows.flatten(), gradient.flatten())"),
