@@ -121,7 +121,7 @@ def _hidden_states(
 
 
 def _predicting_rows(prompts: int, branches: int, levels: int, device: torch.device) -> torch.Tensor:
-    """Which row of `_hidden_states` predicts each token, `[B, S, L]`: the history's all first tokens of its prompt."""
+    """Which row of `_hidden_states` predicts each token, `[B, S, L]`; a prompt's first tokens share one."""
     first_BS1 = torch.arange(prompts, device=device)[:, None, None].expand(-1, branches, 1)
     rest_BSF = prompts + torch.arange(prompts * branches * (levels - 1), device=device).view(prompts, branches, -1)
     return torch.cat([first_BS1, rest_BSF], dim=-1)

@@ -23,11 +23,11 @@ class TokenLogProbs(torch.autograd.Function):
         The entropies carry no gradient. Logits must be finite: the lowest finite number makes a token impossible.
         """
         log_p_NV = torch.log_softmax(logits_NV, dim=-1)
-        p_NV = log_p_NV.exp()
-        entropy_N = -torch.linalg.vecdot(p_NV, log_p_NV)
+        chosen, p_NV = log_p_NV[rows, tokens], log_p_NV.exp()
+        entropy_N = -log_p_NV.mul_(p_NV).sum(dim=-1)
         ctx.save_for_backward(p_NV, rows, tokens)
         ctx.mark_non_differentiable(entropy_N)
-        return log_p_NV[rows, tokens], entropy_N
+        return chosen, entropy_N
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor, _entropy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from tests.mutants_beams import BEAM_MUTANTS, BEAMS, IN_BEAMS
 from tests.mutants_policy_gradient import POLICY_GRADIENT
+from tests.mutants_prefix import PREFIX_MUTANTS
 from tests.mutants_ranker import RANKER_MUTANTS
 
 
@@ -20,9 +21,9 @@ class Mutant:
 GATE, REWARDS, ADVANTAGES = "learner/gate.py", "learner/rewards.py", "learner/advantages.py"
 NLL, MIXTURE = "learner/objectives/nll.py", "learner/objectives/mixture.py"
 ADAGRPO, BASE = "learner/objectives/adagrpo.py", "learner/objectives/base.py"
-PREFIX, STEP = "learner/shared_prefix.py", "learner/step.py"
+STEP = "learner/step.py"
 IN_GATE, IN_REWARDS, IN_ADVANTAGES = ("test_gate.py",), ("test_rewards.py",), ("test_advantages.py",)
-IN_OBJECTIVES, IN_PREFIX, IN_STEP = ("test_objectives.py",), ("test_shared_prefix.py",), ("test_step.py",)
+IN_OBJECTIVES, IN_STEP = ("test_objectives.py",), ("test_step.py",)
 
 _GATE = (
     ("difficulty_B = policy_rank_B > head", "difficulty_B = policy_rank_B >= head"),
@@ -111,25 +112,6 @@ _SMALL_OBJECTIVES = (
     (BASE, "torch.where(where, values, 0.0).sum()", "values.sum()"),
 )
 
-_PREFIX = (
-    ("branches_BSL[:, :, :-1])", "branches_BSL[:, :, 1:])"),
-    ("history_lengths_B - 1]", "history_lengths_B - 2]"),
-    ("lengths_B[:, None] + within_R", "lengths_B[:, None] + 1 + within_R"),
-    ("torch.arange(fed, device=device).repeat(branches)", "torch.arange(branches * fed, device=device)"),
-    (" & (place_R[None, :] < lengths_B[:, None])", ""),
-    ("place_R[None, :] < lengths_B[:, None]", "place_R[None, :] <= lengths_B[:, None]"),
-    ("real_history_BR[:, None, :] & not_later_RR[None]", "real_history_BR[:, None, :]"),
-    ("place_R[None, :] <= place_R[:, None]", "place_R[None, :] < place_R[:, None]"),
-    ("(branch_R[:, None] == branch_R[None, :]) & ", ""),
-    ("logits / temperature", "logits * temperature"),
-    ("~allowed & possible", "allowed & possible"),
-    ("~allowed & possible", "~allowed"),
-    ("if allowed_BSLV is None and temperature == 1.0:", "if True:"),
-    ("rest_tokens_BSF[:, 0, :, None], None, 1.0)", "rest_tokens_BSF[:, 0, :, None], None, temperature)"),
-    ("log_p.detach().exp()", "log_p.exp()"),
-    ("logits.float() if", "logits if"),
-)
-
 _STEP = (
     ("scores.detach()", "scores"),
     ("if starts[index] is None:", "if True:"),
@@ -155,7 +137,7 @@ MUTANTS = (
     *(Mutant(REWARDS, old, new, IN_REWARDS) for old, new in _REWARDS),
     *(Mutant(ADVANTAGES, old, new, IN_ADVANTAGES) for old, new in _ADVANTAGES),
     *(Mutant(file, old, new, IN_OBJECTIVES) for file, old, new in _SMALL_OBJECTIVES),
-    *(Mutant(PREFIX, old, new, IN_PREFIX) for old, new in _PREFIX),
+    *(Mutant(*mutant) for mutant in PREFIX_MUTANTS),
     *(Mutant(STEP, old, new, IN_STEP) for old, new in _STEP),
     *(Mutant(*mutant) for mutant in POLICY_GRADIENT),
     *(Mutant(BEAMS, old, new, IN_BEAMS) for old, new in BEAM_MUTANTS),
