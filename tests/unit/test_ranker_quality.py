@@ -158,6 +158,7 @@ def test_heads_for_every_outcome_of_the_log(dataset, tmp_path):
         assert judged["rmse"]["item_mean"] == pytest.approx(0, abs=1e-5)  # the item alone decides here
         assert judged["events"] == quality["users"] == 24
     ranker = EnsembleRanker.load(tmp_path, dataset)
+    assert all(float(member.heads["dwell_seconds"].smearing) != 1 for member in ranker.members)
     candidates = np.arange(20, dtype=np.int32)[None]
     seconds = ranker.assess([dataset.history(0, 5, 6)], candidates).values[0, 5:8]
     wanted = [10 * (1 + int(dataset.item_ids[item][1:]) % 3) for item in range(5, 8)]
