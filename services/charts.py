@@ -130,7 +130,7 @@ def stacked_bar(parts: Mapping[str, float], unit: str) -> str | None:
 class HeatCell:
     """One cell of a heat map."""
 
-    value: float  # its colour: red below 0
+    value: float  # its colour: red below 0, grey at 0
     text: str
 
 
@@ -150,7 +150,7 @@ def heat_map(
         for (row, column), cell in cells.items():
             x, y = columns.index(column), rows.index(row)
             strength = 0.06 + 0.69 * min(1.0, abs(cell.value) / limit if limit > 0 else 0.0)
-            face = color if cell.value >= 0 else RED
+            face = color if cell.value > 0 else RED if cell.value < 0 else GREY
             axes.add_patch(Rectangle((x + 0.03, y + 0.04), 0.94, 0.92, facecolor=face, alpha=strength, linewidth=0))
             axes.text(x + 0.5, y + 0.5, cell.text, ha="center", va="center", fontsize=9, linespacing=1.35)
         axes.set_xlim(0, len(columns))

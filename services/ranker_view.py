@@ -82,9 +82,11 @@ def cells_table(cells: Cells) -> "Table":
     """The cells for a terminal."""
     from rich.table import Table
 
-    table = Table(title="by the start's and the ranker's rank of the target", title_justify="left")
-    for title in ("policy", "ranker", "users", "admitted", "HR@10", "to control", "to best", "rank", "rank best"):
-        table.add_column(title, justify="left" if title in ("policy", "ranker") else "right")
+    table = Table(title="HR@10 and rank gain from the start, by its and the ranker's rank", title_justify="left")
+    for title in ("start", "ranker"):
+        table.add_column(title)
+    for title in ("users", "admitted", "HR@10", "control", "best", "gain control", "gain best"):
+        table.add_column(title, justify="right")
     for cell in cells:
         changes = [_signed(_value(cell, f"{name}_{kind}")) for kind in ("hr", "gain") for name in _LATER]
         admitted = f"{100 * cell['admitted']:.0f}%" if "admitted" in cell else "-"

@@ -30,7 +30,6 @@ _RANKER = (
     ("scores_nBC.std(0, correction=1)", "scores_nBC.std(0, correction=0)"),
     ("scores_nBC.std(0, correction=1)", "scores_nBC.var(0, correction=1)"),
     ('{"scores": scores_nBC.mean(0)}', '{"scores": scores_nBC.sum(0)}'),
-    ("if len(parts) > 1:", "if True:"),
     ("[values for _, values in parts]).mean(0)", "[values for _, values in parts]).sum(0)"),
     ("outcome.value(outcome(states", "outcome.expected(outcome(states"),
     ("np.where(padding, nan, value.cpu().numpy())", "value.cpu().numpy()"),
@@ -68,7 +67,7 @@ _QUALITY = (
     ("np.sqrt(np.mean((value - actual)[known] ** 2))", "np.mean((value - actual)[known] ** 2)"),
     ("training = dataset.in_training & ~np.isnan(outcomes)", "training = ~np.isnan(outcomes)"),
     ("outcomes[start : start + position]", "outcomes[start : start + position + 1]"),
-    ("dataset.sequence[starts + positions]}", "dataset.sequence[starts + positions - 1]}"),
+    ("dataset.sequence[starts + positions]", "dataset.sequence[starts + positions - 1]"),
 )
 
 _STRATIFIED = (

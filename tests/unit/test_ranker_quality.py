@@ -133,6 +133,14 @@ def test_the_softmax_loss_is_corrected_for_the_chance_of_being_a_candidate(datas
     assert found.item() == pytest.approx(nll + 0.5 * squared, rel=1e-4)
 
 
+def test_the_scale_of_a_head_is_that_of_the_training_part(dataset):
+    stars = np.array([1.0 + int(dataset.item_ids[item][1:]) % 5 for item in dataset.sequence])
+    training = np.concatenate([stars[9 * user : 9 * user + 7] for user in range(24)])
+    head = build_member(dataset, SETTINGS).heads["rating"]
+    assert float(head.mean) == pytest.approx(training.mean(), rel=1e-6) != pytest.approx(stars.mean(), rel=1e-4)
+    assert float(head.deviation) == pytest.approx(training.std(), rel=1e-6)
+
+
 def test_a_head_without_weight_is_left_out(dataset, tmp_path):
     settings = SETTINGS.model_copy(update={"epochs": 1, "ensemble": 1, "click_weight": 0.0, "dwell_weight": 0.0})
     quality = fit_ranker(dataset, settings, 0, tmp_path)
@@ -150,6 +158,7 @@ def test_heads_for_every_outcome_of_the_log(dataset, tmp_path):
         assert judged["rmse"]["item_mean"] == pytest.approx(0, abs=1e-5)  # the item alone decides here
         assert judged["events"] == quality["users"] == 24
     ranker = EnsembleRanker.load(tmp_path, dataset)
+    assert all(float(member.heads["dwell_seconds"].smearing) != 1 for member in ranker.members)
     candidates = np.arange(20, dtype=np.int32)[None]
     seconds = ranker.assess([dataset.history(0, 5, 6)], candidates).values[0, 5:8]
     wanted = [10 * (1 + int(dataset.item_ids[item][1:]) % 3) for item in range(5, 8)]

@@ -106,13 +106,13 @@ def test_the_gate_at_the_start_by_hand():
     tops = [
         np.where(ten == 2, 20, ten),  # GT third
         np.where(ten == 1, 21, ten),  # GT second: not difficult at tau 0.2
-        [*range(8), -1, -1],  # GT absent
+        [*range(7), 23, -1, -1],  # GT absent; holds GT of the next user
         ten,  # GT absent, the ranker puts it behind all ten
         ten + 10,  # GT absent, and a distractor right behind it
     ]
     # Users 0, 1, 2 and 4: the ranker puts GT first. Distractors of user 4 come from 0..9 and 20, 21, all scored
     # above its own ten (-10..-19) but for 20 and 21.
-    ranker = Table(u0={20: 5, 2: -50}, u1={21: 5, 1: -50}, u2={22: 5}, u4={24: 5})
+    ranker = Table(u0={20: 5, 2: -50, 9: 4}, u1={21: 5, 1: -50}, u2={22: 5}, u4={24: 5})
     start = results([3, 2, 0, 0, 0], tops)
     settings = GateSettings(tau=0.2, rho=0.5)
     admitted = gate_at_start(start, Data(), ranker, settings, distractors=3, batch=2)
@@ -124,6 +124,9 @@ def test_the_gate_at_the_start_by_hand():
         assert len(set(drawn.tolist())) == 3 and set(drawn.tolist()) <= shown - set(own.tolist()) - {20 + row}
     # What users 0 to 2 can draw is scored below their own ten: behind rank 5 of the pool.
     assert admitted.tolist() == [True, False, True, False, False]
+    gate_at_start(start, Data(), ranker, settings, distractors=30)
+    everything_else = shown - set(range(10)) - {23}
+    assert set(ranker.asked[-1][3, 11:].tolist()) == everything_else | {-1}
     halves = {
         parts: gate_at_start(start, Data(), ranker, settings.model_copy(update={"parts": parts}), 3).tolist()
         for parts in ("difficulty", "discriminability")
