@@ -1,7 +1,8 @@
 """Weights as one flat buffer per dtype: what travels from the learner to the rollout engines.
 
-`pack` copies every parameter once; `tensors` gives views back without a copy. The checksum covers the bytes and the
-manifest, so that a torn or foreign buffer is refused instead of loaded.
+`pack` copies every parameter once (`pack_one_by_one` without having more than one of them at hand); `tensors` gives
+views back without a copy. The checksum covers the bytes and the manifest, so that a torn or foreign buffer is refused
+instead of loaded.
 """
 
 import warnings
@@ -60,19 +61,32 @@ class PackedWeights:
 
 def pack(parameters: Iterable[tuple[str, torch.Tensor]], version: int) -> PackedWeights:
     """Copy `parameters` (`model.named_parameters()`, say, in which tied weights appear once) into flat buffers."""
+    parameters = list(parameters)
+    shapes = [(name, tensor.shape, tensor.dtype) for name, tensor in parameters]
+    return pack_one_by_one(shapes, (tensor for _, tensor in parameters), version)
+
+
+def pack_one_by_one(
+    shapes: Iterable[tuple[str, torch.Size, torch.dtype]], tensors: Iterable[torch.Tensor], version: int
+) -> PackedWeights:
+    """Copy `tensors` of these names, shapes and dtypes into flat buffers, each before the next one is drawn.
+
+    Raises:
+        PolicyError: a dtype that weights do not travel in.
+    """
     offsets: dict[str, int] = {}
-    manifest, pieces = [], []
-    for name, tensor in parameters:
-        dtype = str(tensor.dtype)
+    manifest = []
+    for name, shape, kind in shapes:
+        dtype = str(kind)
         if dtype not in _DTYPES:
             raise PolicyError(f"parameter {name} has dtype {dtype}; weights travel as one of {', '.join(_DTYPES)}")
         offset = offsets.get(dtype, 0)
-        manifest.append(TensorEntry(name=name, shape=tuple(tensor.shape), dtype=dtype, offset=offset))
-        pieces.append(tensor.detach())
-        offsets[dtype] = offset + tensor.numel() * tensor.element_size()
+        manifest.append(TensorEntry(name=name, shape=tuple(shape), dtype=dtype, offset=offset))
+        offsets[dtype] = offset + shape.numel() * kind.itemsize
     buffers = {dtype: np.empty(size, dtype=np.uint8) for dtype, size in offsets.items()}
-    for entry, tensor in zip(manifest, pieces, strict=True):
-        source = tensor.to("cpu").contiguous().view(-1).view(torch.uint8)
+    for entry, tensor in zip(manifest, tensors, strict=True):
+        assert (tuple(tensor.shape), str(tensor.dtype)) == (entry.shape, entry.dtype), entry.name
+        source = tensor.detach().to("cpu").contiguous().view(-1).view(torch.uint8)
         target = torch.from_numpy(buffers[entry.dtype])[entry.offset : entry.offset + source.numel()]
         target.copy_(source)
     return PackedWeights(

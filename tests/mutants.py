@@ -1,17 +1,7 @@
 """The mutants of the learning core: one small wrong edit each, and the test files that must notice it."""
 
-from dataclasses import dataclass
-
-
-@dataclass(frozen=True)
-class Mutant:
-    """Replace `old`, which stands exactly once in `file`, by `new`; one of `tests` (in tests/unit) must then fail."""
-
-    file: str
-    old: str
-    new: str
-    tests: tuple[str, ...]
-
+from tests.mutant import Mutant
+from tests.mutants_scale import SCALE
 
 GATE, REWARDS, ADVANTAGES = "learner/gate.py", "learner/rewards.py", "learner/advantages.py"
 GRPO, NLL, MIXTURE = "learner/objectives/grpo.py", "learner/objectives/nll.py", "learner/objectives/mixture.py"
@@ -156,19 +146,13 @@ _PREFIX = (
 _STEP = (
     ("scores.detach()", "scores"),
     ("if starts[index] is None:", "if True:"),
-    ("float(mass * workers / total)", "float(workers / len(masses))"),
-    ("terms.loss * weights[index]", "terms.loss"),
+    ("(on_every_parameter(terms.loss, scores) * weights[index])", "on_every_parameter(terms.loss, scores)"),
     ("self.settings.dropout > 0", "True"),
-    (".requires_grad_(False)", ""),
     ("if not torch.isfinite(norm):", "if False:"),
-    ("(step + 1) / settings.warmup_steps", "step / settings.warmup_steps"),
-    ("0.5 * (1 + math.cos", "0.5 * (1 - math.cos"),
-    ("p.ndim >= 2", "p.ndim >= 1"),
     ('torch.set_rng_state(state["rng"]["torch"])', "pass"),
-    ('self.optimizer.load_state_dict(state["optimizer"])', "pass"),
+    ('load_optimizer_state(self.optimizer, state["optimizer"])', "pass"),
     ('self._schedule.load_state_dict(state["schedule"])', "pass"),
     ("        self._schedule.step()\n", ""),
-    ("table[:, 0] / table[:, 1]", "table[:, 0]"),
     ("totals[name] + value if", "value if"),
     ("self.settings.max_grad_norm)", "1e9)"),
 )
@@ -181,4 +165,5 @@ MUTANTS = (
     *(Mutant(file, old, new, IN_OBJECTIVES) for file, old, new in _SMALL_OBJECTIVES),
     *(Mutant(PREFIX, old, new, IN_PREFIX) for old, new in _PREFIX),
     *(Mutant(STEP, old, new, IN_STEP) for old, new in _STEP),
+    *SCALE,
 )
