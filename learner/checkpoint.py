@@ -61,4 +61,5 @@ def read_rank(directory: Path, rank: int) -> dict[str, Any]:
     path = directory / f"rank-{rank}.pt"
     if not path.exists():
         raise RunError(f"{directory} has no state of learner worker {rank}: resume with the same learner.workers")
-    return torch.load(path, weights_only=False)
+    # To the CPU: the worker may have another device than the one that wrote it.
+    return torch.load(path, map_location="cpu", weights_only=False)

@@ -17,7 +17,7 @@ _MICRO = (
     ("0.0 * part.masked", "1.0 * part.masked", IN_WORKERS),
     ("part.masked_fill(part == -torch.inf, 0.0)", "part", IN_WORKERS),
     ("not _distributed():\n        return loss", "True:\n        return loss", IN_WORKERS),
-    ("        dist.all_reduce(table)\n", "", IN_WORKERS),
+    ("dist.all_reduce(table)", "pass", IN_WORKERS),
 )
 
 _OPTIMIZER = (

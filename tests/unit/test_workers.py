@@ -90,7 +90,8 @@ def learner_of(case, wrap=None, **changes):
     model = in_double(tiny_policy().model)
     if settings.lora is not None:
         add_adapters(model, settings.lora, tiny_policy().layout, seed=0)
-    return LearnerStep(model, objective=objective(), settings=settings, wrap=wrap)
+    reference = in_double(tiny_policy(seed=1).model) if case == "grpo" else None
+    return LearnerStep(model, objective=objective(), settings=settings, reference=reference, wrap=wrap)
 
 
 def trained(learner, batches):
