@@ -6,7 +6,9 @@ begin with; and it is sharded, if the policy is.
 
     frozen   the policy as it was at the start
     synced   the policy at the last step that was a multiple of `every`
-    ema      r <- decay * r + (1 - decay) * policy, after every step [ours: after the step, once per batch]
+    ema      r <- decay * r + (1 - decay) * policy, after every step
+
+[ours] A step is a batch, however many updates it gets; with LoRA the average is of A and B, not of their product.
 """
 
 from collections.abc import Iterator, Mapping

@@ -4,6 +4,7 @@ import multiprocessing
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
@@ -249,6 +250,12 @@ def test_a_policy_without_a_list_of_layers_is_not_sharded():
     del model.model.layers
     with pytest.raises(PolicyError, match=r"has no list of layers named `layers`; set learner.sharding to ddp"):
         shard(BranchScorer(model), CPU)
+
+
+def test_one_worker_has_nobody_to_share_with():
+    with pytest.raises(ValidationError, match=r"workers is 1: raise workers, or set sharding to ddp"):
+        LearnerSettings(sharding="fsdp")
+    assert LearnerSettings(sharding="fsdp", workers=2).sharding == "fsdp"
 
 
 def test_parts_count_by_their_mass():
