@@ -68,10 +68,54 @@ class RankerSettings(Settings):
         return {"rating": self.rating_weight, "click": self.click_weight, "dwell_seconds": self.dwell_weight}
 
 
+class FrozenReference(Settings):
+    """The starting policy, for the whole run."""
+
+    type: Literal["frozen"] = "frozen"
+
+
+class SyncedReference(Settings):
+    """The policy as it was at the last multiple of `every` steps."""
+
+    type: Literal["synced"] = "synced"
+    every: int = Field(default=100, ge=1)  # optimizer steps
+
+
+class EmaReference(Settings):
+    """The exponential moving average of the policy over the optimizer steps."""
+
+    type: Literal["ema"] = "ema"
+    decay: float = Field(default=0.999, ge=0, lt=1)  # share of the old average that a step keeps
+
+
+ReferenceSettings = Annotated[FrozenReference | SyncedReference | EmaReference, Field(discriminator="type")]
+
+
+class LoraSettings(Settings):
+    """Low-rank adapters beside a frozen policy, for policies too large to train whole; null trains every parameter.
+
+    Engines and checkpoints get the merged weights, so that nothing else of a run differs.
+    """
+
+    rank: int = Field(default=16, ge=1)
+    alpha: float = Field(default=32.0, gt=0)  # the product of an adapter's two matrices counts alpha / rank
+    dropout: float = Field(default=0.0, ge=0, lt=1)  # on what goes into an adapter
+    # Names of the linear layers that get an adapter, such as q_proj and v_proj; null: all except the output embedding.
+    targets: tuple[str, ...] | None = Field(default=None, min_length=1)
+    train_tokens: bool = True  # also train the embeddings of the semantic-ID tokens (those rows alone), tied or not
+
+
 class LearnerSettings(Settings):
     """The optimizer loop of post-training."""
 
-    workers: int = Field(default=1, ge=1)  # Ray Train workers (DDP)
+    workers: int = Field(default=1, ge=1)  # Ray Train workers
+    # How several workers hold the policy: each all of it (DDP), or a share of every parameter, its gradient and its
+    # optimizer state (FSDP2), for a policy that does not fit one GPU.
+    sharding: Literal["ddp", "fsdp"] = "ddp"
+    # Of the forward and backward passes; weights, losses and optimizer are float32 either way. Validation is float32.
+    precision: Literal["float32", "bfloat16"] = "float32"
+    lora: LoraSettings | None = None
+    reference: ReferenceSettings = FrozenReference()  # of the KL term and of preferences; unused by other objectives
     steps: int = Field(default=200, ge=1)  # optimizer steps
     prompts_per_step: int = Field(default=32, ge=1)  # over all workers
     recent_positions: int | None = Field(default=None, ge=1)  # prompts: each user's last so many; None: all of training
@@ -91,6 +135,15 @@ class LearnerSettings(Settings):
     def _shares(self) -> "LearnerSettings":
         if self.prompts_per_step % self.workers:
             raise ValueError(f"prompts_per_step {self.prompts_per_step} is not divisible by workers {self.workers}")
+        return self
+
+    @model_validator(mode="after")
+    def _something_to_share(self) -> "LearnerSettings":
+        if self.sharding == "fsdp" and self.workers == 1:
+            raise ValueError(
+                "sharding fsdp shares the policy out over several workers, and workers is 1: raise workers, or set "
+                "sharding to ddp"
+            )
         return self
 
 

@@ -1,8 +1,8 @@
 """Weights as one flat buffer per dtype: what travels from the learner to the rollout engines.
 
-`pack` copies every parameter once; `tensors` gives views back without a copy. Each tensor has a checksum of its own,
-and the manifest one over all of it: a torn or foreign buffer is refused instead of loaded, and what has the checksum of
-the tensor that is in place already need not be loaded again.
+`pack` copies every parameter once (`pack_one_by_one` without having more than one of them at hand); `tensors` gives
+views back without a copy. Each tensor has a checksum of its own, and the manifest one over all of it: a torn or foreign
+buffer is refused instead of loaded, and what has the checksum of the tensor in place already need not be loaded again.
 """
 
 import warnings
@@ -75,24 +75,38 @@ class PackedWeights:
 
 def pack(parameters: Iterable[tuple[str, torch.Tensor]], version: int) -> PackedWeights:
     """Copy `parameters` (`model.named_parameters()`, say, in which tied weights appear once) into flat buffers."""
+    parameters = list(parameters)
+    shapes = [(name, tensor.shape, tensor.dtype) for name, tensor in parameters]
+    return pack_one_by_one(shapes, (tensor for _, tensor in parameters), version)
+
+
+def pack_one_by_one(
+    shapes: Iterable[tuple[str, torch.Size, torch.dtype]], tensors: Iterable[torch.Tensor], version: int
+) -> PackedWeights:
+    """Copy `tensors` of these names, shapes and dtypes into flat buffers, each before the next one is drawn.
+
+    Raises:
+        PolicyError: a dtype that weights do not travel in.
+    """
     offsets: dict[str, int] = {}
-    pieces = []
-    for name, tensor in parameters:
-        dtype = str(tensor.dtype)
+    places = []
+    for name, shape, kind in shapes:
+        dtype = str(kind)
         if dtype not in _DTYPES:
             raise PolicyError(f"parameter {name} has dtype {dtype}; weights travel as one of {', '.join(_DTYPES)}")
-        pieces.append((name, tensor.detach(), dtype, offsets.get(dtype, 0)))
-        offsets[dtype] = offsets.get(dtype, 0) + tensor.numel() * tensor.element_size()
+        places.append((name, tuple(shape), kind, offsets.get(dtype, 0)))
+        offsets[dtype] = offsets.get(dtype, 0) + shape.numel() * kind.itemsize
     buffers = {dtype: np.empty(size, dtype=np.uint8) for dtype, size in offsets.items()}
     manifest = []
-    for name, tensor, dtype, offset in pieces:
-        target = buffers[dtype][offset : offset + tensor.numel() * tensor.element_size()]
-        torch.from_numpy(target).view(tensor.dtype).view(tensor.shape).copy_(tensor)
+    for (name, shape, kind, offset), tensor in zip(places, tensors, strict=True):
+        assert (tuple(tensor.shape), tensor.dtype) == (shape, kind), name
+        target = buffers[str(kind)][offset : offset + tensor.numel() * kind.itemsize]
+        torch.from_numpy(target).view(kind).view(shape).copy_(tensor.detach())
         manifest.append(
             TensorEntry(
                 name=name,
-                shape=tuple(tensor.shape),
-                dtype=dtype,
+                shape=shape,
+                dtype=str(kind),
                 offset=offset,
                 checksum=xxhash.xxh3_64_intdigest(target),  # while its bytes are in the processor's cache
             )

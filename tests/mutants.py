@@ -1,22 +1,11 @@
 """The mutants of the learning core: one small wrong edit each, and the test files that must notice it."""
 
-from dataclasses import dataclass
-
+from tests.mutant import Mutant
 from tests.mutants_beams import BEAM_MUTANTS, BEAMS, IN_BEAMS
 from tests.mutants_policy_gradient import POLICY_GRADIENT
 from tests.mutants_prefix import PREFIX_MUTANTS
 from tests.mutants_ranker import RANKER_MUTANTS
-
-
-@dataclass(frozen=True)
-class Mutant:
-    """Replace `old`, which stands exactly once in `file`, by `new`; one of `tests` (in tests/unit) must then fail."""
-
-    file: str
-    old: str
-    new: str
-    tests: tuple[str, ...]
-
+from tests.mutants_scale import SCALE
 
 GATE, REWARDS, ADVANTAGES = "learner/gate.py", "learner/rewards.py", "learner/advantages.py"
 NLL, MIXTURE = "learner/objectives/nll.py", "learner/objectives/mixture.py"
@@ -115,19 +104,13 @@ _SMALL_OBJECTIVES = (
 _STEP = (
     ("scores.detach()", "scores"),
     ("if starts[index] is None:", "if True:"),
-    ("float(mass * workers / total)", "float(workers / len(masses))"),
-    ("terms.loss * weights[index]", "terms.loss"),
+    ("(on_every_parameter(terms.loss, scores) * weights[index])", "on_every_parameter(terms.loss, scores)"),
     ("self.settings.dropout > 0", "True"),
-    (".requires_grad_(False)", ""),
     ("if not torch.isfinite(norm):", "if False:"),
-    ("(step + 1) / settings.warmup_steps", "step / settings.warmup_steps"),
-    ("0.5 * (1 + math.cos", "0.5 * (1 - math.cos"),
-    ("p.ndim >= 2", "p.ndim >= 1"),
     ('torch.set_rng_state(state["rng"]["torch"])', "pass"),
-    ('self.optimizer.load_state_dict(state["optimizer"])', "pass"),
+    ('load_optimizer_state(self.optimizer, state["optimizer"])', "pass"),
     ('self._schedule.load_state_dict(state["schedule"])', "pass"),
     ("        self._schedule.step()\n", ""),
-    ("table[:, 0] / table[:, 1]", "table[:, 0]"),
     ("totals[name] + value if", "value if"),
     ("self.settings.max_grad_norm)", "1e9)"),
 )
@@ -142,4 +125,5 @@ MUTANTS = (
     *(Mutant(*mutant) for mutant in POLICY_GRADIENT),
     *(Mutant(BEAMS, old, new, IN_BEAMS) for old, new in BEAM_MUTANTS),
     *(Mutant(*mutant) for mutant in RANKER_MUTANTS),
+    *SCALE,
 )
