@@ -1,6 +1,6 @@
 """Settings of what learns: policy, pretraining, ranker, optimizer loop, evaluation. Imports no torch."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 

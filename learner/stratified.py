@@ -21,8 +21,8 @@ from catalog.dataset import Dataset
 from learner.batch import GroupBatch
 from learner.evaluate import TOP, UserResults
 from learner.gate import gate
+from learner.objective_settings import GateSettings
 from learner.ranker import Ranker
-from learner.settings import GateSettings
 
 LATER = ("control", "best")  # the policies that are compared with the start
 

@@ -36,9 +36,10 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from catalog.errors import RunError
 from learner.batch import GroupBatch
+from learner.objective_settings import GrpoSettings, MixtureObjective
 from learner.objectives.build import build_objective
 from learner.policy import build_policy
-from learner.settings import GrpoSettings, LearnerSettings, MixtureObjective, PolicySettings
+from learner.settings import LearnerSettings, PolicySettings
 from learner.step import LearnerStep
 from services.bench import BenchOptions, alternate, matmul_gflops, medians, note
 from services.benches.learner_sides import PlainSide, RowSide, left_padded, right_padded

@@ -10,8 +10,9 @@ import ray.train
 import torch
 from ray.train.torch import TorchTrainer
 
+from learner.objective_settings import NllObjective
 from learner.policy import build_policy, load_policy, save_policy
-from learner.settings import EvaluationSettings, LearnerSettings, LoraSettings, NllObjective, PolicySettings
+from learner.settings import EvaluationSettings, LearnerSettings, LoraSettings, PolicySettings
 from learner.train_loop import LoopConfig, train_loop
 from learner.weights import PackedWeights
 from tests.tiny_data import USERS, tiny_dataset

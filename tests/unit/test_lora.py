@@ -9,10 +9,11 @@ from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from catalog.errors import PolicyError
 from learner.lora import add_adapters, merged, plain_parameters
+from learner.objective_settings import GrpoSettings
 from learner.objectives.grpo import GrpoLoss
 from learner.objectives.nll import NllLoss
 from learner.policy import Policy, load_policy, save_policy
-from learner.settings import EmaReference, GrpoSettings, LearnerSettings, LoraSettings
+from learner.settings import EmaReference, LearnerSettings, LoraSettings
 from learner.shared_prefix import BranchScorer
 from learner.step import LearnerStep
 from learner.weights import pack_one_by_one

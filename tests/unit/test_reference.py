@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from catalog.errors import RunError
+from learner.objective_settings import GrpoSettings
 from learner.objectives.grpo import GrpoLoss
 from learner.reference import Reference
-from learner.settings import EmaReference, FrozenReference, GrpoSettings, LearnerSettings, SyncedReference
+from learner.settings import EmaReference, FrozenReference, LearnerSettings, SyncedReference
 from learner.step import LearnerStep
 from tests.unit.learner_cases import in_double, random_batch, tiny_policy
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from learner.evaluate import UserResults
-from learner.settings import GateSettings
+from learner.objective_settings import GateSettings
 from learner.stratified import gate_at_start, hit_rate, policy_bands, rank_gain, ranker_bands, stratify
 
 

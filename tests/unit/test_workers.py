@@ -13,11 +13,12 @@ from catalog.errors import PolicyError
 from learner import micro_batches
 from learner.lora import add_adapters
 from learner.micro_batches import loss_weights, means, on_every_parameter
+from learner.objective_settings import GrpoSettings
 from learner.objectives.base import Objective, Terms, mean_of
 from learner.objectives.grpo import GrpoLoss
 from learner.objectives.nll import NllLoss
 from learner.policy import Policy
-from learner.settings import EmaReference, GrpoSettings, LearnerSettings, LoraSettings
+from learner.settings import EmaReference, LearnerSettings, LoraSettings
 from learner.sharding import shard
 from learner.shared_prefix import BranchScorer, BranchScores
 from learner.step import LearnerStep
