@@ -53,6 +53,7 @@ def test_a_negative_reward_weighs_nothing_and_is_counted():
     assert terms.loss.item() == pytest.approx(3.0, abs=1e-12)
     assert terms.metrics["negative_share"].tolist() == [1, 3]
     assert terms.metrics["rewarded_share"].tolist() == [2, 3]
+    assert of(RewardWeightedBcLoss(0.0), logged([5.0, 0.0, -1.0])).metrics["negative_share"].tolist() == [1, 3]
 
 
 def test_the_unit_of_the_reward_does_not_matter():
