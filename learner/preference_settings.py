@@ -34,6 +34,7 @@ class AdvantageSftObjective(Settings):
     beta: float = Field(default=1.0, gt=0)  # in units of the reward; the larger, the closer to plain NLL
     max_weight: float = Field(default=20.0, ge=1)  # weights are cut here
     missing_weight: float = Field(default=0.0, ge=0)  # weight of a row whose advantage is unknown; 0 leaves it out
+    # What V(x), the reward to expect of the prompt, is taken from.
     baseline: Annotated[CandidateBaseline | ValueHeadBaseline, Field(discriminator="type")] = CandidateBaseline()
 
 
@@ -71,7 +72,7 @@ class DpoObjective(Settings):
 
     type: Literal["dpo"] = "dpo"
     beta: float = Field(default=0.1, gt=0)  # per nat of the log-ratio to the reference
-    pairs: PairSettings = LoggedPairs()
+    pairs: PairSettings = LoggedPairs()  # which items are preferred to which
     nll_weight: float = Field(default=0.0, ge=0)  # of the NLL of each pair's preferred item, which DPO alone may raise
 
 
@@ -80,7 +81,7 @@ class IpoObjective(Settings):
 
     type: Literal["ipo"] = "ipo"
     tau: float = Field(default=0.1, gt=0)  # a pair's log-ratio margin is drawn to 1 / (2 tau) nats
-    pairs: PairSettings = LoggedPairs()
+    pairs: PairSettings = LoggedPairs()  # which items are preferred to which
     nll_weight: float = Field(default=0.0, ge=0)  # of the NLL of each pair's preferred item
 
 
@@ -89,7 +90,7 @@ class PpoObjective(Settings):
 
     type: Literal["ppo"] = "ppo"
     clip: float = Field(default=0.2, gt=0)  # of the ratio, on both sides; .inf turns it off
-    value_clip: float = Field(default=0.2, gt=0)  # how far a value may move in a batch, in units of the reward
+    value_clip: float = Field(default=0.2, gt=0)  # a value that moved further in a batch is left there; units of reward
     value_weight: float = Field(default=0.5, ge=0)  # of the value loss
     gamma: float = Field(default=1.0, gt=0, le=1)  # discount per token
     gae_lambda: float = Field(default=0.95, ge=0, le=1)
