@@ -297,6 +297,7 @@ def admission_rate(bandit: Bandit) -> float:
 def study_optima(axes: plt.Axes) -> bool:
     """Every case against its optimum; True when all are reached."""
     bandit, reached = random_bandit(), True
+    axes.set_prop_cycle(color=plt.colormaps["tab20"].colors)
     columns = f"{'at start':>9} {'at end':>9} {'reward':>8} {'its own':>8}"
     print(f"{'objective':28} {'optimum (in proportion to)':34} {columns}")
     for case in CASES:
@@ -315,7 +316,7 @@ def study_optima(axes: plt.Axes) -> bool:
         axes.plot(apart, label=case.name, linewidth=1.2)
     axes.set(yscale="log", ylim=(1e-5, 1.5), xlabel="step", ylabel="total variation distance")
     axes.set_title("distance to the optimum of its theory")
-    axes.legend(frameon=False, fontsize=6)
+    axes.legend(frameon=False, fontsize=6, loc="center left", bbox_to_anchor=(1, 0.5))
     return reached
 
 
