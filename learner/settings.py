@@ -5,6 +5,14 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from catalog.settings import Settings
+from learner.preference_settings import (
+    AdvantageSftObjective,
+    CqlObjective,
+    DpoObjective,
+    IpoObjective,
+    PpoObjective,
+    RewardWeightedBcObjective,
+)
 
 
 class PolicySettings(Settings):
@@ -135,7 +143,19 @@ class AdaGrpoObjective(Settings):
     gate: GateSettings = GateSettings()
 
 
-Objective = Annotated[NllObjective | GrpoObjective | MixtureObjective | AdaGrpoObjective, Field(discriminator="type")]
+Objective = Annotated[
+    NllObjective
+    | GrpoObjective
+    | MixtureObjective
+    | AdaGrpoObjective
+    | RewardWeightedBcObjective
+    | AdvantageSftObjective
+    | DpoObjective
+    | IpoObjective
+    | PpoObjective
+    | CqlObjective,
+    Field(discriminator="type"),
+]
 
 
 class LearnerSettings(Settings):
