@@ -61,3 +61,9 @@ class GroupBatch(LoggedBatch):
     def hit_BK(self) -> torch.Tensor:
         """bool: the candidate is the ground truth."""
         return self.candidate_items_BK == self.target_items_B[:, None]
+
+    @property
+    def distinct_BK(self) -> torch.Tensor:
+        """bool: no earlier candidate of the prompt has the same tokens."""
+        same_BKK = (self.candidates_BKL[:, :, None] == self.candidates_BKL[:, None, :]).all(dim=-1)
+        return ~same_BKK.tril(diagonal=-1).any(dim=-1)

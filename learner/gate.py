@@ -98,7 +98,7 @@ def policy_rank(batch: GroupBatch, target_log_prob_B: torch.Tensor) -> torch.Ten
     Samples, with or without replacement: 1 + number of distinct candidates o != y* with l_b(o) > l(y*). Exact beams:
     GT's place among the beams, K+1 if absent.
     """
-    rivals_BK = _first_of_its_kind(batch.candidates_BKL) & ~batch.hit_BK
+    rivals_BK = batch.distinct_BK & ~batch.hit_BK
     likelihood_BK = batch.behaviour_log_probs_BKL.sum(dim=-1)
     if not batch.beams:
         return 1 + (rivals_BK & (likelihood_BK > target_log_prob_B[:, None])).sum(dim=-1)
@@ -145,10 +145,4 @@ def distractors_below(margins_BM: torch.Tensor) -> torch.Tensor:
 
 
 def _ranker_rivals(batch: GroupBatch) -> torch.Tensor:
-    return _first_of_its_kind(batch.candidates_BKL) & batch.valid_BK & ~batch.hit_BK
-
-
-def _first_of_its_kind(candidates_BKL: torch.Tensor) -> torch.Tensor:
-    """bool `[B, K]`: no earlier candidate of the prompt has the same tokens."""
-    same_BKK = (candidates_BKL[:, :, None] == candidates_BKL[:, None, :]).all(dim=-1)
-    return ~same_BKK.tril(diagonal=-1).any(dim=-1)
+    return batch.distinct_BK & batch.valid_BK & ~batch.hit_BK

@@ -5,6 +5,14 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from catalog.settings import Settings
+from learner.preference_settings import (
+    AdvantageSftObjective,
+    CqlObjective,
+    DpoObjective,
+    IpoObjective,
+    PpoObjective,
+    RewardWeightedBcObjective,
+)
 from learner.reward_settings import (
     HitReward,
     RankerReward,
@@ -283,6 +291,12 @@ Objective = Annotated[
     | GrpoSrObjective
     | EcpoObjective
     | GbpoObjective
-    | RereObjective,
+    | RereObjective
+    | RewardWeightedBcObjective
+    | AdvantageSftObjective
+    | DpoObjective
+    | IpoObjective
+    | PpoObjective
+    | CqlObjective,
     Field(discriminator="type"),
 ]

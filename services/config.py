@@ -82,6 +82,27 @@ class RunConfig(Settings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _cql_draws_items(self) -> "RunConfig":
+        decode = self.rollout.decode
+        if self.objective.type == "cql" and (decode.kind == "beam" or decode.top_p < 1):
+            raise ValueError(
+                f"objective cql sums over all items by sampling, which rollout.decode.kind {decode.kind} with top_p "
+                f"{decode.top_p} does not allow: set kind to sample and top_p to 1.0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _intervals_come_from_an_ensemble(self) -> "RunConfig":
+        pairs = getattr(self.objective, "pairs", None)
+        builtin = self.ranker.use == "builtin"
+        if pairs and pairs.type == "ranker_intervals" and builtin and self.ranker.ensemble < 2:
+            raise ValueError(
+                f"objective.pairs.type ranker_intervals needs the spread over an ensemble, and ranker.ensemble is "
+                f"{self.ranker.ensemble}: set it to 2 or more, or choose other pairs"
+            )
+        return self
+
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read `path`, apply overrides such as `learner.lr=1e-5` (values are YAML), and check the result.

@@ -3,6 +3,7 @@
 from tests.mutant import Mutant
 from tests.mutants_beams import BEAM_MUTANTS, BEAMS, IN_BEAMS
 from tests.mutants_policy_gradient import POLICY_GRADIENT
+from tests.mutants_preference import PREFERENCE
 from tests.mutants_prefix import PREFIX_MUTANTS
 from tests.mutants_ranker import RANKER_MUTANTS
 from tests.mutants_scale import SCALE
@@ -24,16 +25,16 @@ _GATE = (
     ("candidates + 1e-6", "candidates"),
     ("math.floor", "math.ceil"),
     (
-        "rivals_BK = _first_of_its_kind(batch.candidates_BKL) & ~batch.hit_BK",
-        "rivals_BK = _first_of_its_kind(batch.candidates_BKL)",
+        "rivals_BK = batch.distinct_BK & ~batch.hit_BK",
+        "rivals_BK = batch.distinct_BK",
     ),
     (
-        "rivals_BK = _first_of_its_kind(batch.candidates_BKL) & ~batch.hit_BK",
+        "rivals_BK = batch.distinct_BK & ~batch.hit_BK",
         "rivals_BK = ~batch.hit_BK",
     ),
     (
-        "rivals_BK = _first_of_its_kind(batch.candidates_BKL) & ~batch.hit_BK",
-        "rivals_BK = _first_of_its_kind(batch.candidates_BKL) & ~batch.hit_BK & batch.valid_BK",
+        "rivals_BK = batch.distinct_BK & ~batch.hit_BK",
+        "rivals_BK = batch.distinct_BK & ~batch.hit_BK & batch.valid_BK",
     ),
     ("likelihood_BK > target_log_prob_B[:, None]", "likelihood_BK >= target_log_prob_B[:, None]"),
     ("return 1 + (rivals_BK &", "return (rivals_BK &"),
@@ -54,8 +55,7 @@ _GATE = (
     (".masked_fill(~present_BM, torch.nan)", ""),
     ("& batch.valid_BK & ~batch.hit_BK", "& ~batch.hit_BK"),
     ("& batch.valid_BK & ~batch.hit_BK", "& batch.valid_BK"),
-    ("return _first_of_its_kind(batch.candidates_BKL) & batch.valid_BK", "return batch.valid_BK"),
-    ("tril(diagonal=-1)", "tril(diagonal=0)"),
+    ("return batch.distinct_BK & batch.valid_BK", "return batch.valid_BK"),
 )  # fmt: skip
 
 _REWARDS = (
@@ -126,4 +126,5 @@ MUTANTS = (
     *(Mutant(BEAMS, old, new, IN_BEAMS) for old, new in BEAM_MUTANTS),
     *(Mutant(*mutant) for mutant in RANKER_MUTANTS),
     *SCALE,
+    *(Mutant(*mutant) for mutant in PREFERENCE),
 )

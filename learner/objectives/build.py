@@ -14,15 +14,29 @@ from learner.objective_settings import (
     RereObjective,
 )
 from learner.objective_settings import Objective as ObjectiveSettings
+from learner.objectives.a_sft import AdvantageSftLoss
 from learner.objectives.adagrpo import AdaGrpoLoss
 from learner.objectives.base import Objective
+from learner.objectives.cql import CqlLoss
+from learner.objectives.dpo import DpoLoss
 from learner.objectives.ecpo import EcpoLoss
 from learner.objectives.gbpo import GbpoLoss
 from learner.objectives.grpo import GrpoLoss
 from learner.objectives.grpo_sr import GrpoSrLoss
+from learner.objectives.ipo import IpoLoss
 from learner.objectives.mixture import MixtureLoss
 from learner.objectives.nll import NllLoss
+from learner.objectives.ppo import PpoLoss
 from learner.objectives.rere import RereLoss
+from learner.objectives.reward_weighted_bc import RewardWeightedBcLoss
+from learner.preference_settings import (
+    AdvantageSftObjective,
+    CqlObjective,
+    DpoObjective,
+    IpoObjective,
+    PpoObjective,
+    RewardWeightedBcObjective,
+)
 
 _BUILDERS: dict[type, Callable[[Any], Objective]] = {
     NllObjective: lambda settings: NllLoss(),
@@ -33,6 +47,12 @@ _BUILDERS: dict[type, Callable[[Any], Objective]] = {
     EcpoObjective: lambda settings: EcpoLoss(settings.grpo),
     GbpoObjective: lambda settings: GbpoLoss(settings.grpo),
     RereObjective: lambda settings: RereLoss(settings.grpo),
+    RewardWeightedBcObjective: lambda settings: RewardWeightedBcLoss(settings.missing_weight),
+    AdvantageSftObjective: AdvantageSftLoss,
+    DpoObjective: DpoLoss,
+    IpoObjective: IpoLoss,
+    PpoObjective: PpoLoss,
+    CqlObjective: CqlLoss,
 }
 
 
