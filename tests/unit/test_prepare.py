@@ -172,6 +172,19 @@ def test_bad_rows_stop_it_by_default_and_nothing_is_left_behind(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["raw"]
 
 
+def test_a_negative_dwell_time_is_a_bad_row(tmp_path):
+    log = make_log()
+    seconds = pa.array([-0.5 if row == 7 else None if row == 8 else float(row) for row in range(log.num_rows)])
+    settings = write(tmp_path / "raw", log.append_column("seconds", seconds))
+    columns = InteractionColumns(rating="rating", dwell_seconds="seconds")
+    settings = settings.model_copy(update={"source": settings.source.model_copy(update={"columns": columns})})
+    with pytest.raises(DataError, match=r"dwell_seconds.*is negative"):
+        prepare(settings, tmp_path / "out")
+    lenient = settings.model_copy(update={"max_bad_share": 0.1})
+    counts = prepare(lenient, tmp_path / "out").manifest["counts"]
+    assert counts["interactions_with"]["dwell_seconds"] == counts["interactions"] - 1
+
+
 def test_bad_rows_within_the_share_are_left_out_and_listed(tmp_path):
     log = without(without(make_log(), 2, timestamp=-5), 5, item_id="i999")
     result = prepare(write(tmp_path / "raw", log, make_items(), max_bad_share=0.05), tmp_path / "out")
