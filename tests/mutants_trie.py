@@ -87,7 +87,7 @@ _COLLATE = (
     ("[groups[row].excluded for row in rows.tolist()]", "[group.excluded for group in groups]", ("test_collate.py",)),
 )
 
-EDITS = tuple(
+TRIE_MUTANTS = tuple(
     (file, *edit)
     for file, edits in (
         (BUILD, _BUILD),

@@ -72,6 +72,15 @@ class World:
         ]
         return np.concatenate(columns, axis=1)
 
+    def free_probabilities(self, request, decode) -> np.ndarray:
+        """[V, V, V]: the probability of every sequence under free decoding."""
+        size = self.layout.vocab_size
+        first = self.next_log_probs(request, np.empty((1, 0)), decode)[0]
+        second = self.next_log_probs(request, np.arange(size)[:, None], decode)
+        pairs = np.stack(np.unravel_index(np.arange(size**2), (size, size)), axis=1)
+        third = self.next_log_probs(request, pairs, decode).reshape(size, size, size)
+        return np.exp(first[:, None, None] + second[:, :, None] + third, dtype=np.float64)
+
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory) -> World:
