@@ -13,6 +13,7 @@ from actors.leases import Lease
 from actors.settings import DecodeSettings
 from catalog.errors import DataError
 from catalog.rollout_group import encode
+from learner.assessment import Assessment
 from learner.collate import collate
 from learner.shared_prefix import branch_log_probs
 from learner.weights import pack
@@ -100,7 +101,7 @@ def test_engine_and_learner_mean_the_same_distribution(engine, world, decode):
     done = generate(engine, requests, decode)
     generations = [done[request.request_id] for request in requests]
     drawn = draw(prompts, generations, [0.0] * 3, trie=world.vocabulary.trie, distractors=2, seed=0)
-    groups = finish(drawn, np.zeros((3, 1 + 12 + 2)), ranker_version="r", score_s=0.0)
+    groups = finish(drawn, Assessment.of(np.zeros((3, 1 + 12 + 2))), ranker_version="r", score_s=0.0)
     batch = collate(
         [encode(group) for group in groups],
         world.vocabulary,
