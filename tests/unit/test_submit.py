@@ -139,22 +139,24 @@ def test_free_ports_are_distinct_and_avoid_a_taken_one():
 
 
 def test_a_job_is_submitted_again_while_the_head_has_no_agent_yet(monkeypatch: pytest.MonkeyPatch):
-    class Client:
-        answers = [RuntimeError("status code 500: No available agent to submit job"), "job-1"]
+    answers = []
 
+    class Client:
         def submit_job(self, entrypoint: str, runtime_env: dict):
-            answer = self.answers.pop(0)
+            answer = answers.pop(0)
             if isinstance(answer, Exception):
                 raise answer
             return f"{answer} {entrypoint}"
 
+    def submitted(*given: object) -> str:
+        answers[:] = given
+        return submit._submit_job(Client(), JobRequest(entrypoint="train", runtime_env={}))
+
+    no_agent = RuntimeError("status code 500: No available agent to submit job")
     monkeypatch.setattr(submit.time, "sleep", lambda _: None)
-    request = JobRequest(entrypoint="train", runtime_env={})
-    assert submit._submit_job(Client(), request) == "job-1 train"
-    Client.answers = [RuntimeError("status code 400: working_dir is no directory")]
+    assert submitted(no_agent, no_agent, "job-1") == "job-1 train"
     with pytest.raises(RuntimeError, match="400"):
-        submit._submit_job(Client(), request)
-    Client.answers = [RuntimeError("No available agent"), "too late"]
+        submitted(RuntimeError("status code 400: working_dir is no directory"), "job-2")
     monkeypatch.setattr(submit, "AGENT_TIMEOUT_S", -1.0)
     with pytest.raises(RuntimeError, match="No available agent"):
-        submit._submit_job(Client(), request)
+        submitted(no_agent, "too late")
