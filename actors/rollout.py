@@ -18,19 +18,19 @@ from typing import Any
 
 import ray
 
+from actors.catalogue_board import CatalogueSource
 from actors.engine import Engine
 from actors.queue import QueueClient
 from actors.ranker import RankerClient
 from actors.rollout_worker import RolloutStats, RolloutWorker
 from actors.settings import RolloutSettings
 from actors.weight_board import WeightSource
-from catalog.tokens import TokenLayout
 from catalog.vocabulary import Vocabulary
 from cluster.metrics import MetricSet
 
 _IDLE_WAIT_S = 0.2  # how soon new weights or a stop are noticed while nothing else happens
 _REPORT_EVERY_S = 2.0
-_FIRST_WEIGHTS_S = 60.0
+_FIRST_VERSION_S = 60.0
 
 LAUNCH = {"concurrency_groups": {"control": 2}, "allow_out_of_order_execution": True}
 
@@ -44,20 +44,17 @@ class RolloutActor:
         name: str,
         engine_factory: Callable[[], Engine],
         dataset_factory: Callable[[], Any],
-        layout: TokenLayout,
+        open_vocabulary: Callable[[], Vocabulary],
         queue: QueueClient,
         ranker: RankerClient,
         weights: WeightSource,
         settings: RolloutSettings,
         seed: int,
+        catalogues: CatalogueSource | None = None,
     ) -> None:
         """`name` stays the same over restarts; the queue knows the actor's leases by it."""
-        self._name, self._engine_factory, self._dataset_factory, self._layout = (
-            name,
-            engine_factory,
-            dataset_factory,
-            layout,
-        )
+        self._name, self._engine_factory, self._dataset_factory = name, engine_factory, dataset_factory
+        self._open_vocabulary, self._catalogues = open_vocabulary, catalogues
         self._ranker, self._weights, self._settings, self._seed = ranker, weights, settings, seed
         self._holder = queue.holder(name, incarnation=uuid.uuid4().hex)
         self._engine: Engine | None = None
@@ -83,21 +80,26 @@ class RolloutActor:
         """
         del started
         self.start()
+        vocabulary = self._open_vocabulary()
         worker = RolloutWorker(
             engine=self._engine,
             queue=self._holder,
             ranker=self._ranker,
             weights=self._weights,
             dataset=self._dataset,
-            vocabulary=Vocabulary.of(self._dataset.codes, self._layout),
+            vocabulary=vocabulary,
             settings=self._settings,
             seed=self._seed,
             clock=time.monotonic,
+            catalogues=self._catalogues,
         )
         try:
-            newer = self._weights.newest(self._engine.version, _FIRST_WEIGHTS_S)
+            newer = self._weights.newest(self._engine.version, _FIRST_VERSION_S)
             if newer is not None:
                 worker.load(newer)
+            later = self._catalogues.newest(vocabulary.version, _FIRST_VERSION_S) if self._catalogues else None
+            if later is not None:
+                worker.load_catalogue(later)
             while not self._stopped.is_set():
                 self._turn(worker)
         finally:

@@ -48,6 +48,12 @@ class Weights(Protocol):
     def poll(self, current_version: int) -> PackedWeights | None: ...  # noqa: D102
 
 
+class Catalogues(Protocol):
+    """What it needs of the catalogue board (`actors.catalogue_board.CatalogueSource`)."""
+
+    def poll(self, current_version: int) -> Vocabulary | None: ...  # noqa: D102
+
+
 @dataclass(frozen=True, kw_only=True)
 class RolloutStats:
     """What a rollout worker has done so far."""
@@ -60,6 +66,7 @@ class RolloutStats:
     generate_s: float = 0.0  # in engine steps
     score_s: float = 0.0  # ranker requests to answers, while generating went on
     swap_s: float = 0.0  # engine pauses for new weights
+    catalogue_s: float = 0.0  # engine pauses for new catalogues
     idle_s: float = 0.0  # waiting with nothing in the engine
     version: int = 0
     in_flight: int = 0  # requests in the engine
@@ -94,11 +101,12 @@ class RolloutWorker:
         settings: RolloutSettings,
         seed: int,
         clock: Callable[[], float],
+        catalogues: Catalogues | None = None,
     ) -> None:
-        """`seed` decides the distractors, together with each lease's id."""
+        """`seed` decides the distractors, together with each lease's id. Without `catalogues` nothing ever changes."""
         self._engine, self._queue, self._ranker, self._weights = engine, queue, ranker, weights
         self._dataset, self._vocabulary, self._settings, self._seed = dataset, vocabulary, settings, seed
-        self._clock = clock
+        self._clock, self._catalogues = clock, catalogues
         self._leasing: Call[tuple[Lease, ...]] | None = None
         self._generating: list[_Batch] = []
         self._batch_of: dict[str, _Batch] = {}
@@ -106,21 +114,37 @@ class RolloutWorker:
         self._pushing: list[tuple[Sequence[Push], Call[PushReply]]] = []
         self._rejecting: list[Call[int]] = []
         self._count = dict.fromkeys(("batches", "groups", "invalid", "late", "swaps"), 0)
-        self._seconds = dict.fromkeys(("generate_s", "score_s", "swap_s", "idle_s"), 0.0)
+        self._seconds = dict.fromkeys(("generate_s", "score_s", "swap_s", "catalogue_s", "idle_s"), 0.0)
 
     def advance(self) -> bool:
         """Make every move that is possible; False when there was none, so that the caller may wait.
 
         Raises:
-            RunError: the queue or the weight board is gone, or the engine broke its contract.
+            RunError: the queue or a board is gone, or the engine broke its contract.
         """
-        moves = (self._swap, self._lease, self._generate, self._collect_scores, self._collect_pushes)
+        moves = (
+            self._swap,
+            self._swap_catalogue,
+            self._lease,
+            self._generate,
+            self._collect_scores,
+            self._collect_pushes,
+        )
         return any([move() for move in moves])
 
     def load(self, weights: PackedWeights) -> None:
         """Give the engine new weights now."""
         self._seconds["swap_s"] += self._engine.load_weights(weights)
         self._count["swaps"] += 1
+
+    def load_catalogue(self, vocabulary: Vocabulary) -> None:
+        """Let prompts leased from now on choose from a later version of the catalogue.
+
+        Raises:
+            DataError: it is no later version of the catalogue in use.
+        """
+        self._vocabulary = vocabulary.after(self._vocabulary)
+        self._seconds["catalogue_s"] += self._engine.load_catalogue(self._vocabulary)
 
     def waiting_on(self) -> list[Any]:
         """References whose arrival makes a move possible."""
@@ -142,6 +166,13 @@ class RolloutWorker:
         if weights is None:
             return False
         self.load(weights)
+        return True
+
+    def _swap_catalogue(self) -> bool:
+        vocabulary = self._catalogues.poll(self._vocabulary.version) if self._catalogues else None
+        if vocabulary is None:
+            return False
+        self.load_catalogue(vocabulary)
         return True
 
     def _lease(self) -> bool:
@@ -205,7 +236,7 @@ class RolloutWorker:
             batch.prompts,
             [batch.generations[one] for one in ids],
             [batch.finished_s[one] - batch.submitted_s for one in ids],
-            trie=self._vocabulary.trie,
+            vocabulary=self._vocabulary,
             distractors=distractors,
             seed=self._seed,
         )

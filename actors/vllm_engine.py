@@ -25,6 +25,7 @@ from actors.settings import DecodeSettings, EngineSettings
 from actors.vllm_configuration import check_environment, derive_sizes
 from actors.vllm_groups import Group, open_group
 from actors.vllm_start import PrefixCacheCounter, read_policy, start_llm
+from actors.vllm_trie import OfferedTries
 from catalog.errors import DataError, PolicyError
 from catalog.vocabulary import Vocabulary
 from learner.weights import PackedWeights, TensorEntry
@@ -51,9 +52,9 @@ class VllmEngine:
             ConfigError: settings or environment cannot work.
         """
         check_environment(engine)
-        layout, trie = vocabulary.layout, vocabulary.trie
+        layout = vocabulary.layout
         self._policy = read_policy(Path(policy_dir), layout, max_prompt_tokens)
-        self._trie, self._layout, self._decode, self._seed = trie, layout, decode, seed
+        self._trie, self._layout, self._decode, self._seed = vocabulary.trie, layout, decode, seed
         self._max_prompt_tokens = max_prompt_tokens
         self._version = version
         self._loaded: tuple[TensorEntry, ...] = ()  # what `load_weights` put in place; of the directory it is not known
@@ -72,16 +73,21 @@ class VllmEngine:
         self._running: dict[str, tuple[Group, int]] = {}  # vLLM request id -> group, number within its `asks`
         self._asked = 0  # requests to vLLM so far
         self._directory = tempfile.TemporaryDirectory(prefix="sluice-engine-")
-        trie_path = Path(self._directory.name) / "trie.npz"
-        trie.save(trie_path)
+        self._tries = OfferedTries(Path(self._directory.name), files=engine.tensor_parallel > 1)
+        trie_name = self._tries.offer(self._trie)
         self.prefix_cache = PrefixCacheCounter()
-        self._llm = start_llm(self._policy, engine, self.sizes, seed, trie_path, self.prefix_cache)
+        self._llm = start_llm(self._policy, engine, self.sizes, seed, trie_name, self.prefix_cache)
         self._llm.set_weight_version(str(version))
 
     @property
     def version(self) -> int:
         """Version of the weights that the next step uses."""
         return self._version
+
+    @property
+    def catalogue_version(self) -> int:
+        """Version of the catalogue that the next request uses."""
+        return self._trie.version
 
     @property
     def in_flight(self) -> int:
@@ -103,7 +109,7 @@ class VllmEngine:
         for request in requests:
             self._check(request, decode)
         for request in requests:
-            group = open_group(request, decode, self._trie, self._seed)
+            group = open_group(request, decode, self._trie, self._tries.name(self._trie), self._seed)
             self._groups[request.request_id] = group
             self._ask(group)
 
@@ -151,9 +157,36 @@ class VllmEngine:
         self._llm.set_weight_version(str(weights.version))
         return time.perf_counter() - start
 
+    def load_catalogue(self, vocabulary: Vocabulary) -> float:
+        """Let requests submitted from now on choose from a later version of the catalogue; returns the pause in s.
+
+        Requests under way finish with the version that they were submitted under, free ones too: it says which items
+        their tokens are.
+
+        Raises:
+            DataError: the version is not higher than the one before.
+            PolicyError: it is laid out in the tokens of another policy.
+        """
+        start = time.perf_counter()
+        if vocabulary.version <= self._trie.version:
+            raise DataError(
+                f"catalogue version {vocabulary.version} can't replace version {self._trie.version}: versions must "
+                "increase"
+            )
+        if vocabulary.layout != self._layout:
+            raise PolicyError(
+                f"catalogue version {vocabulary.version} is laid out for levels {list(vocabulary.layout.level_sizes)}, "
+                f"the engine's policy has {list(self._layout.level_sizes)}: lay it out with the policy's own layout"
+            )
+        self._trie = vocabulary.trie
+        self._tries.offer(self._trie)
+        self._tries.keep([self._trie, *(group.trie for group in self._groups.values())])
+        return time.perf_counter() - start
+
     def close(self) -> None:
         """Free the engine."""
         self._llm.engine_core.shutdown()
+        self._tries.keep([])
         self._directory.cleanup()
 
     def _check_weights(self, weights: PackedWeights) -> None:

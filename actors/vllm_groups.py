@@ -40,6 +40,7 @@ class Group(Protocol):
     """A prompt on its way through vLLM."""
 
     request: GenerateRequest
+    trie: Trie  # of the catalogue when the request was submitted
 
     def asks(self) -> list[Ask]:
         """The requests that vLLM has to answer next."""
@@ -51,21 +52,24 @@ class Group(Protocol):
         """The finished group, or None while there is more to ask."""
 
 
-def open_group(request: GenerateRequest, decode: DecodeSettings, trie: Trie, seed: int) -> Group:
-    """A prompt at its beginning. What is random in it depends on the engine's `seed` and the request's id alone."""
+def open_group(request: GenerateRequest, decode: DecodeSettings, trie: Trie, trie_name: str, seed: int) -> Group:
+    """A prompt at its beginning, which keeps to this trie, known to vLLM's logits processor as `trie_name`.
+
+    What is random in it depends on the engine's `seed` and the request's id alone.
+    """
     digest = hashlib.blake2b(f"{seed}/{request.request_id}".encode(), digest_size=8).digest()
     own_seed = int.from_bytes(digest) >> 2  # leaves room for seed + i below 2**63
     if decode.kind == "sample":
-        return SampledGroup(request, decode, trie, own_seed)
-    return BeamGroup(request, decode, trie, own_seed)
+        return SampledGroup(request, decode, trie, trie_name, own_seed)
+    return BeamGroup(request, decode, trie, trie_name, own_seed)
 
 
 class SampledGroup:
     """K independent samples."""
 
-    def __init__(self, request: GenerateRequest, decode: DecodeSettings, trie: Trie, seed: int) -> None:
-        self.request = request
-        self._decode, self._levels, self._seed = decode, trie.levels, seed
+    def __init__(self, request: GenerateRequest, decode: DecodeSettings, trie: Trie, trie_name: str, seed: int) -> None:
+        self.request, self.trie = request, trie
+        self._decode, self._trie_name, self._seed = decode, trie_name, seed
         self._completions: Sequence[CompletionOutput] = ()
 
     def asks(self) -> list[Ask]:
@@ -74,10 +78,10 @@ class SampledGroup:
             n=self._decode.candidates,
             temperature=self._decode.temperature,
             top_p=self._decode.top_p,
-            max_tokens=self._levels,
+            max_tokens=self.trie.levels,
             seed=self._seed,
             logprobs=0,
-            extra_args=constraint(0, self.request.excluded) if self._decode.constrained else None,
+            extra_args=constraint(0, self.request.excluded, self._trie_name) if self._decode.constrained else None,
             **_PLAIN,
         )
         return [(self.request.prompt, params)]
@@ -96,15 +100,16 @@ class SampledGroup:
             log_probs=np.asarray([_chosen_log_probs(one) for one in self._completions], dtype=np.float32),
             version_min=min(versions),
             version_max=max(versions),
+            catalogue_version=self.trie.version,
         )
 
 
 class BeamGroup:
     """Exact or stochastic beams."""
 
-    def __init__(self, request: GenerateRequest, decode: DecodeSettings, trie: Trie, seed: int) -> None:
-        self.request = request
-        self._decode, self._trie = decode, trie
+    def __init__(self, request: GenerateRequest, decode: DecodeSettings, trie: Trie, trie_name: str, seed: int) -> None:
+        self.request, self.trie = request, trie
+        self._decode, self._trie_name = decode, trie_name
         self._stochastic = decode.kind == "stochastic_beam"
         self._beams = (
             StochasticBeams(decode.candidates, np.random.default_rng(seed))
@@ -120,7 +125,7 @@ class BeamGroup:
         """One request per beam, for the log-probs of its next token."""
         tokens_Wl = self._beams.tokens_Wl
         self._missing = len(tokens_Wl)
-        self._log_probs_WV = np.full((len(tokens_Wl), self._trie.vocab_size), -np.inf, dtype=np.float32)
+        self._log_probs_WV = np.full((len(tokens_Wl), self.trie.vocab_size), -np.inf, dtype=np.float32)
         return [
             (np.concatenate([self.request.prompt, tokens]), self._next_token(node))
             for tokens, node in zip(tokens_Wl, self._nodes, strict=True)
@@ -128,16 +133,16 @@ class BeamGroup:
 
     def _next_token(self, node: int) -> SamplingParams:
         # Which token vLLM chooses does not matter: exact beams save it the drawing.
-        wanted = self._trie.vocab_size
+        wanted = self.trie.vocab_size
         if self._decode.constrained:
-            wanted = int(self._trie.child_count[node])
+            wanted = self.trie.child_count(node)
         if not self._stochastic:
             wanted = min(wanted, self._decode.candidates)
         return SamplingParams(
             temperature=self._decode.temperature if self._stochastic else 0.0,
             max_tokens=1,
             logprobs=wanted,
-            extra_args=constraint(node, self.request.excluded) if self._decode.constrained else None,
+            extra_args=constraint(node, self.request.excluded, self._trie_name) if self._decode.constrained else None,
             **_PLAIN,
         )
 
@@ -152,12 +157,12 @@ class BeamGroup:
         if self._missing:
             return False
         parents = self._beams.grow(self._log_probs_WV)
-        self._nodes = self._trie.step(self._nodes[parents], self._beams.tokens_Wl[:, -1])
+        self._nodes = self.trie.step(self._nodes[parents], self._beams.tokens_Wl[:, -1])
         return True
 
     def result(self) -> Generation | None:
         """The beams, once they are whole sequences."""
-        if self._beams.tokens_Wl.shape[1] < self._trie.levels:
+        if self._beams.tokens_Wl.shape[1] < self.trie.levels:
             return None
         found = self._beams.candidates()
         return Generation(
@@ -166,6 +171,7 @@ class BeamGroup:
             log_probs=found.log_probs_KL,
             version_min=min(self._versions),
             version_max=max(self._versions),
+            catalogue_version=self.trie.version,
             inclusion_log_probs=found.inclusion_log_probs_K,
         )
 

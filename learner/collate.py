@@ -8,9 +8,9 @@ import pyarrow as pa
 import torch
 
 from catalog.errors import DataError, RunError
+from catalog.exclusions import Exclusions
 from catalog.rollout_group import RolloutGroup, decode
 from catalog.tokens import TokenLayout
-from catalog.trie import Exclusions
 from catalog.vocabulary import Vocabulary
 from learner.batch import GroupBatch, LoggedBatch
 
@@ -32,7 +32,7 @@ def collate(
     Raises:
         DataError: a record is no rollout group of this release, or the groups differ in K or L, in how they were drawn,
             or in whether the ranker knew the spread or the values.
-        RunError: a constrained group holds a candidate that its decoding forbade.
+        RunError: a constrained group holds a candidate that its decoding forbade, or its catalogue is not known here.
     """
     decoded = [decode(record) for record in groups]
     shapes = {group.candidate_tokens.shape for group in decoded}
@@ -101,8 +101,10 @@ def _if_known(groups: Sequence[RolloutGroup], told_by: str, name: str) -> torch.
 
 
 def _popularity(groups: Sequence[RolloutGroup], dataset: "Dataset") -> torch.Tensor:
-    items_BK = np.stack([group.candidate_items for group in groups])
-    return _float32(np.where(items_BK < 0, np.nan, dataset.item_shares[items_BK]))
+    items_BK, shares = np.stack([group.candidate_items for group in groups]), dataset.item_shares
+    # A later version of the catalogue has items that are not in the data set, and so in none of its interactions.
+    known_BK = shares.take(items_BK, mode="clip")
+    return _float32(np.select([items_BK < 0, items_BK >= len(shares)], [np.nan, 0.0], known_BK))
 
 
 def _histories(histories: Sequence[np.ndarray], vocabulary: Vocabulary) -> tuple[torch.Tensor, torch.Tensor]:
@@ -139,18 +141,21 @@ def _distractor_scores(groups: Sequence[RolloutGroup]) -> torch.Tensor:
 def _allowed(
     groups: Sequence[RolloutGroup], target_BL: np.ndarray, candidates_BKL: np.ndarray, vocabulary: Vocabulary
 ) -> torch.Tensor:
-    """bool [B, S, L, V]: what the decoder's mask allowed at every step of every branch.
+    """bool [B, S, L, V]: what the decoder's mask allowed at every step of every branch, in each group's own catalogue.
 
     The ground truth is allowed on its own branch even where the user had consumed it before, since an excluded target
     would have an infinite loss.
     """
-    trie = vocabulary.trie
     branches_BSL = np.concatenate([target_BL[:, None], candidates_BKL], axis=1)
     prompts, branches, levels = branches_BSL.shape
-    nodes = trie.walk(branches_BSL)[..., :-1].reshape(-1)
-    requests = np.repeat(np.arange(prompts), branches * levels)
-    exclusions = Exclusions(trie, [group.excluded for group in groups])
-    allowed_BSLV = trie.mask(nodes, exclusions, requests).reshape(prompts, branches, levels, trie.vocab_size)
+    allowed_BSLV = np.empty((prompts, branches, levels, vocabulary.trie.vocab_size), dtype=bool)
+    versions_B = np.asarray([group.catalogue_version for group in groups])
+    for version in np.unique(versions_B).tolist():
+        trie, rows = vocabulary.trie_of(version), np.flatnonzero(versions_B == version)
+        nodes = trie.walk(branches_BSL[rows])[..., :-1].reshape(-1)
+        requests = np.repeat(np.arange(len(rows)), branches * levels)
+        exclusions = Exclusions(trie, [groups[row].excluded for row in rows.tolist()])
+        allowed_BSLV[rows] = trie.mask(nodes, exclusions, requests).reshape(-1, *allowed_BSLV.shape[1:])
     np.put_along_axis(allowed_BSLV[:, 0], target_BL[..., None], True, axis=-1)
     chosen_BSL = np.take_along_axis(allowed_BSLV, branches_BSL[..., None], axis=-1)[..., 0]
     if not chosen_BSL.all():

@@ -90,7 +90,8 @@ _STRATIFIED = (
 _COLLATE = (
     ("if unknown.all():", "if unknown.any():"),
     ("    if unknown.any():\n        raise", "    if False:\n        raise"),
-    ("np.where(items_BK < 0, np.nan, dataset.item_shares[items_BK])", "dataset.item_shares[items_BK]"),
+    ("[items_BK < 0, items_BK >= len(shares)], [np.nan, 0.0]", "[items_BK >= len(shares)], [0.0]"),
+    ("[items_BK < 0, items_BK >= len(shares)], [np.nan, 0.0]", "[items_BK < 0], [np.nan]"),
     (
         "np.asarray([g.user for g in decoded]), np.asarray([g.position for g in decoded])",
         "np.asarray([g.position for g in decoded]), np.asarray([g.user for g in decoded])",

@@ -1,7 +1,7 @@
 """One vLLM engine for all tests of a session, on a small policy whose probabilities are far from uniform."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +36,10 @@ class World:
     @property
     def items(self) -> np.ndarray:
         return self.vocabulary.item_tokens
+
+    def catalogue(self, version: int) -> Vocabulary:
+        """The same catalogue under another version: the session's engine has had several."""
+        return replace(self.vocabulary, trie=replace(self.vocabulary.trie, version=version))
 
     def request(self, name: str, history: int, excluded=()) -> GenerateRequest:
         """A prompt of 1 + 3 * history tokens that depends on the name alone."""

@@ -18,6 +18,7 @@ from learner.collate import collate
 from learner.shared_prefix import branch_log_probs
 from learner.weights import pack
 from tests.engine.conftest import drain
+from tests.rollout_fakes import TinyDataset
 
 pytestmark = pytest.mark.engine
 
@@ -100,11 +101,13 @@ def test_engine_and_learner_mean_the_same_distribution(engine, world, decode):
         )
     done = generate(engine, requests, decode)
     generations = [done[request.request_id] for request in requests]
-    drawn = draw(prompts, generations, [0.0] * 3, trie=world.vocabulary.trie, distractors=2, seed=0)
+    vocabulary = world.catalogue(engine.catalogue_version)
+    drawn = draw(prompts, generations, [0.0] * 3, vocabulary=vocabulary, distractors=2, seed=0)
     groups = finish(drawn, Assessment.of(np.zeros((3, 1 + 12 + 2))), ranker_version="r", score_s=0.0)
     batch = collate(
         [encode(group) for group in groups],
-        world.vocabulary,
+        TinyDataset(),  # another catalogue's, but neither popularity nor logged rewards matter here
+        vocabulary,
         constrained=decode.constrained,
         temperature=decode.temperature,
         beams=decode.kind == "beam",

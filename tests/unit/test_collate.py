@@ -114,6 +114,11 @@ def test_what_the_ranker_and_the_data_know_beside_the_scores():
         assert tensor.dtype == torch.float32
 
 
+def test_an_item_newer_than_the_data_set_was_never_consumed():
+    batch = collated(group(candidate_items=np.asarray([8, 2], dtype=np.int32)))  # the data set has the rows 0 to 7
+    np.testing.assert_allclose(batch.candidate_popularity_BK, [[0, 2 / 28]], rtol=1e-6)
+
+
 def test_groups_of_rankers_that_know_different_things_do_not_mix():
     unsure = {"candidate_spread": np.asarray([np.nan, np.nan], dtype=np.float32), "target_spread": np.nan}
     with pytest.raises(DataError, match="the ranker gave a target_spread to 1 of 2 groups"):
@@ -163,6 +168,20 @@ def test_the_target_is_allowed_even_when_it_was_consumed_before():
 def test_a_candidate_that_its_decoding_forbade_is_an_error():
     with pytest.raises(RunError, match="lease 11: token 5 at level 1 of candidate 0 lies outside the trie mask"):
         collated(group(excluded=np.asarray([0, 1], dtype=np.int32)), constrained=True)
+
+
+def test_every_group_is_masked_by_the_catalogue_it_was_generated_with():
+    newer = VOCABULARY.changed(retire=np.array([1])).after(VOCABULARY)  # item 1 = 3 5 8
+    first = group(excluded=np.asarray([], dtype=np.int32))
+    second = replace(first, lease_id=12, catalogue_version=1, excluded=np.asarray([3], dtype=np.int32))  # 3 6 8
+    records = [encode(first), encode(second)]
+    batch = collate(records, TinyDataset(), newer, constrained=True, temperature=1.0, beams=False)
+    last = [torch.nonzero(batch.allowed_BSLV[row, 1, 2]).flatten().tolist() for row in range(2)]
+    assert last == [[7, 8], [7]]  # behind 3 5
+    last = [torch.nonzero(batch.allowed_BSLV[row, 2, 2]).flatten().tolist() for row in range(2)]
+    assert last == [[7, 8], [7]]  # behind 3 6
+    with pytest.raises(RunError, match=r"catalogue version 1, known here are \[0\]"):
+        collate(records, TinyDataset(), VOCABULARY, constrained=True, temperature=1.0, beams=False)
 
 
 def test_groups_of_different_decodings_do_not_mix():

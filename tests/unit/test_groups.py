@@ -14,7 +14,7 @@ from catalog.vocabulary import Vocabulary
 from learner.assessment import Assessment
 from tests.rollout_fakes import CODES, LAYOUT
 
-TRIE = Vocabulary.of(CODES, LAYOUT).trie
+VOCABULARY = Vocabulary.of(CODES, LAYOUT)
 NO_ITEM = [3, 3, 3]
 
 
@@ -37,11 +37,21 @@ def generation(items: list[int], versions: tuple[int, int] = (2, 3)) -> Generati
 def drawn_batch(distractors: int = 2, seed: int = 5, rows=([0, 0, 1], [2, -1, 3], [1, 4, 4])):
     prompts = [prompt(0, 2), prompt(1, 3), prompt(2, 6)]
     generations = [generation(list(items)) for items in rows]
-    return draw(prompts, generations, [0.1, 0.2, 0.3], trie=TRIE, distractors=distractors, seed=seed)
+    return draw(prompts, generations, [0.1, 0.2, 0.3], vocabulary=VOCABULARY, distractors=distractors, seed=seed)
 
 
 def test_candidates_are_looked_up_in_the_trie():
     assert [one.candidate_items.tolist() for one in drawn_batch()] == [[0, 0, 1], [2, -1, 3], [1, 4, 4]]
+
+
+def test_each_group_is_looked_up_in_the_catalogue_it_was_generated_with():
+    newer = VOCABULARY.changed(retire=np.array([1])).after(VOCABULARY)
+    old, new = generation([0, 1]), replace(generation([0, 1]), catalogue_version=1)
+    prompts = [prompt(0, 2), prompt(1, 3)]
+    drawn = draw(prompts, [old, new], [0.1, 0.2], vocabulary=newer, distractors=1, seed=0)
+    assert [one.candidate_items.tolist() for one in drawn] == [[0, 1], [0, -1]]
+    groups = finish(drawn, Assessment.of(np.zeros((2, 4), dtype=np.float32)), ranker_version="r", score_s=0.1)
+    assert [decode(encode(group)).catalogue_version for group in groups] == [0, 1]
 
 
 def test_distractors_come_from_other_prompts_and_are_neither_target_nor_own_candidate():
@@ -60,7 +70,7 @@ def test_distractors_come_from_other_prompts_and_are_neither_target_nor_own_cand
 
 def test_a_small_pool_gives_fewer_distractors():
     assert [len(one.distractor_items) for one in drawn_batch(distractors=3)] == [2, 3, 3]
-    lonely = draw([prompt(0, 2)], [generation([1, 3])], [0.1], trie=TRIE, distractors=3, seed=0)
+    lonely = draw([prompt(0, 2)], [generation([1, 3])], [0.1], vocabulary=VOCABULARY, distractors=3, seed=0)
     assert lonely[0].distractor_items.tolist() == []
 
 
@@ -139,7 +149,7 @@ def test_inclusion_probabilities_travel_with_stochastic_beams_only():
         [prompt(0, 2)],
         [replace(generation([1, 3]), inclusion_log_probs=inclusion)],
         [0.1],
-        trie=TRIE,
+        vocabulary=VOCABULARY,
         distractors=1,
         seed=0,
     )
@@ -155,7 +165,7 @@ def test_nan_scores_travel_as_nan_not_null():
 
 
 def test_a_group_without_distractors_survives_the_wire():
-    lonely = draw([prompt(0, 2)], [generation([1, 3])], [0.1], trie=TRIE, distractors=3, seed=0)
+    lonely = draw([prompt(0, 2)], [generation([1, 3])], [0.1], vocabulary=VOCABULARY, distractors=3, seed=0)
     scores = Assessment.of(np.asarray([[2, 1, 3, np.nan, np.nan, np.nan]]))
     (group,) = finish(lonely, scores, ranker_version="r", score_s=0)
     assert decode(encode(group)).distractor_scores.shape == (0,)
