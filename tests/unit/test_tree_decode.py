@@ -42,7 +42,7 @@ def vocabulary():
 
 
 def test_constrained_beams_are_the_best_items_in_order(model, vocabulary):
-    decoder = TreeDecoder(model, vocabulary.trie)
+    decoder = TreeDecoder(model, vocabulary)
     beams = decoder.beams(decoder.prefill(*padded()), len(ITEMS))
     for row, history in enumerate(HISTORIES):
         scores = all_scores(model, history, vocabulary.item_tokens.tolist())
@@ -52,7 +52,7 @@ def test_constrained_beams_are_the_best_items_in_order(model, vocabulary):
 
 
 def test_free_beams_equal_an_exhaustive_search(model, vocabulary):
-    decoder = TreeDecoder(model, vocabulary.trie)
+    decoder = TreeDecoder(model, vocabulary)
     vocab = 3 + sum(LEVEL_SIZES)
     beams = decoder.beams(decoder.prefill(*padded()), vocab**2, constrained=False)
     everything = list(itertools.product(range(vocab), repeat=3))
@@ -64,7 +64,7 @@ def test_free_beams_equal_an_exhaustive_search(model, vocabulary):
 
 
 def test_excluded_items_are_left_out_of_their_own_prompt_only(model, vocabulary):
-    decoder = TreeDecoder(model, vocabulary.trie)
+    decoder = TreeDecoder(model, vocabulary)
     excluded = [np.array([0, 1, 2]), np.array([], dtype=np.int64), np.arange(7)]
     beams = decoder.beams(decoder.prefill(*padded()), 8, excluded=excluded)
     found = [
@@ -75,7 +75,7 @@ def test_excluded_items_are_left_out_of_their_own_prompt_only(model, vocabulary)
 
 
 def test_a_prefix_can_be_decoded_again(model, vocabulary):
-    decoder = TreeDecoder(model, vocabulary.trie)
+    decoder = TreeDecoder(model, vocabulary)
     prefix = decoder.prefill(*padded())
     first = decoder.beams(prefix, 4)
     decoder.beams(prefix, 6, constrained=False)
@@ -85,6 +85,6 @@ def test_a_prefix_can_be_decoded_again(model, vocabulary):
 
 
 def test_free_decoding_takes_no_exclusions(model, vocabulary):
-    decoder = TreeDecoder(model, vocabulary.trie)
+    decoder = TreeDecoder(model, vocabulary)
     with pytest.raises(ValueError, match="constrained decoding only"):
         decoder.beams(decoder.prefill(*padded()), 2, constrained=False, excluded=[np.array([0])] * 3)

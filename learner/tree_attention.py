@@ -1,0 +1,223 @@
+"""Attention of tree decoding: histories read themselves, branches read a shared history and their own ancestors.
+
+`HistoryAttention` serves the one forward of the histories and keeps their keys and values; `BranchAttention` serves one
+forward per code level. Both take packed tokens from `learner.tree_forward`. A history is never copied per branch: the
+queries of all branches of a prompt meet its keys in one matrix product.
+
+Dimension suffixes as in `learner.tree_forward`, and B prompts, R rows of histories, T tokens of the longest, W branches,
+A ancestors of a branch including itself, Q = H / G query heads per key-value head.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+_LIKE_LENGTHS = 0.8  # rows attend together when the shortest has at least this share of the longest one's tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowGeometry:
+    """Rows of histories of which the first `known` tokens have keys and values already. Longest row first."""
+
+    known_R: np.ndarray  # int64
+    lengths_R: np.ndarray  # int64, known tokens included
+
+    @property
+    def longest(self) -> int:
+        """T."""
+        return int(self.lengths_R[0])
+
+    @property
+    def new_R(self) -> np.ndarray:
+        """Tokens of each row that the forward computes."""
+        return self.lengths_R - self.known_R
+
+    def packed(self) -> tuple[np.ndarray, np.ndarray]:
+        """(row, position) `[N]` of every new token, row by row."""
+        row_N = np.repeat(np.arange(len(self.new_R)), self.new_R)
+        start_R = np.cumsum(self.new_R) - self.new_R
+        return row_N, np.arange(len(row_N)) - start_R[row_N] + self.known_R[row_N]
+
+    def groups(self) -> list[slice]:
+        """Rows that attend together: of like length, so that padding costs little."""
+        cuts = [0]
+        for row, length in enumerate(self.lengths_R.tolist()):
+            if length < _LIKE_LENGTHS * self.lengths_R[cuts[-1]]:
+                cuts.append(row)
+        return [slice(low, high) for low, high in zip(cuts, [*cuts[1:], len(self.lengths_R)], strict=True)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnownRow:
+    """The first tokens of a row, computed before: keys and values of each layer `[R', T', G, E]`, and where in them."""
+
+    keys: list[torch.Tensor]
+    values: list[torch.Tensor]
+    row: int
+    length: int  # tokens
+
+
+class HistoryAttention:
+    """Causal attention of new tokens within their rows."""
+
+    def __init__(
+        self,
+        geometry: RowGeometry,
+        known: dict[int, KnownRow],
+        wanted: tuple[np.ndarray, np.ndarray],
+        device: torch.device,
+    ) -> None:
+        """Start a forward.
+
+        Args:
+            geometry: of the rows.
+            known: row -> its first tokens, where they are known.
+            wanted: (row, position) `[P]` of the tokens whose last hidden state is wanted.
+            device: of the model.
+        """
+        self._geometry, self._known = geometry, known
+        row_N, position_N = geometry.packed()
+        self._whole = not known and bool((geometry.lengths_R == geometry.longest).all())
+        self._slot_N = torch.from_numpy(row_N * geometry.longest + position_N).to(device)
+        self._start_R = np.append(np.cumsum(geometry.new_R) - geometry.new_R, len(row_N))
+        self._row_P = torch.from_numpy(wanted[0]).to(device)
+        self._until_P = torch.from_numpy(wanted[1]).to(device)
+        self.keys: list[torch.Tensor] = []  # of each layer, [R, T, G, E], zero beyond a row's end
+        self.values: list[torch.Tensor] = []
+
+    def keep(self, layer: int, keys_NGE: torch.Tensor, values_NGE: torch.Tensor) -> None:
+        """See `tree_forward.Attention`."""
+        for kept, new_NGE, known in ((self.keys, keys_NGE, "keys"), (self.values, values_NGE, "values")):
+            shape = (len(self._geometry.lengths_R), self._geometry.longest, *new_NGE.shape[1:])
+            if self._whole:
+                kept.append(new_NGE.reshape(shape))
+                continue
+            rows = new_NGE.new_zeros(shape)
+            rows.view(-1, *shape[2:]).index_copy_(0, self._slot_N, new_NGE)
+            for row, source in self._known.items():
+                rows[row, : source.length] = getattr(source, known)[layer][source.row, : source.length]
+            kept.append(rows)
+
+    def attend(
+        self, layer: int, queries_NHE: torch.Tensor, scale: float, wanted_P: torch.Tensor | None
+    ) -> torch.Tensor:
+        """See `tree_forward.Attention`."""
+        if wanted_P is not None:
+            return self._attend_at_ends(layer, queries_NHE, scale)
+        heads, size = queries_NHE.shape[1:]
+        read = []
+        for rows in self._geometry.groups():
+            low, high = int(self._start_R[rows.start]), int(self._start_R[rows.stop])
+            new_R, known_R = self._geometry.new_R[rows], self._geometry.known_R[rows]
+            queries = queries_NHE[low:high]
+            if (new_R == new_R[0]).all():
+                place_N, padded = None, queries.view(len(new_R), int(new_R[0]), heads, size)
+            else:
+                row_N = np.repeat(np.arange(len(new_R)), new_R)
+                place_N = torch.from_numpy(
+                    row_N * new_R.max() + np.arange(len(row_N)) - (np.cumsum(new_R) - new_R)[row_N]
+                )
+                place_N = place_N.to(queries.device)
+                padded = queries.new_zeros(len(new_R), int(new_R.max()), heads, size)
+                padded.view(-1, heads, size).index_copy_(0, place_N, queries)
+            length = int(self._geometry.lengths_R[rows.start])
+            out = _sdpa(padded, self.keys[layer][rows, :length], self.values[layer][rows, :length], scale, known_R)
+            read.append(out.reshape(-1, heads, size) if place_N is None else out.reshape(-1, heads, size)[place_N])
+        return read[0] if len(read) == 1 else torch.cat(read)
+
+    def _attend_at_ends(self, layer: int, queries_PHE: torch.Tensor, scale: float) -> torch.Tensor:
+        """The wanted tokens' queries over all that stands before them in their rows, themselves included."""
+        place_T = torch.arange(self._geometry.longest, device=queries_PHE.device)
+        mask_P11T = (place_T <= self._until_P[:, None])[:, None, None]
+        keys, values = (kept[layer][self._row_P].transpose(1, 2) for kept in (self.keys, self.values))
+        keys, values = (_per_query_head(part, queries_PHE.shape[1]) for part in (keys, values))
+        out = F.scaled_dot_product_attention(queries_PHE[:, :, None], keys, values, attn_mask=mask_P11T, scale=scale)
+        return out[:, :, 0]
+
+
+def _sdpa(
+    queries_RSHE: torch.Tensor, keys_RTGE: torch.Tensor, values_RTGE: torch.Tensor, scale: float, known_R: np.ndarray
+) -> torch.Tensor:
+    """Causal attention of rows whose first query stands at position `known_R`; `[R, S, H, E]`."""
+    queries, keys, values = (part.transpose(1, 2) for part in (queries_RSHE, keys_RTGE, values_RTGE))
+    keys, values = (_per_query_head(part, queries.shape[1]) for part in (keys, values))
+    if not known_R.any():
+        width = queries.shape[2]
+        out = F.scaled_dot_product_attention(
+            queries, keys[:, :, :width], values[:, :, :width], is_causal=True, scale=scale
+        )
+    else:
+        known = torch.from_numpy(known_R).to(queries.device)[:, None, None]
+        at_S1 = torch.arange(queries.shape[2], device=queries.device)[:, None]
+        mask_RST = torch.arange(keys.shape[2], device=queries.device) <= known + at_S1
+        out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask_RST[:, None], scale=scale)
+    return out.transpose(1, 2)
+
+
+def _per_query_head(part_RGTE: torch.Tensor, heads: int) -> torch.Tensor:
+    groups = part_RGTE.shape[1]
+    return part_RGTE if groups == heads else part_RGTE.repeat_interleave(heads // groups, dim=1)
+
+
+class BranchAttention:
+    """Attention of W branches per prompt, kept over the levels of one decoding."""
+
+    def __init__(self, keys: list[torch.Tensor], values: list[torch.Tensor], lengths_B: torch.Tensor) -> None:
+        """`keys` and `values` of each layer are the histories', `[B, G, T, E]`, of `lengths_B` tokens."""
+        self._keys, self._values = keys, values
+        longest = keys[0].shape[2]
+        past_B1T = torch.arange(longest, device=lengths_B.device) >= lengths_B[:, None, None]
+        self._bias_B11T: torch.Tensor | None = None
+        if bool(past_B1T.any()):
+            self._bias_B11T = torch.zeros(past_B1T.shape, dtype=keys[0].dtype, device=lengths_B.device)
+            self._bias_B11T = self._bias_B11T.masked_fill_(past_B1T, -torch.inf)[:, None]
+        self._own: list[tuple[torch.Tensor, torch.Tensor]] = []  # of each layer, [B*W, A, G, E]
+        self._parent_N: torch.Tensor | None = None
+
+    def grow(self, parent_BW: torch.Tensor | None) -> None:
+        """Say which branch of the level before each branch of the next forward goes on from; None: there is none."""
+        self._parent_N = None
+        if parent_BW is not None:
+            width = self._own[0][0].shape[0] // parent_BW.shape[0]
+            first_B1 = torch.arange(parent_BW.shape[0], device=parent_BW.device)[:, None] * width
+            self._parent_N = (first_B1 + parent_BW).flatten()
+
+    def keep(self, layer: int, keys_NGE: torch.Tensor, values_NGE: torch.Tensor) -> None:
+        """See `tree_forward.Attention`."""
+        own = (keys_NGE[:, None], values_NGE[:, None])
+        if self._parent_N is None:
+            self._own.append(own)
+            return
+        self._own[layer] = tuple(
+            torch.cat([old.index_select(0, self._parent_N), new], dim=1)
+            for old, new in zip(self._own[layer], own, strict=True)
+        )
+
+    def attend(
+        self, layer: int, queries_NHE: torch.Tensor, scale: float, wanted_P: torch.Tensor | None
+    ) -> torch.Tensor:
+        """See `tree_forward.Attention`."""
+        assert wanted_P is None, "every branch token is wanted"
+        history_keys, history_values = self._keys[layer], self._values[layer]
+        own_keys_NAGE, own_values_NAGE = self._own[layer]
+        prompts, groups, longest, size = history_keys.shape
+        per_group, ancestors = queries_NHE.shape[1] // groups, own_keys_NAGE.shape[1]
+        queries_BWGQE = (queries_NHE * scale).view(prompts, -1, groups, per_group, size)
+        width = queries_BWGQE.shape[1]
+        queries_BGME = queries_BWGQE.permute(0, 2, 1, 3, 4).reshape(prompts, groups, width * per_group, size)
+        scores = queries_NHE.new_empty(prompts, groups, width * per_group, longest + ancestors)
+        scores[..., :longest] = queries_BGME @ history_keys.transpose(2, 3)
+        if self._bias_B11T is not None:
+            scores[..., :longest] += self._bias_B11T
+        own_BWAGE = own_keys_NAGE.view(prompts, width, ancestors, groups, size)
+        own_BGWQA = torch.einsum("bwgqe,bwage->bgwqa", queries_BWGQE, own_BWAGE)
+        scores[..., longest:] = own_BGWQA.flatten(2, 3)
+        weights = torch.softmax(scores.float(), dim=-1).to(scores.dtype)
+        read_BGME = weights[..., :longest] @ history_values
+        own_weights = weights[..., longest:].unflatten(2, (width, per_group))
+        read_BWGQE = read_BGME.unflatten(2, (width, per_group)).permute(0, 2, 1, 3, 4)
+        own_BWAGE = own_values_NAGE.view(prompts, width, ancestors, groups, size)
+        read_BWGQE = read_BWGQE + torch.einsum("bgwqa,bwage->bwgqe", own_weights, own_BWAGE)
+        return read_BWGQE.reshape(queries_NHE.shape)
