@@ -4,8 +4,8 @@
 forward per code level. Both take packed tokens from `learner.tree_forward`. A history is never copied per branch: the
 queries of all branches of a prompt meet its keys in one matrix product.
 
-Dimension suffixes as in `learner.tree_forward`, and B prompts, R rows of histories, T tokens of the longest, W branches,
-A ancestors of a branch including itself, Q = H / G query heads per key-value head.
+Dimension suffixes as in `learner.tree_forward`, and B prompts, R rows of histories, T tokens of the longest, W branches
+of a prompt, A ancestors of a branch including itself, Q = H / G query heads per key-value head.
 """
 
 from dataclasses import dataclass
@@ -59,6 +59,44 @@ class KnownRow:
     length: int  # tokens
 
 
+class _Together:
+    """Rows that attend in one call, their new tokens padded to the same number."""
+
+    def __init__(self, geometry: RowGeometry, rows: slice, device: torch.device) -> None:
+        new_R, known_R = geometry.new_R[rows], geometry.known_R[rows]
+        first = int(geometry.new_R[: rows.start].sum())
+        self.rows, self.tokens = rows, slice(first, first + int(new_R.sum()))
+        self.count, self.width, self.longest = len(new_R), int(new_R.max()), int(geometry.lengths_R[rows.start])
+        self._place_N: torch.Tensor | None = None  # of each new token in the padded block; None: there is no padding
+        if new_R.min() < self.width:
+            row_N, position_N = RowGeometry(known_R=0 * new_R, lengths_R=new_R).packed()
+            self._place_N = torch.from_numpy(row_N * self.width + position_N).to(device)
+        self._mask_R1ST: torch.Tensor | None = None  # None: causal, nothing is known
+        if known_R.any():
+            at_S1 = torch.arange(self.width, device=device)[:, None]
+            until_RS1 = torch.from_numpy(known_R).to(device)[:, None, None] + at_S1
+            self._mask_R1ST = (torch.arange(self.longest, device=device) <= until_RS1)[:, None]
+
+    def attend(
+        self, queries_NHE: torch.Tensor, keys_RTGE: torch.Tensor, values_RTGE: torch.Tensor, scale: float
+    ) -> torch.Tensor:
+        """What the new tokens of these rows read, `[N, H, E]`."""
+        _, heads, size = queries_NHE.shape
+        padded = queries_NHE
+        if self._place_N is not None:
+            padded = queries_NHE.new_zeros(self.count * self.width, heads, size)
+            padded.index_copy_(0, self._place_N, queries_NHE)
+        queries_RHSE = padded.reshape(self.count, self.width, heads, size).transpose(1, 2)
+        keys, values = (
+            _per_query_head(part[self.rows, : self.longest].transpose(1, 2), heads) for part in (keys_RTGE, values_RTGE)
+        )
+        out_RHSE = F.scaled_dot_product_attention(
+            queries_RHSE, keys, values, attn_mask=self._mask_R1ST, is_causal=self._mask_R1ST is None, scale=scale
+        )
+        out = out_RHSE.transpose(1, 2).reshape(-1, heads, size)
+        return out if self._place_N is None else out.index_select(0, self._place_N)
+
+
 class HistoryAttention:
     """Causal attention of new tokens within their rows."""
 
@@ -77,83 +115,49 @@ class HistoryAttention:
             wanted: (row, position) `[P]` of the tokens whose last hidden state is wanted.
             device: of the model.
         """
-        self._geometry, self._known = geometry, known
-        row_N, position_N = geometry.packed()
-        self._whole = not known and bool((geometry.lengths_R == geometry.longest).all())
-        self._slot_N = torch.from_numpy(row_N * geometry.longest + position_N).to(device)
-        self._start_R = np.append(np.cumsum(geometry.new_R) - geometry.new_R, len(row_N))
+        self._known, self._shape = known, (len(geometry.lengths_R), geometry.longest)
+        self._groups = [_Together(geometry, rows, device) for rows in geometry.groups()]
+        self._slot_N: torch.Tensor | None = None  # None: new tokens are all there is to the rows
+        if known or geometry.lengths_R.min() < geometry.longest:
+            row_N, position_N = geometry.packed()
+            self._slot_N = torch.from_numpy(row_N * geometry.longest + position_N).to(device)
         self._row_P = torch.from_numpy(wanted[0]).to(device)
-        self._until_P = torch.from_numpy(wanted[1]).to(device)
+        past_P1 = torch.from_numpy(wanted[1]).to(device)[:, None]
+        self._mask_P11T = (torch.arange(geometry.longest, device=device) <= past_P1)[:, None, None]
         self.keys: list[torch.Tensor] = []  # of each layer, [R, T, G, E], zero beyond a row's end
         self.values: list[torch.Tensor] = []
 
     def keep(self, layer: int, keys_NGE: torch.Tensor, values_NGE: torch.Tensor) -> None:
         """See `tree_forward.Attention`."""
-        for kept, new_NGE, known in ((self.keys, keys_NGE, "keys"), (self.values, values_NGE, "values")):
-            shape = (len(self._geometry.lengths_R), self._geometry.longest, *new_NGE.shape[1:])
-            if self._whole:
-                kept.append(new_NGE.reshape(shape))
-                continue
-            rows = new_NGE.new_zeros(shape)
-            rows.view(-1, *shape[2:]).index_copy_(0, self._slot_N, new_NGE)
-            for row, source in self._known.items():
-                rows[row, : source.length] = getattr(source, known)[layer][source.row, : source.length]
-            kept.append(rows)
+        self.keys.append(self._rows(keys_NGE, {row: one.keys[layer] for row, one in self._known.items()}))
+        self.values.append(self._rows(values_NGE, {row: one.values[layer] for row, one in self._known.items()}))
 
     def attend(
         self, layer: int, queries_NHE: torch.Tensor, scale: float, wanted_P: torch.Tensor | None
     ) -> torch.Tensor:
         """See `tree_forward.Attention`."""
-        if wanted_P is not None:
-            return self._attend_at_ends(layer, queries_NHE, scale)
-        heads, size = queries_NHE.shape[1:]
-        read = []
-        for rows in self._geometry.groups():
-            low, high = int(self._start_R[rows.start]), int(self._start_R[rows.stop])
-            new_R, known_R = self._geometry.new_R[rows], self._geometry.known_R[rows]
-            queries = queries_NHE[low:high]
-            if (new_R == new_R[0]).all():
-                place_N, padded = None, queries.view(len(new_R), int(new_R[0]), heads, size)
-            else:
-                row_N = np.repeat(np.arange(len(new_R)), new_R)
-                place_N = torch.from_numpy(
-                    row_N * new_R.max() + np.arange(len(row_N)) - (np.cumsum(new_R) - new_R)[row_N]
-                )
-                place_N = place_N.to(queries.device)
-                padded = queries.new_zeros(len(new_R), int(new_R.max()), heads, size)
-                padded.view(-1, heads, size).index_copy_(0, place_N, queries)
-            length = int(self._geometry.lengths_R[rows.start])
-            out = _sdpa(padded, self.keys[layer][rows, :length], self.values[layer][rows, :length], scale, known_R)
-            read.append(out.reshape(-1, heads, size) if place_N is None else out.reshape(-1, heads, size)[place_N])
-        return read[0] if len(read) == 1 else torch.cat(read)
-
-    def _attend_at_ends(self, layer: int, queries_PHE: torch.Tensor, scale: float) -> torch.Tensor:
-        """The wanted tokens' queries over all that stands before them in their rows, themselves included."""
-        place_T = torch.arange(self._geometry.longest, device=queries_PHE.device)
-        mask_P11T = (place_T <= self._until_P[:, None])[:, None, None]
-        keys, values = (kept[layer][self._row_P].transpose(1, 2) for kept in (self.keys, self.values))
-        keys, values = (_per_query_head(part, queries_PHE.shape[1]) for part in (keys, values))
-        out = F.scaled_dot_product_attention(queries_PHE[:, :, None], keys, values, attn_mask=mask_P11T, scale=scale)
-        return out[:, :, 0]
-
-
-def _sdpa(
-    queries_RSHE: torch.Tensor, keys_RTGE: torch.Tensor, values_RTGE: torch.Tensor, scale: float, known_R: np.ndarray
-) -> torch.Tensor:
-    """Causal attention of rows whose first query stands at position `known_R`; `[R, S, H, E]`."""
-    queries, keys, values = (part.transpose(1, 2) for part in (queries_RSHE, keys_RTGE, values_RTGE))
-    keys, values = (_per_query_head(part, queries.shape[1]) for part in (keys, values))
-    if not known_R.any():
-        width = queries.shape[2]
-        out = F.scaled_dot_product_attention(
-            queries, keys[:, :, :width], values[:, :, :width], is_causal=True, scale=scale
+        keys, values = self.keys[layer], self.values[layer]
+        if wanted_P is None:
+            read = [group.attend(queries_NHE[group.tokens], keys, values, scale) for group in self._groups]
+            return read[0] if len(read) == 1 else torch.cat(read)
+        # The wanted tokens' queries over all that stands before them in their rows, themselves included.
+        keys, values = (
+            _per_query_head(part[self._row_P].transpose(1, 2), queries_NHE.shape[1]) for part in (keys, values)
         )
-    else:
-        known = torch.from_numpy(known_R).to(queries.device)[:, None, None]
-        at_S1 = torch.arange(queries.shape[2], device=queries.device)[:, None]
-        mask_RST = torch.arange(keys.shape[2], device=queries.device) <= known + at_S1
-        out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask_RST[:, None], scale=scale)
-    return out.transpose(1, 2)
+        queries_PH1E = queries_NHE[:, :, None]
+        return F.scaled_dot_product_attention(queries_PH1E, keys, values, attn_mask=self._mask_P11T, scale=scale)[
+            :, :, 0
+        ]
+
+    def _rows(self, new_NGE: torch.Tensor, known: dict[int, torch.Tensor]) -> torch.Tensor:
+        if self._slot_N is None:
+            return new_NGE.reshape(*self._shape, *new_NGE.shape[1:])
+        rows = new_NGE.new_zeros(*self._shape, *new_NGE.shape[1:])
+        rows.flatten(0, 1).index_copy_(0, self._slot_N, new_NGE)
+        for row, source_RTGE in known.items():
+            where = self._known[row]
+            rows[row, : where.length] = source_RTGE[where.row, : where.length]
+        return rows
 
 
 def _per_query_head(part_RGTE: torch.Tensor, heads: int) -> torch.Tensor:

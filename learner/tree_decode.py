@@ -6,8 +6,8 @@ the history is computed and kept once however many there are. Results equal deco
     prefill -> Prefix -> beams: the W likeliest        -> Candidates
                       -> sample: W independent draws   -> Candidates
 
-Dimension suffixes: B prompts, T history tokens, W candidates of a prompt, L tokens of an item, V vocabulary, C tokens to
-choose from at a level (its codes, or the vocabulary), D hidden size.
+Dimension suffixes: B prompts, T history tokens, W candidates of a prompt, L tokens of an item, C tokens to choose from
+at a level (its codes, or the vocabulary), D hidden size.
 """
 
 from dataclasses import dataclass

@@ -41,6 +41,6 @@ def draw(log_p_BWC: torch.Tensor, uniforms_BWn: torch.Tensor) -> torch.Tensor:
 
 
 def uniforms(keys: Sequence[bytes], *shape: int) -> np.ndarray:
-    """Float32 `[len(keys), *shape]` in [0, 1): each key, of 16 bytes, has numbers of its own, whatever the others are."""
+    """Float32 `[len(keys), *shape]` in [0, 1): the numbers of each 16-byte key, whatever the other keys are."""
     streams = (np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little"))) for key in keys)
     return np.stack([stream.random(shape, dtype=np.float32) for stream in streams])

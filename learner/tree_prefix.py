@@ -38,8 +38,9 @@ class _Batch:
 class PrefixCache:
     """Keys and values of the latest batches, found by the tokens that a history starts with.
 
-    Batches are kept whole and dropped oldest first. A row that is found is part of the new batch too, so what is dropped
-    is what has not been used for longest. Starts are looked up where items end: after BOS and every `stride` tokens.
+    Batches are kept whole and dropped oldest first. A row that is found is part of the new batch too, so what is
+    dropped is what has not been used for longest. Starts are looked up where items end: after BOS and every `stride`
+    tokens.
     """
 
     def __init__(self, max_bytes: int, stride: int) -> None:

@@ -19,7 +19,10 @@ from typing import Any
 from catalog.errors import ConfigError
 
 # name -> what it compares; the module of the same name is imported only when the bench is run
-BENCHES: dict[str, str] = {}
+BENCHES: dict[str, str] = {
+    "beam": "constrained beams: tree decoder against transformers generate",
+    "engines": "sampling: tree engine against vLLM engine",
+}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -187,7 +187,7 @@ def start_fleet(config: RunConfig, paths: RunPaths, layout: TokenLayout, reserva
             .options(
                 **reservation.options("rollout", index),
                 max_restarts=config.cluster.max_actor_restarts,
-                runtime_env={"env_vars": engine_environment(config.rollout.engine)},
+                runtime_env={"env_vars": _environment(config)},
             )
             .remote(
                 name=name,
@@ -212,21 +212,34 @@ def start_fleet(config: RunConfig, paths: RunPaths, layout: TokenLayout, reserva
     )
 
 
+def _environment(config: RunConfig) -> dict[str, str]:
+    """What a rollout actor's process must find in its environment."""
+    engine = config.rollout.engine
+    return engine_environment(engine) if engine.type == "vllm" else {}
+
+
 def _open_engine(config: RunConfig, paths: RunPaths, layout: TokenLayout, seed: int) -> Engine:
-    """Runs inside the rollout actor, whose environment is set for vLLM before it is imported."""
-    from actors.vllm_engine import VllmEngine
+    """Runs inside the rollout actor, whose environment is what `_environment` says before vLLM is imported."""
     from catalog.vocabulary import Vocabulary
 
     dataset = Dataset.open(paths.data)
-    opened = VllmEngine(
-        policy_dir=paths.policy,
-        vocabulary=Vocabulary.of(dataset.codes, layout),
-        decode=config.rollout.decode,
-        engine=config.rollout.engine,
-        seed=seed,
-        max_prompt_tokens=1 + dataset.settings.max_history * layout.levels,
-        prompts_in_flight=config.rollout.prompts_per_lease * config.rollout.leases_ahead,
-    )
+    arguments = {
+        "policy_dir": paths.policy,
+        "vocabulary": Vocabulary.of(dataset.codes, layout),
+        "decode": config.rollout.decode,
+        "engine": config.rollout.engine,
+        "seed": seed,
+        "max_prompt_tokens": 1 + dataset.settings.max_history * layout.levels,
+    }
+    if config.rollout.engine.type == "tree":
+        from actors.tree_engine import TreeEngine
+
+        opened = TreeEngine(**arguments)
+    else:
+        from actors.vllm_engine import VllmEngine
+
+        prompts_in_flight = config.rollout.prompts_per_lease * config.rollout.leases_ahead
+        opened = VllmEngine(**arguments, prompts_in_flight=prompts_in_flight)
     for name, (value, reason) in opened.derivation.items():
         print(f"engine {name} = {value}: {reason}", flush=True)
     return opened
