@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from catalog.vocabulary import Vocabulary
 from learner.tree_attention import BranchAttention
-from learner.tree_draw import draw, log_softmax, nucleus
+from learner.tree_draw import distinct, draw, log_softmax, nucleus
 from learner.tree_forward import forward_of
 from learner.tree_prefix import Prefix, PrefixCache, prefill
 from learner.tree_trie import DeviceTrie, Exclusions
@@ -99,33 +99,34 @@ class TreeDecoder:
     def sample(
         self,
         prefix: Prefix,
-        uniforms_BWL: np.ndarray,
+        uniforms_BKL: np.ndarray,
         *,
         temperature: float = 1.0,
         top_p: float = 1.0,
         constrained: bool = True,
         excluded: list[np.ndarray] | None = None,
     ) -> Candidates:
-        """W independent candidates of each prompt, with the log-probs of the distributions drawn from.
+        """K independent candidates of each prompt, with the log-probs of the distributions drawn from.
+
+        Candidates that agree so far are one branch, computed once.
 
         Args:
             prefix: of `prefill`; it can be used again afterwards.
-            uniforms_BWL: float32 in [0, 1), one for each token.
+            uniforms_BKL: float32 in [0, 1), one for each token.
             temperature: divides the logits.
             top_p: see `tree_draw.nucleus`; taken after mask and temperature.
             constrained: only items of the catalogue.
             excluded: item rows to leave out, per prompt; for constrained decoding only.
         """
         tree = _Tree(self, prefix, constrained, excluded)
-        chance_BWL = torch.from_numpy(uniforms_BWL).to(self._device)
+        uniforms = torch.from_numpy(uniforms_BKL).to(self._device)
+        branch_BK = torch.zeros(uniforms.shape[:2], dtype=torch.int64, device=self._device)
         while not tree.complete:
             log_p_BWC = tree.log_probs(over_allowed=True, temperature=temperature, top_p=top_p)
-            chance_BW = chance_BWL[..., tree.level]
-            # The first level has one distribution for all candidates of a prompt, the others one for each.
-            chosen_BWn = draw(log_p_BWC, chance_BW.view(*log_p_BWC.shape[:2], -1))
-            branch_1W1 = torch.arange(log_p_BWC.shape[1], device=self._device)[:, None]
-            tree.grow(log_p_BWC, (branch_1W1 * log_p_BWC.shape[2] + chosen_BWn).flatten(1))
-        return tree.candidates()
+            choice_BK = draw(log_p_BWC, branch_BK, uniforms[..., tree.level])
+            flat_BW, branch_BK = distinct(branch_BK * log_p_BWC.shape[2] + choice_BK)
+            tree.grow(log_p_BWC, flat_BW)
+        return tree.candidates(branch_BK)
 
     def logits(self, hidden: torch.Tensor, tokens: slice) -> torch.Tensor:
         """Float32 logits of some of the tokens."""
@@ -197,9 +198,12 @@ class _Tree:
         hidden_ND = self._decoder._forward(token_BW.flatten(), position_BW.flatten(), self._attention, None)
         self._hidden_BWD = hidden_ND.view(*token_BW.shape, -1)
 
-    def candidates(self) -> Candidates:
-        """The finished branches."""
-        return Candidates(tokens_BWL=self._tokens_BWl.cpu().numpy(), log_probs_BWL=self._log_probs_BWl.cpu().numpy())
+    def candidates(self, branch_BK: torch.Tensor | None = None) -> Candidates:
+        """The finished branches, or those that the candidates ended on."""
+        tokens, log_probs = self._tokens_BWl, self._log_probs_BWl
+        if branch_BK is not None:
+            tokens, log_probs = _pick(tokens, branch_BK), _pick(log_probs, branch_BK)
+        return Candidates(tokens_BWL=tokens.cpu().numpy(), log_probs_BWL=log_probs.cpu().numpy())
 
 
 def _pick(values_BWl: torch.Tensor, index_BW: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,6 @@
 """Draws from next-token distributions, as pure functions of log-probs and given random numbers.
 
-Dimension suffixes: B prompts, W branches of a prompt, C tokens to choose from, n draws from each branch.
+Dimension suffixes: B prompts, W branches of a prompt, K candidates of a prompt, C tokens to choose from.
 """
 
 from collections.abc import Sequence
@@ -27,17 +27,32 @@ def nucleus(logits: torch.Tensor, top_p: float) -> torch.Tensor:
     return logits.masked_fill(out.scatter(-1, token, out), -torch.inf)
 
 
-def draw(log_p_BWC: torch.Tensor, uniforms_BWn: torch.Tensor) -> torch.Tensor:
-    """n independent draws `[B, W, n]` from each distribution, by inversion: the first token whose share reaches u.
+def draw(log_p_BWC: torch.Tensor, branch_BK: torch.Tensor, uniforms_BK: torch.Tensor) -> torch.Tensor:
+    """One independent draw `[B, K]` for each candidate, from its branch's distribution, by inversion.
 
-    A token of probability 0 is never drawn. `uniforms_BWn` are in [0, 1).
+    That is the first token whose cumulated share exceeds u, in [0, 1). A token of probability 0 is never drawn.
     """
     shares_BWC = log_p_BWC.exp().cumsum(dim=-1)
-    total_BW1 = shares_BWC[..., -1:]
-    # u * total may round up to the total itself, which no share exceeds.
-    below_total_BW1 = torch.nextafter(total_BW1, torch.zeros_like(total_BW1))
-    target_BWn = torch.minimum(uniforms_BWn * total_BW1, below_total_BW1)
-    return torch.searchsorted(shares_BWC, target_BWn, right=True)
+    # The largest float32 u, 1 - 2^-24, times a float32 total never rounds up to the total, so some share exceeds it.
+    target_BK = uniforms_BK * shares_BWC[..., -1].gather(1, branch_BK)
+    if shares_BWC.shape[1] == 1:
+        return torch.searchsorted(shares_BWC[:, 0], target_BK, right=True)
+    shares_BKC = shares_BWC.gather(1, branch_BK[..., None].expand(-1, -1, shares_BWC.shape[2]))
+    return torch.searchsorted(shares_BKC, target_BK[..., None], right=True)[..., 0]
+
+
+def distinct(values_BK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The distinct values of each row, ascending, `[B, W]`, and the place of every value among them `[B, K]`.
+
+    W is that of the row with most; other rows repeat their first value at the end.
+    """
+    ascending_BK, order_BK = values_BK.sort(dim=1)
+    new_BK = torch.zeros_like(ascending_BK)
+    new_BK[:, 1:] = ascending_BK[:, 1:] != ascending_BK[:, :-1]
+    rank_BK = new_BK.cumsum(dim=1)
+    place_BK = torch.empty_like(rank_BK).scatter_(1, order_BK, rank_BK)
+    distinct_BW = ascending_BK[:, :1].repeat(1, int(rank_BK.max()) + 1).scatter_(1, rank_BK, ascending_BK)
+    return distinct_BW, place_BK
 
 
 def uniforms(keys: Sequence[bytes], *shape: int) -> np.ndarray:
