@@ -8,9 +8,11 @@ from catalog.settings import Settings
 
 
 class DecodeSettings(Settings):
-    """How the K candidates of a prompt are drawn."""
+    """How the K candidates of a prompt are drawn; docs/rollouts.md compares the kinds."""
 
-    kind: Literal["sample", "beam"] = "sample"
+    # sample: K independent samples; beam: the K likeliest sequences; stochastic_beam: K distinct ones, sampled without
+    # replacement, with the probability of each to be among them
+    kind: Literal["sample", "beam", "stochastic_beam"] = "sample"
     candidates: int = Field(default=16, ge=2)  # K
     temperature: float = Field(default=1.0, ge=0.01, le=2)  # the range that vLLM takes
     top_p: float = Field(default=1.0, gt=0, le=1)
@@ -20,7 +22,17 @@ class DecodeSettings(Settings):
     def _beams_are_exact(self) -> "DecodeSettings":
         if self.kind == "beam" and (self.temperature != 1.0 or self.top_p != 1.0):
             raise ValueError("beams take no temperature or top_p: leave both at 1.0")
+        if self.kind == "stochastic_beam" and self.top_p != 1.0:
+            raise ValueError(
+                f"top_p is {self.top_p}, but stochastic beams are drawn from all sequences: leave it at 1.0 and use "
+                "temperature, or take kind: sample"
+            )
         return self
+
+    @property
+    def sequences(self) -> int:
+        """Sequences of a prompt that an engine advances beside each other."""
+        return self.candidates + 1 if self.kind == "stochastic_beam" else self.candidates
 
 
 class EngineSettings(Settings):

@@ -27,7 +27,7 @@ from catalog.errors import ConfigError, PolicyError
 from catalog.vocabulary import Vocabulary
 from learner.policy import Policy, load_policy
 from learner.tree_decode import Candidates, TreeDecoder
-from learner.tree_draw import uniforms
+from learner.tree_draw import streams
 from learner.weights import PackedWeights
 
 _PROMPTS_PER_STEP = {"cpu": 32, "cuda": 256}
@@ -120,6 +120,7 @@ class TreeEngine:
                 later.append((request, wanted))
         self._waiting.extendleft(reversed(later))
         drawn = self._generate(chosen, decode)
+        included = [None] * len(chosen) if drawn.inclusion_log_probs_BW is None else drawn.inclusion_log_probs_BW
         self._names.difference_update(request.request_id for request in chosen)
         return [
             Generation(
@@ -128,8 +129,11 @@ class TreeEngine:
                 log_probs=log_probs,
                 version_min=self._version,
                 version_max=self._version,
+                inclusion_log_probs=inclusion,
             )
-            for request, tokens, log_probs in zip(chosen, drawn.tokens_BWL, drawn.log_probs_BWL, strict=True)
+            for request, tokens, log_probs, inclusion in zip(
+                chosen, drawn.tokens_BWL, drawn.log_probs_BWL, included, strict=True
+            )
         ]
 
     def load_weights(self, weights: PackedWeights) -> float:
@@ -164,17 +168,13 @@ class TreeEngine:
             return self._decoder.beams(
                 prefix, decode.candidates, constrained=decode.constrained, excluded=excluded, renormalise=True
             )
-        keys = [self._stream(request) for request in requests]
-        return self._decoder.sample(
-            prefix,
-            uniforms(keys, decode.candidates, self._vocabulary.layout.levels),
-            temperature=decode.temperature,
-            top_p=decode.top_p,
-            constrained=decode.constrained,
-            excluded=excluded,
-        )
+        random = streams([self._key(request) for request in requests])
+        wanted = {"temperature": decode.temperature, "constrained": decode.constrained, "excluded": excluded}
+        if decode.kind == "stochastic_beam":
+            return self._decoder.stochastic_beams(prefix, random, decode.candidates, **wanted)
+        return self._decoder.sample(prefix, random, decode.candidates, top_p=decode.top_p, **wanted)
 
-    def _stream(self, request: GenerateRequest) -> bytes:
+    def _key(self, request: GenerateRequest) -> bytes:
         """The key of a request's random numbers."""
         return hashlib.blake2b(f"{self._seed}/{request.request_id}".encode(), digest_size=16).digest()
 

@@ -4,13 +4,15 @@ The W candidates of a prompt are branches behind one history: each attends to th
 the history is computed and kept once however many there are. Results equal decoding every candidate by itself.
 
     prefill -> Prefix -> beams: the W likeliest        -> Candidates
-                      -> sample: W independent draws   -> Candidates
+                      -> sample: K independent draws   -> Candidates
+                      -> stochastic_beams: K distinct draws, without replacement -> Candidates
 
 Dimension suffixes: B prompts, T history tokens, W candidates of a prompt, L tokens of an item, C tokens to choose from
 at a level (its codes, or the vocabulary), D hidden size.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,7 +21,7 @@ from transformers import PreTrainedModel
 
 from catalog.vocabulary import Vocabulary
 from learner.tree_attention import BranchAttention
-from learner.tree_draw import distinct, draw, log_softmax, nucleus
+from learner.tree_draw import distinct, draw, log_inclusion, log_softmax, nucleus, perturbed
 from learner.tree_forward import forward_of
 from learner.tree_prefix import Prefix, PrefixCache, prefill
 from learner.tree_trie import DeviceTrie, Exclusions
@@ -31,6 +33,7 @@ class Candidates:
 
     tokens_BWL: np.ndarray  # int64
     log_probs_BWL: np.ndarray  # float32 nats of each token; some are -inf where there are fewer than W beams
+    inclusion_log_probs_BW: np.ndarray | None = None  # float32 nats, chance of each to be drawn; stochastic beams only
 
     @property
     def log_probs_BW(self) -> np.ndarray:
@@ -99,7 +102,8 @@ class TreeDecoder:
     def sample(
         self,
         prefix: Prefix,
-        uniforms_BKL: np.ndarray,
+        streams: Sequence[np.random.Generator],
+        count: int,
         *,
         temperature: float = 1.0,
         top_p: float = 1.0,
@@ -112,21 +116,69 @@ class TreeDecoder:
 
         Args:
             prefix: of `prefill`; it can be used again afterwards.
-            uniforms_BKL: float32 in [0, 1), one for each token.
+            streams: the random numbers of each prompt.
+            count: K.
             temperature: divides the logits.
             top_p: see `tree_draw.nucleus`; taken after mask and temperature.
             constrained: only items of the catalogue.
             excluded: item rows to leave out, per prompt; for constrained decoding only.
         """
         tree = _Tree(self, prefix, constrained, excluded)
-        uniforms = torch.from_numpy(uniforms_BKL).to(self._device)
-        branch_BK = torch.zeros(uniforms.shape[:2], dtype=torch.int64, device=self._device)
+        numbers = [stream.random((count, self.layout.levels), dtype=np.float32) for stream in streams]
+        uniforms_BKL = torch.from_numpy(np.stack(numbers)).to(self._device)
+        branch_BK = torch.zeros(uniforms_BKL.shape[:2], dtype=torch.int64, device=self._device)
         while not tree.complete:
             log_p_BWC = tree.log_probs(over_allowed=True, temperature=temperature, top_p=top_p)
-            choice_BK = draw(log_p_BWC, branch_BK, uniforms[..., tree.level])
+            choice_BK = draw(log_p_BWC, branch_BK, uniforms_BKL[..., tree.level])
             flat_BW, branch_BK = distinct(branch_BK * log_p_BWC.shape[2] + choice_BK)
             tree.grow(log_p_BWC, flat_BW)
         return tree.candidates(branch_BK)
+
+    @torch.no_grad()
+    def stochastic_beams(
+        self,
+        prefix: Prefix,
+        streams: Sequence[np.random.Generator],
+        count: int,
+        *,
+        temperature: float = 1.0,
+        constrained: bool = True,
+        excluded: list[np.ndarray] | None = None,
+    ) -> Candidates:
+        """K distinct candidates of each prompt, sampled without replacement, in the order of drawing.
+
+        Stochastic beam search (Kool et al. 2019, arXiv 1903.06059): beams by Gumbel-perturbed log-probs. With kappa the
+        (K+1)-th largest, a candidate of log-prob l had the chance 1 - exp(-exp(l - kappa)) of being among the K, by
+        which a sum over them is weighted to be unbiased.  [paper] The root's value is drawn, too: a constant gives the
+        same samples but a kappa that makes that estimator biased.
+
+        Args:
+            prefix: of `prefill`; it can be used again afterwards.
+            streams: the random numbers of each prompt.
+            count: K.
+            temperature: divides the logits.
+            constrained: only items of the catalogue.
+            excluded: item rows to leave out, per prompt; for constrained decoding only.
+        """
+        tree = _Tree(self, prefix, constrained, excluded)
+        largest_BW = self._gumbel(streams, 1)
+        total_BW = torch.zeros_like(largest_BW)
+        while not tree.complete:
+            log_p_BWC = tree.log_probs(over_allowed=True, temperature=temperature)
+            total_BWC = total_BW[..., None] + log_p_BWC
+            perturbed_BWC = perturbed(total_BWC, self._gumbel(streams, *log_p_BWC.shape[1:]), largest_BW)
+            kept = min(count + 1, perturbed_BWC[0].numel())  # one more than wanted: it gives kappa
+            largest_BW, flat_BW = perturbed_BWC.flatten(1).topk(kept, dim=1)
+            total_BW = total_BWC.flatten(1).gather(1, flat_BW)
+            tree.grow(log_p_BWC, flat_BW)
+        kappa_B1 = F.pad(largest_BW, (0, 1), value=-torch.inf)[:, count : count + 1]
+        first_BK = torch.arange(min(count, kept), device=self._device).expand(len(total_BW), -1)
+        inclusion_BK = log_inclusion(total_BW[:, :count], kappa_B1).float().cpu().numpy()
+        return replace(tree.candidates(first_BK), inclusion_log_probs_BW=inclusion_BK)
+
+    def _gumbel(self, streams: Sequence[np.random.Generator], *shape: int) -> torch.Tensor:
+        """Gumbel(0) noise, float64 `[B, *shape]`."""
+        return torch.from_numpy(np.stack([stream.gumbel(size=shape) for stream in streams])).to(self._device)
 
     def logits(self, hidden: torch.Tensor, tokens: slice) -> torch.Tensor:
         """Float32 logits of some of the tokens."""
@@ -199,7 +251,7 @@ class _Tree:
         self._hidden_BWD = hidden_ND.view(*token_BW.shape, -1)
 
     def candidates(self, branch_BK: torch.Tensor | None = None) -> Candidates:
-        """The finished branches, or those that the candidates ended on."""
+        """The finished branches, or the ones that K candidates ended on."""
         tokens, log_probs = self._tokens_BWl, self._log_probs_BWl
         if branch_BK is not None:
             tokens, log_probs = _pick(tokens, branch_BK), _pick(log_probs, branch_BK)

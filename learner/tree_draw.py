@@ -55,7 +55,33 @@ def distinct(values_BK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return distinct_BW, place_BK
 
 
-def uniforms(keys: Sequence[bytes], *shape: int) -> np.ndarray:
-    """Float32 `[len(keys), *shape]` in [0, 1): the numbers of each 16-byte key, whatever the other keys are."""
-    streams = (np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little"))) for key in keys)
-    return np.stack([stream.random(shape, dtype=np.float32) for stream in streams])
+def perturbed(totals_BWC: torch.Tensor, noise_BWC: torch.Tensor, largest_BW: torch.Tensor) -> torch.Tensor:
+    """Gumbel-perturbed log-probs, given the largest of each family of C (Kool et al. 2019, arXiv 1903.06059).
+
+        G = totals + noise,  Z = max G,  result = -log(exp(-largest) - exp(-Z) + exp(-G))  [paper]
+
+    in the stable form of the paper's appendix B.3. Totals are float64 nats of whole prefixes, noise is Gumbel(0). What
+    is impossible (-inf) stays so.
+    """
+    shifted = totals_BWC + noise_BWC
+    family_BW1 = shifted.amax(dim=-1, keepdim=True)
+    # log 0 = -inf for the largest of a family, which gets `largest` exactly
+    gap = torch.log(-torch.expm1(shifted - torch.where(torch.isfinite(family_BW1), family_BW1, 0.0)))
+    difference = largest_BW[..., None] - shifted + gap
+    result = largest_BW[..., None] - difference.clamp(min=0) - torch.log1p(torch.exp(-difference.abs()))
+    return result.masked_fill(~torch.isfinite(totals_BWC), -torch.inf)
+
+
+def log_inclusion(totals: torch.Tensor, kappa: torch.Tensor) -> torch.Tensor:
+    """Log of the chance 1 - exp(-exp(l - kappa)) that a sequence of log-prob l exceeds the threshold kappa.  [paper]
+
+    0 where kappa is -inf: there is no other sequence, so each is certain.
+    """
+    log_rate = totals - kappa
+    # Far below zero the chance is exp(l - kappa) to 1e-13, and its complement would round to 1.
+    return torch.where(log_rate < -30, log_rate, torch.log(-torch.expm1(-torch.exp(log_rate.clamp(-30, 700)))))
+
+
+def streams(keys: Sequence[bytes]) -> list[np.random.Generator]:
+    """Random numbers of each 16-byte key, whatever the other keys are."""
+    return [np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little"))) for key in keys]

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import chisquare
 
 from learner.tree_decode import TreeDecoder
-from learner.tree_draw import uniforms
+from learner.tree_draw import streams
 from tests.unit.learner_cases import LEVEL_SIZES
 from tests.unit.tree_cases import HISTORIES, ITEMS, models, next_log_probs, padded, token_log_probs, vocabulary
 
@@ -35,8 +35,8 @@ def close(actual, expected):
     np.testing.assert_allclose(actual, expected, atol=1e-4, rtol=0)
 
 
-def numbers(candidates, prompts=3):
-    return uniforms([bytes([row]) * 16 for row in range(prompts)], candidates, 3)
+def numbers(prompts=3, seed=0):
+    return streams([bytes([row, seed]) * 8 for row in range(prompts)])
 
 
 def test_constrained_beams_are_the_best_items_in_order(model, decoder):
@@ -102,7 +102,7 @@ def test_a_prefix_can_be_decoded_again(decoder):
     prefix = decoder.prefill(*padded())
     first = decoder.beams(prefix, 4)
     decoder.beams(prefix, 6, constrained=False)
-    decoder.sample(prefix, numbers(5))
+    decoder.sample(prefix, numbers(), 5)
     again = decoder.beams(prefix, 4)
     assert (first.tokens_BWL == again.tokens_BWL).all()
     assert first.log_probs_BW == pytest.approx(again.log_probs_BW, abs=1e-6)
@@ -112,7 +112,7 @@ def test_a_prefix_can_be_decoded_again(decoder):
 def test_samples_carry_the_log_probs_they_were_drawn_with(model, decoder, constrained):
     excluded = EXCLUDED if constrained else None
     drawn = decoder.sample(
-        decoder.prefill(*padded()), numbers(30), temperature=1.7, constrained=constrained, excluded=excluded
+        decoder.prefill(*padded()), numbers(), 30, temperature=1.7, constrained=constrained, excluded=excluded
     )
     assert drawn.tokens_BWL.shape == (3, 30, 3) and drawn.tokens_BWL.dtype == np.int64
     assert drawn.log_probs_BWL.dtype == np.float32
@@ -125,14 +125,14 @@ def test_samples_carry_the_log_probs_they_were_drawn_with(model, decoder, constr
 
 def test_top_p_comes_after_the_temperature_and_renormalises(model, decoder):
     prefix = decoder.prefill(*padded())
-    drawn = decoder.sample(prefix, numbers(200), temperature=2.0, top_p=0.7, constrained=False)
+    drawn = decoder.sample(prefix, numbers(), 200, temperature=2.0, top_p=0.7, constrained=False)
     log_p = next_log_probs(model, HISTORIES[0], [()], temperature=2.0)[0]
     order = np.argsort(-log_p)
     before = np.cumsum(np.exp(log_p[order])) - np.exp(log_p[order])
     nucleus = order[before < 0.7]
     assert set(drawn.tokens_BWL[0, :, 0].tolist()) <= set(nucleus.tolist())
     close(drawn.log_probs_BWL[0, :, 0], (log_p - np.log(np.exp(log_p[nucleus]).sum()))[drawn.tokens_BWL[0, :, 0]])
-    held = decoder.sample(prefix, numbers(50), top_p=1e-6)
+    held = decoder.sample(prefix, numbers(), 50, top_p=1e-6)
     best = decoder.beams(prefix, 1, renormalise=True).tokens_BWL[:, 0]
     assert (held.tokens_BWL[:, :, 0] == best[:, None, 0]).all()
     assert (held.log_probs_BWL == 0).all()
@@ -144,7 +144,7 @@ def test_frequencies_match_the_probabilities(constrained):
     decoder = TreeDecoder(model, vocabulary())
     excluded = [np.array([1]), np.array([], dtype=np.int64), np.array([2])] if constrained else None
     drawn = decoder.sample(
-        decoder.prefill(*padded()), numbers(4000), temperature=3.0, constrained=constrained, excluded=excluded
+        decoder.prefill(*padded()), numbers(), 4000, temperature=3.0, constrained=constrained, excluded=excluded
     )
     candidates = vocabulary().item_tokens if constrained else list(itertools.product(range(VOCAB), repeat=3))
     for row, history in enumerate(HISTORIES):
@@ -164,11 +164,10 @@ def test_frequencies_match_the_probabilities(constrained):
 
 
 def test_what_a_prompt_gets_does_not_depend_on_its_company(decoder):
-    chance = numbers(20)
-    together = decoder.sample(decoder.prefill(*padded()), chance, excluded=EXCLUDED)
+    together = decoder.sample(decoder.prefill(*padded()), numbers(), 20, excluded=EXCLUDED)
     for row, history in enumerate(HISTORIES):
         prefix = decoder.prefill(*padded([history]))
-        alone = decoder.sample(prefix, chance[row : row + 1], excluded=EXCLUDED[row : row + 1])
+        alone = decoder.sample(prefix, numbers()[row : row + 1], 20, excluded=EXCLUDED[row : row + 1])
         assert (alone.tokens_BWL[0] == together.tokens_BWL[row]).all()
         close(alone.log_probs_BWL[0], together.log_probs_BWL[row])
 
@@ -183,7 +182,7 @@ def test_a_branch_is_computed_once_however_many_candidates_are_on_it(decoder):
 
     prefix = decoder.prefill(*padded(HISTORIES[:1]))
     decoder._forward = count
-    drawn = decoder.sample(prefix, numbers(500, 1))
+    drawn = decoder.sample(prefix, numbers(1), 500)
     tokens = drawn.tokens_BWL[0]
     assert counted == [len(np.unique(tokens[:, :1], axis=0)), len(np.unique(tokens[:, :2], axis=0))]
 
@@ -193,7 +192,7 @@ def test_free_decoding_takes_no_exclusions(decoder):
     with pytest.raises(ValueError, match="constrained decoding only"):
         decoder.beams(prefix, 2, constrained=False, excluded=[np.array([0])] * 3)
     with pytest.raises(ValueError, match="constrained decoding only"):
-        decoder.sample(prefix, numbers(2), constrained=False, excluded=[np.array([0])] * 3)
+        decoder.sample(prefix, numbers(), 2, constrained=False, excluded=[np.array([0])] * 3)
 
 
 @pytest.mark.parametrize("constrained", [True, False])
@@ -210,3 +209,50 @@ def test_heads_that_are_no_plain_linear_layer_are_called(decoder, model, constra
     adapted = decoder.beams(prefix, 3, constrained=constrained, renormalise=True)
     assert (adapted.tokens_BWL == plain.tokens_BWL).all()
     close(adapted.log_probs_BWL, plain.log_probs_BWL)
+
+
+def test_stochastic_beams_are_distinct_and_carry_their_log_probs(model, decoder):
+    drawn = decoder.stochastic_beams(decoder.prefill(*padded()), numbers(), 4, temperature=2.0, excluded=EXCLUDED)
+    for row, history in enumerate(HISTORIES):
+        items = vocabulary().trie.lookup(drawn.tokens_BWL[row])
+        assert len(set(items.tolist())) == 4 and set(items.tolist()) <= set(left(row, EXCLUDED))
+        allowed = vocabulary().item_tokens[left(row, EXCLUDED)].tolist()
+        close(drawn.log_probs_BWL[row], token_log_probs(model, history, drawn.tokens_BWL[row], allowed, 2.0))
+    assert (drawn.inclusion_log_probs_BW < 0).all() and drawn.inclusion_log_probs_BW.shape == (3, 4)
+    free = decoder.stochastic_beams(decoder.prefill(*padded()), numbers(), 6, constrained=False)
+    assert all(len(np.unique(one, axis=0)) == 6 for one in free.tokens_BWL)
+    close(free.log_probs_BWL[0], token_log_probs(model, HISTORIES[0], free.tokens_BWL[0]))
+
+
+def test_when_every_item_is_drawn_each_was_certain(decoder):
+    drawn = decoder.stochastic_beams(decoder.prefill(*padded()), numbers(), 8)
+    assert (np.sort(vocabulary().trie.lookup(drawn.tokens_BWL), axis=1) == np.arange(8)).all()
+    assert (drawn.inclusion_log_probs_BW == 0).all()
+
+
+def test_stochastic_beams_sample_without_replacement_and_weigh_without_bias():
+    """Ordered pairs against p(a) p(b) / (1 - p(a)), and E[sum f p / q] against E[f], over 6,000 groups."""
+    model, groups, batch = MODELS["qwen3"](), 6000, 500
+    decoder = TreeDecoder(model, vocabulary())
+    excluded, history = np.array([1, 6]), HISTORIES[1]
+    items = [item for item in range(8) if item not in excluded]
+    tokens = vocabulary().item_tokens[items].tolist()
+    p = np.exp(token_log_probs(model, history, tokens, tokens, 4.0).sum(axis=1))
+    prefix = decoder.prefill(*padded([history] * batch))
+    counts, estimates = np.zeros((6, 6)), []
+    for seed in range(groups // batch):
+        random = streams([f"{seed:08}{row:08}".encode() for row in range(batch)])
+        drawn = decoder.stochastic_beams(prefix, random, 2, temperature=4.0, excluded=[excluded] * batch)
+        place = np.searchsorted(items, vocabulary().trie.lookup(drawn.tokens_BWL))
+        np.add.at(counts, (place[:, 0], place[:, 1]), 1)
+        weight = np.exp(drawn.log_probs_BW.astype(np.float64) - drawn.inclusion_log_probs_BW)
+        estimates.append(np.stack([(weight * (place == item)).sum(axis=1) for item in range(6)], axis=1))
+    pairs = np.outer(p, p) / (1 - p)[:, None]
+    np.fill_diagonal(pairs, 0)
+    assert pairs.sum() == pytest.approx(1, abs=1e-4) and np.trace(counts) == 0
+    observed, wanted = counts[pairs > 0], groups * pairs[pairs > 0]
+    assert len(wanted) == 30 and wanted.min() > 5
+    assert chisquare(observed, wanted * groups / wanted.sum()).pvalue > 1e-3
+    estimates = np.concatenate(estimates)
+    off = np.abs(estimates.mean(axis=0) - p) / (estimates.std(axis=0) / np.sqrt(groups))
+    assert off.max() < 4  # standard errors

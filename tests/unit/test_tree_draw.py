@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from learner.tree_draw import distinct, draw, log_softmax, nucleus, uniforms
+from learner.tree_draw import distinct, draw, log_inclusion, log_softmax, nucleus, perturbed, streams
 
 INF = float("inf")
 
@@ -72,9 +72,35 @@ def test_distinct_by_hand():
 
 def test_numbers_depend_on_their_own_key():
     one, two = bytes(range(16)), bytes(range(1, 17))
-    alone, together = uniforms([one], 3, 2), uniforms([two, one], 3, 2)
-    assert alone.shape == (1, 3, 2) and alone.dtype == np.float32
-    assert (together[1] == alone[0]).all() and (together[0] != alone[0]).all()
-    many = uniforms([one], 5000)[0]
-    assert 0 <= many.min() < 0.01 and 0.99 < many.max() < 1
-    assert abs(many.mean() - 0.5) < 0.02
+    (alone,), (other, together) = streams([one]), streams([two, one])
+    first = alone.random(5)
+    assert (together.random(5) == first).all() and (other.random(5) != first).all()
+
+
+def test_the_largest_of_a_family_is_what_it_was_given_and_the_others_follow_the_formula():
+    totals = torch.tensor([[[-1.0, -2.0, -3.0]]], dtype=torch.float64)
+    noise = torch.tensor([[[0.5, 2.5, 0.0]]], dtype=torch.float64)  # G = -0.5, 0.5, -3; Z = 0.5
+    values = perturbed(totals, noise, torch.tensor([[-0.25]], dtype=torch.float64))
+    expected = [
+        -np.log(np.exp(0.25) - np.exp(-0.5) + np.exp(0.5)),
+        -0.25,
+        -np.log(np.exp(0.25) - np.exp(-0.5) + np.exp(3)),
+    ]
+    np.testing.assert_allclose(values[0, 0], expected, atol=1e-12)
+
+
+def test_perturbing_is_stable_and_keeps_the_impossible_so():
+    totals = torch.tensor([[[-1.0, -INF, -900.0], [-INF, -INF, -INF]]], dtype=torch.float64)
+    noise = torch.tensor([[[1.0, 50.0, 0.0], [1.0, 2.0, 3.0]]], dtype=torch.float64)
+    values = perturbed(totals, noise, torch.tensor([[2.0, -INF]], dtype=torch.float64))
+    np.testing.assert_allclose(values[0], [[2.0, -INF, -900.0], [-INF, -INF, -INF]], atol=1e-9)
+    # all within one family: G = Z = largest in the limit of a huge shift
+    far = perturbed(totals[:, :1] - 2000, noise[:, :1], torch.tensor([[-2000.0]], dtype=torch.float64))
+    assert far[0, 0, 0] == -2000 and not torch.isnan(far).any()
+
+
+def test_inclusion_by_hand():
+    totals = torch.tensor([-1.0, -1.0, -50.0, -1.0, 800.0], dtype=torch.float64)
+    kappa = torch.tensor([-1.0, -3.0, -1.0, -INF, 0.0], dtype=torch.float64)
+    expected = [np.log(1 - np.exp(-1)), np.log(1 - np.exp(-np.exp(2))), -49.0, 0.0, 0.0]
+    np.testing.assert_allclose(log_inclusion(totals, kappa), expected, atol=1e-12)

@@ -24,6 +24,7 @@ from tests.unit.test_rollout_worker import Board, Clock, LocalQueue, LocalRanker
 SAMPLE = DecodeSettings(candidates=16)
 CONSTRAINED = DecodeSettings(candidates=16, temperature=1.3, constrained=True)
 BEAM = DecodeSettings(kind="beam", candidates=9, constrained=True)
+STOCHASTIC = DecodeSettings(kind="stochastic_beam", candidates=9, temperature=0.8, constrained=True)
 HISTORIES = (0, 1, 10, 11, 21, 33)
 
 
@@ -60,7 +61,9 @@ def close(actual, expected):
     np.testing.assert_allclose(actual, expected, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("wanted", [SAMPLE, CONSTRAINED, BEAM], ids=["free", "constrained", "beam"])
+@pytest.mark.parametrize(
+    "wanted", [SAMPLE, CONSTRAINED, BEAM, STOCHASTIC], ids=["free", "constrained", "beam", "stochastic"]
+)
 def test_log_probs_are_those_of_the_distribution_drawn_from(engine, world, wanted):  # noqa: F811
     requests = requests_of(world, "parity", excluded=[3, 17, 17, 20])
     done = generate(engine, requests, wanted)
@@ -71,6 +74,10 @@ def test_log_probs_are_those_of_the_distribution_drawn_from(engine, world, wante
         assert generation.log_probs.dtype == np.float32
         assert (generation.version_min, generation.version_max) == (0, 0)
         close(generation.log_probs, world.log_probs(request, generation.tokens, wanted))
+        assert (generation.inclusion_log_probs is None) == (wanted.kind != "stochastic_beam")
+        if wanted.kind == "stochastic_beam":
+            assert len(np.unique(generation.tokens, axis=0)) == 9
+            assert generation.inclusion_log_probs.shape == (9,) and (generation.inclusion_log_probs <= 0).all()
         if wanted.constrained:
             items = set(world.vocabulary.trie.lookup(generation.tokens).tolist())
             assert -1 not in items and not items & {3, 17, 20}
@@ -97,12 +104,13 @@ def test_a_step_is_bounded_and_takes_the_oldest_of_one_kind(engine, world):  # n
     assert engine.step() == []
 
 
-def test_samples_depend_on_seed_and_request_alone(engine, world):  # noqa: F811
+@pytest.mark.parametrize("wanted", [SAMPLE, STOCHASTIC], ids=["sample", "stochastic"])
+def test_samples_depend_on_seed_and_request_alone(engine, world, wanted):  # noqa: F811
     request = world.request("again", 12)
-    alone = generate(engine, [request], SAMPLE)["again"].tokens
-    company = generate(engine, [*requests_of(world, "company"), request], SAMPLE)["again"].tokens
-    other = generate(engine, [dataclasses.replace(request, request_id="other")], SAMPLE)["other"].tokens
-    seeded = generate(open_engine(world, seed=8), [request], SAMPLE)["again"].tokens
+    alone = generate(engine, [request], wanted)["again"].tokens
+    company = generate(engine, [*requests_of(world, "company"), request], wanted)["again"].tokens
+    other = generate(engine, [dataclasses.replace(request, request_id="other")], wanted)["other"].tokens
+    seeded = generate(open_engine(world, seed=8), [request], wanted)["again"].tokens
     assert (alone == company).all()
     assert (alone != other).any() and (alone != seeded).any()
     assert len(np.unique(alone, axis=0)) > 4
@@ -141,8 +149,8 @@ def test_known_prefixes_change_nothing_and_are_forgotten_with_their_weights(worl
             found.append(cached.prefix_tokens[1] - before)
         for engine in (cached, plain):
             engine.load_weights(weights(world, 1, version + 1))
-    # Under new weights the first step, of four prompts, finds nothing and the second, of one, BOS; then all but the last
-    # item of every prompt of 1 + 3n tokens is found.
+    # Under new weights the first step, of four prompts, finds nothing and the second, of one, BOS; then all but the
+    # last item of every prompt of 1 + 3n tokens is found.
     again = 1 + 28 + 31 + 61 + 97
     assert found == [1, again, 1, again]
     assert plain.prefix_tokens == (0, 0)
