@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from tests.mutants_tree import TREE_MUTANTS
+
 
 @dataclass(frozen=True)
 class Mutant:
@@ -181,4 +183,5 @@ MUTANTS = (
     *(Mutant(file, old, new, IN_OBJECTIVES) for file, old, new in _SMALL_OBJECTIVES),
     *(Mutant(PREFIX, old, new, IN_PREFIX) for old, new in _PREFIX),
     *(Mutant(STEP, old, new, IN_STEP) for old, new in _STEP),
+    *(Mutant(*mutant) for mutant in TREE_MUTANTS),
 )

@@ -24,7 +24,7 @@ from transformers import CohereForCausalLM, LlamaForCausalLM, Qwen3ForCausalLM  
 from tests.mutants import MUTANTS, Mutant
 
 ROOT = Path(__file__).resolve().parent.parent
-COPIED = ("catalog", "learner", "tests")
+COPIED = ("catalog", "learner", "actors", "cluster", "tests")
 RUN_TIMEOUT_S = 180.0
 # Two processes for one test, which costs more than all others together and kills nothing that they let live.
 LEFT_OUT = "not ddp"
