@@ -21,7 +21,7 @@ def test_log_softmax_has_no_nan_where_nothing_is_possible():
 
 @pytest.mark.parametrize(
     ("top_p", "kept"),
-    [(0.05, [1]), (0.45, [1]), (0.55, [1, 2]), (0.65, [1, 2]), (0.85, [0, 1, 2]), (0.95, [0, 1, 2, 3])],
+    [(1e-9, [1]), (0.05, [1]), (0.45, [1]), (0.55, [1, 2]), (0.65, [1, 2]), (0.85, [0, 1, 2]), (0.95, [0, 1, 2, 3])],
 )
 def test_the_nucleus_by_hand(top_p, kept):
     # cumulated from the least likely up: 0.1, 0.3, 0.5001, 1
