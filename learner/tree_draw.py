@@ -64,12 +64,11 @@ def perturbed(totals_BWC: torch.Tensor, noise_BWC: torch.Tensor, largest_BW: tor
     is impossible (-inf) stays so.
     """
     shifted = totals_BWC + noise_BWC
-    family_BW1 = shifted.amax(dim=-1, keepdim=True)
     # log 0 = -inf for the largest of a family, which gets `largest` exactly
-    gap = torch.log(-torch.expm1(shifted - torch.where(torch.isfinite(family_BW1), family_BW1, 0.0)))
+    gap = torch.log(-torch.expm1(shifted - shifted.amax(dim=-1, keepdim=True)))
     difference = largest_BW[..., None] - shifted + gap
     result = largest_BW[..., None] - difference.clamp(min=0) - torch.log1p(torch.exp(-difference.abs()))
-    return result.masked_fill(~torch.isfinite(totals_BWC), -torch.inf)
+    return result.masked_fill(~torch.isfinite(totals_BWC), -torch.inf)  # NaN where a whole family is impossible
 
 
 def log_inclusion(totals: torch.Tensor, kappa: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,6 @@ _DRAW = (
     ("ascending_BK[:, :1].repeat", "ascending_BK[:, -1:].repeat"),
     ("scatter_(1, order_BK, rank_BK)", "copy_(rank_BK)"),
     ("totals_BWC + noise_BWC", "totals_BWC - noise_BWC"),
-    ("torch.where(torch.isfinite(family_BW1), family_BW1, 0.0)", "family_BW1"),
     ("shifted + gap", "shifted - gap"),
     ("difference.clamp(min=0) - torch.log1p", "difference.clamp(min=0) + torch.log1p"),
     ("difference.clamp(min=0)", "difference"),
