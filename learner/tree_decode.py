@@ -53,7 +53,7 @@ class TreeDecoder:
             cache_bytes: bound of what is remembered of past histories; `forget` when the model has changed.
         """
         self._forward, self._head, self._device = forward_of(model), model.get_output_embeddings(), model.device
-        self._trie = DeviceTrie(vocabulary, self._device)
+        self.catalogue = DeviceTrie(vocabulary, self._device)
         self.layout = vocabulary.layout
         # Histories end where items end: after BOS and every L tokens.
         self.cache = PrefixCache(cache_bytes, stride=self.layout.levels) if cache_bytes else None
@@ -197,7 +197,7 @@ class _Tree:
         if excluded is not None and not constrained:
             raise ValueError("items can be excluded from constrained decoding only")
         self._decoder, self._prefix, self._constrained = decoder, prefix, constrained
-        self._trie, device = decoder._trie, prefix.lengths_B.device
+        self._trie, device = decoder.catalogue, prefix.lengths_B.device
         some = excluded is not None and any(len(items) for items in excluded)
         self._exclusions = Exclusions(self._trie, excluded, device) if some else None
         self._attention = BranchAttention(prefix.keys, prefix.values, prefix.lengths_B)

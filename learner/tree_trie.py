@@ -29,7 +29,7 @@ class DeviceTrie:
         """bool `[B, W, C]`: codes that lead on to an item; none from a node that is -1."""
         size, offset = self.layout.level_sizes[level], self.layout.level_offsets[level]
         node_R = node_BW.flatten()
-        count_R = torch.where(node_R >= 0, self._count[node_R], 0)
+        count_R = self._count[node_R]  # -1 reads the last node, a leaf: it has no children either
         row_E = torch.repeat_interleave(torch.arange(len(node_R), device=self._device), count_R)
         start_R = torch.cumsum(count_R, 0) - count_R
         child_E = self._first[node_R[row_E]] + torch.arange(len(row_E), device=self._device) - start_R[row_E]
@@ -46,7 +46,7 @@ class DeviceTrie:
         node_BW = node_BW.long()
         token_BW = code_BW + self.layout.level_offsets[level]
         low_BW = self._first[node_BW].long()
-        end_BW = low_BW + torch.where(node_BW >= 0, self._count[node_BW], 0)
+        end_BW = low_BW + self._count[node_BW]
         high_BW = end_BW
         for _ in range(self.layout.level_sizes[level].bit_length()):  # bisection: children ascend by token
             middle_BW = (low_BW + high_BW) // 2

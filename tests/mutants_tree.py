@@ -23,13 +23,11 @@ _DRAW = (
 )
 
 _TRIE = (
-    ("torch.where(node_R >= 0, self._count[node_R], 0)", "self._count[node_R]"),
     ("- start_R[row_E]", ""),
     ("self._token[child_E] - offset", "self._token[child_E]"),
     ("if exclusions is not None:", "if False:"),
     ("allowed_BWC[prompt_M[at_M], branch_M", "allowed_BWC[0 * prompt_M[at_M], branch_M"),
     ("node_BW[prompt_M] == parent_M[:, None]", "node_BW[prompt_M] != parent_M[:, None]"),
-    ("torch.where(node_BW >= 0, self._count[node_BW], 0)", "self._count[node_BW]"),
     ("bit_length()):", "bit_length() - 2):"),
     (" < token_BW)", " <= token_BW)"),
     ("torch.where(found, low_BW, -1)", "low_BW"),
