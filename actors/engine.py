@@ -9,6 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
+from catalog.vocabulary import Vocabulary
 from learner.weights import PackedWeights
 
 
@@ -33,6 +34,7 @@ class Generation:
     # [K] float32 nats, log of each candidate's chance of being in the group (stochastic beams); None for samples, which
     # are independent, and for exact beams, which are not drawn.
     inclusion_log_probs: np.ndarray | None = None
+    catalogue_version: int = 0  # of the catalogue that constrained decoding chose from and that names the items
 
 
 class Engine(Protocol):
@@ -41,6 +43,10 @@ class Engine(Protocol):
     @property
     def version(self) -> int:
         """Version of the weights that the next step uses."""
+
+    @property
+    def catalogue_version(self) -> int:
+        """Version of the catalogue that the next request uses."""
 
     @property
     def in_flight(self) -> int:
@@ -54,6 +60,12 @@ class Engine(Protocol):
 
     def load_weights(self, weights: PackedWeights) -> float:
         """Swap in new weights between two steps, keeping every running request; returns the pause in seconds."""
+
+    def load_catalogue(self, vocabulary: Vocabulary) -> float:
+        """Let requests submitted from now on choose from a later version of the catalogue; returns the pause in s.
+
+        Requests under way finish with the version that they were submitted under.
+        """
 
     def close(self) -> None:
         """Free the engine."""

@@ -55,3 +55,16 @@ def check_weights(weights: PackedWeights, known: Mapping[str, tuple[int, ...]], 
             f"weights version {weights.version} lack {len(absent)} parameters, {absent[0]} first; publish all of the "
             "policy's"
         )
+
+
+def check_catalogue(later: Vocabulary, before: Vocabulary) -> None:
+    """Raises DataError unless the version is higher, PolicyError unless it has the same tokens."""
+    if later.version <= before.version:
+        raise DataError(
+            f"catalogue version {later.version} can't replace version {before.version}: versions must increase"
+        )
+    if later.layout != before.layout:
+        raise PolicyError(
+            f"catalogue version {later.version} is laid out for levels {list(later.layout.level_sizes)}, the engine's "
+            f"policy has {list(before.layout.level_sizes)}: lay it out with the policy's own layout"
+        )

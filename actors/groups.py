@@ -13,7 +13,7 @@ from actors.engine import Generation
 from actors.leases import Lease
 from catalog.errors import RankerError, RunError
 from catalog.rollout_group import RolloutGroup
-from catalog.trie import Trie
+from catalog.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +50,11 @@ def draw(
     generations: Sequence[Generation],
     generate_s: Sequence[float],
     *,
-    trie: Trie,
+    vocabulary: Vocabulary,
     distractors: int,
     seed: int,
 ) -> list[Drawn]:
-    """Candidate items by the trie, and up to M `distractors` for each prompt.
+    """Candidate items by the trie each was generated with, and up to M `distractors` for each prompt.
 
     A prompt's distractors are drawn without replacement from the distinct items that the *other* prompts generated,
     less its ground truth and its own candidates. The draw depends on (seed, lease id) and the batch alone.
@@ -63,12 +63,13 @@ def draw(
         RunError: the engine returned groups of different shapes, or sequences of the wrong length.
     """
     shapes = {generation.tokens.shape for generation in generations}
-    if len(shapes) != 1 or next(iter(shapes))[1] != trie.levels:
+    levels = vocabulary.layout.levels
+    if len(shapes) != 1 or next(iter(shapes))[1] != levels:
         raise RunError(
-            f"the engine returned groups of shapes {sorted(shapes)}; all must be [K, {trie.levels}], one token "
-            "per level"
+            f"the engine returned groups of shapes {sorted(shapes)}; all must be [K, {levels}], one token per level"
         )
-    items = trie.lookup(np.stack([generation.tokens for generation in generations]))  # [B, K]
+    versions = np.asarray([generation.catalogue_version for generation in generations])
+    items = vocabulary.lookup(np.stack([generation.tokens for generation in generations]), versions)  # [B, K]
     generated = np.unique(items)
     drawn = []
     for row, prompt in enumerate(prompts):
@@ -126,6 +127,7 @@ def finish(drawn: Sequence[Drawn], scores: np.ndarray, *, ranker_version: str, s
                 ranker_version=ranker_version,
                 generate_s=one.generate_s,
                 score_s=score_s,
+                catalogue_version=generation.catalogue_version,
             )
         )
     return groups

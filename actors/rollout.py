@@ -17,13 +17,13 @@ from typing import Any
 
 import ray
 
+from actors.catalogue_board import CatalogueSource
 from actors.engine import Engine
 from actors.queue import QueueClient
 from actors.ranker import RankerClient
 from actors.rollout_worker import RolloutStats, RolloutWorker
 from actors.settings import RolloutSettings
 from actors.weight_board import WeightSource
-from catalog.tokens import TokenLayout
 from catalog.vocabulary import Vocabulary
 from cluster.metrics import MetricSet
 
@@ -42,20 +42,17 @@ class RolloutActor:
         name: str,
         engine_factory: Callable[[], Engine],
         dataset_factory: Callable[[], Any],
-        layout: TokenLayout,
+        open_vocabulary: Callable[[], Vocabulary],
         queue: QueueClient,
         ranker: RankerClient,
         weights: WeightSource,
         settings: RolloutSettings,
         seed: int,
+        catalogues: CatalogueSource | None = None,
     ) -> None:
         """`name` stays the same over restarts; the queue knows the actor's leases by it."""
-        self._name, self._engine_factory, self._dataset_factory, self._layout = (
-            name,
-            engine_factory,
-            dataset_factory,
-            layout,
-        )
+        self._name, self._engine_factory, self._dataset_factory = name, engine_factory, dataset_factory
+        self._open_vocabulary, self._catalogues = open_vocabulary, catalogues
         self._ranker, self._weights, self._settings, self._seed = ranker, weights, settings, seed
         self._holder = queue.holder(name, incarnation=uuid.uuid4().hex)
         self._engine: Engine | None = None
@@ -87,10 +84,11 @@ class RolloutActor:
             ranker=self._ranker,
             weights=self._weights,
             dataset=self._dataset,
-            vocabulary=Vocabulary.of(self._dataset.codes, self._layout),
+            vocabulary=self._open_vocabulary(),
             settings=self._settings,
             seed=self._seed,
             clock=time.monotonic,
+            catalogues=self._catalogues,
         )
         try:
             newer = self._weights.newest(self._engine.version, _FIRST_WEIGHTS_S)

@@ -48,6 +48,12 @@ class Weights(Protocol):
     def poll(self, current_version: int) -> PackedWeights | None: ...  # noqa: D102
 
 
+class Catalogues(Protocol):
+    """What it needs of the catalogue board (`actors.catalogue_board.CatalogueSource`)."""
+
+    def poll(self, current_version: int) -> Vocabulary | None: ...  # noqa: D102
+
+
 @dataclass(frozen=True, kw_only=True)
 class RolloutStats:
     """What a rollout worker has done so far."""
@@ -59,7 +65,7 @@ class RolloutStats:
     swaps: int = 0
     generate_s: float = 0.0  # in engine steps
     score_s: float = 0.0  # ranker requests to answers, while generating went on
-    swap_s: float = 0.0  # engine pauses for new weights
+    swap_s: float = 0.0  # engine pauses for new weights and catalogues
     idle_s: float = 0.0  # waiting with nothing in the engine
     version: int = 0
     in_flight: int = 0  # requests in the engine
@@ -94,11 +100,12 @@ class RolloutWorker:
         settings: RolloutSettings,
         seed: int,
         clock: Callable[[], float],
+        catalogues: Catalogues | None = None,
     ) -> None:
-        """`seed` decides the distractors, together with each lease's id."""
+        """`seed` decides the distractors, together with each lease's id. Without `catalogues` nothing ever changes."""
         self._engine, self._queue, self._ranker, self._weights = engine, queue, ranker, weights
         self._dataset, self._vocabulary, self._settings, self._seed = dataset, vocabulary, settings, seed
-        self._clock = clock
+        self._clock, self._catalogues = clock, catalogues
         self._leasing: Call[tuple[Lease, ...]] | None = None
         self._generating: list[_Batch] = []
         self._batch_of: dict[str, _Batch] = {}
@@ -114,7 +121,14 @@ class RolloutWorker:
         Raises:
             RunError: the queue or the weight board is gone, or the engine broke its contract.
         """
-        moves = (self._swap, self._lease, self._generate, self._collect_scores, self._collect_pushes)
+        moves = (
+            self._swap,
+            self._swap_catalogue,
+            self._lease,
+            self._generate,
+            self._collect_scores,
+            self._collect_pushes,
+        )
         return any([move() for move in moves])
 
     def load(self, weights: PackedWeights) -> None:
@@ -142,6 +156,14 @@ class RolloutWorker:
         if weights is None:
             return False
         self.load(weights)
+        return True
+
+    def _swap_catalogue(self) -> bool:
+        vocabulary = self._catalogues.poll(self._vocabulary.version) if self._catalogues else None
+        if vocabulary is None:
+            return False
+        self._vocabulary = vocabulary.after(self._vocabulary)
+        self._seconds["swap_s"] += self._engine.load_catalogue(self._vocabulary)
         return True
 
     def _lease(self) -> bool:
@@ -205,7 +227,7 @@ class RolloutWorker:
             batch.prompts,
             [batch.generations[one] for one in ids],
             [batch.finished_s[one] - batch.submitted_s for one in ids],
-            trie=self._vocabulary.trie,
+            vocabulary=self._vocabulary,
             distractors=distractors,
             seed=self._seed,
         )

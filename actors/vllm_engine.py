@@ -31,8 +31,9 @@ from actors.engine import GenerateRequest, Generation
 from actors.settings import DecodeSettings, EngineSettings
 from actors.vllm_configuration import check_environment, derive_sizes
 from actors.vllm_start import PrefixCacheCounter, read_policy, start_llm
-from actors.vllm_trie import constraint
+from actors.vllm_trie import OfferedTries, constraint
 from catalog.errors import DataError, PolicyError
+from catalog.trie import Trie
 from catalog.vocabulary import Vocabulary
 from learner.weights import PackedWeights
 
@@ -43,6 +44,7 @@ class _Group:
 
     request: GenerateRequest
     decode: DecodeSettings
+    trie: Trie  # of the catalogue when the request was submitted
     tokens: np.ndarray  # [W, l] int64, the beams so far
     log_probs: np.ndarray  # [W, l] float32
     nodes: np.ndarray  # [W] int32, trie node of each beam
@@ -72,9 +74,9 @@ class VllmEngine:
             ConfigError: settings or environment cannot work.
         """
         check_environment(engine)
-        layout, trie = vocabulary.layout, vocabulary.trie
+        layout = vocabulary.layout
         self._policy = read_policy(Path(policy_dir), layout, max_prompt_tokens)
-        self._trie, self._layout, self._decode, self._seed = trie, layout, decode, seed
+        self._trie, self._layout, self._decode, self._seed = vocabulary.trie, layout, decode, seed
         self._max_prompt_tokens = max_prompt_tokens
         self._version = version
         self.sizes = derive_sizes(
@@ -91,16 +93,21 @@ class VllmEngine:
         self._groups: dict[str, _Group] = {}  # by request id
         self._running: dict[str, tuple[_Group, int]] = {}  # vLLM request id -> group, beam
         self._directory = tempfile.TemporaryDirectory(prefix="sluice-engine-")
-        trie_path = Path(self._directory.name) / "trie.npz"
-        trie.save(trie_path)
+        self._tries = OfferedTries(Path(self._directory.name), files=engine.tensor_parallel > 1)
+        trie_name = self._tries.offer(self._trie)
         self.prefix_cache = PrefixCacheCounter()
-        self._llm = start_llm(self._policy, engine, self.sizes, seed, trie_path, self.prefix_cache)
+        self._llm = start_llm(self._policy, engine, self.sizes, seed, trie_name, self.prefix_cache)
         self._llm.set_weight_version(str(version))
 
     @property
     def version(self) -> int:
         """Version of the weights that the next step uses."""
         return self._version
+
+    @property
+    def catalogue_version(self) -> int:
+        """Version of the catalogue that the next request uses."""
+        return self._trie.version
 
     @property
     def in_flight(self) -> int:
@@ -125,6 +132,7 @@ class VllmEngine:
             group = _Group(
                 request=request,
                 decode=decode,
+                trie=self._trie,
                 tokens=np.empty((1, 0), dtype=np.int64),
                 log_probs=np.empty((1, 0), dtype=np.float32),
                 nodes=np.zeros(1, dtype=np.int32),
@@ -171,9 +179,36 @@ class VllmEngine:
         self._llm.set_weight_version(str(weights.version))
         return time.perf_counter() - start
 
+    def load_catalogue(self, vocabulary: Vocabulary) -> float:
+        """Let requests submitted from now on choose from a later version of the catalogue; returns the pause in s.
+
+        Requests under way finish with the version that they were submitted under, free ones too: it says which items
+        their tokens are.
+
+        Raises:
+            DataError: the version is not higher than the one before.
+            PolicyError: it is laid out in the tokens of another policy.
+        """
+        start = time.perf_counter()
+        if vocabulary.version <= self._trie.version:
+            raise DataError(
+                f"catalogue version {vocabulary.version} can't replace version {self._trie.version}: versions must "
+                "increase"
+            )
+        if vocabulary.layout != self._layout:
+            raise PolicyError(
+                f"catalogue version {vocabulary.version} is laid out for levels {list(vocabulary.layout.level_sizes)}, "
+                f"the engine's policy has {list(self._layout.level_sizes)}: lay it out with the policy's own layout"
+            )
+        self._trie = vocabulary.trie
+        self._tries.offer(self._trie)
+        self._tries.keep([self._trie, *(group.trie for group in self._groups.values())])
+        return time.perf_counter() - start
+
     def close(self) -> None:
         """Free the engine."""
         self._llm.engine_core.shutdown()
+        self._tries.keep([])
         self._directory.cleanup()
 
     def _check_weights(self, weights: PackedWeights) -> None:
@@ -227,7 +262,7 @@ class VllmEngine:
             max_tokens=self._layout.levels,
             seed=int.from_bytes(digest) >> 2,
             logprobs=0,
-            extra_args=constraint(0, request.excluded) if decode.constrained else None,
+            extra_args=constraint(0, request.excluded, self._tries.name(self._trie)) if decode.constrained else None,
             **_PLAIN,
         )
 
@@ -238,17 +273,22 @@ class VllmEngine:
     def _extend(self, group: _Group) -> None:
         """Ask for the continuations of every beam of a level."""
         request, decode = group.request, group.decode
-        group.waiting, group.found = len(group.tokens), {}
+        group.waiting, group.found, name = len(group.tokens), {}, self._tries.name(group.trie)
         for beam, tokens in enumerate(group.tokens):
             params = SamplingParams(
                 temperature=0.0,
                 max_tokens=1,
                 logprobs=min(decode.candidates, self._layout.vocab_size),
-                extra_args=constraint(group.nodes[beam], request.excluded) if decode.constrained else None,
+                extra_args=constraint(group.nodes[beam], request.excluded, name) if decode.constrained else None,
                 **_PLAIN,
             )
-            name = f"{request.request_id}/{len(tokens)}.{beam}"
-            self._add(name, group, beam, np.concatenate([request.prompt, tokens]), params)
+            self._add(
+                f"{request.request_id}/{len(tokens)}.{beam}",
+                group,
+                beam,
+                np.concatenate([request.prompt, tokens]),
+                params,
+            )
 
     def _sampled(self, group: _Group, output: RequestOutput) -> Generation:
         _note_versions(group, output.outputs)
@@ -280,7 +320,7 @@ class VllmEngine:
         chosen = tokens[parent, at]
         group.tokens = np.concatenate([group.tokens[parent], chosen[:, None]], axis=1)
         group.log_probs = np.concatenate([group.log_probs[parent], log_probs[parent, at][:, None]], axis=1)
-        group.nodes = self._trie.step(group.nodes[parent], chosen)
+        group.nodes = group.trie.step(group.nodes[parent], chosen)
         if group.tokens.shape[1] == self._layout.levels:
             return _generation(group, group.tokens, group.log_probs)
         self._extend(group)
@@ -304,6 +344,7 @@ def _generation(group: _Group, tokens: np.ndarray, log_probs: np.ndarray) -> Gen
         log_probs=log_probs,
         version_min=min(group.versions),
         version_max=max(group.versions),
+        catalogue_version=group.trie.version,
     )
 
 

@@ -106,17 +106,17 @@ def start_llm(
     settings: EngineSettings,
     sizes: EngineSizes,
     seed: int,
-    trie_path: Path,
+    trie_name: str,
     counter: PrefixCacheCounter,
 ) -> LLMEngine:
     """Start vLLM in this process, ready for weight updates."""
-    arguments = _engine_args(policy.directory, settings, sizes, seed, trie_path)
+    arguments = _engine_args(policy.directory, settings, sizes, seed, trie_name)
     llm = LLMEngine.from_vllm_config(arguments.create_engine_config(), stat_loggers=[lambda *_: counter])
     llm.collective_rpc("init_weight_transfer_engine", kwargs={"init_info": {}})
     return llm
 
 
-def _engine_args(policy: Path, settings: EngineSettings, sizes: EngineSizes, seed: int, trie_path: Path) -> EngineArgs:
+def _engine_args(policy: Path, settings: EngineSettings, sizes: EngineSizes, seed: int, trie_name: str) -> EngineArgs:
     return EngineArgs(
         model=str(policy),
         skip_tokenizer_init=True,  # prompts and answers are token ids
@@ -140,7 +140,7 @@ def _engine_args(policy: Path, settings: EngineSettings, sizes: EngineSizes, see
         logprobs_mode="processed_logprobs",
         max_logprobs=-1,
         logits_processors=["actors.vllm_trie:TrieLogitsProcessor"],
-        additional_config={TRIE_PATH: str(trie_path)},
+        additional_config={TRIE_PATH: trie_name},
         weight_transfer_config=WeightTransferConfig(backend=BACKEND),
         worker_extension_cls="actors.vllm_weights.WorkerExtension",
     )

@@ -36,7 +36,9 @@ class BoardStatus:
 class WeightBoard:
     """The board. Decorate with `ray.remote` where it is launched."""
 
-    def __init__(self) -> None:
+    def __init__(self, what: str = "weights") -> None:
+        """`what` is published, for messages; another kind of thing with versions may have a board of its own."""
+        self._what = what
         self._version, self._nbytes, self._published, self._served = 0, 0, 0, 0
         self._references: list[Any] = []
         self._changed = asyncio.Condition()
@@ -50,8 +52,8 @@ class WeightBoard:
         async with self._changed:
             if version <= self._version:
                 raise RunError(
-                    f"weights version {version} was published after version {self._version}; versions must "
-                    "increase, so a resumed learner goes on from the board's latest version"
+                    f"{self._what} version {version} was published after version {self._version}; versions must "
+                    "increase, so whoever starts again goes on from the board's latest version"
                 )
             self._version, self._references, self._nbytes = version, list(references), nbytes
             self._published += 1
@@ -97,6 +99,8 @@ class WeightPublisher:
 class WeightSource:
     """A rollout actor's side. Picklable before its first use."""
 
+    board = "weight board"  # for messages
+
     def __init__(self, handle: Any, *, fetch_s: float = 60.0, max_failures: int = 10) -> None:
         """`max_failures` failed calls in a row mean that the board is gone for good."""
         self._handle, self._fetch_s, self._max_failures = handle, fetch_s, max_failures
@@ -127,7 +131,7 @@ class WeightSource:
     def newest(self, current_version: int, wait_s: float) -> PackedWeights | None:
         """The newest weights above `current_version`, waited for; for an engine that has just started."""
         reference = self._handle.latest.remote(max(current_version, self._lost_version), 0.0)
-        self._take(answer(reference, "the weight board (latest)", wait_s))
+        self._take(answer(reference, f"the {self.board} (latest)", wait_s))
         return None if self._coming is None else self._fetch()
 
     def _ask(self, after_version: int) -> None:
@@ -142,7 +146,7 @@ class WeightSource:
         except RayActorError as error:
             self._failures += 1
             if self._failures >= self._max_failures:
-                raise RunError(f"the weight board failed {self._failures} times; last: {reason_of(error)}") from None
+                raise RunError(f"the {self.board} failed {self._failures} times; last: {reason_of(error)}") from None
 
     def _take(self, found: tuple[int, list[Any]] | None) -> None:
         if found is not None:

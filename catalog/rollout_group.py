@@ -37,6 +37,7 @@ class RolloutGroup:
     ranker_version: str
     generate_s: float  # submit to last token
     score_s: float  # ranker request to answer
+    catalogue_version: int = 0  # of the trie that constrained decoding chose from and that names the candidates' items
 
 
 _ARRAYS = {field.name: field.type.value_type for field in ROLLOUT_GROUP if pa.types.is_list(field.type)}

@@ -6,7 +6,7 @@ user's own ids stay in those two files.
 
 import pyarrow as pa
 
-ROLLOUT_GROUP_VERSION = 1
+ROLLOUT_GROUP_VERSION = 2
 
 USERS = pa.schema([pa.field("user_id", pa.string(), nullable=False)])
 
@@ -61,6 +61,7 @@ ROLLOUT_GROUP = pa.schema(
         pa.field("distractor_scores", _float_list, nullable=False),  # [M] scored under this prompt's history
         pa.field("version_min", pa.int32(), nullable=False),  # oldest weights that produced a token of the group
         pa.field("version_max", pa.int32(), nullable=False),
+        pa.field("catalogue_version", pa.int32(), nullable=False),  # of the trie that names the candidates' items
         pa.field("ranker_version", pa.string(), nullable=False),
         pa.field("generate_s", pa.float32(), nullable=False),  # submit to last token
         pa.field("score_s", pa.float32(), nullable=False),  # ranker request to answer

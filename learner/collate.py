@@ -25,7 +25,7 @@ def collate(
 
     Raises:
         DataError: a record is no rollout group of this release, or the groups differ in K or L.
-        RunError: a constrained group holds a candidate that its decoding forbade.
+        RunError: a constrained group holds a candidate that its decoding forbade, or its catalogue is not known here.
     """
     decoded = [decode(record) for record in groups]
     shapes = {group.candidate_tokens.shape for group in decoded}
@@ -86,18 +86,21 @@ def _distractor_scores(groups: Sequence[RolloutGroup]) -> torch.Tensor:
 def _allowed(
     groups: Sequence[RolloutGroup], target_BL: np.ndarray, candidates_BKL: np.ndarray, vocabulary: Vocabulary
 ) -> torch.Tensor:
-    """bool [B, S, L, V]: what the decoder's mask allowed at every step of every branch.
+    """bool [B, S, L, V]: what the decoder's mask allowed at every step of every branch, in each group's own catalogue.
 
     The ground truth is allowed on its own branch even where the user had consumed it before, since an excluded target
     would have an infinite loss.
     """
-    trie = vocabulary.trie
     branches_BSL = np.concatenate([target_BL[:, None], candidates_BKL], axis=1)
     prompts, branches, levels = branches_BSL.shape
-    nodes = trie.walk(branches_BSL)[..., :-1].reshape(-1)
-    requests = np.repeat(np.arange(prompts), branches * levels)
-    exclusions = Exclusions(trie, [group.excluded for group in groups])
-    allowed_BSLV = trie.mask(nodes, exclusions, requests).reshape(prompts, branches, levels, trie.vocab_size)
+    allowed_BSLV = np.empty((prompts, branches, levels, vocabulary.trie.vocab_size), dtype=bool)
+    versions_B = np.asarray([group.catalogue_version for group in groups])
+    for version in np.unique(versions_B).tolist():
+        trie, rows = vocabulary.trie_of(version), np.flatnonzero(versions_B == version)
+        nodes = trie.walk(branches_BSL[rows])[..., :-1].reshape(-1)
+        requests = np.repeat(np.arange(len(rows)), branches * levels)
+        exclusions = Exclusions(trie, [groups[row].excluded for row in rows.tolist()])
+        allowed_BSLV[rows] = trie.mask(nodes, exclusions, requests).reshape(-1, *allowed_BSLV.shape[1:])
     np.put_along_axis(allowed_BSLV[:, 0], target_BL[..., None], True, axis=-1)
     chosen_BSL = np.take_along_axis(allowed_BSLV, branches_BSL[..., None], axis=-1)[..., 0]
     if not chosen_BSL.all():

@@ -14,6 +14,8 @@ from catalog.vocabulary import Vocabulary
 from learner.batch import GroupBatch, LoggedBatch
 from learner.collate import collate, collate_logged
 
+_CATALOGUE_S = 60.0  # for a catalogue that an engine already has
+
 
 class RolloutQueue(Protocol):
     """What the learner needs of the queue's client (`actors.queue.QueueClient`)."""
@@ -29,6 +31,13 @@ class RolloutQueue(Protocol):
 
     def restore(self, snapshot: dict[str, Any] | None) -> None:
         """Go on from a snapshot; None is the very beginning."""
+
+
+class Catalogues(Protocol):
+    """What the learner needs of the catalogue board (`actors.catalogue_board.CatalogueSource`)."""
+
+    def newest(self, current_version: int, wait_s: float) -> Vocabulary | None:
+        """The newest version of the catalogue above the current one, waited for; None when there is none."""
 
 
 class BatchSource(Protocol):
@@ -61,8 +70,9 @@ class QueueSource:
         constrained: bool,
         temperature: float,
         beams: bool,
+        catalogues: Catalogues | None = None,
     ) -> None:
-        self._queue, self._vocabulary = queue, vocabulary
+        self._queue, self._vocabulary, self._catalogues = queue, vocabulary, catalogues
         self._rank, self._world, self._share = rank, world, share
         self._decoding = {"constrained": constrained, "temperature": temperature, "beams": beams}
 
@@ -74,10 +84,19 @@ class QueueSource:
             name: float(np.mean([group.column(name)[0].as_py() for group in groups]))
             for name in ("generate_s", "score_s")
         }
+        self._follow_catalogue(max(group.column("catalogue_version")[0].as_py() for group in groups))
         return collate(groups, self._vocabulary, **self._decoding), {
             "staleness": float(learner_version - oldest.mean()),
             **seconds,
         }
+
+    def _follow_catalogue(self, version: int) -> None:
+        """Groups may be newer than the catalogue here, which nothing but a group makes out of date."""
+        if self._catalogues is None or version <= self._vocabulary.version:
+            return
+        newest = self._catalogues.newest(self._vocabulary.version, _CATALOGUE_S)
+        if newest is not None:
+            self._vocabulary = newest.after(self._vocabulary)
 
     def acknowledge(self, step: int) -> None:
         """Marks the share as trained."""

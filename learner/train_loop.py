@@ -29,7 +29,7 @@ from learner.metrics_log import MetricsLog
 from learner.objectives.build import build_objective
 from learner.policy import Policy, load_policy, save_policy
 from learner.settings import EvaluationSettings, LearnerSettings, Objective
-from learner.sources import BatchSource, LoggedSource, QueueSource, RolloutQueue
+from learner.sources import BatchSource, Catalogues, LoggedSource, QueueSource, RolloutQueue
 from learner.step import LearnerStep
 from learner.weights import PackedWeights, pack
 
@@ -64,6 +64,7 @@ class LoopConfig:
     beams: bool
     queue: RolloutQueue | None  # None: learn from the logs alone
     publisher: Publisher | None
+    catalogues: Catalogues | None = None  # None: the catalogue never changes
 
 
 def prompts_of(dataset: Dataset, recent: int | None) -> Examples:
@@ -137,6 +138,7 @@ class _Worker:
                 constrained=config.constrained,
                 temperature=config.temperature,
                 beams=config.beams,
+                catalogues=config.catalogues,
             )
         prompts = prompts_of(self.dataset, config.learner.recent_positions)
         return LoggedSource(

@@ -24,7 +24,7 @@ from learner.tree_attention import BranchAttention
 from learner.tree_draw import distinct, draw, log_inclusion, log_softmax, nucleus, perturbed
 from learner.tree_forward import forward_of
 from learner.tree_prefix import Prefix, PrefixCache, prefill
-from learner.tree_trie import DeviceTrie, Exclusions
+from learner.tree_trie import DeviceTrie
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ class TreeDecoder:
             cache_bytes: bound of what is remembered of past histories; `forget` when the model has changed.
         """
         self._forward, self._head, self._device = forward_of(model), model.get_output_embeddings(), model.device
-        self.catalogue = DeviceTrie(vocabulary, self._device)
+        self.catalogue = DeviceTrie(vocabulary, self._device)  # a later version may take its place between decodings
         self.layout = vocabulary.layout
         # Histories end where items end: after BOS and every L tokens.
         self.cache = PrefixCache(cache_bytes, stride=self.layout.levels) if cache_bytes else None
@@ -199,7 +199,7 @@ class _Tree:
         self._decoder, self._prefix, self._constrained = decoder, prefix, constrained
         self._trie, device = decoder.catalogue, prefix.lengths_B.device
         some = excluded is not None and any(len(items) for items in excluded)
-        self._exclusions = Exclusions(self._trie, excluded, device) if some else None
+        self._exclusions = self._trie.exclusions(excluded) if some else None
         self._attention = BranchAttention(prefix.keys, prefix.values, prefix.lengths_B)
         self._hidden_BWD = prefix.hidden_BD[:, None]
         self._node_BW = torch.zeros(len(prefix.lengths_B), 1, dtype=torch.int64, device=device)

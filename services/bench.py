@@ -22,6 +22,8 @@ from catalog.errors import ConfigError
 BENCHES: dict[str, str] = {
     "beam": "constrained beams: tree decoder against transformers generate",
     "engines": "sampling: tree engine against vLLM engine",
+    "constrained": "trie-constrained against free sampling in the vLLM engine, over catalogue sizes",
+    "trie": "the mask of 1,024 prefixes by the trie against a dictionary of prefixes, over catalogue sizes",
 }
 
 

@@ -8,12 +8,14 @@ waits for  placement and engine start, both bounded by the cluster settings
 import functools
 import logging
 import threading
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 
 import ray
 from ray.actor import ActorHandle
 
 from actors.calls import answer, reason_of
+from actors.catalogue_board import CataloguePublisher, CatalogueSource
 from actors.engine import Engine
 from actors.queue import QueueActor, QueueClient
 from actors.ranker import RankerActor, RankerClient
@@ -24,6 +26,7 @@ from actors.weight_board import WeightBoard, WeightPublisher, WeightSource
 from catalog.dataset import Dataset
 from catalog.errors import ClusterError, RunError
 from catalog.tokens import TokenLayout
+from catalog.vocabulary import Vocabulary
 from cluster.failure import decide
 from cluster.metrics import MetricSet
 from cluster.placement import Reservation
@@ -62,6 +65,8 @@ class Fleet:
 
     queue: QueueClient
     publisher: WeightPublisher
+    catalogues: CataloguePublisher  # a later version published here reaches engines and learner
+    catalogue_source: CatalogueSource
     rollouts: list[_Rollout]
     reservation: Reservation
     max_restarts: int
@@ -161,6 +166,10 @@ def start_fleet(config: RunConfig, paths: RunPaths, layout: TokenLayout, reserva
         )
     )
     board = ray.remote(WeightBoard).options(**light).remote()
+    catalogue_board = ray.remote(WeightBoard).options(**light).remote("catalogue")
+    # One copy of the catalogue's arrays per node, which the actors there use in place.
+    vocabulary = Vocabulary.of(Dataset.open(paths.data).codes, layout)
+    open_vocabulary = functools.partial(ray.get, ray.put(vocabulary))
     open_dataset = functools.partial(Dataset.open, paths.data)
     rankers = [
         ray.remote(RankerActor)
@@ -191,24 +200,29 @@ def start_fleet(config: RunConfig, paths: RunPaths, layout: TokenLayout, reserva
             )
             .remote(
                 name=name,
-                engine_factory=functools.partial(_open_engine, config, paths, layout, seed=config.seed + index),
+                engine_factory=functools.partial(
+                    _open_engine, config, paths, open_vocabulary, seed=config.seed + index
+                ),
                 dataset_factory=open_dataset,
-                layout=layout,
+                open_vocabulary=open_vocabulary,
                 queue=queue,
                 ranker=ranker,
                 weights=WeightSource(board),
                 settings=config.rollout,
                 seed=config.seed,
+                catalogues=CatalogueSource(catalogue_board),
             )
         )
         rollouts.append(_Rollout(name=name, handle=handle, started=handle.start.remote()))
     return Fleet(
         queue=queue,
         publisher=WeightPublisher(board),
+        catalogues=CataloguePublisher(catalogue_board, vocabulary),
+        catalogue_source=CatalogueSource(catalogue_board),
         rollouts=rollouts,
         reservation=reservation,
         max_restarts=config.cluster.max_actor_restarts,
-        _others=[*rankers, board, queue_actor],
+        _others=[*rankers, board, catalogue_board, queue_actor],
     )
 
 
@@ -218,18 +232,16 @@ def _environment(config: RunConfig) -> dict[str, str]:
     return engine_environment(engine) if engine.type == "vllm" else {}
 
 
-def _open_engine(config: RunConfig, paths: RunPaths, layout: TokenLayout, seed: int) -> Engine:
+def _open_engine(config: RunConfig, paths: RunPaths, open_vocabulary: Callable[[], Vocabulary], seed: int) -> Engine:
     """Runs inside the rollout actor, whose environment is what `_environment` says before vLLM is imported."""
-    from catalog.vocabulary import Vocabulary
-
-    dataset = Dataset.open(paths.data)
+    vocabulary = open_vocabulary()
     arguments = {
         "policy_dir": paths.policy,
-        "vocabulary": Vocabulary.of(dataset.codes, layout),
+        "vocabulary": vocabulary,
         "decode": config.rollout.decode,
         "engine": config.rollout.engine,
         "seed": seed,
-        "max_prompt_tokens": 1 + dataset.settings.max_history * layout.levels,
+        "max_prompt_tokens": 1 + Dataset.open(paths.data).settings.max_history * vocabulary.layout.levels,
     }
     if config.rollout.engine.type == "tree":
         from actors.tree_engine import TreeEngine

@@ -47,6 +47,7 @@ def fit(
         beams=config.rollout.decode.kind == "beam",
         queue=queue,
         publisher=publisher,
+        catalogues=fleet.catalogue_source if fleet else None,
     )
     if is_control:
         shutil.rmtree(paths.checkpoints / name, ignore_errors=True)

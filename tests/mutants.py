@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from tests.mutants_tree import TREE_MUTANTS
+from tests.mutants_trie import EDITS as TRIE_EDITS
 
 
 @dataclass(frozen=True)
@@ -184,4 +185,5 @@ MUTANTS = (
     *(Mutant(PREFIX, old, new, IN_PREFIX) for old, new in _PREFIX),
     *(Mutant(STEP, old, new, IN_STEP) for old, new in _STEP),
     *(Mutant(*mutant) for mutant in TREE_MUTANTS),
+    *(Mutant(*edit) for edit in TRIE_EDITS),
 )

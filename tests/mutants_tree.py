@@ -23,18 +23,11 @@ _DRAW = (
 )
 
 _TRIE = (
-    ("- start_R[row_E]", ""),
-    ("self._token[child_E] - offset", "self._token[child_E]"),
-    ("if exclusions is not None:", "if False:"),
-    ("allowed_BWC[prompt_M[at_M], branch_M", "allowed_BWC[0 * prompt_M[at_M], branch_M"),
-    ("node_BW[prompt_M] == parent_M[:, None]", "node_BW[prompt_M] != parent_M[:, None]"),
-    ("bit_length()):", "bit_length() - 2):"),
-    (" < token_BW)", " <= token_BW)"),
-    ("torch.where(found, low_BW, -1)", "low_BW"),
-    ("count == trie.leaf_high[node] - trie.leaf_low[node]", "count > 0"),
-    ("np.unique(np.stack([prompt_M, leaf_M]), axis=1)", "np.stack([prompt_M, leaf_M])"),
-    ("            parent_M = node_M\n", ""),
-    ('side="right") - 1', 'side="left")'),
+    ("torch.where(node_R == DEAD, self._depth_start[level], node_R)", "node_R"),
+    (" & (node_R != DEAD)[:, None]", ""),
+    (".repeat_interleave(width)", ".repeat(width)"),
+    ("[:, first : first + followed.shape[1]]", "[:, : followed.shape[1]]"),
+    ("code_BW + self.layout.level_offsets[level]", "code_BW"),
 )
 
 _ATTENTION = (
@@ -116,7 +109,9 @@ _DECODE = (
 
 _ENGINE = (
     ("len(chosen) < self._per_step:", "True:"),
-    ("if wanted == decode:", "if True:"),
+    ("if wanted == decode and", "if True and"),
+    (" and known is catalogue:", ":"),
+    ("self._decoder.catalogue = catalogue\n", "pass\n"),
     ("extendleft(reversed(later))", "extendleft(later)"),
     ("        self._decoder.forget()\n        self._version", "        self._version"),
     ("        self._version = weights.version\n", ""),
@@ -141,6 +136,8 @@ _CHECKS = (
     ("    weights.verify()\n", ""),
     ("if known.get(name) != shape:", "if False:"),
     ("    if absent:", "    if False:"),
+    ("later.version <= before.version", "later.version < before.version"),
+    ("if later.layout != before.layout:", "if False:"),
 )
 
 TREE_MUTANTS = tuple(

@@ -9,6 +9,7 @@ import numpy as np
 from actors.engine import GenerateRequest, Generation
 from catalog.settings import DataSettings
 from catalog.tokens import TokenLayout
+from catalog.vocabulary import Vocabulary
 from learner.weights import PackedWeights
 
 # Eight items of three levels with two codes each: item row i has the bits of i as its codes.
@@ -55,7 +56,7 @@ class FakeEngine:
         stall_while: str | None = None,
         fail_at: int | None = None,
     ) -> None:
-        self.version = 0
+        self.version = self.catalogue_version = 0
         self.closed = False
         self.waiting: list[GenerateRequest] = []
         self.loaded: list[int] = []
@@ -87,6 +88,10 @@ class FakeEngine:
         self.loaded.append(weights.version)
         return 0.25
 
+    def load_catalogue(self, vocabulary: Vocabulary) -> float:
+        self.catalogue_version = vocabulary.version
+        return 0.5
+
     def close(self) -> None:
         self.closed = True
 
@@ -99,6 +104,7 @@ class FakeEngine:
             log_probs=np.full((self._candidates, 3), -0.5, dtype=np.float32),
             version_min=self.version,
             version_max=self.version,
+            catalogue_version=self.catalogue_version,
         )
 
 

@@ -14,10 +14,11 @@ from actors.settings import DecodeSettings, QueueSettings, RolloutSettings
 from actors.weight_board import WeightBoard, WeightPublisher, WeightSource
 from catalog.dataset import Examples
 from catalog.rollout_group import decode
+from catalog.vocabulary import Vocabulary
 from cluster.failure import decide
 from learner.weights import pack
 from tests.ray.conftest import WAIT_S
-from tests.rollout_fakes import LAYOUT, FakeEngine, RowRanker, TinyDataset, examples
+from tests.rollout_fakes import CODES, LAYOUT, FakeEngine, RowRanker, TinyDataset, examples
 
 pytestmark = pytest.mark.ray
 
@@ -58,7 +59,7 @@ class Parts:
             name=name,
             engine_factory=factory or functools.partial(FakeEngine, **engine),
             dataset_factory=TinyDataset,
-            layout=LAYOUT,
+            open_vocabulary=partial(Vocabulary.of, CODES, LAYOUT),
             queue=self.queue,
             ranker=self.ranker,
             weights=WeightSource(self.board),

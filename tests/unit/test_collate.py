@@ -117,6 +117,17 @@ def test_a_candidate_that_its_decoding_forbade_is_an_error():
         collated(group(excluded=np.asarray([0, 1], dtype=np.int32)), constrained=True)
 
 
+def test_every_group_is_masked_by_the_catalogue_it_was_generated_with():
+    newer = VOCABULARY.changed(retire=np.array([1])).after(VOCABULARY)  # item 1 = 3 5 8
+    first = group(excluded=np.asarray([], dtype=np.int32))
+    records = [encode(first), encode(replace(first, lease_id=12, catalogue_version=1))]
+    batch = collate(records, newer, constrained=True, temperature=1.0, beams=False)
+    last = [torch.nonzero(batch.allowed_BSLV[row, 1, 2]).flatten().tolist() for row in range(2)]
+    assert last == [[7, 8], [7]]  # behind 3 5
+    with pytest.raises(RunError, match=r"catalogue version 1, known here are \[0\]"):
+        collate(records, VOCABULARY, constrained=True, temperature=1.0, beams=False)
+
+
 def test_groups_of_different_decodings_do_not_mix():
     wide = group(
         candidate_tokens=np.zeros((3, 3), dtype=np.int32),

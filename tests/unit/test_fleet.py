@@ -6,6 +6,7 @@ from pathlib import Path
 
 from actors.settings import EngineSettings, RolloutSettings, TreeEngineSettings
 from actors.tree_engine import TreeEngine
+from catalog.vocabulary import Vocabulary
 from learner.policy import build_policy, save_policy
 from learner.settings import PolicySettings
 from services.config import RunConfig
@@ -29,8 +30,9 @@ def test_the_tree_engine_is_opened_on_the_runs_policy_and_catalogue(tmp_path, ca
     dataset = tiny_dataset(tmp_path)
     policy = build_policy(PolicySettings(hidden_size=16, layers=1, heads=2), dataset.level_sizes, 64, 0)
     save_policy(policy, tmp_path / "policy")
+    vocabulary = Vocabulary.of(dataset.codes, policy.layout)
     chosen = config(TreeEngineSettings(prompts_per_step=5))
-    engine = _open_engine(chosen, RunPaths(tmp_path), policy.layout, seed=3)
+    engine = _open_engine(chosen, RunPaths(tmp_path), lambda: vocabulary, seed=3)
     assert isinstance(engine, TreeEngine) and (engine.version, engine.in_flight) == (0, 0)
     assert "engine prompts_per_step = 5: given in the settings" in capsys.readouterr().out
     engine.close()

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -11,7 +13,7 @@ from catalog.schema import ROLLOUT_GROUP
 from catalog.vocabulary import Vocabulary
 from tests.rollout_fakes import CODES, LAYOUT
 
-TRIE = Vocabulary.of(CODES, LAYOUT).trie
+VOCABULARY = Vocabulary.of(CODES, LAYOUT)
 NO_ITEM = [3, 3, 3]
 
 
@@ -34,11 +36,21 @@ def generation(items: list[int], versions: tuple[int, int] = (2, 3)) -> Generati
 def drawn_batch(distractors: int = 2, seed: int = 5, rows=([0, 0, 1], [2, -1, 3], [1, 4, 4])):
     prompts = [prompt(0, 2), prompt(1, 3), prompt(2, 6)]
     generations = [generation(list(items)) for items in rows]
-    return draw(prompts, generations, [0.1, 0.2, 0.3], trie=TRIE, distractors=distractors, seed=seed)
+    return draw(prompts, generations, [0.1, 0.2, 0.3], vocabulary=VOCABULARY, distractors=distractors, seed=seed)
 
 
 def test_candidates_are_looked_up_in_the_trie():
     assert [one.candidate_items.tolist() for one in drawn_batch()] == [[0, 0, 1], [2, -1, 3], [1, 4, 4]]
+
+
+def test_each_group_is_looked_up_in_the_catalogue_it_was_generated_with():
+    newer = VOCABULARY.changed(retire=np.array([1])).after(VOCABULARY)
+    old, new = generation([0, 1]), replace(generation([0, 1]), catalogue_version=1)
+    prompts = [prompt(0, 2), prompt(1, 3)]
+    drawn = draw(prompts, [old, new], [0.1, 0.2], vocabulary=newer, distractors=1, seed=0)
+    assert [one.candidate_items.tolist() for one in drawn] == [[0, 1], [0, -1]]
+    groups = finish(drawn, np.zeros((2, 4), dtype=np.float32), ranker_version="r", score_s=0.1)
+    assert [decode(encode(group)).catalogue_version for group in groups] == [0, 1]
 
 
 def test_distractors_come_from_other_prompts_and_are_neither_target_nor_own_candidate():
@@ -57,7 +69,7 @@ def test_distractors_come_from_other_prompts_and_are_neither_target_nor_own_cand
 
 def test_a_small_pool_gives_fewer_distractors():
     assert [len(one.distractor_items) for one in drawn_batch(distractors=3)] == [2, 3, 3]
-    lonely = draw([prompt(0, 2)], [generation([1, 3])], [0.1], trie=TRIE, distractors=3, seed=0)
+    lonely = draw([prompt(0, 2)], [generation([1, 3])], [0.1], vocabulary=VOCABULARY, distractors=3, seed=0)
     assert lonely[0].distractor_items.tolist() == []
 
 
@@ -128,7 +140,7 @@ def test_nan_scores_travel_as_nan_not_null():
 
 
 def test_a_group_without_distractors_survives_the_wire():
-    lonely = draw([prompt(0, 2)], [generation([1, 3])], [0.1], trie=TRIE, distractors=3, seed=0)
+    lonely = draw([prompt(0, 2)], [generation([1, 3])], [0.1], vocabulary=VOCABULARY, distractors=3, seed=0)
     (group,) = finish(lonely, np.asarray([[2, 1, 3, np.nan, np.nan, np.nan]]), ranker_version="r", score_s=0)
     assert decode(encode(group)).distractor_scores.shape == (0,)
 
@@ -137,7 +149,7 @@ def test_a_group_of_another_version_is_refused():
     record = encode(groups()[0])
     for metadata, found in (({b"sluice.rollout_group": b"99"}, "99"), (None, "none")):
         other = pa.RecordBatch.from_arrays(record.columns, schema=record.schema.with_metadata(metadata))
-        with pytest.raises(DataError, match=f"schema version {found}, this release reads 1"):
+        with pytest.raises(DataError, match=f"schema version {found}, this release reads 2"):
             decode(other)
 
 

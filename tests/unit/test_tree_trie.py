@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from catalog.exclusions import Exclusions
 from catalog.tokens import TokenLayout
-from catalog.trie import Exclusions as ReferenceExclusions
 from catalog.vocabulary import Vocabulary
-from learner.tree_trie import DeviceTrie, Exclusions
+from learner.tree_trie import DeviceTrie
 
 CPU = torch.device("cpu")
 SIZES = (3, 5, 2, 4)
@@ -31,10 +31,10 @@ def test_allowed_codes_are_those_of_the_catalogues_mask(level, excludes):
     node_BW = np.stack([nodes, nodes[::-1], nodes])
     excluded = [RNG.choice(50, 30), np.empty(0, dtype=np.int32), np.arange(50)]
     owner = np.repeat(np.arange(3), len(nodes))
-    reference = ReferenceExclusions(VOCABULARY.trie, excluded) if excludes else None
+    reference = Exclusions(VOCABULARY.trie, excluded) if excludes else None
     mask = VOCABULARY.trie.mask(node_BW.reshape(-1), reference, owner)
     trie = DeviceTrie(VOCABULARY, CPU)
-    exclusions = Exclusions(trie, excluded, CPU) if excludes else None
+    exclusions = trie.exclusions(excluded) if excludes else None
     allowed = trie.allowed(level, torch.from_numpy(node_BW), exclusions)
     codes = slice(LAYOUT.level_offsets[level], LAYOUT.level_offsets[level] + SIZES[level])
     assert (allowed.numpy().reshape(len(owner), -1) == mask[:, codes]).all()
@@ -49,10 +49,3 @@ def test_steps_are_those_of_the_catalogues_trie(level):
     expected = VOCABULARY.trie.step(node_BW, code_BW + LAYOUT.level_offsets[level])
     assert (found.numpy() == expected).all()
     assert (expected >= 0).any() and (expected < 0).any()
-
-
-def test_an_item_excluded_twice_is_excluded_once():
-    trie = DeviceTrie(VOCABULARY, CPU)
-    once, twice = (Exclusions(trie, [np.asarray(items)], CPU) for items in ([3, 7], [7, 3, 7]))
-    for first, second in zip(once.levels, twice.levels, strict=True):
-        assert all(torch.equal(one, two) for one, two in zip(first, second, strict=True))

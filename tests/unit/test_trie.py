@@ -1,10 +1,13 @@
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from catalog.errors import DataError
 from catalog.trie import DEAD, Exclusions, Trie
+
+settings.register_profile("trie", deadline=None)
+settings.load_profile("trie")
 
 VOCAB = 6
 
@@ -115,10 +118,12 @@ THREE = np.array([[1, 2], [1, 4], [3, 2]])
 def test_layout_by_hand():
     trie = Trie.build(THREE, VOCAB)
     assert trie.token.tolist() == [-1, 1, 3, 2, 4, 2]
-    assert trie.first_child[:3].tolist() == [1, 3, 5]
-    assert trie.child_count.tolist() == [2, 2, 1, 0, 0, 0]
-    assert trie.leaf_low.tolist() == [0, 0, 2, 0, 1, 2]
-    assert trie.leaf_high.tolist() == [3, 2, 3, 1, 2, 3]
+    assert trie.depth_start.tolist() == [0, 1, 3, 6]
+    assert trie.first_child.tolist() == [1, 3, 5, 6]
+    assert (trie.token_low.tolist(), trie.width.tolist()) == ([1, 2], [3, 3])
+    assert trie.most_children.tolist() == [2, 2]
+    assert trie.bits_start.tolist() == [0, 1]
+    assert trie.bits.tolist() == [0b101, 0b101, 0b001]
 
 
 def test_dead_stays_dead_and_tokens_do_not_leak_between_parents():

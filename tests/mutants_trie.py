@@ -1,0 +1,103 @@
+"""Mutants of the trie, its exclusions and the catalogue's versions."""
+
+TRIE, BUILD, TENSORS = "catalog/trie.py", "catalog/trie_build.py", "catalog/trie_tensors.py"
+EXCLUSIONS, VOCABULARY, COLLATE = "catalog/exclusions.py", "catalog/vocabulary.py", "learner/collate.py"
+_IN_TRIE = ("test_trie.py", "test_trie_tensors.py")
+_IN_VOCABULARY = ("test_vocabulary.py",)
+
+_BUILD = (
+    ("live[retired] = False", "pass", _IN_VOCABULARY),
+    ("if len(opens[-1]) < rows:", "if False:", ("test_trie.py",)),
+    ("    key <<= row_bits\n", "", _IN_TRIE),
+    ("key |= tokens[:, level] - low[level]", "key |= tokens[:, level]", _IN_TRIE),
+    ("sum(level_bits) + row_bits > _KEY_BITS", "False", _IN_TRIE),
+    ("tokens.T[::-1]", "tokens.T", _IN_TRIE),
+    ("changed[1:] |= column", "changed[1:] = column", _IN_TRIE),
+    ("most_children[level] = counts.max()", "most_children[level] = counts.min()", _IN_TRIE),
+    ("* row_bytes <= _TOKEN_BYTES * len(codes)", "* row_bytes < _TOKEN_BYTES * len(codes)", _IN_TRIE),
+    ("* row_bytes <= _TOKEN_BYTES * len(codes)", "* row_bytes <= len(codes)", _IN_TRIE),
+    ("bits_start[level] = sum(len(part) for part in bits)", "bits_start[level] = 0", _IN_TRIE),
+    ("codes & 7", "codes & 3", _IN_TRIE),
+    ("(codes >> 3)", "(codes >> 4)", _IN_TRIE),
+    ("np.full(rows, -1, dtype=np.int32)", "np.zeros(rows, dtype=np.int32)", _IN_VOCABULARY),
+)
+
+_TENSORS = (
+    ("(token[xp.minimum(jump - 1, last)] < tokens)", "(token[xp.minimum(jump - 1, last)] <= tokens)", _IN_TRIE),
+    (" & (jump <= end)", "", _IN_TRIE),
+    ("(jump <= end)", "(jump < end)", _IN_TRIE),
+    ("found = (low < end) & ", "found = ", _IN_TRIE),
+    ("(low < end) & (token[xp.minimum(low, last)] == tokens)", "(low < end)", _IN_TRIE),
+    ("most_children.bit_length()", "(most_children.bit_length() - 1)", _IN_TRIE),
+    ("inner = (nodes >= 0) & (nodes", "inner = (nodes", _IN_TRIE),
+    ("(nodes < len(first_child) - 1)", "(nodes < len(first_child))", _IN_TRIE),
+    ("return width // 8 + 1", "return -(-width // 8)", _IN_TRIE),
+    ("children < end[:, None], permitted)", "children <= end[:, None], permitted)", _IN_TRIE),
+    ("children, meant, forbidden)", "children, meant, permitted)", _IN_TRIE),
+    ("torch.where(meant, token, self.width[level])", "token.clamp(max=self.width[level])", _IN_TRIE),
+    ("logits[:, :low] = -torch.inf", "pass", _IN_TRIE),
+    ("logits[:, high:] = -torch.inf", "pass", _IN_TRIE),
+    ("logits.index_fill_(0, own, -torch.inf)", "pass", _IN_TRIE),
+    ("given if within is None else given[within]", "given", _IN_TRIE),
+    ('side="right") - 1', 'side="left") - 1', _IN_TRIE),
+    ("nodes - int(self._depth_start[level])", "nodes * 0", _IN_TRIE),
+    ("torch.from_numpy(requests[rows].astype", "torch.from_numpy(requests[: len(rows)].astype", _IN_TRIE),
+)
+
+_EXCLUSIONS = (
+    ("owner, leaf = owner[leaf >= 0], leaf[leaf >= 0]", "owner, leaf = owner, leaf", _IN_TRIE),
+    ("keys = parents[counts == trie", "keys = parents[counts <= trie", _IN_TRIE),
+    ("keys = parents[counts == trie", "keys = parents[counts > trie", _IN_TRIE),
+    ('side="right") - 1', 'side="left") - 1', _IN_TRIE),
+    ("max(self._longest, int(counts.max()))", "1", _IN_TRIE),
+    ("part._keys + first[at] * part._stride", "part._keys + at * part._stride", _IN_TRIE),
+    ("] - request * self._stride", "]", _IN_TRIE),
+    ("max((part._longest for part in parts), default=0)", "1", _IN_TRIE),
+    ("base + first), torch", "first), torch", _IN_TRIE),
+    ("at < high[:, None]", "at <= high[:, None]", _IN_TRIE),
+    ("return self._keys[at] == wanted", "return self._keys[at] <= wanted", _IN_TRIE),
+)
+
+_TRIE = (
+    ("np.where(node != DEAD, self.leaf_item[leaf], -1)", "self.leaf_item[leaf]", _IN_TRIE),
+    ("np.clip(tokens, -1, self.vocab_size)", "np.asarray(tokens) % self.vocab_size", _IN_TRIE),
+    ('mmap_mode="r"', "mmap_mode=None", _IN_TRIE),
+    ("{field.name: getattr(self, field.name) for field in fields(self)}", "vars(self)", _IN_TRIE),
+)
+
+_VERSIONS = (
+    ("self.version + 1, retired)", "self.version, retired)", _IN_VOCABULARY),
+    ("np.concatenate([self.retired, retire])", "retire", _IN_VOCABULARY),
+    ("(retire < 0) | (retire >= rows)", "(retire >= rows)", _IN_VOCABULARY),
+    ("(retire < 0) | (retire >= rows)", "(retire < 0) | (retire > rows)", _IN_VOCABULARY),
+    ("if len(gone := retire[self.trie.item_leaf[retire] < 0]):", "if False:", _IN_VOCABULARY),
+    ("if self.version <= before.version:", "if self.version < before.version:", _IN_VOCABULARY),
+    ("same = self.layout == before.layout and ", "same = ", _IN_VOCABULARY),
+    ("len(self.item_tokens) >= rows", "True", _IN_VOCABULARY),
+    ("not np.array_equal(self.item_tokens[:rows], before.item_tokens)", "False", _IN_VOCABULARY),
+    ("(*before.earlier, before.trie, *self.earlier)", "(before.trie, *self.earlier)", _IN_VOCABULARY),
+    ("(*before.earlier, before.trie, *self.earlier)", "(*before.earlier, before.trie)", _IN_VOCABULARY),
+    ("(*before.earlier, before.trie, *self.earlier)", "(*before.earlier, *self.earlier)", _IN_VOCABULARY),
+    ("reverse=True)[:_KEPT]", "reverse=True)", _IN_VOCABULARY),
+    ("sorted(known, reverse=True)", "sorted(known)", _IN_VOCABULARY),
+    ("self.trie_of(version).lookup", "self.trie.lookup", _IN_VOCABULARY),
+)
+
+_COLLATE = (
+    ("vocabulary.trie_of(version), np.flatnonzero", "vocabulary.trie, np.flatnonzero", ("test_collate.py",)),
+    ("np.flatnonzero(versions_B == version)", "np.arange(prompts)", ("test_collate.py",)),
+    ("[groups[row].excluded for row in rows.tolist()]", "[group.excluded for group in groups]", ("test_collate.py",)),
+)
+
+EDITS = tuple(
+    (file, *edit)
+    for file, edits in (
+        (BUILD, _BUILD),
+        (TENSORS, _TENSORS),
+        (EXCLUSIONS, _EXCLUSIONS),
+        (TRIE, _TRIE),
+        (VOCABULARY, _VERSIONS),
+        (COLLATE, _COLLATE),
+    )
+    for edit in edits
+)
