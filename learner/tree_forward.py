@@ -88,11 +88,10 @@ class _Lean:
 
 
 def _norm(norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """transformers' RMS norm, computed in float32 whatever the model's type."""
-    weight = norm.weight
-    if x.dtype in (torch.bfloat16, torch.float16):
-        return weight * F.rms_norm(x.float(), weight.shape, None, norm.variance_epsilon).to(x.dtype)
-    return F.rms_norm(x, weight.shape, weight, norm.variance_epsilon)
+    """transformers' RMS norm; torch, too, computes it in float32 whatever the model's type."""
+    if x.dtype in (torch.bfloat16, torch.float16):  # rounded before it is weighted, as transformers does
+        return norm.weight * F.rms_norm(x, norm.weight.shape, None, norm.variance_epsilon)
+    return F.rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)
 
 
 def _heads(attn: nn.Module, projected: torch.Tensor, norm: str) -> torch.Tensor:

@@ -58,7 +58,6 @@ _FORWARD = (
     ("return _norm(decoder.norm, x_ND)", "return x_ND"),
     ("read_NHE.flatten(1))", "read_NHE.flatten(1)) * 0"),
     ('kind != "full_attention" for kind in kinds', "False for kind in kinds"),
-    ("F.rms_norm(x.float(), weight.shape, None,", "F.rms_norm(x, weight.shape, None,"),
     ("if wanted_P is None else hidden_ND[wanted_P]", ""),
     ("if sorted(called) != list", "if False and sorted(called) != list"),
     ("        config._attn_implementation = own\n", ""),

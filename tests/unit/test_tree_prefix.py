@@ -53,7 +53,9 @@ def assert_equal(prefix, expected):
 
 
 def test_mixed_and_shared_histories_equal_each_alone(model):
-    histories = [A[:4], B, A[:7], A, [1], B[:4], A[:10]]
+    # 13, 12 and 11 tokens attend together, padded
+    near = [[*B, 4, 8, 11, 6, 7], [1, 4, 9, 12, 5, 7, 14, 3, 8, 10, 6]]
+    histories = [A[:4], B, A[:7], A, [1], B[:4], A[:10], *near]
     rows, lengths = padded(histories, filler=9)
     assert_equal(TreeDecoder(model, vocabulary()).prefill(rows, lengths), alone(model, histories))
 
