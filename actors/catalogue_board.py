@@ -1,5 +1,5 @@
-"""The catalogue board: a `WeightBoard` for versions of the catalogue. Whoever changes the catalogue publishes; rollout
-actors and learner workers take it up.
+"""The catalogue board: where the newest version of the catalogue is (`actors.version_board`). Whoever changes the
+catalogue publishes; rollout actors and learner workers take it up. Version 0 is the one that the run started with.
 
 A version lies in the object store once per node, and its arrays are used there without a copy. It carries the tries of
 a few versions before it: a learner that missed one can still mask the groups that were generated with it.
@@ -10,8 +10,14 @@ from typing import Any
 import ray
 
 from actors.calls import answer
-from actors.weight_board import WeightSource
+from actors.version_board import VersionBoard, VersionSource
 from catalog.vocabulary import Vocabulary
+
+
+class CatalogueBoard(VersionBoard):
+    """The board. Decorate with `ray.remote` where it is launched."""
+
+    what = "catalogue"
 
 
 class CataloguePublisher:
@@ -35,7 +41,7 @@ class CataloguePublisher:
         self.newest = vocabulary
 
 
-class CatalogueSource(WeightSource):
+class CatalogueSource(VersionSource[Vocabulary]):
     """The side that uses it; polled between engine steps, or asked when a group is newer than the catalogue."""
 
     board = "catalogue board"

@@ -31,10 +31,10 @@ class Generation:
     log_probs: np.ndarray  # [K, L] float32 nats, of the distribution drawn from (temperature, trie mask)
     version_min: int  # oldest weights that produced a token of it
     version_max: int  # newest
+    catalogue_version: int = 0  # of the catalogue that constrained decoding chose from and that names the items
     # [K] float32 nats, log of each candidate's chance of being in the group (stochastic beams); None for samples, which
     # are independent, and for exact beams, which are not drawn.
     inclusion_log_probs: np.ndarray | None = None
-    catalogue_version: int = 0  # of the catalogue that constrained decoding chose from and that names the items
 
 
 class Engine(Protocol):

@@ -14,6 +14,7 @@ from actors.leases import Lease
 from catalog.errors import RankerError, RunError
 from catalog.rollout_group import RolloutGroup
 from catalog.vocabulary import Vocabulary
+from learner.assessment import Assessment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,13 +100,15 @@ def ranker_request(drawn: Sequence[Drawn], *, distractors: int) -> RankerRequest
     return RankerRequest(histories=[one.prompt.history for one in drawn], candidates=candidates)
 
 
-def finish(drawn: Sequence[Drawn], scores: np.ndarray, *, ranker_version: str, score_s: float) -> list[RolloutGroup]:
+def finish(
+    drawn: Sequence[Drawn], assessment: Assessment, *, ranker_version: str, score_s: float
+) -> list[RolloutGroup]:
     """Rollout groups from the answer `[B, 1 + K + M]` to `ranker_request`."""
     groups = []
-    for one, row in zip(drawn, scores, strict=True):
-        asked = _asked(one)
-        score_of = dict(zip(asked, row, strict=False))  # the row is padded beyond what was asked
-        score_of[-1] = np.nan
+    for row, one in enumerate(drawn):
+        score_of, spread_of, value_of = (
+            _by_item(_asked(one), column[row]) for column in (assessment.scores, assessment.spread, assessment.values)
+        )
         generation = one.generation
         groups.append(
             RolloutGroup(
@@ -117,9 +120,18 @@ def finish(drawn: Sequence[Drawn], scores: np.ndarray, *, ranker_version: str, s
                 target_item=one.prompt.target_item,
                 candidate_tokens=generation.tokens,
                 behaviour_log_probs=generation.log_probs,
+                inclusion_log_probs=(
+                    np.empty(0, dtype=np.float32)
+                    if generation.inclusion_log_probs is None
+                    else generation.inclusion_log_probs
+                ),
                 candidate_items=one.candidate_items,
                 candidate_scores=_scores(score_of, one.candidate_items),
                 target_score=float(score_of[one.prompt.target_item]),
+                candidate_spread=_scores(spread_of, one.candidate_items),
+                target_spread=float(spread_of[one.prompt.target_item]),
+                candidate_values=_scores(value_of, one.candidate_items),
+                target_value=float(value_of[one.prompt.target_item]),
                 distractor_items=one.distractor_items,
                 distractor_scores=_scores(score_of, one.distractor_items),
                 version_min=generation.version_min,
@@ -153,9 +165,36 @@ def check_scores(candidates: np.ndarray, scores: np.ndarray) -> np.ndarray:
     return scores
 
 
+def check_assessment(candidates: np.ndarray, assessment: Assessment) -> Assessment:
+    """The ranker's answer as float32.
+
+    Raises:
+        RankerError: the scores break `check_scores`, or the spread or the values do and are not NaN throughout, or a
+            spread is negative.
+    """
+    found = {"scores": check_scores(candidates, assessment.scores)}
+    for name in ("spread", "values"):
+        given = np.asarray(getattr(assessment, name), dtype=np.float32)
+        try:
+            unknown = given.shape == candidates.shape and np.isnan(given).all()
+            found[name] = given if unknown else check_scores(candidates, given)
+        except RankerError as error:
+            raise RankerError(f"{name} of the ranker's assess: {error}, or NaN everywhere if not known") from None
+    if (found["spread"] < 0).any():
+        raise RankerError(
+            f"the ranker's assess gave the spread {np.nanmin(found['spread']):g}; a deviation is 0 or more"
+        )
+    return Assessment(**found)
+
+
 def _asked(one: Drawn) -> list[int]:
     valid = one.candidate_items[one.candidate_items >= 0].tolist()
     return list(dict.fromkeys([one.prompt.target_item, *valid, *one.distractor_items.tolist()]))
+
+
+def _by_item(asked: list[int], row: np.ndarray) -> dict[int, float]:
+    """The row's values by item, NaN for no item; the row is padded beyond what was asked."""
+    return dict(zip(asked, row, strict=False)) | {-1: np.nan}
 
 
 def _scores(score_of: dict[int, float], items: np.ndarray) -> np.ndarray:

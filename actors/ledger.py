@@ -7,14 +7,18 @@
 Each prompt drawn from the feed is in exactly one state until it leaves as trained, stale or invalid, so at any moment
 `issued = trained + stale + invalid + leased + queued + pulled + waiting`. The clock is passed in; nothing here waits.
 
+No call looks at more prompts than it hands out, so the cost of a group does not grow with what is in flight; only
+`revoke`, `snapshot` and `status` look at everything.
+
 Bounds: `leased + queued <= max_groups` and the queued bytes never exceed `max_bytes`. Both are kept when leasing (with
 the mean size of the groups seen so far standing for those still to come) and the bytes once more when pushing.
 """
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from itertools import islice
 from typing import Any
 
 from actors.leases import Lease, PulledGroup, Push, PushReply, QueueStatus
@@ -72,12 +76,14 @@ class RolloutLedger:
         self._next_id = 0
         self._pushed_groups = self._pushed_bytes = 0
         self.last_error = ""
-        self.revision = 0  # goes up with every change that somebody may be waiting for
         self._reset()
 
     def _reset(self) -> None:
         self._entries: dict[int, _Entry] = {}
-        self._by_state: dict[_State, dict[int, _Entry]] = {state: {} for state in _State}
+        # Ordered dicts, not dicts: taking the oldest entry of a dict walks over everything taken before it. The leased
+        # ones lie in order of their deadlines.
+        self._by_state: dict[_State, OrderedDict[int, _Entry]] = {state: OrderedDict() for state in _State}
+        self._queued_by_version: dict[int, set[int]] = {}  # version_min -> lease ids
         self._queued_bytes = 0
         self._steps: dict[int, _Step] = {}
         self._highest_step = -1
@@ -127,6 +133,7 @@ class RolloutLedger:
                 fate["oversized"].append(push.lease_id)
             elif self._queued_bytes + push.nbytes > self._max_bytes:
                 entry.deadline_s = now_s + self._lease_deadline_s
+                self._by_state[_State.LEASED].move_to_end(entry.lease_id)
                 fate["full"].append(push.lease_id)
             else:
                 self._pushed_groups, self._pushed_bytes = self._pushed_groups + 1, self._pushed_bytes + push.nbytes
@@ -160,11 +167,12 @@ class RolloutLedger:
 
     def expire(self, now_s: float) -> int:
         """Take back leases past their deadline, so that a wedged actor cannot hold prompts for ever."""
-        overdue = [entry for entry in self._by_state[_State.LEASED].values() if entry.deadline_s <= now_s]
-        for entry in overdue:
+        overdue, leased = 0, self._by_state[_State.LEASED]
+        while leased and (entry := next(iter(leased.values()))).deadline_s <= now_s:
             self._move(entry, _State.WAITING)
             self.last_error = f"{entry.actor}: held a lease longer than {self._lease_deadline_s:g} s"
-        return len(overdue)
+            overdue += 1
+        return overdue
 
     # The learner side
 
@@ -270,7 +278,6 @@ class RolloutLedger:
             for lease_id, user, position, attempt in snapshot["outstanding"]:
                 highest = max(attempt, attempts.get(lease_id, 0))
                 self._insert(_Entry(lease_id=lease_id, user=user, position=position, attempt=highest))
-        self.revision += 1
 
     def status(self) -> QueueStatus:
         """All counts at this moment."""
@@ -326,17 +333,10 @@ class RolloutLedger:
         return entry if entry and (entry.actor, entry.incarnation, entry.attempt) == holder else None
 
     def _open_step(self, step: int, world: int, count: int, learner_version: int) -> bool:
-        queued = list(self._by_state[_State.QUEUED].values())
-        if len(queued) < world * count:
-            self._want(world * count)
+        oldest = self._take_queued(world * count)
+        if oldest is None:
             return False
-        self._want(0)
-        slots = []
-        for rank in range(world):
-            mine = queued[rank * count : (rank + 1) * count]
-            for entry in mine:
-                self._move(entry, _State.PULLED)
-            slots.append([entry.lease_id for entry in mine])
+        slots = [oldest[rank * count : (rank + 1) * count] for rank in range(world)]
         self._steps[step] = _Step(world=world, count=count, learner_version=learner_version, slots=slots, acked=set())
         self._highest_step = max(self._highest_step, step)
         return True
@@ -345,24 +345,25 @@ class RolloutLedger:
         missing = state.count - len(state.slots[rank])
         if missing == 0:
             return True
-        queued = list(self._by_state[_State.QUEUED].values())
-        if len(queued) < missing:
-            self._want(missing)
-            return False
-        self._want(0)
-        for entry in queued[:missing]:
-            self._move(entry, _State.PULLED)
-            state.slots[rank].append(entry.lease_id)
-        return True
+        found = self._take_queued(missing)
+        state.slots[rank] += found or []
+        return found is not None
 
-    def _want(self, groups: int) -> None:
-        self.revision += self._wanted != groups
-        self._wanted = groups
+    def _take_queued(self, count: int) -> list[int] | None:
+        """Pull the `count` oldest groups; None, and a note of how many are wanted, when there are fewer."""
+        queued = self._by_state[_State.QUEUED]
+        self._wanted = count if len(queued) < count else 0
+        if self._wanted:
+            return None
+        taken = list(islice(queued.values(), count))
+        for entry in taken:
+            self._move(entry, _State.PULLED)
+        return [entry.lease_id for entry in taken]
 
     def _drop_stale(self, learner_version: int) -> None:
-        for entry in list(self._by_state[_State.QUEUED].values()):
-            if learner_version - entry.push.version_min > self._max_staleness:
-                self._leave(entry, "stale")
+        old = [version for version in self._queued_by_version if learner_version - version > self._max_staleness]
+        for lease_id in sorted(one for version in old for one in self._queued_by_version[version]):
+            self._leave(self._entries[lease_id], "stale")
 
     def _insert(self, entry: _Entry) -> None:
         self._entries[entry.lease_id] = entry
@@ -374,6 +375,7 @@ class RolloutLedger:
         self._by_state[state][entry.lease_id] = entry
         if state is _State.QUEUED:
             self._queued_bytes += entry.push.nbytes
+            self._queued_by_version.setdefault(entry.push.version_min, set()).add(entry.lease_id)
         elif state is not _State.PULLED:
             entry.push = None  # the reference must go, or the group's memory would stay
 
@@ -386,4 +388,7 @@ class RolloutLedger:
         del self._by_state[entry.state][entry.lease_id]
         if entry.state is _State.QUEUED:
             self._queued_bytes -= entry.push.nbytes
-        self.revision += 1
+            alike = self._queued_by_version[entry.push.version_min]
+            alike.remove(entry.lease_id)
+            if not alike:
+                del self._queued_by_version[entry.push.version_min]

@@ -2,8 +2,11 @@
 `LeaseHolder` for a rollout actor. It holds references, never payloads.
 
 Every wait is a long poll with a bound: the actor's methods come back empty-handed after `wait_s`, and whoever called
-decides whether to ask again. A queue actor that Ray restarted has lost its state; it says so, gives out no work and
-takes none until `restore` brings a checkpoint's snapshot.
+decides whether to ask again. Callers stand in line for prompts, for room and for groups; a change serves the heads of
+the lines and wakes nobody else, so the cost of a group does not grow with the number of callers.
+
+A queue actor that Ray restarted has lost its state; it says so, gives out no work and takes none until `restore` brings
+a checkpoint's snapshot.
 """
 
 import asyncio
@@ -21,14 +24,14 @@ from ray.exceptions import GetTimeoutError, ObjectLostError
 from actors.calls import Call, RayCall, answer
 from actors.leases import Lease, PulledGroup, Push, PushReply, QueueStatus
 from actors.ledger import RolloutLedger
+from actors.lines import Line
 from actors.settings import QueueSettings
 from catalog.dataset import Examples
 from catalog.errors import RunError
 from catalog.feed import PromptFeed
 from cluster.metrics import MetricSet
 
-# Long polls come back after this long so that expired leases are seen even when nothing else happens.
-_SLICE_S = 1.0
+_TICK_S = 1.0  # how soon expired leases are seen when nothing else happens, and how often metrics are published
 _POLL_S = 5.0
 # On top of a long poll's own bound: how late its answer may be before the queue counts as unreachable. It covers the
 # time in which Ray restarts the queue actor.
@@ -59,14 +62,19 @@ class QueueActor:
             lease_deadline_s=lease_deadline_s,
         )
         self._clock = clock
-        self._changed = asyncio.Condition()
+        self._for_prompts, self._for_room, self._for_groups = Line(), Line(), Line()
+        self._ticking: asyncio.Task | None = None
         self._restored = not _was_restarted()
         self._failure: str | None = None
         self._metrics = MetricSet()
 
     async def lease(self, actor: str, incarnation: str, count: int, wait_s: float) -> tuple[Lease, ...]:
         """Prompts to generate for; empty when the queue stayed full for `wait_s`."""
-        return await self._until(lambda: self._ledger.lease(actor, incarnation, count, self._clock()), wait_s) or ()
+
+        def attempt() -> tuple[Lease, ...]:
+            return self._ledger.lease(actor, incarnation, count, self._clock())
+
+        return await self._until(self._for_prompts, attempt, wait_s) or ()
 
     async def push(self, actor: str, incarnation: str, pushes: Sequence[Push], wait_s: float) -> PushReply:
         """Queue finished groups. Waits up to `wait_s` for room when none of them fits."""
@@ -77,7 +85,7 @@ class QueueActor:
             return None if len(reply.full) == len(pushes) else reply
 
         reply = PushReply(late=tuple(push.lease_id for push in pushes))  # what a queue that was not restored answers
-        return await self._until(attempt, wait_s) or reply
+        return await self._until(self._for_room, attempt, wait_s) or reply
 
     async def reject(self, actor: str, incarnation: str, leases: Sequence[Lease], reason: str) -> int:
         """Give leases up as invalid."""
@@ -102,7 +110,7 @@ class QueueActor:
                 raise RunError(self._failure)
             return self._ledger.allot(step, rank, world, count, learner_version)
 
-        return await self._until(attempt, wait_s)
+        return await self._until(self._for_groups, attempt, wait_s)
 
     async def lost(self, step: int, rank: int, lease_ids: Sequence[int]) -> int:
         """Groups of (step, rank) could not be fetched."""
@@ -119,8 +127,7 @@ class QueueActor:
     async def fail(self, message: str) -> None:
         """No more groups will come: every pull from now on, and those that wait, end with this."""
         self._failure = message
-        async with self._changed:
-            self._changed.notify_all()
+        self._serve()
 
     async def snapshot(self) -> dict[str, Any]:
         """The ledger's snapshot."""
@@ -132,36 +139,49 @@ class QueueActor:
         """Go back to a snapshot, or to the very start."""
         self._ledger.restore(snapshot)
         self._restored = True
-        async with self._changed:
-            self._changed.notify_all()
+        self._serve()
 
     async def status(self) -> QueueStatus:
         """The ledger's status."""
         self._ledger.expire(self._clock())
         return replace(self._ledger.status(), restored=self._restored)
 
-    async def _until(self, attempt: Callable[[], Found | None], wait_s: float) -> Found | None:
-        """The first truthy value of `attempt`, tried again at every change of the ledger; None after `wait_s`."""
-        deadline_s = time.monotonic() + wait_s
-        async with self._changed:
-            while True:
-                before = self._ledger.revision
-                self._ledger.expire(self._clock())
-                found = attempt() if self._restored else None
-                if self._ledger.revision != before:
-                    self._changed.notify_all()
-                    self._publish()
-                left_s = deadline_s - time.monotonic()
-                if found or left_s <= 0:
-                    return found
-                try:
-                    async with asyncio.timeout(min(left_s, _SLICE_S)):
-                        await self._changed.wait()
-                except TimeoutError:
-                    continue
+    async def _until(self, line: Line, attempt: Callable[[], Found | None], wait_s: float) -> Found | None:
+        """The first truthy value of `attempt`, which is tried now and whenever its turn in `line` comes; None after
+        `wait_s`."""
+        if self._ticking is None:
+            self._ticking = asyncio.get_running_loop().create_task(self._tick())
+        self._ledger.expire(self._clock())
+        first = not line or wait_s <= 0  # whoever waits must not overtake those who wait already
+        found = attempt() if self._restored and first else None
+        self._serve()
+        if found or wait_s <= 0:
+            return found
+        try:
+            return await asyncio.wait_for(line.join(attempt), wait_s)
+        except TimeoutError:
+            return None
 
     async def _once(self, change: Callable[[], int]) -> int:
-        return await self._until(change, wait_s=0) or 0
+        self._ledger.expire(self._clock())
+        count = change() if self._restored else 0
+        self._serve()
+        return count
+
+    def _serve(self) -> None:
+        """Let the lines try again after a change. Groups and room make each other possible, prompts nothing else."""
+        if not self._restored:
+            return
+        while self._for_groups.serve(everyone=True) or self._for_room.serve():
+            continue
+        self._for_prompts.serve()
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(_TICK_S)
+            if self._ledger.expire(self._clock()):
+                self._serve()
+            self._publish()
 
     def _publish(self) -> None:
         status = self._ledger.status()

@@ -15,9 +15,10 @@ import ray
 from ray.exceptions import RayError
 
 from actors.calls import reason_of
-from actors.groups import check_scores
+from actors.groups import check_assessment
 from actors.ranker_service import RankerService, RankerStats
 from catalog.errors import RankerError
+from learner.assessment import Assessment
 from learner.ranker import Ranker
 
 
@@ -27,9 +28,9 @@ class RankerActor:
     def __init__(self, ranker_factory: Callable[[], Ranker], *, max_batch: int, max_wait_ms: float) -> None:
         self._service = RankerService(ranker_factory(), max_batch=max_batch, max_wait_s=max_wait_ms / 1000)
 
-    async def score(self, histories: list[np.ndarray], candidates: np.ndarray) -> tuple[np.ndarray, str]:
-        """Scores and the ranker's version."""
-        return await self._service.score(histories, candidates), self._service.version
+    async def assess(self, histories: list[np.ndarray], candidates: np.ndarray) -> tuple[Assessment, str]:
+        """What the ranker says of the candidates, and its version."""
+        return await self._service.assess(histories, candidates), self._service.version
 
     async def version(self) -> str:
         """The ranker's version; answers once the ranker is loaded."""
@@ -42,9 +43,9 @@ class RankerActor:
 
 @dataclass(frozen=True, kw_only=True)
 class RankerAnswer:
-    """Scores of one request."""
+    """What came back on one request."""
 
-    scores: np.ndarray  # [B, C] float32, NaN at padding
+    assessment: Assessment  # [B, C]
     version: str
     attempts: int
     latency_s: float  # request to answer, failed attempts included
@@ -57,8 +58,8 @@ class RankerClient:
         self._handles, self._timeout_s, self._attempts = tuple(handles), timeout_s, attempts
         self._next: int | None = None
 
-    def score(self, histories: list[np.ndarray], candidates: np.ndarray) -> RankerAnswer:
-        """Scores `[B, C]`; waits for them.
+    def assess(self, histories: list[np.ndarray], candidates: np.ndarray) -> RankerAnswer:
+        """Ask, and wait for the answer.
 
         Raises:
             RankerError: every attempt failed; the message has each one's reason.
@@ -114,7 +115,7 @@ class RankerCall:
 
     def _ask(self) -> None:
         replica = self._replicas[len(self._reasons)]
-        self.reference = replica.score.remote(self._histories, self._candidates)
+        self.reference = replica.assess.remote(self._histories, self._candidates)
         self._deadline_s = time.monotonic() + self._timeout_s
 
     def _take(self, answered: bool) -> None:
@@ -122,9 +123,9 @@ class RankerCall:
             if not answered:
                 ray.cancel(self.reference)
                 raise RankerError(f"no answer within {self._timeout_s:g} s")
-            scores, version = ray.get(self.reference, timeout=self._timeout_s)
+            assessment, version = ray.get(self.reference, timeout=self._timeout_s)
             self._answer = RankerAnswer(
-                scores=check_scores(self._candidates, scores),
+                assessment=check_assessment(self._candidates, assessment),
                 version=version,
                 attempts=len(self._reasons) + 1,
                 latency_s=time.monotonic() - self._started_s,

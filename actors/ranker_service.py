@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from actors.groups import check_scores
+from actors.groups import check_assessment
 from catalog.errors import RankerError
+from learner.assessment import Assessment, assess
 from learner.ranker import Ranker
 from learner.settings import RankerSettings
 
@@ -56,11 +57,11 @@ class RankerService:
         """Counts so far."""
         return RankerStats(**self._counts, version=self.version)
 
-    async def score(self, histories: list[np.ndarray], candidates: np.ndarray) -> np.ndarray:
-        """Scores of one request, computed together with whatever else is waiting.
+    async def assess(self, histories: list[np.ndarray], candidates: np.ndarray) -> Assessment:
+        """What the ranker says of one request, computed together with whatever else is waiting.
 
         Raises:
-            RankerError: the ranker failed on this request, or answered with the wrong shape.
+            RankerError: the ranker failed on this request, or its answer breaks the contract (`check_assessment`).
         """
         if self._worker is None:
             self._worker = asyncio.get_running_loop().create_task(self._run())
@@ -118,14 +119,14 @@ class RankerService:
         parts = []
         for first in range(0, len(histories), self._max_batch):
             rows = slice(first, first + self._max_batch)
-            answer = await asyncio.to_thread(self._ranker.score, histories[rows], candidates[rows])
-            parts.append(check_scores(candidates[rows], answer))
+            answer = await asyncio.to_thread(assess, self._ranker, histories[rows], candidates[rows])
+            parts.append(check_assessment(candidates[rows], answer))
             self._counts["batches"] += 1
         self._counts["prompts"] += len(histories)
-        scores, row = np.concatenate(parts), 0
+        whole, row = Assessment.concatenate(parts), 0
         for request in batch:
             rows, columns = request.candidates.shape
-            _settle(request, scores=scores[row : row + rows, :columns].copy())
+            _settle(request, answer=whole.cut(row, rows, columns))
             row += rows
 
     async def _serve_alone(self, batch: list[_Request]) -> None:
@@ -190,10 +191,10 @@ def _ranker_error(error: Exception) -> RankerError:
     )
 
 
-def _settle(request: _Request, *, scores: np.ndarray | None = None, error: RankerError | None = None) -> None:
+def _settle(request: _Request, *, answer: Assessment | None = None, error: RankerError | None = None) -> None:
     if request.answer.done():  # the caller gave up in the meantime
         return
     if error is not None:
         request.answer.set_exception(error)
     else:
-        request.answer.set_result(scores)
+        request.answer.set_result(answer)

@@ -1,12 +1,13 @@
 """The rollout actor: a thin shell that gives a `RolloutWorker` its engine, its clients and a thread.
 
 `run` works until `stop`; the two live in different concurrency groups, so `stop` and `stats` answer while `run` is
-busy. Launch it with `ray.remote(concurrency_groups={"control": 2})(RolloutActor)`, and make it work with
+busy. Launch it with `ray.remote(**LAUNCH)(RolloutActor)`, and make it work with
 `handle.run.remote(handle.start.remote())`.
 
 Ray does not retry a `run` that fails: whoever watches it takes the actor's leases back first. While the actor is being
-restarted, Ray refuses every call that must not be retried, `run` among them; `start` may be retried, so it waits for
-the new process, and `run` waits for the answer of `start`.
+restarted, Ray refuses every call that must not be retried, `run` among them; `start` may be retried, as often as the
+actor may be restarted, so it waits for the new process, and `run` waits for the answer of `start`. Calls may overtake
+each other, since those that Ray refused would otherwise be waited for as if they were late.
 """
 
 import threading
@@ -29,8 +30,9 @@ from cluster.metrics import MetricSet
 
 _IDLE_WAIT_S = 0.2  # how soon new weights or a stop are noticed while nothing else happens
 _REPORT_EVERY_S = 2.0
-_FIRST_WEIGHTS_S = 60.0
-_START_RETRIES = 3  # an engine that kills its process while it loads does so again
+_FIRST_VERSION_S = 60.0
+
+LAUNCH = {"concurrency_groups": {"control": 2}, "allow_out_of_order_execution": True}
 
 
 class RolloutActor:
@@ -62,7 +64,7 @@ class RolloutActor:
         self._reported_s = 0.0
         self._metrics = MetricSet()
 
-    @ray.method(max_task_retries=_START_RETRIES)
+    @ray.method(max_task_retries=-1)
     def start(self) -> float:
         """Build the engine, if that has not been done; returns the seconds it took. `run` does it too."""
         started_s = time.monotonic()
@@ -78,22 +80,26 @@ class RolloutActor:
         """
         del started
         self.start()
+        vocabulary = self._open_vocabulary()
         worker = RolloutWorker(
             engine=self._engine,
             queue=self._holder,
             ranker=self._ranker,
             weights=self._weights,
             dataset=self._dataset,
-            vocabulary=self._open_vocabulary(),
+            vocabulary=vocabulary,
             settings=self._settings,
             seed=self._seed,
             clock=time.monotonic,
             catalogues=self._catalogues,
         )
         try:
-            newer = self._weights.newest(self._engine.version, _FIRST_WEIGHTS_S)
+            newer = self._weights.newest(self._engine.version, _FIRST_VERSION_S)
             if newer is not None:
                 worker.load(newer)
+            later = self._catalogues.newest(vocabulary.version, _FIRST_VERSION_S) if self._catalogues else None
+            if later is not None:
+                worker.load_catalogue(later)
             while not self._stopped.is_set():
                 self._turn(worker)
         finally:

@@ -65,7 +65,8 @@ class RolloutStats:
     swaps: int = 0
     generate_s: float = 0.0  # in engine steps
     score_s: float = 0.0  # ranker requests to answers, while generating went on
-    swap_s: float = 0.0  # engine pauses for new weights and catalogues
+    swap_s: float = 0.0  # engine pauses for new weights
+    catalogue_s: float = 0.0  # engine pauses for new catalogues
     idle_s: float = 0.0  # waiting with nothing in the engine
     version: int = 0
     in_flight: int = 0  # requests in the engine
@@ -113,13 +114,13 @@ class RolloutWorker:
         self._pushing: list[tuple[Sequence[Push], Call[PushReply]]] = []
         self._rejecting: list[Call[int]] = []
         self._count = dict.fromkeys(("batches", "groups", "invalid", "late", "swaps"), 0)
-        self._seconds = dict.fromkeys(("generate_s", "score_s", "swap_s", "idle_s"), 0.0)
+        self._seconds = dict.fromkeys(("generate_s", "score_s", "swap_s", "catalogue_s", "idle_s"), 0.0)
 
     def advance(self) -> bool:
         """Make every move that is possible; False when there was none, so that the caller may wait.
 
         Raises:
-            RunError: the queue or the weight board is gone, or the engine broke its contract.
+            RunError: the queue or a board is gone, or the engine broke its contract.
         """
         moves = (
             self._swap,
@@ -135,6 +136,15 @@ class RolloutWorker:
         """Give the engine new weights now."""
         self._seconds["swap_s"] += self._engine.load_weights(weights)
         self._count["swaps"] += 1
+
+    def load_catalogue(self, vocabulary: Vocabulary) -> None:
+        """Let prompts leased from now on choose from a later version of the catalogue.
+
+        Raises:
+            DataError: it is no later version of the catalogue in use.
+        """
+        self._vocabulary = vocabulary.after(self._vocabulary)
+        self._seconds["catalogue_s"] += self._engine.load_catalogue(self._vocabulary)
 
     def waiting_on(self) -> list[Any]:
         """References whose arrival makes a move possible."""
@@ -162,8 +172,7 @@ class RolloutWorker:
         vocabulary = self._catalogues.poll(self._vocabulary.version) if self._catalogues else None
         if vocabulary is None:
             return False
-        self._vocabulary = vocabulary.after(self._vocabulary)
-        self._seconds["swap_s"] += self._engine.load_catalogue(self._vocabulary)
+        self.load_catalogue(vocabulary)
         return True
 
     def _lease(self) -> bool:
@@ -248,7 +257,7 @@ class RolloutWorker:
                 continue
             self._count["batches"] += 1
             self._seconds["score_s"] += answer.latency_s
-            groups = finish(scoring.drawn, answer.scores, ranker_version=answer.version, score_s=answer.latency_s)
+            groups = finish(scoring.drawn, answer.assessment, ranker_version=answer.version, score_s=answer.latency_s)
             pushes = [
                 self._queue.put(one.prompt.lease, encode(group), group.version_min, group.version_max)
                 for one, group in zip(scoring.drawn, groups, strict=True)

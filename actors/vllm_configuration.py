@@ -111,7 +111,7 @@ def derive_sizes(
         "max_sequences",
         settings.max_sequences,
         max(candidates, min(prompts_in_flight * candidates, _MAX_SEQUENCES)),
-        f"{prompts_in_flight} prompts in flight x {candidates} candidates, at most {_MAX_SEQUENCES}",
+        f"{prompts_in_flight} prompts in flight x {candidates} sequences of each, at most {_MAX_SEQUENCES}",
     )
     batched_tokens = settle(
         "max_batched_tokens",

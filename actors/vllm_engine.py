@@ -1,56 +1,34 @@
-"""The vLLM rollout engine: K candidates per prompt by sampling or by exact beam search, over an in-process `LLMEngine`.
+"""The vLLM rollout engine: K candidates per prompt by any kind of `DecodeSettings`, over an in-process `LLMEngine`.
 
-    submit -> vLLM requests (sampling: one with n=K; beams: one per beam and level) -> step ... step -> Generation
+    submit -> vLLM requests (`vllm_groups`) -> step ... step -> Generation
 
-- Log-probs are vLLM's `processed_logprobs`: after trie mask, temperature and top-p, so of the distribution drawn from.
 - All L tokens are always generated. To a free decoder EOS and PAD are tokens like others; they make no item.
 - Weight versions are vLLM's own labels of output tokens: a group that a swap falls into has version_min < version_max.
-- Beams go level by level: a beam is a request for one token with its K likeliest continuations, whose history is in
-  the prefix cache. A swap between two levels changes the weights for the levels still to come.
+- A swap between two levels of beams changes the weights for the levels still to come.
 - The K candidates of a prompt share its full cache blocks, within the step that prefills them too.
 
 The process must have been started with `actors.vllm_configuration.engine_environment`.
 """
 
-import hashlib
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-from vllm import SamplingParams
 from vllm.inputs import tokens_input
-from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.platforms import current_platform
-from vllm.sampling_params import RequestOutputKind
 
 from actors.engine import GenerateRequest, Generation
 from actors.settings import DecodeSettings, EngineSettings
 from actors.vllm_configuration import check_environment, derive_sizes
+from actors.vllm_groups import Group, open_group
 from actors.vllm_start import PrefixCacheCounter, read_policy, start_llm
-from actors.vllm_trie import OfferedTries, constraint
+from actors.vllm_trie import OfferedTries
 from catalog.errors import DataError, PolicyError
-from catalog.trie import Trie
 from catalog.vocabulary import Vocabulary
-from learner.weights import PackedWeights
-
-
-@dataclass
-class _Group:
-    """A request on its way. The beam fields grow by one level at a time."""
-
-    request: GenerateRequest
-    decode: DecodeSettings
-    trie: Trie  # of the catalogue when the request was submitted
-    tokens: np.ndarray  # [W, l] int64, the beams so far
-    log_probs: np.ndarray  # [W, l] float32
-    nodes: np.ndarray  # [W] int32, trie node of each beam
-    waiting: int = 0  # one-token requests of this level still running
-    found: dict[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)  # beam -> tokens [C], log-probs [C]
-    versions: set[int] = field(default_factory=set)
+from learner.weights import PackedWeights, TensorEntry
 
 
 class VllmEngine:
@@ -79,9 +57,10 @@ class VllmEngine:
         self._trie, self._layout, self._decode, self._seed = vocabulary.trie, layout, decode, seed
         self._max_prompt_tokens = max_prompt_tokens
         self._version = version
+        self._loaded: tuple[TensorEntry, ...] = ()  # what `load_weights` put in place; of the directory it is not known
         self.sizes = derive_sizes(
             engine,
-            candidates=decode.candidates,
+            candidates=decode.sequences,
             levels=layout.levels,
             max_prompt_tokens=max_prompt_tokens,
             prompts_in_flight=prompts_in_flight,
@@ -90,8 +69,9 @@ class VllmEngine:
         )
         if torch.get_num_threads() != engine.threads:
             torch.set_num_threads(engine.threads)
-        self._groups: dict[str, _Group] = {}  # by request id
-        self._running: dict[str, tuple[_Group, int]] = {}  # vLLM request id -> group, beam
+        self._groups: dict[str, Group] = {}  # by request id
+        self._running: dict[str, tuple[Group, int]] = {}  # vLLM request id -> group, number within its `asks`
+        self._asked = 0  # requests to vLLM so far
         self._directory = tempfile.TemporaryDirectory(prefix="sluice-engine-")
         self._tries = OfferedTries(Path(self._directory.name), files=engine.tensor_parallel > 1)
         trie_name = self._tries.offer(self._trie)
@@ -129,19 +109,9 @@ class VllmEngine:
         for request in requests:
             self._check(request, decode)
         for request in requests:
-            group = _Group(
-                request=request,
-                decode=decode,
-                trie=self._trie,
-                tokens=np.empty((1, 0), dtype=np.int64),
-                log_probs=np.empty((1, 0), dtype=np.float32),
-                nodes=np.zeros(1, dtype=np.int32),
-            )
+            group = open_group(request, decode, self._trie, self._tries.name(self._trie), self._seed)
             self._groups[request.request_id] = group
-            if decode.kind == "sample":
-                self._add(request.request_id, group, 0, request.prompt, self._sampling(request, decode))
-            else:
-                self._extend(group)
+            self._ask(group)
 
     def step(self) -> list[Generation]:
         """Advance the running requests by one engine step; returns the groups that it finished."""
@@ -149,11 +119,13 @@ class VllmEngine:
             return []
         done = []
         for output in self._llm.step():
-            group, beam = self._running.pop(output.request_id)
-            finished = (
-                self._sampled(group, output) if group.decode.kind == "sample" else self._beam(group, beam, output)
-            )
-            if finished is not None:
+            group, number = self._running.pop(output.request_id)
+            if not group.take(number, output):
+                continue
+            finished = group.result()
+            if finished is None:
+                self._ask(group)
+            else:
                 del self._groups[finished.request_id]
                 done.append(finished)
         return done
@@ -162,19 +134,25 @@ class VllmEngine:
         """Swap in new weights between two steps, keeping every running request; returns the pause in seconds.
 
         Running requests keep the tokens they have and compute their history anew, since cached keys and values belong
-        to the old weights.
+        to the old weights. What has not changed since the last load is not loaded again. Who fetched the weights has
+        verified their bytes (`actors.weight_board`), which therefore costs no pause.
 
         Raises:
-            PolicyError: the weights arrived damaged or are not this policy's; the engine goes on with those it has.
+            PolicyError: the weights are not this policy's; the engine goes on with those it has.
         """
         start = time.perf_counter()
-        weights.verify()
         self._check_weights(weights)
-        self._llm.collective_rpc("start_weight_update")
-        self._llm.collective_rpc("update_weights", kwargs={"update_info": {"weights": weights}})
-        self._llm.collective_rpc("finish_weight_update")
-        if not self._llm.reset_prefix_cache(reset_running_requests=True):
-            raise RuntimeError("vLLM kept its prefix cache although every request was preempted")
+        names = weights.changed(self._loaded)
+        if names:
+            self._loaded = ()  # until the update is finished nothing is known of what the engine holds
+            self._llm.collective_rpc("start_weight_update")
+            self._llm.collective_rpc(
+                "update_weights", kwargs={"update_info": {"weights": weights, "names": frozenset(names)}}
+            )
+            self._llm.collective_rpc("finish_weight_update")
+            if not self._llm.reset_prefix_cache(reset_running_requests=True):
+                raise RuntimeError("vLLM kept its prefix cache although every request was preempted")
+            self._loaded = weights.manifest
         self._version = weights.version
         self._llm.set_weight_version(str(weights.version))
         return time.perf_counter() - start
@@ -252,107 +230,9 @@ class VllmEngine:
                 "fewer items"
             )
 
-    def _sampling(self, request: GenerateRequest, decode: DecodeSettings) -> SamplingParams:
-        # vLLM seeds candidate i with seed + i, so the seeds of different requests must lie far apart.
-        digest = hashlib.blake2b(f"{self._seed}/{request.request_id}".encode(), digest_size=8).digest()
-        return SamplingParams(
-            n=decode.candidates,
-            temperature=decode.temperature,
-            top_p=decode.top_p,
-            max_tokens=self._layout.levels,
-            seed=int.from_bytes(digest) >> 2,
-            logprobs=0,
-            extra_args=constraint(0, request.excluded, self._tries.name(self._trie)) if decode.constrained else None,
-            **_PLAIN,
-        )
-
-    def _add(self, name: str, group: _Group, beam: int, prompt: np.ndarray, params: SamplingParams) -> None:
-        self._running[name] = (group, beam)
-        self._llm.add_request(name, tokens_input(prompt.tolist()), params)
-
-    def _extend(self, group: _Group) -> None:
-        """Ask for the continuations of every beam of a level."""
-        request, decode = group.request, group.decode
-        group.waiting, group.found, name = len(group.tokens), {}, self._tries.name(group.trie)
-        for beam, tokens in enumerate(group.tokens):
-            params = SamplingParams(
-                temperature=0.0,
-                max_tokens=1,
-                logprobs=min(decode.candidates, self._layout.vocab_size),
-                extra_args=constraint(group.nodes[beam], request.excluded, name) if decode.constrained else None,
-                **_PLAIN,
-            )
-            self._add(
-                f"{request.request_id}/{len(tokens)}.{beam}",
-                group,
-                beam,
-                np.concatenate([request.prompt, tokens]),
-                params,
-            )
-
-    def _sampled(self, group: _Group, output: RequestOutput) -> Generation:
-        _note_versions(group, output.outputs)
-        return _generation(
-            group,
-            np.asarray([candidate.token_ids for candidate in output.outputs], dtype=np.int64),
-            np.asarray([_chosen_log_probs(candidate) for candidate in output.outputs], dtype=np.float32),
-        )
-
-    def _beam(self, group: _Group, beam: int, output: RequestOutput) -> Generation | None:
-        """Take in one beam's continuations; when they are the level's last, go on to the next level or finish."""
-        completion = output.outputs[0]
-        _note_versions(group, output.outputs)
-        # The first entry is the greedy token, which comes again as the first of the likeliest.
-        group.found[beam] = (
-            np.asarray(completion.logprobs.token_ids[1:], dtype=np.int64),
-            np.asarray(completion.logprobs.logprobs[1:], dtype=np.float32),
-        )
-        group.waiting -= 1
-        if group.waiting:
-            return None
-        order = range(len(group.tokens))
-        tokens = np.stack([group.found[at][0] for at in order])  # [W, C]
-        log_probs = np.stack([group.found[at][1] for at in order])  # [W, C]
-        totals = group.log_probs.sum(axis=1, dtype=np.float64)[:, None] + log_probs
-        best = np.argsort(-totals, axis=None, kind="stable")[: group.decode.candidates]
-        best = best[np.isfinite(totals.reshape(-1)[best])]  # the mask leaves a beam fewer than C continuations
-        parent, at = np.unravel_index(best, totals.shape)
-        chosen = tokens[parent, at]
-        group.tokens = np.concatenate([group.tokens[parent], chosen[:, None]], axis=1)
-        group.log_probs = np.concatenate([group.log_probs[parent], log_probs[parent, at][:, None]], axis=1)
-        group.nodes = group.trie.step(group.nodes[parent], chosen)
-        if group.tokens.shape[1] == self._layout.levels:
-            return _generation(group, group.tokens, group.log_probs)
-        self._extend(group)
-        return None
-
-
-# All requests: no text, no stopping at EOS, log-probs in flat lists, an answer only when it is complete.
-_PLAIN = {
-    "detokenize": False,
-    "ignore_eos": True,
-    "flat_logprobs": True,
-    "output_kind": RequestOutputKind.FINAL_ONLY,
-    "skip_clone": True,
-}
-
-
-def _generation(group: _Group, tokens: np.ndarray, log_probs: np.ndarray) -> Generation:
-    return Generation(
-        request_id=group.request.request_id,
-        tokens=tokens,
-        log_probs=log_probs,
-        version_min=min(group.versions),
-        version_max=max(group.versions),
-        catalogue_version=group.trie.version,
-    )
-
-
-def _note_versions(group: _Group, completions: Sequence[CompletionOutput]) -> None:
-    group.versions.update(int(span.version) for completion in completions for span in completion.weight_versions)
-
-
-def _chosen_log_probs(completion: CompletionOutput) -> list[float]:
-    """The log-prob of each generated token, which vLLM puts first at its position."""
-    flat = completion.logprobs
-    return [flat.logprobs[start] for start in flat.start_indices]
+    def _ask(self, group: Group) -> None:
+        for number, (prompt, params) in enumerate(group.asks()):
+            name = str(self._asked)
+            self._asked += 1
+            self._running[name] = (group, number)
+            self._llm.add_request(name, tokens_input(prompt.tolist()), params)

@@ -10,6 +10,7 @@ registers it. That holds for workers in their own processes (tensor parallelism)
 
 import logging
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from vllm.distributed.weight_transfer.base import (
@@ -36,6 +37,7 @@ class PackedUpdateInfo(WeightTransferUpdateInfo):
     """One whole update."""
 
     weights: PackedWeights = field(kw_only=True)
+    names: frozenset[str] = field(kw_only=True)  # of the parameters to load; the others are in place
 
 
 class PackedWeightTransfer(WeightTransferEngine[NoInitInfo, PackedUpdateInfo]):
@@ -54,15 +56,16 @@ class PackedWeightTransfer(WeightTransferEngine[NoInitInfo, PackedUpdateInfo]):
         """Put the layers back into the form that checkpoints load into."""
         initialize_layerwise_reload(self.model)
 
-    def update_weights(self, update_info: dict[str, PackedWeights]) -> None:
+    def update_weights(self, update_info: dict[str, Any]) -> None:
         """Load an update. Unlike the base class, synchronise only a device that has a queue: the CPU has none."""
         self.receive_weights(self.parse_update_info(update_info))
         if self.device.type != "cpu":
             torch.accelerator.synchronize()
 
     def receive_weights(self, update_info: PackedUpdateInfo) -> None:
-        """Load all tensors of an update; that it is complete has been checked by the sender."""
-        self.model.load_weights(update_info.weights.tensors())
+        """Load the tensors of an update. That it is complete has been checked by the sender; a layer of which nothing
+        is loaded gets back what it had when the update is finished."""
+        self.model.load_weights(update_info.weights.tensors(update_info.names))
 
     def finish_weight_update(self) -> None:
         """Repack the layers for the kernels.

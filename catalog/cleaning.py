@@ -119,6 +119,7 @@ class LogCleaner:
         ratings = judge.numbers("rating")
         click = judge.booleans("click")
         dwell = judge.numbers("dwell_seconds")
+        judge.refuse("dwell_seconds", pc.less(dwell, 0).fill_null(False).to_numpy(zero_copy_only=False), "is negative")
         exposed = as_text(batch.columns["exposed_by"]) if "exposed_by" in batch.columns else pa.nulls(n, pa.string())
         keep = pa.array(judge.close())
         columns = [users, items, pa.array(timestamps), ratings, click, dwell, exposed]

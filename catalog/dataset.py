@@ -18,11 +18,12 @@ from pydantic import ValidationError
 
 from catalog.errors import DataError
 from catalog.items import attribute_matrix
-from catalog.settings import DataSettings
-from catalog.splits import SPLITS, TimeCuts, label_splits, training_lengths
+from catalog.settings import OUTCOMES, DataSettings
+from catalog.splits import SPLITS, TimeCuts, label_splits, positions_of, training_lengths
 
 FORMAT = 1  # of a prepared directory; another number means that it was written by another version
 MANIFEST = "manifest.json"
+_OUTCOME_ARRAYS = {"rating": "ratings", "click": "clicks", "dwell_seconds": "dwell_seconds"}
 FILES = ("users.parquet", "catalogue.parquet", "interactions.parquet", "examples.parquet")
 
 
@@ -141,8 +142,55 @@ class Dataset:
     @cached_property
     def ratings(self) -> np.ndarray | None:
         """float32 [n], NaN where missing; None when no interaction has one."""
-        column = self._column("interactions.parquet", "rating")
-        return None if column.null_count == len(column) else column.to_numpy(zero_copy_only=False)
+        return self._optional("rating")
+
+    @cached_property
+    def clicks(self) -> np.ndarray | None:
+        """float32 [n], 1 clicked and 0 not, NaN where missing; None when no interaction says."""
+        return self._optional("click")
+
+    @cached_property
+    def dwell_seconds(self) -> np.ndarray | None:
+        """float32 [n], NaN where missing; None when no interaction has it."""
+        return self._optional("dwell_seconds")
+
+    def outcome(self, column: str) -> np.ndarray | None:
+        """The ratings, clicks or dwell times, by the name of their column in `catalog.settings.OUTCOMES`."""
+        return getattr(self, _OUTCOME_ARRAYS[column])
+
+    @cached_property
+    def reward_column(self) -> str | None:
+        """Which outcome is the logged reward (`data.reward`); None when there is none.
+
+        Raises:
+            DataError: the settings name one that no interaction has.
+        """
+        wanted = self.settings.reward
+        if wanted == "auto":
+            return "rating" if self.ratings is not None else None
+        if wanted in OUTCOMES and self.outcome(wanted) is None:
+            raise DataError(f"data.reward is {wanted}, but no interaction of {self.directory} has one; set it to none")
+        return wanted if wanted in OUTCOMES else None
+
+    def logged_rewards(self, users: np.ndarray, positions: np.ndarray) -> np.ndarray | None:
+        """What the logs say that n interactions were worth, float32 [n] in the log's unit, NaN where they say nothing.
+
+        `users` and `positions` are int [n]; None when the data set has no logged reward at all.
+        """
+        if self.reward_column is None:
+            return None
+        return self.outcome(self.reward_column)[self.offsets[users] + positions]
+
+    @cached_property
+    def in_training(self) -> np.ndarray:
+        """bool [n]: the interaction is in the training part."""
+        return positions_of(self.offsets) < np.repeat(self.training_lengths, np.diff(self.offsets))
+
+    @cached_property
+    def item_shares(self) -> np.ndarray:
+        """float32 [N], each item's share of the interactions of the training part; the shares add up to 1."""
+        counts = np.bincount(self.sequence[self.in_training], minlength=self.items)
+        return (counts / counts.sum()).astype(np.float32)
 
     @cached_property
     def training_lengths(self) -> np.ndarray:
@@ -192,6 +240,12 @@ class Dataset:
         label = np.asarray([SPLITS.index(name) for name in split.dictionary.to_pylist()], dtype=np.int8)
         users, positions = (self._column("examples.parquet", name).to_numpy() for name in ("user", "position"))
         return users, positions, label[split.indices.to_numpy()]
+
+    def _optional(self, name: str) -> np.ndarray | None:
+        column = self._column("interactions.parquet", name)
+        if column.null_count == len(column):
+            return None
+        return column.cast(pa.float32()).to_numpy(zero_copy_only=False)
 
     def _column(self, file: str, name: str) -> pa.Array:
         path = self.directory / file

@@ -27,9 +27,14 @@ class RolloutGroup:
     target_item: int
     candidate_tokens: np.ndarray  # [K, L] int32 token ids
     behaviour_log_probs: np.ndarray  # [K, L] float32 nats, of the distribution drawn from
+    inclusion_log_probs: np.ndarray  # [K] float32 nats, log of the chance of being in the group; [0]: see the schema
     candidate_items: np.ndarray  # [K] int32 item rows, -1: no item of the catalogue
     candidate_scores: np.ndarray  # [K] float32, NaN: no item
     target_score: float
+    candidate_spread: np.ndarray  # [K] float32, deviation of the score over the ranker's ensemble, NaN: no item
+    target_spread: float  # NaN, and the candidates' with it: the ranker does not know it
+    candidate_values: np.ndarray  # [K] float32, logged reward that the ranker predicts, NaN: no item
+    target_value: float  # NaN likewise
     distractor_items: np.ndarray  # [M] int32 item rows; fewer when the batch offered fewer
     distractor_scores: np.ndarray  # [M] float32, scored under this prompt's history
     version_min: int  # oldest weights that produced a token of the group
@@ -100,7 +105,10 @@ def _check(group: RolloutGroup) -> None:
     for name, shape in (
         ("candidate_tokens", (*candidates, group.candidate_tokens.shape[-1])),
         ("behaviour_log_probs", group.candidate_tokens.shape),
+        ("inclusion_log_probs", candidates if group.inclusion_log_probs.size else (0,)),
         ("candidate_scores", candidates),
+        ("candidate_spread", candidates),
+        ("candidate_values", candidates),
         ("distractor_scores", group.distractor_items.shape),
     ):
         if getattr(group, name).shape != shape:
@@ -108,8 +116,10 @@ def _check(group: RolloutGroup) -> None:
                 f"rollout group of lease {group.lease_id}: {name} has shape {getattr(group, name).shape}, "
                 f"expected {shape}"
             )
-    if (np.isnan(group.candidate_scores) != (group.candidate_items < 0)).any():
-        raise DataError(
-            f"rollout group of lease {group.lease_id}: candidate_scores must be NaN exactly where candidate_items "
-            f"is -1, got {group.candidate_scores.tolist()} for {group.candidate_items.tolist()}"
-        )
+    for name, known in (("scores", True), ("spread", group.target_spread), ("values", group.target_value)):
+        values = getattr(group, f"candidate_{name}")
+        if (np.isnan(values) != ((group.candidate_items < 0) | np.isnan(known))).any():
+            raise DataError(
+                f"rollout group of lease {group.lease_id}: candidate_{name} must be NaN exactly where candidate_items "
+                f"is -1, got {values.tolist()} for {group.candidate_items.tolist()}"
+            )

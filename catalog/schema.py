@@ -54,9 +54,17 @@ ROLLOUT_GROUP = pa.schema(
         pa.field("target_item", pa.int32(), nullable=False),
         pa.field("candidate_tokens", _int_list, nullable=False),  # [K*L] token ids
         pa.field("behaviour_log_probs", _float_list, nullable=False),  # [K*L] nats, of the distribution drawn from
+        # [K] nats, log of the chance of being in the group; empty unless drawn without replacement (stochastic beams)
+        pa.field("inclusion_log_probs", _float_list, nullable=False),
         pa.field("candidate_items", _int_list, nullable=False),  # [K] item rows, -1: no item of the catalogue
         pa.field("candidate_scores", _float_list, nullable=False),  # [K] ranker scores, NaN: no item
         pa.field("target_score", pa.float32(), nullable=False),
+        pa.field(
+            "candidate_spread", _float_list, nullable=False
+        ),  # [K] deviation of the score, NaN: no item, not known
+        pa.field("target_spread", pa.float32(), nullable=False),
+        pa.field("candidate_values", _float_list, nullable=False),  # [K] predicted logged reward, NaN likewise
+        pa.field("target_value", pa.float32(), nullable=False),
         pa.field("distractor_items", _int_list, nullable=False),  # [M] item rows drawn from other prompts' candidates
         pa.field("distractor_scores", _float_list, nullable=False),  # [M] scored under this prompt's history
         pa.field("version_min", pa.int32(), nullable=False),  # oldest weights that produced a token of the group

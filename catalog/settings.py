@@ -49,6 +49,8 @@ class TableSource(Settings):
     catalogue_columns: CatalogueColumns = CatalogueColumns()
 
 
+OUTCOMES = ("rating", "click", "dwell_seconds")  # what a log may say of an interaction beside that it took place
+
 Source = Annotated[MovieLensSource | TableSource, Field(discriminator="type")]
 
 
@@ -103,9 +105,24 @@ class DataSettings(Settings):
     min_interactions: int = Field(default=3, ge=1)  # users with fewer are left out, and counted
     max_bad_share: float = Field(default=0.0, ge=0, le=1)  # share of rows that may be unusable before prepare gives up
     max_history: int = Field(default=50, ge=1)  # items of history that the policy and the ranker see
+    # The logged reward: which column says what an interaction was worth. auto: the rating where the log has ratings.
+    reward: Literal["auto", "rating", "click", "dwell_seconds", "none"] = "auto"
 
     @model_validator(mode="after")
     def _leave_two_needs_three(self) -> "DataSettings":
         if self.split.type == "leave_last_two_out" and self.min_interactions < 3:
             raise ValueError("leave_last_two_out needs min_interactions >= 3 (one each to train, validate and test)")
+        return self
+
+    @model_validator(mode="after")
+    def _the_reward_is_logged(self) -> "DataSettings":
+        if self.reward not in OUTCOMES:
+            return self
+        if isinstance(self.source, MovieLensSource):
+            logged, remedy = self.reward == "rating", "MovieLens has ratings alone: set reward to rating, auto or none"
+        else:
+            logged = getattr(self.source.columns, self.reward) is not None
+            remedy = f"name that column of the log in source.columns.{self.reward}, or set reward to auto or none"
+        if not logged:
+            raise ValueError(f"reward {self.reward!r} is no column of the source: {remedy}")
         return self

@@ -88,6 +88,10 @@ class Trie:
         most = int(self.most_children.max())
         return descend(np, self.token, self.first_child, most, np.asarray(nodes), tokens)
 
+    def child_count(self, node: int) -> int:
+        """Children of an inner node."""
+        return int(self.first_child[node + 1] - self.first_child[node])
+
     def walk(self, tokens: np.ndarray) -> np.ndarray:
         """Nodes `[..., L + 1]` along token sequences `[..., L]`, root first; DEAD once a sequence leaves the trie."""
         path = [np.zeros(tokens.shape[:-1], dtype=np.int32)]

@@ -176,9 +176,10 @@ def descend(xp: Any, token: Array, first_child: Array, most_children: int, nodes
     low, end = children_of(xp, first_child, nodes)
     last = end - 1
     for power in reversed(range(most_children.bit_length())):
-        # All children before `low` come before the token; jump 2^power more if they do too.
+        # All children before `low` come before the token; jump 2^power more if they do too. It jumps past the end only
+        # when every child comes before the token.
         jump = low + (1 << power)
-        low = xp.where((token[xp.minimum(jump - 1, last)] < tokens) & (jump <= end), jump, low)
+        low = xp.where(token[xp.minimum(jump - 1, last)] < tokens, jump, low)
     found = (low < end) & (token[xp.minimum(low, last)] == tokens)
     return xp.where(found, low, DEAD)
 

@@ -99,9 +99,8 @@ class Vocabulary:
             raise DataError(
                 f"catalogue version {self.version} can't replace version {before.version}: versions must increase"
             )
-        rows = len(before.item_tokens)
-        same = self.layout == before.layout and len(self.item_tokens) >= rows
-        if not same or not np.array_equal(self.item_tokens[:rows], before.item_tokens):
+        kept = self.item_tokens[: len(before.item_tokens)]
+        if self.layout != before.layout or not np.array_equal(kept, before.item_tokens):
             raise DataError(
                 f"catalogue version {self.version} gives item rows other tokens than version {before.version}; a new "
                 "version appends items and retires items, so make it with Vocabulary.changed"

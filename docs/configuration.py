@@ -30,21 +30,31 @@ This page is made from the settings classes by `make docs`.
 
 def render() -> str:
     """The whole page."""
-    return HEAD + "".join(_section("", RunConfig, "The run"))
+    return HEAD + "".join(_section("", RunConfig, "The run", {}))
 
 
-def _section(path: str, model: type[Settings], title: str) -> list[str]:
+def _section(path: str, model: type[Settings], title: str, seen: dict[type[Settings], str]) -> list[str]:
+    """The section of `model` and of what is below it; a class that was listed before, or lists with the same classes,
+    are only referred to."""
+    seen[model] = title
     comments = _comments(model)
     rows, below = [], []
     for name, field in model.model_fields.items():
         dotted = f"{path}{name}"
         children = _models(field.annotation)
+        if typing.get_origin(field.annotation) is tuple and children:
+            dotted += "[]"
+        if len(children) == 1 and children[0] in seen:
+            rows.append(f"| `{dotted}` | as {seen[children[0]]} | | {comments.get(name, '')} |")
+            continue
         if len(children) == 1:
-            below += _section(f"{dotted}.", children[0], f"`{dotted}`")
+            kind = title.partition(" of type ")[2]
+            below += _section(f"{dotted}.", children[0], f"`{dotted}`" + (f" for type {kind}" if kind else ""), seen)
             continue
         for child in children:
-            kind = child.model_fields["type"].default
-            below += _section(f"{dotted}.", child, f"`{dotted}` of type `{kind}`")
+            if child not in seen:
+                kind = child.model_fields["type"].default
+                below += _section(f"{dotted}.", child, f"`{dotted}` of type `{kind}`", seen)
         if children:
             kinds = ", ".join(f"`{child.model_fields['type'].default}`" for child in children)
             rows.append(f"| `{dotted}.type` | one of {kinds} | {_default(field)} | {comments.get(name, '')} |")
@@ -88,12 +98,20 @@ def _default(field: FieldInfo) -> str:
     value = field.get_default(call_default_factory=True)
     if isinstance(value, Settings):
         return f"`{value.type}`" if hasattr(value, "type") else ""
+    if isinstance(value, tuple) and value and isinstance(value[0], Settings):
+        return ", ".join(f"`{item.model_dump(exclude_defaults=True) | {'type': item.type}}`" for item in value)
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return f"`{list(value) if isinstance(value, tuple) else value}`"
 
 
 def _comments(model: type[Settings]) -> dict[str, str]:
+    """The comment of each field, its own or that of the nearest base class that has one."""
+    bases = [base for base in model.__mro__ if base is not Settings and issubclass(base, Settings)]
+    return {name: text for base in reversed(bases) for name, text in _own_comments(base).items()}
+
+
+def _own_comments(model: type[Settings]) -> dict[str, str]:
     comments, pending, open_field = {}, [], None
     for line in inspect.getsource(model).splitlines():
         code, _, comment = line.partition("  # ")

@@ -41,7 +41,7 @@ class GroupBatch(LoggedBatch):
     # bool [B, S, L, V]: tokens allowed at each step when decoding was trie-constrained; None when it was free.
     allowed_BSLV: torch.Tensor | None
     temperature: float  # of the rollouts; log-probs on both sides are at this temperature
-    beams: bool  # candidates are the top-K beams, not samples
+    beams: bool  # candidates are the exact top-K beams, not samples; stochastic beams are samples
     # float32 nats, log of each candidate's chance of being in its group, for groups drawn without replacement
     # (stochastic beams); None where candidates are independent samples, or exact beams.
     inclusion_log_probs_BK: torch.Tensor | None = None
@@ -61,3 +61,9 @@ class GroupBatch(LoggedBatch):
     def hit_BK(self) -> torch.Tensor:
         """bool: the candidate is the ground truth."""
         return self.candidate_items_BK == self.target_items_B[:, None]
+
+    @property
+    def distinct_BK(self) -> torch.Tensor:
+        """bool: no earlier candidate of the prompt has the same tokens."""
+        same_BKK = (self.candidates_BKL[:, :, None] == self.candidates_BKL[:, None, :]).all(dim=-1)
+        return ~same_BKK.tril(diagonal=-1).any(dim=-1)

@@ -3,7 +3,9 @@
     policy/       the policy as a Hugging Face directory, loadable as it is by transformers and vLLM
     state.json    step, weight version, best validation so far, the source's snapshot (feed cursor, outstanding leases,
                   counters), bytes of the metrics file
-    rank-<r>.pt   of each worker: optimizer, scheduler and random states
+    rank-<r>.pt   of each worker: optimizer, scheduler and random states, a synced or averaged reference, and the
+                  weights that policy/ does not hold as they are trained: value head, adapters (policy/ has them merged
+                  in), the worker's shares of a sharded policy
 
 Ray Train moves and keeps the directories; this module only writes and reads one.
 """
@@ -18,7 +20,7 @@ import torch
 from catalog.errors import RunError
 from learner.policy import Policy, save_policy
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +35,7 @@ class RunState:
 
 
 def write_checkpoint(directory: Path, state: RunState, policy: Policy) -> None:
-    """Write the parts that rank 0 owns."""
+    """Write the parts that rank 0 owns; `policy` is the plain policy."""
     save_policy(policy, directory / "policy")
     (directory / "state.json").write_text(json.dumps({"format": FORMAT, **asdict(state)}))
 
@@ -59,4 +61,5 @@ def read_rank(directory: Path, rank: int) -> dict[str, Any]:
     path = directory / f"rank-{rank}.pt"
     if not path.exists():
         raise RunError(f"{directory} has no state of learner worker {rank}: resume with the same learner.workers")
-    return torch.load(path, weights_only=False)
+    # To the CPU: the worker may have another device than the one that wrote it.
+    return torch.load(path, map_location="cpu", weights_only=False)

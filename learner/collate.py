@@ -8,9 +8,9 @@ import pyarrow as pa
 import torch
 
 from catalog.errors import DataError, RunError
+from catalog.exclusions import Exclusions
 from catalog.rollout_group import RolloutGroup, decode
 from catalog.tokens import TokenLayout
-from catalog.trie import Exclusions
 from catalog.vocabulary import Vocabulary
 from learner.batch import GroupBatch, LoggedBatch
 
@@ -19,12 +19,19 @@ if TYPE_CHECKING:
 
 
 def collate(
-    groups: Sequence[pa.RecordBatch], vocabulary: Vocabulary, *, constrained: bool, temperature: float, beams: bool
+    groups: Sequence[pa.RecordBatch],
+    dataset: "Dataset",
+    vocabulary: Vocabulary,
+    *,
+    constrained: bool,
+    temperature: float,
+    beams: bool,
 ) -> GroupBatch:
     """One batch of B groups. `constrained`, `temperature` and `beams` are those of the rollouts' decoding.
 
     Raises:
-        DataError: a record is no rollout group of this release, or the groups differ in K or L.
+        DataError: a record is no rollout group of this release, or the groups differ in K or L, in how they were drawn,
+            or in whether the ranker knew the spread or the values.
         RunError: a constrained group holds a candidate that its decoding forbade, or its catalogue is not known here.
     """
     decoded = [decode(record) for record in groups]
@@ -45,10 +52,19 @@ def collate(
         target_items_B=torch.from_numpy(targets),
         candidate_scores_BK=_float32(np.stack([group.candidate_scores for group in decoded])),
         target_scores_B=_float32(np.asarray([group.target_score for group in decoded])),
+        candidate_spread_BK=_if_known(decoded, "target_spread", "candidate_spread"),
+        target_spread_B=_if_known(decoded, "target_spread", "target_spread"),
+        candidate_values_BK=_if_known(decoded, "target_value", "candidate_values"),
+        target_values_B=_if_known(decoded, "target_value", "target_value"),
+        candidate_popularity_BK=_popularity(decoded, dataset),
+        logged_rewards_B=_logged_rewards(
+            dataset, np.asarray([g.user for g in decoded]), np.asarray([g.position for g in decoded])
+        ),
         distractor_scores_BM=_distractor_scores(decoded),
         allowed_BSLV=_allowed(decoded, target_BL, candidates_BKL, vocabulary) if constrained else None,
         temperature=temperature,
         beams=beams,
+        inclusion_log_probs_BK=_inclusion(decoded),
     )
 
 
@@ -62,7 +78,33 @@ def collate_logged(dataset: "Dataset", examples: "Examples", vocabulary: Vocabul
         history_BT=history_BT,
         history_lengths_B=lengths_B,
         target_BL=torch.from_numpy(vocabulary.item_tokens[targets]),
+        logged_rewards_B=_logged_rewards(dataset, examples.users, examples.positions),
     )
+
+
+def _logged_rewards(dataset: "Dataset", users: np.ndarray, positions: np.ndarray) -> torch.Tensor | None:
+    rewards = dataset.logged_rewards(users, positions)
+    return None if rewards is None else _float32(rewards)
+
+
+def _if_known(groups: Sequence[RolloutGroup], told_by: str, name: str) -> torch.Tensor | None:
+    """A field of all groups; None where the ranker did not know it, which NaN of `told_by` says."""
+    unknown = np.isnan([getattr(group, told_by) for group in groups])
+    if unknown.all():
+        return None
+    if unknown.any():
+        raise DataError(
+            f"the ranker gave a {told_by} to {(~unknown).sum()} of {len(groups)} groups of a batch: it must give one "
+            "to all prompts or to none, and all ranker actors must run one version"
+        )
+    return _float32(np.stack([getattr(group, name) for group in groups]))
+
+
+def _popularity(groups: Sequence[RolloutGroup], dataset: "Dataset") -> torch.Tensor:
+    items_BK, shares = np.stack([group.candidate_items for group in groups]), dataset.item_shares
+    # A later version of the catalogue has items that are not in the data set, and so in none of its interactions.
+    known_BK = shares.take(items_BK, mode="clip")
+    return _float32(np.select([items_BK < 0, items_BK >= len(shares)], [np.nan, 0.0], known_BK))
 
 
 def _histories(histories: Sequence[np.ndarray], vocabulary: Vocabulary) -> tuple[torch.Tensor, torch.Tensor]:
@@ -73,6 +115,19 @@ def _histories(histories: Sequence[np.ndarray], vocabulary: Vocabulary) -> tuple
     for row, prompt in enumerate(prompts):
         history_BT[row, : len(prompt)] = prompt
     return torch.from_numpy(history_BT), torch.from_numpy(lengths_B)
+
+
+def _inclusion(groups: Sequence[RolloutGroup]) -> torch.Tensor | None:
+    """float32 `[B, K]`, None where the groups were not drawn without replacement."""
+    with_them = sum(len(group.inclusion_log_probs) > 0 for group in groups)
+    if with_them == 0:
+        return None
+    if with_them < len(groups):
+        raise DataError(
+            f"{with_them} of {len(groups)} groups carry inclusion probabilities (stochastic beams), the others none: "
+            "one decoding per queue"
+        )
+    return _float32(np.stack([group.inclusion_log_probs for group in groups]))
 
 
 def _distractor_scores(groups: Sequence[RolloutGroup]) -> torch.Tensor:

@@ -16,6 +16,9 @@ How the ranks are taken [ours]:
 - tau*K and rho*K are rounded down to whole places; tau*K below 1 admits nothing through R and calls every prompt
   difficult.
 - A GT without a finite ranker score is refused: the ranker said nothing of it.
+
+Beside the gate of the paper there are two to compare it with, see `learner.gate_variants`: one that admits groups by
+chance, and a soft one whose value lies between 0 and 1.
 """
 
 import math
@@ -24,14 +27,15 @@ from dataclasses import dataclass
 import torch
 
 from learner.batch import GroupBatch
-from learner.settings import GateSettings
+from learner.gate_variants import chance, soft_gate
+from learner.objective_settings import GateSettings
 
 
 @dataclass(frozen=True, kw_only=True)
 class GateResult:
     """The gate of each prompt and everything it was decided on."""
 
-    admitted_B: torch.Tensor  # bool, of the parts that the settings ask for
+    gate_B: torch.Tensor  # float32, what the prompt's term is multiplied by: 0 or 1 unless the gate is soft
     difficulty_B: torch.Tensor  # bool, D
     discriminability_B: torch.Tensor  # bool, R
     ranker_agrees_B: torch.Tensor  # bool, condition (a) of R
@@ -39,13 +43,18 @@ class GateResult:
     policy_rank_B: torch.Tensor  # int64, 1..K+1, GT's rank by likelihood
     ranker_rank_B: torch.Tensor  # int64, 1..K+1, GT's rank by ranker score
 
+    @property
+    def admitted_B(self) -> torch.Tensor:
+        """bool: the gate is open, a soft one at least half."""
+        return self.gate_B >= 0.5
+
 
 @torch.no_grad()
 def gate(batch: GroupBatch, target_log_prob_B: torch.Tensor, settings: GateSettings) -> GateResult:
     """Decide which prompts are admitted.
 
     `target_log_prob_B` is GT's log-prob summed over its tokens, under the distribution that the rollouts were drawn
-    from (temperature, allowed tokens); beam rollouts do not need it, since GT's place is read from the beams.
+    from (temperature, allowed tokens); exact beams do not need it, since GT's place is read from the beams.
     """
     candidates = batch.candidates_BKL.shape[1]
     head = whole_places(settings.tau, candidates)
@@ -53,15 +62,22 @@ def gate(batch: GroupBatch, target_log_prob_B: torch.Tensor, settings: GateSetti
     ranker_rank_B = ranker_rank(batch)
     difficulty_B = policy_rank_B > head
     agrees_B = (ranker_rank_B <= head) & torch.isfinite(batch.target_scores_B)
-    below_B = distractors_below(batch, settings)
+    margins_BM = distractor_margins(batch, settings)
+    below_B = distractors_below(margins_BM)
     discriminability_B = agrees_B & below_B
-    admitted_B = {
-        "both": difficulty_B & discriminability_B,
-        "difficulty": difficulty_B,
-        "discriminability": discriminability_B,
-    }[settings.parts]
+    if settings.mode == "random":
+        gate_B = (chance(batch, settings.random_seed) < settings.random_rate).float()
+    elif settings.mode == "soft":
+        gate_B = soft_gate(policy_rank_B, ranker_rank_B, margins_BM, head, settings)
+        gate_B = torch.where(torch.isfinite(batch.target_scores_B), gate_B, 0.0)
+    else:
+        gate_B = {
+            "both": difficulty_B & discriminability_B,
+            "difficulty": difficulty_B,
+            "discriminability": discriminability_B,
+        }[settings.parts].float()
     return GateResult(
-        admitted_B=admitted_B,
+        gate_B=gate_B,
         difficulty_B=difficulty_B,
         discriminability_B=discriminability_B,
         ranker_agrees_B=agrees_B,
@@ -79,10 +95,10 @@ def whole_places(fraction: float, candidates: int) -> int:
 def policy_rank(batch: GroupBatch, target_log_prob_B: torch.Tensor) -> torch.Tensor:
     """GT's rank `[B]` among the candidates by likelihood under the behaviour policy.
 
-    Samples: 1 + number of distinct candidates o != y* with l_b(o) > l(y*). Beams: GT's place among the beams, K+1 if
-    absent.
+    Samples, with or without replacement: 1 + number of distinct candidates o != y* with l_b(o) > l(y*). Exact beams:
+    GT's place among the beams, K+1 if absent.
     """
-    rivals_BK = _first_of_its_kind(batch.candidates_BKL) & ~batch.hit_BK
+    rivals_BK = batch.distinct_BK & ~batch.hit_BK
     likelihood_BK = batch.behaviour_log_probs_BKL.sum(dim=-1)
     if not batch.beams:
         return 1 + (rivals_BK & (likelihood_BK > target_log_prob_B[:, None])).sum(dim=-1)
@@ -96,11 +112,11 @@ def ranker_rank(batch: GroupBatch) -> torch.Tensor:
     return 1 + (_ranker_rivals(batch) & (batch.candidate_scores_BK > batch.target_scores_B[:, None])).sum(dim=-1)
 
 
-def distractors_below(batch: GroupBatch, settings: GateSettings) -> torch.Tensor:
-    """Condition (b), bool `[B]`, in the pool {GT} + valid distinct candidates + distractors.
+def distractor_margins(batch: GroupBatch, settings: GateSettings) -> torch.Tensor:
+    """By how many places each distractor meets condition (b), float32 `[B, M]`: 1 or more where it does, NaN: padding.
 
-    `below_head`: every distractor has rank > rho*K. `within_bottom`: every distractor is among the last rho*K of the
-    pool.
+    Ranks are in the pool {GT} + valid distinct candidates + distractors. `below_head`: a distractor has rank > rho*K.
+    `within_bottom`: it is among the last rho*K of the pool.
     """
     places = whole_places(settings.rho, batch.candidates_BKL.shape[1])
     rivals_BK = _ranker_rivals(batch)
@@ -116,18 +132,17 @@ def distractors_below(batch: GroupBatch, settings: GateSettings) -> torch.Tensor
     # NaN compares false, so padding and invalid candidates never outrank anything.
     rank_BM = 1 + (pool_BP[:, None, :] > batch.distractor_scores_BM[:, :, None]).sum(dim=-1)
     if settings.distractor_rule == "below_head":
-        below_BM = rank_BM > places
+        margins_BM = rank_BM - places
     else:
         pool_size_B = 1 + rivals_BK.sum(dim=-1) + present_BM.sum(dim=-1)
-        below_BM = pool_size_B[:, None] - rank_BM + 1 <= places
-    return (below_BM | ~present_BM).all(dim=-1)
+        margins_BM = places - (pool_size_B[:, None] - rank_BM)
+    return margins_BM.float().masked_fill(~present_BM, torch.nan)
+
+
+def distractors_below(margins_BM: torch.Tensor) -> torch.Tensor:
+    """Condition (b), bool `[B]`: every distractor meets it, by its margin."""
+    return ((margins_BM > 0) | margins_BM.isnan()).all(dim=-1)
 
 
 def _ranker_rivals(batch: GroupBatch) -> torch.Tensor:
-    return _first_of_its_kind(batch.candidates_BKL) & batch.valid_BK & ~batch.hit_BK
-
-
-def _first_of_its_kind(candidates_BKL: torch.Tensor) -> torch.Tensor:
-    """bool `[B, K]`: no earlier candidate of the prompt has the same tokens."""
-    same_BKK = (candidates_BKL[:, :, None] == candidates_BKL[:, None, :]).all(dim=-1)
-    return ~same_BKK.tril(diagonal=-1).any(dim=-1)
+    return batch.distinct_BK & batch.valid_BK & ~batch.hit_BK

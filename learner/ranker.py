@@ -4,8 +4,8 @@
 
     score(history, i) = <W gru(history), v_i> + b_i,      v_i = embedding_i + attributes_i A
 
-trained on logged interactions by `ranker_fit`, and so with their exposure bias. A second head predicts the rating of
-the next interaction where the logs have ratings.
+trained on logged interactions by `ranker_fit`, and so with their exposure bias. Further heads (`ranker_heads`) predict
+the rating, click and dwell time of the next interaction where the logs have them.
 """
 
 import json
@@ -20,6 +20,9 @@ from torch import nn
 
 from catalog.dataset import Dataset
 from catalog.errors import RankerError
+from catalog.settings import OUTCOMES
+from learner.assessment import Assessment
+from learner.ranker_heads import HEADS
 from learner.settings import RankerSettings
 
 
@@ -37,11 +40,23 @@ class Ranker(Protocol):
         """
 
 
+class AssessingRanker(Ranker, Protocol):
+    """A ranker that knows more of its candidates than a score; the ranker service asks `assess` where there is one."""
+
+    def assess(self, histories: list[np.ndarray], candidates: np.ndarray) -> Assessment:
+        """The scores of `score`, their spread over an ensemble and the predicted logged reward, as far as known."""
+
+
 class SequenceRanker(nn.Module):
     """One member of the ensemble."""
 
-    def __init__(self, attributes_NA: torch.Tensor, hidden_size: int, dropout: float) -> None:
-        """`attributes_NA` is the multi-hot attribute matrix of the N items; row N of the tables is padding."""
+    def __init__(
+        self, attributes_NA: torch.Tensor, hidden_size: int, dropout: float, heads: Sequence[str] = ()
+    ) -> None:
+        """`attributes_NA` is the multi-hot attribute matrix of the N items; row N of the tables is padding.
+
+        `heads` are the outcomes to predict, of `catalog.settings.OUTCOMES`.
+        """
         super().__init__()
         self.items = attributes_NA.shape[0]
         padded = torch.cat([attributes_NA, attributes_NA.new_zeros(1, attributes_NA.shape[1])])
@@ -51,9 +66,7 @@ class SequenceRanker(nn.Module):
         self.bias = nn.Parameter(torch.zeros(self.items + 1))
         self.encoder = nn.GRU(hidden_size, hidden_size, batch_first=True)
         self.query = nn.Linear(hidden_size, hidden_size)
-        self.rating_query = nn.Linear(hidden_size, hidden_size)
-        self.rating_user = nn.Linear(hidden_size, 1)
-        self.rating_item = nn.Parameter(torch.zeros(self.items + 1))
+        self.heads = nn.ModuleDict({column: HEADS[column](self.items, hidden_size) for column in heads})
         self.input_dropout, self.output_dropout = nn.Dropout(dropout), nn.Dropout(dropout)
         nn.init.normal_(self.embedding.weight, std=0.05)
         nn.init.normal_(self.attribute_projection.weight, std=0.03)
@@ -71,11 +84,6 @@ class SequenceRanker(nn.Module):
         """Scores `[..., C]` of items given by their vectors and biases."""
         return self.query(states) @ vectors_CD.T + bias_C
 
-    def rating(self, states: torch.Tensor, items: torch.Tensor, vectors_ND: torch.Tensor) -> torch.Tensor:
-        """Predicted deviation of the rating of `items` `[...]` from the training mean."""
-        match = (self.rating_query(states) * vectors_ND[items]).sum(-1)
-        return match + self.rating_user(states)[..., 0] + self.rating_item[items]
-
     @torch.no_grad()
     def last_states(self, histories: Sequence[np.ndarray], limit: int) -> tuple[torch.Tensor, torch.Tensor]:
         """States `[B, D]` at the end of each history, and the item vectors."""
@@ -91,33 +99,74 @@ class SequenceRanker(nn.Module):
         return states[torch.arange(len(histories), device=states.device), last], vectors
 
     @torch.no_grad()
-    def score(self, histories: Sequence[np.ndarray], candidates_BC: torch.Tensor, limit: int) -> torch.Tensor:
-        """Scores of candidates (padding as row N)."""
+    def predict(
+        self, histories: Sequence[np.ndarray], candidates_BC: torch.Tensor, limit: int, head: str | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Scores of candidates (padding as row N), and the outcome that `head` predicts, in the unit of the log."""
         states, vectors = self.last_states(histories, limit)
         query = self.query(states)
-        return torch.einsum("bd,bcd->bc", query, vectors[candidates_BC]) + self.bias[candidates_BC]
+        scores = torch.einsum("bd,bcd->bc", query, vectors[candidates_BC]) + self.bias[candidates_BC]
+        if head is None:
+            return scores, None
+        outcome = self.heads[head]
+        return scores, outcome.value(outcome(states[:, None], candidates_BC, vectors))
+
+    @torch.no_grad()
+    def expected_outcomes(
+        self, histories: Sequence[np.ndarray], items_B: torch.Tensor, limit: int
+    ) -> dict[str, torch.Tensor]:
+        """By head, the prediction `[B]` of one item under each history, on the scale on which the head is judged."""
+        states, vectors = self.last_states(histories, limit)
+        return {column: head.expected(head(states, items_B, vectors)) for column, head in self.heads.items()}
 
 
 class EnsembleRanker:
     """The mean score of n members."""
 
-    def __init__(self, members: list[SequenceRanker], version: str, max_history: int) -> None:
-        """`version` names the fitted weights; it travels with every score."""
+    def __init__(
+        self, members: list[SequenceRanker], version: str, max_history: int, reward: str | None = None
+    ) -> None:
+        """`version` names the fitted weights, it travels with every score; `reward` is the logged reward's column."""
         self.members = [member.eval() for member in members]
         self.version = version
         self._max_history = max_history
+        self._value_head = reward if reward in members[0].heads else None
+
+    @property
+    def heads(self) -> list[str]:
+        """The outcomes that it predicts."""
+        return list(self.members[0].heads)
 
     def score(self, histories: list[np.ndarray], candidates: np.ndarray) -> np.ndarray:
         """See `Ranker.score`."""
-        return self.member_scores(histories, candidates).mean(axis=0)
+        return self._assess(histories, candidates, None).scores
 
-    def member_scores(self, histories: list[np.ndarray], candidates: np.ndarray) -> np.ndarray:
-        """float32 `[n, B, C]`, each member's own scores; their spread says how sure the ensemble is."""
+    def assess(self, histories: list[np.ndarray], candidates: np.ndarray) -> Assessment:
+        """The members' mean score, the deviation of their scores (ddof 1) and their mean predicted reward.
+
+        One member has no spread; without a head for the logged reward there are no values.
+        """
+        return self._assess(histories, candidates, self._value_head)
+
+    def _assess(self, histories: list[np.ndarray], candidates: np.ndarray, head: str | None) -> Assessment:
         padding = candidates < 0
         device = self.members[0].bias.device
-        rows = torch.from_numpy(np.where(padding, self.members[0].items, candidates).astype(np.int64)).to(device)
-        scores = [member.score(histories, rows, self._max_history).cpu().numpy() for member in self.members]
-        return np.where(padding[None], np.float32(np.nan), np.stack(scores)).astype(np.float32)
+        rows_BC = torch.from_numpy(np.where(padding, self.members[0].items, candidates).astype(np.int64)).to(device)
+        parts = [member.predict(histories, rows_BC, self._max_history, head) for member in self.members]
+        scores_nBC = torch.stack([scores for scores, _ in parts])
+        found = {"scores": scores_nBC.mean(0)}
+        if len(parts) > 1:
+            found["spread"] = scores_nBC.std(0, correction=1)
+        if head is not None:
+            found["values"] = torch.stack([values for _, values in parts]).mean(0)
+        nan = np.float32(np.nan)
+        return Assessment.of(**{name: np.where(padding, nan, value.cpu().numpy()) for name, value in found.items()})
+
+    def expected_outcomes(self, histories: list[np.ndarray], items: np.ndarray) -> dict[str, np.ndarray]:
+        """By head, the members' mean prediction float64 `[B]` of one item each, on the head's `transform`ed scale."""
+        rows = torch.from_numpy(items.astype(np.int64)).to(self.members[0].bias.device)
+        parts = [member.expected_outcomes(histories, rows, self._max_history) for member in self.members]
+        return {head: np.mean([part[head].double().cpu().numpy() for part in parts], axis=0) for head in self.heads}
 
     def save(self, directory: Path) -> None:
         """Write the members and what is needed to load them."""
@@ -129,6 +178,7 @@ class EnsembleRanker:
             "members": len(self.members),
             "hidden_size": self.members[0].embedding.embedding_dim,
             "items": self.members[0].items,
+            "heads": self.heads,
             "max_history": self._max_history,
         }
         (directory / "ranker.json").write_text(json.dumps(facts, indent=1))
@@ -145,12 +195,14 @@ class EnsembleRanker:
                 f"the ranker in {directory} knows {facts['items']} items, the catalogue has {dataset.items}; "
                 "run `sluice fit-ranker` again"
             )
+        if "heads" not in facts:
+            raise RankerError(f"the ranker in {directory} was fitted by another version; run `sluice fit-ranker` again")
         members = []
         for index in range(facts["members"]):
-            member = SequenceRanker(dense_attributes(dataset), facts["hidden_size"], dropout=0.0)
+            member = SequenceRanker(dense_attributes(dataset), facts["hidden_size"], 0.0, facts["heads"])
             member.load_state_dict(load_file(Path(directory) / f"member-{index}.safetensors"))
             members.append(member)
-        return cls(members, facts["version"], facts["max_history"])
+        return cls(members, facts["version"], facts["max_history"], dataset.reward_column)
 
 
 def dense_attributes(dataset: Dataset) -> torch.Tensor:
@@ -160,5 +212,14 @@ def dense_attributes(dataset: Dataset) -> torch.Tensor:
 
 
 def build_member(dataset: Dataset, settings: RankerSettings) -> SequenceRanker:
-    """A fresh member."""
-    return SequenceRanker(dense_attributes(dataset), settings.hidden_size, settings.dropout)
+    """A fresh member, with a head for every outcome that the training part has and whose weight is above 0."""
+    known = {
+        column: torch.from_numpy(values[dataset.in_training & ~np.isnan(values)])
+        for column in OUTCOMES
+        if settings.head_weights[column] > 0 and (values := dataset.outcome(column)) is not None
+    }
+    known = {column: values for column, values in known.items() if len(values)}
+    member = SequenceRanker(dense_attributes(dataset), settings.hidden_size, settings.dropout, list(known))
+    for column, values in known.items():
+        member.heads[column].fit_scale(values)
+    return member

@@ -1,13 +1,13 @@
-"""Fitting the built-in ranker on logged interactions, and judging it on validation.
+"""Fitting the built-in ranker on logged interactions.
 
 Each position of a training history predicts the next item against sampled and in-batch negatives: softmax cross-entropy
 over the distinct items C of the batch and of a uniform sample, each score corrected by the log of the item's chance
 of being in C (Bengio & Senecal 2008), so that popular items are not punished for being frequent negatives:
 
-    loss = -log softmax_C( s(x, .) - log q(.) )[y],     q(i) = 1 - (1 - n/N) (1 - p_i)^b
+    loss = -log softmax_C( s(x, .) - log q(.) )[y],     q(i) = 1 - (1 - 1/N)^n (1 - p_i)^b
 
 with n uniform negatives of N items, b positives in the batch and p_i the share of item i in the training part.
-Where ratings exist the second head adds `rating_weight` times the squared error of the next rating.
+Each head (`ranker_heads`) adds its weight times its loss on the outcome of the next interaction.
 """
 
 import hashlib
@@ -22,8 +22,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
 from catalog.dataset import Dataset
-from learner.metrics import per_user
 from learner.ranker import EnsembleRanker, SequenceRanker, build_member
+from learner.ranker_quality import judge_ranker
 from learner.settings import RankerSettings
 from learner.windows import epoch_batches
 
@@ -47,7 +47,7 @@ def fit_ranker(
     for member in members:
         for tensor in member.state_dict().values():
             fingerprint.update(tensor.cpu().numpy().tobytes())
-    ranker = EnsembleRanker(members, fingerprint.hexdigest()[:12], dataset.settings.max_history)
+    ranker = EnsembleRanker(members, fingerprint.hexdigest()[:12], dataset.settings.max_history, dataset.reward_column)
     ranker.save(directory)
     return judge_ranker(ranker, dataset, "valid")
 
@@ -56,8 +56,7 @@ def _fit_member(
     dataset: Dataset, settings: RankerSettings, generator: np.random.Generator, progress: Progress
 ) -> SequenceRanker:
     member = build_member(dataset, settings)
-    popularity = _training_share(dataset)
-    rating_mean = training_rating_mean(dataset)
+    popularity = torch.from_numpy(dataset.item_shares)
     epochs = [
         list(
             epoch_batches(
@@ -74,7 +73,7 @@ def _fit_member(
     member.train()
     for batches in epochs:
         for rows in batches:
-            loss = _loss(member, dataset, rows, popularity, rating_mean, settings)
+            loss = _loss(member, dataset, rows, popularity, settings)
             loss.backward()
             nn.utils.clip_grad_norm_(member.parameters(), 1.0)
             optimizer.step()
@@ -83,7 +82,44 @@ def _fit_member(
             average.update_parameters(member)
             done += 1
             progress(done, total, {"loss": float(loss.detach())})
-    return average.module
+    fitted = average.module.eval()
+    if "dwell_seconds" in fitted.heads:
+        _settle_dwell(fitted, dataset, epochs[-1])
+    return fitted
+
+
+@torch.no_grad()
+def _settle_dwell(member: SequenceRanker, dataset: Dataset, batches: list[list[np.ndarray]]) -> None:
+    """One more pass over the training part, for what the dwell head takes from its errors."""
+    head, seen = member.heads["dwell_seconds"], []
+    vectors_ND = member.item_vectors()
+    for rows in batches:
+        items_BT, next_BT = _inputs(member, dataset, rows)
+        outcomes_BT = _next_outcomes(dataset, rows, "dwell_seconds")
+        known_BT = ~outcomes_BT.isnan()
+        z_P = head(member.encode(items_BT, vectors_ND)[known_BT], next_BT[known_BT], vectors_ND)
+        seen.append(torch.stack([z_P, outcomes_BT[known_BT]]))
+    z, outcomes = torch.cat(seen, dim=1)
+    if len(outcomes):
+        head.settle(z, outcomes)
+
+
+def _inputs(member: SequenceRanker, dataset: Dataset, rows: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Items `[B, T]` of windows of interaction rows, and the item after each; padding is row N."""
+    items_BT = nn.utils.rnn.pad_sequence(
+        [torch.from_numpy(dataset.sequence[row].astype(np.int64)) for row in rows],
+        batch_first=True,
+        padding_value=member.items,
+    )
+    return items_BT[:, :-1], items_BT[:, 1:]
+
+
+def _next_outcomes(dataset: Dataset, rows: list[np.ndarray], column: str) -> torch.Tensor:
+    """The outcome `[B, T]` of the interaction after each, NaN where there is none."""
+    outcomes = dataset.outcome(column)
+    return nn.utils.rnn.pad_sequence(
+        [torch.from_numpy(outcomes[row]) for row in rows], batch_first=True, padding_value=torch.nan
+    )[:, 1:]
 
 
 def _loss(
@@ -91,119 +127,22 @@ def _loss(
     dataset: Dataset,
     rows: list[np.ndarray],
     popularity_N: torch.Tensor,
-    rating_mean: float | None,
     settings: RankerSettings,
 ) -> torch.Tensor:
     pad = member.items
-    items_BT = nn.utils.rnn.pad_sequence(
-        [torch.from_numpy(dataset.sequence[row].astype(np.int64)) for row in rows],
-        batch_first=True,
-        padding_value=pad,
-    )
-    inputs_BT, next_BT = items_BT[:, :-1], items_BT[:, 1:]
+    inputs_BT, next_BT = _inputs(member, dataset, rows)
     real_BT = next_BT != pad
     positives_P = next_BT[real_BT]
     vectors_ND = member.item_vectors()
     hidden = torch.rand(inputs_BT.shape) < settings.item_dropout
     states_PD = member.encode(inputs_BT.masked_fill(hidden, pad), vectors_ND)[real_BT]
     candidates_C = torch.unique(torch.cat([positives_P, torch.randint(0, pad, (settings.negatives,))]))
-    sampled = 1 - settings.negatives / (pad + settings.negatives)
-    included_C = 1 - sampled * (1 - popularity_N[candidates_C]) ** len(positives_P)
+    left_out = (1 - 1 / pad) ** settings.negatives
+    included_C = 1 - left_out * (1 - popularity_N[candidates_C]) ** len(positives_P)
     scores_PC = member.relevance(states_PD, vectors_ND[candidates_C], member.bias[candidates_C]) - included_C.log()
     loss = nn.functional.cross_entropy(scores_PC, torch.searchsorted(candidates_C, positives_P))
-    if rating_mean is not None and settings.rating_weight > 0:
-        ratings_BT = nn.utils.rnn.pad_sequence(
-            [torch.from_numpy(np.asarray(dataset.ratings[row])) for row in rows],
-            batch_first=True,
-            padding_value=torch.nan,
-        )
-        ratings_P = ratings_BT[:, 1:][real_BT]
-        known_P = ~ratings_P.isnan()
-        predicted = member.rating(states_PD[known_P], positives_P[known_P], vectors_ND)
-        loss = loss + settings.rating_weight * nn.functional.mse_loss(predicted, ratings_P[known_P] - rating_mean)
+    for column, head in member.heads.items():
+        z_P = head(states_PD, positives_P, vectors_ND)
+        outcomes_P = _next_outcomes(dataset, rows, column)[real_BT]
+        loss = loss + settings.head_weights[column] * head.loss(z_P, outcomes_P)
     return loss
-
-
-def judge_ranker(ranker: EnsembleRanker, dataset: Dataset, split: str, batch: int = 128) -> dict[str, Any]:
-    """AUC, HR and NDCG of ranking the target in the full catalogue, and the rating errors where ratings exist.
-
-    AUC is the mean over users of the share of other rankable items that score below the target. Items already consumed
-    are left out of the ranking when the data set says so.
-    """
-    examples = dataset.examples(split)
-    pairs = list(zip(examples.users.tolist(), examples.positions.tolist(), strict=True))
-    ranks, auc = [], []
-    everything = np.arange(dataset.items, dtype=np.int32)[None]
-    for start in range(0, len(pairs), batch):
-        part = pairs[start : start + batch]
-        histories = [dataset.history(*pair, dataset.settings.max_history) for pair in part]
-        scores = ranker.score(histories, np.repeat(everything, len(part), axis=0))
-        for row, pair in zip(scores, part, strict=True):
-            target = dataset.target(*pair)
-            value = row[target]
-            if dataset.settings.exclude_seen:
-                row[dataset.seen(*pair)] = np.nan
-            rankable = np.count_nonzero(~np.isnan(row)) - 1
-            above = np.count_nonzero(row > value)
-            ranks.append(above + 1)
-            auc.append(1 - above / max(rankable, 1))
-    quality: dict[str, Any] = {name: float(value.mean()) for name, value in per_user(np.array(ranks)).items()}
-    quality["auc"] = float(np.mean(auc))
-    quality["users"] = len(pairs)
-    quality["rating"] = _rating_errors(ranker, dataset, pairs)
-    return quality
-
-
-def _rating_errors(ranker: EnsembleRanker, dataset: Dataset, pairs: list[tuple[int, int]]) -> dict[str, float] | None:
-    """RMSE of the predicted rating of each target, beside two plain baselines; None where the logs have no ratings."""
-    mean = training_rating_mean(dataset)
-    if mean is None:
-        return None
-    rows = np.array([dataset.offsets[user] + position for user, position in pairs])
-    actual = np.asarray(dataset.ratings)[rows]
-    known = ~np.isnan(actual)
-    limit = dataset.settings.max_history
-    targets = torch.tensor([dataset.target(*pair) for pair in pairs])
-    predicted = np.zeros(len(pairs))
-    for member in ranker.members:
-        states, vectors = member.last_states([dataset.history(*pair, limit) for pair in pairs], limit)
-        with torch.no_grad():
-            predicted += (member.rating(states, targets, vectors) + mean).cpu().numpy() / len(ranker.members)
-    user_mean = np.array(
-        [_mean(dataset.ratings[dataset.offsets[user] : dataset.offsets[user] + at], mean) for user, at in pairs]
-    )
-    training = _training_rows(dataset)
-    by_item = _item_means(dataset.sequence[training], np.asarray(dataset.ratings)[training], dataset.items, mean)
-    candidates = {"ranker": predicted, "user_mean": user_mean, "item_mean": by_item[targets.numpy()]}
-    return {name: float(np.sqrt(np.mean((value - actual)[known] ** 2))) for name, value in candidates.items()}
-
-
-def training_rating_mean(dataset: Dataset) -> float | None:
-    """Mean rating of the training part; None where the logs have no ratings."""
-    if dataset.ratings is None:
-        return None
-    ratings = np.asarray(dataset.ratings)[_training_rows(dataset)]
-    return float(np.nanmean(ratings)) if np.any(~np.isnan(ratings)) else None
-
-
-def _training_rows(dataset: Dataset) -> np.ndarray:
-    """bool `[n]`: the interaction is in the training part."""
-    place = np.arange(len(dataset.sequence)) - np.repeat(dataset.offsets[:-1], np.diff(dataset.offsets))
-    return place < np.repeat(dataset.training_lengths, np.diff(dataset.offsets))
-
-
-def _training_share(dataset: Dataset) -> torch.Tensor:
-    counts = np.bincount(dataset.sequence[_training_rows(dataset)], minlength=dataset.items)
-    return torch.from_numpy((counts / counts.sum()).astype(np.float32))
-
-
-def _mean(ratings: np.ndarray, default: float) -> float:
-    known = ratings[~np.isnan(ratings)]
-    return float(known.mean()) if len(known) else default
-
-
-def _item_means(items: np.ndarray, ratings: np.ndarray, count: int, default: float) -> np.ndarray:
-    known = ~np.isnan(ratings)
-    sums = np.bincount(items[known], weights=ratings[known], minlength=count)
-    numbers = np.bincount(items[known], minlength=count)
-    return np.where(numbers > 0, sums / np.maximum(numbers, 1), default)

@@ -1,4 +1,4 @@
-"""Settings of what learns: policy, pretraining, ranker, gate, objectives, learner, evaluation. Imports no torch."""
+"""Settings of what learns: policy, pretraining, ranker, optimizer loop, evaluation. Imports no torch."""
 
 from typing import Annotated, Literal
 
@@ -56,92 +56,66 @@ class RankerSettings(Settings):
     dropout: float = Field(default=0.3, ge=0, lt=1)
     item_dropout: float = Field(default=0.1, ge=0, lt=1)  # share of history items hidden in training
     negatives: int = Field(default=256, ge=1)  # uniform ones per batch, beside the in-batch ones
-    rating_weight: float = Field(default=0.1, ge=0)  # of the rating head's squared error
+    # What each head's loss counts. A head needs its column in the log, and 0 leaves it out; the ranker then cannot
+    # predict that column where it is the logged reward (`data.reward`).
+    rating_weight: float = Field(default=0.1, ge=0)  # of the squared error of the standardised rating
+    click_weight: float = Field(default=0.1, ge=0)  # of the cross-entropy of the click
+    dwell_weight: float = Field(default=0.1, ge=0)  # of the squared error of the standardised log(1 + dwell_seconds)
+
+    @property
+    def head_weights(self) -> dict[str, float]:
+        """The weights by `catalog.settings.OUTCOMES`."""
+        return {"rating": self.rating_weight, "click": self.click_weight, "dwell_seconds": self.dwell_weight}
 
 
-class GateSettings(Settings):
-    """When the GRPO term of a prompt is admitted; algorithms section 1. tau and rho are fractions of K."""
+class FrozenReference(Settings):
+    """The starting policy, for the whole run."""
 
-    tau: float = Field(default=0.25, gt=0, le=1)
-    rho: float = Field(default=0.5, gt=0)
-    distractor_rule: Literal["below_head", "within_bottom"] = "below_head"
-    parts: Literal["both", "difficulty", "discriminability"] = "both"
+    type: Literal["frozen"] = "frozen"
 
 
-class CorrectionSettings(Settings):
-    """Detached truncated ratio of batch-start learner to engine probabilities (TIS)."""
+class SyncedReference(Settings):
+    """The policy as it was at the last multiple of `every` steps."""
 
-    level: Literal["none", "token", "sequence"] = "none"
-    low: float = Field(default=0.0, ge=0)
-    high: float = Field(default=2.0, gt=0)
-
-    @model_validator(mode="after")
-    def _bounds(self) -> "CorrectionSettings":
-        if self.low >= self.high:
-            raise ValueError(f"low {self.low} must be below high {self.high}")
-        return self
+    type: Literal["synced"] = "synced"
+    every: int = Field(default=100, ge=1)  # optimizer steps
 
 
-class GrpoSettings(Settings):
-    """The group-relative term. algorithms section 2."""
+class EmaReference(Settings):
+    """The exponential moving average of the policy over the optimizer steps."""
 
-    # What the clipped ratio is taken against: the engine's recorded probabilities (the ratio then corrects for lag and
-    # mismatch by itself), or the learner's own at the start of the batch (`correction` then covers engine to start).
-    old_policy: Literal["behaviour", "batch_start"] = "behaviour"
-    clip_low: float = Field(default=0.2, gt=0, lt=1)
-    clip_high: float = Field(default=0.2, gt=0)
-    kl_beta: float = Field(default=1e-3, ge=0)  # k3 to the frozen starting policy; 0 drops the reference altogether
-    correction: CorrectionSettings = CorrectionSettings()
-    ground_truth: Literal["none", "override", "inject"] = "none"  # how GT may enter the group
-    invalid_margin: float = Field(default=1.0, ge=0)  # a hallucination gets the group's lowest reward minus this
-
-    @model_validator(mode="after")
-    def _one_correction(self) -> "GrpoSettings":
-        if self.old_policy == "behaviour" and self.correction.level != "none":
-            raise ValueError(
-                "correction.level must be none with old_policy=behaviour, whose ratio already is learner/engine; "
-                "set old_policy=batch_start to use the truncated correction"
-            )
-        return self
+    type: Literal["ema"] = "ema"
+    decay: float = Field(default=0.999, ge=0, lt=1)  # share of the old average that a step keeps
 
 
-class NllObjective(Settings):
-    """Supervised NLL of the logged item alone; needs no rollouts."""
-
-    type: Literal["nll"] = "nll"
+ReferenceSettings = Annotated[FrozenReference | SyncedReference | EmaReference, Field(discriminator="type")]
 
 
-class GrpoObjective(Settings):
-    """GRPO alone."""
+class LoraSettings(Settings):
+    """Low-rank adapters beside a frozen policy, for policies too large to train whole; null trains every parameter.
 
-    type: Literal["grpo"] = "grpo"
-    grpo: GrpoSettings = GrpoSettings()
+    Engines and checkpoints get the merged weights, so that nothing else of a run differs.
+    """
 
-
-class MixtureObjective(Settings):
-    """NLL + weight * GRPO on every prompt (gate = 1)."""
-
-    type: Literal["mixture"] = "mixture"
-    weight: float = Field(default=1.0, ge=0)
-    grpo: GrpoSettings = GrpoSettings()
-
-
-class AdaGrpoObjective(Settings):
-    """NLL + weight * gate * GRPO."""
-
-    type: Literal["adagrpo"] = "adagrpo"
-    weight: float = Field(default=1.0, ge=0)
-    grpo: GrpoSettings = GrpoSettings()
-    gate: GateSettings = GateSettings()
-
-
-Objective = Annotated[NllObjective | GrpoObjective | MixtureObjective | AdaGrpoObjective, Field(discriminator="type")]
+    rank: int = Field(default=16, ge=1)
+    alpha: float = Field(default=32.0, gt=0)  # the product of an adapter's two matrices counts alpha / rank
+    dropout: float = Field(default=0.0, ge=0, lt=1)  # on what goes into an adapter
+    # Names of the linear layers that get an adapter, such as q_proj and v_proj; null: all except the output embedding.
+    targets: tuple[str, ...] | None = Field(default=None, min_length=1)
+    train_tokens: bool = True  # also train the embeddings of the semantic-ID tokens (those rows alone), tied or not
 
 
 class LearnerSettings(Settings):
     """The optimizer loop of post-training."""
 
-    workers: int = Field(default=1, ge=1)  # Ray Train workers (DDP)
+    workers: int = Field(default=1, ge=1)  # Ray Train workers
+    # How several workers hold the policy: each all of it (DDP), or a share of every parameter, its gradient and its
+    # optimizer state (FSDP2), for a policy that does not fit one GPU.
+    sharding: Literal["ddp", "fsdp"] = "ddp"
+    # Of the forward and backward passes; weights, losses and optimizer are float32 either way. Validation is float32.
+    precision: Literal["float32", "bfloat16"] = "float32"
+    lora: LoraSettings | None = None
+    reference: ReferenceSettings = FrozenReference()  # of the KL term and of preferences; unused by other objectives
     steps: int = Field(default=200, ge=1)  # optimizer steps
     prompts_per_step: int = Field(default=32, ge=1)  # over all workers
     recent_positions: int | None = Field(default=None, ge=1)  # prompts: each user's last so many; None: all of training
@@ -161,6 +135,15 @@ class LearnerSettings(Settings):
     def _shares(self) -> "LearnerSettings":
         if self.prompts_per_step % self.workers:
             raise ValueError(f"prompts_per_step {self.prompts_per_step} is not divisible by workers {self.workers}")
+        return self
+
+    @model_validator(mode="after")
+    def _something_to_share(self) -> "LearnerSettings":
+        if self.sharding == "fsdp" and self.workers == 1:
+            raise ValueError(
+                "sharding fsdp shares the policy out over several workers, and workers is 1: raise workers, or set "
+                "sharding to ddp"
+            )
         return self
 
 

@@ -1,13 +1,15 @@
 """Log-probs of several short continuations of one history in a single forward.
 
-A prompt's ground truth and K candidates share their history, which is many times longer than they are. One row holds
+A prompt's ground truth and K candidates share their history, which is many times longer than they are. A forward takes
+one row of all prompts without padding, every history once and behind them the branches,
 
-    [ history_1 .. history_T | branch_1[:L-1] | branch_2[:L-1] | ... | branch_S[:L-1] ]
+    [ history_1 | ... | history_B | branch_1[:L-1] of 1 | ... | branch_S[:L-1] of 1 | ... | branch_S[:L-1] of B ]
 
-where a branch token attends to the history and to its own branch up to itself, and has the position it would have if
-its branch stood alone. The last token of a branch is predicted but never fed. Any transformers model that honours
-explicit position ids and a boolean 4-D mask through sdpa computes exactly what it would for one row per branch;
-`policy.py` checks that of every policy it loads.
+where a branch token attends to its prompt's history and to its own branch up to itself (`branch_attention`), and has
+the position it would have if its branch stood alone. The last token of a branch is predicted but never fed, so a prompt
+costs T + S*(L-1) tokens, against S*(T+L-1) for one row per branch, and not even all of the last layer for these
+(`packed_forward`). Any transformers model that takes its attention from transformers' registry and honours explicit
+position ids computes exactly what it would for one row per branch; `policy.py` checks that of every policy it loads.
 
 The output embedding is applied only where a token is predicted: once at the end of the history, whose distribution all
 branches share, and at every branch token.
@@ -18,6 +20,10 @@ from typing import NamedTuple
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+
+from learner.branch_attention import PackedRow
+from learner.packed_forward import packed_forward
+from learner.token_log_probs import TokenLogProbs
 
 
 class BranchScores(NamedTuple):
@@ -70,7 +76,8 @@ def branch_log_probs(
     """Score S branches of L tokens per prompt.
 
     Args:
-        model: a causal LM with sdpa attention, whose logits are its output embedding of the last hidden state.
+        model: a causal LM with attention from transformers' registry, whose logits are its output embedding of the last
+            hidden state.
         history_BT: token ids, right-padded with any token.
         history_lengths_B: tokens of each history, at least 1.
         branches_BSL: token ids of the branches.
@@ -82,91 +89,65 @@ def branch_log_probs(
         The scores. A token that is not allowed has log-prob -inf and no gradient, whatever its row of the mask holds.
     """
     prompts, branches, levels = branches_BSL.shape
-    history = history_BT.shape[1]
-    hidden_BRD = _hidden_states(model, history_BT, history_lengths_B, branches_BSL[:, :, :-1])
-    head = model.get_output_embeddings()
-    rows = torch.arange(prompts, device=history_BT.device)
-    last_BD = hidden_BRD[rows, history_lengths_B - 1]
-    first_BV = _full_precision(head(last_BD))
-    rest_BSFV = _full_precision(head(hidden_BRD[:, history:])).view(prompts, branches, levels - 1, first_BV.shape[-1])
-
-    first_tokens_BS, rest_tokens_BSF = branches_BSL[:, :, 0], branches_BSL[:, :, 1:]
-    if allowed_BSLV is None:
-        first_BS, first_entropy_B = _choose(first_BV, first_tokens_BS, None, temperature)
-        first_entropy_BS = first_entropy_B[:, None].expand(-1, branches)
-    else:
-        first_BS1, first_entropy_BS = _choose(
-            first_BV[:, None].expand(-1, branches, -1), first_tokens_BS[..., None], allowed_BSLV[:, :, 0], temperature
-        )
-        first_BS = first_BS1[..., 0]
-    rest_allowed_BSFV = None if allowed_BSLV is None else allowed_BSLV[:, :, 1:]
-    rest_BSF1, rest_entropy_BSF = _choose(rest_BSFV, rest_tokens_BSF[..., None], rest_allowed_BSFV, temperature)
-    log_probs_BSL = torch.cat([first_BS[..., None], rest_BSF1[..., 0]], dim=-1)
-    entropy_BSL = torch.cat([first_entropy_BS[..., None], rest_entropy_BSF], dim=-1)
-
+    hidden_MD = _hidden_states(model, history_BT, history_lengths_B, branches_BSL[:, :, :-1])
+    logits_MV = _full_precision(model.get_output_embeddings()(hidden_MD))
+    rows_BSL = _predicting_rows(prompts, branches, levels, history_BT.device)
+    log_probs_BSL, entropy_BSL = _score(logits_MV, rows_BSL, branches_BSL, allowed_BSLV, temperature)
     if allowed_BSLV is None and temperature == 1.0:
         target_BL = log_probs_BSL[:, 0]
     else:
-        target_first_B1, _ = _choose(first_BV, branches_BSL[:, 0, :1], None, 1.0)
-        target_rest_BF1, _ = _choose(rest_BSFV[:, 0], rest_tokens_BSF[:, 0, :, None], None, 1.0)
-        target_BL = torch.cat([target_first_B1, target_rest_BF1[..., 0]], dim=-1)
+        target_rows_BL = rows_BSL[:, 0]
+        own_rows_BL = torch.arange(prompts * levels, device=history_BT.device).view(prompts, levels)
+        target_BL, _ = _score(logits_MV[target_rows_BL.flatten()], own_rows_BL, branches_BSL[:, 0], None, 1.0)
     values_BSL = None
     if value_head is not None:
-        first_B1 = _full_precision(value_head(last_BD))
-        rest_BSF = _full_precision(value_head(hidden_BRD[:, history:])).view(prompts, branches, levels - 1)
-        values_BSL = torch.cat([first_B1[:, None].expand(-1, branches, -1), rest_BSF], dim=-1)
+        values_BSL = _full_precision(value_head(hidden_MD))[rows_BSL, 0]
     return BranchScores(log_probs_BSL, target_BL, entropy_BSL, values_BSL)
 
 
 def _hidden_states(
     model: PreTrainedModel, history_BT: torch.Tensor, lengths_B: torch.Tensor, fed_BSF: torch.Tensor
 ) -> torch.Tensor:
-    """Last hidden states of the rows [history | branches], F = L - 1 tokens fed per branch."""
+    """What predicts a token, `[B + B*S*F, D]`: the last hidden state of each history, then those of the branches."""
     prompts, branches, fed = fed_BSF.shape
-    history, device = history_BT.shape[1], history_BT.device
-    within_R = torch.arange(fed, device=device).repeat(branches)
-    positions_BR = torch.cat(
-        [torch.arange(history, device=device).expand(prompts, -1), lengths_B[:, None] + within_R[None]], dim=1
-    )
-    output = model.base_model(
-        input_ids=torch.cat([history_BT, fed_BSF.reshape(prompts, branches * fed)], dim=1),
-        attention_mask=_attention_mask(lengths_B, history, branches, fed),
-        position_ids=positions_BR,
-        use_cache=False,
-    )
-    return output.last_hidden_state
+    device = history_BT.device
+    row = PackedRow(history_lengths=tuple(lengths_B.tolist()), branches=branches, fed=fed)
+    places_BT = torch.arange(history_BT.shape[1], device=device).expand(prompts, -1)
+    real_BT = places_BT < lengths_B[:, None]
+    branch_positions_BSF = (lengths_B[:, None, None] + torch.arange(fed, device=device)).expand(-1, branches, -1)
+    tokens_N = torch.cat([history_BT[real_BT], fed_BSF.flatten()])
+    positions_N = torch.cat([places_BT[real_BT], branch_positions_BSF.flatten()])
+    return packed_forward(model, tokens_N, positions_N, row)
 
 
-def _attention_mask(lengths_B: torch.Tensor, history: int, branches: int, fed: int) -> torch.Tensor:
-    """bool `[B, 1, R, R]`, R = T + S*F: what each query (row) may attend to.
-
-    A padded history position still attends to the real ones, since a row that may attend to nothing has no softmax.
-    """
-    place_R = torch.arange(history + branches * fed, device=lengths_B.device)
-    in_history_R = place_R < history
-    branch_R = torch.where(in_history_R, -1, (place_R - history) // max(fed, 1))
-    not_later_RR = place_R[None, :] <= place_R[:, None]
-    own_branch_RR = (branch_R[:, None] == branch_R[None, :]) & ~in_history_R[:, None] & not_later_RR
-    real_history_BR = in_history_R[None, :] & (place_R[None, :] < lengths_B[:, None])
-    history_BRR = real_history_BR[:, None, :] & not_later_RR[None]
-    return (history_BRR | own_branch_RR[None])[:, None]
+def _predicting_rows(prompts: int, branches: int, levels: int, device: torch.device) -> torch.Tensor:
+    """Which row of `_hidden_states` predicts each token, `[B, S, L]`; a prompt's first tokens share one."""
+    first_BS1 = torch.arange(prompts, device=device)[:, None, None].expand(-1, branches, 1)
+    rest_BSF = prompts + torch.arange(prompts * branches * (levels - 1), device=device).view(prompts, branches, -1)
+    return torch.cat([first_BS1, rest_BSF], dim=-1)
 
 
-def _choose(
-    logits: torch.Tensor, tokens: torch.Tensor, allowed: torch.Tensor | None, temperature: float
+def _score(
+    logits_NV: torch.Tensor,
+    rows: torch.Tensor,
+    tokens: torch.Tensor,
+    allowed: torch.Tensor | None,
+    temperature: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probs `[..., P]` of P tokens of each distribution, from logits `[..., V]`, and the entropies `[...]`."""
-    scaled = logits / temperature
+    """Log-probs and entropies, in the shape of `tokens`, of tokens under their rows; `allowed` is `[*tokens, V]`."""
+    if temperature != 1.0:
+        logits_NV = logits_NV / temperature
     if allowed is None:
-        log_p = torch.log_softmax(scaled, dim=-1)
-        chosen = log_p.gather(-1, tokens)
-    else:
-        possible = allowed.gather(-1, tokens)
-        # A row whose token is not allowed may allow nothing at all, which would be 0/0: it is normalised over
-        # everything and its result replaced, so that no NaN arises.
-        log_p = torch.log_softmax(scaled.masked_fill(~allowed & possible, -torch.inf), dim=-1)
-        chosen = torch.where(possible, log_p.gather(-1, tokens), -torch.inf)
-    return chosen, torch.special.entr(log_p.detach().exp()).sum(dim=-1)
+        log_probs, entropy_N = TokenLogProbs.apply(logits_NV, rows, tokens)
+        return log_probs, entropy_N[rows]
+    possible = allowed.gather(-1, tokens[..., None])
+    # A row whose token is not allowed may allow nothing at all, which would be 0/0: it is normalised over everything
+    # and its result replaced, so that no NaN arises.
+    impossible_PV = (~allowed & possible).flatten(0, -2)
+    logits_PV = logits_NV[rows.flatten()].masked_fill(impossible_PV, torch.finfo(logits_NV.dtype).min)
+    own_rows = torch.arange(rows.numel(), device=rows.device).view(rows.shape)
+    log_probs, entropy_P = TokenLogProbs.apply(logits_PV, own_rows, tokens)
+    return torch.where(possible[..., 0], log_probs, -torch.inf), entropy_P.view(tokens.shape)
 
 
 def _full_precision(logits: torch.Tensor) -> torch.Tensor:

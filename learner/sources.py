@@ -62,6 +62,7 @@ class QueueSource:
     def __init__(
         self,
         queue: RolloutQueue,
+        dataset: Dataset,
         vocabulary: Vocabulary,
         *,
         rank: int,
@@ -72,7 +73,7 @@ class QueueSource:
         beams: bool,
         catalogues: Catalogues | None = None,
     ) -> None:
-        self._queue, self._vocabulary, self._catalogues = queue, vocabulary, catalogues
+        self._queue, self._dataset, self._vocabulary, self._catalogues = queue, dataset, vocabulary, catalogues
         self._rank, self._world, self._share = rank, world, share
         self._decoding = {"constrained": constrained, "temperature": temperature, "beams": beams}
 
@@ -85,10 +86,11 @@ class QueueSource:
             for name in ("generate_s", "score_s")
         }
         self._follow_catalogue(max(group.column("catalogue_version")[0].as_py() for group in groups))
-        return collate(groups, self._vocabulary, **self._decoding), {
-            "staleness": float(learner_version - oldest.mean()),
-            **seconds,
-        }
+        batch = collate(groups, self._dataset, self._vocabulary, **self._decoding)
+        figures = {"staleness": float(learner_version - oldest.mean()), **seconds}
+        if batch.inclusion_log_probs_BK is not None:
+            figures["inclusion"] = float(batch.inclusion_log_probs_BK.exp().mean())
+        return batch, figures
 
     def _follow_catalogue(self, version: int) -> None:
         """Groups may be newer than the catalogue here, which nothing but a group makes out of date."""

@@ -3,6 +3,7 @@
     for each update on the batch:
         for each micro-batch:  scores <- scorer(branches);  loss <- objective;  backward of loss * its share of the
         prompts clip the gradient, AdamW
+    the reference follows
 
 The log-probs before the first update on a batch are those of its first forward, so they cost nothing extra: no
 parameter moves before every micro-batch has been through it. The model is in training mode only when
@@ -10,11 +11,9 @@ parameter moves before every micro-batch has been through it. The model is in tr
 by accident.
 """
 
-import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import fields, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -22,13 +21,20 @@ from transformers import PreTrainedModel
 
 from catalog.errors import RunError
 from learner.batch import LoggedBatch
+from learner.micro_batches import loss_weights, means, micro_batches, on_every_parameter
 from learner.objectives.base import Objective
+from learner.optimizer import clip_gradient, load_optimizer_state, lr_factor, optimizer_state, parameter_groups
+from learner.plain_weights import PlainWeights
+from learner.reference import Reference
 from learner.settings import LearnerSettings
+from learner.sharding import ShardedScorer, local
 from learner.shared_prefix import BranchScorer, BranchScores
+
+Result = TypeVar("Result")
 
 
 class LearnerStep:
-    """The model, its frozen reference, the objective and the optimizer."""
+    """The model, its reference, the objective and the optimizer."""
 
     def __init__(
         self,
@@ -37,25 +43,20 @@ class LearnerStep:
         objective: Objective,
         settings: LearnerSettings,
         reference: PreTrainedModel | None = None,
-        wrap: Callable[[nn.Module], nn.Module] | None = None,
+        wrap: Callable[[BranchScorer], nn.Module] | None = None,
     ) -> None:
-        """Train `model` in place.
+        """Train the parameters of `model` that require a gradient, in place.
 
         Args:
-            model: on its device already.
+            model: on its device already, unless `wrap` puts it there; with its adapters, if it is to have some.
             objective: what to minimise.
             settings: of the optimizer.
-            reference: the frozen starting policy, a model of its own; dropped when the objective does not need it.
-            wrap: makes the module that is called from the module that scores, e.g. DDP; the forward goes through it.
+            reference: a model whose parameters the reference starts with; None: those of `model`. Not kept.
+            wrap: makes the module that is called from the module that scores: DDP, or `sharding.shard`.
         """
-        if objective.needs_reference and reference is None:
-            raise ValueError("the objective has kl_beta > 0, so it needs the reference model")
         self.model = model
         self.objective = objective
         self.settings = settings
-        self.reference = None
-        if objective.needs_reference:
-            self.reference = BranchScorer(reference.eval().requires_grad_(False))
         self._value_head = None
         if objective.needs_values:
             like = next(model.parameters())
@@ -63,9 +64,15 @@ class LearnerStep:
             nn.init.zeros_(self._value_head.weight)
             nn.init.zeros_(self._value_head.bias)
         scorer = BranchScorer(model, self._value_head)
-        self.optimizer = torch.optim.AdamW(_parameter_groups(scorer, settings.weight_decay), lr=settings.lr)
-        self._parameters = list(scorer.parameters())
         self._scorer = scorer if wrap is None else wrap(scorer)
+        self._trained = {name: p for name, p in scorer.named_parameters() if p.requires_grad}
+        self.reference = None
+        if objective.needs_reference:
+            start = None if reference is None else dict(reference.named_parameters())
+            self.reference = Reference(model, settings.reference, start)
+        self.optimizer = torch.optim.AdamW(
+            parameter_groups(self._trained.values(), settings.weight_decay), lr=settings.lr
+        )
         self._schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: lr_factor(step, settings))
         self._step = 0
 
@@ -74,31 +81,48 @@ class LearnerStep:
         """Batches trained on."""
         return self._step
 
+    @property
+    def in_policy_directory(self) -> bool:
+        """Whether the plain policy says all of the model; otherwise `state_dict` holds what is trained."""
+        return self.settings.lora is None and not isinstance(self._scorer, ShardedScorer)
+
+    def plain_weights(self) -> PlainWeights:
+        """The weights as engines and checkpoints take them."""
+        return PlainWeights(self.model, adapted=self.settings.lora is not None)
+
+    def run(self, function: Callable[[], Result]) -> Result:
+        """Call `function`, which uses the model by itself; with a sharded one all workers call it together, and each
+        makes as many forwards."""
+        return self._scorer.run(function) if isinstance(self._scorer, ShardedScorer) else function()
+
     def update(self, batch: LoggedBatch) -> dict[str, float]:
         """Train on one batch, `updates_per_batch` times.
 
         Returns:
-            The metrics, means over prompts, micro-batches, updates and workers, with `lr` and `grad_norm` (before
-            clipping). A mean over nothing, such as the reward of admitted prompts when none was, is NaN.
+            The metrics, means over prompts, micro-batches, updates and workers, with `lr`, `grad_norm` (before
+            clipping) and `reference_version` (the step that last changed the reference). A mean over nothing, such as
+            the reward of admitted prompts when none was, is NaN.
 
         Raises:
             RunError: the gradient is not finite; the parameters are left as they were.
         """
-        self.model.train(self.settings.dropout > 0)
-        parts = _micro_batches(batch, self.settings.micro_batch_prompts, next(self.model.parameters()).device)
-        references = [self._reference_log_probs(part) for part in parts]
-        weights = self._weights(parts)
+        parts = micro_batches(batch, self.settings.micro_batch_prompts, next(self.model.parameters()).device)
+        references = self._reference_log_probs(parts)
+        weights = loss_weights(self.objective, parts)
         starts: list[BranchScores | None] = [None] * len(parts)
         totals: dict[str, torch.Tensor] = {}
-        lr = self.optimizer.param_groups[0]["lr"]
+        figures = {"lr": self.optimizer.param_groups[0]["lr"]}
+        if self.reference is not None:
+            figures["reference_version"] = float(self.reference.version)
+        self._begin_training()
         for _ in range(self.settings.updates_per_batch):
             for index, part in enumerate(parts):
                 with self._synchronised(index + 1 == len(parts)):
-                    scores = self._score(self._scorer, part)
+                    scores = self._score(part)
                     if starts[index] is None:
                         starts[index] = scores.detach()
                     terms = self.objective(part, scores, starts[index], references[index])
-                    (terms.loss * weights[index]).backward()
+                    (on_every_parameter(terms.loss, scores) * weights[index]).backward()
                 for name, value in terms.metrics.items():
                     totals[name] = totals[name] + value if name in totals else value
             norm = self._apply_gradient()
@@ -107,58 +131,73 @@ class LearnerStep:
         self.model.eval()
         self._schedule.step()
         self._step += 1
-        return _means(totals) | {"lr": lr}
+        if self.reference is not None:
+            self.reference.follow(self._step)
+        return means(totals) | figures
 
     def state_dict(self) -> dict[str, Any]:
-        """Optimizer, schedule, step, value head and RNG; the policy's parameters are saved as a policy."""
+        """This worker's optimizer, schedule, step, reference and RNG, and the weights that the policy's directory does
+        not hold: the value head, adapters, this worker's shares."""
         rng = {"torch": torch.get_rng_state()}
         if torch.cuda.is_available():
             rng["cuda"] = torch.cuda.get_rng_state_all()
         return {
             "step": self._step,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": optimizer_state(self.optimizer),
             "schedule": self._schedule.state_dict(),
-            "value_head": self._value_head.state_dict() if self._value_head else None,
+            "weights": {name: local(p) for name, p in self._not_in_policy_directory().items()},
+            "reference": None if self.reference is None else self.reference.state_dict(),
             "rng": rng,
         }
 
+    @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` gave, with the same settings, on a model that holds the same parameters."""
+        """Go on from what `state_dict` gave, with the same settings, on a model that holds the policy's parameters."""
         self._step = state["step"]
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer_state(self.optimizer, state["optimizer"])
         self._schedule.load_state_dict(state["schedule"])
-        if self._value_head is not None:
-            self._value_head.load_state_dict(state["value_head"])
+        for name, parameter in self._not_in_policy_directory().items():
+            local(parameter).copy_(state["weights"][name])
+        if self.reference is not None:
+            self.reference.load_state_dict(state["reference"])
         torch.set_rng_state(state["rng"]["torch"])
         if "cuda" in state["rng"] and torch.cuda.is_available():
             torch.cuda.set_rng_state_all(state["rng"]["cuda"])
 
-    def _score(self, scorer: nn.Module, part: LoggedBatch) -> BranchScores:
+    def _not_in_policy_directory(self) -> dict[str, nn.Parameter]:
+        if not self.in_policy_directory:
+            return self._trained
+        return {name: p for name, p in self._trained.items() if name.startswith("value_head.")}
+
+    def _begin_training(self) -> None:
+        self.model.train(self.settings.dropout > 0)
+        if self.settings.lora is not None:
+            from learner.lora import drop_in_adapters
+
+            drop_in_adapters(self.model, self.settings.lora.dropout > 0)
+
+    def _score(self, part: LoggedBatch) -> BranchScores:
         inputs = self.objective.inputs(part)
-        return scorer(
-            part.history_BT, part.history_lengths_B, inputs.branches_BSL, inputs.allowed_BSLV, inputs.temperature
-        )
+        half = self.settings.precision == "bfloat16"
+        with torch.autocast(part.target_BL.device.type, torch.bfloat16, enabled=half):
+            return self._scorer(
+                part.history_BT, part.history_lengths_B, inputs.branches_BSL, inputs.allowed_BSLV, inputs.temperature
+            )
 
     @torch.no_grad()
-    def _reference_log_probs(self, part: LoggedBatch) -> torch.Tensor | None:
-        return None if self.reference is None else self._score(self.reference, part).log_probs_BSL
-
-    def _weights(self, parts: list[LoggedBatch]) -> list[float]:
-        """What each micro-batch's loss counts: its share of the mass of all parts and workers, times the workers, over
-        which DDP takes the mean."""
-        masses = [self.objective.mass(part) for part in parts]
-        total, workers = torch.stack(masses).sum(), 1
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            workers = torch.distributed.get_world_size()
-            torch.distributed.all_reduce(total)
-        return [float(mass * workers / total) if total > 0 else 0.0 for mass in masses]
+    def _reference_log_probs(self, parts: list[LoggedBatch]) -> list[torch.Tensor | None]:
+        if self.reference is None:
+            return [None] * len(parts)
+        self.model.eval()
+        with self.reference.in_place():
+            return [self._score(part).log_probs_BSL for part in parts]
 
     def _synchronised(self, last: bool) -> AbstractContextManager:
-        """DDP adds gradients up over the micro-batches and exchanges them once, with the last."""
+        """DDP adds gradients up over the micro-batches and exchanges them once, with the last; FSDP exchanges each."""
         return nullcontext() if last or not hasattr(self._scorer, "no_sync") else self._scorer.no_sync()
 
     def _apply_gradient(self) -> torch.Tensor:
-        norm = nn.utils.clip_grad_norm_(self._parameters, self.settings.max_grad_norm)
+        norm = clip_gradient(list(self._trained.values()), self.settings.max_grad_norm)
         if not torch.isfinite(norm):
             self.optimizer.zero_grad(set_to_none=True)
             raise RunError(
@@ -168,47 +207,3 @@ class LearnerStep:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm
-
-
-def lr_factor(step: int, settings: LearnerSettings) -> float:
-    """Share of the full learning rate at a step (from 0): linear warm-up, then constant or a cosine to 0 at the end."""
-    if step < settings.warmup_steps:
-        return (step + 1) / settings.warmup_steps
-    if settings.schedule == "constant":
-        return 1.0
-    progress = (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
-    return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-
-
-def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices decay; norms and biases do not."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-
-
-def _micro_batches(batch: LoggedBatch, prompts: int | None, device: torch.device) -> list[LoggedBatch]:
-    """Slices of at most `prompts` prompts of like length, on the device, each history cut to its slice's longest."""
-    size = prompts or batch.prompts
-    by_length = batch.history_lengths_B.argsort()
-    parts = []
-    for low in range(0, batch.prompts, size):
-        tensors = {
-            field.name: value[by_length[low : low + size]].to(device)
-            for field in fields(batch)
-            if isinstance(value := getattr(batch, field.name), torch.Tensor)
-        }
-        tensors["history_BT"] = tensors["history_BT"][:, : int(tensors["history_lengths_B"].max())]
-        parts.append(replace(batch, **tensors))
-    return parts
-
-
-def _means(totals: dict[str, torch.Tensor]) -> dict[str, float]:
-    """The means of (sum, count) metrics over all workers; one exchange and one copy to the host for all of them."""
-    names = sorted(totals)
-    table = torch.stack([totals[name] for name in names])
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(table)
-    return dict(zip(names, (table[:, 0] / table[:, 1]).tolist(), strict=True))

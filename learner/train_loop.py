@@ -11,6 +11,7 @@ checkpoints; every rank validates its share of the users.
 import shutil
 import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,14 +25,17 @@ from catalog.dataset import Dataset, Examples
 from catalog.vocabulary import Vocabulary
 from learner.checkpoint import RunState, read_rank, read_state, write_checkpoint, write_rank
 from learner.dropout import dropout
-from learner.evaluate import UserResults, evaluate, subset
+from learner.evaluate import subset
 from learner.metrics_log import MetricsLog
+from learner.objective_settings import Objective
 from learner.objectives.build import build_objective
 from learner.policy import Policy, load_policy, save_policy
-from learner.settings import EvaluationSettings, LearnerSettings, Objective
+from learner.settings import EvaluationSettings, LearnerSettings
+from learner.sharding import shard
 from learner.sources import BatchSource, Catalogues, LoggedSource, QueueSource, RolloutQueue
 from learner.step import LearnerStep
-from learner.weights import PackedWeights, pack
+from learner.validation import validate
+from learner.weights import PackedWeights, pack_one_by_one
 
 
 class Publisher(Protocol):
@@ -50,7 +54,7 @@ class LoopConfig:
 
     metrics_path: str
     data_directory: str
-    policy_directory: str  # the starting policy, which is also the frozen reference
+    policy_directory: str  # the starting policy, with which the reference starts too
     best_directory: str
     last_directory: str
     seed: int
@@ -96,6 +100,17 @@ def train_loop(options: dict[str, Any]) -> None:
     worker.finish()
 
 
+def starting_policy(directory: str | Path, settings: LearnerSettings, seed: int) -> Policy:
+    """The policy that a run starts from, in float32 and with the adapters that `settings` ask for."""
+    policy = load_policy(directory)
+    policy.model.float()
+    if settings.lora is not None:
+        from learner.lora import add_adapters
+
+        add_adapters(policy.model, settings.lora, policy.layout, seed)
+    return policy
+
+
 class _Worker:
     """One rank's state."""
 
@@ -106,24 +121,28 @@ class _Worker:
         self.dataset = Dataset.open(config.data_directory)
         checkpoint = ray.train.get_checkpoint()
         self._checkpoint = Path(checkpoint.to_directory()) if checkpoint else None
-        start = Path(config.policy_directory)
-        self.policy: Policy = load_policy(self._checkpoint / "policy" if self._checkpoint else start)
+        self.device = ray.train.torch.get_device()
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        # A resumed run starts here too: the reference and what LoRA freezes are the starting policy's.
+        self.policy = starting_policy(config.policy_directory, config.learner, config.seed)
         self.vocabulary = Vocabulary.of(self.dataset.codes, self.policy.layout)
-        device = ray.train.torch.get_device()
-        self.policy.model.to(device)
         torch.manual_seed(config.seed + self.rank)
-        objective = build_objective(config.objective)
-        self.learner = LearnerStep(
-            self.policy.model,
-            objective=objective,
-            settings=config.learner,
-            reference=load_policy(start).model.to(device) if objective.needs_reference else None,
-            wrap=ray.train.torch.prepare_model if self.world > 1 else None,
-        )
+        self.learner = self._learner()
         self.source = self._source()
         self.examples = subset(self.dataset.examples("valid"), config.evaluation.max_users)
         self.step, self.version, self.best = 0, 0, (-1.0, -1.0)
         self.log: MetricsLog | None = None
+
+    def _learner(self) -> LearnerStep:
+        if self.config.learner.sharding == "fsdp":
+            # Moves each layer to the device when it cuts it up, so that the device never holds all of them.
+            wrap = partial(shard, device=self.device)
+        else:
+            self.policy.model.to(self.device)
+            wrap = ray.train.torch.prepare_model if self.world > 1 else None
+        objective = build_objective(self.config.objective)
+        return LearnerStep(self.policy.model, objective=objective, settings=self.config.learner, wrap=wrap)
 
     def _source(self) -> BatchSource:
         config = self.config
@@ -131,6 +150,7 @@ class _Worker:
         if config.queue is not None:
             return QueueSource(
                 config.queue,
+                self.dataset,
                 self.vocabulary,
                 rank=self.rank,
                 world=self.world,
@@ -150,6 +170,9 @@ class _Worker:
         state = read_state(self._checkpoint) if self._checkpoint else None
         if state is not None:
             self.step, self.version, self.best = state.step, state.version, state.best
+            if self.learner.in_policy_directory:
+                saved = load_policy(self._checkpoint / "policy").model
+                self.policy.model.load_state_dict(saved.state_dict())
             self.learner.load_state_dict(read_rank(self._checkpoint, self.rank))
         if self.rank == 0:
             self.log = MetricsLog(Path(self.config.metrics_path), state.metrics_bytes if state else 0)
@@ -179,15 +202,16 @@ class _Worker:
         """Validate, keep the best policy, and hand a checkpoint to Ray Train."""
         summary = self._record_validation(step)
         score = (summary["hr@10"], summary["ndcg@10"])
+        policy = self._plain_policy()
         if score > self.best:
             self.best = score
-            if self.rank == 0:
-                _replace_policy(self.policy, Path(self.config.best_directory))
+            if policy is not None:
+                _replace_policy(policy, Path(self.config.best_directory))
         self._barrier()
         with tempfile.TemporaryDirectory() as name:
             directory = Path(name)
             write_rank(directory, self.rank, self.learner.state_dict())
-            if self.rank == 0:
+            if policy is not None:
                 state = RunState(
                     step=step,
                     version=self.version,
@@ -195,40 +219,44 @@ class _Worker:
                     source=self.source.snapshot(),
                     metrics_bytes=self.log.size,
                 )
-                write_checkpoint(directory, state, self.policy)
+                write_checkpoint(directory, state, policy)
             ray.train.report(summary | {"step": step}, checkpoint=ray.train.Checkpoint.from_directory(directory))
 
     def finish(self) -> None:
         """Leave the last policy and close the log."""
-        if self.rank == 0:
-            _replace_policy(self.policy, Path(self.config.last_directory))
+        policy = self._plain_policy()
+        if policy is not None:
+            _replace_policy(policy, Path(self.config.last_directory))
             self.log.close()
         self._barrier()
 
     def _record_validation(self, step: int) -> dict[str, float]:
-        mine = Examples(
-            users=self.examples.users[self.rank :: self.world],
-            positions=self.examples.positions[self.rank :: self.world],
-        )
-        part = evaluate(self.policy.model, self.vocabulary, self.dataset, mine, self.config.evaluation)
-        parts = [part]
-        if self.world > 1:
-            parts = [None] * self.world
-            dist.all_gather_object(parts, part)
-        summary = UserResults.concatenate(parts).summary(self.dataset.items)
+        results = validate(self.learner, self.vocabulary, self.dataset, self.examples, self.config.evaluation)
+        summary = results.summary(self.dataset.items)
         if self.log is not None:
             self.log.write("eval", step, {"split": "valid", **summary})
         return summary
 
     def _publish(self) -> None:
         self.version += 1
+        weights = self.learner.plain_weights()
         if self.rank == 0:
-            self.config.publisher.publish(pack(self.policy.model.named_parameters(), self.version))
+            packed = pack_one_by_one(weights.shapes(), weights.tensors(), self.version)
+            self.config.publisher.publish(packed)
+        else:
+            weights.draw()
+
+    def _plain_policy(self) -> Policy | None:
+        """The policy to save, on rank 0. All workers take part."""
+        weights = self.learner.plain_weights()
+        if self.rank > 0:
+            return weights.draw()
+        return self.policy if self.learner.in_policy_directory else weights.policy(like=self.policy)
 
     def _mean(self, values: dict[str, float]) -> dict[str, float]:
         if self.world == 1:
             return values
-        tensor = torch.tensor([values[name] for name in sorted(values)], dtype=torch.float64)
+        tensor = torch.tensor([values[name] for name in sorted(values)], dtype=torch.float64, device=self.device)
         dist.all_reduce(tensor)
         return dict(zip(sorted(values), (tensor / self.world).tolist(), strict=True))
 

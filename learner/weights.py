@@ -1,16 +1,17 @@
 """Weights as one flat buffer per dtype: what travels from the learner to the rollout engines.
 
-`pack` copies every parameter once; `tensors` gives views back without a copy. The checksum covers the bytes and the
-manifest, so that a torn or foreign buffer is refused instead of loaded.
+`pack` copies every parameter once (`pack_one_by_one` without having more than one of them at hand); `tensors` gives
+views back without a copy. Each tensor has a checksum of its own, and the manifest one over all of it: a torn or foreign
+buffer is refused instead of loaded, and what has the checksum of the tensor in place already need not be loaded again.
 """
 
 import warnings
-import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+import xxhash
 
 from catalog.errors import PolicyError
 
@@ -25,6 +26,7 @@ class TensorEntry:
     shape: tuple[int, ...]
     dtype: str  # key of `PackedWeights.buffers`, e.g. "torch.float32"
     offset: int  # bytes into that buffer
+    checksum: int  # xxh3 of its bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +36,7 @@ class PackedWeights:
     version: int
     manifest: tuple[TensorEntry, ...]
     buffers: dict[str, np.ndarray]  # dtype -> uint8 [bytes]
-    checksum: int  # crc32 of manifest and bytes
+    checksum: int  # xxh3 of the manifest, and so of all bytes
 
     @property
     def nbytes(self) -> int:
@@ -43,48 +45,84 @@ class PackedWeights:
 
     def verify(self) -> None:
         """Raises PolicyError when the bytes are not those that were packed."""
-        actual = _checksum(self.manifest, self.buffers)
-        if actual != self.checksum:
-            raise PolicyError(
-                f"weights version {self.version} arrived damaged: checksum {actual:#010x}, not {self.checksum:#010x}"
-            )
-
-    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Each parameter by name, as a view of the buffers: copy before writing."""
-        views = {dtype: _as_tensor(buffer) for dtype, buffer in self.buffers.items()}
+        if _checksum(self.manifest) != self.checksum:
+            raise PolicyError(f"weights version {self.version} arrived damaged: the manifest is not the one packed")
         for entry in self.manifest:
-            dtype = _DTYPES[entry.dtype]
-            count = int(np.prod(entry.shape, dtype=np.int64)) * dtype.itemsize
-            yield entry.name, views[entry.dtype][entry.offset : entry.offset + count].view(dtype).view(entry.shape)
+            actual = xxhash.xxh3_64_intdigest(self._bytes_of(entry))
+            if actual != entry.checksum:
+                raise PolicyError(
+                    f"weights version {self.version} arrived damaged: {entry.name} has checksum {actual:#018x}, not "
+                    f"{entry.checksum:#018x}"
+                )
+
+    def tensors(self, names: Collection[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
+        """Each parameter (of `names`) by name, as a view of the buffers: copy before writing."""
+        for entry in self.manifest:
+            if names is None or entry.name in names:
+                yield entry.name, _as_tensor(self._bytes_of(entry)).view(_DTYPES[entry.dtype]).view(entry.shape)
+
+    def changed(self, loaded: Iterable[TensorEntry]) -> set[str]:
+        """Names of the parameters to load where those of the manifest `loaded` are in place: every one that differs,
+        and with it all of its block (`model.layers.0.mlp`, say), since engines fuse what lies in one."""
+        before = {entry.name: entry.checksum for entry in loaded}
+        blocks = {_block(entry.name) for entry in self.manifest if before.get(entry.name) != entry.checksum}
+        return {entry.name for entry in self.manifest if _block(entry.name) in blocks}
+
+    def _bytes_of(self, entry: TensorEntry) -> np.ndarray:
+        count = int(np.prod(entry.shape, dtype=np.int64)) * _DTYPES[entry.dtype].itemsize
+        return self.buffers[entry.dtype][entry.offset : entry.offset + count]
 
 
 def pack(parameters: Iterable[tuple[str, torch.Tensor]], version: int) -> PackedWeights:
     """Copy `parameters` (`model.named_parameters()`, say, in which tied weights appear once) into flat buffers."""
+    parameters = list(parameters)
+    shapes = [(name, tensor.shape, tensor.dtype) for name, tensor in parameters]
+    return pack_one_by_one(shapes, (tensor for _, tensor in parameters), version)
+
+
+def pack_one_by_one(
+    shapes: Iterable[tuple[str, torch.Size, torch.dtype]], tensors: Iterable[torch.Tensor], version: int
+) -> PackedWeights:
+    """Copy `tensors` of these names, shapes and dtypes into flat buffers, each before the next one is drawn.
+
+    Raises:
+        PolicyError: a dtype that weights do not travel in.
+    """
     offsets: dict[str, int] = {}
-    manifest, pieces = [], []
-    for name, tensor in parameters:
-        dtype = str(tensor.dtype)
+    places = []
+    for name, shape, kind in shapes:
+        dtype = str(kind)
         if dtype not in _DTYPES:
             raise PolicyError(f"parameter {name} has dtype {dtype}; weights travel as one of {', '.join(_DTYPES)}")
-        offset = offsets.get(dtype, 0)
-        manifest.append(TensorEntry(name=name, shape=tuple(tensor.shape), dtype=dtype, offset=offset))
-        pieces.append(tensor.detach())
-        offsets[dtype] = offset + tensor.numel() * tensor.element_size()
+        places.append((name, tuple(shape), kind, offsets.get(dtype, 0)))
+        offsets[dtype] = offsets.get(dtype, 0) + shape.numel() * kind.itemsize
     buffers = {dtype: np.empty(size, dtype=np.uint8) for dtype, size in offsets.items()}
-    for entry, tensor in zip(manifest, pieces, strict=True):
-        source = tensor.to("cpu").contiguous().view(-1).view(torch.uint8)
-        target = torch.from_numpy(buffers[entry.dtype])[entry.offset : entry.offset + source.numel()]
-        target.copy_(source)
+    manifest = []
+    for (name, shape, kind, offset), tensor in zip(places, tensors, strict=True):
+        assert (tuple(tensor.shape), tensor.dtype) == (shape, kind), name
+        target = buffers[str(kind)][offset : offset + tensor.numel() * kind.itemsize]
+        torch.from_numpy(target).view(kind).view(shape).copy_(tensor.detach())
+        manifest.append(
+            TensorEntry(
+                name=name,
+                shape=shape,
+                dtype=str(kind),
+                offset=offset,
+                checksum=xxhash.xxh3_64_intdigest(target),  # while its bytes are in the processor's cache
+            )
+        )
     return PackedWeights(
-        version=version, manifest=tuple(manifest), buffers=buffers, checksum=_checksum(manifest, buffers)
+        version=version, manifest=tuple(manifest), buffers=buffers, checksum=_checksum(tuple(manifest))
     )
 
 
-def _checksum(manifest: Iterable[TensorEntry], buffers: dict[str, np.ndarray]) -> int:
-    value = zlib.crc32(repr(tuple(manifest)).encode())
-    for dtype in sorted(buffers):
-        value = zlib.crc32(buffers[dtype], value)
-    return value
+def _checksum(manifest: tuple[TensorEntry, ...]) -> int:
+    return xxhash.xxh3_64_intdigest(repr(manifest).encode())
+
+
+def _block(name: str) -> str:
+    """The module two levels above the tensor: `model.layers.0.mlp` of `model.layers.0.mlp.up_proj.weight`."""
+    return name.rsplit(".", 2)[0]
 
 
 def _as_tensor(buffer: np.ndarray) -> torch.Tensor:

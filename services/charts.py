@@ -10,6 +10,7 @@ import matplotlib
 matplotlib.use("svg")
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 BLUE, ORANGE, GREEN, RED = "#3b82f6", "#e8890c", "#12a150", "#e5484d"
@@ -122,6 +123,61 @@ def stacked_bar(parts: Mapping[str, float], unit: str) -> str | None:
         axes.set_xlim(0, left)
         axes.set_xlabel(f"{unit}, {left:.0f} in all")
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
+        return _svg(figure)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeatCell:
+    """One cell of a heat map."""
+
+    value: float  # its colour: red below 0, grey at 0
+    text: str
+
+
+def heat_map(
+    cells: Mapping[tuple[str, str], HeatCell],
+    *,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    labels: tuple[str, str],
+    limit: float,
+    salt: str,
+    color: str = GREEN,
+) -> str:
+    """Cells by (row, column), of those that there are; `labels` of x and y; a value of `limit` has the full colour."""
+    with matplotlib.rc_context(_STYLE | {"svg.hashsalt": salt, "axes.grid": False}):
+        figure, axes = _figure(height=0.7 + 0.62 * len(rows))
+        for (row, column), cell in cells.items():
+            x, y = columns.index(column), rows.index(row)
+            strength = 0.06 + 0.69 * min(1.0, abs(cell.value) / limit if limit > 0 else 0.0)
+            face = color if cell.value > 0 else RED if cell.value < 0 else GREY
+            axes.add_patch(Rectangle((x + 0.03, y + 0.04), 0.94, 0.92, facecolor=face, alpha=strength, linewidth=0))
+            axes.text(x + 0.5, y + 0.5, cell.text, ha="center", va="center", fontsize=9, linespacing=1.35)
+        axes.set_xlim(0, len(columns))
+        axes.set_ylim(len(rows), 0)
+        axes.set_xticks([place + 0.5 for place in range(len(columns))], columns)
+        axes.set_yticks([place + 0.5 for place in range(len(rows))], rows)
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        axes.set_xlabel(labels[0])
+        axes.set_ylabel(labels[1])
+        return _svg(figure)
+
+
+def reliability(
+    predicted: Sequence[float], observed: Sequence[float], events: Sequence[int], labels: tuple[str, str], salt: str
+) -> str:
+    """A calibration curve beside the diagonal, on which every prediction comes true; dots grow with their events."""
+    with matplotlib.rc_context(_STYLE | {"svg.hashsalt": salt}):
+        figure, axes = _figure(height=3.1)
+        low, high = min(*predicted, *observed), max(*predicted, *observed)
+        axes.plot([low, high], [low, high], color=GREY, linewidth=1, linestyle=(0, (4, 3)), label="calibrated")
+        axes.plot(predicted, observed, color=BLUE, linewidth=1, alpha=0.55)
+        sizes = [16 + 44 * count / max(events) for count in events]
+        axes.scatter(predicted, observed, s=sizes, color=BLUE, linewidths=0, label="bins", zorder=3)
+        axes.set_xlabel(labels[0])
+        axes.set_ylabel(labels[1])
+        axes.legend(loc="best")
         return _svg(figure)
 
 

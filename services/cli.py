@@ -157,11 +157,15 @@ def _pretrain(options: argparse.Namespace) -> int:
 
 def _fit_ranker(options: argparse.Namespace) -> int:
     from services import fit_ranker
+    from services.paths import RunPaths
     from services.progress import Reporter
+    from services.ranker_view import quality_lines
 
     config = _config(options)
     with Reporter.for_stream(sys.stdout) as reporter, reporter.phase("fit-ranker") as progress:
         result = fit_ranker.run(config, progress)
+    for line in quality_lines(fit_ranker.read_quality(RunPaths.of(config))):
+        print(line)
     return _done(config.directory / "ranker", result)
 
 

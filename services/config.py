@@ -12,15 +12,8 @@ from actors.settings import QueueSettings, RankerPoolSettings, RolloutSettings, 
 from catalog.errors import ConfigError
 from catalog.settings import DataSettings, Settings
 from cluster.settings import ClusterSettings
-from learner.settings import (
-    AdaGrpoObjective,
-    EvaluationSettings,
-    LearnerSettings,
-    Objective,
-    PolicySettings,
-    PretrainSettings,
-    RankerSettings,
-)
+from learner.objective_settings import AdaGrpoObjective, Objective
+from learner.settings import EvaluationSettings, LearnerSettings, PolicySettings, PretrainSettings, RankerSettings
 
 
 class RunConfig(Settings):
@@ -70,9 +63,10 @@ class RunConfig(Settings):
     @model_validator(mode="after")
     def _gate_has_a_head(self) -> "RunConfig":
         candidates = self.rollout.decode.candidates
-        if self.objective.type == "adagrpo" and self.objective.gate.tau * candidates < 1:
+        gate = getattr(self.objective, "gate", None)
+        if gate and gate.mode != "random" and gate.tau * candidates < 1:
             raise ValueError(
-                f"objective.gate.tau {self.objective.gate.tau} of {candidates} candidates is less than one place, so "
+                f"objective.gate.tau {gate.tau} of {candidates} candidates is less than one place, so "
                 "the gate would admit nothing: raise tau or rollout.decode.candidates"
             )
         return self
@@ -80,12 +74,32 @@ class RunConfig(Settings):
     @model_validator(mode="after")
     def _ratios_share_a_support(self) -> "RunConfig":
         grpo = getattr(self.objective, "grpo", None)
-        uses_engine_probabilities = grpo and (grpo.old_policy == "behaviour" or grpo.correction.level != "none")
-        if uses_engine_probabilities and self.rollout.decode.top_p < 1:
+        if grpo and grpo.uses_engine_probabilities and self.rollout.decode.top_p < 1:
             raise ValueError(
                 f"rollout.decode.top_p {self.rollout.decode.top_p} makes the engine normalise over a nucleus that the "
                 "learner does not have, so every ratio is biased: set top_p to 1.0 (temperature may differ from 1), or "
                 "objective.grpo.old_policy to batch_start with correction.level none"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _cql_draws_items(self) -> "RunConfig":
+        decode = self.rollout.decode
+        if self.objective.type == "cql" and (decode.kind == "beam" or decode.top_p < 1):
+            raise ValueError(
+                f"objective cql sums over all items by sampling, which rollout.decode.kind {decode.kind} with top_p "
+                f"{decode.top_p} does not allow: set kind to sample and top_p to 1.0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _intervals_come_from_an_ensemble(self) -> "RunConfig":
+        pairs = getattr(self.objective, "pairs", None)
+        builtin = self.ranker.use == "builtin"
+        if pairs and pairs.type == "ranker_intervals" and builtin and self.ranker.ensemble < 2:
+            raise ValueError(
+                f"objective.pairs.type ranker_intervals needs the spread over an ensemble, and ranker.ensemble is "
+                f"{self.ranker.ensemble}: set it to 2 or more, or choose other pairs"
             )
         return self
 

@@ -3,11 +3,14 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from catalog.dataset import Dataset
 from services.config import RunConfig
 from services.paths import RunPaths
 from services.stages import build_once, digest
+
+_QUALITY = "quality.json"
 
 
 def run(config: RunConfig, progress: Callable[[int, int, dict[str, float]], None]) -> Path:
@@ -26,7 +29,13 @@ def run(config: RunConfig, progress: Callable[[int, int, dict[str, float]], None
         if config.ranker.use != "builtin":
             return
         quality = fit_ranker(dataset, config.ranker, config.seed, directory, progress)
-        (directory / "quality.json").write_text(json.dumps(quality, indent=1))
+        (directory / _QUALITY).write_text(json.dumps(quality, indent=1))
 
     build_once(paths.ranker, inputs, build)
     return paths.ranker
+
+
+def read_quality(paths: RunPaths) -> dict[str, Any] | None:
+    """What `run` found of the ranker on validation; None for a ranker of the user's own."""
+    path = paths.ranker / _QUALITY
+    return json.loads(path.read_text()) if path.is_file() else None

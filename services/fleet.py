@@ -15,12 +15,12 @@ import ray
 from ray.actor import ActorHandle
 
 from actors.calls import answer, reason_of
-from actors.catalogue_board import CataloguePublisher, CatalogueSource
+from actors.catalogue_board import CatalogueBoard, CataloguePublisher, CatalogueSource
 from actors.engine import Engine
 from actors.queue import QueueActor, QueueClient
 from actors.ranker import RankerActor, RankerClient
 from actors.ranker_service import open_ranker
-from actors.rollout import RolloutActor
+from actors.rollout import LAUNCH, RolloutActor
 from actors.vllm_configuration import engine_environment
 from actors.weight_board import WeightBoard, WeightPublisher, WeightSource
 from catalog.dataset import Dataset
@@ -154,7 +154,8 @@ class Fleet:
 
 def start_fleet(config: RunConfig, paths: RunPaths, layout: TokenLayout, reservation: Reservation) -> Fleet:
     """Create all actors; they load in parallel and nothing waits for them here."""
-    light = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "max_concurrency": 1000}
+    # A rollout actor has a few calls at the queue and one at each board, most of them waiting.
+    light = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "max_concurrency": 10_000}
     queue_actor = (
         ray.remote(QueueActor)
         .options(**light)
@@ -166,7 +167,7 @@ def start_fleet(config: RunConfig, paths: RunPaths, layout: TokenLayout, reserva
         )
     )
     board = ray.remote(WeightBoard).options(**light).remote()
-    catalogue_board = ray.remote(WeightBoard).options(**light).remote("catalogue")
+    catalogue_board = ray.remote(CatalogueBoard).options(**light).remote()
     # One copy of the catalogue's arrays per node, which the actors there use in place.
     vocabulary = Vocabulary.of(Dataset.open(paths.data).codes, layout)
     open_vocabulary = functools.partial(ray.get, ray.put(vocabulary))
@@ -192,7 +193,7 @@ def start_fleet(config: RunConfig, paths: RunPaths, layout: TokenLayout, reserva
     for index in range(config.rollout.actors):
         name = f"rollout-{index}"
         handle = (
-            ray.remote(concurrency_groups={"control": 2})(RolloutActor)
+            ray.remote(**LAUNCH)(RolloutActor)
             .options(
                 **reservation.options("rollout", index),
                 max_restarts=config.cluster.max_actor_restarts,

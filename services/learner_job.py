@@ -13,7 +13,7 @@ from actors.queue import QueueClient
 from actors.weight_board import WeightPublisher
 from catalog.errors import RunError
 from cluster.placement import learner_resources
-from learner.settings import Objective
+from learner.objective_settings import Objective
 from learner.train_loop import LoopConfig, train_loop
 from services.config import RunConfig
 from services.fleet import Fleet
@@ -44,7 +44,7 @@ def fit(
         threads=max(1, int(config.cluster.learner_cpus)),
         constrained=config.rollout.decode.constrained,
         temperature=config.rollout.decode.temperature,
-        beams=config.rollout.decode.kind == "beam",
+        beams=config.rollout.decode.kind == "beam",  # stochastic beams are samples
         queue=queue,
         publisher=publisher,
         catalogues=fleet.catalogue_source if fleet else None,

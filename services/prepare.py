@@ -29,7 +29,7 @@ from catalog.items import Items, attribute_matrix, read_items
 from catalog.partition import ItemIndex, UserBuckets
 from catalog.schema import CATALOGUE, EXAMPLES, INTERACTIONS, USERS
 from catalog.semantic_ids import item_vectors, level_sizes_of, residual_kmeans, resolve_collisions
-from catalog.settings import DataSettings, GlobalTime
+from catalog.settings import OUTCOMES, DataSettings, GlobalTime
 from catalog.sources import LogSource, open_source
 from catalog.splits import SPLITS, TRAIN, TimeCuts, find_cuts, label_splits, positions_of
 from services.staging import check_replaceable, is_current, sha256_of, staged
@@ -134,6 +134,7 @@ class _Preparation:
 
     def _write_interactions(self, buckets: UserBuckets, item_rows: np.ndarray) -> None:
         users = interactions = dropped_users = dropped_rows = 0
+        outcomes = dict.fromkeys(OUTCOMES, 0)
         with (
             pq.ParquetWriter(self._directory / "users.parquet", USERS) as user_file,
             pq.ParquetWriter(self._directory / "interactions.parquet", INTERACTIONS) as interaction_file,
@@ -146,6 +147,8 @@ class _Preparation:
                     user_file.write_table(pa.table({"user_id": bucket.user_ids}, schema=USERS))
                     # One row group holds whole users: what follows works on one row group at a time.
                     interaction_file.write_table(bucket.interactions, row_group_size=rows)
+                    for name in OUTCOMES:
+                        outcomes[name] += rows - bucket.interactions.column(name).null_count
                 users += len(bucket.user_ids)
                 interactions += rows
                 self._advance(rows + bucket.dropped_rows, {"users": float(users)})
@@ -154,10 +157,16 @@ class _Preparation:
                 f"no user of {_named(self._source)} has data.min_interactions {self._settings.min_interactions} usable "
                 f"interactions ({dropped_users} users with {dropped_rows} interactions have fewer)"
             )
+        if outcomes.get(self._settings.reward) == 0:
+            raise DataError(
+                f"data.reward is {self._settings.reward}, but no usable interaction of {_named(self._source)} has one: "
+                "set data.reward to auto or none, or correct data.source.columns"
+            )
         self._counts = {
             "users": users,
             "items": len(self._items.ids),
             "interactions": interactions,
+            "interactions_with": outcomes,
             "users_below_min_interactions": dropped_users,
             "interactions_below_min_interactions": dropped_rows,
         }

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from catalog.errors import RunError
+from services import ranker_view
 from services.charts import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, Series, Spot, lines, plane, stacked_bar
 
 if TYPE_CHECKING:
@@ -72,9 +73,14 @@ def context(run_directory: Path) -> dict[str, Any]:
     return {
         "name": run_directory.name,
         "summary": summary,
+        "groups": groups(summary),
         "headline": headline(summary),
         "differences": differences(summary),
         "stratified": summary.get("stratified") or [],
+        "heat_maps": ranker_view.heat_maps(summary.get("stratified") or []),
+        "ranker": summary.get("ranker") or {},
+        "heads": ranker_view.heads(summary.get("ranker")),
+        "calibration": ranker_view.calibration_charts(summary.get("ranker")),
         "accounting": accounting(summary),
         "throughput": summary.get("throughput") or {},
         "gate": summary.get("gate") or {},
@@ -101,6 +107,20 @@ def headline(summary: Mapping[str, Any]) -> Rows:
         for key, label in ROWS.items()
         if key in metrics
     ]
+
+
+def groups(summary: Mapping[str, Any]) -> str | None:
+    """What a group of rollouts was, since beams are not samples; None when the run had none."""
+    decode = summary.get("decode")
+    if not decode:
+        return None
+    kind = {
+        "sample": "{candidates} independent samples",
+        "beam": "the {candidates} likeliest sequences (beams, not samples)",
+        "stochastic_beam": "{candidates} sequences sampled without replacement (stochastic beams)",
+    }[decode["kind"]]
+    form = "constrained to the catalogue" if decode["constrained"] else "free"
+    return f"{kind}, {form}, temperature {{temperature:g}}".format(**decode)
 
 
 def differences(summary: Mapping[str, Any]) -> Rows:
@@ -165,7 +185,10 @@ def terminal_lines(summary: Mapping[str, Any], width: int = 110) -> list[str]:
         for row in differences(summary)
         if row["metric"] == COLUMNS["hr@10"]
     ]
-    return [*table, *compared]
+    cells = io.StringIO()
+    Console(file=cells, width=width, color_system=None).print(ranker_view.cells_table(summary.get("stratified") or []))
+    stratified = [line.rstrip() for line in cells.getvalue().splitlines()] if summary.get("stratified") else []
+    return [*table, *compared, *stratified]
 
 
 def percent(value: float | None) -> str:

@@ -15,8 +15,10 @@ from learner.evaluate import TOP, UserResults
 from learner.metrics import intervals, rank_of
 from learner.objectives.build import build_objective
 from learner.ranker import Ranker
+from learner.stratified import gate_at_start, stratify
 from services.config import RunConfig
 from services.evaluate import evaluate_policy
+from services.fit_ranker import read_quality
 from services.paths import RunPaths
 from services.tasks import State, run_tasks
 
@@ -24,7 +26,8 @@ PAIRS = (("best", "control"), ("best", "start"), ("last", "control"), ("control"
 
 
 def judge(config: RunConfig, progress: Callable[[int, int, dict[str, float]], None]) -> dict[str, Any]:
-    """Every policy that the run left and both baselines on the test users: `metrics`, `intervals`, `stratified`."""
+    """`metrics`, `intervals` and `stratified`, of every policy that the run left and both baselines on the test users;
+    and `ranker`, what its fitting found on validation."""
     paths = RunPaths.of(config)
     places = {
         "start": paths.policy,
@@ -54,7 +57,11 @@ def judge(config: RunConfig, progress: Callable[[int, int, dict[str, float]], No
         ranker = load_ranker(config.ranker, paths.ranker, dataset)
         ranked = judge_scores(dataset, dataset.examples("test"), _full_catalogue(ranker, dataset.items), batch=64)
         summary["metrics"]["ranker"] = ranked.summary(dataset.items)
-        summary["stratified"] = stratify(results, ranked, config.evaluation.beam_width)
+        settings, admitted = getattr(config.objective, "gate", None), None
+        if settings is not None:
+            admitted = gate_at_start(results["start"], dataset, ranker, settings, config.rollout.distractors)
+        summary["stratified"] = stratify(results, ranked, config.evaluation.beam_width, admitted)
+    summary["ranker"] = read_quality(paths)
     progress(len(places) + 1, len(places) + 1, {})
     return summary
 
@@ -101,48 +108,8 @@ def judge_baselines(dataset: Dataset) -> dict[str, UserResults]:
     }
 
 
-def stratify(results: dict[str, UserResults], ranker: UserResults, beam_width: int) -> list[dict[str, Any]]:
-    """AdaGRPO's stratified analysis: the starting policy's rank of the target crossed with the ranker's.
-
-    Per cell the users and their HR@10 under the start, the control and the best checkpoint of `results`. The policy's
-    rank is the place among its beams, the ranker's the place in the full catalogue.
-    """
-    start = results["start"]
-    policy_bands = {
-        f"1-{TOP}": (start.ranks >= 1) & (start.ranks <= TOP),
-        f"{TOP + 1}-{beam_width}": start.ranks > TOP,
-        f"not in {beam_width}": start.ranks == 0,
-    }
-    ranker_bands = {
-        f"1-{TOP}": ranker.ranks <= TOP,
-        f"{TOP + 1}-50": (ranker.ranks > TOP) & (ranker.ranks <= 50),
-        ">50": ranker.ranks > 50,
-    }
-    cells = []
-    for policy_label, in_policy in policy_bands.items():
-        for ranker_label, in_ranker in ranker_bands.items():
-            inside = in_policy & in_ranker
-            if inside.any():
-                cells.append(
-                    {
-                        "policy_rank": policy_label,
-                        "ranker_rank": ranker_label,
-                        "users": int(inside.sum()),
-                        **{
-                            f"{name}_hr@10": float(_hits(results[name].ranks[inside]))
-                            for name in ("start", "control", "best")
-                        },
-                    }
-                )
-    return cells
-
-
 def write_summary(path: Path, summary: dict[str, Any]) -> None:
     """Write it whole or not at all."""
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(summary, indent=1))
     partial.rename(path)
-
-
-def _hits(ranks: np.ndarray) -> float:
-    return ((ranks >= 1) & (ranks <= TOP)).mean()

@@ -15,15 +15,16 @@ from typing import Any
 
 from catalog.errors import RunError
 from cluster import placement, session
+from learner.objective_settings import NllObjective
 from learner.objectives.build import build_objective
 from learner.policy import load_policy
-from learner.settings import NllObjective
 from services import fit_ranker, manifest, prepare, pretrain, report
 from services.config import RunConfig
 from services.fleet import start_fleet
 from services.learner_job import fit, read_metrics
 from services.paths import RunPaths
 from services.progress import Reporter
+from services.ranker_view import quality_lines
 from services.summary import judge, write_summary
 from services.tasks import State, run_tasks
 
@@ -45,6 +46,8 @@ def run(config: RunConfig, resume: bool = False) -> int:
             reporter.line(f"warning: {warning}")
         session.connect()
         _start_and_ranker(config, reporter)
+        for line in quality_lines(fit_ranker.read_quality(paths)):
+            reporter.line(line)
         outcome = _train(config, paths, reporter)
         with reporter.phase("judge") as progress:
             summary = {**_header(config), **judge(config, progress), **outcome}
@@ -146,4 +149,7 @@ def _figures(paths: RunPaths, reporter: Reporter, accounting: dict[str, int]) ->
 
 
 def _header(config: RunConfig) -> dict[str, Any]:
-    return {"objective": config.objective.type, "dataset": config.data.name, "seed": config.seed}
+    header = {"objective": config.objective.type, "dataset": config.data.name, "seed": config.seed}
+    if build_objective(config.objective).needs_groups:
+        header["decode"] = config.rollout.decode.model_dump()
+    return header

@@ -3,6 +3,7 @@
 TRIE, BUILD, TENSORS = "catalog/trie.py", "catalog/trie_build.py", "catalog/trie_tensors.py"
 EXCLUSIONS, VOCABULARY, COLLATE = "catalog/exclusions.py", "catalog/vocabulary.py", "learner/collate.py"
 _IN_TRIE = ("test_trie.py", "test_trie_tensors.py")
+_IN_TENSORS = ("test_trie_tensors.py",)
 _IN_VOCABULARY = ("test_vocabulary.py",)
 
 _BUILD = (
@@ -23,46 +24,44 @@ _BUILD = (
 )
 
 _TENSORS = (
-    ("(token[xp.minimum(jump - 1, last)] < tokens)", "(token[xp.minimum(jump - 1, last)] <= tokens)", _IN_TRIE),
-    (" & (jump <= end)", "", _IN_TRIE),
-    ("(jump <= end)", "(jump < end)", _IN_TRIE),
-    ("found = (low < end) & ", "found = ", _IN_TRIE),
-    ("(low < end) & (token[xp.minimum(low, last)] == tokens)", "(low < end)", _IN_TRIE),
-    ("most_children.bit_length()", "(most_children.bit_length() - 1)", _IN_TRIE),
-    ("inner = (nodes >= 0) & (nodes", "inner = (nodes", _IN_TRIE),
-    ("(nodes < len(first_child) - 1)", "(nodes < len(first_child))", _IN_TRIE),
-    ("return width // 8 + 1", "return -(-width // 8)", _IN_TRIE),
-    ("children < end[:, None], permitted)", "children <= end[:, None], permitted)", _IN_TRIE),
-    ("children, meant, forbidden)", "children, meant, permitted)", _IN_TRIE),
-    ("torch.where(meant, token, self.width[level])", "token.clamp(max=self.width[level])", _IN_TRIE),
-    ("logits[:, :low] = -torch.inf", "pass", _IN_TRIE),
-    ("logits[:, high:] = -torch.inf", "pass", _IN_TRIE),
-    ("logits.index_fill_(0, own, -torch.inf)", "pass", _IN_TRIE),
-    ("given if within is None else given[within]", "given", _IN_TRIE),
-    ('side="right") - 1', 'side="left") - 1', _IN_TRIE),
-    ("nodes - int(self._depth_start[level])", "nodes * 0", _IN_TRIE),
-    ("torch.from_numpy(requests[rows].astype", "torch.from_numpy(requests[: len(rows)].astype", _IN_TRIE),
+    ("token[xp.minimum(jump - 1, last)] < tokens", "token[xp.minimum(jump - 1, last)] <= tokens", _IN_TENSORS),
+    ("xp.minimum(jump - 1, last)", "xp.minimum(jump, last)", _IN_TENSORS),
+    ("found = (low < end) & ", "found = ", _IN_TENSORS),
+    ("(low < end) & (token[xp.minimum(low, last)] == tokens)", "(low < end)", _IN_TENSORS),
+    ("most_children.bit_length()", "(most_children.bit_length() - 1)", _IN_TENSORS),
+    ("(nodes < len(first_child) - 1)", "(nodes < len(first_child))", _IN_TENSORS),
+    ("return width // 8 + 1", "return -(-width // 8)", _IN_TENSORS),
+    ("children < end[:, None], permitted)", "children <= end[:, None], permitted)", _IN_TENSORS),
+    ("children, meant, forbidden)", "children, meant, permitted)", _IN_TENSORS),
+    ("torch.where(meant, token, self.width[level])", "token.clamp(max=self.width[level])", _IN_TENSORS),
+    ("logits[:, :low] = -torch.inf", "pass", _IN_TENSORS),
+    ("logits[:, high:] = -torch.inf", "pass", _IN_TENSORS),
+    ("logits.index_fill_(0, own, -torch.inf)", "pass", _IN_TENSORS),
+    ("given if within is None else given[within]", "given", _IN_TENSORS),
+    ('side="right") - 1', 'side="left") - 1', _IN_TENSORS),
+    ("nodes - int(self._depth_start[level])", "nodes * 0", _IN_TENSORS),
+    ("torch.from_numpy(requests[rows].astype", "torch.from_numpy(requests[: len(rows)].astype", _IN_TENSORS),
 )
 
 _EXCLUSIONS = (
-    ("owner, leaf = owner[leaf >= 0], leaf[leaf >= 0]", "owner, leaf = owner, leaf", _IN_TRIE),
-    ("keys = parents[counts == trie", "keys = parents[counts <= trie", _IN_TRIE),
-    ("keys = parents[counts == trie", "keys = parents[counts > trie", _IN_TRIE),
-    ('side="right") - 1', 'side="left") - 1', _IN_TRIE),
-    ("max(self._longest, int(counts.max()))", "1", _IN_TRIE),
-    ("part._keys + first[at] * part._stride", "part._keys + at * part._stride", _IN_TRIE),
-    ("] - request * self._stride", "]", _IN_TRIE),
-    ("max((part._longest for part in parts), default=0)", "1", _IN_TRIE),
-    ("base + first), torch", "first), torch", _IN_TRIE),
-    ("at < high[:, None]", "at <= high[:, None]", _IN_TRIE),
-    ("return self._keys[at] == wanted", "return self._keys[at] <= wanted", _IN_TRIE),
+    ("owner, leaf = owner[leaf >= 0], leaf[leaf >= 0]", "owner, leaf = owner, leaf", _IN_TENSORS),
+    ("keys = parents[counts == trie", "keys = parents[counts <= trie", _IN_TENSORS),
+    ("keys = parents[counts == trie", "keys = parents[counts > trie", _IN_TENSORS),
+    ('side="right") - 1', 'side="left") - 1', _IN_TENSORS),
+    ("max(self._longest, int(counts.max()))", "1", _IN_TENSORS),
+    ("part._keys + first[at] * part._stride", "part._keys + at * part._stride", _IN_TENSORS),
+    ("] - request * self._stride", "]", _IN_TENSORS),
+    ("max((part._longest for part in parts), default=0)", "1", _IN_TENSORS),
+    ("base + first), torch", "first), torch", _IN_TENSORS),
+    ("at < high[:, None]", "at <= high[:, None]", _IN_TENSORS),
+    ("return self._keys[at] == wanted", "return self._keys[at] <= wanted", _IN_TENSORS),
 )
 
 _TRIE = (
-    ("np.where(node != DEAD, self.leaf_item[leaf], -1)", "self.leaf_item[leaf]", _IN_TRIE),
-    ("np.clip(tokens, -1, self.vocab_size)", "np.asarray(tokens) % self.vocab_size", _IN_TRIE),
-    ('mmap_mode="r"', "mmap_mode=None", _IN_TRIE),
-    ("{field.name: getattr(self, field.name) for field in fields(self)}", "vars(self)", _IN_TRIE),
+    ("np.where(node != DEAD, self.leaf_item[leaf], -1)", "self.leaf_item[leaf]", _IN_TENSORS),
+    ("np.clip(tokens, -1, self.vocab_size)", "np.asarray(tokens) % self.vocab_size", _IN_TENSORS),
+    ('mmap_mode="r"', "mmap_mode=None", _IN_TENSORS),
+    ("{field.name: getattr(self, field.name) for field in fields(self)}", "vars(self)", _IN_TENSORS),
 )
 
 _VERSIONS = (
@@ -72,9 +71,8 @@ _VERSIONS = (
     ("(retire < 0) | (retire >= rows)", "(retire < 0) | (retire > rows)", _IN_VOCABULARY),
     ("if len(gone := retire[self.trie.item_leaf[retire] < 0]):", "if False:", _IN_VOCABULARY),
     ("if self.version <= before.version:", "if self.version < before.version:", _IN_VOCABULARY),
-    ("same = self.layout == before.layout and ", "same = ", _IN_VOCABULARY),
-    ("len(self.item_tokens) >= rows", "True", _IN_VOCABULARY),
-    ("not np.array_equal(self.item_tokens[:rows], before.item_tokens)", "False", _IN_VOCABULARY),
+    ("self.layout != before.layout or ", "", _IN_VOCABULARY),
+    ("not np.array_equal(kept, before.item_tokens)", "False", _IN_VOCABULARY),
     ("(*before.earlier, before.trie, *self.earlier)", "(before.trie, *self.earlier)", _IN_VOCABULARY),
     ("(*before.earlier, before.trie, *self.earlier)", "(*before.earlier, before.trie)", _IN_VOCABULARY),
     ("(*before.earlier, before.trie, *self.earlier)", "(*before.earlier, *self.earlier)", _IN_VOCABULARY),
@@ -89,7 +87,7 @@ _COLLATE = (
     ("[groups[row].excluded for row in rows.tolist()]", "[group.excluded for group in groups]", ("test_collate.py",)),
 )
 
-EDITS = tuple(
+TRIE_MUTANTS = tuple(
     (file, *edit)
     for file, edits in (
         (BUILD, _BUILD),

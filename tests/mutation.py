@@ -21,13 +21,14 @@ import pytest
 import torch
 from transformers import CohereForCausalLM, LlamaForCausalLM, Qwen3ForCausalLM  # noqa: F401 (loaded before the forks)
 
-from tests.mutants import MUTANTS, Mutant
+from tests.mutant import Mutant
+from tests.mutants import MUTANTS
 
 ROOT = Path(__file__).resolve().parent.parent
 COPIED = ("catalog", "learner", "actors", "cluster", "tests")
 RUN_TIMEOUT_S = 180.0
-# Two processes for one test, which costs more than all others together and kills nothing that they let live.
-LEFT_OUT = "not ddp"
+# Tests of two processes each, which cost more than all others together and kill nothing that they let live.
+LEFT_OUT = "not two_ddp and not two_fsdp"
 
 
 class _FirstFailure:

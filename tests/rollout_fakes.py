@@ -10,6 +10,7 @@ from actors.engine import GenerateRequest, Generation
 from catalog.settings import DataSettings
 from catalog.tokens import TokenLayout
 from catalog.vocabulary import Vocabulary
+from learner.assessment import Assessment
 from learner.weights import PackedWeights
 
 # Eight items of three levels with two codes each: item row i has the bits of i as its codes.
@@ -34,6 +35,13 @@ class TinyDataset:
 
     def target(self, user: int, position: int) -> int:
         return (user + position) % 8
+
+    def logged_rewards(self, users: np.ndarray, positions: np.ndarray) -> np.ndarray:
+        return (10 * users + positions).astype(np.float32)
+
+    @property
+    def item_shares(self) -> np.ndarray:
+        return (np.arange(8) / 28).astype(np.float32)
 
 
 def examples(count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -121,6 +129,14 @@ class RowRanker:
         self.calls.append(len(histories))
         lengths = np.asarray([len(history) for history in histories], dtype=np.float32)[:, None]
         return np.where(candidates < 0, np.nan, self.scale * candidates + lengths / 100).astype(np.float32)
+
+
+class AssessingRanker(RowRanker):
+    """Its spread of item i is i / 10, its value 10 i."""
+
+    def assess(self, histories: list[np.ndarray], candidates: np.ndarray) -> Assessment:
+        spread, values = (np.where(candidates < 0, np.nan, factor * candidates) for factor in (0.1, 10.0))
+        return Assessment.of(self.score(histories, candidates), spread, values)
 
 
 class BrokenRanker(RowRanker):

@@ -9,10 +9,10 @@ import torch
 
 from learner.batch import GroupBatch, LoggedBatch
 from learner.gate import GateResult, gate
+from learner.objective_settings import GateSettings, GrpoSettings
 from learner.objectives.base import Objective, Terms, mean_of
 from learner.objectives.grpo import grpo_term
 from learner.objectives.mixture import mixture_terms
-from learner.settings import GateSettings, GrpoSettings
 from learner.shared_prefix import BranchScores
 
 
@@ -24,7 +24,7 @@ class AdaGrpoLoss(Objective):
         self.weight = weight
         self.settings = settings
         self.gate_settings = gate_settings
-        self.needs_reference = settings.kl_beta > 0
+        self.needs_reference = settings.needs_reference
 
     def __call__(
         self,
@@ -37,7 +37,7 @@ class AdaGrpoLoss(Objective):
         assert isinstance(batch, GroupBatch)
         result = gate(batch, start.log_probs_BSL[:, 0].sum(dim=-1), self.gate_settings)
         term = grpo_term(batch, scores, start.log_probs_BSL, reference_BSL, self.settings)
-        terms = mixture_terms(scores, term, self.weight, result.admitted_B)
+        terms = mixture_terms(scores, term, self.weight, result.gate_B)
         return replace(terms, metrics=terms.metrics | gate_metrics(result))
 
 

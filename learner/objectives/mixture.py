@@ -1,35 +1,36 @@
 """NLL + weight * GRPO on every prompt: the fixed mixture that the gate is compared with.
 
-    L = mean over prompts of [ NLL(x, y*) + weight * admitted(x) * L_GRPO(x) ]
+    L = mean over prompts of [ NLL(x, y*) + weight * gate(x) * L_GRPO(x) ]
 
-`mixture_terms` serves the gated objective too; here every prompt is admitted.
+`mixture_terms` serves the gated objective too; here the gate is 1.
 """
 
 import torch
 
 from learner.batch import GroupBatch, LoggedBatch
+from learner.objective_settings import GrpoSettings
 from learner.objectives.base import Objective, Terms, mean_of
-from learner.objectives.grpo import GrpoTerm, grpo_term, reward_metrics
+from learner.objectives.group_term import GroupTerm, reward_metrics
+from learner.objectives.grpo import grpo_term
 from learner.objectives.nll import nll_per_prompt
-from learner.settings import GrpoSettings
 from learner.shared_prefix import BranchScores
 
 
-def mixture_terms(scores: BranchScores, term: GrpoTerm, weight: float, admitted_B: torch.Tensor) -> Terms:
-    """NLL on every prompt, GRPO on the admitted ones.
+def mixture_terms(scores: BranchScores, term: GroupTerm, weight: float, gate_B: torch.Tensor) -> Terms:
+    """NLL on every prompt, the group-relative term times the gate `[B]`, in [0, 1].
 
-    A refused prompt's term is replaced by zero rather than multiplied: the loss and its gradient then equal pure NLL
-    to the bit, and nothing that overflows in a refused prompt can reach the others.
+    Where the gate is 0 the term is replaced by zero rather than multiplied: the loss and its gradient then equal pure
+    NLL to the bit, and nothing that overflows in a refused prompt can reach the others.
     """
     nll_B = nll_per_prompt(scores)
-    admitted_grpo_B = torch.where(admitted_B, term.loss_B, 0.0)
+    admitted_grpo_B = torch.where(gate_B > 0, gate_B * term.loss_B, 0.0)
     loss_B = nll_B + weight * admitted_grpo_B
     metrics = {
         "loss": mean_of(loss_B),
         "nll": mean_of(nll_B),
         "grpo": mean_of(admitted_grpo_B),
         **term.metrics,
-        **reward_metrics(term.rewards.rewards_BK, admitted_B),
+        **reward_metrics(term.rewards.rewards_BK, gate_B),
     }
     return Terms(loss=loss_B.mean(), metrics=metrics)
 
@@ -41,7 +42,7 @@ class MixtureLoss(Objective):
         """Weigh the GRPO term, made by `settings`, with `weight`."""
         self.weight = weight
         self.settings = settings
-        self.needs_reference = settings.kl_beta > 0
+        self.needs_reference = settings.needs_reference
 
     def __call__(
         self,
@@ -53,4 +54,4 @@ class MixtureLoss(Objective):
         """The mixture with every prompt admitted."""
         assert isinstance(batch, GroupBatch)
         term = grpo_term(batch, scores, start.log_probs_BSL, reference_BSL, self.settings)
-        return mixture_terms(scores, term, self.weight, torch.ones_like(term.loss_B, dtype=torch.bool))
+        return mixture_terms(scores, term, self.weight, torch.ones_like(term.loss_B))

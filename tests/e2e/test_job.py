@@ -34,6 +34,7 @@ def test_the_summary_has_every_promised_field(submitted):
     directory, _ = submitted
     summary = summary_of(directory)
     assert (summary["objective"], summary["dataset"], summary["seed"]) == ("adagrpo", "tiny", 0)
+    assert summary["decode"]["kind"] == "sample"
     for row in (*POLICIES, "popularity", "itemknn"):
         assert {"hr@10", "ndcg@10", "mrr", "hallucination"} <= set(summary["metrics"][row])
         assert summary["metrics"][row]["users"] == 24

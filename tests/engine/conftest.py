@@ -1,7 +1,7 @@
 """One vLLM engine for all tests of a session, on a small policy whose probabilities are far from uniform."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +37,10 @@ class World:
     def items(self) -> np.ndarray:
         return self.vocabulary.item_tokens
 
+    def catalogue(self, version: int) -> Vocabulary:
+        """The same catalogue under another version: the session's engine has had several."""
+        return replace(self.vocabulary, trie=replace(self.vocabulary.trie, version=version))
+
     def request(self, name: str, history: int, excluded=()) -> GenerateRequest:
         """A prompt of 1 + 3 * history tokens that depends on the name alone."""
         rows = np.random.default_rng(list(name.encode())).integers(0, len(self.items), history)
@@ -71,6 +75,15 @@ class World:
             for level in range(tokens.shape[1])
         ]
         return np.concatenate(columns, axis=1)
+
+    def free_probabilities(self, request, decode) -> np.ndarray:
+        """[V, V, V]: the probability of every sequence under free decoding."""
+        size = self.layout.vocab_size
+        first = self.next_log_probs(request, np.empty((1, 0)), decode)[0]
+        second = self.next_log_probs(request, np.arange(size)[:, None], decode)
+        pairs = np.stack(np.unravel_index(np.arange(size**2), (size, size)), axis=1)
+        third = self.next_log_probs(request, pairs, decode).reshape(size, size, size)
+        return np.exp(first[:, None, None] + second[:, :, None] + third, dtype=np.float64)
 
 
 @pytest.fixture(scope="session")

@@ -16,17 +16,12 @@ pytestmark = pytest.mark.engine
 CONSTRAINED = DecodeSettings(candidates=16, constrained=True)
 
 
-def codes_of(vocabulary: Vocabulary) -> np.ndarray:
-    return vocabulary.item_tokens - np.asarray(vocabulary.layout.level_offsets)
-
-
 @pytest.fixture
 def current(engine, world):
     """The session's catalogue under the engine's version; it is put back afterwards."""
-    codes = codes_of(world.vocabulary)
-    yield Vocabulary.of(codes, world.layout, version=engine.catalogue_version)
+    yield world.catalogue(engine.catalogue_version)
     drain(engine)
-    engine.load_catalogue(Vocabulary.of(codes, world.layout, version=engine.catalogue_version + 1))
+    engine.load_catalogue(world.catalogue(engine.catalogue_version + 1))
 
 
 def unused_codes(vocabulary: Vocabulary) -> np.ndarray:
@@ -52,7 +47,7 @@ def test_new_items_can_be_generated_and_retired_ones_can_not(engine, world, curr
     assert {generation.catalogue_version for generation in done.values()} == {newer.version}
 
 
-@pytest.mark.parametrize("kind", ["sample", "beam"])
+@pytest.mark.parametrize("kind", ["sample", "beam", "stochastic_beam"])
 def test_requests_under_way_finish_with_the_catalogue_they_began_with(engine, world, current, kind):
     decode = DecodeSettings(candidates=2, constrained=True, kind=kind)
     kept = np.array([0, 1])

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import ray
 
-from actors.catalogue_board import CataloguePublisher, CatalogueSource
-from actors.weight_board import WeightBoard
+from actors.catalogue_board import CatalogueBoard, CataloguePublisher, CatalogueSource
 from catalog.errors import DataError
 from catalog.tokens import TokenLayout
 from catalog.vocabulary import Vocabulary
@@ -39,7 +38,7 @@ def start():
 
 
 def test_a_version_arrives_in_the_object_stores_own_memory(launch, start):
-    board = launch(WeightBoard, {"max_task_retries": -1, "max_concurrency": 1000}, "catalogue")
+    board = launch(CatalogueBoard, {"max_task_retries": -1, "max_concurrency": 1000})
     publisher = CataloguePublisher(board, start)
     publisher.publish(start.changed(retire=np.array([3])))
     publisher.publish(publisher.newest.changed(retire=np.array([5])))

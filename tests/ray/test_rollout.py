@@ -1,15 +1,16 @@
-import functools
 import time
 from functools import partial
 
+import numpy as np
 import pytest
 import ray
 import torch
 from ray.exceptions import RayActorError, RayTaskError
 
+from actors.catalogue_board import CatalogueBoard, CataloguePublisher, CatalogueSource
 from actors.queue import QueueActor, QueueClient
 from actors.ranker import RankerActor, RankerClient
-from actors.rollout import RolloutActor
+from actors.rollout import LAUNCH, RolloutActor
 from actors.settings import DecodeSettings, QueueSettings, RolloutSettings
 from actors.weight_board import WeightBoard, WeightPublisher, WeightSource
 from catalog.dataset import Examples
@@ -25,15 +26,21 @@ pytestmark = pytest.mark.ray
 SETTINGS = RolloutSettings(decode=DecodeSettings(candidates=2), prompts_per_lease=4, leases_ahead=2, distractors=2)
 
 
-class FailsOnce:
-    """Makes an engine that fails at its second step, then sound ones."""
+class ThenSound:
+    """Makes one engine by `first`, then sound ones."""
 
-    def __init__(self):
-        self.made = 0
+    def __init__(self, first):
+        self.makers = [first]
 
     def __call__(self):
-        self.made += 1
-        return FakeEngine(fail_at=2 if self.made == 1 else None)
+        return (self.makers.pop() if self.makers else FakeEngine)()
+
+
+class FirstTrieOnly(FakeEngine):
+    """An engine without room for another catalogue."""
+
+    def load_catalogue(self, vocabulary):
+        raise MemoryError("no room for another trie")
 
 
 class Parts:
@@ -52,12 +59,12 @@ class Parts:
         self.queue = QueueClient(handle=queue, wait_s=WAIT_S, fetch_s=10.0)
         self.ranker = RankerClient((ranker,), timeout_s=WAIT_S, attempts=2)
 
-    def rollout(self, name="rollout-0", factory=None, **engine):
+    def rollout(self, name="rollout-0", factory=None, catalogues=None, **engine):
         return self.launch(
             RolloutActor,
-            {"max_task_retries": 0, "concurrency_groups": {"control": 2}},
+            {"max_task_retries": 0} | LAUNCH,
             name=name,
-            engine_factory=factory or functools.partial(FakeEngine, **engine),
+            engine_factory=factory or partial(FakeEngine, **engine),
             dataset_factory=TinyDataset,
             open_vocabulary=partial(Vocabulary.of, CODES, LAYOUT),
             queue=self.queue,
@@ -65,6 +72,7 @@ class Parts:
             weights=WeightSource(self.board),
             settings=SETTINGS,
             seed=11,
+            catalogues=catalogues,
         )
 
     def until(self, **counts):
@@ -123,7 +131,7 @@ def test_a_killed_rollout_actor_is_replaced_and_nothing_is_lost(launch, tmp_path
 
 def test_a_failing_engine_ends_the_run_and_the_next_run_builds_another(launch):
     parts = Parts(launch)
-    actor = parts.rollout(factory=FailsOnce())
+    actor = parts.rollout(factory=ThenSound(partial(FakeEngine, fail_at=2)))
     with pytest.raises(RayTaskError, match="the engine ran out of memory"):
         ray.get(actor.run.remote(actor.start.remote()), timeout=WAIT_S)
     before = parts.queue.status()
@@ -150,6 +158,20 @@ def test_new_weights_reach_a_running_actor_and_older_groups_go_stale(launch):
     deadline = time.monotonic() + WAIT_S
     while ray.get(late.stats.remote()).version != 1:
         assert time.monotonic() < deadline
+
+
+def test_an_engine_built_after_a_new_catalogue_arrived_starts_with_it(launch):
+    parts, start = Parts(launch), Vocabulary.of(CODES, LAYOUT)
+    board = launch(CatalogueBoard, {"max_task_retries": -1, "max_concurrency": 1000})
+    actor = parts.rollout(factory=ThenSound(FirstTrieOnly), catalogues=CatalogueSource(board))
+    running = actor.run.remote(actor.start.remote())
+    parts.until(queued=16)
+    CataloguePublisher(board, start).publish(start.changed(retire=np.array([1])))
+    with pytest.raises(RayTaskError, match="no room for another trie"):
+        ray.get(running, timeout=WAIT_S)
+    assert parts.queue.revoke("rollout-0", "MemoryError") == 16
+    actor.run.remote(actor.start.remote())
+    assert {group.catalogue_version for group in train(parts.queue, 0, 4)} == {1}
 
 
 def test_several_actors_share_the_feed(launch):

@@ -7,7 +7,7 @@ import ray
 import torch
 
 from actors.weight_board import WeightBoard, WeightPublisher, WeightSource
-from catalog.errors import RunError
+from catalog.errors import PolicyError, RunError
 from learner.weights import PackedWeights, pack
 from tests.ray.conftest import WAIT_S
 
@@ -55,6 +55,16 @@ def test_weights_arrive_as_they_were_packed(board):
     name, tensor = next(iter(found.tensors()))
     assert (found.version, name, tensor[0, 0].item(), tensor.shape) == (3, "layer.weight", 3.0, (300, 300))
     assert publisher.latest_version() == 3
+
+
+def test_damaged_weights_are_not_handed_out(board):
+    damaged = weights(4)
+    damaged.buffers["torch.float32"][100] ^= 1
+    WeightPublisher(board).publish(damaged)
+    with pytest.raises(PolicyError, match=r"version 4 arrived damaged: layer\.weight has checksum"):
+        wait_for(WeightSource(board), 0)
+    with pytest.raises(PolicyError, match="version 4 arrived damaged"):
+        WeightSource(board).newest(0, WAIT_S)
 
 
 def test_a_source_sees_only_what_is_newer_and_the_newest_of_it(board):

@@ -1,7 +1,11 @@
 import pytest
 import torch
 
-from learner.advantages import grpo_advantages
+from learner.advantages import group_advantages
+
+
+def grpo_advantages(rewards_BK):
+    return group_advantages(rewards_BK, "grpo")
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,20 @@
-"""Batches from the logs: every worker replays one feed and keeps its own part."""
+"""Batches from the logs, where every worker replays one feed and keeps its own part, and figures of those from the
+queue.
+"""
+
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from catalog.rollout_group import encode
 from catalog.tokens import TokenLayout
 from catalog.vocabulary import Vocabulary
-from learner.sources import LoggedSource
+from learner.sources import LoggedSource, QueueSource
 from learner.train_loop import prompts_of
+from tests.rollout_fakes import TinyDataset
 from tests.tiny_data import LENGTH, USERS, tiny_dataset
+from tests.unit.test_collate import VOCABULARY, group
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +56,30 @@ def test_a_resumed_source_goes_on_where_it_was(dataset):
     assert rows(resumed.next(4, 0)[0]) == expected[4]
     assert rows(resumed.next(5, 0)[0]) == expected[5]
     assert expected[4] != expected[3]
+
+
+def test_figures_of_stochastic_beams_say_how_likely_they_were_drawn():
+    def figures(*inclusion):
+        groups = [encode(group(inclusion_log_probs=np.log(np.asarray(q, dtype=np.float32)))) for q in inclusion]
+        queue = SimpleNamespace(pull=lambda *_: groups)
+        decoding = {"constrained": False, "temperature": 1.0, "beams": False}
+        queued = QueueSource(queue, TinyDataset(), VOCABULARY, rank=0, world=1, share=len(groups), **decoding)
+        return queued.next(0, learner_version=4)[1]
+
+    assert figures([0.5, 1.0], [0.25, 0.25])["inclusion"] == pytest.approx(0.5)
+    assert figures([0.5, 1.0])["staleness"] == 3
+    assert "inclusion" not in figures([], [])
+
+
+def test_a_batch_carries_the_logged_rewards(dataset):
+    batch, _ = source(dataset).next(0, 0)
+    items = [dataset.item_ids[item] for item in range(dataset.items)]
+    stars = {tuple(tokens): 1 + int(items[row][1:]) % 5 for row, tokens in enumerate(batch_tokens(dataset))}
+    assert batch.logged_rewards_B.tolist() == [stars[tuple(target)] for target in batch.target_BL.tolist()]
+
+
+def batch_tokens(dataset):
+    return Vocabulary.of(dataset.codes, TokenLayout.fresh(dataset.level_sizes)).item_tokens.tolist()
 
 
 def test_prompts_can_be_the_last_training_positions(dataset):

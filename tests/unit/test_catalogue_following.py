@@ -10,7 +10,7 @@ from catalog.errors import RunError
 from catalog.rollout_group import decode, encode
 from catalog.vocabulary import Vocabulary
 from learner.sources import QueueSource
-from tests.rollout_fakes import CODES, LAYOUT, FakeEngine
+from tests.rollout_fakes import CODES, LAYOUT, FakeEngine, TinyDataset
 from tests.unit.test_collate import group
 from tests.unit.test_rollout_worker import turn, worker
 
@@ -49,7 +49,7 @@ def test_a_worker_swaps_between_steps_and_old_groups_keep_their_catalogue():
     turn(parts, 8)
     assert parts.worker._catalogues.asked[:2] == [0, 1]
     assert parts.engine.catalogue_version == 1
-    assert parts.worker.stats().swap_s == 0.5
+    assert (parts.worker.stats().catalogue_s, parts.worker.stats().swap_s) == (0.5, 0.0)
     groups = [decode(push.reference) for push in parts.queue.ledger.allot(0, 0, 1, 4, 0)]
     assert [one.catalogue_version for one in groups] == [0, 1, 1, 1]
     # Group i has the items i and i + 1; item 1 is still an item to the group from before.
@@ -58,7 +58,7 @@ def test_a_worker_swaps_between_steps_and_old_groups_keep_their_catalogue():
 
 def source(queue, versions):
     decoding = {"constrained": True, "temperature": 1.0, "beams": False}
-    return QueueSource(queue, START, rank=0, world=1, share=2, catalogues=versions, **decoding)
+    return QueueSource(queue, TinyDataset(), START, rank=0, world=1, share=2, catalogues=versions, **decoding)
 
 
 def test_the_learner_fetches_the_catalogue_of_a_group_it_does_not_know():

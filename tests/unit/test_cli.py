@@ -42,6 +42,15 @@ def test_config_check_prints_the_resolved_config(capsys: pytest.CaptureFixture[s
     assert "lr: 1.0e-05" in out and "seed: 7" in out and "max_staleness:" in out
 
 
+def test_config_check_takes_stochastic_beams(capsys: pytest.CaptureFixture[str]):
+    changes = ["--set", "rollout.decode.kind=stochastic_beam", "--set", "rollout.decode.constrained=true"]
+    assert cli.main(["config", "check", CONFIG, *changes, "--set", "rollout.decode.temperature=0.8"]) == 0
+    assert "kind: stochastic_beam" in capsys.readouterr().out
+    assert cli.main(["config", "check", CONFIG, *changes, "--set", "rollout.decode.top_p=0.9"]) == 2
+    message = capsys.readouterr().err
+    assert "rollout.decode: " in message and "top_p is 0.9, but stochastic beams are drawn from all" in message
+
+
 def test_a_users_mistake_is_one_message_and_its_code(capsys: pytest.CaptureFixture[str]):
     assert cli.main(["config", "check", CONFIG, "--set", "learner.lr=-1"]) == 2
     captured = capsys.readouterr()

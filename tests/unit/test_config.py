@@ -82,6 +82,23 @@ def test_the_queue_must_hold_a_step(tmp_path: Path):
         load_config(written(tmp_path, "name: a"), ["queue.max_groups=31", "learner.prompts_per_step=32"])
 
 
+@pytest.mark.parametrize(
+    ("source", "reward", "message"),
+    [
+        ("{type: movielens-100k}", "click", "MovieLens has ratings alone"),
+        ("{type: table, interactions: [log]}", "dwell_seconds", r"name that .* in source\.columns\.dwell_seconds"),
+        ("{type: table, interactions: [log], columns: {click: c}}", "rating", r"reward 'rating' is no column"),
+    ],
+)
+def test_the_logged_reward_must_be_a_column_of_the_source(tmp_path: Path, source: str, reward: str, message: str):
+    with pytest.raises(ConfigError, match=r"data: .*" + message):
+        load_config(written(tmp_path, f"name: a\ndata: {{source: {source}, reward: {reward}}}"))
+    for possible in ("auto", "none"):
+        load_config(written(tmp_path, f"name: a\ndata: {{source: {source}, reward: {possible}}}"))
+    text = "name: a\ndata: {source: {type: table, interactions: [log], columns: {click: c}}, reward: click}"
+    assert load_config(written(tmp_path, text)).data.reward == "click"
+
+
 def test_relative_output_belongs_to_the_working_directory(tmp_path: Path):
     config = load_config(written(tmp_path, "name: a\nseed: 3"))
     placed = place_output(config, Path("/somewhere"), Path("/home/me"))
@@ -128,3 +145,38 @@ def test_head_sizes_are_vllms_concern(tmp_path: Path):
     with pytest.raises(ConfigError, match="vLLM's attention kernels"):
         load_config(written(tmp_path, "name: a"), small)
     assert load_config(written(tmp_path, "name: a"), [*small, "rollout.engine.type=tree"]).policy.heads == 2
+
+
+@pytest.mark.parametrize(
+    ("objective", "refused"),
+    [
+        ("{type: grpo}", True),
+        ("{type: ecpo}", True),
+        ("{type: gbpo}", True),
+        ("{type: rere}", True),
+        ("{type: ecpo, grpo: {old_policy: batch_start}}", False),
+        ("{type: gbpo, grpo: {old_policy: batch_start, correction: {level: token}}}", True),
+        ("{type: grpo_sr}", False),
+        ("{type: nll}", False),
+    ],
+)
+def test_a_nucleus_is_refused_where_a_ratio_would_be_biased(tmp_path: Path, objective: str, refused: bool):
+    path = written(tmp_path, f"name: a\nrollout: {{decode: {{top_p: 0.9}}}}\nobjective: {objective}\n")
+    if refused:
+        with pytest.raises(ConfigError, match=r"top_p 0\.9 makes the engine normalise over a nucleus"):
+            load_config(path)
+    else:
+        assert load_config(path).rollout.decode.top_p == 0.9
+
+
+@pytest.mark.parametrize(
+    ("gate", "refused"), [("{}", True), ("{mode: soft}", True), ("{mode: random, random_rate: 0.3}", False)]
+)
+def test_a_gate_needs_a_head_unless_it_is_random(tmp_path: Path, gate: str, refused: bool):
+    gated = f"objective: {{type: adagrpo, gate: {gate}}}"  # tau 0.25
+    path = written(tmp_path, f"name: a\nrollout: {{decode: {{candidates: 2}}}}\n{gated}\n")
+    if refused:
+        with pytest.raises(ConfigError, match=r"tau 0.25 of 2 candidates is less than one place"):
+            load_config(path)
+    else:
+        assert load_config(path).objective.gate.random_rate == 0.3

@@ -106,6 +106,65 @@ def test_ratings_are_none_when_there_are_none(directory):
     assert Dataset.open(directory).ratings is None
 
 
+def with_column(directory, name, values):
+    path = directory / "interactions.parquet"
+    table, field = pq.read_table(path), INTERACTIONS.field(name)
+    pq.write_table(table.set_column(table.schema.get_field_index(name), field, pa.array(values, field.type)), path)
+
+
+def with_reward(directory, reward):
+    manifest = json.loads((directory / "manifest.json").read_text())
+    columns = {"rating": "r", "click": "c", "dwell_seconds": "d"}
+    manifest["settings"] |= {
+        "reward": reward,
+        "source": {"type": "table", "interactions": ["log"], "columns": columns},
+    }
+    (directory / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_clicks_and_dwell_times_are_float_and_nan_where_missing(directory):
+    assert Dataset.open(directory).clicks is None and Dataset.open(directory).dwell_seconds is None
+    with_column(directory, "click", [True, False, None, True, False, True, None])
+    with_column(directory, "dwell_seconds", [1.5, None, 0, 2, 3, 4, 5])
+    dataset, nan = Dataset.open(directory), np.nan
+    assert dataset.clicks.dtype == np.float32
+    np.testing.assert_array_equal(dataset.clicks, [1, 0, nan, 1, 0, 1, nan])
+    np.testing.assert_array_equal(dataset.dwell_seconds, [1.5, nan, 0, 2, 3, 4, 5])
+    assert dataset.outcome("click") is dataset.clicks and dataset.outcome("rating") is dataset.ratings
+    assert dataset.outcome("dwell_seconds") is dataset.dwell_seconds
+
+
+def test_the_logged_reward_by_user_and_position(directory):
+    with_column(directory, "click", [True, False, None, True, False, True, None])
+    users, positions = np.array([1, 0, 0, 1], np.int32), np.array([2, 1, 3, 0], np.int32)
+    for reward, expected in (
+        ("auto", [5, np.nan, 2, 3]),  # the ratings
+        ("rating", [5, np.nan, 2, 3]),
+        ("click", [np.nan, 0, 1, 0]),
+    ):
+        with_reward(directory, reward)
+        found = Dataset.open(directory).logged_rewards(users, positions)
+        np.testing.assert_array_equal(found, np.array(expected, dtype=np.float32))
+        assert found.dtype == np.float32
+    with_reward(directory, "none")
+    assert Dataset.open(directory).logged_rewards(users, positions) is None
+    with_reward(directory, "dwell_seconds")
+    with pytest.raises(DataError, match=r"data\.reward is dwell_seconds, but no interaction of .* has one"):
+        _ = Dataset.open(directory).reward_column
+
+
+def test_without_ratings_auto_is_no_reward(directory):
+    with_column(directory, "rating", [None] * 7)
+    assert Dataset.open(directory).reward_column is None
+
+
+def test_item_shares_are_of_the_training_part(directory):
+    dataset = Dataset.open(directory)
+    assert dataset.in_training.tolist() == [True, True, False, False, True, False, False]
+    assert dataset.item_shares.dtype == np.float32  # items 2 and 0 of ann, 1 of bob
+    np.testing.assert_allclose(dataset.item_shares, [1 / 3, 1 / 3, 1 / 3, 0], rtol=1e-6)
+
+
 def test_a_directory_that_is_no_data_set(tmp_path):
     with pytest.raises(DataError, match=r"is no prepared data set.*sluice prepare"):
         Dataset.open(tmp_path / "nowhere")

@@ -9,7 +9,7 @@ from learner.evaluate import UserResults, evaluate, subset
 from learner.policy import build_policy
 from learner.pretrain import pretrain
 from learner.settings import EvaluationSettings, PolicySettings, PretrainSettings
-from services.summary import judge_scores, stratify
+from services.summary import judge_scores
 from tests.tiny_data import ITEMS, USERS, tiny_dataset
 
 
@@ -104,31 +104,6 @@ def test_a_scorer_is_judged_by_the_same_ranks(dataset):
         return scores
 
     assert judge_scores(dataset, examples, next_item, batch=5).ranks.tolist() == [1] * USERS
-
-
-def test_stratified_cells_by_hand():
-    def results(ranks):
-        ranks = np.array(ranks)
-        empty = np.zeros((len(ranks), 10), dtype=np.int32)
-        return UserResults(users=np.arange(len(ranks)), ranks=ranks, top_items=empty, invalid=np.zeros(len(ranks)))
-
-    judged = {
-        "start": results([1, 10, 11, 0, 0]),
-        "control": results([1, 2, 11, 0, 0]),
-        "best": results([1, 20, 5, 0, 3]),
-    }
-    cells = stratify(judged, results([3, 60, 11, 50, 51]), beam_width=20)
-    found = [
-        (c["policy_rank"], c["ranker_rank"], c["users"], c["start_hr@10"], c["control_hr@10"], c["best_hr@10"])
-        for c in cells
-    ]
-    assert found == [
-        ("1-10", "1-10", 1, 1.0, 1.0, 1.0),
-        ("1-10", ">50", 1, 1.0, 1.0, 0.0),
-        ("11-20", "11-50", 1, 0.0, 0.0, 1.0),
-        ("not in 20", "11-50", 1, 0.0, 0.0, 0.0),
-        ("not in 20", ">50", 1, 0.0, 0.0, 1.0),
-    ]
 
 
 def test_training_with_dropout_changes_nothing_in_evaluation(dataset, policy):

@@ -1,12 +1,16 @@
 import pytest
 import torch
 
-from learner.gate import distractors_below, gate, policy_rank, ranker_rank, whole_places
-from learner.settings import GateSettings
+from learner.gate import distractor_margins, distractors_below, gate, policy_rank, ranker_rank, whole_places
+from learner.objective_settings import GateSettings
 from tests.unit.learner_cases import NAN, one_group, random_batch
 
 GT = [3, 7, 10]
 CANDIDATES = [[3, 7, 11], [3, 8, 10], [4, 7, 10], [5, 7, 10]]
+
+
+def below_of(batch, settings):
+    return distractors_below(distractor_margins(batch, settings))
 
 
 def with_candidates(tokens, items, **changes):
@@ -85,7 +89,7 @@ def test_ranker_rank(changes, rank):
 )
 def test_distractors_below_the_head(distractors, rho, below):
     batch = one_group(distractor_scores_BM=torch.tensor([distractors]))
-    assert distractors_below(batch, GateSettings(rho=rho)).tolist() == [below]
+    assert below_of(batch, GateSettings(rho=rho)).tolist() == [below]
 
 
 @pytest.mark.parametrize(
@@ -104,14 +108,14 @@ def test_distractors_below_the_head(distractors, rho, below):
 )
 def test_distractors_within_the_bottom(distractors, rho, below):
     batch = one_group(distractor_scores_BM=torch.tensor([distractors]))
-    assert distractors_below(batch, GateSettings(rho=rho, distractor_rule="within_bottom")).tolist() == [below]
+    assert below_of(batch, GateSettings(rho=rho, distractor_rule="within_bottom")).tolist() == [below]
 
 
 def test_hallucinations_are_not_in_the_distractors_pool():
     changes = {"distractor_scores_BM": torch.tensor([[2.2]])}
-    assert distractors_below(one_group(**changes), GateSettings()).tolist() == [True]  # rank 4: behind 2.5, 3, 4
+    assert below_of(one_group(**changes), GateSettings()).tolist() == [True]  # rank 4: behind 2.5, 3, 4
     changes["candidate_items_BK"] = torch.tensor([[1, 2, -1, -1]])
-    assert distractors_below(one_group(**changes), GateSettings()).tolist() == [False]  # rank 2: behind 2.5
+    assert below_of(one_group(**changes), GateSettings()).tolist() == [False]  # rank 2: behind 2.5
 
 
 @pytest.mark.parametrize(

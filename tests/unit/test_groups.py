@@ -5,12 +5,13 @@ import pyarrow as pa
 import pytest
 
 from actors.engine import Generation
-from actors.groups import Prompt, check_scores, draw, finish, ranker_request
+from actors.groups import Prompt, check_assessment, check_scores, draw, finish, ranker_request
 from actors.leases import Lease
 from catalog.errors import DataError, RankerError, RunError
 from catalog.rollout_group import decode, encode
 from catalog.schema import ROLLOUT_GROUP
 from catalog.vocabulary import Vocabulary
+from learner.assessment import Assessment
 from tests.rollout_fakes import CODES, LAYOUT
 
 VOCABULARY = Vocabulary.of(CODES, LAYOUT)
@@ -49,7 +50,7 @@ def test_each_group_is_looked_up_in_the_catalogue_it_was_generated_with():
     prompts = [prompt(0, 2), prompt(1, 3)]
     drawn = draw(prompts, [old, new], [0.1, 0.2], vocabulary=newer, distractors=1, seed=0)
     assert [one.candidate_items.tolist() for one in drawn] == [[0, 1], [0, -1]]
-    groups = finish(drawn, np.zeros((2, 4), dtype=np.float32), ranker_version="r", score_s=0.1)
+    groups = finish(drawn, Assessment.of(np.zeros((2, 4), dtype=np.float32)), ranker_version="r", score_s=0.1)
     assert [decode(encode(group)).catalogue_version for group in groups] == [0, 1]
 
 
@@ -96,11 +97,16 @@ def test_scores_go_back_to_every_place_an_item_has():
     drawn = drawn_batch()
     asked = ranker_request(drawn, distractors=2).candidates
     scores = np.where(asked < 0, np.nan, asked * 10 + np.arange(3)[:, None]).astype(np.float32)
-    groups = finish(drawn, scores, ranker_version="r1", score_s=0.5)
+    spread = np.where(asked < 0, np.nan, asked / 10).astype(np.float32)
+    groups = finish(drawn, Assessment.of(scores, spread, spread * 1000), ranker_version="r1", score_s=0.5)
     np.testing.assert_array_equal(groups[0].candidate_scores, [0, 0, 10])
     np.testing.assert_array_equal(groups[1].candidate_scores, [21, np.nan, 31])
     np.testing.assert_array_equal(groups[2].candidate_scores, [12, 42, 42])
     assert [group.target_score for group in groups] == [20, 31, 62]
+    np.testing.assert_allclose(groups[1].candidate_spread, [0.2, np.nan, 0.3], rtol=1e-6)
+    np.testing.assert_allclose(groups[1].candidate_values, [200, np.nan, 300], rtol=1e-6)
+    assert [group.target_spread for group in groups] == pytest.approx([0.2, 0.3, 0.6])
+    assert [group.target_value for group in groups] == pytest.approx([200, 300, 600])
     for row, group in enumerate(groups):
         np.testing.assert_array_equal(group.distractor_scores, group.distractor_items * 10 + row)
     last = groups[2]
@@ -117,7 +123,8 @@ def test_groups_of_the_wrong_shape_are_the_engine_s_fault():
 def groups():
     drawn = drawn_batch()
     asked = ranker_request(drawn, distractors=2).candidates
-    return finish(drawn, np.where(asked < 0, np.nan, asked).astype(np.float32), ranker_version="r1", score_s=0.5)
+    scores = np.where(asked < 0, np.nan, asked).astype(np.float32)
+    return finish(drawn, Assessment.of(scores, scores / 8, None), ranker_version="r1", score_s=0.5)
 
 
 def test_a_group_survives_the_wire():
@@ -131,7 +138,25 @@ def test_a_group_survives_the_wire():
                 np.testing.assert_array_equal(mine, theirs)
                 assert mine.shape == theirs.shape
             else:
-                assert mine == pytest.approx(theirs), name
+                assert mine == pytest.approx(theirs, nan_ok=True), name
+        assert np.isnan(back.target_value) and np.isnan(back.candidate_values).all()
+
+
+def test_inclusion_probabilities_travel_with_stochastic_beams_only():
+    assert all(decode(encode(group)).inclusion_log_probs.shape == (0,) for group in groups())
+    inclusion = np.asarray([-0.5, -3], dtype=np.float32)
+    drawn = draw(
+        [prompt(0, 2)],
+        [replace(generation([1, 3]), inclusion_log_probs=inclusion)],
+        [0.1],
+        vocabulary=VOCABULARY,
+        distractors=1,
+        seed=0,
+    )
+    (group,) = finish(drawn, Assessment.of(np.asarray([[2, 1, 3, np.nan]])), ranker_version="r", score_s=0)
+    assert decode(encode(group)).inclusion_log_probs.tolist() == [-0.5, -3]
+    with pytest.raises(DataError, match=r"inclusion_log_probs has shape \(1,\), expected \(2,\)"):
+        encode(replace(group, inclusion_log_probs=inclusion[:1]))
 
 
 def test_nan_scores_travel_as_nan_not_null():
@@ -141,7 +166,8 @@ def test_nan_scores_travel_as_nan_not_null():
 
 def test_a_group_without_distractors_survives_the_wire():
     lonely = draw([prompt(0, 2)], [generation([1, 3])], [0.1], vocabulary=VOCABULARY, distractors=3, seed=0)
-    (group,) = finish(lonely, np.asarray([[2, 1, 3, np.nan, np.nan, np.nan]]), ranker_version="r", score_s=0)
+    scores = Assessment.of(np.asarray([[2, 1, 3, np.nan, np.nan, np.nan]]))
+    (group,) = finish(lonely, scores, ranker_version="r", score_s=0)
     assert decode(encode(group)).distractor_scores.shape == (0,)
 
 
@@ -159,6 +185,10 @@ def test_malformed_groups_are_refused():
         encode(type(group)(**{**vars(group), "candidate_scores": group.candidate_scores[:2]}))
     with pytest.raises(DataError, match="NaN exactly where candidate_items is -1"):
         encode(type(group)(**{**vars(group), "candidate_items": np.asarray([0, 0, -1], dtype=np.int32)}))
+    with pytest.raises(DataError, match="candidate_spread must be NaN exactly where candidate_items is -1"):
+        encode(type(group)(**{**vars(group), "target_spread": np.nan}))
+    with pytest.raises(DataError, match="candidate_values must be NaN exactly where candidate_items is -1"):
+        encode(type(group)(**{**vars(group), "target_value": 1.0}))
     record = encode(group)
     with pytest.raises(DataError, match=r"got 2 row\(s\)"):
         decode(pa.Table.from_batches([record, record]).combine_chunks().to_batches()[0])
@@ -183,3 +213,33 @@ def test_wrong_scores_are_the_ranker_s_fault(scores, message):
     with pytest.raises(RankerError, match=message):
         check_scores(candidates, np.asarray(scores))
     assert check_scores(candidates, np.asarray([[1.0, 2.0, np.nan]])).dtype == np.float32
+
+
+NAN = np.nan
+
+
+@pytest.mark.parametrize(
+    ("spread", "values", "message"),
+    [
+        ([[0.0, 1.0, 2.0]], None, r"spread of the ranker's assess: .*gave 2.0 to item -1 .* or NaN everywhere"),
+        ([[0.0, NAN, NAN]], None, r"spread of the ranker's assess: .*gave nan to item 4"),
+        (None, [[NAN, 1.0, NAN]], r"values of the ranker's assess: .*gave nan to item 3"),
+        (None, [[np.inf, 1.0, NAN]], r"values of the ranker's assess: .*gave inf to item 3"),
+        ([[0.0, 1.0]], None, r"spread of the ranker's assess: .*shape \(1, 2\) to candidates of shape \(1, 3\)"),
+        ([[NAN, NAN]], None, r"spread of the ranker's assess: .*shape"),
+        ([[0.5, -0.25, NAN]], None, r"gave the spread -0.25; a deviation is 0 or more"),
+    ],
+)
+def test_a_wrong_assessment_is_the_ranker_s_fault(spread, values, message):
+    candidates, scores = np.asarray([[3, 4, -1]], dtype=np.int32), np.asarray([[1.0, 2.0, NAN]])
+    as_array = (None if given is None else np.asarray(given) for given in (spread, values))
+    with pytest.raises(RankerError, match=message):
+        check_assessment(candidates, Assessment.of(scores, *as_array))
+
+
+def test_a_right_assessment_passes_as_float32():
+    candidates, scores = np.asarray([[3, 4, -1]], dtype=np.int32), np.asarray([[1.0, 2.0, NAN]])
+    found = check_assessment(candidates, Assessment.of(scores, spread=scores / 2))
+    np.testing.assert_array_equal(found.spread, [[0.5, 1.0, NAN]])
+    assert np.isnan(found.values).all()
+    assert found.scores.dtype == found.spread.dtype == found.values.dtype == np.float32

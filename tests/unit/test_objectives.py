@@ -4,13 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from learner.objectives.adagrpo import AdaGrpoLoss
-from learner.objectives.base import mean_of
-from learner.objectives.build import build_objective
-from learner.objectives.grpo import GrpoLoss, clipped_surrogate, k3, truncated_correction
-from learner.objectives.mixture import MixtureLoss
-from learner.objectives.nll import NllLoss
-from learner.settings import (
+from learner.objective_settings import (
     AdaGrpoObjective,
     CorrectionSettings,
     GateSettings,
@@ -19,34 +13,17 @@ from learner.settings import (
     MixtureObjective,
     NllObjective,
 )
-from learner.shared_prefix import BranchScores, branch_log_probs
+from learner.objectives.adagrpo import AdaGrpoLoss
+from learner.objectives.base import mean_of
+from learner.objectives.build import build_objective
+from learner.objectives.correction import correction_weights
+from learner.objectives.group_term import k3
+from learner.objectives.grpo import GrpoLoss, clipped_surrogate
+from learner.objectives.mixture import MixtureLoss
+from learner.objectives.nll import NllLoss
+from learner.shared_prefix import branch_log_probs
 from tests.unit.learner_cases import NAN, one_group, random_batch, tiny_policy
-
-A = 0.70705678  # advantages of rewards 1 and 3 are -A and +A: 1 / (sqrt(2) + 1e-4)
-RATIOS = torch.tensor([1.0, 0.5, 1.5], dtype=torch.float64)
-
-
-def scores_of(log_probs_BSL, target_BL=None):
-    target_BL = log_probs_BSL[:, 0] if target_BL is None else target_BL
-    return BranchScores(log_probs_BSL, target_BL, torch.ones_like(log_probs_BSL).detach())
-
-
-def pair(**changes):
-    """K = 2 with rewards 1 and 3; the learner gives every token -1, and its ratios to the engine are `RATIOS`."""
-    values = {
-        "candidates_BKL": torch.tensor([[[3, 7, 11], [4, 7, 10]]]),
-        "candidate_items_BK": torch.tensor([[1, 2]]),
-        "candidate_scores_BK": torch.tensor([[1.0, 3.0]], dtype=torch.float64),
-        "behaviour_log_probs_BKL": (-1 - RATIOS.log()).expand(1, 2, 3),
-        "target_scores_B": torch.tensor([9.0], dtype=torch.float64),
-    }
-    return one_group(**(values | changes)), torch.full((1, 3, 3), -1.0, dtype=torch.float64)
-
-
-def grpo_loss(settings, batch, log_probs, start=None, reference=None):
-    return GrpoLoss(settings)(
-        batch, scores_of(log_probs), scores_of(log_probs if start is None else start), reference
-    ).loss
+from tests.unit.objective_cases import RATIOS, A, grpo_loss, pair, scores_of
 
 
 @pytest.mark.parametrize(
@@ -95,7 +72,7 @@ def test_k3():
 def test_truncated_correction(level, low, high, expected):
     start = torch.tensor([[[-1.0, -1.0]]], requires_grad=True)
     behaviour = start.detach() - torch.tensor([3.0, 0.5]).log()
-    found = truncated_correction(start, behaviour, CorrectionSettings(level=level, low=low, high=high))
+    found = correction_weights(start, behaviour, CorrectionSettings(level=level, low=low, high=high))
     assert found.flatten().tolist() == pytest.approx(expected, abs=1e-6)
     assert not found.requires_grad
 

@@ -102,6 +102,7 @@ def test_files_follow_the_schemas_and_the_sequences_the_log(tmp_path):
         "users": 40,
         "items": 30,
         "interactions": len(rows),
+        "interactions_with": {"rating": len(rows), "click": 0, "dwell_seconds": 0},
         "users_below_min_interactions": 0,
         "interactions_below_min_interactions": 0,
         "training_interactions": len(rows) - 80,
@@ -169,6 +170,19 @@ def test_bad_rows_stop_it_by_default_and_nothing_is_left_behind(tmp_path):
     assert f"{tmp_path}/raw/log.parquet, row 3, timestamp='-5': is negative" in str(caught.value)
     assert "row 6, user_id='': is empty" in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["raw"]
+
+
+def test_a_negative_dwell_time_is_a_bad_row(tmp_path):
+    log = make_log()
+    seconds = pa.array([-0.5 if row == 7 else None if row == 8 else float(row) for row in range(log.num_rows)])
+    settings = write(tmp_path / "raw", log.append_column("seconds", seconds))
+    columns = InteractionColumns(rating="rating", dwell_seconds="seconds")
+    settings = settings.model_copy(update={"source": settings.source.model_copy(update={"columns": columns})})
+    with pytest.raises(DataError, match=r"dwell_seconds.*is negative"):
+        prepare(settings, tmp_path / "out")
+    lenient = settings.model_copy(update={"max_bad_share": 0.1})
+    counts = prepare(lenient, tmp_path / "out").manifest["counts"]
+    assert counts["interactions_with"]["dwell_seconds"] == counts["interactions"] - 1
 
 
 def test_bad_rows_within_the_share_are_left_out_and_listed(tmp_path):
@@ -264,6 +278,16 @@ def test_logs_too_small_to_use(tmp_path, rows, given, message):
     with pytest.raises(DataError, match=message):
         prepare(write(tmp_path / "raw", log, **given), tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["raw"]
+
+
+def test_a_reward_that_no_row_has_stops_it(tmp_path):
+    log = make_log()
+    empty = log.set_column(3, "rating", pa.nulls(log.num_rows, pa.float64()))
+    with pytest.raises(DataError, match=r"data\.reward is rating, but no usable interaction of .*log\.parquet has one"):
+        prepare(write(tmp_path / "raw", empty, reward="rating"), tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["raw"]
+    prepare(write(tmp_path / "raw", empty), tmp_path / "out")
+    assert Dataset.open(tmp_path / "out").reward_column is None
 
 
 def test_global_time(tmp_path):

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from catalog.errors import RankerError
-from learner.ranker import EnsembleRanker, SequenceRanker, build_member
-from learner.ranker_fit import fit_ranker, judge_ranker, training_rating_mean
+from learner.ranker import EnsembleRanker, build_member
+from learner.ranker_fit import fit_ranker
+from learner.ranker_quality import judge_ranker
 from learner.settings import RankerSettings
 from tests.tiny_data import tiny_dataset
 
@@ -33,16 +34,22 @@ def test_fitting_learns_the_log(fitted):
     _, quality, _ = fitted
     assert quality["hr@1"] > 0.8  # the log is deterministic; chance is 1/13
     assert quality["auc"] > 0.95
-    assert quality["rating"]["ranker"] < quality["rating"]["user_mean"]
+    errors = quality["heads"]["rating"]["rmse"]
+    assert errors["ranker"] < errors["user_mean"]
 
 
 def test_the_ensemble_is_the_mean_of_its_members(fitted, dataset):
     ranker, _, _ = fitted
     histories, candidates = [dataset.history(0, 5, 6), dataset.history(3, 2, 6)], np.array([[1, 2], [3, 4]], np.int32)
-    members = ranker.member_scores(histories, candidates)
-    assert members.shape == (2, 2, 2)
-    assert not np.allclose(members[0], members[1])
-    assert ranker.score(histories, candidates) == pytest.approx(members.mean(axis=0))
+    alone = [EnsembleRanker([member], "v", 6, "rating").assess(histories, candidates) for member in ranker.members]
+    found = ranker.assess(histories, candidates)
+    assert found.scores.shape == found.spread.shape == found.values.shape == (2, 2)
+    assert found.scores.dtype == found.spread.dtype == found.values.dtype == np.float32
+    assert not np.allclose(alone[0].scores, alone[1].scores)
+    assert ranker.score(histories, candidates) == pytest.approx((alone[0].scores + alone[1].scores) / 2)
+    assert found.scores == pytest.approx(ranker.score(histories, candidates))
+    assert found.values == pytest.approx((alone[0].values + alone[1].values) / 2)
+    assert np.isnan(alone[0].spread).all()
 
 
 def test_padding_is_nan_and_changes_nothing_else(fitted, dataset):
@@ -99,16 +106,15 @@ def test_no_ranker_is_a_clear_error(dataset, tmp_path):
 
 def test_judging_counts_only_rankable_items(dataset):
     class Ascending:
-        members = ()
+        heads = ()
 
         def score(self, histories, candidates):
             return candidates.astype(np.float32)
 
-    ratings, dataset.__dict__["ratings"] = dataset.ratings, None
-    try:
-        quality = judge_ranker(Ascending(), dataset, "valid")
-    finally:
-        dataset.__dict__["ratings"] = ratings
+        def expected_outcomes(self, histories, items):
+            return {}
+
+    quality = judge_ranker(Ascending(), dataset, "valid")
     examples = dataset.examples("valid")
     ranks = []
     for user, position in zip(examples.users, examples.positions, strict=True):
@@ -117,23 +123,3 @@ def test_judging_counts_only_rankable_items(dataset):
     assert quality["hr@1"] == pytest.approx(np.mean(np.array(ranks) == 1))
     assert quality["mrr"] == pytest.approx(np.mean(1 / np.array(ranks)))
     assert quality["auc"] == pytest.approx(np.mean([1 - (rank - 1) / (20 - 7 - 1) for rank in ranks]))
-
-
-def test_the_rating_mean_is_of_the_training_part(dataset):
-    items = np.concatenate([dataset.training_items_of(user) for user in range(dataset.users)])
-    expected = np.mean([1.0 + int(dataset.item_ids[item][1:]) % 5 for item in items])
-    assert training_rating_mean(dataset) == pytest.approx(expected)
-
-
-def test_rating_head_by_hand():
-    member = SequenceRanker(torch.zeros(3, 1), hidden_size=2, dropout=0.0)
-    with torch.no_grad():
-        member.rating_query.weight.copy_(torch.eye(2))
-        member.rating_query.bias.zero_()
-        member.rating_user.weight.copy_(torch.tensor([[1.0, 0.0]]))
-        member.rating_user.bias.fill_(0.5)
-        member.rating_item.copy_(torch.tensor([0.0, 0.25, 0.0, 0.0]))
-    vectors = torch.tensor([[0.0, 0.0], [3.0, 4.0], [0.0, 0.0], [0.0, 0.0]])
-    # (1, 2) . (3, 4) + (1 * 1 + 0.5) + 0.25
-    rating = member.rating(torch.tensor([1.0, 2.0]), torch.tensor(1), vectors)
-    assert rating.item() == pytest.approx(12.75)

@@ -8,8 +8,9 @@ import pytest
 
 from actors.ranker_service import RankerService, load_ranker
 from catalog.errors import RankerError
+from learner.assessment import Assessment
 from learner.settings import RankerSettings
-from tests.rollout_fakes import BrokenRanker, RowRanker
+from tests.rollout_fakes import AssessingRanker, BrokenRanker, RowRanker
 
 FOREVER_S = 3600.0
 
@@ -25,21 +26,61 @@ def test_requests_of_many_callers_are_scored_as_one_batch():
     async def scenario():
         service = RankerService(ranker, max_batch=6, max_wait_s=FOREVER_S)
         return await asyncio.gather(
-            service.score(*request(2)), service.score(*request(1, first=10)), service.score(*request(3, width=3))
+            service.assess(*request(2)), service.assess(*request(1, first=10)), service.assess(*request(3, width=3))
         ), service.stats()
 
     (one, two, three), stats = asyncio.run(scenario())
     assert ranker.calls == [6]
-    np.testing.assert_allclose(one, [[0.01, 1.01], [2.02, 3.02]], rtol=1e-6)
-    np.testing.assert_allclose(two, [[10.01, 11.01]], rtol=1e-6)
-    assert three.shape == (3, 3)
+    np.testing.assert_allclose(one.scores, [[0.01, 1.01], [2.02, 3.02]], rtol=1e-6)
+    np.testing.assert_allclose(two.scores, [[10.01, 11.01]], rtol=1e-6)
+    assert three.scores.shape == three.spread.shape == three.values.shape == (3, 3)
+    assert np.isnan(three.spread).all() and np.isnan(three.values).all()
     assert (stats.requests, stats.batches, stats.prompts, stats.failures, stats.version) == (3, 1, 6, 0, "row-1")
+
+
+def test_what_assess_says_comes_back_to_each_caller_cut_to_its_request():
+    ranker = AssessingRanker()
+
+    async def scenario():
+        service = RankerService(ranker, max_batch=4, max_wait_s=0.0)
+        return await asyncio.gather(service.assess(*request(3, first=4)), service.assess(*request(6, width=1)))
+
+    wide, long = asyncio.run(scenario())
+    assert ranker.calls == [3, 4, 2]
+    np.testing.assert_allclose(wide.spread, [[0.4, 0.5], [0.6, 0.7], [0.8, 0.9]], rtol=1e-6)
+    np.testing.assert_allclose(wide.values, [[40, 50], [60, 70], [80, 90]], rtol=1e-6)
+    np.testing.assert_allclose(long.values, [[0], [10], [20], [30], [40], [50]], rtol=1e-6)
+    assert wide.scores.dtype == wide.spread.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (
+            lambda scores: scores,
+            r"answered with ndarray, which has no scores, spread, values: return a learner\.assess",
+        ),
+        (lambda scores: Assessment.of(scores, spread=-scores), r"gave the spread -1\.01; a deviation is 0 or more"),
+        (
+            lambda scores: Assessment.of(scores, values=scores[:, :1]),
+            r"values of the ranker's assess: .*shape \(1, 1\)",
+        ),
+        (lambda scores: Assessment.of(scores[:, :1]), r"shape \(1, 1\) to candidates of shape \(1, 2\)"),
+    ],
+)
+def test_a_broken_assess_is_named(answer, message):
+    class Broken(RowRanker):
+        def assess(self, histories, candidates):
+            return answer(self.score(histories, candidates))
+
+    with pytest.raises(RankerError, match=message):
+        asyncio.run(RankerService(Broken(), max_batch=1, max_wait_s=0).assess(*request(1)))
 
 
 def test_a_lone_request_does_not_wait_for_company_for_ever():
     ranker = RowRanker()
-    scores = asyncio.run(RankerService(ranker, max_batch=64, max_wait_s=0.0).score(*request(2)))
-    assert scores.shape == (2, 2)
+    answer = asyncio.run(RankerService(ranker, max_batch=64, max_wait_s=0.0).assess(*request(2)))
+    assert answer.scores.shape == (2, 2)
     assert ranker.calls == [2]
 
 
@@ -48,9 +89,9 @@ def test_a_batch_never_exceeds_its_bound():
 
     async def scenario():
         service = RankerService(ranker, max_batch=4, max_wait_s=0.0)
-        return await asyncio.gather(*(service.score(*request(rows)) for rows in (3, 3, 9)))
+        return await asyncio.gather(*(service.assess(*request(rows)) for rows in (3, 3, 9)))
 
-    assert [len(scores) for scores in asyncio.run(scenario())] == [3, 3, 9]
+    assert [len(answer.scores) for answer in asyncio.run(scenario())] == [3, 3, 9]
     assert ranker.calls == [3, 3, 4, 4, 1]
 
 
@@ -65,8 +106,8 @@ def test_the_event_loop_lives_while_the_ranker_scores():
     async def scenario():
         ranker = Slow()
         service = RankerService(ranker, max_batch=2, max_wait_s=FOREVER_S)
-        first = asyncio.create_task(service.score(*request(2)))
-        others = [asyncio.create_task(service.score(*request(1))) for _ in range(2)]
+        first = asyncio.create_task(service.assess(*request(2)))
+        others = [asyncio.create_task(service.assess(*request(1))) for _ in range(2)]
         await asyncio.sleep(0)  # all three are in; the loop still runs although the ranker is busy
         release.set()
         await asyncio.gather(first, *others)
@@ -85,15 +126,15 @@ def test_one_bad_request_spoils_no_other():
     async def scenario():
         service = RankerService(Picky(), max_batch=3, max_wait_s=FOREVER_S)
         answers = await asyncio.gather(
-            *(service.score(*request(1, first=first)) for first in (0, 99, 4)), return_exceptions=True
+            *(service.assess(*request(1, first=first)) for first in (0, 99, 4)), return_exceptions=True
         )
         service._max_wait_s = 0.0
-        return answers, await service.score(*request(1))
+        return answers, await service.assess(*request(1))
 
     (one, bad, three), later = asyncio.run(scenario())
     assert isinstance(bad, RankerError)
     assert "ValueError: item 99 is unknown" in str(bad)
-    assert (one.shape, three.shape, later.shape) == ((1, 2), (1, 2), (1, 2))
+    assert (one.scores.shape, three.scores.shape, later.scores.shape) == ((1, 2), (1, 2), (1, 2))
 
 
 def test_a_ranker_that_scores_the_wrong_shape_is_named():
@@ -102,7 +143,7 @@ def test_a_ranker_that_scores_the_wrong_shape_is_named():
             return super().score(histories, candidates)[:, 0]
 
     with pytest.raises(RankerError, match=r"shape \(1,\) to candidates of shape \(1, 2\)"):
-        asyncio.run(RankerService(Flat(), max_batch=1, max_wait_s=0).score(*request(1)))
+        asyncio.run(RankerService(Flat(), max_batch=1, max_wait_s=0).assess(*request(1)))
 
 
 def test_a_caller_that_gave_up_is_not_served():
@@ -110,13 +151,13 @@ def test_a_caller_that_gave_up_is_not_served():
 
     async def scenario():
         service = RankerService(ranker, max_batch=3, max_wait_s=FOREVER_S)
-        gone = asyncio.create_task(service.score(*request(1)))
+        gone = asyncio.create_task(service.assess(*request(1)))
         await asyncio.sleep(0)
         gone.cancel()
         await asyncio.gather(gone, return_exceptions=True)
-        return await service.score(*request(2))
+        return await service.assess(*request(2))
 
-    assert asyncio.run(scenario()).shape == (2, 2)
+    assert asyncio.run(scenario()).scores.shape == (2, 2)
     assert ranker.calls == [2]
 
 
@@ -150,4 +191,4 @@ def test_an_unusable_ranker_is_named_with_the_remedy(use, options, message):
 
 def test_a_broken_ranker_s_reason_reaches_the_caller():
     with pytest.raises(RankerError, match="ZeroDivisionError: no scores today"):
-        asyncio.run(RankerService(BrokenRanker(), max_batch=1, max_wait_s=0).score(*request(1)))
+        asyncio.run(RankerService(BrokenRanker(), max_batch=1, max_wait_s=0).assess(*request(1)))

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 
 from catalog.errors import RunError
-from services import report
+from services import ranker_view, report
 from services.charts import running_mean
 
 SUMMARY = {
     "objective": "adagrpo",
     "dataset": "ml100k",
     "seed": 0,
+    "decode": {"kind": "stochastic_beam", "candidates": 16, "temperature": 0.7, "top_p": 1.0, "constrained": True},
     "metrics": {
         "start": {
             "hr@1": 0.031,
@@ -63,38 +64,47 @@ SUMMARY = {
     },
     "stratified": [
         {
-            "policy_rank": "1-10",
-            "ranker_rank": "1-10",
-            "users": 120,
-            "start_hr@10": 1.0,
-            "control_hr@10": 1.0,
-            "best_hr@10": 0.95,
-        },
-        {
-            "policy_rank": "11-50",
-            "ranker_rank": "1-10",
-            "users": 60,
-            "start_hr@10": 0.0,
-            "control_hr@10": 0.0,
-            "best_hr@10": 0.2,
-        },
-        {
-            "policy_rank": "11-50",
-            "ranker_rank": ">50",
-            "users": 300,
-            "start_hr@10": 0.0,
-            "control_hr@10": 0.0,
-            "best_hr@10": 0.03,
-        },
-        {
-            "policy_rank": ">50",
-            "ranker_rank": ">50",
-            "users": 463,
-            "start_hr@10": 0.0,
-            "control_hr@10": 0.0,
-            "best_hr@10": 0.01,
-        },
+            "policy_rank": policy,
+            "ranker_rank": ranker,
+            "users": users,
+            "admitted": admitted,
+            "start_hr@10": start,
+            "control_hr@10": control,
+            "best_hr@10": best,
+            "control_rank_gain": control_gain,
+            "best_rank_gain": best_gain,
+        }
+        for policy, ranker, users, admitted, start, control, best, control_gain, best_gain in (
+            ("1-10", "1-10", 120, 0.45, 1.0, 0.98, 0.95, -0.05, -0.25),
+            ("11-20", "1-10", 60, 0.9, 0.0, 0.1, 0.2, 0.25, 0.5),
+            ("11-20", ">50", 300, 0.0, 0.0, 0.0, 0.03, 0.125, -0.0625),
+            ("not in 20", ">50", 463, 0.0, 0.0, 0.0, 0.01, 0.01, 0.02),
+        )
     ],
+    "ranker": {
+        "auc": 0.9312,
+        "ndcg@10": 0.1288,
+        "hr@10": 0.2344,
+        "relevance": {
+            "ece": 0.0123,
+            "events": 9430,
+            "curve": {"predicted": [0.004, 0.02, 0.08], "observed": [0.005, 0.018, 0.06], "events": [4000, 4000, 1430]},
+        },
+        "heads": {
+            "rating": {
+                "rmse": {"ranker": 1.0586, "user_mean": 1.1215, "item_mean": 1.0641},
+                "ece": 0.0917,
+                "events": 943,
+                "curve": {"predicted": [2.8, 3.5, 4.2], "observed": [2.9, 3.4, 4.1], "events": [300, 320, 323]},
+            },
+            "click": {
+                "rmse": {"ranker": 0.41, "user_mean": 0.44, "item_mean": 0.43},
+                "ece": 0.031,
+                "events": 943,
+                "curve": {"predicted": [0.1, 0.4], "observed": [0.12, 0.37], "events": [500, 443]},
+            },
+        },
+    },
     "accounting": {"issued": 6480, "trained": 6400, "stale": 32, "invalid": 8, "in_flight": 40},
     "gate": {"rate": 0.21, "difficulty": 0.83, "discriminability": 0.26},
     "throughput": {"groups_per_s": 18.4, "learner_steps": 200, "weight_versions": 50},
@@ -166,6 +176,14 @@ def test_headline_numbers_are_on_the_page(page: str):
     assert "ItemKNN - - 0.1898 0.1072 0.0810 -" in text  # a baseline cannot hallucinate
 
 
+def test_the_page_says_what_a_group_was(page: str):
+    what = "16 sequences sampled without replacement (stochastic beams), constrained to the catalogue, temperature 0.7"
+    assert f"adagrpo on ml100k, seed 0; a group is {what} " in text_of(page)
+    exact = SUMMARY["decode"] | {"kind": "beam", "constrained": False, "temperature": 1.0}
+    assert report.groups({"decode": exact}) == "the 16 likeliest sequences (beams, not samples), free, temperature 1"
+    assert report.groups({}) is None
+
+
 def test_verdicts_follow_the_interval():
     verdicts = {row["pair"]: (row["verdict"], round(row["difference"], 4)) for row in report.differences(SUMMARY)}
     assert verdicts == {
@@ -193,7 +211,8 @@ def test_a_broken_identity_is_said_on_the_page(tmp_path: Path):
 
 
 def test_every_chart_is_drawn_and_nothing_is_fetched(page: str):
-    assert page.count("<svg") == 15  # 4 curves and planes, 10 of the training, wall time
+    # 4 curves and planes, 10 of the training, wall time, 3 calibration curves, 5 heat maps
+    assert page.count("<svg") == 23
     assert "not measured" not in text_of(page)
     assert not re.findall(r"(?:src|href)=\"(?!#)[^\"]*\"|@import|url\((?!#)[^)]*\)", page)
     assert "var(--ink)" in page and "#010203" not in page
@@ -202,6 +221,43 @@ def test_every_chart_is_drawn_and_nothing_is_fetched(page: str):
 def test_ids_are_unique_within_the_page(page: str):
     ids = re.findall(r'id="([^"]*)"', page)
     assert ids and len(ids) == len(set(ids))
+
+
+def test_the_ranker_s_quality_is_on_the_page(page: str):
+    text = text_of(page)
+    assert "rating 1.0586 1.1215 1.0641 0.0917" in text and "click 0.4100 0.4400 0.4300 0.0310" in text
+    assert "0.9312 AUC" in text and "0.0123 calibration error, next item" in text
+    assert "Expected calibration error 0.0917 over 943 events." in text
+
+
+def test_heat_maps_hold_every_cell(page: str):
+    (users,) = re.findall(r"<h3>Users</h3>.*?</section>", page, flags=re.DOTALL)
+    assert "90% admitted" in users and "463" in users and "943 in all" in users
+    (control,) = re.findall(r"<h3>Start to control: HR@10</h3>.*?</section>", page, flags=re.DOTALL)
+    assert "-0.020" in control.replace("\u2212", "-") and "+0.100" in control
+    (gain,) = re.findall(r"<h3>Start to best checkpoint: rank of the target</h3>.*?</section>", page, flags=re.DOTALL)
+    assert "+0.500" in gain and "-0.062" in gain.replace("\u2212", "-")
+
+
+def test_heat_maps_without_a_gate():
+    cells = [{key: value for key, value in cell.items() if key != "admitted"} for cell in SUMMARY["stratified"]]
+    charts = ranker_view.heat_maps(cells)
+    assert len(charts) == 5 and "admitted" not in charts[0]["svg"] + charts[0]["note"]
+    assert ranker_view.heat_maps([]) == []
+
+
+def test_a_run_with_a_ranker_of_the_user_s(tmp_path: Path):
+    run = make_run(tmp_path / "run")
+    (run / "summary.json").write_text(json.dumps(SUMMARY | {"ranker": None}))
+    assert "only the built-in ranker is judged when it is fitted" in text_of(report.write(run).read_text())
+
+
+def test_quality_lines():
+    assert ranker_view.quality_lines(SUMMARY["ranker"])[:2] == [
+        "ranker on validation: AUC 0.9312, NDCG@10 0.1288, HR@10 0.2344, calibration error 0.0123",
+        "rating: RMSE 1.0586 (user's mean 1.1215, item's mean 1.0641), calibration error 0.0917",
+    ]
+    assert ranker_view.quality_lines(None) == []
 
 
 def test_missing_parts_are_said(tmp_path: Path):
@@ -228,6 +284,7 @@ def test_terminal_lines_hold_the_table():
     lines = "\n".join(report.terminal_lines(SUMMARY))
     assert re.search(r"best checkpoint\W+0\.0360\W+0\.1310\W+0\.2248\W+0\.1146\W+0\.0811\W+0\.87%", lines)
     assert "HR@10 best - control: +0.0127 [+0.0021, +0.0233] better" in lines
+    assert re.search(r"11-20\W+1-10\W+60\W+90%\W+0\.000\W+\+0\.100\W+\+0\.200\W+\+0\.250\W+\+0\.500", lines)
 
 
 def test_running_mean():

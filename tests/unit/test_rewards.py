@@ -1,8 +1,13 @@
 import pytest
 import torch
 
+from learner.reward_settings import RankerReward
 from learner.rewards import group_rewards, least_like_target
 from tests.unit.learner_cases import NAN, one_group
+
+
+def rewards_of(batch, ground_truth, margin, injectable=None):
+    return group_rewards(batch, [RankerReward()], ground_truth, margin, injectable)
 
 
 def group(items, scores=(1.0, 2.0, 3.0, 4.0), **changes):
@@ -22,7 +27,7 @@ def group(items, scores=(1.0, 2.0, 3.0, 4.0), **changes):
     ],
 )
 def test_a_hallucination_gets_the_lowest_valid_reward_minus_the_margin(items, scores, margin, rewards):
-    result = group_rewards(group(items, scores), "none", margin)
+    result = rewards_of(group(items, scores), "none", margin)
     assert result.rewards_BK.tolist() == [rewards]
     assert result.branch_BK.tolist() == [[1, 2, 3, 4]]
     assert not result.injected_BK.any()
@@ -37,7 +42,7 @@ def test_a_hallucination_gets_the_lowest_valid_reward_minus_the_margin(items, sc
     ],
 )
 def test_override_gives_a_hit_the_group_maximum(items, scores, rewards):
-    assert group_rewards(group(items, scores), "override", 1.0).rewards_BK.tolist() == [rewards]
+    assert rewards_of(group(items, scores), "override", 1.0).rewards_BK.tolist() == [rewards]
 
 
 @pytest.mark.parametrize(
@@ -50,19 +55,19 @@ def test_override_gives_a_hit_the_group_maximum(items, scores, rewards):
     ],
 )
 def test_inject_puts_the_ground_truth_in_the_least_like_place(items, scores, target, rewards):
-    result = group_rewards(group(items, scores, target_scores_B=torch.tensor([target])), "inject", 1.0)
+    result = rewards_of(group(items, scores, target_scores_B=torch.tensor([target])), "inject", 1.0)
     assert result.rewards_BK.tolist() == [rewards]
     assert result.branch_BK.tolist() == [[1, 2, 3, 0]]
     assert result.injected_BK.tolist() == [[False, False, False, True]]
 
 
 def test_nothing_is_injected_beside_a_hit_or_when_it_could_not_have_been_drawn():
-    hit = group_rewards(group((1, 0, 3, 4)), "inject", 1.0)
+    hit = rewards_of(group((1, 0, 3, 4)), "inject", 1.0)
     assert hit.rewards_BK.tolist() == [[1.0, 2.0, 3.0, 4.0]] and not hit.injected_BK.any()
-    assert not group_rewards(group((1, 0, 3, 4)), "inject", 1.0, torch.tensor([True])).injected_BK.any()
-    excluded = group_rewards(group((1, 2, 3, 4)), "inject", 1.0, torch.tensor([False]))
+    assert not rewards_of(group((1, 0, 3, 4)), "inject", 1.0, torch.tensor([True])).injected_BK.any()
+    excluded = rewards_of(group((1, 2, 3, 4)), "inject", 1.0, torch.tensor([False]))
     assert excluded.branch_BK.tolist() == [[1, 2, 3, 4]]
-    assert group_rewards(group((1, 2, 3, 4)), "inject", 1.0, torch.tensor([True])).injected_BK.any()
+    assert rewards_of(group((1, 2, 3, 4)), "inject", 1.0, torch.tensor([True])).injected_BK.any()
 
 
 def test_least_like_is_the_shortest_common_prefix_then_the_least_likely():

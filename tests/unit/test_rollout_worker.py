@@ -11,6 +11,7 @@ from catalog.errors import RankerError
 from catalog.feed import PromptFeed
 from catalog.rollout_group import decode
 from catalog.vocabulary import Vocabulary
+from learner.assessment import Assessment
 from tests.rollout_fakes import CODES, LAYOUT, FakeEngine, RowRanker, TinyDataset, examples, weights_at
 
 
@@ -67,7 +68,7 @@ class LocalRanker:
 
     def submit(self, histories, candidates):
         scores = RowRanker().score(histories, candidates)
-        answer = SimpleNamespace(scores=scores, version="row-1", latency_s=0.5)
+        answer = SimpleNamespace(assessment=Assessment.of(scores), version="row-1", latency_s=0.5)
         call = HandCall(self.error or answer, ready=not self.hold)
         self.calls.append(call)
         return call

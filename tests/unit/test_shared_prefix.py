@@ -1,9 +1,22 @@
 import math
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
+from torch import nn
+from transformers import (
+    MistralConfig,
+    MistralForCausalLM,
+    Olmo2Config,
+    Olmo2ForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
+from learner.objectives.build import build_objective
+from learner.packed_forward import LLAMA_STYLE
 from learner.shared_prefix import BranchScorer, branch_log_probs
+from tests.per_sequence import PerSequenceScorer
 from tests.unit.learner_cases import in_double, random_batch, sharpen, tiny_llama, tiny_policy
 
 
@@ -11,63 +24,137 @@ def branches_of(batch):
     return torch.cat([batch.target_BL[:, None], batch.candidates_BKL], dim=1)
 
 
-def per_sequence(model, batch, allowed_BSLV=None, temperature=1.0):
-    """The reference: one plain forward per branch, without padding, mask or position ids."""
-    branches_BSL = branches_of(batch)
-    prompts, branches, levels = branches_BSL.shape
-    log_probs, entropies = [], []
-    for prompt in range(prompts):
-        history = batch.history_BT[prompt, : batch.history_lengths_B[prompt]]
-        for branch in range(branches):
-            tokens = branches_BSL[prompt, branch]
-            logits = model(torch.cat([history, tokens])[None]).logits[0, len(history) - 1 : -1] / temperature
-            if allowed_BSLV is not None:
-                logits = logits.masked_fill(~allowed_BSLV[prompt, branch], -torch.inf)
-            log_p = torch.log_softmax(logits, dim=-1)
-            log_probs.append(log_p[torch.arange(levels), tokens])
-            entropies.append(-(log_p.exp() * log_p).nan_to_num(0.0).sum(-1))
-    shape = (prompts, branches, levels)
-    return torch.stack(log_probs).view(shape), torch.stack(entropies).view(shape)
-
-
-def shared(model, batch, allowed_BSLV=None, temperature=1.0):
+def shared(model, batch, allowed_BSLV=None, temperature=1.0, value_head=None):
     return branch_log_probs(
-        model, batch.history_BT, batch.history_lengths_B, branches_of(batch), allowed_BSLV, temperature
+        model, batch.history_BT, batch.history_lengths_B, branches_of(batch), allowed_BSLV, temperature, value_head
     )
 
 
-def gradients(model, loss):
-    model.zero_grad()
+def per_sequence(model, batch, allowed_BSLV=None, temperature=1.0, value_head=None):
+    scorer = PerSequenceScorer(model, value_head)
+    return scorer(batch.history_BT, batch.history_lengths_B, branches_of(batch), allowed_BSLV, temperature)
+
+
+def gradients(module, loss):
+    module.zero_grad()
     loss.backward()
-    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    return {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
 
 
-MODELS = {"qwen3": lambda: tiny_policy().model, "llama": tiny_llama}
+def assert_close(found, expected, tolerance, what=""):
+    """Within `tolerance` of the larger of 1 and the largest expected number."""
+    scale = max(1.0, expected.abs().max().item())
+    torch.testing.assert_close(found / scale, expected / scale, atol=tolerance, rtol=0, msg=lambda text: what + text)
+
+
+def tiny(model_class, config_class, **changes):
+    torch.manual_seed(2)
+    sizes = {"vocab_size": 15, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0}
+    return model_class(config_class(**(sizes | heads | changes), attn_implementation="sdpa")).eval()
+
+
+MODELS = {
+    "qwen3": lambda: tiny_policy().model,
+    "llama": tiny_llama,
+    "qwen2": lambda: tiny(Qwen2ForCausalLM, Qwen2Config),
+    "mistral": lambda: tiny(MistralForCausalLM, MistralConfig, sliding_window=None),
+    "olmo2": lambda: tiny(Olmo2ForCausalLM, Olmo2Config),  # not Llama-style: its last layer is computed whole
+}
+PRECISIONS = ((torch.float32, 1e-5), (torch.float64, 1e-10))
 
 
 @pytest.mark.parametrize("architecture", MODELS)
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
+@pytest.mark.parametrize(("dtype", "tolerance"), PRECISIONS)
 @pytest.mark.parametrize("case", ["plain", "temperature", "constrained"])
 def test_equals_one_forward_per_sequence(architecture, dtype, tolerance, case):
     model = MODELS[architecture]()
     if dtype == torch.float64:
         model = in_double(model)
+    torch.manual_seed(0)
+    value_head = nn.Linear(16, 1).to(dtype)
+    both = nn.ModuleList([model, value_head])
     batch = random_batch(constrained=case == "constrained")
     temperature = 1.0 if case == "plain" else 0.7
-    expected, entropy = per_sequence(model, batch, batch.allowed_BSLV, temperature)
-    free, _ = per_sequence(model, batch)
-    scores = shared(model, batch, batch.allowed_BSLV, temperature)
-    torch.testing.assert_close(scores.log_probs_BSL, expected, atol=tolerance, rtol=tolerance)
-    torch.testing.assert_close(scores.target_log_probs_BL, free[:, 0], atol=tolerance, rtol=tolerance)
-    torch.testing.assert_close(scores.entropy_BSL, entropy.detach(), atol=tolerance, rtol=tolerance)
+    expected = per_sequence(model, batch, batch.allowed_BSLV, temperature, value_head)
+    scores = shared(model, batch, batch.allowed_BSLV, temperature, value_head)
+    for name, wanted in expected._asdict().items():
+        assert_close(getattr(scores, name), wanted, tolerance, f"{name}: ")
 
-    torch.manual_seed(0)
-    weights = torch.randn_like(expected)
-    wanted = gradients(model, (expected * weights).sum() + free[:, 0].sum())
-    found = gradients(model, (scores.log_probs_BSL * weights).sum() + scores.target_log_probs_BL.sum())
+    weights, value_weights = torch.randn_like(expected.log_probs_BSL), torch.randn_like(expected.log_probs_BSL)
+
+    def loss(of):
+        return (of.log_probs_BSL * weights + of.values_BSL * value_weights).sum() + of.target_log_probs_BL.sum()
+
+    wanted, found = gradients(both, loss(expected)), gradients(both, loss(scores))
+    assert wanted.keys() == found.keys() == dict(both.named_parameters()).keys()
     for name, gradient in wanted.items():
-        scale = max(1.0, gradient.abs().max().item())
-        torch.testing.assert_close(found[name] / scale, gradient / scale, atol=tolerance, rtol=tolerance)
+        assert_close(found[name], gradient, tolerance, f"{name}: ")
+
+
+def test_which_architectures_skip_most_of_their_last_layer():
+    skip = {name for name, make in MODELS.items() if isinstance(make().get_decoder().layers[-1], LLAMA_STYLE)}
+    assert skip == set(MODELS) - {"olmo2"}
+
+
+OBJECTIVES = {
+    settings.model_fields["type"].default: settings
+    for settings in get_args(get_type_hints(build_objective)["settings"])
+}
+
+
+def full_batch(**changes):
+    """Every optional field filled, so that any objective finds what it asks for."""
+    generator = torch.Generator().manual_seed(5)
+
+    def draw(*shape):
+        return torch.rand(shape, generator=generator)
+
+    optional = {
+        "logged_rewards_B": 1 + 4 * draw(4),
+        "inclusion_log_probs_BK": -draw(4, 4),
+        "candidate_spread_BK": 0.2 * draw(4, 4),
+        "target_spread_B": 0.2 * draw(4),
+        "candidate_values_BK": 1 + 4 * draw(4, 4),
+        "target_values_B": 1 + 4 * draw(4),
+        "candidate_popularity_BK": draw(4, 4),
+    }
+    return random_batch(**(optional | changes))
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("architecture", ["qwen3", "llama"])
+@pytest.mark.parametrize(("dtype", "tolerance"), PRECISIONS)
+def test_every_objective_has_the_loss_and_gradient_of_one_row_per_sequence(name, architecture, dtype, tolerance):
+    objective = build_objective(OBJECTIVES[name]())
+    constrained = architecture == "llama"
+    batch = full_batch(constrained=constrained, temperature=0.7 if constrained else 1.0)
+    model, reference = MODELS[architecture](), MODELS[architecture]()
+    with torch.no_grad():
+        for number, parameter in enumerate(reference.parameters()):
+            parameter.mul_(1.1 if number % 2 else 0.9)
+    if dtype == torch.float64:
+        model, reference = in_double(model), in_double(reference)
+    torch.manual_seed(0)
+    value_head = nn.Linear(16, 1).to(dtype) if objective.needs_values else None
+
+    def outcome(scorer_class):
+        inputs = objective.inputs(batch)
+        arguments = (batch.history_BT, batch.history_lengths_B, *vars(inputs).values())
+        scorer = scorer_class(model, value_head)
+        scores = scorer(*arguments)
+        with torch.no_grad():
+            reference_BSL = scorer_class(reference)(*arguments).log_probs_BSL if objective.needs_reference else None
+        loss = objective(batch, scores, scores.detach(), reference_BSL).loss
+        return loss.detach(), gradients(scorer, loss)
+
+    loss, found = outcome(BranchScorer)
+    expected_loss, expected = outcome(PerSequenceScorer)
+    assert any(gradient.abs().max() > 1e-6 for gradient in expected.values())
+    assert_close(loss, expected_loss, tolerance, "loss: ")
+    assert found.keys() == expected.keys()
+    for parameter, gradient in expected.items():
+        assert_close(found[parameter], gradient, tolerance, f"{parameter}: ")
 
 
 def test_padding_tokens_and_width_do_not_matter():
@@ -93,7 +180,7 @@ def test_items_of_one_token():
     batch = random_batch(target_BL=torch.tensor([[3], [4], [5], [6]]), candidates_BKL=torch.tensor([[[5], [3]]] * 4))
     scores = shared(model, batch)
     assert scores.log_probs_BSL.shape == (4, 3, 1)
-    expected, _ = per_sequence(model, batch)
+    expected = per_sequence(model, batch).log_probs_BSL
     torch.testing.assert_close(scores.log_probs_BSL, expected, atol=1e-12, rtol=1e-12)
 
 
@@ -153,3 +240,43 @@ def test_scorer_is_the_function_as_a_module():
     found = scorer(batch.history_BT, batch.history_lengths_B, branches_of(batch), None, 0.5)
     assert torch.equal(found.log_probs_BSL, shared(policy.model, batch, None, 0.5).log_probs_BSL)
     assert {id(p) for p in scorer.parameters()} == {id(p) for p in policy.model.parameters()}
+
+
+def test_a_prompt_does_not_see_the_others():
+    model = sharpen(tiny_policy().model.double())
+    batch = random_batch()
+    together = shared(model, batch).log_probs_BSL
+    lengths_B, branches_BSL = batch.history_lengths_B, branches_of(batch)
+    for prompt in range(4):
+        one = slice(prompt, prompt + 1)
+        alone = branch_log_probs(model, batch.history_BT[one], lengths_B[one], branches_BSL[one]).log_probs_BSL
+        torch.testing.assert_close(alone, together[one], atol=1e-12, rtol=1e-12)
+
+
+def test_the_model_answers_plain_calls_as_before():
+    model, batch = tiny_policy().model, random_batch()
+    before = model(batch.history_BT).logits
+    shared(model, batch)
+    assert torch.equal(model(batch.history_BT).logits, before)
+    with pytest.raises(IndexError):
+        shared(model, random_batch(target_BL=torch.full((4, 3), 99)))
+    assert torch.equal(model(batch.history_BT).logits, before)
+
+
+def test_recomputed_activations_are_refused():
+    model = tiny_policy().model.train()
+    model.gradient_checkpointing_enable()
+    with pytest.raises(ValueError, match="turn checkpointing off"):
+        shared(model, random_batch())
+    with torch.no_grad():
+        assert torch.isfinite(shared(model, random_batch()).log_probs_BSL).all()
+
+
+def test_dropout_inside_attention_takes_the_masked_path_and_drops():
+    model, batch = tiny_policy().model, random_batch()
+    expected = shared(model, batch).log_probs_BSL
+    for layer in model.model.layers:
+        layer.self_attn.attention_dropout = 0.5
+    torch.testing.assert_close(shared(model, batch).log_probs_BSL, expected)
+    model.train()
+    assert (shared(model, batch).log_probs_BSL - expected).abs().max() > 1e-4

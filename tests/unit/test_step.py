@@ -1,19 +1,20 @@
 import copy
-import multiprocessing
 
 import pytest
 import torch
-from torch.nn.parallel import DistributedDataParallel
 
 from catalog.errors import RunError
 from learner.batch import LoggedBatch
+from learner.micro_batches import micro_batches
+from learner.objective_settings import AdaGrpoObjective, GateSettings, GrpoSettings
 from learner.objectives.adagrpo import AdaGrpoLoss
 from learner.objectives.build import build_objective
 from learner.objectives.grpo import GrpoLoss
 from learner.objectives.nll import NllLoss
-from learner.settings import AdaGrpoObjective, GateSettings, GrpoSettings, LearnerSettings
+from learner.optimizer import lr_factor
+from learner.settings import LearnerSettings
 from learner.shared_prefix import BranchScorer
-from learner.step import LearnerStep, lr_factor
+from learner.step import LearnerStep
 from tests.unit.learner_cases import in_double, random_batch, tiny_policy
 
 SETTINGS = LearnerSettings(prompts_per_step=4, warmup_steps=0, lr=1e-2, max_grad_norm=1e9)
@@ -78,7 +79,7 @@ def test_updates_on_one_batch_keep_the_log_probs_of_its_start():
     settings = SETTINGS.model_copy(update={"updates_per_batch": 3, "micro_batch_prompts": 3})
     learner = learner_of(half_open(old_policy="batch_start", kl_beta=0.1), settings)
     model = copy.deepcopy(learner.model)
-    reference = BranchScorer(learner.reference.model)
+    reference = BranchScorer(in_double(tiny_policy(seed=1).model))
     metrics = learner.update(batch)
 
     objective = half_open(old_policy="batch_start", kl_beta=0.1)
@@ -108,16 +109,17 @@ def test_the_batch_start_is_no_part_of_the_gradient():
 
 def test_the_reference_stays_and_the_kl_starts_at_zero():
     learner = learner_of(half_open(kl_beta=0.1), reference=in_double(tiny_policy().model))
-    before = {name: value.clone() for name, value in learner.reference.named_parameters()}
+    before = {name: value.clone() for name, value in learner.reference.values.items()}
     kls = [learner.update(half_trusted(seed=seed))["kl"] for seed in range(3)]
     assert kls[0] == 0 and kls[2] > 1e-6
-    assert all(torch.equal(value, before[name]) for name, value in learner.reference.named_parameters())
-    assert not any(value.requires_grad for value in learner.reference.parameters())
+    assert set(before) == set(weights_of(learner))
+    assert all(torch.equal(value, before[name]) for name, value in learner.reference.values.items())
 
 
-def test_the_reference_is_demanded_and_dropped_as_the_objective_needs():
-    with pytest.raises(ValueError, match="needs the reference"):
-        LearnerStep(tiny_policy().model, objective=half_open(), settings=SETTINGS)
+def test_the_reference_starts_as_the_policy_and_is_dropped_when_the_objective_needs_none():
+    learner = LearnerStep(in_double(tiny_policy().model), objective=half_open(kl_beta=0.1), settings=SETTINGS)
+    assert learner.update(half_trusted())["kl"] == 0
+    assert learner.update(half_trusted())["kl"] > 0
     for objective in (NllLoss(), half_open(kl_beta=0)):
         assert learner_of(objective, reference=tiny_policy().model).reference is None
 
@@ -246,39 +248,53 @@ def test_resuming_continues_as_if_nothing_had_happened(tmp_path):
     assert differ(weights_of(learner), weights_of(again)) == 0
 
 
-def two_ranks(rank, directory):
-    """One of two DDP workers: half of the batch each, in uneven micro-batches."""
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{directory}/meet", rank=rank, world_size=2)
-    batch = half_trusted(prompts=8)
-    values = {
-        name: value[rank * 4 : rank * 4 + 4] if isinstance(value, torch.Tensor) else value
-        for name, value in vars(batch).items()
-    }
-    settings = SETTINGS.model_copy(update={"micro_batch_prompts": 3, "updates_per_batch": 2})
-    learner = learner_of(half_open(old_policy="batch_start"), settings, wrap=DistributedDataParallel)
-    metrics = learner.update(type(batch)(**values))
-    torch.save((metrics, weights_of(learner)), f"{directory}/rank{rank}.pt")
-    torch.distributed.destroy_process_group()
+@pytest.mark.parametrize("kl_beta", [0, 0.1])
+def test_bfloat16_computes_close_to_float32_and_keeps_everything_else_in_it(kl_beta):
+    found = {}
+    for precision in ("float32", "bfloat16"):
+        settings = SETTINGS.model_copy(update={"precision": precision})
+        model = tiny_policy(hidden_size=32).model
+        learner = learner_of(half_open(kl_beta=kl_beta), settings, model=model, reference=tiny_policy(1, 32).model)
+        steps = captured_gradients(learner)
+        kinds = set()
+        hook = model.model.layers[0].mlp.down_proj.register_forward_hook(lambda *call: kinds.add(call[2].dtype))  # noqa: B023
+        metrics = learner.update(half_trusted())
+        hook.remove()
+        assert kinds == {getattr(torch, precision)}
+        state = [value for values in learner.optimizer.state.values() for value in values.values()]
+        kept = [*model.parameters(), *steps[0], *state, *(learner.reference.values.values() if kl_beta else ())]
+        assert {value.dtype for value in kept} == {torch.float32}
+        found[precision] = metrics, torch.cat([gradient.flatten() for gradient in steps[0]])
+    (exact, exact_gradient), (half, half_gradient) = found.values()
+    assert half["loss"] == pytest.approx(exact["loss"], rel=1e-2) and half["loss"] != exact["loss"]
+    assert (half_gradient - exact_gradient).norm() < 0.03 * exact_gradient.norm()
 
 
-def test_two_ddp_workers_equal_one_worker_with_the_whole_batch(tmp_path):
-    context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=two_ranks, args=(rank, str(tmp_path))) for rank in range(2)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(timeout=120)
-        if worker.is_alive():
-            worker.kill()
-        assert worker.exitcode == 0
-    results = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2)]
-    learner = learner_of(half_open(old_policy="batch_start"), SETTINGS.model_copy(update={"updates_per_batch": 2}))
-    metrics = learner.update(half_trusted(prompts=8))
-    for found, weights in results:
-        assert found == pytest.approx(metrics, abs=1e-8)
-        assert differ(weights, weights_of(learner)) < 1e-6
-    assert differ(results[0][1], results[1][1]) == 0
+def test_losses_are_float32_under_bfloat16():
+    kinds = []
+
+    class Watched(NllLoss):
+        def __call__(self, batch, scores, start, reference_BSL):
+            terms = super().__call__(batch, scores, start, reference_BSL)
+            kinds.extend([scores.log_probs_BSL.dtype, terms.loss.dtype, torch.is_autocast_enabled("cpu")])
+            return terms
+
+    settings = SETTINGS.model_copy(update={"precision": "bfloat16"})
+    learner_of(Watched(), settings, model=tiny_policy().model).update(random_batch())
+    assert kinds == [torch.float32, torch.float32, False]
+
+
+def test_float32_is_the_computation_without_autocast_to_the_bit():
+    batch = half_trusted()
+    learner = learner_of(half_open(kl_beta=0), model=tiny_policy().model)
+    model = copy.deepcopy(learner.model)
+    steps = captured_gradients(learner)
+    learner.update(batch)
+    part = micro_batches(batch, None, torch.device("cpu"))[0]
+    objective = half_open(kl_beta=0)
+    scores = BranchScorer(model)(part.history_BT, part.history_lengths_B, objective.inputs(part).branches_BSL)
+    objective(part, scores, scores.detach(), None).loss.backward()
+    assert all(torch.equal(p.grad, found) for p, found in zip(model.parameters(), steps[0], strict=True))
 
 
 def test_default_settings_build_a_learner_that_trains():

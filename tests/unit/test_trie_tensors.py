@@ -89,6 +89,8 @@ def test_a_level_has_bits_only_where_they_take_no_more_bytes_than_its_tokens():
     two = np.array([[3, 73 + at] for at in (0, 69)])
     assert (Trie.build(three, VOCAB).bits_start >= 0).tolist() == [True, True]
     assert (Trie.build(two, VOCAB).bits_start >= 0).tolist() == [True, False]
+    # Four bytes of bits for each of two nodes, four per token of two children.
+    assert (Trie.build(np.array([[3, 73], [4, 73 + 25]]), VOCAB).bits_start >= 0).tolist() == [True, True]
     assert Trie.build(three, VOCAB).bits.tolist() == [1, 0b100001, 0, 0, 0, 0, 0, 0, 0, 0b100000]
 
 
@@ -97,7 +99,7 @@ def test_items_of_any_number_of_bits_are_sorted_alike(levels):
     """Eight levels of ten bits do not fit into one integer."""
     random = np.random.default_rng(0)
     items = np.unique(random.integers(0, 1024, (200, levels)), axis=0)
-    items[:, :-1] //= 200
+    items[:, :-1] -= items[:, :-1] % 200  # few prefixes, far apart
     items = random.permutation(np.unique(items, axis=0))
     arrays = build_arrays(items, np.empty(0, dtype=np.int64))
     order = sorted(range(len(items)), key=items.tolist().__getitem__)
@@ -140,6 +142,12 @@ def test_parts_of_exclusions_join_to_the_whole():
     masks = trie.mask(nodes, back, owner)
     assert masks.tolist() == trie.mask(nodes, whole, np.array([2, 0, 1, 2, 3] * 3)).tolist()
     assert [np.flatnonzero(mask).tolist() for mask in masks[:5]] == [[1], [1, 3], [1, 3], [1], []]
+    covered = Exclusions(trie, [np.array([0])]).covers(trie, np.array([3, 4, 6]), np.zeros(3, dtype=int))
+    assert covered.tolist() == [True, False, False]
+    twice = Exclusions.joined([whole, whole])
+    assert twice.requests == 8
+    again = trie.mask(np.repeat(np.arange(3), 4), twice, np.tile(np.arange(4, 8), 3))
+    assert again.tolist() == trie.mask(np.repeat(np.arange(3), 4), whole, np.tile(np.arange(4), 3)).tolist()
     assert len(Exclusions.joined([])) == 0
 
 

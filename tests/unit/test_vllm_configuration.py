@@ -34,7 +34,7 @@ def test_everything_is_derived_with_a_reason():
         "max_batched_tokens",
         "kv_cache_bytes",
     }
-    assert derived.derivation["max_sequences"] == (512, "32 prompts in flight x 16 candidates, at most 1024")
+    assert derived.derivation["max_sequences"] == (512, "32 prompts in flight x 16 sequences of each, at most 1024")
 
 
 def test_given_sizes_are_taken():

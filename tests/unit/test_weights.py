@@ -44,6 +44,17 @@ def test_a_changed_manifest_is_noticed():
         replace(packed, manifest=swapped).verify()
 
 
+def test_what_to_load_is_what_differs_with_its_block():
+    names = ["model.layers.0.mlp.up_proj.weight", "model.layers.0.mlp.down_proj.weight", "model.layers.0.norm.weight"]
+    before = pack([(name, torch.ones(2)) for name in names], version=1)
+    same = pack([(name, torch.ones(2)) for name in names], version=2)
+    assert same.changed(before.manifest) == set()
+    assert same.changed(()) == set(names)
+    after = pack([(names[0], torch.zeros(2)), *((name, torch.ones(2)) for name in names[1:])], version=3)
+    assert after.changed(before.manifest) == set(names[:2])
+    assert [name for name, _ in after.tensors({names[1]})] == [names[1]]
+
+
 def test_tied_weights_travel_once():
     model = tiny_policy().model
     packed = pack(model.named_parameters(), version=0)

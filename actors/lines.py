@@ -1,0 +1,50 @@
+"""Callers of an actor that wait in line for what is not there yet. Belongs to one event loop."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+
+class Line:
+    """First come, first served; a caller that gave up (its future is cancelled) leaves by itself."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[tuple[Callable[[], Any], asyncio.Future]] = deque()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def join(self, attempt: Callable[[], Any]) -> asyncio.Future:
+        """Stand at the end; the future gets the first truthy value of `attempt`, or what it raises."""
+        future = asyncio.get_running_loop().create_future()
+        self._waiting.append((attempt, future))
+        return future
+
+    def serve(self, everyone: bool = False) -> bool:
+        """Try for the callers in their order, up to the first in vain unless `everyone` is to be tried; returns whether
+        anybody got something."""
+        served = False
+        for _ in range(len(self._waiting)):
+            attempt, future = self._waiting.popleft()
+            if future.done():
+                continue
+            if _settle(attempt, future):
+                served = True
+            elif everyone:
+                self._waiting.append((attempt, future))
+            else:
+                self._waiting.appendleft((attempt, future))
+                break
+        return served
+
+
+def _settle(attempt: Callable[[], Any], future: asyncio.Future) -> bool:
+    try:
+        found = attempt()
+    except Exception as error:  # belongs to the caller, whose wait it ends
+        future.set_exception(error)
+        return True
+    if found:
+        future.set_result(found)
+    return bool(found)

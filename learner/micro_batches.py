@@ -1,0 +1,63 @@
+"""A batch in slices that fit one forward, what each slice's loss counts, and the means of what the slices report."""
+
+from dataclasses import fields, replace
+
+import torch
+import torch.distributed as dist
+
+from learner.batch import LoggedBatch
+from learner.objectives.base import Objective
+from learner.shared_prefix import BranchScores
+
+
+def micro_batches(batch: LoggedBatch, prompts: int | None, device: torch.device) -> list[LoggedBatch]:
+    """Slices of at most `prompts` prompts of like length, on the device, each history cut to its slice's longest."""
+    size = prompts or batch.prompts
+    by_length = batch.history_lengths_B.argsort()
+    parts = []
+    for low in range(0, batch.prompts, size):
+        tensors = {
+            field.name: value[by_length[low : low + size]].to(device)
+            for field in fields(batch)
+            if isinstance(value := getattr(batch, field.name), torch.Tensor)
+        }
+        tensors["history_BT"] = tensors["history_BT"][:, : int(tensors["history_lengths_B"].max())]
+        parts.append(replace(batch, **tensors))
+    return parts
+
+
+def loss_weights(objective: Objective, parts: list[LoggedBatch]) -> list[float]:
+    """What each micro-batch's loss counts: its share of the mass of all parts and workers, times the workers, over
+    which DDP and FSDP take the mean."""
+    device = parts[0].target_BL.device
+    masses = torch.stack([objective.mass(part).to(device) for part in parts])
+    total, workers = masses.sum(), 1
+    if _distributed():
+        workers = dist.get_world_size()
+        dist.all_reduce(total)
+    return [float(mass * workers / total) if total > 0 else 0.0 for mass in masses]
+
+
+def on_every_parameter(loss: torch.Tensor, scores: BranchScores) -> torch.Tensor:
+    """`loss`, plus a zero that depends on every score.
+
+    Workers exchange the gradient of a parameter when all of them have one. An objective may leave a score out for lack
+    of data (no pair in this micro-batch, no value asked for), and then the workers would wait for each other.
+    """
+    if loss.requires_grad and not _distributed():
+        return loss
+    live = [part for part in scores if part is not None and part.requires_grad]
+    return loss + sum(0.0 * part.masked_fill(part == -torch.inf, 0.0).sum() for part in live)
+
+
+def means(totals: dict[str, torch.Tensor]) -> dict[str, float]:
+    """The means of (sum, count) metrics over all workers; one exchange and one copy to the host for all of them."""
+    names = sorted(totals)
+    table = torch.stack([totals[name] for name in names])
+    if _distributed():
+        dist.all_reduce(table)
+    return dict(zip(names, (table[:, 0] / table[:, 1]).tolist(), strict=True))
+
+
+def _distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()
