@@ -10,31 +10,38 @@ class Line:
     """First come, first served; a caller that gave up (its future is cancelled) leaves by itself."""
 
     def __init__(self) -> None:
-        self._waiting: deque[tuple[Callable[[], Any], asyncio.Future]] = deque()
+        self._waiting: deque[tuple[str, Callable[[], Any], asyncio.Future]] = deque()
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def join(self, attempt: Callable[[], Any]) -> asyncio.Future:
+    def join(self, attempt: Callable[[], Any], who: str = "") -> asyncio.Future:
         """Stand at the end; the future gets the first truthy value of `attempt`, or what it raises."""
         future = asyncio.get_running_loop().create_future()
-        self._waiting.append((attempt, future))
+        self._waiting.append((who, attempt, future))
         return future
+
+    def dismiss(self, who: str) -> None:
+        """Let the callers of that name go with nothing: their futures get None."""
+        for name, _, future in self._waiting:
+            if name == who and not future.done():
+                future.set_result(None)
 
     def serve(self, everyone: bool = False) -> bool:
         """Try for the callers in their order, up to the first in vain unless `everyone` is to be tried; returns whether
         anybody got something."""
         served = False
         for _ in range(len(self._waiting)):
-            attempt, future = self._waiting.popleft()
+            caller = self._waiting.popleft()
+            _, attempt, future = caller
             if future.done():
                 continue
             if _settle(attempt, future):
                 served = True
             elif everyone:
-                self._waiting.append((attempt, future))
+                self._waiting.append(caller)
             else:
-                self._waiting.appendleft((attempt, future))
+                self._waiting.appendleft(caller)
                 break
         return served
 

@@ -74,7 +74,7 @@ class QueueActor:
         def attempt() -> tuple[Lease, ...]:
             return self._ledger.lease(actor, incarnation, count, self._clock())
 
-        return await self._until(self._for_prompts, attempt, wait_s) or ()
+        return await self._until(self._for_prompts, attempt, wait_s, actor) or ()
 
     async def push(self, actor: str, incarnation: str, pushes: Sequence[Push], wait_s: float) -> PushReply:
         """Queue finished groups. Waits up to `wait_s` for room when none of them fits."""
@@ -92,7 +92,8 @@ class QueueActor:
         return await self._once(lambda: self._ledger.reject(actor, incarnation, leases, reason))
 
     async def revoke(self, actor: str, reason: str, keep_queued: bool = False) -> int:
-        """Take back what a dead or stopped actor holds."""
+        """Take back what a dead or stopped actor holds; a lease that it still waits for is not granted any more."""
+        self._for_prompts.dismiss(actor)
         return await self._once(lambda: self._ledger.revoke(actor, reason, keep_queued=keep_queued))
 
     async def pull(
@@ -146,7 +147,9 @@ class QueueActor:
         self._ledger.expire(self._clock())
         return replace(self._ledger.status(), restored=self._restored)
 
-    async def _until(self, line: Line, attempt: Callable[[], Found | None], wait_s: float) -> Found | None:
+    async def _until(
+        self, line: Line, attempt: Callable[[], Found | None], wait_s: float, who: str = ""
+    ) -> Found | None:
         """The first truthy value of `attempt`, which is tried now and whenever its turn in `line` comes; None after
         `wait_s`."""
         if self._ticking is None:
@@ -158,7 +161,7 @@ class QueueActor:
         if found or wait_s <= 0:
             return found
         try:
-            return await asyncio.wait_for(line.join(attempt), wait_s)
+            return await asyncio.wait_for(line.join(attempt, who), wait_s)
         except TimeoutError:
             return None
 

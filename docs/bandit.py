@@ -30,11 +30,17 @@ from learner.batch import GroupBatch
 from learner.gate import gate
 from learner.objective_settings import (
     AdaGrpoObjective,
+    EcpoObjective,
+    EcpoSettings,
     GateSettings,
+    GbpoObjective,
     GrpoObjective,
     GrpoSettings,
+    GrpoSrObjective,
+    GrpoSrSettings,
     MixtureObjective,
     NllObjective,
+    RereObjective,
 )
 from learner.objectives.build import build_objective
 from learner.preference_settings import (
@@ -48,6 +54,7 @@ from learner.preference_settings import (
     SelfPairs,
     ValueHeadBaseline,
 )
+from learner.reward_settings import RankerReward, RelevanceReward
 from learner.shared_prefix import BranchScores
 
 CONTEXTS, CODES, LEVELS = 2, 3, 2
@@ -108,7 +115,9 @@ def random_bandit(seed: int = 0) -> Bandit:
     logged_XN, reference_XN = (
         torch.randn(CONTEXTS, ITEMS, generator=generator, dtype=torch.float64).softmax(dim=-1) for _ in range(2)
     )
-    reward_XN = 2 * torch.rand(CONTEXTS, ITEMS, generator=generator, dtype=torch.float64)
+    # Evenly spaced: between two items that are nearly as good, policy gradients without a deviation are slow to choose.
+    places_XN = torch.stack([torch.randperm(ITEMS, generator=generator) for _ in range(CONTEXTS)])
+    reward_XN = 2 * places_XN.double() / (ITEMS - 1)
     return Bandit(logged_XN=logged_XN, reward_XN=reward_XN, ranker_XN=reward_XN, reference_XN=reference_XN)
 
 
@@ -243,6 +252,18 @@ def best(bandit: Bandit) -> torch.Tensor:
     return nn.functional.one_hot(bandit.ranker_XN.argmax(dim=-1), ITEMS).double()
 
 
+def often_taken(bandit: Bandit) -> torch.Tensor:
+    """All on the item that the logs hold most often: the largest chance of a hit."""
+    return nn.functional.one_hot(bandit.logged_XN.argmax(dim=-1), ITEMS).double()
+
+
+def relevant(bandit: Bandit) -> torch.Tensor:
+    """All on the item of the largest preference times relevance, the chance that the logged item shares its first
+    code."""
+    family_XN = bandit.logged_XN.view(-1, CODES, CODES).sum(dim=-1).repeat_interleave(CODES, dim=-1)
+    return nn.functional.one_hot((bandit.ranker_XN.sigmoid() * family_XN).argmax(dim=-1), ITEMS).double()
+
+
 def exponential(bandit: Bandit) -> torch.Tensor:
     """The optimum of A-SFT at beta = 1/2."""
     return normalised(bandit.logged_XN * (2 * bandit.reward_XN).exp())
@@ -258,15 +279,35 @@ def semi_generative(bandit: Bandit) -> torch.Tensor:
     return normalised(bandit.reference_XN * (bandit.logged_XN / bandit.reference_XN).sqrt())
 
 
+def grpo(**settings: object) -> GrpoObjective:
+    """GRPO without KL, with these settings."""
+    return GrpoObjective(grpo=GrpoSettings(kl_beta=0, **settings))
+
+
 NO_KL, CERTAIN = GrpoSettings(kl_beta=0), IntervalPairs(ground_truth=False)
 A_SFT = {"beta": 0.5, "max_weight": 1e6}
+BEST = "the best item"
+RELEVANT = GrpoSrObjective(
+    alpha=0,
+    grpo=GrpoSrSettings(
+        advantage="dr_grpo", ground_truth="none", rewards=(RankerReward(transform="sigmoid"), RelevanceReward())
+    ),
+)
 IN_ORDER, IPO = "every pair in order (share wrong)", "pi_ref exp(P(y > pi_ref) / tau)"
 CASES = (
     Case("nll", NllObjective(), "p", lambda w: w.logged_XN),
     Case("reward_weighted_bc", RewardWeightedBcObjective(), "p r", lambda w: normalised(w.logged_XN * w.reward_XN)),
     Case("a_sft, candidates", AdvantageSftObjective(**A_SFT), "p exp(r / beta)", exponential, 2),
     Case("a_sft, value head", AdvantageSftObjective(**A_SFT, baseline=ValueHeadBaseline()), "the same", exponential),
-    Case("grpo", GrpoObjective(grpo=NO_KL), "the best item", best, 2, False),
+    Case("grpo", GrpoObjective(grpo=NO_KL), BEST, best, 2, False),
+    Case("grpo, Dr.GRPO", grpo(advantage="dr_grpo"), BEST, best, 2, False),
+    Case("grpo, RLOO", grpo(advantage="rloo"), BEST, best, 2, False),
+    Case("grpo, DAPO", grpo(clip_high=0.28, drop_equal_groups=True), BEST, best, 2, False),
+    Case("grpo, GSPO", grpo(ratio="gspo"), BEST, best, 2, False),
+    Case("ecpo", EcpoObjective(grpo=EcpoSettings()), BEST, best, 2, False),
+    Case("gbpo", GbpoObjective(), BEST, best, 2, False),
+    Case("grpo_sr, alpha = 0", RELEVANT, "the best s times relevance", relevant, 2),
+    Case("rere", RereObjective(grpo={"kl_beta": 0}), "the item taken most", often_taken, 2),
     Case("ppo", PpoObjective(kl_coef=0.5), "pi_ref exp(s / kl_coef)", regularised, 1, False),
     Case("dpo, ranker_intervals", DpoObjective(beta=3.0, pairs=CERTAIN), IN_ORDER, None, 2, False, True),
     Case("dpo, self_generated", DpoObjective(beta=3.0, pairs=SelfPairs()), IN_ORDER, None, 2, False, True),

@@ -140,14 +140,13 @@ def _score(
     if allowed is None:
         log_probs, entropy_N = TokenLogProbs.apply(logits_NV, rows, tokens)
         return log_probs, entropy_N[rows]
-    possible = allowed.gather(-1, tokens[..., None])
-    # A row whose token is not allowed may allow nothing at all, which would be 0/0: it is normalised over everything
-    # and its result replaced, so that no NaN arises.
-    impossible_PV = (~allowed & possible).flatten(0, -2)
-    logits_PV = logits_NV[rows.flatten()].masked_fill(impossible_PV, torch.finfo(logits_NV.dtype).min)
+    possible = allowed.gather(-1, tokens[..., None])[..., 0]
+    # The lowest finite number, not -inf: a row whose token is not allowed may allow nothing at all, which would be 0/0.
+    lowest = torch.finfo(logits_NV.dtype).min
+    logits_PV = logits_NV[rows.flatten()].masked_fill(~allowed.flatten(0, -2), lowest)
     own_rows = torch.arange(rows.numel(), device=rows.device).view(rows.shape)
     log_probs, entropy_P = TokenLogProbs.apply(logits_PV, own_rows, tokens)
-    return torch.where(possible[..., 0], log_probs, -torch.inf), entropy_P.view(tokens.shape)
+    return torch.where(possible, log_probs, -torch.inf), entropy_P.view(tokens.shape)
 
 
 def _full_precision(logits: torch.Tensor) -> torch.Tensor:

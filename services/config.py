@@ -83,6 +83,35 @@ class RunConfig(Settings):
         return self
 
     @model_validator(mode="after")
+    def _injected_candidates_have_no_chance(self) -> "RunConfig":
+        grpo = getattr(self.objective, "grpo", None)
+        if grpo and grpo.ground_truth == "inject" and self.rollout.decode.kind == "stochastic_beam":
+            raise ValueError(
+                "objective.grpo.ground_truth inject puts an item into the group that nobody drew, and members of a "
+                "stochastic_beam group count by their chance of being drawn: set ground_truth to override or none, or "
+                "rollout.decode.kind to sample"
+            )
+        return self
+
+    @property
+    def needs_logged_reward(self) -> bool:
+        """Whether the objective learns from what the logs say an interaction was worth (`data.reward`)."""
+        rewards = getattr(getattr(self.objective, "grpo", self.objective), "rewards", ())
+        rewards += getattr(getattr(self.objective, "pairs", None), "rewards", ())
+        return self.objective.type in ("reward_weighted_bc", "a_sft", "cql") or any(
+            component.type == "logged" for component in rewards
+        )
+
+    @model_validator(mode="after")
+    def _logged_rewards_are_named(self) -> "RunConfig":
+        if self.needs_logged_reward and self.data.reward == "none":
+            raise ValueError(
+                f"objective {self.objective.type} learns from logged rewards, and data.reward is none: name the column "
+                "of the log that holds them (rating, click or dwell_seconds)"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _cql_draws_items(self) -> "RunConfig":
         decode = self.rollout.decode
         if self.objective.type == "cql" and (decode.kind == "beam" or decode.top_p < 1):

@@ -12,6 +12,7 @@ import os
 import shlex
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 CONNECT_TIMEOUT_S = 60.0
 UPLOAD_TIMEOUT_S = 600.0
+AGENT_TIMEOUT_S = 90.0
+_NO_AGENT = "No available agent"  # Ray has no class of error for it
 _CHATTY = (
     "ray.dashboard.modules.dashboard_sdk",
     "ray.dashboard.modules.job.sdk",
@@ -79,11 +82,7 @@ def submit(options: SubmitOptions) -> int:
         leave_head = True
         try:
             client = _connect(head.url)
-            job = bounded(
-                lambda: client.submit_job(entrypoint=request.entrypoint, runtime_env=request.runtime_env),
-                UPLOAD_TIMEOUT_S,
-                "submit the job",
-            )
+            job = bounded(lambda: _submit_job(client, request), UPLOAD_TIMEOUT_S, "submit the job")
             _tell(f"job {job} on {head.url}")
             if options.detach:
                 _tell(_how_to_follow(head, job))
@@ -182,6 +181,18 @@ def _connect(url: str) -> "JobSubmissionClient":
     for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.WARNING)
     return bounded(lambda: JobSubmissionClient(url), CONNECT_TIMEOUT_S, f"connect to the job server {url}")
+
+
+def _submit_job(client: "JobSubmissionClient", request: JobRequest) -> str:
+    """The job's id. On a busy machine a new head's job server answers before there is a node agent to start a job."""
+    deadline_s = time.monotonic() + AGENT_TIMEOUT_S
+    while True:
+        try:
+            return client.submit_job(entrypoint=request.entrypoint, runtime_env=request.runtime_env)
+        except RuntimeError as error:
+            if _NO_AGENT not in str(error) or time.monotonic() > deadline_s:
+                raise
+        time.sleep(1.0)
 
 
 def _how_to_follow(head: Head, job: str) -> str:

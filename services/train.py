@@ -13,7 +13,8 @@ import functools
 import sys
 from typing import Any
 
-from catalog.errors import RunError
+from catalog.dataset import Dataset
+from catalog.errors import ConfigError, RunError
 from cluster import placement, session
 from learner.objective_settings import NllObjective
 from learner.objectives.build import build_objective
@@ -44,6 +45,7 @@ def run(config: RunConfig, resume: bool = False) -> int:
             prepared = prepare.prepare(config.data, paths.data, progress)
         for warning in prepared.warnings:
             reporter.line(f"warning: {warning}")
+        _check_rewards(config, Dataset.open(paths.data))
         session.connect()
         _start_and_ranker(config, reporter)
         for line in quality_lines(fit_ranker.read_quality(paths)):
@@ -76,6 +78,15 @@ def _start_and_ranker(config: RunConfig, reporter: Reporter) -> None:
             phases[name].close()
 
     run_tasks(jobs, config.cluster, watch)
+
+
+def _check_rewards(config: RunConfig, dataset: Dataset) -> None:
+    """Before hours of training: whether the log has the rewards that the objective learns from."""
+    if config.needs_logged_reward and dataset.reward_column is None:
+        raise ConfigError(
+            f"objective {config.objective.type} learns from logged rewards, and the log has none: name its column in "
+            "data.source.columns (rating, click or dwell_seconds), or choose another objective"
+        )
 
 
 def _check_fresh(paths: RunPaths, resume: bool) -> None:

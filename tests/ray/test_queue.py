@@ -234,3 +234,18 @@ def test_arrays_of_examples_travel_to_the_actor(start_queue):
     first = ray.get(queue.handle.lease.remote("a", "1", 1, 0.0))[0]
     row = np.random.default_rng([5, 0]).permutation(24)[0]
     assert (first.user, first.position) == (row // 4, row % 4 + 1)
+
+
+def test_a_stopped_actor_is_not_granted_the_lease_it_waited_for():
+    async def scenario():
+        users, positions = examples(24)
+        actor = QueueActor(
+            partial(Examples, users=users, positions=positions), seed=5, settings=QueueSettings(max_groups=4)
+        )
+        assert len(await actor.lease("a", "1", 4, 0)) == 4
+        waiting = asyncio.create_task(actor.lease("a", "1", 4, WAIT_S))
+        await asyncio.sleep(0)
+        assert await actor.revoke("a", "", True) == 4
+        return await waiting, (await actor.status()).leased, len(await actor.lease("b", "1", 4, 0))
+
+    assert asyncio.run(scenario()) == ((), 0, 4)

@@ -61,3 +61,14 @@ def test_an_error_ends_the_wait_of_the_caller_it_belongs_to():
         return fine.result()
 
     assert run(scenario) == 1
+
+
+def test_who_is_dismissed_goes_with_nothing():
+    async def scenario():
+        taken, line = [], Line()
+        gone, here = (line.join(lambda name=name: taken.append(name) or True, name) for name in ("gone", "here"))
+        line.dismiss("gone")
+        assert gone.result() is None and line.serve()
+        return taken, here.result()
+
+    assert run(scenario) == (["here"], True)

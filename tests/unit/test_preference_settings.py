@@ -86,3 +86,27 @@ def test_intervals_need_an_ensemble():
     run(objective=intervals, ranker={"ensemble": 2})
     run(objective=intervals, ranker={"ensemble": 1, "use": "mine:Ranker"})
     run(objective={"type": "ipo"}, ranker={"ensemble": 1})
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        {"type": "a_sft"},
+        {"type": "cql"},
+        {"type": "grpo", "grpo": {"rewards": [{"type": "logged"}]}},
+        {"type": "ppo", "rewards": [{"type": "ranker"}, {"type": "logged"}]},
+        {"type": "dpo", "pairs": {"type": "self_generated", "rewards": [{"type": "logged"}]}},
+    ],
+)
+def test_logged_rewards_must_be_named_where_they_are_learned_from(objective):
+    with pytest.raises(ValidationError, match=r"data\.reward is none"):
+        run(objective=objective, data={"reward": "none"})
+    assert run(objective=objective).needs_logged_reward
+    assert not run(objective={"type": "grpo"}, data={"reward": "none"}).needs_logged_reward
+
+
+def test_nobody_drew_an_injected_item():
+    injected = {"type": "grpo", "grpo": {"ground_truth": "inject"}}
+    with pytest.raises(ValidationError, match="that nobody drew"):
+        run(objective=injected, rollout={"decode": {"kind": "stochastic_beam"}})
+    run(objective=injected, rollout={"decode": {"kind": "sample"}})

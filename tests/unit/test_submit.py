@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from catalog.errors import ClusterError, ConfigError
+from services import submit
 from services.config import load_config
 from services.follow import LineSplitter, bounded, exit_code
 from services.head import free_ports
-from services.submit import EXCLUDES, SubmitOptions, absolute_paths, job_request
+from services.submit import EXCLUDES, JobRequest, SubmitOptions, absolute_paths, job_request
 
 TABLE = """name: mine
 data:
@@ -135,3 +136,27 @@ def test_free_ports_are_distinct_and_avoid_a_taken_one():
     assert port not in ports
     assert len(set(ports)) == 3
     assert all(20000 <= other < 32000 for other in ports)
+
+
+def test_a_job_is_submitted_again_while_the_head_has_no_agent_yet(monkeypatch: pytest.MonkeyPatch):
+    answers = []
+
+    class Client:
+        def submit_job(self, entrypoint: str, runtime_env: dict):
+            answer = answers.pop(0)
+            if isinstance(answer, Exception):
+                raise answer
+            return f"{answer} {entrypoint}"
+
+    def submitted(*given: object) -> str:
+        answers[:] = given
+        return submit._submit_job(Client(), JobRequest(entrypoint="train", runtime_env={}))
+
+    no_agent = RuntimeError("status code 500: No available agent to submit job")
+    monkeypatch.setattr(submit.time, "sleep", lambda _: None)
+    assert submitted(no_agent, no_agent, "job-1") == "job-1 train"
+    with pytest.raises(RuntimeError, match="400"):
+        submitted(RuntimeError("status code 400: working_dir is no directory"), "job-2")
+    monkeypatch.setattr(submit, "AGENT_TIMEOUT_S", -1.0)
+    with pytest.raises(RuntimeError, match="No available agent"):
+        submitted(no_agent, "too late")
