@@ -1,6 +1,6 @@
 """What every engine refuses, before anything is generated or loaded: requests and weights that cannot be right."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -11,10 +11,28 @@ from catalog.vocabulary import Vocabulary
 from learner.weights import PackedWeights
 
 
-def check_request(
+def check_requests(
+    requests: Sequence[GenerateRequest],
+    in_flight: Collection[str],
+    decode: DecodeSettings,
+    vocabulary: Vocabulary,
+    max_prompt_tokens: int,
+) -> None:
+    """Raises DataError when a prompt is empty, too long or holds a foreign token, or too few items are left.
+
+    A request whose id is `in_flight` or another's is a mistake of the caller: ValueError.
+    """
+    names: set[str] = set()
+    for request in requests:
+        if request.request_id in in_flight or request.request_id in names:
+            raise ValueError(f"request {request.request_id} is already in flight")
+        names.add(request.request_id)
+        _check_request(request, decode, vocabulary, max_prompt_tokens)
+
+
+def _check_request(
     request: GenerateRequest, decode: DecodeSettings, vocabulary: Vocabulary, max_prompt_tokens: int
 ) -> None:
-    """Raises DataError when a prompt is empty, too long or holds a foreign token, or too few items are left."""
     name, length, layout, items = request.request_id, len(request.prompt), vocabulary.layout, vocabulary.trie.items
     if not 1 <= length <= max_prompt_tokens:
         raise DataError(
@@ -37,11 +55,11 @@ def check_request(
 
 
 def check_weights(weights: PackedWeights, known: Mapping[str, tuple[int, ...]], tied: bool) -> None:
-    """Raises PolicyError unless the weights are whole and are those of the parameters `known` (name -> shape).
+    """Raises PolicyError unless the weights are those of the parameters `known` (name -> shape).
 
-    `tied`: the output layer shares the embedding's weights, so it may be absent.
+    `tied`: the output layer shares the embedding's weights, so it may be absent. Their bytes are not looked at: who
+    fetched them has verified those (`actors.weight_board`), which therefore costs no pause.
     """
-    weights.verify()
     sent = {entry.name: entry.shape for entry in weights.manifest}
     for name, shape in sent.items():
         if known.get(name) != shape:

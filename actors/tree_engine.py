@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from actors.engine import GenerateRequest, Generation
-from actors.engine_checks import check_catalogue, check_request, check_weights
+from actors.engine_checks import check_catalogue, check_requests, check_weights
 from actors.settings import DecodeSettings, TreeEngineSettings
 from catalog.errors import ConfigError, PolicyError
 from catalog.vocabulary import Vocabulary
@@ -29,7 +29,7 @@ from learner.policy import Policy, load_policy
 from learner.tree_decode import Candidates, TreeDecoder
 from learner.tree_draw import streams
 from learner.tree_trie import DeviceTrie
-from learner.weights import PackedWeights
+from learner.weights import PackedWeights, TensorEntry
 
 _PROMPTS_PER_STEP = {"cpu": 32, "cuda": 256}
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -58,6 +58,7 @@ class TreeEngine:
         _check_policy(policy, policy_dir, vocabulary, max_prompt_tokens)
         self._vocabulary, self._decode, self._seed = vocabulary, decode, seed
         self._max_prompt_tokens, self._version = max_prompt_tokens, version
+        self._loaded: tuple[TensorEntry, ...] = ()  # what `load_weights` put in place; of the directory it is not known
         device = "cuda" if torch.cuda.is_available() else "cpu"
         torch.set_num_threads(engine.threads)
         self._model = policy.model.to(device=device, dtype=_DTYPES[engine.dtype]).requires_grad_(False)
@@ -106,12 +107,8 @@ class TreeEngine:
             DataError: a prompt is empty, too long or holds a foreign token, or too few items are left to choose from.
         """
         decode = decode or self._decode
-        names = [request.request_id for request in requests]
-        for request in requests:
-            if request.request_id in self._names or names.count(request.request_id) > 1:
-                raise ValueError(f"request {request.request_id} is already in flight")
-            check_request(request, decode, self._vocabulary, self._max_prompt_tokens)
-        self._names.update(names)
+        check_requests(requests, self._names, decode, self._vocabulary, self._max_prompt_tokens)
+        self._names.update(request.request_id for request in requests)
         self._waiting.extend((request, decode, self._catalogue) for request in requests)
 
     def step(self) -> list[Generation]:
@@ -149,17 +146,21 @@ class TreeEngine:
     def load_weights(self, weights: PackedWeights) -> float:
         """Swap in new weights between two steps, keeping every running request; returns the pause in seconds.
 
+        What has not changed since the last load is not loaded again.
+
         Raises:
-            PolicyError: the weights arrived damaged or are not this policy's; the engine goes on with those it has.
+            PolicyError: the weights are not this policy's; the engine goes on with those it has.
         """
         start = time.perf_counter()
         own = dict(self._model.named_parameters())
         tied = bool(self._model.config.tie_word_embeddings)
         check_weights(weights, {name: tuple(parameter.shape) for name, parameter in own.items()}, tied)
-        for name, tensor in weights.tensors():
+        names = weights.changed(self._loaded)
+        for name, tensor in weights.tensors(names):
             own[name].data.copy_(tensor)
-        self._decoder.forget()
-        self._version = weights.version
+        if names:
+            self._decoder.forget()
+        self._loaded, self._version = weights.manifest, weights.version
         return time.perf_counter() - start
 
     def load_catalogue(self, vocabulary: Vocabulary) -> float:

@@ -99,8 +99,32 @@ def test_perturbing_is_stable_and_keeps_the_impossible_so():
     assert far[0, 0, 0] == -2000 and not torch.isnan(far).any()
 
 
+def test_perturbed_values_for_a_larger_and_a_smaller_family():
+    # exp(-G): 1/4, 1/2, 1; Z has 1/4. The largest is to have exp(-T) = 1/8: 1/8 - 1/4 + [1/4, 1/2, 1] = 1/8, 3/8, 7/8.
+    totals = torch.tensor([[2.0, 1.0, 0.5]], dtype=torch.float64).log()
+    noise = torch.full((1, 3), np.log(2), dtype=torch.float64)
+    values = perturbed(totals, noise, torch.tensor([np.log(8.0)]))
+    np.testing.assert_allclose(values, np.log([[8, 8 / 3, 8 / 7]]), rtol=1e-12)
+    # And to have 1/2: 1/2 - 1/4 + [1/4, 1/2, 1] = 1/2, 3/4, 5/4.
+    values = perturbed(totals, noise, torch.tensor([np.log(2.0)]))
+    np.testing.assert_allclose(values, np.log([[2, 4 / 3, 4 / 5]]), rtol=1e-12)
+
+
+def test_each_family_has_its_parent_s_value_as_its_largest():
+    rng = np.random.default_rng(1)
+    totals = np.log(rng.dirichlet(np.full(6, 0.1), size=50)) - 5
+    totals[:, 2] = -np.inf
+    largest = rng.gumbel(size=50) - 5
+    values = perturbed(*map(torch.from_numpy, (totals, rng.gumbel(size=(50, 6)), largest))).numpy()
+    assert (values.max(axis=1) == largest).all()
+    assert (values[:, 2] == -np.inf).all() and not np.isnan(values).any()
+
+
 def test_inclusion_by_hand():
-    totals = torch.tensor([-1.0, -1.0, -50.0, -1.0, 800.0], dtype=torch.float64)
-    kappa = torch.tensor([-1.0, -3.0, -1.0, -INF, 0.0], dtype=torch.float64)
-    expected = [np.log(1 - np.exp(-1)), np.log(1 - np.exp(-np.exp(2))), -49.0, 0.0, 0.0]
-    np.testing.assert_allclose(log_inclusion(totals, kappa), expected, atol=1e-12)
+    # l - kappa = log(log 2) gives exp(-log 2) = 1/2.
+    totals = [-1.0, -1.0, np.log(np.log(2)) + 1.5, -20.0, -31.0, -900.0, -3.0, 40.0, 900.0]
+    kappa = [-1.0, -3.0, 1.5, 0.0, 0.0, 0.0, -INF, 0.0, 0.0]
+    expected = [np.log(1 - np.exp(-1)), np.log(1 - np.exp(-np.exp(2))), np.log(0.5)]
+    expected += [-20 - np.exp(-20) / 2, -31, -900, 0, 0, 0]
+    values = log_inclusion(*(torch.tensor(one, dtype=torch.float64) for one in (totals, kappa)))
+    np.testing.assert_allclose(values, expected, rtol=1e-12)
