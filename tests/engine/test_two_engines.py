@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from scipy.stats import chi2_contingency
+from scipy.stats import chi2_contingency, ks_2samp
 
 from actors.settings import DecodeSettings, TreeEngineSettings
 from actors.tree_engine import TreeEngine
@@ -88,9 +88,35 @@ def test_frequencies_are_those_of_one_distribution(engine, tree, world, constrai
         tokens = np.concatenate([done[request.request_id].tokens for request in requests])
         size = world.layout.vocab_size
         counts.append(np.bincount(tokens @ np.asarray([size * size, size, 1]), minlength=size**3))
+    assert homogeneous(counts, common=10)
+
+
+def homogeneous(counts, common):
+    """Two rows of counts are of one distribution, by a chi-square test with rare outcomes thrown together."""
     table = np.stack(counts)
-    table = table[:, table.sum(axis=0) > 0]
-    common = table.sum(axis=0) >= 20
-    assert common.sum() >= 10
-    pooled = np.concatenate([table[:, common], table[:, ~common].sum(axis=1, keepdims=True)], axis=1)
-    assert chi2_contingency(pooled[:, pooled.sum(axis=0) > 0]).pvalue > 1e-3
+    often = table.sum(axis=0) >= 20
+    assert often.sum() >= common
+    pooled = np.concatenate([table[:, often], table[:, ~often].sum(axis=1, keepdims=True)], axis=1)
+    return chi2_contingency(pooled[:, pooled.sum(axis=0) > 0]).pvalue > 1e-3
+
+
+def test_stochastic_beams_are_of_one_distribution(engine, tree, world):
+    decode = DecodeSettings(kind="stochastic_beam", candidates=3, temperature=1.5, constrained=True)
+    left = [1, 4, 6, 13, 18, 22, 29, 30, 36, 39]
+    first = world.request("distinct", 7, np.setdiff1d(np.arange(40), left))
+    requests = [dataclasses.replace(first, request_id=f"distinct-{at}") for at in range(600)]
+    known, pairs, certainties = {}, [], []
+    for one in (engine, tree):
+        done = [generation for _, generation in sorted(generate(one, requests, decode).items())]
+        items = np.stack([world.vocabulary.trie.lookup(generation.tokens) for generation in done])
+        assert np.isin(items, left).all() and (np.diff(np.sort(items, axis=1)) > 0).all()
+        for row, log_probs in zip(
+            items.flat, np.concatenate([generation.log_probs for generation in done]), strict=True
+        ):
+            np.testing.assert_allclose(log_probs, known.setdefault(row, log_probs), atol=1e-4, rtol=0)
+        places = np.searchsorted(left, items)
+        pairs.append(np.bincount(places[:, 0] * 10 + places[:, 1], minlength=100))  # in the order of drawing
+        certainties.append([generation.inclusion_log_probs.min() for generation in done])
+    assert len(known) >= 8
+    assert homogeneous(pairs, common=8)
+    assert ks_2samp(*certainties).pvalue > 1e-3

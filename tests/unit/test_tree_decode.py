@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
+from learner.beams import StochasticBeams
 from learner.tree_decode import TreeDecoder
 from learner.tree_draw import streams
 from tests.unit.learner_cases import LEVEL_SIZES
@@ -222,6 +223,19 @@ def test_stochastic_beams_are_distinct_and_carry_their_log_probs(model, decoder)
     free = decoder.stochastic_beams(decoder.prefill(*padded()), numbers(), 6, constrained=False)
     assert all(len(np.unique(one, axis=0)) == 6 for one in free.tokens_BWL)
     close(free.log_probs_BWL[0], token_log_probs(model, HISTORIES[0], free.tokens_BWL[0]))
+
+
+def test_stochastic_beams_are_those_of_a_search_prompt_by_prompt(model, decoder):
+    """Free decoding takes the same random numbers as `learner.beams`."""
+    drawn = decoder.stochastic_beams(decoder.prefill(*padded()), numbers(), 4, constrained=False, temperature=2.0)
+    for row, (history, stream) in enumerate(zip(HISTORIES, numbers(), strict=True)):
+        beams = StochasticBeams(4, stream)
+        for _ in range(3):
+            beams.grow(next_log_probs(model, history, beams.tokens_Wl.tolist(), temperature=2.0))
+        found = beams.candidates()
+        assert (drawn.tokens_BWL[row] == found.tokens_KL).all()
+        close(drawn.log_probs_BWL[row], found.log_probs_KL)
+        close(drawn.inclusion_log_probs_BW[row], found.inclusion_log_probs_K)
 
 
 def test_when_every_item_is_drawn_each_was_certain(decoder):
