@@ -105,7 +105,7 @@ def test_stochastic_beams_are_of_one_distribution(engine, tree, world):
     left = [1, 4, 6, 13, 18, 22, 29, 30, 36, 39]
     first = world.request("distinct", 7, np.setdiff1d(np.arange(40), left))
     requests = [dataclasses.replace(first, request_id=f"distinct-{at}") for at in range(600)]
-    known, pairs, certainties = {}, [], []
+    known, pairs, thresholds = {}, [], []
     for one in (engine, tree):
         done = [generation for _, generation in sorted(generate(one, requests, decode).items())]
         items = np.stack([world.vocabulary.trie.lookup(generation.tokens) for generation in done])
@@ -116,7 +116,14 @@ def test_stochastic_beams_are_of_one_distribution(engine, tree, world):
             np.testing.assert_allclose(log_probs, known.setdefault(row, log_probs), atol=1e-4, rtol=0)
         places = np.searchsorted(left, items)
         pairs.append(np.bincount(places[:, 0] * 10 + places[:, 1], minlength=100))  # in the order of drawing
-        certainties.append([generation.inclusion_log_probs.min() for generation in done])
+        thresholds.append([threshold(generation) for generation in done])
     assert len(known) >= 8
     assert homogeneous(pairs, common=8)
-    assert ks_2samp(*certainties).pvalue > 1e-3
+    assert ks_2samp(*thresholds).pvalue > 1e-3
+
+
+def threshold(generation):
+    """kappa of q = 1 - exp(-exp(l - kappa)), by the candidate of the least q, the furthest from rounding to 1."""
+    place = generation.inclusion_log_probs.argmin()
+    q = np.exp(generation.inclusion_log_probs[place], dtype=np.float64)
+    return generation.log_probs[place].sum(dtype=np.float64) - np.log(-np.log1p(-q))
