@@ -61,6 +61,7 @@ _TRIE = (
     ("np.where(node != DEAD, self.leaf_item[leaf], -1)", "self.leaf_item[leaf]", _IN_TENSORS),
     ("np.clip(tokens, -1, self.vocab_size)", "np.asarray(tokens) % self.vocab_size", _IN_TENSORS),
     ('mmap_mode="r"', "mmap_mode=None", _IN_TENSORS),
+    ("self.first_child[node + 1] - self", "self.first_child[node + 1] - 1 - self", ("test_trie.py",)),
     ("{field.name: getattr(self, field.name) for field in fields(self)}", "vars(self)", _IN_TENSORS),
 )
 

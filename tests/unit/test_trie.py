@@ -120,6 +120,7 @@ def test_layout_by_hand():
     assert trie.token.tolist() == [-1, 1, 3, 2, 4, 2]
     assert trie.depth_start.tolist() == [0, 1, 3, 6]
     assert trie.first_child.tolist() == [1, 3, 5, 6]
+    assert [trie.child_count(node) for node in range(3)] == [2, 2, 1]
     assert (trie.token_low.tolist(), trie.width.tolist()) == ([1, 2], [3, 3])
     assert trie.most_children.tolist() == [2, 2]
     assert trie.bits_start.tolist() == [0, 1]

@@ -94,6 +94,14 @@ def test_a_level_has_bits_only_where_they_take_no_more_bytes_than_its_tokens():
     assert Trie.build(three, VOCAB).bits.tolist() == [1, 0b100001, 0, 0, 0, 0, 0, 0, 0, 0b100000]
 
 
+def test_a_level_of_whole_bytes_has_room_for_writes_that_are_not_meant():
+    # Eight tokens; request 1 excludes fewer items than request 0, so one of its writes goes to a column of no token.
+    trie = Trie.build(np.array([[first, 73 + second] for first in (3, 4) for second in range(8)]), VOCAB)
+    exclusions = Exclusions(trie, [np.array([0, 1]), np.array([15])])
+    masks = trie.mask(nodes_of(trie, [(3,), (4,)]), exclusions, np.array([0, 1]))
+    assert [np.flatnonzero(row).tolist() for row in masks] == [list(range(75, 81)), list(range(73, 80))]
+
+
 @pytest.mark.parametrize("levels", [3, 8])
 def test_items_of_any_number_of_bits_are_sorted_alike(levels):
     """Eight levels of ten bits do not fit into one integer."""
