@@ -1,8 +1,8 @@
 """Settings of the services around the learner: rollouts, ranker pool, queue, weight board. Imports no torch."""
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from catalog.settings import Settings
 
@@ -38,6 +38,7 @@ class DecodeSettings(Settings):
 class EngineSettings(Settings):
     """One vLLM engine. None means derived from the workload; the derivation is logged."""
 
+    type: Literal["vllm"] = "vllm"
     dtype: Literal["float32", "bfloat16", "auto"] = "float32"
     kv_cache_gib: float | None = Field(default=None, gt=0)  # CPU engines
     gpu_memory_share: float = Field(default=0.85, gt=0, le=1)  # GPU engines
@@ -49,12 +50,34 @@ class EngineSettings(Settings):
     enforce_eager: bool = True
 
 
+class TreeEngineSettings(Settings):
+    """One tree engine: torch alone, all candidates of a prompt as branches behind one history. See docs/engines.md."""
+
+    type: Literal["tree"] = "tree"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    threads: int = Field(default=1, ge=1)  # CPU threads of an engine
+    # Prompts of one engine step, between which weights are swapped; null: 32 on a CPU, 256 on a GPU.
+    prompts_per_step: int | None = Field(default=None, ge=1)
+    # Keys and values remembered within one weight version, for prompts that extend earlier ones; 0: none.
+    prefix_cache_mib: float = Field(default=256.0, ge=0)
+
+
+def _engine_type(value: Any) -> str:
+    """vLLM is the engine of settings that name none."""
+    return value.get("type", "vllm") if isinstance(value, dict) else getattr(value, "type", "vllm")
+
+
+AnyEngineSettings = Annotated[
+    Annotated[EngineSettings, Tag("vllm")] | Annotated[TreeEngineSettings, Tag("tree")], Discriminator(_engine_type)
+]
+
+
 class RolloutSettings(Settings):
     """The rollout actor pool."""
 
     actors: int = Field(default=1, ge=1)
     decode: DecodeSettings = DecodeSettings()
-    engine: EngineSettings = EngineSettings()
+    engine: AnyEngineSettings = EngineSettings()
     prompts_per_lease: int = Field(default=16, ge=2)  # one rollout batch; distractors come from its other prompts
     leases_ahead: int = Field(default=2, ge=1)  # batches kept in the engine so that it never drains
     distractors: int = Field(default=4, ge=1)  # M

@@ -15,18 +15,17 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from vllm.inputs import tokens_input
 from vllm.platforms import current_platform
 
 from actors.engine import GenerateRequest, Generation
+from actors.engine_checks import check_catalogue, check_requests, check_weights
 from actors.settings import DecodeSettings, EngineSettings
 from actors.vllm_configuration import check_environment, derive_sizes
 from actors.vllm_groups import Group, open_group
 from actors.vllm_start import PrefixCacheCounter, read_policy, start_llm
 from actors.vllm_trie import OfferedTries
-from catalog.errors import DataError, PolicyError
 from catalog.vocabulary import Vocabulary
 from learner.weights import PackedWeights, TensorEntry
 
@@ -54,7 +53,7 @@ class VllmEngine:
         check_environment(engine)
         layout = vocabulary.layout
         self._policy = read_policy(Path(policy_dir), layout, max_prompt_tokens)
-        self._trie, self._layout, self._decode, self._seed = vocabulary.trie, layout, decode, seed
+        self._vocabulary, self._decode, self._seed = vocabulary, decode, seed
         self._max_prompt_tokens = max_prompt_tokens
         self._version = version
         self._loaded: tuple[TensorEntry, ...] = ()  # what `load_weights` put in place; of the directory it is not known
@@ -74,7 +73,7 @@ class VllmEngine:
         self._asked = 0  # requests to vLLM so far
         self._directory = tempfile.TemporaryDirectory(prefix="sluice-engine-")
         self._tries = OfferedTries(Path(self._directory.name), files=engine.tensor_parallel > 1)
-        trie_name = self._tries.offer(self._trie)
+        trie_name = self._tries.offer(vocabulary.trie)
         self.prefix_cache = PrefixCacheCounter()
         self._llm = start_llm(self._policy, engine, self.sizes, seed, trie_name, self.prefix_cache)
         self._llm.set_weight_version(str(version))
@@ -87,7 +86,7 @@ class VllmEngine:
     @property
     def catalogue_version(self) -> int:
         """Version of the catalogue that the next request uses."""
-        return self._trie.version
+        return self._vocabulary.version
 
     @property
     def in_flight(self) -> int:
@@ -106,10 +105,10 @@ class VllmEngine:
             DataError: a prompt is empty, too long or holds a foreign token, or too few items are left to choose from.
         """
         decode = decode or self._decode
+        check_requests(requests, self._groups, decode, self._vocabulary, self._max_prompt_tokens)
+        trie = self._vocabulary.trie
         for request in requests:
-            self._check(request, decode)
-        for request in requests:
-            group = open_group(request, decode, self._trie, self._tries.name(self._trie), self._seed)
+            group = open_group(request, decode, trie, self._tries.name(trie), self._seed)
             self._groups[request.request_id] = group
             self._ask(group)
 
@@ -141,7 +140,7 @@ class VllmEngine:
             PolicyError: the weights are not this policy's; the engine goes on with those it has.
         """
         start = time.perf_counter()
-        self._check_weights(weights)
+        check_weights(weights, self._policy.parameters, self._policy.tied)
         names = weights.changed(self._loaded)
         if names:
             self._loaded = ()  # until the update is finished nothing is known of what the engine holds
@@ -168,19 +167,10 @@ class VllmEngine:
             PolicyError: it is laid out in the tokens of another policy.
         """
         start = time.perf_counter()
-        if vocabulary.version <= self._trie.version:
-            raise DataError(
-                f"catalogue version {vocabulary.version} can't replace version {self._trie.version}: versions must "
-                "increase"
-            )
-        if vocabulary.layout != self._layout:
-            raise PolicyError(
-                f"catalogue version {vocabulary.version} is laid out for levels {list(vocabulary.layout.level_sizes)}, "
-                f"the engine's policy has {list(self._layout.level_sizes)}: lay it out with the policy's own layout"
-            )
-        self._trie = vocabulary.trie
-        self._tries.offer(self._trie)
-        self._tries.keep([self._trie, *(group.trie for group in self._groups.values())])
+        check_catalogue(vocabulary, self._vocabulary)
+        self._vocabulary = vocabulary
+        self._tries.offer(vocabulary.trie)
+        self._tries.keep([vocabulary.trie, *(group.trie for group in self._groups.values())])
         return time.perf_counter() - start
 
     def close(self) -> None:
@@ -188,47 +178,6 @@ class VllmEngine:
         self._llm.engine_core.shutdown()
         self._tries.keep([])
         self._directory.cleanup()
-
-    def _check_weights(self, weights: PackedWeights) -> None:
-        known, sent = self._policy.parameters, {entry.name: entry.shape for entry in weights.manifest}
-        for name, shape in sent.items():
-            if known.get(name) != shape:
-                raise PolicyError(
-                    f"weights version {weights.version} hold {name} of shape {shape} where the engine's policy has "
-                    f"{known.get(name, 'none')}; learner and engine must start from the same policy"
-                )
-        absent = [name for name in known if name not in sent and not (self._policy.tied and name == "lm_head.weight")]
-        if absent:
-            raise PolicyError(
-                f"weights version {weights.version} lack {len(absent)} parameters, {absent[0]} first; publish all "
-                "of the policy's"
-            )
-
-    def _check(self, request: GenerateRequest, decode: DecodeSettings) -> None:
-        name, length = request.request_id, len(request.prompt)
-        if name in self._groups:
-            raise ValueError(f"request {name} is already in flight")
-        if not 1 <= length <= self._max_prompt_tokens:
-            raise DataError(
-                f"request {name}: prompt of {length} tokens; this engine was started for 1 to "
-                f"{self._max_prompt_tokens}, so cut the history or start the engine for longer prompts"
-            )
-        low, high = int(request.prompt.min()), int(request.prompt.max())
-        if low < 0 or high >= self._layout.vocab_size:
-            raise DataError(
-                f"request {name}: prompt holds token {low if low < 0 else high}; the policy has tokens 0 to "
-                f"{self._layout.vocab_size - 1}"
-            )
-        needed = 1 if decode.kind == "sample" else decode.candidates
-        available = self._layout.vocab_size**self._layout.levels
-        if decode.constrained:
-            available = self._trie.items - len(np.unique(request.excluded))
-        if available < needed:
-            raise DataError(
-                f"request {name}: {needed} distinct candidates wanted and {available} to choose from (catalogue of "
-                f"{self._trie.items} items less the excluded ones); lower rollout.decode.candidates or exclude "
-                "fewer items"
-            )
 
     def _ask(self, group: Group) -> None:
         for number, (prompt, params) in enumerate(group.asks()):

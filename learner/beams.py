@@ -16,15 +16,18 @@ and for every f  [paper]
 
 The root's value has to be drawn, too: a constant gives the same samples, but a kappa that makes the estimator biased.
 
-Engines share this module: they ask what may follow `tokens_Wl` and call `grow`. Suffixes as in `learner.batch`, and W
-beams, l tokens so far.
+An engine of one request per beam uses this module: it asks what may follow `tokens_Wl` and calls `grow`. The tree
+decoder does the same for many prompts at once; both take the formulas from `learner.tree_draw`. Suffixes as in
+`learner.batch`, and W beams, l tokens so far.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from catalog.errors import RunError
+from learner.tree_draw import log_inclusion, perturbed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +105,8 @@ class StochasticBeams(Beams):
 
     def _values(self, totals_WV: np.ndarray) -> np.ndarray:
         # Noise for every token, allowed or not: what a token gets does not depend on the others.
-        return perturbed(totals_WV, self._generator.gumbel(size=totals_WV.shape), self._perturbed_W)
+        noise_WV = self._generator.gumbel(size=totals_WV.shape)
+        return perturbed(*map(torch.from_numpy, (totals_WV, noise_WV, self._perturbed_W))).numpy()
 
     def _keep(self, values_W: np.ndarray) -> None:
         self._perturbed_W = values_W
@@ -110,30 +114,7 @@ class StochasticBeams(Beams):
     def _inclusion(self, totals_K: np.ndarray) -> np.ndarray:
         rest = self._perturbed_W[self._candidates :]
         kappa = rest[0] if len(rest) else -np.inf  # there is no other sequence: each of the K is certain
-        return log_inclusion(totals_K, kappa).astype(np.float32)
-
-
-def perturbed(totals: np.ndarray, noise: np.ndarray, largest: np.ndarray) -> np.ndarray:
-    """Gumbel-perturbed log-probs `[..., V]` given that the largest of each family of V is `largest` `[...]`.
-
-        G = totals + noise,  Z = max G,  result = -log(exp(-largest) - exp(-Z) + exp(-G))
-
-    in the stable form of the paper's appendix B.3. `totals` is float64 nats, -inf: not allowed, and then so is the
-    result; `noise` are independent Gumbel(0).
-    """
-    shifted = totals + noise
-    with np.errstate(divide="ignore"):  # log 0 = -inf for the largest of a family, which gets `largest` exactly
-        gap = np.log(-np.expm1(shifted - shifted.max(axis=-1, keepdims=True)))
-    difference = largest[..., None] - shifted + gap
-    return largest[..., None] - np.maximum(difference, 0) - np.log1p(np.exp(-np.abs(difference)))
-
-
-def log_inclusion(totals: np.ndarray, kappa: float) -> np.ndarray:
-    """log q = log(1 - exp(-exp(l - kappa))) of sequences of log-prob l, for the threshold kappa; 0 where it is -inf."""
-    log_rate = np.asarray(totals, dtype=np.float64) - kappa
-    # Far below zero, log q is l - kappa to 1e-13 and exp would underflow; far above, exp would overflow.
-    log_q = np.log(-np.expm1(-np.exp(np.clip(log_rate, -30, 700))))
-    return np.where(log_rate < -30, log_rate, log_q)
+        return log_inclusion(torch.from_numpy(totals_K), torch.tensor(kappa)).float().numpy()
 
 
 def _largest(values: np.ndarray, count: int) -> np.ndarray:

@@ -68,7 +68,7 @@ def evaluate(
     was_training = model.training
     model.eval()
     try:
-        decoder = TreeDecoder(model, vocabulary.trie)
+        decoder = TreeDecoder(model, vocabulary)
         lengths = np.minimum(examples.positions, dataset.settings.max_history)
         order = np.argsort(lengths, kind="stable")  # like lengths together: little padding
         parts, done = [], 0

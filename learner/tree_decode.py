@@ -1,134 +1,261 @@
-"""Tree decoding: one prefill of the histories, then one forward per code level for all beams of all prompts.
+"""Tree decoding: one prefill of the histories, then one forward per code level for all candidates of all prompts.
 
-The W beams of a prompt are branch tokens of one row: each attends to the shared history and to its own ancestors,
-through a boolean 4-D mask, so the history is computed and kept once however many beams there are. Results equal a beam
-search that keeps one cache per beam. Dimension suffixes as in `learner.batch`, and W beams.
+The W candidates of a prompt are branches behind one history: each attends to the history and to its own ancestors, so
+the history is computed and kept once however many there are. Results equal decoding every candidate by itself.
+
+    prefill -> Prefix -> beams: the W likeliest        -> Candidates
+                      -> sample: K independent draws   -> Candidates
+                      -> stochastic_beams: K distinct draws, without replacement -> Candidates
+
+Dimension suffixes: B prompts, T history tokens, W candidates of a prompt, L tokens of an item, C tokens to choose from
+at a level (its codes, or the vocabulary), D hidden size.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from transformers import DynamicCache, PreTrainedModel
+import torch.nn.functional as F
+from transformers import PreTrainedModel
 
-from catalog.trie import Exclusions, Trie
+from catalog.vocabulary import Vocabulary
+from learner.tree_attention import BranchAttention
+from learner.tree_draw import distinct, draw, log_inclusion, log_softmax, nucleus, perturbed
+from learner.tree_forward import forward_of
+from learner.tree_prefix import Prefix, PrefixCache, prefill
+from learner.tree_trie import DeviceTrie
 
 
 @dataclass(frozen=True, kw_only=True)
-class Beams:
-    """The W likeliest continuations of each prompt, best first."""
+class Candidates:
+    """W continuations of each prompt."""
 
     tokens_BWL: np.ndarray  # int64
-    log_probs_BW: np.ndarray  # float32 nats, summed over the L tokens; -inf where there are fewer than W
+    log_probs_BWL: np.ndarray  # float32 nats of each token; some are -inf where there are fewer than W beams
+    inclusion_log_probs_BW: np.ndarray | None = None  # float32 nats, chance of each to be drawn; stochastic beams only
 
-
-@dataclass(frozen=True, kw_only=True)
-class Prefix:
-    """Histories run through the model once; any number of decodings may start from it, one after the other."""
-
-    cache: DynamicCache
-    real_BT: torch.Tensor  # bool, True where the history has a token
-    lengths_B: torch.Tensor  # int64
-    first_BV: torch.Tensor  # float32 log-probs of the first token
+    @property
+    def log_probs_BW(self) -> np.ndarray:
+        """float32 nats, summed over the L tokens."""
+        return self.log_probs_BWL.sum(axis=2)
 
 
 class TreeDecoder:
-    """Beam search over semantic IDs, free or held to a trie."""
+    """Decodes semantic IDs with one policy, free or held to the catalogue."""
 
-    def __init__(self, model: PreTrainedModel, trie: Trie) -> None:
-        """The model must run with sdpa attention, which takes boolean 4-D masks."""
-        self._decoder = model.get_decoder()
-        self._head = model.get_output_embeddings()
-        self._device = model.device
-        self._trie = trie
+    def __init__(self, model: PreTrainedModel, vocabulary: Vocabulary, cache_bytes: int = 0) -> None:
+        """Decode with `model` as it is at each call; its parameters are not copied.
+
+        Args:
+            model: a causal LM whose logits are its output embedding of the last hidden state.
+            vocabulary: the catalogue in the model's tokens.
+            cache_bytes: bound of what is remembered of past histories; `forget` when the model has changed.
+        """
+        self._forward, self._head, self._device = forward_of(model), model.get_output_embeddings(), model.device
+        self.catalogue = DeviceTrie(vocabulary, self._device)  # a later version may take its place between decodings
+        self.layout = vocabulary.layout
+        # Histories end where items end: after BOS and every L tokens.
+        self.cache = PrefixCache(cache_bytes, stride=self.layout.levels) if cache_bytes else None
 
     @torch.no_grad()
     def prefill(self, history_BT: torch.Tensor, lengths_B: torch.Tensor) -> Prefix:
         """Run right-padded histories `[B, T]` of `lengths_B` tokens."""
-        history_BT, lengths_B = history_BT.to(self._device), lengths_B.to(self._device)
-        prompts, width = history_BT.shape
-        places = torch.arange(width, device=self._device)
-        real_BT = places[None] < lengths_B[:, None]
-        causal = places[:, None] >= places[None]
-        cache = DynamicCache()
-        hidden_BTD = self._decoder(
-            input_ids=history_BT,
-            attention_mask=causal[None, None].expand(prompts, 1, -1, -1),
-            position_ids=places[None].expand(prompts, -1),
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state
-        last_BD = hidden_BTD[torch.arange(prompts, device=self._device), lengths_B - 1]
-        return Prefix(cache=cache, real_BT=real_BT, lengths_B=lengths_B, first_BV=self._log_probs(last_BD))
+        return prefill(self._forward, history_BT.cpu().numpy(), lengths_B.cpu().numpy(), self._device, self.cache)
+
+    def forget(self) -> None:
+        """Drop what is remembered of past histories; needed whenever the model's parameters have changed."""
+        if self.cache is not None:
+            self.cache.clear()
 
     @torch.no_grad()
     def beams(
-        self, prefix: Prefix, width: int, *, constrained: bool = True, excluded: list[np.ndarray] | None = None
-    ) -> Beams:
-        """The `width` likeliest token sequences of each prompt.
+        self,
+        prefix: Prefix,
+        width: int,
+        *,
+        constrained: bool = True,
+        excluded: list[np.ndarray] | None = None,
+        renormalise: bool = False,
+    ) -> Candidates:
+        """The `width` likeliest token sequences of each prompt, best first.
 
         Args:
             prefix: of `prefill`; it can be used again afterwards.
             width: W.
-            constrained: only items of the catalogue. Scores stay those of the free policy, log p(item | history), so
-                the order is the policy's own order of the items allowed; nothing is renormalised over the mask.
+            constrained: only items of the catalogue.
+            excluded: item rows to leave out, per prompt; for constrained decoding only.
+            renormalise: give each token's log-prob among the tokens allowed there, and order by that: the distribution
+                that constrained sampling draws from. Otherwise scores of constrained beams stay those of the free
+                policy, log p(item | history), and the order is the policy's own order of the items allowed.
+        """
+        tree = _Tree(self, prefix, constrained, excluded)
+        total_BW = torch.zeros(len(prefix.lengths_B), 1, device=self._device)
+        while not tree.complete:
+            log_p_BWC = tree.log_probs(over_allowed=renormalise)
+            total_BWC = total_BW[..., None] + log_p_BWC
+            total_BW, flat_BW = total_BWC.flatten(1).topk(min(width, total_BWC[0].numel()), dim=1)
+            tree.grow(log_p_BWC, flat_BW)
+        return tree.candidates()
+
+    @torch.no_grad()
+    def sample(
+        self,
+        prefix: Prefix,
+        streams: Sequence[np.random.Generator],
+        count: int,
+        *,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        constrained: bool = True,
+        excluded: list[np.ndarray] | None = None,
+    ) -> Candidates:
+        """K independent candidates of each prompt, with the log-probs of the distributions drawn from.
+
+        Candidates that agree so far are one branch, computed once.
+
+        Args:
+            prefix: of `prefill`; it can be used again afterwards.
+            streams: the random numbers of each prompt.
+            count: K.
+            temperature: divides the logits.
+            top_p: see `tree_draw.nucleus`; taken after mask and temperature.
+            constrained: only items of the catalogue.
             excluded: item rows to leave out, per prompt; for constrained decoding only.
         """
+        tree = _Tree(self, prefix, constrained, excluded)
+        numbers = [stream.random((count, self.layout.levels), dtype=np.float32) for stream in streams]
+        uniforms_BKL = torch.from_numpy(np.stack(numbers)).to(self._device)
+        branch_BK = torch.zeros(uniforms_BKL.shape[:2], dtype=torch.int64, device=self._device)
+        while not tree.complete:
+            log_p_BWC = tree.log_probs(over_allowed=True, temperature=temperature, top_p=top_p)
+            choice_BK = draw(log_p_BWC, branch_BK, uniforms_BKL[..., tree.level])
+            flat_BW, branch_BK = distinct(branch_BK * log_p_BWC.shape[2] + choice_BK)
+            tree.grow(log_p_BWC, flat_BW)
+        return tree.candidates(branch_BK)
+
+    @torch.no_grad()
+    def stochastic_beams(
+        self,
+        prefix: Prefix,
+        streams: Sequence[np.random.Generator],
+        count: int,
+        *,
+        temperature: float = 1.0,
+        constrained: bool = True,
+        excluded: list[np.ndarray] | None = None,
+    ) -> Candidates:
+        """K distinct candidates of each prompt, sampled without replacement, in the order of drawing.
+
+        Stochastic beam search (Kool et al. 2019, arXiv 1903.06059): beams by Gumbel-perturbed log-probs. With kappa the
+        (K+1)-th largest, a candidate of log-prob l had the chance 1 - exp(-exp(l - kappa)) of being among the K, by
+        which a sum over them is weighted to be unbiased.  [paper] The root's value is drawn, too: a constant gives the
+        same samples but a kappa that makes that estimator biased.
+
+        Args:
+            prefix: of `prefill`; it can be used again afterwards.
+            streams: the random numbers of each prompt.
+            count: K.
+            temperature: divides the logits.
+            constrained: only items of the catalogue.
+            excluded: item rows to leave out, per prompt; for constrained decoding only.
+        """
+        tree = _Tree(self, prefix, constrained, excluded)
+        largest_BW = self._gumbel(streams, 1)
+        total_BW = torch.zeros_like(largest_BW)
+        while not tree.complete:
+            log_p_BWC = tree.log_probs(over_allowed=True, temperature=temperature)
+            total_BWC = total_BW[..., None] + log_p_BWC
+            perturbed_BWC = perturbed(total_BWC, self._gumbel(streams, *log_p_BWC.shape[1:]), largest_BW)
+            kept = min(count + 1, perturbed_BWC[0].numel())  # one more than wanted: it gives kappa
+            largest_BW, flat_BW = perturbed_BWC.flatten(1).topk(kept, dim=1)
+            total_BW = total_BWC.flatten(1).gather(1, flat_BW)
+            tree.grow(log_p_BWC, flat_BW)
+        kappa_B1 = F.pad(largest_BW, (0, 1), value=-torch.inf)[:, count : count + 1]
+        first_BK = torch.arange(min(count, kept), device=self._device).expand(len(total_BW), -1)
+        inclusion_BK = log_inclusion(total_BW[:, :count], kappa_B1).float().cpu().numpy()
+        return replace(tree.candidates(first_BK), inclusion_log_probs_BW=inclusion_BK)
+
+    def _gumbel(self, streams: Sequence[np.random.Generator], *shape: int) -> torch.Tensor:
+        """Gumbel(0) noise, float64 `[B, *shape]`."""
+        return torch.from_numpy(np.stack([stream.gumbel(size=shape) for stream in streams])).to(self._device)
+
+    def logits(self, hidden: torch.Tensor, tokens: slice) -> torch.Tensor:
+        """Float32 logits of some of the tokens."""
+        head = self._head
+        if type(head) is not torch.nn.Linear:  # adapted by peft, for example
+            return head(hidden)[..., tokens].float()
+        return F.linear(hidden, head.weight[tokens], None if head.bias is None else head.bias[tokens]).float()
+
+
+class _Tree:
+    """The branches of one decoding, grown a level at a time."""
+
+    def __init__(
+        self, decoder: TreeDecoder, prefix: Prefix, constrained: bool, excluded: list[np.ndarray] | None
+    ) -> None:
         if excluded is not None and not constrained:
             raise ValueError("items can be excluded from constrained decoding only")
-        prompts, history = prefix.real_BT.shape
-        exclusions = Exclusions(self._trie, excluded) if excluded is not None else None
-        request_B = np.arange(prompts)
-        node_BW = np.zeros((prompts, 1), dtype=np.int32)
-        score_BW = torch.zeros(prompts, 1, device=self._device)
-        tokens_BWl = torch.zeros(prompts, 1, 0, dtype=torch.long, device=self._device)
-        ancestors_BWl = torch.zeros_like(tokens_BWl)
-        next_BWV = prefix.first_BV[:, None]
-        for level in range(self._trie.levels):
-            score_BWV = score_BW[..., None] + next_BWV
-            if constrained:
-                owner = np.repeat(request_B, node_BW.shape[1])
-                allowed = self._trie.mask(node_BW.reshape(-1), exclusions, owner)
-                allowed_BWV = torch.from_numpy(allowed).to(self._device).view(prompts, -1, allowed.shape[1])
-                score_BWV[..., : allowed.shape[1]].masked_fill_(~allowed_BWV, -torch.inf)
-                score_BWV[..., allowed.shape[1] :] = -torch.inf
-            vocabulary = score_BWV.shape[2]
-            kept = min(width, score_BWV.shape[1] * vocabulary)
-            score_BW, flat_BW = score_BWV.flatten(1).topk(kept, dim=1)
-            parent_BW, token_BW = flat_BW // vocabulary, flat_BW % vocabulary
-            tokens_BWl = torch.cat([_pick(tokens_BWl, parent_BW), token_BW[..., None]], dim=2)
-            ancestors_BWl = _pick(ancestors_BWl, parent_BW)
-            if constrained:
-                parents = np.take_along_axis(node_BW, parent_BW.cpu().numpy(), axis=1)
-                node_BW = self._trie.step(parents, token_BW.cpu().numpy())
-            if level + 1 < self._trie.levels:
-                next_BWV, ancestors_BWl = self._forward(prefix, token_BW, ancestors_BWl, level)
-        if (branch_tokens := prefix.cache.get_seq_length() - history) > 0:
-            prefix.cache.crop(-branch_tokens)
-        return Beams(tokens_BWL=tokens_BWl.cpu().numpy(), log_probs_BW=score_BW.float().cpu().numpy())
+        self._decoder, self._prefix, self._constrained = decoder, prefix, constrained
+        self._trie, device = decoder.catalogue, prefix.lengths_B.device
+        some = excluded is not None and any(len(items) for items in excluded)
+        self._exclusions = self._trie.exclusions(excluded) if some else None
+        self._attention = BranchAttention(prefix.keys, prefix.values, prefix.lengths_B)
+        self._hidden_BWD = prefix.hidden_BD[:, None]
+        self._node_BW = torch.zeros(len(prefix.lengths_B), 1, dtype=torch.int64, device=device)
+        self._tokens_BWl = torch.empty(len(prefix.lengths_B), 1, 0, dtype=torch.int64, device=device)
+        self._log_probs_BWl = torch.empty(len(prefix.lengths_B), 1, 0, device=device)
 
-    def _forward(
-        self, prefix: Prefix, token_BW: torch.Tensor, ancestors_BWl: torch.Tensor, level: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """One level: append the W branch tokens to the cache; log-probs `[B, W, V]` and the ancestors' cache slots."""
-        prompts, width = token_BW.shape
-        start = prefix.cache.get_seq_length()
-        slots = torch.arange(start, start + width, device=self._device).expand(prompts, -1)
-        ancestors_BWl = torch.cat([ancestors_BWl, slots[..., None]], dim=2)
-        mask_BWS = torch.zeros(prompts, width, start + width, dtype=torch.bool, device=self._device)
-        mask_BWS[:, :, : prefix.real_BT.shape[1]] = prefix.real_BT[:, None]
-        mask_BWS.scatter_(2, ancestors_BWl, True)
-        hidden_BWD = self._decoder(
-            input_ids=token_BW,
-            attention_mask=mask_BWS[:, None],
-            position_ids=(prefix.lengths_B + level)[:, None].expand(-1, width),
-            past_key_values=prefix.cache,
-            use_cache=True,
-        ).last_hidden_state
-        return self._log_probs(hidden_BWD), ancestors_BWl
+    @property
+    def level(self) -> int:
+        """The level to choose next."""
+        return self._tokens_BWl.shape[2]
 
-    def _log_probs(self, hidden: torch.Tensor) -> torch.Tensor:
-        return torch.log_softmax(self._head(hidden).float(), dim=-1)
+    @property
+    def complete(self) -> bool:
+        """Every branch has its L tokens."""
+        return self.level == self._decoder.layout.levels
+
+    def log_probs(self, *, over_allowed: bool, temperature: float = 1.0, top_p: float = 1.0) -> torch.Tensor:
+        """Log-probs `[B, W, C]` of the next tokens, -inf where one is not allowed.
+
+        `over_allowed` normalises over the tokens allowed, else over the whole vocabulary.
+        """
+        layout, level = self._decoder.layout, self.level
+        codes = slice(layout.level_offsets[level], layout.level_offsets[level] + layout.level_sizes[level])
+        needed = codes if self._constrained and over_allowed else slice(0, layout.vocab_size)
+        logits = self._decoder.logits(self._hidden_BWD, needed) / temperature
+        if not self._constrained:
+            return log_softmax(nucleus(logits, top_p) if top_p < 1 else logits)
+        allowed_BWC = self._trie.allowed(level, self._node_BW, self._exclusions)
+        if not over_allowed:
+            return log_softmax(logits)[..., codes].masked_fill(~allowed_BWC, -torch.inf)
+        logits = logits.masked_fill_(~allowed_BWC, -torch.inf)
+        return log_softmax(nucleus(logits, top_p) if top_p < 1 else logits)
+
+    def grow(self, log_p_BWC: torch.Tensor, flat_BW: torch.Tensor) -> None:
+        """Go on from the chosen places of `log_p_BWC`, flattened over W and C."""
+        level, choices = self.level, log_p_BWC.shape[2]
+        parent_BW, choice_BW = flat_BW // choices, flat_BW % choices
+        log_p_BW = log_p_BWC.flatten(1).gather(1, flat_BW)
+        token_BW = choice_BW + self._decoder.layout.level_offsets[level] if self._constrained else choice_BW
+        self._log_probs_BWl = torch.cat([_pick(self._log_probs_BWl, parent_BW), log_p_BW[..., None]], dim=2)
+        self._tokens_BWl = torch.cat([_pick(self._tokens_BWl, parent_BW), token_BW[..., None]], dim=2)
+        if self.complete:
+            return
+        if self._constrained:
+            self._node_BW = self._trie.step(level, self._node_BW.gather(1, parent_BW), choice_BW)
+        self._attention.grow(parent_BW if level else None)
+        position_BW = (self._prefix.lengths_B[:, None] + level).expand_as(token_BW)
+        hidden_ND = self._decoder._forward(token_BW.flatten(), position_BW.flatten(), self._attention, None)
+        self._hidden_BWD = hidden_ND.view(*token_BW.shape, -1)
+
+    def candidates(self, branch_BK: torch.Tensor | None = None) -> Candidates:
+        """The finished branches, or the ones that K candidates ended on."""
+        tokens, log_probs = self._tokens_BWl, self._log_probs_BWl
+        if branch_BK is not None:
+            tokens, log_probs = _pick(tokens, branch_BK), _pick(log_probs, branch_BK)
+        return Candidates(tokens_BWL=tokens.cpu().numpy(), log_probs_BWL=log_probs.cpu().numpy())
 
 
 def _pick(values_BWl: torch.Tensor, index_BW: torch.Tensor) -> torch.Tensor:

@@ -23,6 +23,8 @@ BENCHES: dict[str, str] = {
     "queue": "groups per second and latency through the rollout queue, by producers and consumers",
     "sync": "publish-to-active of new weights on n engines against a bare load, and the pause of generation",
     "learner": "optimizer steps on shared prefixes against one row per candidate, right-padded and as TRL does it",
+    "beam": "constrained beams: tree decoder against transformers generate",
+    "engines": "sampling: tree engine against vLLM engine",
     "constrained": "trie-constrained against free sampling in the vLLM engine, over catalogue sizes",
     "trie": "the mask of 1,024 prefixes by the trie against a dictionary of prefixes, over catalogue sizes",
 }

@@ -53,7 +53,7 @@ class RunConfig(Settings):
     @model_validator(mode="after")
     def _engine_takes_the_heads(self) -> "RunConfig":
         size = self.policy.hidden_size // self.policy.heads
-        if self.policy.base is None and (size < 32 or size % 16):
+        if self.rollout.engine.type == "vllm" and self.policy.base is None and (size < 32 or size % 16):
             raise ValueError(
                 f"policy.hidden_size / policy.heads is {size}; vLLM's attention kernels take head sizes of 32 and more "
                 "that are multiples of 16"

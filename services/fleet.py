@@ -197,7 +197,7 @@ def start_fleet(config: RunConfig, paths: RunPaths, layout: TokenLayout, reserva
             .options(
                 **reservation.options("rollout", index),
                 max_restarts=config.cluster.max_actor_restarts,
-                runtime_env={"env_vars": engine_environment(config.rollout.engine)},
+                runtime_env={"env_vars": _environment(config)},
             )
             .remote(
                 name=name,
@@ -227,20 +227,32 @@ def start_fleet(config: RunConfig, paths: RunPaths, layout: TokenLayout, reserva
     )
 
 
-def _open_engine(config: RunConfig, paths: RunPaths, open_vocabulary: Callable[[], Vocabulary], seed: int) -> Engine:
-    """Runs inside the rollout actor, whose environment is set for vLLM before it is imported."""
-    from actors.vllm_engine import VllmEngine
+def _environment(config: RunConfig) -> dict[str, str]:
+    """What a rollout actor's process must find in its environment."""
+    engine = config.rollout.engine
+    return engine_environment(engine) if engine.type == "vllm" else {}
 
-    dataset, vocabulary = Dataset.open(paths.data), open_vocabulary()
-    opened = VllmEngine(
-        policy_dir=paths.policy,
-        vocabulary=vocabulary,
-        decode=config.rollout.decode,
-        engine=config.rollout.engine,
-        seed=seed,
-        max_prompt_tokens=1 + dataset.settings.max_history * vocabulary.layout.levels,
-        prompts_in_flight=config.rollout.prompts_per_lease * config.rollout.leases_ahead,
-    )
+
+def _open_engine(config: RunConfig, paths: RunPaths, open_vocabulary: Callable[[], Vocabulary], seed: int) -> Engine:
+    """Runs inside the rollout actor, whose environment is what `_environment` says before vLLM is imported."""
+    vocabulary = open_vocabulary()
+    arguments = {
+        "policy_dir": paths.policy,
+        "vocabulary": vocabulary,
+        "decode": config.rollout.decode,
+        "engine": config.rollout.engine,
+        "seed": seed,
+        "max_prompt_tokens": 1 + Dataset.open(paths.data).settings.max_history * vocabulary.layout.levels,
+    }
+    if config.rollout.engine.type == "tree":
+        from actors.tree_engine import TreeEngine
+
+        opened = TreeEngine(**arguments)
+    else:
+        from actors.vllm_engine import VllmEngine
+
+        prompts_in_flight = config.rollout.prompts_per_lease * config.rollout.leases_ahead
+        opened = VllmEngine(**arguments, prompts_in_flight=prompts_in_flight)
     for name, (value, reason) in opened.derivation.items():
         print(f"engine {name} = {value}: {reason}", flush=True)
     return opened

@@ -7,6 +7,7 @@ from tests.mutants_preference import PREFERENCE
 from tests.mutants_prefix import PREFIX_MUTANTS
 from tests.mutants_ranker import RANKER_MUTANTS
 from tests.mutants_scale import SCALE
+from tests.mutants_tree import TREE_MUTANTS
 from tests.mutants_trie import TRIE_MUTANTS
 
 GATE, REWARDS, ADVANTAGES = "learner/gate.py", "learner/rewards.py", "learner/advantages.py"
@@ -129,4 +130,5 @@ MUTANTS = (
     *SCALE,
     *(Mutant(*mutant) for mutant in PREFERENCE),
     *(Mutant(*mutant) for mutant in TRIE_MUTANTS),
+    *(Mutant(*mutant) for mutant in TREE_MUTANTS),
 )

@@ -25,7 +25,7 @@ from tests.mutant import Mutant
 from tests.mutants import MUTANTS
 
 ROOT = Path(__file__).resolve().parent.parent
-COPIED = ("catalog", "learner", "tests")
+COPIED = ("catalog", "learner", "actors", "cluster", "tests")
 RUN_TIMEOUT_S = 180.0
 # Tests of two processes each, which cost more than all others together and kill nothing that they let live.
 LEFT_OUT = "not two_ddp and not two_fsdp"

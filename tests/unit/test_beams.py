@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import chisquare
 
 from catalog.errors import RunError
-from learner.beams import Beams, StochasticBeams, log_inclusion, perturbed
+from learner.beams import Beams, StochasticBeams
 
 # P(first token), P(second | first): five whole sequences, one first token impossible, one second token too.
 FIRST = np.asarray([0.5, 0.3, 0.0, 0.2])
@@ -142,36 +142,3 @@ def test_when_the_sample_is_everything_each_sequence_is_certain():
     found = sample(5, seed=3)
     assert sorted(rows(found)) == [0, 1, 2, 3, 4]
     assert found.inclusion_log_probs_K.tolist() == [0] * 5
-
-
-def test_perturbed_values_by_hand():
-    # exp(-G): 1/4, 1/2, 1; Z has 1/4. The largest is to have exp(-T) = 1/8: 1/8 - 1/4 + [1/4, 1/2, 1] = 1/8, 3/8, 7/8.
-    totals = np.log(np.asarray([[2.0, 1.0, 0.5]]))
-    values = perturbed(totals, np.full((1, 3), np.log(2)), np.log([8.0]))
-    np.testing.assert_allclose(values, np.log([[8, 8 / 3, 8 / 7]]), rtol=1e-12)
-    # And to have 1/2: 1/2 - 1/4 + [1/4, 1/2, 1] = 1/2, 3/4, 5/4.
-    values = perturbed(totals, np.full((1, 3), np.log(2)), np.log([2.0]))
-    np.testing.assert_allclose(values, np.log([[2, 4 / 3, 4 / 5]]), rtol=1e-12)
-
-
-def test_each_family_has_its_parent_s_value_as_its_largest():
-    rng = np.random.default_rng(1)
-    totals = np.log(rng.dirichlet(np.full(6, 0.1), size=50)) - 5
-    totals[:, 2] = -np.inf
-    largest = rng.gumbel(size=50) - 5
-    values = perturbed(totals, rng.gumbel(size=(50, 6)), largest)
-    assert (values.max(axis=1) == largest).all()
-    assert (values[:, 2] == -np.inf).all() and not np.isnan(values).any()
-
-
-@pytest.mark.filterwarnings("error")
-def test_inclusion_over_the_whole_range():
-    # l - kappa = log(log 2) gives exp(-log 2) = 1/2.
-    np.testing.assert_allclose(log_inclusion(np.log(np.log([2.0])) + 1.5, 1.5), np.log(0.5), rtol=1e-12)
-    np.testing.assert_allclose(log_inclusion(np.asarray([0.0]), 0.0), np.log(1 - np.exp(-1)), rtol=1e-12)
-    np.testing.assert_allclose(
-        log_inclusion(np.asarray([-20.0, -31.0, -900.0, 40.0, 900.0]), 0.0),
-        [-20 - np.exp(-20) / 2, -31, -900, 0, 0],
-        rtol=1e-12,
-    )
-    assert log_inclusion(np.asarray([-3.0]), -np.inf).tolist() == [0]

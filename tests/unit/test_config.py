@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from actors.settings import EngineSettings, TreeEngineSettings
 from catalog.errors import ConfigError
 from services.config import dump_config, load_config, place_output
 
@@ -114,6 +115,36 @@ def test_absolute_output_stays(tmp_path: Path):
     copy = Path("/tmp/ray/session_1/runtime_resources/working_dir_files/_ray_pkg_ab12")
     config = load_config(written(tmp_path, "name: a\noutput: /shared/runs"))
     assert place_output(config, copy, Path("/home/me")).output == "/shared/runs"
+
+
+def test_the_engine_is_vllm_unless_named_otherwise(tmp_path: Path):
+    path = written(tmp_path, "name: a")
+    assert load_config(path, ["rollout.engine.threads=2"]).rollout.engine == EngineSettings(threads=2)
+    tree = load_config(path, ["rollout.engine.type=tree", "rollout.engine.prompts_per_step=8"])
+    assert tree.rollout.engine == TreeEngineSettings(prompts_per_step=8)
+    assert load_config(written(tmp_path, dump_config(tree))) == tree
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["rollout.engine.type=tree", "rollout.engine.block_size=32"], r"tree\.block_size: Extra inputs"),
+        (["rollout.engine.type=tree", "rollout.engine.tensor_parallel=2"], r"tree\.tensor_parallel: Extra inputs"),
+        (["rollout.engine.prefix_cache_mib=1"], r"vllm\.prefix_cache_mib: Extra inputs"),
+        (["rollout.engine.type=sglang"], r"rollout\.engine: .*'sglang'.*'vllm', 'tree'"),
+        (["rollout.engine=3"], r"rollout\.engine.* dict"),
+    ],
+)
+def test_an_engine_takes_its_own_settings_only(tmp_path: Path, overrides: list[str], message: str):
+    with pytest.raises(ConfigError, match=message):
+        load_config(written(tmp_path, "name: a"), overrides)
+
+
+def test_head_sizes_are_vllms_concern(tmp_path: Path):
+    small = ["policy.hidden_size=16", "policy.heads=2"]
+    with pytest.raises(ConfigError, match="vLLM's attention kernels"):
+        load_config(written(tmp_path, "name: a"), small)
+    assert load_config(written(tmp_path, "name: a"), [*small, "rollout.engine.type=tree"]).policy.heads == 2
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,156 @@
+"""Histories run through the model once: none twice within a batch, nor again while their batch is remembered.
+
+A history that another one of the batch goes on from is read off the longer one on its way, since causal attention does
+not see what comes later. `PrefixCache` keeps the keys and values of past batches, so that a history which extends an
+old one computes its new tokens only. Both give the results of running every history alone.
+
+Dimension suffixes as in `learner.tree_attention`.
+"""
+
+from collections import deque
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from learner.tree_attention import HistoryAttention, KnownRow, RowGeometry
+from learner.tree_forward import Forward
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prefix:
+    """B histories, ready for any number of decodings."""
+
+    keys: list[torch.Tensor]  # of each layer, [B, G, T, E]; zero beyond a history's end
+    values: list[torch.Tensor]
+    lengths_B: torch.Tensor  # int64
+    hidden_BD: torch.Tensor  # last hidden state of each history's last token
+
+
+@dataclass(eq=False)
+class _Batch:
+    keys: list[torch.Tensor]  # of each layer, [R, T, G, E]
+    values: list[torch.Tensor]
+    nbytes: int
+    starts: list[bytes] = field(default_factory=list)
+
+
+class PrefixCache:
+    """Keys and values of the latest batches, found by the tokens that a history starts with.
+
+    Batches are kept whole and dropped oldest first. A row that is found is part of the new batch too, so what is
+    dropped is what has not been used for longest. Starts are looked up where items end: after BOS and every `stride`
+    tokens.
+    """
+
+    def __init__(self, max_bytes: int, stride: int) -> None:
+        """`max_bytes` bounds the tensors and the tokens that find them; a batch above it is not kept."""
+        self._max_bytes, self._stride = max_bytes, stride
+        self._batches: deque[_Batch] = deque()
+        self._found: dict[bytes, tuple[_Batch, int]] = {}
+        self.nbytes = 0
+        self.asked_tokens = 0  # tokens of the rows looked up
+        self.found_tokens = 0  # of these, tokens not computed again
+
+    def find(self, tokens: np.ndarray, limit: int) -> KnownRow | None:
+        """The longest start of `tokens` that is known, of at most `limit` tokens."""
+        self.asked_tokens += len(tokens)
+        for length in reversed(range(1, limit + 1, self._stride)):
+            hit = self._found.get(tokens[:length].tobytes())
+            if hit is not None:
+                batch, row = hit
+                self.found_tokens += length
+                return KnownRow(keys=batch.keys, values=batch.values, row=row, length=length)
+        return None
+
+    def add(self, rows: list[np.ndarray], keys: list[torch.Tensor], values: list[torch.Tensor]) -> None:
+        """Keep a batch: tokens of its rows, keys and values of each layer `[R, T, G, E]`."""
+        batch = _Batch(keys=keys, values=values, nbytes=sum(part.nbytes for part in (*keys, *values)))
+        for row, tokens in enumerate(rows):
+            for length in range(1, len(tokens) + 1, self._stride):
+                start = tokens[:length].tobytes()
+                self._found[start] = (batch, row)
+                batch.starts.append(start)
+                batch.nbytes += len(start)
+        self._batches.append(batch)
+        self.nbytes += batch.nbytes
+        while self.nbytes > self._max_bytes:
+            self._drop()
+
+    def clear(self) -> None:
+        """Forget everything: the weights have changed."""
+        while self._batches:
+            self._drop()
+
+    def _drop(self) -> None:
+        batch = self._batches.popleft()
+        self.nbytes -= batch.nbytes
+        for start in batch.starts:
+            if start in self._found and self._found[start][0] is batch:
+                del self._found[start]
+
+
+def prefill(
+    forward: Forward, history_BT: np.ndarray, lengths_B: np.ndarray, device: torch.device, cache: PrefixCache | None
+) -> Prefix:
+    """Run right-padded histories `[B, T]` of `lengths_B` tokens (at least 1 each)."""
+    row_B, prompt_R = share_rows(history_BT, lengths_B)
+    rows = [history_BT[prompt, : lengths_B[prompt]] for prompt in prompt_R]
+    known: dict[int, KnownRow] = {}
+    if cache is not None:
+        # The last token of every history is computed anyway: its hidden state is what decoding starts from.
+        limit_R = np.full(len(rows), np.iinfo(np.int64).max)
+        np.minimum.at(limit_R, row_B, lengths_B - 1)
+        found = (
+            (row, cache.find(tokens, int(limit))) for row, (tokens, limit) in enumerate(zip(rows, limit_R, strict=True))
+        )
+        known = {row: hit for row, hit in found if hit is not None}
+    geometry = RowGeometry(
+        known_R=np.asarray([known[row].length if row in known else 0 for row in range(len(rows))]),
+        lengths_R=lengths_B[prompt_R],
+    )
+    row_N, position_N = geometry.packed()
+    end_B = lengths_B - 1
+    attention = HistoryAttention(geometry, known, (row_B, end_B), device)
+    first_R = np.searchsorted(row_N, np.arange(len(rows)))
+    wanted_B = torch.from_numpy(first_R[row_B] + end_B - geometry.known_R[row_B])
+    tokens_N = torch.from_numpy(history_BT[prompt_R[row_N], position_N])
+    hidden_BD = forward(tokens_N.to(device), torch.from_numpy(position_N).to(device), attention, wanted_B.to(device))
+    if cache is not None:
+        cache.add(rows, attention.keys, attention.values)
+    one_each = bool((row_B == np.arange(len(row_B))).all())
+    row_B = torch.from_numpy(row_B).to(device)
+
+    def of_prompts(kept: list[torch.Tensor]) -> list[torch.Tensor]:
+        return [(part if one_each else part.index_select(0, row_B)).transpose(1, 2).contiguous() for part in kept]
+
+    return Prefix(
+        keys=of_prompts(attention.keys),
+        values=of_prompts(attention.values),
+        lengths_B=torch.from_numpy(lengths_B).to(device),
+        hidden_BD=hidden_BD,
+    )
+
+
+def share_rows(history_BT: np.ndarray, lengths_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The rows that are enough for all histories, longest first.
+
+    Returns:
+        row_B: the row that each history is the start of, int64.
+        prompt_R: the history that each row is, int64.
+    """
+    past_BT = np.arange(history_BT.shape[1]) >= lengths_B[:, None]
+    tokens_BT = np.where(past_BT, -1, history_BT)
+    order = np.lexsort(tokens_BT.T[::-1])  # a history stands right before those that go on from it
+    this, following = tokens_BT[order[:-1]], tokens_BT[order[1:]]
+    goes_on = np.append(((this == following) | (this == -1)).all(axis=1), False)
+    # Within the order, a history's row is the next one that nothing goes on from.
+    heads = np.flatnonzero(~goes_on)
+    head_of = heads[np.searchsorted(heads, np.arange(len(order)))]
+    prompt_R = order[heads]
+    longest_first = np.argsort(-lengths_B[prompt_R], kind="stable")
+    place_R = np.empty_like(longest_first)
+    place_R[longest_first] = np.arange(len(heads))
+    row_B = np.empty(len(order), dtype=np.int64)
+    row_B[order] = place_R[np.searchsorted(heads, head_of)]
+    return row_B, prompt_R[longest_first]
