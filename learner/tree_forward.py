@@ -6,7 +6,8 @@ and every layer hands its queries, keys and values to an `Attention`.
 
 Llama and Qwen decoders are run layer by layer from here: that leaves out what nobody reads (the last layer computes
 queries and feed-forward for the wanted tokens only) and most of the passes over memory. Every other architecture runs
-through transformers with our attention in place of its own; same results, more time.
+through transformers with our attention in place of its own; same results, more time. So does a sharded decoder, whose
+layers are whole only while they are called.
 
 Dimension suffixes: N packed tokens, H query heads, G key-value heads, D hidden size, E head size, P wanted tokens.
 """
@@ -18,6 +19,7 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers import AttentionInterface, PreTrainedModel
 
 from catalog.errors import PolicyError
@@ -54,7 +56,8 @@ def _is_lean(decoder: nn.Module) -> bool:
     windowed = any(kind != "full_attention" for kind in kinds) or (
         type(decoder).__name__ == "MistralModel" and config.sliding_window is not None
     )
-    return type(decoder).__name__ in _LEAN and not windowed
+    sharded = any(isinstance(parameter, DTensor) for parameter in decoder.parameters())
+    return type(decoder).__name__ in _LEAN and not windowed and not sharded
 
 
 class _Lean:
