@@ -76,6 +76,7 @@ class RolloutLedger:
         self._next_id = 0
         self._pushed_groups = self._pushed_bytes = 0
         self.last_error = ""
+        self._gone: set[str] = set()  # incarnations that another one has followed
         self._reset()
 
     def _reset(self) -> None:
@@ -96,10 +97,14 @@ class RolloutLedger:
     def lease(self, actor: str, incarnation: str, count: int, now_s: float) -> tuple[Lease, ...]:
         """Up to `count` prompts, those waiting to be issued again first; none while the queue is full.
 
-        A new incarnation of an actor means that the old process is gone, and with it all it had leased or put.
+        A new incarnation of an actor means that the old process is gone, and with it all it had leased or put. What the
+        old one had asked for before it died, and is heard of only now, is not granted.
         """
+        if incarnation in self._gone:
+            return ()
         known = self._incarnations.setdefault(actor, incarnation)
         if known != incarnation:
+            self._gone.add(known)
             if self.revoke(actor, ""):
                 self.last_error = f"{actor}: restarted"
             self._incarnations[actor] = incarnation

@@ -196,6 +196,8 @@ def test_a_new_incarnation_takes_the_old_one_s_place():
     held = book.lease("a", "1", 2, 0.0)
     assert [lease.lease_id for lease in book.lease("a", "2", 4, 0.0)] == [2, 3, 0, 1]
     assert book.push("a", "1", done(held), 0.0).late == (2, 3)
+    assert book.lease("a", "1", 2, 0.0) == ()  # asked for before it died, heard of now
+    assert book.status().leased_by == {"a": 4}
 
 
 def test_leases_expire_at_their_deadline():
