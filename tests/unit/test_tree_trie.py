@@ -10,11 +10,12 @@ from catalog.vocabulary import Vocabulary
 from learner.tree_trie import DeviceTrie
 
 CPU = torch.device("cpu")
-SIZES = (3, 5, 2, 4)
+SIZES = (4, 6, 2, 4)
 RNG = np.random.default_rng(0)
-CODES = np.stack(np.unravel_index(RNG.permutation(120)[:50], SIZES), axis=1)
+# No item has code 0 at the first two levels.
+CODES = np.stack(np.unravel_index(RNG.permutation(120)[:50], (3, 5, 2, 4)), axis=1) + np.array([1, 1, 0, 0])
 # Behind a foreign vocabulary of 10 tokens, the levels out of order.
-LAYOUT = TokenLayout(level_sizes=SIZES, level_offsets=(16, 11, 24, 19), pad=0, bos=1, eos=2, vocab_size=28)
+LAYOUT = TokenLayout(level_sizes=SIZES, level_offsets=(17, 11, 25, 21), pad=0, bos=1, eos=2, vocab_size=28)
 VOCABULARY = Vocabulary.of(CODES, LAYOUT)
 
 
