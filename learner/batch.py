@@ -65,5 +65,9 @@ class GroupBatch(LoggedBatch):
     @property
     def distinct_BK(self) -> torch.Tensor:
         """bool: no earlier candidate of the prompt has the same tokens."""
-        same_BKK = (self.candidates_BKL[:, :, None] == self.candidates_BKL[:, None, :]).all(dim=-1)
-        return ~same_BKK.tril(diagonal=-1).any(dim=-1)
+        return ~self.same_BKK.tril(diagonal=-1).any(dim=-1)
+
+    @property
+    def same_BKK(self) -> torch.Tensor:
+        """bool: the two candidates have the same tokens."""
+        return (self.candidates_BKL[:, :, None] == self.candidates_BKL[:, None, :]).all(dim=-1)

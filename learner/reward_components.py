@@ -106,8 +106,7 @@ def rank_penalty(batch: GroupBatch) -> torch.Tensor:
     ahead_BKK = likelihood_BK[:, None, :] > likelihood_BK[:, :, None]
     earlier_KK = torch.ones_like(ahead_BKK[0]).tril(diagonal=-1)
     ahead_BKK = ahead_BKK | (earlier_KK & (likelihood_BK[:, None, :] == likelihood_BK[:, :, None]))
-    same_BKK = (batch.candidates_BKL[:, :, None] == batch.candidates_BKL[:, None, :]).all(dim=-1)
-    place_BK = (ahead_BKK & ~same_BKK).sum(dim=-1)
+    place_BK = (ahead_BKK & ~batch.same_BKK).sum(dim=-1)
     weights_K = 1 / torch.arange(2, candidates + 2, device=place_BK.device, dtype=torch.float64).log2()
     penalty_BK = -(weights_K / weights_K.sum())[place_BK]
     counts_BK = batch.hit_BK.any(dim=-1, keepdim=True) & ~batch.hit_BK

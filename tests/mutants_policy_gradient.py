@@ -145,7 +145,7 @@ _REWARD = tuple(
         (_COMPONENTS, "relevant_BNP[:, None]).all(dim=-1)", "relevant_BNP[:, None]).any(dim=-1)"),
         (_COMPONENTS, "likelihood_BK[:, None, :] > likelihood", "likelihood_BK[:, None, :] < likelihood"),
         (_COMPONENTS, "tril(diagonal=-1)", "triu(diagonal=1)"),
-        (_COMPONENTS, "ahead_BKK & ~same_BKK", "ahead_BKK"),
+        (_COMPONENTS, "ahead_BKK & ~batch.same_BKK", "ahead_BKK"),
         (_COMPONENTS, "torch.arange(2, candidates + 2", "torch.arange(3, candidates + 3"),
         (_COMPONENTS, "penalty_BK = -(weights_K", "penalty_BK = (weights_K"),
         (_COMPONENTS, "weights_K / weights_K.sum()", "weights_K"),

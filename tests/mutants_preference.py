@@ -50,7 +50,7 @@ _LOGGED = (
 
 _PAIRS = (
     (BATCH, "tril(diagonal=-1)", "tril(diagonal=0)"),
-    (BATCH, "~same_BKK.tril(diagonal=-1)", "~same_BKK.triu(diagonal=1)"),
+    (BATCH, "~self.same_BKK.tril(diagonal=-1)", "~self.same_BKK.triu(diagonal=1)"),
     (PAIRS, "scores_BS - z * spread_BS", "scores_BS + z * spread_BS"),
     (PAIRS, "scores_BS + z * spread_BS", "scores_BS - z * spread_BS"),
     (PAIRS, "scores_BS + z * spread_BS", "scores_BS + spread_BS"),
@@ -90,7 +90,7 @@ _PAIRWISE = (
     (PAIRWISE, "pair_BP - self.nll_weight", "pair_BP + self.nll_weight"),
     (PAIRWISE, "of(log_probs_BS, pairs.chosen_BP)", "of(log_probs_BS, pairs.rejected_BP)"),
     (PAIRWISE, "of(log_probs_BS, pairs.chosen_BP)", "of(gain_BS, pairs.chosen_BP)"),
-    (PAIRWISE, "mask_BP.sum().double()", "mask_BP.any(dim=-1).sum().double()"),
+    (PAIRWISE, "self.pairs).mask_BP.sum()", "self.pairs).mask_BP.any(dim=-1).sum()"),
     (PAIRWISE, "margin_BP > 0", "margin_BP >= 0"),
     (PAIRWISE, "mean_of(mask_BP.sum(dim=-1))", "mean_of(mask_BP)"),
     (PAIRWISE, "mean_of(~batch.valid_BK)", "mean_of(batch.valid_BK)"),
@@ -172,7 +172,7 @@ _CQL = (
 _IN_STEP = (
     (REWARD_WEIGHTED, "* nll_B, self.mass(batch))", "* nll_B, super().mass(batch))"),
     (A_SFT, "logged_rewards(batch), self.mass(batch)", "logged_rewards(batch), super().mass(batch)"),
-    (PAIRWISE, "mean_over(anchored_BP, self.mass(batch))", "mean_over(anchored_BP, super().mass(batch))"),
+    (PAIRWISE, "mean_over(anchored_BP, mask_BP.sum().double())", "mean_over(anchored_BP, super().mass(batch))"),
     (PPO, "mean_over(loss_B, self.mass(batch))", "mean_over(loss_B, super().mass(batch))"),
     (CQL, "mean_over(loss_B, self.mass(batch))", "mean_over(loss_B, super().mass(batch))"),
 )

@@ -64,7 +64,7 @@ class PairwiseLoss(Objective):
         pair_BP = torch.where(mask_BP, self.of_margin(margin_BP), 0.0)
         anchored_BP = pair_BP - self.nll_weight * of(log_probs_BS, pairs.chosen_BP)
         return Terms(
-            loss=mean_over(anchored_BP, self.mass(batch)),
+            loss=mean_over(anchored_BP, mask_BP.sum().double()),
             metrics={
                 "loss": mean_of(anchored_BP, mask_BP),
                 "nll": mean_of(nll_per_prompt(scores)),
