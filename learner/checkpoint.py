@@ -7,10 +7,12 @@
                   weights that policy/ does not hold as they are trained: value head, adapters (policy/ has them merged
                   in), the worker's shares of a sharded policy
 
-Ray Train moves and keeps the directories; this module only writes and reads one.
+Ray Train moves the directories and keeps the last ones. The one with the best validation is kept here, where every
+worker adds its part.
 """
 
 import json
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,45 @@ def write_checkpoint(directory: Path, state: RunState, policy: Policy) -> None:
 def write_rank(directory: Path, rank: int, state: dict[str, Any]) -> None:
     """Write one worker's own part."""
     torch.save(state, directory / f"rank-{rank}.pt")
+
+
+def add_to_best(part: Path, best: Path) -> None:
+    """Lay one worker's files beside the best checkpoint so far; `replace_best` follows when all have done so."""
+    shutil.copytree(part, _fresh(best), dirs_exist_ok=True)
+
+
+def replace_best(best: Path, policy_directory: Path) -> None:
+    """What `add_to_best` laid down becomes the best checkpoint, and its policy the one at `policy_directory`."""
+    _replace(_fresh(best), best)
+    shutil.copytree(best / "policy", _fresh(policy_directory))
+    _replace(_fresh(policy_directory), policy_directory)
+
+
+def discard_unfinished(*directories: Path) -> None:
+    """Remove what a process that died had begun to write in the place of these."""
+    for directory in directories:
+        shutil.rmtree(_fresh(directory), ignore_errors=True)
+
+
+def write_policy(policy: Policy, directory: Path) -> None:
+    """Put the policy at `directory` whether or not one is there."""
+    discard_unfinished(directory)
+    save_policy(policy, _fresh(directory))
+    _replace(_fresh(directory), directory)
+
+
+def _replace(fresh: Path, directory: Path) -> None:
+    """Move `fresh` to `directory`: a reader sees the old one or the new one, never a mixture."""
+    old = directory.with_name(directory.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if directory.exists():
+        directory.rename(old)
+    fresh.rename(directory)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _fresh(directory: Path) -> Path:
+    return directory.with_name(directory.name + ".new")
 
 
 def read_state(directory: Path) -> RunState:

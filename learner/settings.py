@@ -128,7 +128,7 @@ class LearnerSettings(Settings):
     max_grad_norm: float = Field(default=1.0, gt=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)
     evaluate_every: int = Field(default=50, ge=1)  # optimizer steps between validations and checkpoints
-    keep_last: int = Field(default=2, ge=1)  # full checkpoints kept beside the best policy
+    keep_last: int = Field(default=2, ge=1)  # last checkpoints kept, beside the best one
     wait_s: float = Field(default=180.0, gt=0)  # longest wait for rollouts before the run gives up, saying why
 
     @model_validator(mode="after")

@@ -8,7 +8,6 @@ All workers do the same number of steps. Rank 0 alone writes files, publishes we
 checkpoints; every rank validates its share of the users.
 """
 
-import shutil
 import tempfile
 from dataclasses import dataclass
 from functools import partial
@@ -23,13 +22,23 @@ import torch.distributed as dist
 
 from catalog.dataset import Dataset, Examples
 from catalog.vocabulary import Vocabulary
-from learner.checkpoint import RunState, read_rank, read_state, write_checkpoint, write_rank
+from learner.checkpoint import (
+    RunState,
+    add_to_best,
+    discard_unfinished,
+    read_rank,
+    read_state,
+    replace_best,
+    write_checkpoint,
+    write_policy,
+    write_rank,
+)
 from learner.dropout import dropout
 from learner.evaluate import subset
 from learner.metrics_log import MetricsLog
 from learner.objective_settings import Objective
 from learner.objectives.build import build_objective
-from learner.policy import Policy, load_policy, save_policy
+from learner.policy import Policy, load_policy
 from learner.settings import EvaluationSettings, LearnerSettings
 from learner.sharding import shard
 from learner.sources import BatchSource, Catalogues, LoggedSource, QueueSource, RolloutQueue
@@ -55,7 +64,8 @@ class LoopConfig:
     metrics_path: str
     data_directory: str
     policy_directory: str  # the starting policy, with which the reference starts too
-    best_directory: str
+    best_directory: str  # the policy with the best validation
+    best_checkpoint: str  # the whole checkpoint of it; a run of which Ray Train has no checkpoint goes on from here
     last_directory: str
     seed: int
     objective: Objective
@@ -120,7 +130,8 @@ class _Worker:
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self.dataset = Dataset.open(config.data_directory)
         checkpoint = ray.train.get_checkpoint()
-        self._checkpoint = Path(checkpoint.to_directory()) if checkpoint else None
+        best = Path(config.best_checkpoint)
+        self._checkpoint = Path(checkpoint.to_directory()) if checkpoint else best if best.exists() else None
         self.device = ray.train.torch.get_device()
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
@@ -175,6 +186,7 @@ class _Worker:
                 self.policy.model.load_state_dict(saved.state_dict())
             self.learner.load_state_dict(read_rank(self._checkpoint, self.rank))
         if self.rank == 0:
+            discard_unfinished(Path(self.config.best_checkpoint), Path(self.config.best_directory))
             self.log = MetricsLog(Path(self.config.metrics_path), state.metrics_bytes if state else 0)
             self.log.write("start", self.step, {"node": ray.get_runtime_context().get_node_id(), "workers": self.world})
             self.source.restore(state.source if state else None)
@@ -199,35 +211,46 @@ class _Worker:
             self.log.write("step", step + 1, {**values, "learner_version": self.version})
 
     def validate_and_checkpoint(self, step: int) -> None:
-        """Validate, keep the best policy, and hand a checkpoint to Ray Train."""
+        """Validate, and hand a checkpoint to Ray Train, which keeps the last ones; the best one is kept beside them."""
         summary = self._record_validation(step)
         score = (summary["hr@10"], summary["ndcg@10"])
-        policy = self._plain_policy()
-        if score > self.best:
-            self.best = score
-            if policy is not None:
-                _replace_policy(policy, Path(self.config.best_directory))
-        self._barrier()
+        is_best = score > self.best
+        self.best = max(score, self.best)
         with tempfile.TemporaryDirectory() as name:
             directory = Path(name)
-            write_rank(directory, self.rank, self.learner.state_dict())
-            if policy is not None:
-                state = RunState(
-                    step=step,
-                    version=self.version,
-                    best=self.best,
-                    source=self.source.snapshot(),
-                    metrics_bytes=self.log.size,
-                )
-                write_checkpoint(directory, state, policy)
+            self._write_part(directory, step)
+            if is_best:
+                self._keep_best(directory)
             ray.train.report(summary | {"step": step}, checkpoint=ray.train.Checkpoint.from_directory(directory))
 
     def finish(self) -> None:
         """Leave the last policy and close the log."""
         policy = self._plain_policy()
         if policy is not None:
-            _replace_policy(policy, Path(self.config.last_directory))
+            write_policy(policy, Path(self.config.last_directory))
             self.log.close()
+        self._barrier()
+
+    def _write_part(self, directory: Path, step: int) -> None:
+        """This rank's files of a checkpoint."""
+        write_rank(directory, self.rank, self.learner.state_dict())
+        policy = self._plain_policy()
+        if policy is not None:
+            state = RunState(
+                step=step,
+                version=self.version,
+                best=self.best,
+                source=self.source.snapshot(),
+                metrics_bytes=self.log.size,
+            )
+            write_checkpoint(directory, state, policy)
+
+    def _keep_best(self, part: Path) -> None:
+        best = Path(self.config.best_checkpoint)
+        add_to_best(part, best)
+        self._barrier()
+        if self.rank == 0:
+            replace_best(best, Path(self.config.best_directory))
         self._barrier()
 
     def _record_validation(self, step: int) -> dict[str, float]:
@@ -270,15 +293,3 @@ class _Worker:
     def _barrier(self) -> None:
         if self.world > 1:
             dist.barrier()
-
-
-def _replace_policy(policy: Policy, directory: Path) -> None:
-    """Put the policy at `directory` whether or not one is there; a reader sees the old one or the new one."""
-    fresh = directory.with_name(directory.name + ".new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    save_policy(policy, fresh)
-    old = directory.with_name(directory.name + ".old")
-    if directory.exists():
-        directory.rename(old)
-    fresh.rename(directory)
-    shutil.rmtree(old, ignore_errors=True)

@@ -60,7 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     train = add("train", _train, "run the whole thing here: data, policy, ranker, post-training, evaluation, report")
     _add_config(train)
-    train.add_argument("--resume", action="store_true", help="go on from the run directory's last checkpoint")
+    _add_resume(train)
 
     evaluate = add("evaluate", _evaluate, "measure a policy directory over the full catalogue")
     _add_config(evaluate)
@@ -106,9 +106,19 @@ def _add_overrides(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, help="short for --set seed=N")
 
 
+def _add_resume(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="last",
+        choices=["last", "best"],
+        help="go on from the run directory's last checkpoint (default), or go back to its best one",
+    )
+
+
 def _add_submit(submit: argparse.ArgumentParser) -> None:
     _add_config(submit)
-    submit.add_argument("--resume", action="store_true", help="go on from the run directory's last checkpoint")
+    _add_resume(submit)
     submit.add_argument("--detach", action="store_true", help="return once the job is submitted, and leave it running")
     submit.add_argument(
         "--address",

@@ -35,6 +35,7 @@ def fit(
         data_directory=str(paths.data),
         policy_directory=str(paths.policy),
         best_directory=str(paths.control if is_control else paths.best),
+        best_checkpoint=str(paths.best_checkpoint(name)),
         last_directory=str(paths.control_last if is_control else paths.last),
         seed=config.seed,
         objective=objective,
@@ -51,6 +52,7 @@ def fit(
     )
     if is_control:
         shutil.rmtree(paths.checkpoints / name, ignore_errors=True)
+        shutil.rmtree(paths.best_checkpoint(name), ignore_errors=True)
     trainer = TorchTrainer(
         train_loop,
         train_loop_config={"config": loop},

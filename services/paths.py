@@ -54,8 +54,12 @@ class RunPaths:
 
     @property
     def checkpoints(self) -> Path:
-        """Ray Train's storage: one directory per training."""
+        """Ray Train's storage: one directory per training, and one for the best checkpoint of it."""
         return self.root / "checkpoints"
+
+    def best_checkpoint(self, name: str) -> Path:
+        """The whole checkpoint at the best validation of a training: "train" or "control"."""
+        return self.checkpoints / f"{name}-best"
 
     def metrics(self, name: str) -> Path:
         """The metrics of a training: "train" or "control"."""

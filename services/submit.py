@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from catalog.errors import ConfigError
 from services.config import RunConfig, load_config
@@ -58,7 +58,7 @@ class SubmitOptions:
 
     config: Path
     overrides: tuple[str, ...] = ()
-    resume: bool = False
+    resume: Literal["last", "best"] | None = None
     detach: bool = False
     address: str | None = None
     keep_cluster: bool = False
@@ -119,7 +119,7 @@ def job_request(options: SubmitOptions, config: RunConfig, working_directory: Pa
         *("-m", "services.cli", "train"),
         *("--config", str(file.relative_to(working_directory.resolve()) if inside else file)),
         *(part for override in overrides for part in ("--set", override)),
-        *(["--resume"] if options.resume else []),
+        *(["--resume", options.resume] if options.resume else []),
     ]
     variables = {MODE_VARIABLE: "json", "PYTHONUNBUFFERED": "1"}
     state = git_state(Path(__file__).parent)

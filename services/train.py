@@ -10,8 +10,9 @@ The driver only starts, watches and sums up; tensors never pass through it.
 
 import contextlib
 import functools
+import shutil
 import sys
-from typing import Any
+from typing import Any, Literal
 
 from catalog.dataset import Dataset
 from catalog.errors import ConfigError, RunError
@@ -21,7 +22,7 @@ from learner.objectives.build import build_objective
 from learner.policy import load_policy
 from services import fit_ranker, manifest, prepare, pretrain, report
 from services.config import RunConfig
-from services.fleet import start_fleet
+from services.fleet import Fleet, start_fleet
 from services.learner_job import fit, read_metrics
 from services.paths import RunPaths
 from services.progress import Reporter
@@ -29,12 +30,14 @@ from services.ranker_view import quality_lines
 from services.summary import judge, write_summary
 from services.tasks import State, run_tasks
 
+Resume = Literal["last", "best"] | None
 
-def run(config: RunConfig, resume: bool = False) -> int:
-    """Run the job; returns the exit code.
+
+def run(config: RunConfig, resume: Resume = None) -> int:
+    """Run the job, or `resume` it from its last or its best checkpoint; returns the exit code.
 
     Raises:
-        RunError: the run directory already holds a post-training and `resume` is off, or the run failed.
+        RunError: the run directory already holds a post-training that is not to be resumed, or the run failed.
     """
     paths = RunPaths.of(config)
     _check_fresh(paths, resume)
@@ -50,7 +53,7 @@ def run(config: RunConfig, resume: bool = False) -> int:
         _start_and_ranker(config, reporter)
         for line in quality_lines(fit_ranker.read_quality(paths)):
             reporter.line(line)
-        outcome = _train(config, paths, reporter)
+        outcome = _train(config, paths, reporter, resume)
         with reporter.phase("judge") as progress:
             summary = {**_header(config), **judge(config, progress), **outcome}
         summary["wall_s"] = {name: round(seconds, 1) for name, seconds in reporter.seconds.items()}
@@ -89,21 +92,33 @@ def _check_rewards(config: RunConfig, dataset: Dataset) -> None:
         )
 
 
-def _check_fresh(paths: RunPaths, resume: bool) -> None:
-    begun = paths.checkpoints / "train"
-    if resume and not begun.exists():
+def _check_fresh(paths: RunPaths, resume: Resume) -> None:
+    has_best = paths.best_checkpoint("train").exists()
+    has_begun = has_best or (paths.checkpoints / "train").exists()
+    if resume and not has_begun:
         raise RunError(f"nothing to resume: {paths.root} holds no checkpoint of a post-training; leave out --resume")
-    if begun.exists() and not resume:
+    if resume == "best" and not has_best:
+        raise RunError(f"{paths.root} holds no best checkpoint yet: give --resume to go on from its last one")
+    if has_begun and not resume:
         raise RunError(
             f"{paths.root} already holds a post-training: give --resume to go on with it, or another name, seed or "
             "output to start a new one, or remove its checkpoints directory to train again from the same start"
         )
 
 
-def _train(config: RunConfig, paths: RunPaths, reporter: Reporter) -> dict[str, Any]:
+def _post_train(
+    config: RunConfig, paths: RunPaths, reporter: Reporter, resume: Resume, fleet: Fleet | None = None
+) -> None:
+    if resume == "best":
+        # Without checkpoints of Ray Train's the workers go on from the best one.
+        shutil.rmtree(paths.checkpoints / "train", ignore_errors=True)
+    fit(config, paths, "train", config.objective, reporter, fleet)
+
+
+def _train(config: RunConfig, paths: RunPaths, reporter: Reporter, resume: Resume) -> dict[str, Any]:
     """Control and post-training; returns their part of the summary."""
     if not build_objective(config.objective).needs_groups:
-        fit(config, paths, "train", config.objective, reporter)
+        _post_train(config, paths, reporter, resume)
         prompts = config.learner.steps * config.learner.prompts_per_step
         return _figures(
             paths, reporter, {"issued": prompts, "trained": prompts, "stale": 0, "invalid": 0, "in_flight": 0}
@@ -127,7 +142,7 @@ def _train(config: RunConfig, paths: RunPaths, reporter: Reporter) -> dict[str, 
             progress(0, config.rollout.actors, {})
             fleet.begin(config.cluster.start_timeout_s)
             progress(config.rollout.actors, config.rollout.actors, {})
-        fit(config, paths, "train", config.objective, reporter, fleet)
+        _post_train(config, paths, reporter, resume, fleet)
         figures = _figures(paths, reporter, fleet.queue.status().accounting)
         return figures | {"restarts": fleet.restarts, "rollouts": fleet.stats()}
     finally:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import ray.train
 import torch
 from ray.train.torch import TorchTrainer
 
+from learner.checkpoint import read_state
 from learner.objective_settings import NllObjective
 from learner.policy import build_policy, load_policy, save_policy
 from learner.settings import EvaluationSettings, LearnerSettings, LoraSettings, PolicySettings
@@ -46,16 +48,17 @@ def start(cluster, tmp_path_factory):
 
 def fit(start, directory, steps, **learner):
     """Run, or resume, to `steps`; the rows of the metrics file."""
-    settings = {"steps": steps, "prompts_per_step": 6, "evaluate_every": 2, "warmup_steps": 1, "lr": 1e-2}
+    learner = {"prompts_per_step": 6, "evaluate_every": 2, "warmup_steps": 1, "lr": 1e-2} | learner
     loop = LoopConfig(
         metrics_path=str(directory / "metrics.jsonl"),
         data_directory=str(start / "data"),
         policy_directory=str(start / "policy"),
         best_directory=str(directory / "best"),
+        best_checkpoint=str(directory / "checkpoints" / "loop-best"),
         last_directory=str(directory / "last"),
         seed=0,
         objective=NllObjective(),
-        learner=LearnerSettings(**settings, **learner),
+        learner=LearnerSettings(steps=steps, **learner),
         evaluation=EvaluationSettings(beam_width=10, batch_size=5),
         publish_every=2,
         threads=1,
@@ -85,9 +88,26 @@ def assert_published_is_saved(directory, version):
     return saved
 
 
+def assert_best_is_whole(directory, workers):
+    """One checkpoint at the best validation, with every worker's part and the policy that was validated."""
+    best = directory / "checkpoints" / "loop-best"
+    state = read_state(best)
+    rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    scores = {row["step"]: (row["hr@10"], row["ndcg@10"]) for row in rows if row["kind"] == "eval" and row["step"] > 0}
+    assert state.best == max(scores.values())
+    assert state.step == min(step for step, score in scores.items() if score == state.best)
+    assert sorted(path.name for path in best.glob("rank-*.pt")) == [f"rank-{rank}.pt" for rank in range(workers)]
+    kept, policy = (
+        dict(load_policy(place).model.named_parameters()) for place in (best / "policy", directory / "best")
+    )
+    assert all(torch.equal(kept[name], policy[name]) for name in policy)
+    assert not list(directory.rglob("*.new")) + list(directory.rglob("*.old"))
+
+
 def test_a_sharded_and_resumed_run_is_the_run_of_ddp_workers(start, tmp_path):
     expected = fit(start, tmp_path / "ddp", 4, workers=2)
     fit(start, tmp_path / "fsdp", 2, workers=2, sharding="fsdp")
+    assert_best_is_whole(tmp_path / "fsdp", workers=2)
     found = fit(start, tmp_path / "fsdp", 4, workers=2, sharding="fsdp")
     for kind, names in {"step": ("loss", "grad_norm", "lr"), "eval": ("hr@10", "mrr", "hallucination")}.items():
         wanted = figures(expected, kind, *names)
@@ -98,6 +118,19 @@ def test_a_sharded_and_resumed_run_is_the_run_of_ddp_workers(start, tmp_path):
     sharded = assert_published_is_saved(tmp_path / "fsdp", 3)  # the resumed run published what it began with
     for name, value in plain.items():
         torch.testing.assert_close(sharded[name], value, atol=1e-4, rtol=0)
+
+
+def test_the_best_checkpoint_is_kept_whole_and_a_run_goes_back_to_it(start, tmp_path):
+    rows = fit(start, tmp_path, 8, lr=0.1, dropout=0.2)
+    assert_best_is_whole(tmp_path, workers=1)
+    best = read_state(tmp_path / "checkpoints" / "loop-best")
+    assert best.step < 8
+    shutil.rmtree(tmp_path / "checkpoints" / "loop")
+    again = fit(start, tmp_path, 8, lr=0.1, dropout=0.2)
+    assert [row["step"] for row in again if row["kind"] == "start"] == [0, best.step]
+    for kind, names in {"step": ("loss", "grad_norm", "lr"), "eval": ("hr@10", "ndcg@10")}.items():
+        assert figures(again, kind, *names) == pytest.approx(figures(rows, kind, *names), abs=1e-6)
+    assert read_state(tmp_path / "checkpoints" / "loop-best") == best
 
 
 def test_adapters_leave_and_publish_a_plain_policy(start, tmp_path):

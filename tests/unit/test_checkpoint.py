@@ -1,12 +1,22 @@
 """Checkpoints and the metrics file that belongs to them."""
 
+import dataclasses
 import json
 
 import pytest
 import torch
 
 from catalog.errors import RunError
-from learner.checkpoint import RunState, read_rank, read_state, write_checkpoint, write_rank
+from learner.checkpoint import (
+    RunState,
+    add_to_best,
+    discard_unfinished,
+    read_rank,
+    read_state,
+    replace_best,
+    write_checkpoint,
+    write_rank,
+)
 from learner.metrics_log import MetricsLog
 from learner.policy import load_policy
 from tests.unit.learner_cases import tiny_policy
@@ -25,6 +35,38 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path):
     loaded = dict(load_policy(tmp_path / "policy").model.named_parameters())
     for name, parameter in policy.model.named_parameters():
         assert torch.equal(loaded[name], parameter)
+
+
+def test_a_new_best_checkpoint_takes_the_place_of_the_old_one(tmp_path):
+    best, policies = tmp_path / "train-best", tmp_path / "best"
+    for step, seed in ((40, 0), (60, 1)):
+        policy = tiny_policy(seed=seed)
+        for rank in (0, 1):
+            part = tmp_path / f"part-{step}-{rank}"
+            part.mkdir()
+            write_rank(part, rank, {"step": step})
+            if rank == 0:
+                write_checkpoint(part, dataclasses.replace(STATE, step=step), policy)
+            add_to_best(part, best)
+        replace_best(best, policies)
+        assert read_state(best).step == step
+        assert [read_rank(best, rank)["step"] for rank in (0, 1)] == [step, step]
+        for place in (best / "policy", policies):
+            loaded = dict(load_policy(place).model.named_parameters())
+            assert all(torch.equal(loaded[name], value) for name, value in policy.model.named_parameters())
+
+
+def test_what_a_dead_worker_left_of_a_best_checkpoint_is_not_in_the_next(tmp_path):
+    best, policies = tmp_path / "train-best", tmp_path / "best"
+    for name, files in {"old": ("policy", "leftover"), "part": ("policy",)}.items():
+        for file in files:
+            (tmp_path / name / file).mkdir(parents=True)
+    add_to_best(tmp_path / "old", best)
+    discard_unfinished(best, policies)
+    assert not best.exists()
+    add_to_best(tmp_path / "part", best)
+    replace_best(best, policies)
+    assert [path.name for path in best.iterdir()] == ["policy"]
 
 
 def test_a_missing_worker_is_a_clear_error(tmp_path):

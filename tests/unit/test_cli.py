@@ -83,8 +83,11 @@ def test_train_gets_config_and_resume_and_gives_its_code(monkeypatch: pytest.Mon
     monkeypatch.chdir(tmp_path)
     assert cli.main(["train", "--config", CONFIG, "--resume", "--seed", "5"]) == 4
     (config, resume), *_ = seen
-    assert resume is True
+    assert resume == "last"
     assert config.directory == tmp_path / "runs" / "ml100k-seed5"
+    cli.main(["train", "--config", CONFIG, "--resume", "best"])
+    cli.main(["train", "--config", CONFIG])
+    assert [resume for _, resume in seen[1:]] == ["best", None]
 
 
 def test_prepare_goes_to_the_run_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

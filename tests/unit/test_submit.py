@@ -37,10 +37,10 @@ def request(checkout: Path, local: bool, name: str = "plain", **changes: object)
 
 
 def test_a_local_job_runs_this_interpreter_and_writes_where_we_would(checkout: Path):
-    got = shlex.split(request(checkout, True, overrides=("learner.lr=1e-5",), resume=True).entrypoint)
+    got = shlex.split(request(checkout, True, overrides=("learner.lr=1e-5",), resume="best").entrypoint)
     assert got == [
         *(sys.executable, "-m", "services.cli", "train", "--config", "configs/plain.yaml"),
-        *("--set", "learner.lr=1e-5", "--set", f'output="{checkout}/runs"', "--resume"),
+        *("--set", "learner.lr=1e-5", "--set", f'output="{checkout}/runs"', "--resume", "best"),
     ]
 
 
