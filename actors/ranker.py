@@ -18,19 +18,29 @@ from actors.calls import reason_of
 from actors.groups import check_assessment
 from actors.ranker_service import RankerService, RankerStats
 from catalog.errors import RankerError
+from cluster.metrics import MetricSet
 from learner.assessment import Assessment
 from learner.ranker import Ranker
+
+_REPORT_EVERY_S = 2.0
 
 
 class RankerActor:
     """One replica. Decorate with `ray.remote` where it is launched."""
 
-    def __init__(self, ranker_factory: Callable[[], Ranker], *, max_batch: int, max_wait_ms: float) -> None:
+    def __init__(
+        self, ranker_factory: Callable[[], Ranker], *, max_batch: int, max_wait_ms: float, name: str = "ranker"
+    ) -> None:
+        self._name, self._metrics, self._reported_s = name, MetricSet(), 0.0
         self._service = RankerService(ranker_factory(), max_batch=max_batch, max_wait_s=max_wait_ms / 1000)
 
     async def assess(self, histories: list[np.ndarray], candidates: np.ndarray) -> tuple[Assessment, str]:
         """What the ranker says of the candidates, and its version."""
-        return await self._service.assess(histories, candidates), self._service.version
+        answer = await self._service.assess(histories, candidates)
+        if time.monotonic() - self._reported_s > _REPORT_EVERY_S:
+            self._reported_s = time.monotonic()
+            self._metrics.set_times(self._name, self._service.stats().time)
+        return answer, self._service.version
 
     async def version(self) -> str:
         """The ranker's version; answers once the ranker is loaded."""

@@ -18,6 +18,7 @@ from catalog.errors import RankerError
 from learner.assessment import Assessment, assess
 from learner.ranker import Ranker
 from learner.settings import RankerSettings
+from learner.timebook import Timebook
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,7 @@ class RankerStats:
     prompts: int
     failures: int
     version: str
+    time: dict[str, float]  # since the first request, by activity: wait_requests, wait_company, score
 
 
 @dataclass(kw_only=True)
@@ -46,6 +48,7 @@ class RankerService:
         self._pending: list[_Request] = []
         self._arrived = asyncio.Event()
         self._worker: asyncio.Task | None = None
+        self._time: Timebook | None = None
         self._counts = {"requests": 0, "batches": 0, "prompts": 0, "failures": 0}
 
     @property
@@ -55,7 +58,9 @@ class RankerService:
 
     def stats(self) -> RankerStats:
         """Counts so far."""
-        return RankerStats(**self._counts, version=self.version)
+        return RankerStats(
+            **self._counts, version=self.version, time=self._time.seconds() if self._time is not None else {}
+        )
 
     async def assess(self, histories: list[np.ndarray], candidates: np.ndarray) -> Assessment:
         """What the ranker says of one request, computed together with whatever else is waiting.
@@ -64,6 +69,7 @@ class RankerService:
             RankerError: the ranker failed on this request, or its answer breaks the contract (`check_assessment`).
         """
         if self._worker is None:
+            self._time = Timebook("score")
             self._worker = asyncio.get_running_loop().create_task(self._run())
         request = _Request(
             histories=histories, candidates=candidates, answer=asyncio.get_running_loop().create_future()
@@ -88,11 +94,15 @@ class RankerService:
 
     async def _gather(self) -> None:
         """Wait for a first request, then for company."""
-        loop = asyncio.get_running_loop()
-        while not self._pending:
-            self._arrived.clear()
-            await self._arrived.wait()
-        until_s = loop.time() + self._max_wait_s
+        with self._time.during("wait_requests"):
+            while not self._pending:
+                self._arrived.clear()
+                await self._arrived.wait()
+        with self._time.during("wait_company"):
+            await self._fill()
+
+    async def _fill(self) -> None:
+        until_s = asyncio.get_running_loop().time() + self._max_wait_s
         while sum(len(request.histories) for request in self._pending) < self._max_batch:
             self._arrived.clear()
             try:

@@ -127,13 +127,11 @@ class RolloutActor:
 
     def _turn(self, worker: RolloutWorker) -> None:
         if not worker.advance():
-            started_s = time.monotonic()
-            references = worker.waiting_on()
-            if references:
-                ray.wait(references, timeout=_IDLE_WAIT_S)
-            else:
-                self._stopped.wait(_IDLE_WAIT_S)
-            worker.note_idle(time.monotonic() - started_s)
+            with worker.waiting() as references:
+                if references:
+                    ray.wait(references, timeout=_IDLE_WAIT_S)
+                else:
+                    self._stopped.wait(_IDLE_WAIT_S)
         if time.monotonic() - self._reported_s > _REPORT_EVERY_S:
             self._report(worker)
 
@@ -141,16 +139,15 @@ class RolloutActor:
         before, self._stats = self._stats, worker.stats()
         self._reported_s = time.monotonic()
         self._metrics.set("sluice_rollout_groups", self._stats.groups, actor=self._name)
-        self._metrics.set("sluice_rollout_generate_seconds", self._stats.generate_s, actor=self._name)
-        self._metrics.set("sluice_idle_seconds", self._stats.idle_s, component=self._name)
+        self._metrics.set_times(self._name, self._stats.time)
         self._metrics.set("sluice_weight_version", self._stats.version, component=self._name)
-        for name, total, seconds in (
-            ("sluice_weight_sync_seconds", "swaps", "swap_s"),
-            ("sluice_ranker_latency_seconds", "batches", "score_s"),
+        now = self._stats
+        loaded_s = now.time.get("load_weights", 0.0) - before.time.get("load_weights", 0.0)
+        for name, count, spent_s in (
+            ("sluice_weight_sync_seconds", now.swaps - before.swaps, loaded_s),
+            ("sluice_ranker_latency_seconds", now.batches - before.batches, now.score_s - before.score_s),
         ):
-            count = getattr(self._stats, total) - getattr(before, total)
             if count > 0:
-                spent_s = getattr(self._stats, seconds) - getattr(before, seconds)
                 self._metrics.observe(name, spent_s / count, actor=self._name)
 
     def _discard_engine(self) -> None:

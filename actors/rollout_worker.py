@@ -6,7 +6,8 @@ under way that it looks at in passing, so the engine steps whenever it has a req
 the engine (`leases_ahead`), so it does not drain while the next one is being asked for.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -21,6 +22,7 @@ from actors.settings import RolloutSettings
 from catalog.errors import RankerError
 from catalog.rollout_group import encode
 from catalog.vocabulary import Vocabulary
+from learner.timebook import WAIT, Timebook
 from learner.weights import PackedWeights
 
 
@@ -63,11 +65,10 @@ class RolloutStats:
     invalid: int = 0  # given up because the ranker failed
     late: int = 0  # finished after the lease had moved on
     swaps: int = 0
-    generate_s: float = 0.0  # in engine steps
     score_s: float = 0.0  # ranker requests to answers, while generating went on
-    swap_s: float = 0.0  # engine pauses for new weights
-    catalogue_s: float = 0.0  # engine pauses for new catalogues
-    idle_s: float = 0.0  # waiting with nothing in the engine
+    # Since the worker began, by activity: generate (engine steps), load_weights and load_catalogue (engine pauses),
+    # serve (everything else that the worker does), and with an idle engine wait_prompts, wait_ranker, wait_room.
+    time: dict[str, float] = field(default_factory=dict)
     version: int = 0
     in_flight: int = 0  # requests in the engine
 
@@ -114,7 +115,8 @@ class RolloutWorker:
         self._pushing: list[tuple[Sequence[Push], Call[PushReply]]] = []
         self._rejecting: list[Call[int]] = []
         self._count = dict.fromkeys(("batches", "groups", "invalid", "late", "swaps"), 0)
-        self._seconds = dict.fromkeys(("generate_s", "score_s", "swap_s", "catalogue_s", "idle_s"), 0.0)
+        self._score_s = 0.0
+        self._time = Timebook("serve", clock)
 
     def advance(self) -> bool:
         """Make every move that is possible; False when there was none, so that the caller may wait.
@@ -134,7 +136,8 @@ class RolloutWorker:
 
     def load(self, weights: PackedWeights) -> None:
         """Give the engine new weights now."""
-        self._seconds["swap_s"] += self._engine.load_weights(weights)
+        with self._time.during("load_weights"):
+            self._engine.load_weights(weights)
         self._count["swaps"] += 1
 
     def load_catalogue(self, vocabulary: Vocabulary) -> None:
@@ -144,22 +147,29 @@ class RolloutWorker:
             DataError: it is no later version of the catalogue in use.
         """
         self._vocabulary = vocabulary.after(self._vocabulary)
-        self._seconds["catalogue_s"] += self._engine.load_catalogue(self._vocabulary)
+        with self._time.during("load_catalogue"):
+            self._engine.load_catalogue(self._vocabulary)
 
-    def waiting_on(self) -> list[Any]:
-        """References whose arrival makes a move possible."""
-        calls = [scoring.call for scoring in self._scoring] + [call for _, call in self._pushing] + self._rejecting
-        return [call.reference for call in calls + ([self._leasing] if self._leasing else [])]
-
-    def note_idle(self, seconds: float) -> None:
-        """The caller waited this long because no move was possible."""
-        self._seconds["idle_s"] += seconds
+    @contextmanager
+    def waiting(self) -> Iterator[list[Any]]:
+        """Around the caller's wait for a next move; gives the references whose arrival makes one possible."""
+        reason = "prompts" if self._leasing else "ranker" if self._scoring else "room" if self._pushing else "prompts"
+        with self._time.during(WAIT + reason):
+            yield self._waiting_on()
 
     def stats(self) -> RolloutStats:
         """Counts so far."""
         return RolloutStats(
-            **self._count, **self._seconds, version=self._engine.version, in_flight=self._engine.in_flight
+            **self._count,
+            score_s=self._score_s,
+            time=self._time.seconds(),
+            version=self._engine.version,
+            in_flight=self._engine.in_flight,
         )
+
+    def _waiting_on(self) -> list[Any]:
+        calls = [scoring.call for scoring in self._scoring] + [call for _, call in self._pushing] + self._rejecting
+        return [call.reference for call in calls + ([self._leasing] if self._leasing else [])]
 
     def _swap(self) -> bool:
         weights = self._weights.poll(self._engine.version)
@@ -216,10 +226,9 @@ class RolloutWorker:
     def _generate(self) -> bool:
         if not self._engine.in_flight:
             return False
-        started_s = self._clock()
-        generations = self._engine.step()
+        with self._time.during("generate"):
+            generations = self._engine.step()
         now_s = self._clock()
-        self._seconds["generate_s"] += now_s - started_s
         for generation in generations:
             batch = self._batch_of.pop(generation.request_id)
             batch.generations[generation.request_id] = generation
@@ -256,7 +265,7 @@ class RolloutWorker:
                 self._count["invalid"] += len(leases)
                 continue
             self._count["batches"] += 1
-            self._seconds["score_s"] += answer.latency_s
+            self._score_s += answer.latency_s
             groups = finish(scoring.drawn, answer.assessment, ranker_version=answer.version, score_s=answer.latency_s)
             pushes = [
                 self._queue.put(one.prompt.lease, encode(group), group.version_min, group.version_max)

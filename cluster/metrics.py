@@ -3,6 +3,7 @@
 Ray exposes them on each node's metrics port with the prefix `ray_`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -49,8 +50,7 @@ METRICS: tuple[Metric, ...] = (
     _counter("sluice_groups_late_total", "groups", "groups refused because their lease had moved on"),
     _gauge("sluice_groups_per_second", "groups/s", "groups trained per second since the last report"),
     _gauge("sluice_rollout_groups", "groups", "groups finished by a rollout actor", "actor"),
-    _gauge("sluice_idle_seconds", "s", "time a component had nothing to do", "component"),
-    _gauge("sluice_rollout_generate_seconds", "s", "time in engine steps", "actor"),
+    _gauge("sluice_time_seconds", "s", "where a component's time went; wait_* is idle", "component", "activity"),
     _gauge("sluice_weight_version", "version", "weights in use", "component"),
     _seconds("sluice_weight_sync_seconds", "pause of an engine for new weights", "actor"),
     _seconds("sluice_weight_publish_seconds", "time to hand new weights to the board"),
@@ -70,6 +70,11 @@ class MetricSet:
     def set(self, name: str, value: float, **tags: str) -> None:
         """Set a gauge."""
         self._metric(name, "gauge").set(value, tags=tags)
+
+    def set_times(self, component: str, seconds: Mapping[str, float]) -> None:
+        """Set where a component's time went, by activity."""
+        for activity, spent_s in seconds.items():
+            self.set("sluice_time_seconds", spent_s, component=component, activity=activity)
 
     def add(self, name: str, value: float = 1.0, **tags: str) -> None:
         """Raise a counter by `value`."""

@@ -5,7 +5,7 @@ Dimension suffixes used throughout `learner/`:
     S = K + 1 branches of a prompt: branch 0 is the ground truth, branches 1..K the candidates.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 
@@ -71,3 +71,9 @@ class GroupBatch(LoggedBatch):
     def same_BKK(self) -> torch.Tensor:
         """bool: the two candidates have the same tokens."""
         return (self.candidates_BKL[:, :, None] == self.candidates_BKL[:, None, :]).all(dim=-1)
+
+
+def tensors_of(batch: LoggedBatch) -> dict[str, torch.Tensor]:
+    """The tensors of a batch, by field."""
+    values = {field.name: getattr(batch, field.name) for field in fields(batch)}
+    return {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}

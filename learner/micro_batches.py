@@ -1,11 +1,11 @@
 """A batch in slices that fit one forward, what each slice's loss counts, and the means of what the slices report."""
 
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import torch
 import torch.distributed as dist
 
-from learner.batch import LoggedBatch
+from learner.batch import LoggedBatch, tensors_of
 from learner.objectives.base import Objective
 from learner.shared_prefix import BranchScores
 
@@ -16,26 +16,28 @@ def micro_batches(batch: LoggedBatch, prompts: int | None, device: torch.device)
     by_length = batch.history_lengths_B.argsort()
     parts = []
     for low in range(0, batch.prompts, size):
-        tensors = {
-            field.name: value[by_length[low : low + size]].to(device)
-            for field in fields(batch)
-            if isinstance(value := getattr(batch, field.name), torch.Tensor)
-        }
+        rows = by_length[low : low + size]
+        tensors = {name: value[rows] for name, value in tensors_of(batch).items()}
         tensors["history_BT"] = tensors["history_BT"][:, : int(tensors["history_lengths_B"].max())]
-        parts.append(replace(batch, **tensors))
+        parts.append(replace(batch, **{name: _moved(value, device) for name, value in tensors.items()}))
     return parts
 
 
-def loss_weights(objective: Objective, parts: list[LoggedBatch]) -> list[float]:
-    """What each micro-batch's loss counts: its share of the mass of all parts and workers, times the workers, over
-    which DDP and FSDP take the mean."""
+def _moved(value: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """On the device; a GPU copies from page-locked memory while the host goes on."""
+    return value.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else value.to(device)
+
+
+def loss_weights(objective: Objective, parts: list[LoggedBatch]) -> torch.Tensor:
+    """What each micro-batch's loss counts `[parts]`: its share of the mass of all parts and workers, times the workers,
+    over which DDP and FSDP take the mean. Stays on the device, so that nothing waits for it."""
     device = parts[0].target_BL.device
     masses = torch.stack([objective.mass(part).to(device) for part in parts])
     total, workers = masses.sum(), 1
     if _distributed():
         workers = dist.get_world_size()
         dist.all_reduce(total)
-    return [float(mass * workers / total) if total > 0 else 0.0 for mass in masses]
+    return torch.where(total > 0, masses * workers / total, 0.0)
 
 
 def on_every_parameter(loss: torch.Tensor, scores: BranchScores) -> torch.Tensor:

@@ -71,7 +71,7 @@ class LearnerStep:
             start = None if reference is None else dict(reference.named_parameters())
             self.reference = Reference(model, settings.reference, start)
         self.optimizer = torch.optim.AdamW(
-            parameter_groups(self._trained.values(), settings.weight_decay), lr=settings.lr
+            parameter_groups(self._trained.values(), settings.weight_decay), lr=settings.lr, fused=True
         )
         self._schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: lr_factor(step, settings))
         self._step = 0

@@ -9,6 +9,7 @@ checkpoints; every rank validates its share of the users.
 """
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -39,12 +40,21 @@ from learner.metrics_log import MetricsLog
 from learner.objective_settings import Objective
 from learner.objectives.build import build_objective
 from learner.policy import Policy, load_policy
+from learner.prefetch import Prefetched
 from learner.settings import EvaluationSettings, LearnerSettings
 from learner.sharding import shard
 from learner.sources import BatchSource, Catalogues, LoggedSource, QueueSource, RolloutQueue
 from learner.step import LearnerStep
+from learner.timebook import Timebook, idle
 from learner.validation import validate
 from learner.weights import PackedWeights, pack_one_by_one
+
+
+class Meter(Protocol):
+    """Where a component says what its time goes to (`cluster.metrics.MetricSet`)."""
+
+    def set_times(self, component: str, seconds: Mapping[str, float]) -> None:
+        """Seconds so far, by activity."""
 
 
 class Publisher(Protocol):
@@ -79,6 +89,7 @@ class LoopConfig:
     queue: RolloutQueue | None  # None: learn from the logs alone
     publisher: Publisher | None
     catalogues: Catalogues | None = None  # None: the catalogue never changes
+    meter: Meter | None = None
 
 
 def prompts_of(dataset: Dataset, recent: int | None) -> Examples:
@@ -127,6 +138,7 @@ class _Worker:
     def __init__(self, config: LoopConfig) -> None:
         context = ray.train.get_context()
         self.config = config
+        self.time = Timebook("other")
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self.dataset = Dataset.open(config.data_directory)
         checkpoint = ray.train.get_checkpoint()
@@ -159,7 +171,7 @@ class _Worker:
         config = self.config
         share = config.learner.prompts_per_step // self.world
         if config.queue is not None:
-            return QueueSource(
+            source = QueueSource(
                 config.queue,
                 self.dataset,
                 self.vocabulary,
@@ -171,6 +183,7 @@ class _Worker:
                 beams=config.beams,
                 catalogues=config.catalogues,
             )
+            return Prefetched(source, steps=config.learner.steps, next_version=self._version_after)
         prompts = prompts_of(self.dataset, config.learner.recent_positions)
         return LoggedSource(
             self.dataset, prompts, self.vocabulary, seed=config.seed, rank=self.rank, world=self.world, share=share
@@ -202,17 +215,30 @@ class _Worker:
 
     def train_step(self, step: int) -> None:
         """One optimizer step on this rank's share."""
-        batch, figures = self.source.next(step, self.version)
-        values = {**self.learner.update(batch), **self._mean(figures)}
-        self.source.acknowledge(step)
-        if self.config.publisher is not None and (step + 1) % self.config.publish_every == 0:
+        before = self.time.seconds()
+        with self.time.during("wait_batch"):
+            batch, figures = self.source.next(step, self.version)
+        with self.time.during("update"):
+            values = self.learner.update(batch)
+        with self.time.during("acknowledge"):
+            self.source.acknowledge(step)
+        figures = self._mean(figures)
+        if self._version_after(step, self.version) > self.version:
             self._publish()
+        now = self.time.seconds()
         if self.log is not None:
-            self.log.write("step", step + 1, {**values, "learner_version": self.version})
+            figures |= {"step_s": sum(now.values()) - sum(before.values()), "idle_s": idle(now) - idle(before)}
+            self.log.write("step", step + 1, {**values, **figures, "learner_version": self.version})
+        if self.config.meter is not None:
+            self.config.meter.set_times(f"learner-{self.rank}", now)
 
     def validate_and_checkpoint(self, step: int) -> None:
         """Validate, and hand a checkpoint to Ray Train, which keeps the last ones; the best one is kept beside them."""
         summary = self._record_validation(step)
+        with self.time.during("checkpoint"):
+            self._checkpoint_after(summary, step)
+
+    def _checkpoint_after(self, summary: dict[str, float], step: int) -> None:
         score = (summary["hr@10"], summary["ndcg@10"])
         is_best = score > self.best
         self.best = max(score, self.best)
@@ -228,6 +254,7 @@ class _Worker:
         policy = self._plain_policy()
         if policy is not None:
             write_policy(policy, Path(self.config.last_directory))
+            self.log.write("time", self.config.learner.steps, {"rank": self.rank, "seconds": self.time.seconds()})
             self.log.close()
         self._barrier()
 
@@ -254,13 +281,23 @@ class _Worker:
         self._barrier()
 
     def _record_validation(self, step: int) -> dict[str, float]:
-        results = validate(self.learner, self.vocabulary, self.dataset, self.examples, self.config.evaluation)
+        with self.time.during("validate"):
+            results = validate(self.learner, self.vocabulary, self.dataset, self.examples, self.config.evaluation)
         summary = results.summary(self.dataset.items)
         if self.log is not None:
             self.log.write("eval", step, {"split": "valid", **summary})
         return summary
 
+    def _version_after(self, step: int, version: int) -> int:
+        """The learner's weight version once `step` is done."""
+        publishes = self.config.publisher is not None and (step + 1) % self.config.publish_every == 0
+        return version + publishes
+
     def _publish(self) -> None:
+        with self.time.during("publish"):
+            self._publish_next()
+
+    def _publish_next(self) -> None:
         self.version += 1
         weights = self.learner.plain_weights()
         if self.rank == 0:
@@ -280,7 +317,8 @@ class _Worker:
         if self.world == 1:
             return values
         tensor = torch.tensor([values[name] for name in sorted(values)], dtype=torch.float64, device=self.device)
-        dist.all_reduce(tensor)
+        with self.time.during("wait_workers"):
+            dist.all_reduce(tensor)
         return dict(zip(sorted(values), (tensor / self.world).tolist(), strict=True))
 
     def _agree(self, value: int) -> int:
@@ -292,4 +330,5 @@ class _Worker:
 
     def _barrier(self) -> None:
         if self.world > 1:
-            dist.barrier()
+            with self.time.during("wait_workers"):
+                dist.barrier()

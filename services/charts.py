@@ -13,6 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
+from learner.timebook import is_wait
+
 BLUE, ORANGE, GREEN, RED = "#3b82f6", "#e8890c", "#12a150", "#e5484d"
 PURPLE, TEAL, GREY = "#8e5cf0", "#0fa3a3", "#8893a3"
 _INK, _GRID = "#010203", "#040506"  # stand-ins that become CSS variables
@@ -123,6 +125,32 @@ def stacked_bar(parts: Mapping[str, float], unit: str) -> str | None:
         axes.set_xlim(0, left)
         axes.set_xlabel(f"{unit}, {left:.0f} in all")
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
+        return _svg(figure)
+
+
+def time_bars(times: Mapping[str, Mapping[str, float]]) -> str | None:
+    """A bar per component: the share of its own time that each activity took, its waits last, pale and hatched."""
+    times = {component: seconds for component, seconds in times.items() if sum(seconds.values()) > 0}
+    if not times:
+        return None
+    names = {activity for seconds in times.values() for activity in seconds}
+    activities = sorted(names, key=lambda activity: (is_wait(activity), activity))
+    colors = (BLUE, ORANGE, GREEN, PURPLE, RED, TEAL, GREY)
+    with matplotlib.rc_context(_STYLE | {"svg.hashsalt": "time", "axes.grid": False, "hatch.linewidth": 0.6}):
+        figure, axes = _figure(height=1.2 + 0.3 * len(times) + 0.16 * len(activities) / 2)
+        lefts = dict.fromkeys(times, 0.0)
+        for index, activity in enumerate(activities):
+            shares = {name: seconds.get(activity, 0.0) / sum(seconds.values()) for name, seconds in times.items()}
+            look = {"hatch": "////", "fill": False, "edgecolor": colors[index % len(colors)], "linewidth": 0.6}
+            if not is_wait(activity):
+                look = {"color": colors[index % len(colors)]}
+            label = activity.replace("_", " ")
+            axes.barh(list(times), list(shares.values()), left=list(lefts.values()), height=0.6, label=label, **look)
+            lefts = {name: lefts[name] + share for name, share in shares.items()}
+        axes.invert_yaxis()
+        axes.set_xlim(0, 1)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f}%")
+        axes.legend(loc="lower center", bbox_to_anchor=(0.45, 1.0), ncols=4)
         return _svg(figure)
 
 

@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 _POLL_S = 0.5
 _STOP_S = 30.0  # for an engine step, and for closing the engine
+_STATS_S = 10.0
 _ANSWER_S = 30.0  # for an answer that is there to arrive
 
 
@@ -72,6 +73,7 @@ class Fleet:
     max_restarts: int
     failure: RunError | None = None
     _metrics: MetricSet = field(default_factory=MetricSet)
+    _rankers: list[ActorHandle] = field(default_factory=list)
     _others: list[ActorHandle] = field(default_factory=list)
     _stopping: threading.Event = field(default_factory=threading.Event)
     _supervisor: threading.Thread | None = None
@@ -104,17 +106,24 @@ class Fleet:
         ending = [rollout.handle.stop.remote() for rollout in self.rollouts]
         ending += [rollout.running for rollout in self.rollouts if rollout.running is not None]
         ray.wait(ending, num_returns=len(ending), timeout=_STOP_S)
-        for handle in (*(rollout.handle for rollout in self.rollouts), *self._others):
+        for handle in (*(rollout.handle for rollout in self.rollouts), *self._rankers, *self._others):
             ray.kill(handle)
         self.reservation.release()
 
     def stats(self) -> dict[str, dict[str, float | str]]:
-        """What each rollout actor counted, and its node; one that does not answer within 10 s is left out."""
+        """What each rollout actor counted, and its node; one that does not answer is left out."""
         asked = {rollout.handle.stats.remote(): rollout.name for rollout in self.rollouts}
-        answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=10)
+        answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_STATS_S)
         counts = {asked[ref]: asdict(ray.get(ref)) for ref in answered}
         nodes = {rollout.name: rollout.handle.node.remote() for rollout in self.rollouts if rollout.name in counts}
-        return {name: {**counts[name], "node": ray.get(node, timeout=10)} for name, node in nodes.items()}
+        return {name: {**counts[name], "node": ray.get(node, timeout=_STATS_S)} for name, node in nodes.items()}
+
+    def times(self) -> dict[str, dict[str, float]]:
+        """Where the time of each rollout actor and ranker went so far, by activity; who does not answer is left out."""
+        asked = {rollout.handle.stats.remote(): rollout.name for rollout in self.rollouts}
+        asked |= {handle.stats.remote(): f"ranker-{number}" for number, handle in enumerate(self._rankers)}
+        answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_STATS_S)
+        return {asked[ref]: ray.get(ref).time for ref in sorted(answered, key=asked.get)}
 
     def _supervise(self) -> None:
         try:
@@ -182,6 +191,7 @@ def start_fleet(config: RunConfig, paths: RunPaths, layout: TokenLayout, reserva
         )
         .remote(
             functools.partial(open_ranker, config.ranker, paths.ranker, open_dataset),
+            name=f"ranker-{index}",
             max_batch=config.ranker_pool.max_batch,
             max_wait_ms=config.ranker_pool.max_wait_ms,
         )
@@ -223,7 +233,8 @@ def start_fleet(config: RunConfig, paths: RunPaths, layout: TokenLayout, reserva
         rollouts=rollouts,
         reservation=reservation,
         max_restarts=config.cluster.max_actor_restarts,
-        _others=[*rankers, board, catalogue_board, queue_actor],
+        _rankers=rankers,
+        _others=[board, catalogue_board, queue_actor],
     )
 
 

@@ -12,6 +12,7 @@ from ray.train.torch import TorchTrainer
 from actors.queue import QueueClient
 from actors.weight_board import WeightPublisher
 from catalog.errors import RunError
+from cluster.metrics import MetricSet
 from cluster.placement import learner_resources
 from learner.objective_settings import Objective
 from learner.train_loop import LoopConfig, train_loop
@@ -49,6 +50,7 @@ def fit(
         queue=queue,
         publisher=publisher,
         catalogues=fleet.catalogue_source if fleet else None,
+        meter=MetricSet(),
     )
     if is_control:
         shutil.rmtree(paths.checkpoints / name, ignore_errors=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from catalog.errors import RunError
 from services import ranker_view
-from services.charts import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, Series, Spot, lines, plane, stacked_bar
+from services.charts import BLUE, GREEN, GREY, ORANGE, PURPLE, RED, Series, Spot, lines, plane, stacked_bar, time_bars
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -86,6 +86,7 @@ def context(run_directory: Path) -> dict[str, Any]:
         "gate": summary.get("gate") or {},
         "curves": _curves(summary, evaluations, control_evaluations),
         "training": _training(steps),
+        "time": time_bars(summary.get("time") or {}),
         "wall": stacked_bar(summary.get("wall_s") or {}, "s"),
         "config": config.read_text() if config.is_file() else None,
         "manifest": json.dumps(_json(run_directory / "manifest.json") or {}, indent=1),

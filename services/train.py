@@ -144,7 +144,11 @@ def _train(config: RunConfig, paths: RunPaths, reporter: Reporter, resume: Resum
             progress(config.rollout.actors, config.rollout.actors, {})
         _post_train(config, paths, reporter, resume, fleet)
         figures = _figures(paths, reporter, fleet.queue.status().accounting)
-        return figures | {"restarts": fleet.restarts, "rollouts": fleet.stats()}
+        return figures | {
+            "time": fleet.times() | figures["time"],
+            "restarts": fleet.restarts,
+            "rollouts": fleet.stats(),
+        }
     finally:
         fleet.stop()
 
@@ -159,6 +163,7 @@ def _figures(paths: RunPaths, reporter: Reporter, accounting: dict[str, int]) ->
 
     seconds = reporter.seconds["train"]
     return {
+        "time": {f"learner-{row['rank']}": row["seconds"] for row in read_metrics(paths.metrics("train"), "time")},
         "accounting": accounting,
         "gate": {
             "rate": mean("gate_rate"),

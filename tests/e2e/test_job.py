@@ -60,6 +60,16 @@ def test_weights_went_round(submitted):
     assert rollouts["rollout-0"]["swaps"] >= 1
 
 
+def test_the_time_of_every_component_is_told(submitted):
+    summary, steps = summary_of(submitted[0]), metrics_of(submitted[0], "step")
+    assert set(summary["time"]) == {"learner-0", "ranker-0", "rollout-0"}
+    learner = summary["time"]["learner-0"]
+    assert {"wait_batch", "update", "publish", "validate", "checkpoint"} <= set(learner)
+    assert all(0 <= step["idle_s"] <= step["step_s"] for step in steps)
+    assert sum(step["step_s"] for step in steps) <= sum(learner.values()) <= summary["wall_s"]["train"]
+    assert summary["time"]["rollout-0"]["generate"] > 0 < summary["time"]["ranker-0"]["score"]
+
+
 def test_the_run_directory_is_complete(submitted):
     directory, output = submitted
     for name in ("config.yaml", "manifest.json", "report.html", "tensorboard", "metrics-control.jsonl"):

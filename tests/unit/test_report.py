@@ -108,6 +108,11 @@ SUMMARY = {
     "accounting": {"issued": 6480, "trained": 6400, "stale": 32, "invalid": 8, "in_flight": 40},
     "gate": {"rate": 0.21, "difficulty": 0.83, "discriminability": 0.26},
     "throughput": {"groups_per_s": 18.4, "learner_steps": 200, "weight_versions": 50},
+    "time": {
+        "learner-0": {"other": 9.0, "update": 300.0, "publish": 4.0, "wait_batch": 35.2},
+        "ranker-0": {"score": 80.0, "wait_company": 60.0, "wait_requests": 200.0},
+        "rollout-0": {"generate": 290.0, "load_weights": 6.0, "serve": 22.0, "wait_prompts": 20.0},
+    },
     "wall_s": {
         "prepare": 4.2,
         "pretrain": 182.0,
@@ -211,11 +216,17 @@ def test_a_broken_identity_is_said_on_the_page(tmp_path: Path):
 
 
 def test_every_chart_is_drawn_and_nothing_is_fetched(page: str):
-    # 4 curves and planes, 10 of the training, wall time, 3 calibration curves, 5 heat maps
-    assert page.count("<svg") == 23
+    # 4 curves and planes, 10 of the training, time, wall time, 3 calibration curves, 5 heat maps
+    assert page.count("<svg") == 24
     assert "not measured" not in text_of(page)
     assert not re.findall(r"(?:src|href)=\"(?!#)[^\"]*\"|@import|url\((?!#)[^)]*\)", page)
     assert "var(--ink)" in page and "#010203" not in page
+
+
+def test_the_page_says_where_the_time_went(page: str):
+    (bars,) = re.findall(r"<h3>Where the time of the post-training went</h3>.*?</section>", page, flags=re.DOTALL)
+    for name in ("learner-0", "ranker-0", "rollout-0", "wait company", "load weights", "generate"):
+        assert f">{name}<" in bars
 
 
 def test_ids_are_unique_within_the_page(page: str):

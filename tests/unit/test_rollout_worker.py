@@ -176,7 +176,7 @@ def test_new_weights_are_swapped_in_before_the_next_step_and_stamp_the_groups():
     groups = parts.queue.ledger.allot(0, 0, 1, 4, 5)
     assert {decode(group.reference).version_min for group in groups} == {5}
     stats = parts.worker.stats()
-    assert (stats.swaps, stats.swap_s, stats.version) == (1, 0.25, 5)
+    assert (stats.swaps, stats.time["load_weights"], stats.version) == (1, 1.0, 5)
 
 
 def test_a_ranker_that_gives_up_makes_the_groups_invalid_and_says_why():
@@ -229,13 +229,37 @@ def test_without_work_there_is_no_move_and_something_to_wait_for():
     parts = worker(queue=LocalQueue(max_groups=4), engine=FakeEngine(per_step=0))
     parts.queue.lease = lambda count: HandCall((), ready=False)
     assert turn(parts, 3) == [True, False, False]
-    assert len(parts.worker.waiting_on()) == 1
-    parts.worker.note_idle(2.5)
-    assert parts.worker.stats().idle_s == 2.5
+    with parts.worker.waiting() as references:
+        assert len(references) == 1
+    assert parts.worker.stats().time["wait_prompts"] == 1.0
 
 
-def test_time_in_the_engine_is_counted():
-    parts = worker()
-    turn(parts, 3)
-    assert parts.worker.stats().generate_s == parts.engine._steps * 1.0
-    assert parts.worker.stats().score_s == 0.5 * parts.worker.stats().batches > 0
+def test_a_wait_is_named_after_whom_it_waits_for():
+    parts = worker(leases_ahead=1)
+    parts.ranker.hold = True
+    turn(parts, 40)
+    with parts.worker.waiting() as references:
+        assert references == [call.reference for call in parts.ranker.calls]
+    parts.queue.push = lambda pushes: HandCall(None, ready=False)
+    for call in parts.ranker.calls:
+        call.is_ready = True
+    turn(parts, 1)
+    with parts.worker.waiting() as references:
+        assert len(references) == 2
+    time = parts.worker.stats().time
+    assert (time["wait_ranker"], time["wait_room"]) == (1.0, 1.0)
+    assert "wait_prompts" not in time
+
+
+def test_the_time_of_a_worker_adds_up():
+    parts = worker(weights=Board(5), engine=FakeEngine(per_step=2))
+    began_s = parts.worker._clock.now_s
+    for _ in range(20):
+        if not parts.worker.advance():
+            with parts.worker.waiting():
+                pass
+    stats = parts.worker.stats()
+    assert stats.time["generate"] == parts.engine._steps * 1.0
+    assert {"serve", "generate", "load_weights"} <= set(stats.time)
+    assert sum(stats.time.values()) == parts.worker._clock.now_s - began_s
+    assert stats.score_s == 0.5 * parts.worker.stats().batches > 0
