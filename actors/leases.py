@@ -59,6 +59,7 @@ class QueueStatus:
     waiting: int  # to be issued again
     queued_bytes: int
     max_groups: int  # bound of leased + queued
+    limit: int  # of leased + queued when prompts were last asked for: max_groups, or less by flow control
     max_bytes: int  # bound of queued_bytes
     reissued: int  # leases issued a second time or more
     late: int  # groups refused because the lease had moved on

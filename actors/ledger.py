@@ -21,6 +21,7 @@ from enum import Enum
 from itertools import islice
 from typing import Any
 
+from actors.flow import FlowControl
 from actors.leases import Lease, PulledGroup, Push, PushReply, QueueStatus
 from catalog.errors import RunError
 from catalog.feed import PromptFeed
@@ -42,6 +43,7 @@ class _Entry:
     state: _State = _State.WAITING
     actor: str = ""
     incarnation: str = ""
+    leased_s: float = 0.0
     deadline_s: float = 0.0
     push: Push | None = None
 
@@ -67,12 +69,15 @@ class RolloutLedger:
         max_staleness: int,
         lease_deadline_s: float,
         expected_bytes: int = 4096,
+        flow: FlowControl | None = None,
     ) -> None:
-        """`expected_bytes` is the size assumed of a group until the first one is pushed."""
-        self._feed = feed
+        """`expected_bytes` is the size assumed of a group until the first one is pushed; `flow` may lower `max_groups`,
+        and is told when groups come."""
+        self._feed, self._flow = feed, flow
         self._max_groups, self._max_bytes, self._max_staleness = max_groups, max_bytes, max_staleness
         self._lease_deadline_s = lease_deadline_s
         self._expected_bytes = expected_bytes
+        self._limit = max_groups
         self._next_id = 0
         self._pushed_groups = self._pushed_bytes = 0
         self.last_error = ""
@@ -114,7 +119,7 @@ class RolloutLedger:
             entry.attempt += 1
             self._count["reissued"] += entry.attempt > 1
             entry.actor, entry.incarnation = actor, incarnation
-            entry.deadline_s = now_s + self._lease_deadline_s
+            entry.leased_s, entry.deadline_s = now_s, now_s + self._lease_deadline_s
             self._move(entry, _State.LEASED)
             granted.append(
                 Lease(lease_id=entry.lease_id, attempt=entry.attempt, user=entry.user, position=entry.position)
@@ -144,6 +149,8 @@ class RolloutLedger:
                 self._pushed_groups, self._pushed_bytes = self._pushed_groups + 1, self._pushed_bytes + push.nbytes
                 entry.push = push
                 self._move(entry, _State.QUEUED)
+                if self._flow is not None:
+                    self._flow.queued(now_s - entry.leased_s)
                 fate["accepted"].append(push.lease_id)
         return PushReply(**{name: tuple(ids) for name, ids in fate.items()})
 
@@ -286,25 +293,16 @@ class RolloutLedger:
 
     def status(self) -> QueueStatus:
         """All counts at this moment."""
-        sizes = {state: len(entries) for state, entries in self._by_state.items()}
         return QueueStatus(
-            issued=self._count["issued"],
-            trained=self._count["trained"],
-            stale=self._count["stale"],
-            invalid=self._count["invalid"],
-            leased=sizes[_State.LEASED],
-            queued=sizes[_State.QUEUED],
-            pulled=sizes[_State.PULLED],
-            waiting=sizes[_State.WAITING],
+            **{name: self._count[name] for name in _COUNTERS if name != "staleness_sum"},
+            **{state.name.lower(): len(entries) for state, entries in self._by_state.items()},
+            limit=self._limit,
             queued_bytes=self._queued_bytes,
             max_groups=self._max_groups,
             max_bytes=self._max_bytes,
-            reissued=self._count["reissued"],
-            late=self._count["late"],
             epoch=self._feed.epoch,
             cursor=self._feed.cursor,
             staleness_mean=self._count["staleness_sum"] / max(1, self._count["trained"]),
-            staleness_max=self._count["staleness_max"],
             last_error=self.last_error,
             restored=True,
             leased_by=dict(Counter(entry.actor for entry in self._by_state[_State.LEASED].values())),
@@ -315,7 +313,8 @@ class RolloutLedger:
         leased, queued = len(self._by_state[_State.LEASED]), len(self._by_state[_State.QUEUED])
         expected = self._pushed_bytes / self._pushed_groups if self._pushed_groups else self._expected_bytes
         by_bytes = int((self._max_bytes - self._queued_bytes) / max(1.0, expected)) - leased
-        free = max(0, min(self._max_groups - leased - queued, by_bytes))
+        self._limit = self._max_groups if self._flow is None else self._flow.limit(count)
+        free = max(0, min(self._limit - leased - queued, by_bytes))
         if free >= count:
             return count
         # A cut batch has fewer prompts to take distractors from, so it is granted only where waiting cannot help:

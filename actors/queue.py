@@ -22,6 +22,7 @@ import ray
 from ray.exceptions import GetTimeoutError, ObjectLostError
 
 from actors.calls import Call, RayCall, answer
+from actors.flow import FlowControl
 from actors.leases import Lease, PulledGroup, Push, PushReply, QueueStatus
 from actors.ledger import RolloutLedger
 from actors.lines import Line
@@ -49,17 +50,23 @@ class QueueActor:
         *,
         seed: int,
         settings: QueueSettings,
+        publish_every: int = 1,
         lease_deadline_s: float = 600.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`prompts` gives the examples to draw from; a factory keeps them out of the arguments that Ray must hold."""
+        """`prompts` gives the examples to draw from; a factory keeps them out of the arguments that Ray must hold.
+        `publish_every` is the learner's steps from one weight version to the next."""
         examples = prompts()
+        self._flow = FlowControl(
+            max_groups=settings.max_groups, max_staleness=settings.max_staleness, publish_every=publish_every
+        )
         self._ledger = RolloutLedger(
             PromptFeed(examples.users, examples.positions, seed=seed),
             max_groups=settings.max_groups,
             max_bytes=int(settings.max_mib * 2**20),
             max_staleness=settings.max_staleness,
             lease_deadline_s=lease_deadline_s,
+            flow=self._flow if settings.flow == "measured" else None,
         )
         self._clock = clock
         self._for_prompts, self._for_room, self._for_groups = Line(), Line(), Line()
@@ -119,7 +126,14 @@ class QueueActor:
 
     async def ack(self, step: int, rank: int) -> int:
         """(step, rank) was trained on."""
-        return await self._once(lambda: self._ledger.ack(step, rank))
+
+        def change() -> int:
+            count = self._ledger.ack(step, rank)
+            if count:
+                self._flow.trained(step, count, self._clock())
+            return count
+
+        return await self._once(change)
 
     async def note_error(self, source: str, message: str) -> None:
         """Remember a failure of the rollout side, for whoever waits for groups in vain."""
@@ -188,7 +202,7 @@ class QueueActor:
 
     def _publish(self) -> None:
         status = self._ledger.status()
-        for name in ("queued", "leased", "in_flight", "queued_bytes", "staleness_mean"):
+        for name in ("queued", "leased", "in_flight", "limit", "queued_bytes", "staleness_mean"):
             self._metrics.set(f"sluice_queue_{name}", getattr(status, name))
         for name in ("issued", "trained", "stale", "invalid", "late"):
             self._metrics.raise_to(f"sluice_groups_{name}_total", getattr(status, name))

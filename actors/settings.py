@@ -101,6 +101,8 @@ class QueueSettings(Settings):
     """Bounds of the rollout queue, and when a group is too old to train on."""
 
     max_groups: int = Field(default=128, ge=1)  # leased + queued
+    # measured: as few of them as keep the learner supplied, from the measured rates; full: always max_groups
+    flow: Literal["measured", "full"] = "measured"
     max_mib: float = Field(default=256.0, gt=0)
     max_staleness: int = Field(default=4, ge=0)  # weight versions between a group's oldest token and the learner
 

@@ -41,6 +41,7 @@ METRICS: tuple[Metric, ...] = (
     _gauge("sluice_queue_queued", "groups", "groups waiting for the learner"),
     _gauge("sluice_queue_leased", "groups", "prompts with rollout actors"),
     _gauge("sluice_queue_in_flight", "groups", "prompts issued and not yet trained or dropped"),
+    _gauge("sluice_queue_limit", "groups", "most groups leased or queued, as flow control has it now"),
     _gauge("sluice_queue_queued_bytes", "bytes", "object-store bytes of the queued groups"),
     _gauge("sluice_queue_staleness_mean", "weight versions", "mean staleness of the groups trained so far"),
     _counter("sluice_groups_issued_total", "groups", "prompts handed out for the first time"),

@@ -172,6 +172,7 @@ def start_fleet(config: RunConfig, paths: RunPaths, layout: TokenLayout, reserva
             functools.partial(open_prompts, paths.data, config.learner.recent_positions),
             seed=config.seed,
             settings=config.queue,
+            publish_every=config.weights.publish_every,
             lease_deadline_s=config.learner.wait_s / 2,
         )
     )

@@ -118,7 +118,7 @@ class Producers:
 async def _measure(
     producers: int, consumers: int, seconds: float, seed: int, *, paced: float | None
 ) -> dict[str, float]:
-    settings = QueueSettings(max_groups=MAX_GROUPS, max_mib=1024.0, max_staleness=10**6)
+    settings = QueueSettings(max_groups=MAX_GROUPS, max_mib=1024.0, max_staleness=10**6, flow="full")
     light = {"num_cpus": 0, "max_concurrency": 10_000}
     handle = ray.remote(QueueActor).options(**light).remote(partial(_prompts, 100_000), seed=seed, settings=settings)
     made = ray.remote(Producers).options(**light).remote(handle, producers, paced)
