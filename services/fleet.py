@@ -27,9 +27,9 @@ from catalog.dataset import Dataset
 from catalog.errors import ClusterError, RunError
 from catalog.tokens import TokenLayout
 from catalog.vocabulary import Vocabulary
+from cluster import placement
 from cluster.failure import decide
 from cluster.metrics import MetricSet
-from cluster.placement import Reservation
 from learner.train_loop import open_prompts
 from services.config import RunConfig
 from services.paths import RunPaths
@@ -69,12 +69,13 @@ class Fleet:
     catalogues: CataloguePublisher  # a later version published here reaches engines and learner
     catalogue_source: CatalogueSource
     rollouts: list[_Rollout]
-    reservation: Reservation
+    reservation: placement.Reservation
     max_restarts: int
     failure: RunError | None = None
     _metrics: MetricSet = field(default_factory=MetricSet)
-    _rankers: list[ActorHandle] = field(default_factory=list)
+    rankers: list[ActorHandle] = field(default_factory=list)
     _others: list[ActorHandle] = field(default_factory=list)
+    _vocabulary: ray.ObjectRef | None = None  # kept, since an actor that is restarted opens it again
     _stopping: threading.Event = field(default_factory=threading.Event)
     _supervisor: threading.Thread | None = None
 
@@ -106,7 +107,7 @@ class Fleet:
         ending = [rollout.handle.stop.remote() for rollout in self.rollouts]
         ending += [rollout.running for rollout in self.rollouts if rollout.running is not None]
         ray.wait(ending, num_returns=len(ending), timeout=_STOP_S)
-        for handle in (*(rollout.handle for rollout in self.rollouts), *self._rankers, *self._others):
+        for handle in (*(rollout.handle for rollout in self.rollouts), *self.rankers, *self._others):
             ray.kill(handle)
         self.reservation.release()
 
@@ -121,7 +122,7 @@ class Fleet:
     def times(self) -> dict[str, dict[str, float]]:
         """Where the time of each rollout actor and ranker went so far, by activity; who does not answer is left out."""
         asked = {rollout.handle.stats.remote(): rollout.name for rollout in self.rollouts}
-        asked |= {handle.stats.remote(): f"ranker-{number}" for number, handle in enumerate(self._rankers)}
+        asked |= {handle.stats.remote(): f"ranker-{number}" for number, handle in enumerate(self.rankers)}
         answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_STATS_S)
         return {asked[ref]: ray.get(ref).time for ref in sorted(answered, key=asked.get)}
 
@@ -161,7 +162,23 @@ class Fleet:
         rollout.begin_again()
 
 
-def start_fleet(config: RunConfig, paths: RunPaths, layout: TokenLayout, reservation: Reservation) -> Fleet:
+def reserve_places(config: RunConfig) -> placement.Reservation:
+    """Places for the rollout actors and rankers, once it is sure that the learner's workers fit beside them.
+
+    Raises:
+        ClusterError: the cluster did not grant them within `cluster.placement_timeout_s`.
+    """
+    rollout, pool = config.rollout, config.ranker_pool
+    plan = placement.plan(
+        config.cluster,
+        rollouts=placement.RoleNeeds(count=rollout.actors, cpus=rollout.cpus, gpus=rollout.gpus),
+        rankers=placement.RoleNeeds(count=pool.actors, cpus=pool.cpus, gpus=pool.gpus),
+        learner_workers=config.learner.workers,
+    )
+    return placement.reserve(plan, config.cluster.placement_timeout_s)
+
+
+def start_fleet(config: RunConfig, paths: RunPaths, layout: TokenLayout, reservation: placement.Reservation) -> Fleet:
     """Create all actors; they load in parallel and nothing waits for them here."""
     # A rollout actor has a few calls at the queue and one at each board, most of them waiting.
     light = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "max_concurrency": 10_000}
@@ -180,7 +197,8 @@ def start_fleet(config: RunConfig, paths: RunPaths, layout: TokenLayout, reserva
     catalogue_board = ray.remote(CatalogueBoard).options(**light).remote()
     # One copy of the catalogue's arrays per node, which the actors there use in place.
     vocabulary = Vocabulary.of(Dataset.open(paths.data).codes, layout)
-    open_vocabulary = functools.partial(ray.get, ray.put(vocabulary))
+    vocabulary_reference = ray.put(vocabulary)
+    open_vocabulary = functools.partial(ray.get, vocabulary_reference)
     open_dataset = functools.partial(Dataset.open, paths.data)
     rankers = [
         ray.remote(RankerActor)
@@ -212,9 +230,7 @@ def start_fleet(config: RunConfig, paths: RunPaths, layout: TokenLayout, reserva
             )
             .remote(
                 name=name,
-                engine_factory=functools.partial(
-                    _open_engine, config, paths, open_vocabulary, seed=config.seed + index
-                ),
+                engine_factory=functools.partial(open_engine, config, paths, open_vocabulary, seed=config.seed + index),
                 dataset_factory=open_dataset,
                 open_vocabulary=open_vocabulary,
                 queue=queue,
@@ -234,8 +250,9 @@ def start_fleet(config: RunConfig, paths: RunPaths, layout: TokenLayout, reserva
         rollouts=rollouts,
         reservation=reservation,
         max_restarts=config.cluster.max_actor_restarts,
-        _rankers=rankers,
+        rankers=rankers,
         _others=[board, catalogue_board, queue_actor],
+        _vocabulary=vocabulary_reference,
     )
 
 
@@ -245,7 +262,7 @@ def _environment(config: RunConfig) -> dict[str, str]:
     return engine_environment(engine) if engine.type == "vllm" else {}
 
 
-def _open_engine(config: RunConfig, paths: RunPaths, open_vocabulary: Callable[[], Vocabulary], seed: int) -> Engine:
+def open_engine(config: RunConfig, paths: RunPaths, open_vocabulary: Callable[[], Vocabulary], seed: int) -> Engine:
     """Runs inside the rollout actor, whose environment is what `_environment` says before vLLM is imported."""
     vocabulary = open_vocabulary()
     arguments = {

@@ -16,13 +16,13 @@ from typing import Any, Literal
 
 from catalog.dataset import Dataset
 from catalog.errors import ConfigError, RunError
-from cluster import placement, session
+from cluster import session
 from learner.objective_settings import NllObjective
 from learner.objectives.build import build_objective
 from learner.policy import load_policy
 from services import fit_ranker, manifest, prepare, pretrain, report
 from services.config import RunConfig
-from services.fleet import Fleet, start_fleet
+from services.fleet import Fleet, reserve_places, start_fleet
 from services.learner_job import fit, read_metrics
 from services.paths import RunPaths
 from services.progress import Reporter
@@ -124,16 +124,7 @@ def _train(config: RunConfig, paths: RunPaths, reporter: Reporter, resume: Resum
             paths, reporter, {"issued": prompts, "trained": prompts, "stale": 0, "invalid": 0, "in_flight": 0}
         )
     layout = load_policy(paths.policy).layout
-    plan = placement.plan(
-        config.cluster,
-        rollouts=placement.RoleNeeds(count=config.rollout.actors, cpus=config.rollout.cpus, gpus=config.rollout.gpus),
-        rankers=placement.RoleNeeds(
-            count=config.ranker_pool.actors, cpus=config.ranker_pool.cpus, gpus=config.ranker_pool.gpus
-        ),
-        learner_workers=config.learner.workers,
-    )
-    reservation = placement.reserve(plan, config.cluster.placement_timeout_s)
-    fleet = start_fleet(config, paths, layout, reservation)
+    fleet = start_fleet(config, paths, layout, reserve_places(config))
     try:
         # The engines load while the control trains.
         if not (paths.control_last / "config.json").exists():

@@ -10,7 +10,7 @@ from catalog.vocabulary import Vocabulary
 from learner.policy import build_policy, save_policy
 from learner.settings import PolicySettings
 from services.config import RunConfig
-from services.fleet import _environment, _open_engine
+from services.fleet import _environment, open_engine
 from services.paths import RunPaths
 from tests.tiny_data import tiny_dataset
 
@@ -32,7 +32,7 @@ def test_the_tree_engine_is_opened_on_the_runs_policy_and_catalogue(tmp_path, ca
     save_policy(policy, tmp_path / "policy")
     vocabulary = Vocabulary.of(dataset.codes, policy.layout)
     chosen = config(TreeEngineSettings(prompts_per_step=5))
-    engine = _open_engine(chosen, RunPaths(tmp_path), lambda: vocabulary, seed=3)
+    engine = open_engine(chosen, RunPaths(tmp_path), lambda: vocabulary, seed=3)
     assert isinstance(engine, TreeEngine) and (engine.version, engine.in_flight) == (0, 0)
     assert "engine prompts_per_step = 5: given in the settings" in capsys.readouterr().out
     engine.close()

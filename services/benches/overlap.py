@@ -1,0 +1,283 @@
+"""The loop with all its parts at work at once, against each part alone and against a loop that does one after another.
+
+Both sides train the same small policy on MovieLens-100K, with real engines, the built-in ranker and the config's gated
+objective, in steps of the same size, and publish new weights equally often.
+
+alone: a process that does one thing after another: generate a step's groups, score them, train on them, and every
+    `publish_every` steps load the new weights. Each part has the machine to itself; `loop_s` is a whole step of it.
+async: the actors of a run (`services.fleet`): rollout actor pinned to the first core, learner (this process) and ranker
+    to the second, where there are two. `step_s` is the time from step to step once the queue runs steadily.
+
+ratio: async step over the longest of the parts alone, which no loop can beat. The parts alone are pinned to one core as
+    the actors are, so what is left is what waiting, the queue and the sharing of the second core cost.
+idle: shares of the time of each component that were waits (`learner.timebook`).
+"""
+
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from actors.calls import answer
+from actors.engine import Engine, GenerateRequest
+from actors.groups import Prompt, draw, finish, ranker_request
+from actors.leases import Lease
+from actors.ranker_service import open_ranker
+from actors.vllm_configuration import engine_environment
+from catalog.dataset import Dataset
+from catalog.feed import PromptFeed
+from catalog.rollout_group import encode
+from catalog.vocabulary import Vocabulary
+from learner.assessment import assess
+from learner.collate import collate
+from learner.objectives.build import build_objective
+from learner.policy import build_policy, load_policy, save_policy
+from learner.prefetch import Prefetched
+from learner.sources import QueueSource
+from learner.step import LearnerStep
+from learner.timebook import Timebook, idle
+from learner.weights import pack
+from services import fit_ranker, prepare
+from services.bench import BenchOptions, note
+from services.config import RunConfig
+from services.fleet import Fleet, open_engine, reserve_places, start_fleet
+from services.paths import RunPaths
+
+PARTS = ("generate", "rank", "learn", "load_weights")
+WARM_STEPS = 12  # until the queue runs steadily and flow control has its measurements
+_WAIT_S = 300.0
+
+
+def run(options: BenchOptions) -> dict[str, Any]:
+    """`repeats` rounds of both sides, in alternating order."""
+    steps, repeats = (8, 3) if options.quick else (24, options.repeats)
+    with tempfile.TemporaryDirectory() as directory:
+        config = _config(directory, options.seed)
+        paths = _prepared(config)
+        ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        try:
+            layout = load_policy(paths.policy).layout
+            fleet = start_fleet(config, paths, layout, reserve_places(config))
+            alone = ray.remote(OneAfterAnother).options(
+                num_cpus=0, runtime_env={"env_vars": engine_environment(config.rollout.engine)}
+            )
+            alone = alone.remote(config, paths)
+            try:
+                return _compare(config, paths, fleet, alone, steps, repeats)
+            finally:
+                ray.kill(alone)
+                fleet.stop()
+        finally:
+            ray.shutdown()
+
+
+def pin(core: int) -> int:
+    """Keep every thread of this process on one core, if the machine has more than one; the process's id."""
+    cores = sorted(os.sched_getaffinity(0))
+    for thread in os.listdir("/proc/self/task"):
+        os.sched_setaffinity(int(thread), {cores[core % len(cores)]})
+    return os.getpid()
+
+
+class OneAfterAnother:
+    """The parts of the loop in one process and one thread."""
+
+    def __init__(self, config: RunConfig, paths: RunPaths) -> None:
+        self._config = config
+        self._dataset = Dataset.open(paths.data)
+        policy = load_policy(paths.policy)
+        self._vocabulary = Vocabulary.of(self._dataset.codes, policy.layout)
+        self._engine: Engine = open_engine(config, paths, lambda: self._vocabulary, config.seed)
+        self._ranker = open_ranker(config.ranker, paths.ranker, lambda: self._dataset)
+        self._learner = LearnerStep(policy.model, objective=build_objective(config.objective), settings=config.learner)
+        examples = self._dataset.examples("train")
+        self._feed = PromptFeed(examples.users, examples.positions, seed=config.seed)
+        self._step = self._version = 0
+
+    def steps(self, count: int) -> dict[str, float]:
+        """Seconds of each part and of the loop, per step."""
+        pin(0)
+        book = Timebook("other")
+        for _ in range(count):
+            self._one(book)
+        seconds = book.seconds()
+        return {name: seconds.get(name, 0.0) / count for name in PARTS} | {"loop": sum(seconds.values()) / count}
+
+    def _one(self, book: Timebook) -> None:
+        config, layout = self._config, self._vocabulary.layout
+        prompts = [self._prompt(number) for number in range(config.learner.prompts_per_step)]
+        with book.during("generate"):
+            self._engine.submit(
+                [
+                    GenerateRequest(
+                        request_id=str(prompt.lease.lease_id),
+                        prompt=layout.prompt(self._vocabulary.item_tokens, prompt.history),
+                        excluded=prompt.excluded,
+                    )
+                    for prompt in prompts
+                ]
+            )
+            done = {}
+            while self._engine.in_flight:
+                done |= {generation.request_id: generation for generation in self._engine.step()}
+            generations = [done[str(prompt.lease.lease_id)] for prompt in prompts]
+            distractors = config.rollout.distractors
+            drawn = draw(
+                prompts,
+                generations,
+                [0.0] * len(prompts),
+                vocabulary=self._vocabulary,
+                distractors=distractors,
+                seed=config.seed,
+            )
+        with book.during("rank"):
+            request = ranker_request(drawn, distractors=distractors)
+            assessment = assess(self._ranker, request.histories, request.candidates)
+            groups = finish(drawn, assessment, ranker_version=self._ranker.version, score_s=0.0)
+        with book.during("learn"):
+            records = [encode(group) for group in groups]
+            self._learner.update(collate(records, self._dataset, self._vocabulary, **_decoding(config)))
+            self._step += 1
+        with book.during("load_weights"):
+            if self._step % config.weights.publish_every == 0:
+                self._version += 1
+                self._engine.load_weights(pack(self._learner.model.named_parameters(), self._version))
+
+    def _prompt(self, number: int) -> Prompt:
+        user, position = self._feed.draw()
+        lease = Lease(
+            lease_id=self._step * self._config.learner.prompts_per_step + number,
+            attempt=1,
+            user=user,
+            position=position,
+        )
+        return Prompt(
+            lease=lease,
+            history=self._dataset.history(user, position, self._dataset.settings.max_history),
+            excluded=self._dataset.seen(user, position)[:0],
+            target_item=int(self._dataset.target(user, position)),
+        )
+
+
+class AllAtOnce:
+    """The learner of a run's actors, in this process."""
+
+    def __init__(self, config: RunConfig, paths: RunPaths, fleet: Fleet, steps: int) -> None:
+        """`steps` is how many there will be in all."""
+        self._config, self._publisher = config, fleet.publisher
+        policy, dataset = load_policy(paths.policy), Dataset.open(paths.data)
+        source = QueueSource(
+            fleet.queue,
+            dataset,
+            Vocabulary.of(dataset.codes, policy.layout),
+            rank=0,
+            world=1,
+            share=config.learner.prompts_per_step,
+            **_decoding(config),
+        )
+        self._learner = LearnerStep(policy.model, objective=build_objective(config.objective), settings=config.learner)
+        self._source = Prefetched(source, steps=steps, next_version=self._version_after)
+        self._step = self._version = 0
+
+    def steps(self, count: int) -> dict[str, Any]:
+        """The median seconds from step to step, and where this process's time went."""
+        book, seconds = Timebook("other"), []
+        for _ in range(count):
+            began_s = time.perf_counter()
+            self._one(book)
+            seconds.append(time.perf_counter() - began_s)
+        return {"step_s": statistics.median(seconds), "time": book.seconds()}
+
+    def _one(self, book: Timebook) -> None:
+        with book.during("wait_batch"):
+            batch, _ = self._source.next(self._step, self._version)
+        with book.during("update"):
+            self._learner.update(batch)
+        with book.during("acknowledge"):
+            self._source.acknowledge(self._step)
+        version, self._step = self._version_after(self._step, self._version), self._step + 1
+        if version > self._version:
+            with book.during("publish"):
+                self._publisher.publish(pack(self._learner.model.named_parameters(), version))
+        self._version = version
+
+    def _version_after(self, step: int, version: int) -> int:
+        return version + ((step + 1) % self._config.weights.publish_every == 0)
+
+
+def _compare(config: RunConfig, paths: RunPaths, fleet: Fleet, alone: Any, steps: int, repeats: int) -> dict[str, Any]:
+    for rollout in fleet.rollouts:
+        answer(rollout.started, "the engine", _WAIT_S)
+        answer(rollout.handle.__ray_call__.remote(lambda _: pin(0)), "the rollout actor", _WAIT_S)
+    for ranker in fleet.rankers:
+        answer(ranker.__ray_call__.remote(lambda _: pin(1)), "the ranker", _WAIT_S)
+    pin(1)
+    fleet.begin(_WAIT_S)
+    together = AllAtOnce(config, paths, fleet, WARM_STEPS + repeats * (WARM_STEPS + steps))
+    together.steps(WARM_STEPS)
+    answer(alone.steps.remote(2), "the loop", _WAIT_S)
+    rounds: list[dict[str, float]] = []
+    waits: dict[str, list[float]] = {}
+    for number in range(repeats):
+        found: dict[str, float] = {}
+        for side in ("alone", "async") if number % 2 == 0 else ("async", "alone"):
+            if side == "alone":
+                found |= answer(alone.steps.remote(steps), "the loop", _WAIT_S)
+                continue
+            together.steps(WARM_STEPS)  # the queue has filled up meanwhile
+            before = fleet.times()
+            one = together.steps(steps)
+            found["step_s"] = one["step_s"]
+            spent = {"learner": one["time"]} | {
+                name: {activity: s - before[name].get(activity, 0.0) for activity, s in seconds.items()}
+                for name, seconds in fleet.times().items()
+            }
+            for name, seconds in spent.items():
+                waits.setdefault(name, []).append(idle(seconds) / sum(seconds.values()))
+        rounds.append(found)
+        note(f"round {number + 1} of {repeats}: async step {found['step_s']:.3f} s, loop {found['loop']:.3f} s")
+    middle = {name: statistics.median(one[name] for one in rounds) for name in rounds[0]}
+    return {
+        "prompts_per_step": config.learner.prompts_per_step,
+        "candidates": config.rollout.decode.candidates,
+        "alone_s": {name: round(middle[name], 4) for name in PARTS},
+        "loop_s": round(middle["loop"], 4),
+        "step_s": round(middle["step_s"], 4),
+        "ratio": round(statistics.median(one["step_s"] / max(one[name] for name in PARTS) for one in rounds), 3),
+        "speedup": round(statistics.median(one["loop"] / one["step_s"] for one in rounds), 3),
+        "idle": {name: round(statistics.median(shares), 3) for name, shares in waits.items()},
+    }
+
+
+def _config(directory: str, seed: int) -> RunConfig:
+    return RunConfig.model_validate(
+        {
+            "name": "overlap",
+            "seed": seed,
+            "output": directory,
+            "policy": {"hidden_size": 64, "layers": 2, "heads": 2, "feed_forward_size": 192},
+            "ranker": {"ensemble": 1, "epochs": 1, "hidden_size": 64},
+            "rollout": {"decode": {"candidates": 16}, "cpus": 0.5},
+            "ranker_pool": {"cpus": 0.1},
+            "learner": {"prompts_per_step": 32, "micro_batch_prompts": 8},
+        }
+    )
+
+
+def _prepared(config: RunConfig) -> RunPaths:
+    paths = RunPaths.of(config)
+    prepare.prepare(config.data, paths.data, lambda *_: None)
+    dataset = Dataset.open(paths.data)
+    longest = 1 + (dataset.settings.max_history + 1) * len(dataset.level_sizes)
+    save_policy(build_policy(config.policy, dataset.level_sizes, longest, config.seed), Path(paths.policy))
+    fit_ranker.run(config, lambda *_: None)
+    return paths
+
+
+def _decoding(config: RunConfig) -> dict[str, Any]:
+    decode = config.rollout.decode
+    return {"constrained": decode.constrained, "temperature": decode.temperature, "beams": decode.kind == "beam"}
