@@ -69,6 +69,7 @@ class QueueStatus:
     staleness_max: int
     last_error: str  # of the rollout side, "" when there was none
     restored: bool  # False: the queue actor was restarted and refuses work until it is restored
+    actors: int  # that have asked for prompts since the queue began, or was restored
     leased_by: dict[str, int]  # leases per rollout actor
 
     @property

@@ -305,6 +305,7 @@ class RolloutLedger:
             staleness_mean=self._count["staleness_sum"] / max(1, self._count["trained"]),
             last_error=self.last_error,
             restored=True,
+            actors=len(self._incarnations),
             leased_by=dict(Counter(entry.actor for entry in self._by_state[_State.LEASED].values())),
         )
 

@@ -223,6 +223,7 @@ class QueueClient:
 
     handle: Any  # of a QueueActor
     wait_s: float  # longest wait for a step's groups
+    start_s: float = 0.0  # longest wait for a first rollout actor to ask for prompts: the engines may be loading
     fetch_s: float = 30.0  # longest wait for one object to come from another node
 
     def pull(self, step: int, rank: int, world: int, count: int, learner_version: int) -> list[pa.RecordBatch]:
@@ -279,10 +280,16 @@ class QueueClient:
         return answer(getattr(self.handle, method).remote(*arguments), f"the rollout queue ({method})", _GRACE_S)
 
     def _allotted(self, step: int, rank: int, world: int, count: int, version: int, deadline_s: float) -> Any:
+        started_s = time.monotonic()
         while True:
             poll_s = min(_POLL_S, deadline_s - time.monotonic())
             if poll_s <= 0:
-                raise RunError(starved(self.status(), step=step, needed=world * count, wait_s=self.wait_s))
+                status = self.status()
+                if status.actors or time.monotonic() > started_s + self.start_s:
+                    bound_s = self.wait_s if status.actors else max(self.wait_s, self.start_s)
+                    raise RunError(starved(status, step=step, needed=world * count, wait_s=bound_s))
+                deadline_s += self.wait_s  # the first actor to ask for prompts has as long as any other
+                continue
             reference = self.handle.pull.remote(step, rank, world, count, version, poll_s)
             groups = answer(reference, "the rollout queue (pull)", poll_s + _GRACE_S)
             if groups is not None:

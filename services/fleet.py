@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 
 import ray
 from ray.actor import ActorHandle
+from ray.exceptions import RayError
 
 from actors.calls import answer, reason_of
 from actors.catalogue_board import CatalogueBoard, CataloguePublisher, CatalogueSource
@@ -85,7 +86,17 @@ class Fleet:
         return sum(rollout.restarts for rollout in self.rollouts)
 
     def begin(self, timeout_s: float) -> None:
-        """Wait for the engines (at most `timeout_s`), start all rollouts and watch them from a thread."""
+        """Wait for the engines (at most `timeout_s`), start all rollouts and watch them from a thread.
+
+        When that fails, `failure` says why, and whoever waits for groups is told.
+        """
+        try:
+            self._begin(timeout_s)
+        except (RunError, ClusterError, RayError) as error:
+            self.failure = RunError(reason_of(error))
+            self.queue.fail(str(self.failure))
+
+    def _begin(self, timeout_s: float) -> None:
         starting = {rollout.started: rollout.name for rollout in self.rollouts}
         _, late = ray.wait(list(starting), num_returns=len(starting), timeout=timeout_s)
         if late:
@@ -216,7 +227,7 @@ def start_fleet(config: RunConfig, paths: RunPaths, layout: TokenLayout, reserva
         )
         for index in range(config.ranker_pool.actors)
     ]
-    queue = QueueClient(queue_actor, wait_s=config.learner.wait_s)
+    queue = QueueClient(queue_actor, wait_s=config.learner.wait_s, start_s=config.cluster.start_timeout_s)
     ranker = RankerClient(tuple(rankers), timeout_s=config.ranker_pool.timeout_s, attempts=config.ranker_pool.attempts)
     rollouts = []
     for index in range(config.rollout.actors):

@@ -1,8 +1,8 @@
 """`sluice train`: the whole job, from logs to a better policy.
 
     prepare -> pretrain -> fit-ranker      artefacts, built once
-    control                                the start continued with NLL alone, for as many steps, from the same prompts
     post-train                             rollouts -> ranker -> queue -> learner -> weight board -> rollouts
+    control                                the start continued with NLL alone, for as many steps, from the same prompts
     judge                                  start, control, best and last on the test users, beside both baselines
 
 The driver only starts, watches and sums up; tensors never pass through it.
@@ -12,6 +12,8 @@ import contextlib
 import functools
 import shutil
 import sys
+import threading
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from catalog.dataset import Dataset
@@ -23,7 +25,7 @@ from learner.policy import load_policy
 from services import fit_ranker, manifest, prepare, pretrain, report
 from services.config import RunConfig
 from services.fleet import Fleet, reserve_places, start_fleet
-from services.learner_job import fit, read_metrics
+from services.learner_job import fit, last_metrics, read_metrics
 from services.paths import RunPaths
 from services.progress import Reporter
 from services.ranker_view import quality_lines
@@ -31,6 +33,8 @@ from services.summary import judge, write_summary
 from services.tasks import State, run_tasks
 
 Resume = Literal["last", "best"] | None
+
+_JOIN_S = 60.0  # for rollouts whose run was over before their engines were there
 
 
 def run(config: RunConfig, resume: Resume = None) -> int:
@@ -116,32 +120,45 @@ def _post_train(
 
 
 def _train(config: RunConfig, paths: RunPaths, reporter: Reporter, resume: Resume) -> dict[str, Any]:
-    """Control and post-training; returns their part of the summary."""
+    """Post-training and control; returns their part of the summary."""
     if not build_objective(config.objective).needs_groups:
         _post_train(config, paths, reporter, resume)
         prompts = config.learner.steps * config.learner.prompts_per_step
         return _figures(
             paths, reporter, {"issued": prompts, "trained": prompts, "stale": 0, "invalid": 0, "in_flight": 0}
         )
-    layout = load_policy(paths.policy).layout
-    fleet = start_fleet(config, paths, layout, reserve_places(config))
+    fleet = start_fleet(config, paths, load_policy(paths.policy).layout, reserve_places(config))
     try:
-        # The engines load while the control trains.
-        if not (paths.control_last / "config.json").exists():
-            fit(config, paths, "control", NllObjective(), reporter)
+        # The engines load while the learner starts and validates the policy it begins with.
+        with _engines(fleet, config, reporter):
+            _post_train(config, paths, reporter, resume, fleet)
+        figures = _figures(paths, reporter, fleet.queue.status().accounting)
+        figures |= {"time": fleet.times() | figures["time"], "restarts": fleet.restarts, "rollouts": fleet.stats()}
+    finally:
+        fleet.stop()
+    last = last_metrics(paths.metrics("control"), "step")
+    if last is None or last["step"] != config.learner.steps or not (paths.control_last / "config.json").exists():
+        fit(config, paths, "control", NllObjective(), reporter)
+    return figures
+
+
+@contextlib.contextmanager
+def _engines(fleet: Fleet, config: RunConfig, reporter: Reporter) -> Iterator[None]:
+    """Lets the rollouts begin as soon as their engines are there, beside what happens inside."""
+
+    def begin() -> None:
         with reporter.phase("engines") as progress:
             progress(0, config.rollout.actors, {})
             fleet.begin(config.cluster.start_timeout_s)
-            progress(config.rollout.actors, config.rollout.actors, {})
-        _post_train(config, paths, reporter, resume, fleet)
-        figures = _figures(paths, reporter, fleet.queue.status().accounting)
-        return figures | {
-            "time": fleet.times() | figures["time"],
-            "restarts": fleet.restarts,
-            "rollouts": fleet.stats(),
-        }
+            if fleet.failure is None:
+                progress(config.rollout.actors, config.rollout.actors, {})
+
+    thread = threading.Thread(target=begin, name="engines", daemon=True)
+    thread.start()
+    try:
+        yield
     finally:
-        fleet.stop()
+        thread.join(timeout=_JOIN_S)
 
 
 def _figures(paths: RunPaths, reporter: Reporter, accounting: dict[str, int]) -> dict[str, Any]:

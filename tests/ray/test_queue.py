@@ -1,7 +1,9 @@
 import asyncio
+import dataclasses
 import os
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
@@ -116,6 +118,18 @@ def test_a_wait_that_runs_out_says_what_it_waited_for(launch, start_queue):
     for part in ("waited 0.5 s for 4 rollout groups of step 3", "0 are queued", "3 are with rollout actors {'a': 3}"):
         assert part in str(caught.value)
     assert "rollout-1: OutOfMemory: the engine died" in str(caught.value)
+
+
+def test_engines_that_are_still_loading_are_waited_for_longer(launch, start_queue):
+    queue = dataclasses.replace(start_queue(wait_s=0.5), start_s=10 * WAIT_S)
+    with ThreadPoolExecutor() as pool:
+        pulled = pool.submit(queue.pull, 0, 0, 1, 4, 0)
+        producer = start_producer(launch, queue)
+        time.sleep(1.0)
+        ray.get(producer.produce.remote(1, 4))
+        assert len(pulled.result(timeout=WAIT_S)) == 4
+    with pytest.raises(RunError, match=r"waited 0\.5 s for 4 rollout groups of step 1"):
+        queue.pull(1, 0, 1, 4, 0)
 
 
 def test_a_rollout_side_that_gave_up_ends_the_wait_at_once(launch, start_queue):
