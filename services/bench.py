@@ -21,6 +21,7 @@ from catalog.errors import ConfigError
 # name -> what it compares; the module of the same name is imported only when the bench is run
 BENCHES: dict[str, str] = {
     "queue": "groups per second and latency through the rollout queue, by producers and consumers",
+    "rollout": "groups per second through the whole rollout service against a bare loop of vLLM's LLM.generate",
     "sync": "publish-to-active of new weights on n engines against a bare load, and the pause of generation",
     "learner": "optimizer steps on shared prefixes against one row per candidate, right-padded and as TRL does it",
     "beam": "constrained beams: tree decoder against transformers generate",
