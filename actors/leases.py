@@ -20,10 +20,11 @@ class Push:
 
     lease_id: int
     attempt: int
-    reference: Any  # ObjectRef of a one-row ROLLOUT_GROUP record batch
-    nbytes: int
+    reference: Any  # ObjectRef of a ROLLOUT_GROUP record batch
+    nbytes: int  # of the group alone
     version_min: int  # oldest weights that produced a token of it
     version_max: int
+    row: int = 0  # of the record batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,12 @@ class PulledGroup:
     lease_id: int
     attempt: int
     reference: Any
+    row: int  # of the record batch that the reference names
+
+    @classmethod
+    def of(cls, push: Push) -> "PulledGroup":
+        """What the learner needs of a pushed group."""
+        return cls(lease_id=push.lease_id, attempt=push.attempt, reference=push.reference, row=push.row)
 
 
 @dataclass(frozen=True, kw_only=True)

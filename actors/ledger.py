@@ -212,8 +212,7 @@ class RolloutLedger:
             raise RunError(f"rank {rank} pulled step {step} again after it had been trained on")
         if not self._fill(state, rank):
             return None
-        pushes = [self._entries[lease_id].push for lease_id in state.slots[rank]]
-        return tuple(PulledGroup(lease_id=p.lease_id, attempt=p.attempt, reference=p.reference) for p in pushes)
+        return tuple(PulledGroup.of(self._entries[lease_id].push) for lease_id in state.slots[rank])
 
     def lost(self, step: int, rank: int, lease_ids: Sequence[int]) -> int:
         """Groups of (step, rank) that could not be fetched: issue them again, and leave their slots to be filled."""

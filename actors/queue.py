@@ -299,14 +299,17 @@ class QueueClient:
         """The groups that could be fetched within `fetch_s`, by lease id; the caller reports what is missing."""
         if not groups:
             return {}
-        references = [group.reference for group in groups]
+        references = list({group.reference for group in groups})
         arrived, _ = ray.wait(references, num_returns=len(references), timeout=self.fetch_s)
-        found = {}
-        for group in groups:
-            if group.reference in arrived:
-                with contextlib.suppress(ObjectLostError, GetTimeoutError):
-                    found[group.lease_id] = ray.get(group.reference, timeout=self.fetch_s)
-        return found
+        batches = {}
+        for reference in arrived:
+            with contextlib.suppress(ObjectLostError, GetTimeoutError):
+                batches[reference] = ray.get(reference, timeout=self.fetch_s)
+        return {
+            group.lease_id: batches[group.reference].slice(group.row, 1)
+            for group in groups
+            if group.reference in batches
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -323,16 +326,26 @@ class LeaseHolder:
         reference = self.handle.lease.remote(self.actor, self.incarnation, count, self.poll_s)
         return RayCall(reference, "the rollout queue (lease)", self.poll_s + _GRACE_S)
 
-    def put(self, lease: Lease, record: pa.RecordBatch, version_min: int, version_max: int) -> Push:
-        """Put a group into the object store, once."""
-        return Push(
-            lease_id=lease.lease_id,
-            attempt=lease.attempt,
-            reference=ray.put(record),
-            nbytes=record.nbytes,
-            version_min=version_min,
-            version_max=version_max,
-        )
+    def put(
+        self, leases: Sequence[Lease], records: Sequence[pa.RecordBatch], versions: Sequence[tuple[int, int]]
+    ) -> list[Push]:
+        """Put the groups of some leases into the object store, one row each, with their oldest and newest version.
+
+        They become one object, once: putting sixteen small ones takes ten times as long.
+        """
+        reference = ray.put(pa.concat_batches(records))
+        return [
+            Push(
+                lease_id=lease.lease_id,
+                attempt=lease.attempt,
+                reference=reference,
+                row=row,
+                nbytes=records[row].nbytes,
+                version_min=versions[row][0],
+                version_max=versions[row][1],
+            )
+            for row, lease in enumerate(leases)
+        ]
 
     def push(self, pushes: Sequence[Push]) -> Call[PushReply]:
         """Hand groups over."""

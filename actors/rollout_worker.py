@@ -31,7 +31,9 @@ class Queue(Protocol):
 
     def lease(self, count: int) -> Call[tuple[Lease, ...]]: ...  # noqa: D102
 
-    def put(self, lease: Lease, record: pa.RecordBatch, version_min: int, version_max: int) -> Push: ...  # noqa: D102
+    def put(  # noqa: D102
+        self, leases: Sequence[Lease], records: Sequence[pa.RecordBatch], versions: Sequence[tuple[int, int]]
+    ) -> list[Push]: ...
 
     def push(self, pushes: Sequence[Push]) -> Call[PushReply]: ...  # noqa: D102
 
@@ -267,10 +269,11 @@ class RolloutWorker:
             self._count["batches"] += 1
             self._score_s += answer.latency_s
             groups = finish(scoring.drawn, answer.assessment, ranker_version=answer.version, score_s=answer.latency_s)
-            pushes = [
-                self._queue.put(one.prompt.lease, encode(group), group.version_min, group.version_max)
-                for one, group in zip(scoring.drawn, groups, strict=True)
-            ]
+            pushes = self._queue.put(
+                [one.prompt.lease for one in scoring.drawn],
+                [encode(group) for group in groups],
+                [(group.version_min, group.version_max) for group in groups],
+            )
             self._pushing.append((pushes, self._queue.push(pushes)))
         return bool(ready)
 

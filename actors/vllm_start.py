@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import safe_open
 from transformers import AutoConfig
@@ -110,37 +111,40 @@ def start_llm(
     counter: PrefixCacheCounter,
 ) -> LLMEngine:
     """Start vLLM in this process, ready for weight updates."""
-    arguments = _engine_args(policy.directory, settings, sizes, seed, trie_name)
-    llm = LLMEngine.from_vllm_config(arguments.create_engine_config(), stat_loggers=[lambda *_: counter])
-    llm.collective_rpc("init_weight_transfer_engine", kwargs={"init_info": {}})
-    return llm
-
-
-def _engine_args(policy: Path, settings: EngineSettings, sizes: EngineSizes, seed: int, trie_name: str) -> EngineArgs:
-    return EngineArgs(
-        model=str(policy),
-        skip_tokenizer_init=True,  # prompts and answers are token ids
-        generation_config="vllm",  # none of the policy's own sampling defaults
-        dtype=settings.dtype,
-        seed=seed,
-        tensor_parallel_size=settings.tensor_parallel,
-        enforce_eager=settings.enforce_eager,
-        use_tqdm_on_load=False,
-        block_size=sizes.block_size,
-        enable_prefix_caching=True,
-        max_model_len=sizes.max_model_len,
-        max_num_seqs=sizes.max_sequences,
-        max_num_batched_tokens=sizes.max_batched_tokens,
-        # The sampler rewinds the generator of a half-prefilled seeded request, which CPU generators cannot do.
-        enable_chunked_prefill=not current_platform.is_cpu(),
-        # No step may be under way while weights are swapped; and the trie needs each token before the next step.
-        async_scheduling=False,
-        gpu_memory_utilization=settings.gpu_memory_share,
-        kv_cache_memory_bytes=sizes.kv_cache_bytes,
-        logprobs_mode="processed_logprobs",
-        max_logprobs=-1,
+    arguments = EngineArgs(
+        **plain_arguments(policy.directory, settings, sizes, seed),
         logits_processors=["actors.vllm_trie:TrieLogitsProcessor"],
         additional_config={TRIE_PATH: trie_name},
         weight_transfer_config=WeightTransferConfig(backend=BACKEND),
         worker_extension_cls="actors.vllm_weights.WorkerExtension",
     )
+    llm = LLMEngine.from_vllm_config(arguments.create_engine_config(), stat_loggers=[lambda *_: counter])
+    llm.collective_rpc("init_weight_transfer_engine", kwargs={"init_info": {}})
+    return llm
+
+
+def plain_arguments(policy: Path, settings: EngineSettings, sizes: EngineSizes, seed: int) -> dict[str, Any]:
+    """The arguments that have nothing to do with tries and new weights; `vllm.LLM` takes them too."""
+    return {
+        "model": str(policy),
+        "skip_tokenizer_init": True,  # prompts and answers are token ids
+        "generation_config": "vllm",  # none of the policy's own sampling defaults
+        "dtype": settings.dtype,
+        "seed": seed,
+        "tensor_parallel_size": settings.tensor_parallel,
+        "enforce_eager": settings.enforce_eager,
+        "use_tqdm_on_load": False,
+        "block_size": sizes.block_size,
+        "enable_prefix_caching": True,
+        "max_model_len": sizes.max_model_len,
+        "max_num_seqs": sizes.max_sequences,
+        "max_num_batched_tokens": sizes.max_batched_tokens,
+        # The sampler rewinds the generator of a half-prefilled seeded request, which CPU generators cannot do.
+        "enable_chunked_prefill": not current_platform.is_cpu(),
+        # No step may be under way while weights are swapped; and the trie needs each token before the next step.
+        "async_scheduling": False,
+        "gpu_memory_utilization": settings.gpu_memory_share,
+        "kv_cache_memory_bytes": sizes.kv_cache_bytes,
+        "logprobs_mode": "processed_logprobs",
+        "max_logprobs": -1,
+    }

@@ -22,6 +22,7 @@ from catalog.errors import ConfigError
 BENCHES: dict[str, str] = {
     "queue": "groups per second and latency through the rollout queue, by producers and consumers",
     "overlap": "steps of the whole loop against each of its parts alone, and against a loop without overlap",
+    "rollout": "groups per second through the whole rollout service against a bare loop of vLLM's LLM.generate",
     "sync": "publish-to-active of new weights on n engines against a bare load, and the pause of generation",
     "learner": "optimizer steps on shared prefixes against one row per candidate, right-padded and as TRL does it",
     "beam": "constrained beams: tree decoder against transformers generate",

@@ -44,7 +44,8 @@ class Producer:
         return self.holder.lease(count).result()
 
     def finish(self, leases, version: int = 0):
-        pushes = [self.holder.put(lease, record(lease.lease_id), version, version) for lease in leases]
+        records = [record(lease.lease_id) for lease in leases]
+        pushes = self.holder.put(leases, records, [(version, version)] * len(leases))
         return self.holder.push(pushes).result()
 
     def produce(self, rounds: int, count: int) -> int:

@@ -20,7 +20,7 @@ MAY_IMPORT = {
 }
 CLUSTER_MAY_KNOW = {"catalog.errors", "catalog.settings"}
 RAY = ("learner/train_loop.py", "actors/*.py", "cluster/*.py", "services/*.py")
-VLLM = ("actors/vllm_*.py",)
+VLLM = ("actors/vllm_*.py", "services/benches/vllm_*.py")
 TORCH_FREE = ("*settings.py", "catalog/errors.py", "services/cli.py", "services/config.py")
 LONGEST = 400
 

@@ -27,6 +27,7 @@ def done(leases: tuple[Lease, ...], *, nbytes: int = 100, version: int = 0) -> l
             lease_id=lease.lease_id,
             attempt=lease.attempt,
             reference=f"ref-{lease.lease_id}-{lease.attempt}",
+            row=10 + lease.lease_id,
             nbytes=nbytes,
             version_min=version,
             version_max=version,
@@ -57,7 +58,7 @@ def test_a_group_goes_from_the_feed_to_trained():
     fill(book, 4)
     groups = book.allot(0, 0, 1, 4, 0)
     assert ids(groups) == [0, 1, 2, 3]
-    assert groups[2].reference == "ref-2-1"
+    assert (groups[2].reference, groups[2].row) == ("ref-2-1", 12)
     assert book.status().pulled == 4
     assert book.ack(0, 0) == 4
     assert book.status().accounting == {"issued": 4, "trained": 4, "stale": 0, "invalid": 0, "in_flight": 0}

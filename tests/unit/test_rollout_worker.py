@@ -43,15 +43,18 @@ class LocalQueue:
         self.asked += 1
         return HandCall(self.ledger.lease("a", "1", count, 0.0))
 
-    def put(self, lease, record, version_min, version_max):
-        return Push(
-            lease_id=lease.lease_id,
-            attempt=lease.attempt,
-            reference=record,
-            nbytes=record.nbytes,
-            version_min=version_min,
-            version_max=version_max,
-        )
+    def put(self, leases, records, versions):
+        return [
+            Push(
+                lease_id=lease.lease_id,
+                attempt=lease.attempt,
+                reference=record,
+                nbytes=record.nbytes,
+                version_min=version_min,
+                version_max=version_max,
+            )
+            for lease, record, (version_min, version_max) in zip(leases, records, versions, strict=True)
+        ]
 
     def push(self, pushes):
         return HandCall(self.ledger.push("a", "1", pushes, 0.0))

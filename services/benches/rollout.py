@@ -1,0 +1,232 @@
+"""Groups per second through the whole rollout service against a bare loop of vLLM's `LLM.generate`.
+
+The service is what a run starts (`services.fleet`): the queue with its prompt feed, a rollout actor with a vLLM engine,
+both boards, and a ranker actor whose ranker costs nothing; a consumer pulls and acknowledges steps as the learner does.
+The bare loop is a process with a `vllm.LLM` of the same arguments, and the same requests: the same prompts of
+MovieLens-100K in the same order, with the same seeds. All prompts of a run are handed to it at once. The policy is
+untrained, so most of its candidates are no items.
+
+The sides take turns: while the bare loop works the service waits with a full queue. The first round is not counted.
+
+ratio: groups per second of the service over those of the bare loop; the median of the rounds' `ratios`.
+groups_per_s: in the steady state, between two arrivals of groups of one run. What was queued before the run began has
+    been pulled by the first, and the bare loop has more prompts after the last. A bare loop spends time on its prompts
+    before the first step too; each prompt's part of that (`bare_add`) counts.
+ms_per_group: what one group took. `service_engine` is the part of the service's that was spent in engine steps; the
+    rest is the rollout actor's own work and waiting.
+same_candidates: share of candidates that both sides drew alike; not all, since sums in float32 depend on the batch.
+"""
+
+import os
+import tempfile
+import time
+from typing import Any
+
+import numpy as np
+import ray
+
+from actors.calls import answer
+from actors.settings import DecodeSettings, EngineSettings, QueueSettings, RolloutSettings
+from actors.vllm_configuration import engine_environment
+from catalog.dataset import Dataset
+from catalog.errors import RunError
+from catalog.feed import PromptFeed
+from catalog.rollout_group import decode
+from catalog.tokens import TokenLayout
+from catalog.vocabulary import Vocabulary
+from cluster import placement
+from learner.policy import build_policy, save_policy
+from learner.settings import PolicySettings, RankerSettings
+from learner.train_loop import open_prompts
+from services.bench import BenchOptions, note
+from services.benches.rollout_timing import Arrivals, Round, share_of_same, summary
+from services.config import RunConfig
+from services.fleet import Fleet, start_fleet
+from services.paths import RunPaths
+from services.prepare import prepare
+
+STEP = 16  # groups of a consumer's step
+LEAD = 64  # groups of a run between what was queued and what is timed
+_LEAST_SAME = 0.9
+_ANSWER_S = 600.0
+_SETTLE_S = 120.0
+_STATS_S = 2.5  # the rollout actor reports its counts every two seconds
+
+
+def run(options: BenchOptions) -> dict[str, Any]:
+    """`ratio`, and what it is made of."""
+    timed = 256 if options.quick else 512
+    with tempfile.TemporaryDirectory(prefix="sluice-bench-") as scratch:
+        config = _config(options, scratch)
+        paths = RunPaths.of(config)
+        prepare(config.data, paths.data)
+        dataset = Dataset.open(paths.data)
+        longest = 1 + dataset.settings.max_history * len(dataset.level_sizes)
+        policy = build_policy(config.policy, dataset.level_sizes, longest + len(dataset.level_sizes), options.seed)
+        save_policy(policy, paths.policy)
+        environment = {"env_vars": {"PYTHONPATH": os.getcwd()}}
+        ray.init(
+            address="local",
+            num_cpus=4,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            runtime_env=environment,
+        )
+        try:
+            return _compare(config, paths, policy.layout, timed, options.repeats)
+        finally:
+            ray.shutdown()
+
+
+class StubRanker:
+    """A ranker whose scores cost nothing."""
+
+    version = "stub"
+
+    def __init__(self, dataset: Dataset) -> None:
+        del dataset
+
+    def score(self, histories: list[np.ndarray], candidates: np.ndarray) -> np.ndarray:
+        """The item rows."""
+        del histories
+        return np.where(candidates < 0, np.nan, candidates).astype(np.float32)
+
+
+class Bare:
+    """The bare loop as an actor."""
+
+    def __init__(self, config: RunConfig, paths: RunPaths, layout: TokenLayout) -> None:
+        from services.benches.vllm_bare import BareLoop
+
+        self._dataset = Dataset.open(paths.data)
+        self._vocabulary = Vocabulary.of(self._dataset.codes, layout)
+        examples = open_prompts(paths.data, config.learner.recent_positions)
+        feed = PromptFeed(examples.users, examples.positions, seed=config.seed)
+        self._order = [feed.draw() for _ in range(len(examples))]
+        self._limit = self._dataset.settings.max_history
+        longest = 1 + self._limit * layout.levels
+        self._loop = BareLoop(paths.policy, self._vocabulary, config.rollout, config.seed, longest)
+
+    def generate(self, first: int, count: int) -> tuple[float, Arrivals, dict[int, np.ndarray]]:
+        """The groups of `count` prompts of the feed from number `first` on, as `BareLoop.generate`."""
+        numbers = range(first, first + count)
+        prompts = {f"{number}-1": self._prompt(*self._order[number]) for number in numbers}
+        add_s, arrivals, tokens = self._loop.generate(prompts)
+        return add_s, arrivals, dict(zip(numbers, tokens, strict=True))
+
+    def _prompt(self, user: int, position: int) -> np.ndarray:
+        history = self._dataset.history(user, position, self._limit)
+        return self._vocabulary.layout.prompt(self._vocabulary.item_tokens, history)
+
+
+class _Service:
+    """The service's side of the rounds."""
+
+    def __init__(self, fleet: Fleet, ahead: int) -> None:
+        """`ahead` groups wait in a full queue."""
+        self._fleet, self._ahead = fleet, ahead
+        self._step = 0
+
+    def generate(self, count: int) -> tuple[float, Arrivals, dict[int, np.ndarray]]:
+        """Pull `count` groups as fast as they come, and let the queue fill up again: the seconds per group in engine
+        steps, when the groups came, and their tokens by lease id.
+        """
+        before, arrivals, records = self._stats(), Arrivals(), []
+        for _ in range(count // STEP):
+            records += self._fleet.queue.pull(self._step, 0, 1, STEP, 0)
+            arrivals.note(STEP, time.monotonic())
+            self._fleet.queue.ack(self._step, 0)
+            self._step += 1
+        self.settle()
+        after = self._stats()
+        if after["invalid"] or after["late"]:
+            raise RunError(f"{after['invalid']} groups were invalid and {after['late']} late; none should be")
+        groups = [decode(record) for record in records]
+        engine_s = (after["generate_s"] - before["generate_s"]) / (after["groups"] - before["groups"])
+        return engine_s, arrivals, {group.lease_id: group.candidate_tokens for group in groups}
+
+    def settle(self) -> None:
+        """Wait until the queue is full and the rollout actor idle."""
+        until_s = time.monotonic() + _SETTLE_S
+        while time.monotonic() < until_s:
+            status = self._fleet.queue.status()
+            if status.queued == self._ahead and not status.leased:
+                time.sleep(_STATS_S)
+                return
+            time.sleep(0.1)
+        raise RunError(f"the queue was not full after {_SETTLE_S:g} s: {self._fleet.queue.status()}")
+
+    def _stats(self) -> dict[str, Any]:
+        return self._fleet.stats()["rollout-0"]
+
+
+def _config(options: BenchOptions, output: str) -> RunConfig:
+    sizes = {"hidden_size": 64, "layers": 2, "heads": 2, "feed_forward_size": 192} if options.quick else {}
+    return RunConfig(
+        name="bench",
+        seed=options.seed,
+        output=output,
+        policy=PolicySettings(**sizes),
+        ranker=RankerSettings(use=f"{__name__}:StubRanker"),
+        rollout=RolloutSettings(decode=DecodeSettings(candidates=16), engine=EngineSettings(threads=options.threads)),
+        queue=QueueSettings(max_groups=128),
+    )
+
+
+def _compare(config: RunConfig, paths: RunPaths, layout: TokenLayout, timed: int, repeats: int) -> dict[str, Any]:
+    rollout = config.rollout
+    plan = placement.plan(
+        config.cluster,
+        rollouts=placement.RoleNeeds(count=1, cpus=rollout.cpus),
+        rankers=placement.RoleNeeds(count=1, cpus=config.ranker_pool.cpus),
+        learner_workers=0,
+    )
+    environment = {"env_vars": engine_environment(rollout.engine)}
+    bare = ray.remote(Bare).options(num_cpus=1, runtime_env=environment).remote(config, paths, layout)
+    fleet = start_fleet(config, paths, layout, placement.reserve(plan, config.cluster.placement_timeout_s))
+    try:
+        fleet.begin(config.cluster.start_timeout_s)
+        service = _Service(fleet, config.queue.max_groups)
+        service.settle()
+        note("the service is there")
+        first = config.queue.max_groups + LEAD
+        rounds, same = [], []
+        for number in range(repeats + 1):
+            one, share = _round(number, service, bare, rollout, first, first + timed)
+            note(f"round {number} of {repeats}: {1 / one.service_s:.1f} groups/s, bare {1 / one.bare_s:.1f}")
+            rounds.append(one)
+            same.append(share)
+    finally:
+        fleet.stop()
+    if min(same) < _LEAST_SAME:
+        raise RunError(f"only {min(same):.0%} of the candidates are the same on both sides: they do not do the same")
+    return {
+        "K": rollout.decode.candidates,
+        "prompts": timed,
+        **summary(rounds[1:]),
+        "same_candidates": min(same),
+    }
+
+
+def _round(
+    number: int, service: _Service, bare: Any, rollout: RolloutSettings, first: int, last: int
+) -> tuple[Round, float]:
+    """Both sides once, every other time in reverse order, about the same prompts."""
+    more = rollout.prompts_per_lease * rollout.leases_ahead  # keep the bare engine full to the last
+    found: dict[str, tuple[float, Arrivals, dict[int, np.ndarray]]] = {}
+    for side in ("service", "bare") if number % 2 == 0 else ("bare", "service"):
+        if side == "service":
+            found[side] = service.generate(last)
+        else:
+            found[side] = answer(bare.generate.remote(number * last, last + more), "the bare loop", _ANSWER_S)
+    engine_s, ours, our_tokens = found["service"]
+    add_s, theirs, their_tokens = found["bare"]
+    add_s /= last + more
+    one = Round(
+        service_s=ours.seconds_per_group(first, last),
+        engine_s=engine_s,
+        bare_s=theirs.seconds_per_group(first, last) + add_s,
+        bare_add_s=add_s,
+    )
+    return one, share_of_same(our_tokens, their_tokens)
