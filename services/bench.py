@@ -22,6 +22,7 @@ from catalog.errors import ConfigError
 BENCHES: dict[str, str] = {
     "queue": "groups per second and latency through the rollout queue, by producers and consumers",
     "sync": "publish-to-active of new weights on n engines against a bare load, and the pause of generation",
+    "scale": "throughput and cost of the control plane with 4 to 256 rollout actors on simulated engines",
     "learner": "optimizer steps on shared prefixes against one row per candidate, right-padded and as TRL does it",
     "beam": "constrained beams: tree decoder against transformers generate",
     "engines": "sampling: tree engine against vLLM engine",
