@@ -21,6 +21,8 @@ for it; in the one with `limit: learner` a fourth more. One run per row: `repeat
 
 groups_per_s: trained, over the measured steps. efficiency: of what the limit could do: `supply_groups_per_s` (actors x
     `RATE`) or `learner_groups_per_s` (a step's groups over its train time, as if pull, ack and publish took none).
+    engines_busy: groups that the engines made in that time over what they could make, below 1 where engines had no
+    lease; a late step at either end of the eight moves groups_per_s, but not this.
 *_cpu_ms_per_group: CPU time of the process (user and system, all threads) over the measured steps: the queue actor,
     the ranker actor, the rollout actors' processes, the learner, and the controller, which watches the rollout actors
     as the fleet's supervisor does. board_cpu_ms_per_version: the weight board's. An idle actor's process costs
@@ -167,6 +169,11 @@ class Rollouts:
         return found
 
     @ray.method(concurrency_group="control")
+    def made(self) -> float:
+        """Groups that all engines have made."""
+        return sum(engine.made for _, engine, _ in list(self._live.values()))
+
+    @ray.method(concurrency_group="control")
     def cpu_s(self) -> float:
         """CPU time of this process."""
         return time.process_time()
@@ -207,7 +214,14 @@ class Learner:
         asked = {name: [one.cpu_s.remote() for one in handles] for name, handles in processes.items()}
         cpu_s = {name: sum(answer(one, name, _WAIT_S) for one in some) for name, some in asked.items()}
         cpu_s["learner"] = time.process_time()
-        return {"at_s": time.monotonic(), "cpu_s": cpu_s, "machine": machine_ticks(), "status": queue.status()}
+        made = [answer(one.made.remote(), "rollout", _WAIT_S) for one in processes["rollout"]]
+        return {
+            "at_s": time.monotonic(),
+            "cpu_s": cpu_s,
+            "made": sum(made),
+            "machine": machine_ticks(),
+            "status": queue.status(),
+        }
 
 
 class _TimedSource(WeightSource):

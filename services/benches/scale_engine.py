@@ -74,6 +74,13 @@ class SimulatedEngine:
         """Requests submitted and not yet returned by `step`."""
         return len(self._running)
 
+    @property
+    def made(self) -> float:
+        """Groups so far, with the part of each that is done."""
+        now_s = self._clock()
+        done = ((now_s - one.begins_s) / self._times.group_s for one in list(self._running))
+        return self._answered + sum(min(1.0, max(0.0, part)) for part in done)
+
     def submit(self, requests: Sequence[GenerateRequest]) -> None:
         """Queue requests; returns at once."""
         now_s, self._begun_s = self._clock() - self._begun_s, 0.0

@@ -70,6 +70,7 @@ def summary(
         "learner_groups_per_s": shape.demand,
         "groups_per_s": groups / took_s,
         "efficiency": groups / took_s / min(shape.supply, shape.demand),
+        "engines_busy": (ended["made"] - began["made"]) / took_s / shape.supply,
         "queue_limit_groups_per_s": 1000 * groups / (cpu_ms["queue"] - idle * took_s),
         "queue_cpu_net_ms_per_group": (cpu_ms["queue"] - idle * took_s) / groups,
         **{f"{name}_cpu_ms_per_group": value for name, value in per_group.items()},

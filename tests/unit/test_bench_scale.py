@@ -71,8 +71,9 @@ def test_a_late_step_costs_the_engine_nothing_but_a_late_submit_does(clock):
     engine = engine_at(clock)
     engine.submit(requests("a", "b", "c"))
     clock.now_s = 105.0
+    assert engine.made == 2.5
     assert names(engine.step()) == ["a", "b"]
-    assert clock.now_s == 105.0
+    assert (clock.now_s, engine.made) == (105.0, 2.5)
     assert names(engine.step()) == ["c"]
     assert clock.now_s == 106.0
     clock.now_s = 110.0
@@ -150,6 +151,7 @@ def test_a_row_by_hand(train_s, limit, efficiency):
             "at_s": at_s,
             "status": counts(trained=trained),
             "cpu_s": {"queue": cpu_s, "board": cpu_s, "rollout": 2 * cpu_s},
+            "made": trained // 2,
             "machine": machine,
         }
         for at_s, trained, cpu_s, machine in ((50.0, 40, 1.0, (100, 200)), (60.0, 100, 1.9, (160, 280)))
@@ -160,6 +162,7 @@ def test_a_row_by_hand(train_s, limit, efficiency):
     assert (row["limit"], row["groups_per_s"], row["efficiency"]) == (limit, 6.0, efficiency)
     assert (row["queue_cpu_ms_per_group"], row["queue_cpu_net_ms_per_group"]) == (15.0, 10.0)
     assert row["queue_limit_groups_per_s"] == 100.0
+    assert row["engines_busy"] == 0.375
     assert row["rollout_cpu_ms_per_group"] == 30.0
     assert row["controller_cpu_ms_per_group"] == 0.5
     assert (row["board_cpu_ms_per_version"], row["board_cpu_net_ms_per_version"]) == (900.0, 600.0)
