@@ -24,6 +24,7 @@ BENCHES: dict[str, str] = {
     "overlap": "steps of the whole loop against each of its parts alone, and against a loop without overlap",
     "rollout": "groups per second through the whole rollout service against a bare loop of vLLM's LLM.generate",
     "sync": "publish-to-active of new weights on n engines against a bare load, and the pause of generation",
+    "scale": "throughput and cost of the control plane with 4 to 256 rollout actors on simulated engines",
     "learner": "optimizer steps on shared prefixes against one row per candidate, right-padded and as TRL does it",
     "beam": "constrained beams: tree decoder against transformers generate",
     "engines": "sampling: tree engine against vLLM engine",

@@ -88,13 +88,15 @@ class Fleet:
     def begin(self, timeout_s: float) -> None:
         """Wait for the engines (at most `timeout_s`), start all rollouts and watch them from a thread.
 
-        When that fails, `failure` says why, and whoever waits for groups is told.
+        Raises:
+            RunError: that failed; it is in `failure` too, and whoever waits for groups is told.
         """
         try:
             self._begin(timeout_s)
         except (RunError, ClusterError, RayError) as error:
             self.failure = RunError(reason_of(error))
             self.queue.fail(str(self.failure))
+            raise self.failure from error
 
     def _begin(self, timeout_s: float) -> None:
         starting = {rollout.started: rollout.name for rollout in self.rollouts}
@@ -127,6 +129,8 @@ class Fleet:
         asked = {rollout.handle.stats.remote(): rollout.name for rollout in self.rollouts}
         answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_STATS_S)
         counts = {asked[ref]: asdict(ray.get(ref)) for ref in answered}
+        for one in counts.values():
+            del one["time"]  # `times` has it
         nodes = {rollout.name: rollout.handle.node.remote() for rollout in self.rollouts if rollout.name in counts}
         return {name: {**counts[name], "node": ray.get(node, timeout=_STATS_S)} for name, node in nodes.items()}
 

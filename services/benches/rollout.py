@@ -143,7 +143,7 @@ class _Service:
         if after["invalid"] or after["late"]:
             raise RunError(f"{after['invalid']} groups were invalid and {after['late']} late; none should be")
         groups = [decode(record) for record in records]
-        engine_s = (after["generate_s"] - before["generate_s"]) / (after["groups"] - before["groups"])
+        engine_s = (after["generate"] - before["generate"]) / (after["groups"] - before["groups"])
         return engine_s, arrivals, {group.lease_id: group.candidate_tokens for group in groups}
 
     def settle(self) -> None:
@@ -158,7 +158,7 @@ class _Service:
         raise RunError(f"the queue was not full after {_SETTLE_S:g} s: {self._fleet.queue.status()}")
 
     def _stats(self) -> dict[str, Any]:
-        return self._fleet.stats()["rollout-0"]
+        return self._fleet.stats()["rollout-0"] | self._fleet.times()["rollout-0"]
 
 
 def _config(options: BenchOptions, output: str) -> RunConfig:
@@ -170,7 +170,7 @@ def _config(options: BenchOptions, output: str) -> RunConfig:
         policy=PolicySettings(**sizes),
         ranker=RankerSettings(use=f"{__name__}:StubRanker"),
         rollout=RolloutSettings(decode=DecodeSettings(candidates=16), engine=EngineSettings(threads=options.threads)),
-        queue=QueueSettings(max_groups=128),
+        queue=QueueSettings(max_groups=128, flow="full"),
     )
 
 
