@@ -122,14 +122,14 @@ def test_a_wait_that_runs_out_says_what_it_waited_for(launch, start_queue):
 
 
 def test_engines_that_are_still_loading_are_waited_for_longer(launch, start_queue):
-    queue = dataclasses.replace(start_queue(wait_s=0.5), start_s=10 * WAIT_S)
+    queue = dataclasses.replace(start_queue(wait_s=3.0), start_s=10 * WAIT_S)
     with ThreadPoolExecutor() as pool:
         pulled = pool.submit(queue.pull, 0, 0, 1, 4, 0)
         producer = start_producer(launch, queue)
-        time.sleep(1.0)
+        time.sleep(4.0)
         ray.get(producer.produce.remote(1, 4))
         assert len(pulled.result(timeout=WAIT_S)) == 4
-    with pytest.raises(RunError, match=r"waited 0\.5 s for 4 rollout groups of step 1"):
+    with pytest.raises(RunError, match=r"waited 3 s for 4 rollout groups of step 1"):
         queue.pull(1, 0, 1, 4, 0)
 
 
