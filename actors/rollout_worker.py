@@ -3,7 +3,7 @@ groups into the queue, new weights between engine steps.
 
 `advance` makes every move that is possible now and never waits for another actor: leases, scores and pushes are calls
 under way that it looks at in passing, so the engine steps whenever it has a request. Several lease batches are kept in
-the engine (`leases_ahead`), so it does not drain while the next one is being asked for.
+the engine (`leases_ahead`) and one more before it, so it does not drain while the next one is being asked for.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -192,7 +192,9 @@ class RolloutWorker:
             # Batches behind the engine are bounded too: a slow ranker must slow the generation down, not pile groups
             # up.
             behind = len(self._scoring) + len(self._pushing)
-            if len(self._generating) < self._settings.leases_ahead and behind <= self._settings.leases_ahead:
+            # One batch more than the engine takes at once: its prompts move up one by one as others end, and no step is
+            # made half empty while a lease is on its way.
+            if len(self._generating) <= self._settings.leases_ahead and behind <= self._settings.leases_ahead:
                 self._leasing = self._queue.lease(self._settings.prompts_per_lease)
                 return True
             return False

@@ -43,8 +43,11 @@ class VllmEngine:
         max_prompt_tokens: int,
         prompts_in_flight: int,
         version: int = 0,
+        prefix_cache: PrefixCacheCounter | None = None,
     ) -> None:
         """Start an engine on a Hugging Face policy directory, whose weights are called `version`.
+
+        `prefix_cache` is kept up to date with what vLLM finds in its cache, which costs time.
 
         Raises:
             PolicyError: there is no policy in the directory, or it does not fit the catalogue's tokens.
@@ -74,8 +77,8 @@ class VllmEngine:
         self._directory = tempfile.TemporaryDirectory(prefix="sluice-engine-")
         self._tries = OfferedTries(Path(self._directory.name), files=engine.tensor_parallel > 1)
         trie_name = self._tries.offer(vocabulary.trie)
-        self.prefix_cache = PrefixCacheCounter()
-        self._llm = start_llm(self._policy, engine, self.sizes, seed, trie_name, self.prefix_cache)
+        self.prefix_cache = prefix_cache
+        self._llm = start_llm(self._policy, engine, self.sizes, seed, trie_name, prefix_cache)
         self._llm.set_weight_version(str(version))
 
     @property

@@ -108,9 +108,12 @@ def start_llm(
     sizes: EngineSizes,
     seed: int,
     trie_name: str,
-    counter: PrefixCacheCounter,
+    counter: PrefixCacheCounter | None,
 ) -> LLMEngine:
-    """Start vLLM in this process, ready for weight updates."""
+    """Start vLLM in this process, ready for weight updates.
+
+    Without a `counter` vLLM keeps no statistics, which on requests of a few tokens are a good part of its own work.
+    """
     arguments = EngineArgs(
         **plain_arguments(policy.directory, settings, sizes, seed),
         logits_processors=["actors.vllm_trie:TrieLogitsProcessor"],
@@ -118,7 +121,11 @@ def start_llm(
         weight_transfer_config=WeightTransferConfig(backend=BACKEND),
         worker_extension_cls="actors.vllm_weights.WorkerExtension",
     )
-    llm = LLMEngine.from_vllm_config(arguments.create_engine_config(), stat_loggers=[lambda *_: counter])
+    llm = LLMEngine.from_vllm_config(
+        arguments.create_engine_config(),
+        stat_loggers=[lambda *_: counter] if counter else None,
+        disable_log_stats=counter is None,
+    )
     llm.collective_rpc("init_weight_transfer_engine", kwargs={"init_info": {}})
     return llm
 

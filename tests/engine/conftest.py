@@ -115,6 +115,7 @@ def vllm_environment():
 @pytest.fixture(scope="session")
 def session_engine(world, vllm_environment):
     from actors.vllm_engine import VllmEngine
+    from actors.vllm_start import PrefixCacheCounter
 
     engine = VllmEngine(
         policy_dir=world.directory,
@@ -124,6 +125,7 @@ def session_engine(world, vllm_environment):
         seed=7,
         max_prompt_tokens=MAX_PROMPT,
         prompts_in_flight=8,
+        prefix_cache=PrefixCacheCounter(),
     )
     os.environ.pop("LD_PRELOAD", None)  # vLLM sets it for workers of its own; other tests start processes too
     yield engine

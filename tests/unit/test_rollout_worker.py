@@ -155,8 +155,8 @@ def test_constrained_decoding_leaves_out_what_was_seen(constrained, exclude_seen
 def test_the_engine_is_kept_supplied_ahead():
     parts = worker(engine=FakeEngine(per_step=0))
     turn(parts, 10)
-    assert parts.engine.in_flight == 8  # two leases of four
-    assert parts.queue.asked == 2
+    assert parts.engine.in_flight == 12  # two leases of four, and one that waits its turn
+    assert parts.queue.asked == 3
 
 
 def test_generation_goes_on_while_the_ranker_thinks_but_not_without_bound():
