@@ -21,7 +21,7 @@ class Push:
     lease_id: int
     attempt: int
     reference: Any  # ObjectRef of a ROLLOUT_GROUP record batch
-    nbytes: int  # of the group alone
+    nbytes: int  # the group's share of the record batch
     version_min: int  # oldest weights that produced a token of it
     version_max: int
     row: int = 0  # of the record batch

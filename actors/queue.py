@@ -11,6 +11,7 @@ a checkpoint's snapshot.
 
 import asyncio
 import contextlib
+import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -326,21 +327,21 @@ class LeaseHolder:
         reference = self.handle.lease.remote(self.actor, self.incarnation, count, self.poll_s)
         return RayCall(reference, "the rollout queue (lease)", self.poll_s + _GRACE_S)
 
-    def put(
-        self, leases: Sequence[Lease], records: Sequence[pa.RecordBatch], versions: Sequence[tuple[int, int]]
-    ) -> list[Push]:
+    def put(self, leases: Sequence[Lease], records: pa.RecordBatch, versions: Sequence[tuple[int, int]]) -> list[Push]:
         """Put the groups of some leases into the object store, one row each, with their oldest and newest version.
 
-        They become one object, once: putting sixteen small ones takes ten times as long.
+        They are one object: putting sixteen small ones takes ten times as long. It is freed when the last of its groups
+        has been trained on; until then each counts for its share of the bytes.
         """
-        reference = ray.put(pa.concat_batches(records))
+        reference = ray.put(records)
+        nbytes = math.ceil(records.nbytes / max(1, len(leases)))
         return [
             Push(
                 lease_id=lease.lease_id,
                 attempt=lease.attempt,
                 reference=reference,
                 row=row,
-                nbytes=records[row].nbytes,
+                nbytes=nbytes,
                 version_min=versions[row][0],
                 version_max=versions[row][1],
             )

@@ -32,7 +32,7 @@ class Queue(Protocol):
     def lease(self, count: int) -> Call[tuple[Lease, ...]]: ...  # noqa: D102
 
     def put(  # noqa: D102
-        self, leases: Sequence[Lease], records: Sequence[pa.RecordBatch], versions: Sequence[tuple[int, int]]
+        self, leases: Sequence[Lease], records: pa.RecordBatch, versions: Sequence[tuple[int, int]]
     ) -> list[Push]: ...
 
     def push(self, pushes: Sequence[Push]) -> Call[PushReply]: ...  # noqa: D102
@@ -273,7 +273,7 @@ class RolloutWorker:
             groups = finish(scoring.drawn, answer.assessment, ranker_version=answer.version, score_s=answer.latency_s)
             pushes = self._queue.put(
                 [one.prompt.lease for one in scoring.drawn],
-                [encode(group) for group in groups],
+                encode(*groups),
                 [(group.version_min, group.version_max) for group in groups],
             )
             self._pushing.append((pushes, self._queue.push(pushes)))

@@ -1,4 +1,4 @@
-"""RolloutGroup, one prompt with its candidates and their scores, and its form on the wire: a one-row Arrow record
+"""RolloutGroup, one prompt with its candidates and their scores, and its form on the wire: a row of an Arrow record
 batch.
 
 The schema carries its version in its metadata; a reader refuses any other.
@@ -48,21 +48,25 @@ class RolloutGroup:
 _ARRAYS = {field.name: field.type.value_type for field in ROLLOUT_GROUP if pa.types.is_list(field.type)}
 
 
-def encode(group: RolloutGroup) -> pa.RecordBatch:
-    """The group as one row.
+def encode(*groups: RolloutGroup) -> pa.RecordBatch:
+    """The groups as rows, a few times faster together than one by one.
 
     Raises:
-        DataError: the shapes of its arrays do not fit each other.
+        DataError: the shapes of a group's arrays do not fit each other.
     """
-    _check(group)
+    for group in groups:
+        _check(group)
     columns = []
     for field in ROLLOUT_GROUP:
-        value = getattr(group, field.name)
+        values = [getattr(group, field.name) for group in groups]
         if field.name in _ARRAYS:
-            flat = pa.array(np.ascontiguousarray(value).reshape(-1), type=_ARRAYS[field.name], from_pandas=False)
-            columns.append(pa.ListArray.from_arrays(pa.array([0, len(flat)], type=pa.int32()), flat))
+            flat = pa.array(
+                np.concatenate([v.reshape(-1) for v in values]), type=_ARRAYS[field.name], from_pandas=False
+            )
+            offsets = np.cumsum([0, *(value.size for value in values)], dtype=np.int32)
+            columns.append(pa.ListArray.from_arrays(pa.array(offsets), flat))
         else:
-            columns.append(pa.array([value], type=field.type))
+            columns.append(pa.array(values, type=field.type))
     return pa.RecordBatch.from_arrays(columns, schema=ROLLOUT_GROUP)
 
 

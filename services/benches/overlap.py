@@ -139,7 +139,8 @@ class OneAfterAnother:
             assessment = assess(self._ranker, request.histories, request.candidates)
             groups = finish(drawn, assessment, ranker_version=self._ranker.version, score_s=0.0)
         with book.during("learn"):
-            records = [encode(group) for group in groups]
+            rows = encode(*groups)
+            records = [rows.slice(row, 1) for row in range(len(groups))]
             self._learner.update(collate(records, self._dataset, self._vocabulary, **_decoding(config)))
             self._step += 1
         with book.during("load_weights"):

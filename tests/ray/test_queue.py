@@ -23,8 +23,8 @@ from tests.rollout_fakes import examples
 pytestmark = pytest.mark.ray
 
 
-def record(lease_id: int) -> pa.RecordBatch:
-    return pa.RecordBatch.from_pydict({"lease_id": [lease_id]})
+def record(*lease_ids: int) -> pa.RecordBatch:
+    return pa.RecordBatch.from_pydict({"lease_id": list(lease_ids)})
 
 
 def lease_ids(records) -> list[int]:
@@ -44,7 +44,7 @@ class Producer:
         return self.holder.lease(count).result()
 
     def finish(self, leases, version: int = 0):
-        records = [record(lease.lease_id) for lease in leases]
+        records = record(*(lease.lease_id for lease in leases))
         pushes = self.holder.put(leases, records, [(version, version)] * len(leases))
         return self.holder.push(pushes).result()
 

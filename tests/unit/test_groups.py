@@ -142,6 +142,16 @@ def test_a_group_survives_the_wire():
         assert np.isnan(back.target_value) and np.isnan(back.candidate_values).all()
 
 
+def test_groups_encoded_together_are_those_encoded_alone():
+    made = groups()
+    made += [replace(made[0], excluded=np.arange(3, dtype=np.int32), history=made[0].history[:1], lease_id=77)]
+    together = encode(*made)
+    assert together.num_rows == len(made) > 2
+    for row, group in enumerate(made):
+        assert together.slice(row, 1).equals(encode(group))
+        assert decode(together.slice(row, 1)).lease_id == group.lease_id
+
+
 def test_inclusion_probabilities_travel_with_stochastic_beams_only():
     assert all(decode(encode(group)).inclusion_log_probs.shape == (0,) for group in groups())
     inclusion = np.asarray([-0.5, -3], dtype=np.float32)

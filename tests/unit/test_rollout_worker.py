@@ -48,12 +48,12 @@ class LocalQueue:
             Push(
                 lease_id=lease.lease_id,
                 attempt=lease.attempt,
-                reference=record,
-                nbytes=record.nbytes,
+                reference=records.slice(row, 1),
+                nbytes=records.slice(row, 1).nbytes,
                 version_min=version_min,
                 version_max=version_max,
             )
-            for lease, record, (version_min, version_max) in zip(leases, records, versions, strict=True)
+            for row, (lease, (version_min, version_max)) in enumerate(zip(leases, versions, strict=True))
         ]
 
     def push(self, pushes):
