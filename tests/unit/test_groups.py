@@ -148,7 +148,7 @@ def test_groups_encoded_together_are_those_encoded_alone():
     together = encode(*made)
     assert together.num_rows == len(made) > 2
     for row, group in enumerate(made):
-        assert together.slice(row, 1).equals(encode(group))
+        assert repr(together.slice(row, 1).to_pylist()) == repr(encode(group).to_pylist())  # NaN is not NaN
         assert decode(together.slice(row, 1)).lease_id == group.lease_id
 
 
