@@ -21,6 +21,7 @@ from catalog.errors import ConfigError
 # name -> what it compares; the module of the same name is imported only when the bench is run
 BENCHES: dict[str, str] = {
     "queue": "groups per second and latency through the rollout queue, by producers and consumers",
+    "gate": "the quick ratios of trie, learner and beam against generous floors; fails below one",
     "coldstart": "from sluice submit to the first optimizer step, by phase",
     "overlap": "steps of the whole loop against each of its parts alone, and against a loop without overlap",
     "rollout": "groups per second through the whole rollout service against a bare loop of vLLM's LLM.generate",
