@@ -25,7 +25,7 @@ from actors.rollout import LAUNCH, RolloutActor
 from actors.vllm_configuration import engine_environment
 from actors.weight_board import WeightBoard, WeightPublisher, WeightSource
 from catalog.dataset import Dataset
-from catalog.errors import ClusterError, RunError
+from catalog.errors import ClusterError, RunError, SluiceError
 from catalog.tokens import TokenLayout
 from catalog.vocabulary import Vocabulary
 from cluster import placement
@@ -72,7 +72,7 @@ class Fleet:
     rollouts: list[_Rollout]
     reservation: placement.Reservation
     max_restarts: int
-    failure: RunError | None = None
+    failure: SluiceError | None = None
     _metrics: MetricSet = field(default_factory=MetricSet)
     rankers: list[ActorHandle] = field(default_factory=list)
     _others: list[ActorHandle] = field(default_factory=list)
@@ -89,12 +89,12 @@ class Fleet:
         """Wait for the engines (at most `timeout_s`), start all rollouts and watch them from a thread.
 
         Raises:
-            RunError: that failed; it is in `failure` too, and whoever waits for groups is told.
+            SluiceError: that failed; it is in `failure` too, and whoever waits for groups is told.
         """
         try:
             self._begin(timeout_s)
-        except (RunError, ClusterError, RayError) as error:
-            self.failure = RunError(reason_of(error))
+        except (SluiceError, RayError) as error:
+            self.failure = error if isinstance(error, SluiceError) else RunError(reason_of(error))
             self.queue.fail(str(self.failure))
             raise self.failure from error
 

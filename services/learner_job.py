@@ -75,8 +75,9 @@ def fit(
         try:
             trainer.fit()
         except ray.train.TrainingFailedError as error:
-            reason = fleet.failure if fleet and fleet.failure else error
-            raise RunError(f"{name} failed after {config.cluster.max_learner_restarts} restart(s): {reason}") from error
+            if fleet is not None and fleet.failure is not None:
+                raise fleet.failure from error
+            raise RunError(f"{name} failed after {config.cluster.max_learner_restarts} restart(s): {error}") from error
 
 
 class _watching:

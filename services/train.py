@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 from catalog.dataset import Dataset
-from catalog.errors import ConfigError, RunError
+from catalog.errors import ConfigError, RunError, SluiceError
 from cluster import session
 from learner.objective_settings import NllObjective
 from learner.objectives.build import build_objective
@@ -147,7 +147,7 @@ def _engines(fleet: Fleet, config: RunConfig, reporter: Reporter) -> Iterator[No
     """Lets the rollouts begin as soon as their engines are there, beside what happens inside."""
 
     def begin() -> None:
-        with contextlib.suppress(RunError), reporter.phase("engines") as progress:  # the learner is told of a failure
+        with contextlib.suppress(SluiceError), reporter.phase("engines") as progress:  # the learner is told of a failure
             progress(0, config.rollout.actors, {})
             fleet.begin(config.cluster.start_timeout_s)
             progress(config.rollout.actors, config.rollout.actors, {})

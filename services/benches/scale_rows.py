@@ -39,7 +39,7 @@ class Shape:
 
     def queue(self, rollout: RolloutSettings) -> QueueSettings:
         """Room for all leases that are out and for two steps."""
-        leases = rollout.leases_ahead + 1
+        leases = rollout.leases_ahead + 2
         groups = self.actors * leases * rollout.prompts_per_lease + 2 * self.groups_per_step
         return QueueSettings(max_groups=groups, max_mib=1024.0, max_staleness=MAX_STALENESS)
 

@@ -145,7 +145,7 @@ def test_accounting_must_add_up():
 def test_a_row_by_hand(train_s, limit, efficiency):
     shape = Shape(actors=16, train_s=train_s, steps=4)
     assert (shape.groups_per_step, shape.supply, shape.demand) == (16, 8.0, 16 / train_s)
-    assert shape.queue(RolloutSettings()).max_groups == 16 * 3 * 16 + 2 * 16
+    assert shape.queue(RolloutSettings()).max_groups == 16 * 4 * 16 + 2 * 16
     began, ended = (
         {
             "at_s": at_s,
