@@ -35,6 +35,10 @@ class DecodeSettings(Settings):
         return self.candidates + 1 if self.kind == "stochastic_beam" else self.candidates
 
 
+# Sizes of an attention head that vLLM's CPU kernels take.
+CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+
+
 class EngineSettings(Settings):
     """One vLLM engine. None means derived from the workload; the derivation is logged."""
 

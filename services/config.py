@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from actors.settings import QueueSettings, RankerPoolSettings, RolloutSettings, WeightSettings
+from actors.settings import CPU_HEAD_SIZES, QueueSettings, RankerPoolSettings, RolloutSettings, WeightSettings
 from catalog.errors import ConfigError
 from catalog.settings import DataSettings, Settings
 from cluster.settings import ClusterSettings
@@ -53,7 +53,14 @@ class RunConfig(Settings):
     @model_validator(mode="after")
     def _engine_takes_the_heads(self) -> "RunConfig":
         size = self.policy.hidden_size // self.policy.heads
-        if self.rollout.engine.type == "vllm" and self.policy.base is None and (size < 32 or size % 16):
+        if self.rollout.engine.type != "vllm" or self.policy.base is not None:
+            return self
+        if self.rollout.gpus == 0 and size not in CPU_HEAD_SIZES:
+            raise ValueError(
+                f"policy.hidden_size / policy.heads is {size}; vLLM's attention kernels for the CPU take "
+                f"{CPU_HEAD_SIZES}"
+            )
+        if size < 32 or size % 16:
             raise ValueError(
                 f"policy.hidden_size / policy.heads is {size}; vLLM's attention kernels take head sizes of 32 and more "
                 "that are multiples of 16"

@@ -147,7 +147,10 @@ def _engines(fleet: Fleet, config: RunConfig, reporter: Reporter) -> Iterator[No
     """Lets the rollouts begin as soon as their engines are there, beside what happens inside."""
 
     def begin() -> None:
-        with contextlib.suppress(SluiceError), reporter.phase("engines") as progress:  # the learner is told of a failure
+        with (
+            contextlib.suppress(SluiceError),
+            reporter.phase("engines") as progress,
+        ):  # the learner is told of a failure
             progress(0, config.rollout.actors, {})
             fleet.begin(config.cluster.start_timeout_s)
             progress(config.rollout.actors, config.rollout.actors, {})

@@ -10,8 +10,8 @@ An engine's time per group is measured on the tree engine first, then stretched 
 around the engines of 256 actors fits on two cores: it takes 5 to 8 ms of CPU time per group, Ray included. Leases are
 as large as by default (16 prompts, two of them in an engine), and the engines are at different places of their first
 one when they begin, as those of a long run are. The queue's bound follows Little's law: an actor has two leases in its
-engine, one before it and up to one more being scored or pushed, and two steps may wait to be pulled. A lease takes a stretched engine
-as long as several weight versions, so `queue.max_staleness` is raised until nothing is dropped.
+engine, one before it and up to one more being scored or pushed, and two steps may wait to be pulled. A lease takes a
+stretched engine as long as several weight versions, so `queue.max_staleness` is raised until nothing is dropped.
 
 Stretched engines have more patience than real ones: `efficiency` says whether the whole keeps step, the CPU time per
 group how far it could go, and `queue_limit_groups_per_s` what one queue actor could do on a core of its own.

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare
+from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
 from actors.engine import GenerateRequest
-from actors.settings import DecodeSettings, EngineSettings
+from actors.settings import CPU_HEAD_SIZES, DecodeSettings, EngineSettings
 from catalog.errors import ConfigError, DataError, PolicyError
 from learner.weights import pack
 from tests.engine.conftest import ENGINE, MAX_PROMPT, drain
@@ -20,6 +21,10 @@ FREE = DecodeSettings(candidates=16, temperature=0.7)
 CONSTRAINED = DecodeSettings(candidates=16, temperature=1.3, constrained=True)
 # Prompts of 1, 4, 31, 34, 64, 67 and 100 tokens: on both sides of the 32-token blocks.
 HISTORIES = (0, 1, 10, 11, 21, 22, 33)
+
+
+def test_the_config_knows_the_head_sizes_of_vllms_cpu_kernels():
+    assert list(CPU_HEAD_SIZES) == CPUAttentionBackend.get_supported_head_sizes()
 
 
 def requests_of(world, name, excluded=()):

@@ -142,8 +142,10 @@ def test_an_engine_takes_its_own_settings_only(tmp_path: Path, overrides: list[s
 
 def test_head_sizes_are_vllms_concern(tmp_path: Path):
     small = ["policy.hidden_size=16", "policy.heads=2"]
-    with pytest.raises(ConfigError, match="vLLM's attention kernels"):
-        load_config(written(tmp_path, "name: a"), small)
+    for sizes in (small, ["policy.hidden_size=96", "policy.heads=2"], [*small, "rollout.gpus=1"]):
+        with pytest.raises(ConfigError, match="vLLM's attention kernels"):
+            load_config(written(tmp_path, "name: a"), sizes)
+    assert load_config(written(tmp_path, "name: a"), ["policy.hidden_size=96", "policy.heads=2", "rollout.gpus=1"])
     assert load_config(written(tmp_path, "name: a"), [*small, "rollout.engine.type=tree"]).policy.heads == 2
 
 
