@@ -8,6 +8,7 @@ All workers do the same number of steps. Rank 0 alone writes files, publishes we
 checkpoints; every rank validates its share of the users.
 """
 
+import logging
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -110,6 +111,7 @@ def open_prompts(data_directory: str | Path, recent: int | None) -> Examples:
 def train_loop(options: dict[str, Any]) -> None:
     """What `TorchTrainer` runs in each worker; `options["config"]` is a `LoopConfig`."""
     config: LoopConfig = options["config"]
+    logging.getLogger("ray.train").setLevel(logging.WARNING)  # it would print every checkpoint's metrics
     torch.set_num_threads(config.threads)
     worker = _Worker(config)
     worker.start()
