@@ -2,6 +2,7 @@
 
 from tests.mutant import Mutant
 from tests.mutants_beams import BEAM_MUTANTS, BEAMS, IN_BEAMS
+from tests.mutants_flow import FLOW_MUTANTS
 from tests.mutants_policy_gradient import POLICY_GRADIENT
 from tests.mutants_preference import PREFERENCE
 from tests.mutants_prefix import PREFIX_MUTANTS
@@ -131,4 +132,5 @@ MUTANTS = (
     *(Mutant(*mutant) for mutant in PREFERENCE),
     *(Mutant(*mutant) for mutant in TRIE_MUTANTS),
     *(Mutant(*mutant) for mutant in TREE_MUTANTS),
+    *(Mutant(*mutant) for mutant in FLOW_MUTANTS),
 )

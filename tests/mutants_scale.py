@@ -9,10 +9,10 @@ IN_STEP, IN_WORKERS, IN_WEIGHTS = ("test_step.py",), ("test_workers.py",), ("tes
 IN_REFERENCE, IN_LORA = ("test_reference.py",), ("test_lora.py",)
 
 _MICRO = (
-    ("float(mass * workers / total)", "float(mass / total)", IN_WORKERS),
-    ("float(mass * workers / total)", "float(workers / len(masses))", IN_WORKERS),
+    ("masses * workers / total, 0.0", "masses / total, 0.0", IN_WORKERS),
+    ("masses * workers / total, 0.0", "masses * 0 + workers / len(masses), 0.0", IN_WORKERS),
     ("        dist.all_reduce(total)\n", "", IN_WORKERS),
-    ("if total > 0 else 0.0", "", IN_WORKERS),
+    ("torch.where(total > 0, masses * workers / total, 0.0)", "masses * workers / total", IN_WORKERS),
     ("table[:, 0] / table[:, 1]", "table[:, 0]", IN_STEP),
     ("0.0 * part.masked", "1.0 * part.masked", IN_WORKERS),
     ("part.masked_fill(part == -torch.inf, 0.0)", "part", IN_WORKERS),

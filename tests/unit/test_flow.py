@@ -36,6 +36,7 @@ def test_neither_bound_is_passed_and_a_step_can_always_be_filled():
     assert measured(max_groups=100).limit(16) == 100
     assert measured(max_staleness=2, publish_every=1).limit(16) == 64
     assert measured(max_staleness=0, publish_every=1).limit(16) == 48  # one step and one lease
+    assert measured(max_staleness=0, publish_every=4).limit(16) == 128  # all steps of one version
 
 
 def test_a_pause_counts_for_nothing_and_a_rewound_learner_is_measured_anew():

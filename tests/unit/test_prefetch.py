@@ -43,6 +43,7 @@ def test_steps_come_in_order_at_the_version_they_are_trained_at():
     for step in range(5):
         assert ahead.next(step, version) == (f"batch {step}", {"staleness": float(version)})
         version += (step + 1) % 2 == 0
+    ahead._thread.shutdown(wait=True)
     assert source.asked == [(0, 0), (1, 0), (2, 1), (3, 1), (4, 2)]
 
 
