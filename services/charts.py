@@ -135,7 +135,7 @@ def time_bars(times: Mapping[str, Mapping[str, float]]) -> str | None:
         return None
     names = {activity for seconds in times.values() for activity in seconds}
     activities = sorted(names, key=lambda activity: (is_wait(activity), activity))
-    colors = (BLUE, ORANGE, GREEN, PURPLE, RED, TEAL, GREY)
+    colors = (BLUE, ORANGE, GREEN, PURPLE, RED, TEAL, GREY, "#b45309", "#1e40af", "#86b817", "#d66fb0")
     with matplotlib.rc_context(_STYLE | {"svg.hashsalt": "time", "axes.grid": False, "hatch.linewidth": 0.6}):
         figure, axes = _figure(height=1.2 + 0.3 * len(times) + 0.16 * len(activities) / 2)
         lefts = dict.fromkeys(times, 0.0)
