@@ -65,13 +65,6 @@ def discard_unfinished(*directories: Path) -> None:
         shutil.rmtree(_fresh(directory), ignore_errors=True)
 
 
-def write_policy(policy: Policy, directory: Path) -> None:
-    """Put the policy at `directory` whether or not one is there."""
-    discard_unfinished(directory)
-    save_policy(policy, _fresh(directory))
-    _replace(_fresh(directory), directory)
-
-
 def _replace(fresh: Path, directory: Path) -> None:
     """Move `fresh` to `directory`: a reader sees the old one or the new one, never a mixture."""
     old = directory.with_name(directory.name + ".old")

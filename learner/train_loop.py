@@ -32,7 +32,6 @@ from learner.checkpoint import (
     read_state,
     replace_best,
     write_checkpoint,
-    write_policy,
     write_rank,
 )
 from learner.dropout import dropout
@@ -40,7 +39,7 @@ from learner.evaluate import subset
 from learner.metrics_log import MetricsLog
 from learner.objective_settings import Objective
 from learner.objectives.build import build_objective
-from learner.policy import Policy, load_policy
+from learner.policy import Policy, load_policy, save_policy
 from learner.prefetch import Prefetched
 from learner.settings import EvaluationSettings, LearnerSettings
 from learner.sharding import shard
@@ -255,7 +254,7 @@ class _Worker:
         """Leave the last policy and close the log."""
         policy = self._plain_policy()
         if policy is not None:
-            write_policy(policy, Path(self.config.last_directory))
+            save_policy(policy, self.config.last_directory)
             self.log.write("time", self.config.learner.steps, {"rank": self.rank, "seconds": self.time.seconds()})
             self.log.close()
         self._barrier()

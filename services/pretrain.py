@@ -28,12 +28,12 @@ def run(config: RunConfig, progress: Callable[[int, int, dict[str, float]], None
     }
 
     def build(directory: Path) -> None:
-        policy = _initial(config, dataset)
+        policy, validations = _initial(config, dataset), []
         if config.pretrain.epochs > 0:
             policy.model.to("cuda" if torch.cuda.is_available() else "cpu")
             validations = pretrain(policy, dataset, config.pretrain, config.evaluation, config.seed, progress)
-            (directory / "validations.json").write_text(json.dumps(validations, indent=1))
         save_policy(policy, directory)
+        (directory / "validations.json").write_text(json.dumps(validations, indent=1))
 
     build_once(paths.policy, inputs, build)
     return paths.policy

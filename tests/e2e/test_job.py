@@ -78,6 +78,7 @@ def test_the_run_directory_is_complete(submitted):
     assert "best checkpoint" in output
     for policy in ("policy", "best", "last", "control"):
         assert load_policy(directory / policy).layout.levels == 3
+    assert [one["epoch"] for one in json.loads((directory / "policy" / "validations.json").read_text())][-1] >= 1
     kept = [place for place in (directory / "checkpoints" / "train").iterdir() if place.is_dir()]
     assert len(kept) == 2  # learner.keep_last
 
