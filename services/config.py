@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -14,6 +14,8 @@ from catalog.settings import DataSettings, Settings
 from cluster.settings import ClusterSettings
 from learner.objective_settings import AdaGrpoObjective, Objective
 from learner.settings import EvaluationSettings, LearnerSettings, PolicySettings, PretrainSettings, RankerSettings
+
+Resume = Literal["last", "best"] | None  # which checkpoint a run goes on from
 
 
 class RunConfig(Settings):

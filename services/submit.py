@@ -17,10 +17,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from catalog.errors import ConfigError
-from services.config import RunConfig, load_config
+from services.config import Resume, RunConfig, load_config
 from services.follow import Terminated, bounded, follow
 from services.head import Head, ensure_token, find_head, start_head, use_token_if_any
 from services.manifest import GIT_VARIABLE, git_state
@@ -58,7 +58,7 @@ class SubmitOptions:
 
     config: Path
     overrides: tuple[str, ...] = ()
-    resume: Literal["last", "best"] | None = None
+    resume: Resume = None
     detach: bool = False
     address: str | None = None
     keep_cluster: bool = False

@@ -14,7 +14,7 @@ import shutil
 import sys
 import threading
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 from catalog.dataset import Dataset
 from catalog.errors import ConfigError, RunError, SluiceError
@@ -23,7 +23,7 @@ from learner.objective_settings import NllObjective
 from learner.objectives.build import build_objective
 from learner.policy import load_policy
 from services import fit_ranker, manifest, prepare, pretrain, report
-from services.config import RunConfig
+from services.config import Resume, RunConfig
 from services.fleet import Fleet, reserve_places, start_fleet
 from services.learner_job import fit, last_metrics, read_metrics
 from services.paths import RunPaths
@@ -31,8 +31,6 @@ from services.progress import Reporter
 from services.ranker_view import quality_lines
 from services.summary import judge, write_summary
 from services.tasks import State, run_tasks
-
-Resume = Literal["last", "best"] | None
 
 _JOIN_S = 60.0  # for rollouts whose run was over before their engines were there
 

@@ -34,14 +34,13 @@ from catalog.feed import PromptFeed
 from catalog.rollout_group import decode
 from catalog.tokens import TokenLayout
 from catalog.vocabulary import Vocabulary
-from cluster import placement
 from learner.policy import build_policy, save_policy
 from learner.settings import PolicySettings, RankerSettings
 from learner.train_loop import open_prompts
 from services.bench import BenchOptions, note
 from services.benches.rollout_timing import Arrivals, Round, share_of_same, summary
 from services.config import RunConfig
-from services.fleet import Fleet, start_fleet
+from services.fleet import Fleet, reserve_places, start_fleet
 from services.paths import RunPaths
 from services.prepare import prepare
 
@@ -176,15 +175,9 @@ def _config(options: BenchOptions, output: str) -> RunConfig:
 
 def _compare(config: RunConfig, paths: RunPaths, layout: TokenLayout, timed: int, repeats: int) -> dict[str, Any]:
     rollout = config.rollout
-    plan = placement.plan(
-        config.cluster,
-        rollouts=placement.RoleNeeds(count=1, cpus=rollout.cpus),
-        rankers=placement.RoleNeeds(count=1, cpus=config.ranker_pool.cpus),
-        learner_workers=0,
-    )
     environment = {"env_vars": engine_environment(rollout.engine)}
     bare = ray.remote(Bare).options(num_cpus=1, runtime_env=environment).remote(config, paths, layout)
-    fleet = start_fleet(config, paths, layout, placement.reserve(plan, config.cluster.placement_timeout_s))
+    fleet = start_fleet(config, paths, layout, reserve_places(config))
     try:
         fleet.begin(config.cluster.start_timeout_s)
         service = _Service(fleet, config.queue.max_groups)
