@@ -111,7 +111,12 @@ class QueueSettings(Settings):
     max_staleness: int = Field(default=4, ge=0)  # weight versions between a group's oldest token and the learner
 
 
+WeightTransport = Literal["object_store", "nixl"]
+
+
 class WeightSettings(Settings):
-    """When new weights go to the rollout actors."""
+    """When new weights go to the rollout actors, and how."""
 
     publish_every: int = Field(default=4, ge=1)  # optimizer steps
+    # object_store: one copy per node; nixl: Ray Direct Transport, learner's memory to actor's, by RDMA where there is
+    transport: WeightTransport = "object_store"

@@ -109,7 +109,7 @@ class VersionSource(Generic[Thing]):
 
         Raises:
             RunError: the board failed `max_failures` times in a row.
-            SluiceError: what `verify` raises.
+            SluiceError: what `receive` raises.
         """
         if self._arrived is None:
             self._arrived = queue.SimpleQueue()
@@ -128,13 +128,14 @@ class VersionSource(Generic[Thing]):
 
         Raises:
             RunError: the board gave no answer within `wait_s`.
-            SluiceError: what `verify` raises.
+            SluiceError: what `receive` raises.
         """
         found = answer(self._handle.latest.remote(current_version, 0.0), f"the {self.board} (latest)", wait_s)
         return None if found is None else self._fetch(found)
 
-    def verify(self, thing: Thing) -> None:
-        """Raises a SluiceError when what arrived is not what was published."""
+    def receive(self, arrived: Any) -> Thing:
+        """The version out of what its reference named; raises a SluiceError when that is not what was published."""
+        return arrived
 
     def _follow(self, after_version: int) -> None:
         arrived, failures = self._arrived, 0
@@ -167,9 +168,8 @@ class VersionSource(Generic[Thing]):
         """The version on this node, verified; None when it is lost."""
         _, (reference,) = found
         try:
-            thing = ray.get(reference, timeout=self._fetch_s)
+            arrived = ray.get(reference, timeout=self._fetch_s)
         except (ObjectLostError, GetTimeoutError):
             self.lost += 1
             return None
-        self.verify(thing)
-        return thing
+        return self.receive(arrived)

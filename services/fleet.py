@@ -259,7 +259,7 @@ def start_fleet(config: RunConfig, paths: RunPaths, layout: TokenLayout, reserva
         rollouts.append(_Rollout(name=name, handle=handle, started=handle.start.remote()))
     return Fleet(
         queue=queue,
-        publisher=WeightPublisher(board),
+        publisher=WeightPublisher(board, transport=config.weights.transport),
         catalogues=CataloguePublisher(catalogue_board, vocabulary),
         catalogue_source=CatalogueSource(catalogue_board),
         rollouts=rollouts,

@@ -231,9 +231,10 @@ class _TimedSource(WeightSource):
         super().__init__(board)
         self.arrived_s: dict[int, float] = {}
 
-    def verify(self, thing: PackedWeights) -> None:
-        super().verify(thing)
-        self.arrived_s[thing.version] = time.monotonic()
+    def receive(self, arrived: PackedWeights) -> PackedWeights:
+        weights = super().receive(arrived)
+        self.arrived_s[weights.version] = time.monotonic()
+        return weights
 
 
 class _Parts:

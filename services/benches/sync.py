@@ -1,6 +1,8 @@
 """New weights from the learner to n rollout engines: how long until all of them use it, and how long they pause.
 
-Real vLLM engines in actors on a Ray cluster of two nodes (`ray.cluster_utils`, one machine), all busy generating.
+Real vLLM engines in actors on a Ray cluster of two nodes (`ray.cluster_utils`, one machine), by every transport of
+`weights.transport`; `nixl` where it is installed. `busy`: all of them generate and look for weights between their
+steps, as a rollout actor does; otherwise they have nothing to generate, so no step under way comes before the load.
 
 bare_load_s: `load_weights` of an idle engine, from memory of its own process: what a swap costs at the very least.
 seconds: from `publish` of weights that are packed (the learner packs while nothing waits for it) to the last engine's
@@ -8,9 +10,11 @@ seconds: from `publish` of weights that are packed (the learner packs while noth
     load of `ceil(n / cores)` turns is what n engines cannot beat; `ratio` is against that.
 pause_s: from the end of the engine's last step with the old weights to the beginning of its first with the new;
     `load_s` is the part of it that was the load itself.
-copies: nodes that hold the weights in their object store.
+copies: nodes that hold the weights in their object store; none by nixl, which puts a copy into each engine's process.
 """
 
+import importlib.util
+import itertools
 import math
 import os
 import statistics
@@ -25,7 +29,7 @@ from ray.cluster_utils import Cluster
 
 from actors.calls import answer
 from actors.engine import GenerateRequest
-from actors.settings import DecodeSettings, EngineSettings
+from actors.settings import DecodeSettings, EngineSettings, WeightTransport
 from actors.vllm_configuration import engine_environment
 from actors.weight_board import WeightBoard, WeightPublisher, WeightSource
 from catalog.tokens import TokenLayout
@@ -41,6 +45,7 @@ PROMPT_ITEMS = 20
 NODES = 2
 _START_S = 300.0
 _ACTIVE_S = 120.0
+_IDLE_S = 0.001
 
 
 def run(options: BenchOptions) -> dict[str, Any]:
@@ -59,7 +64,10 @@ def run(options: BenchOptions) -> dict[str, Any]:
         try:
             ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
             engines = _start(max(counts), Path(directory) / "policy", options.seed, layout)
-            rows = [_measure(engines[:count], policy, options.repeats) for count in counts]
+            rows = [
+                _measure(engines[:count], policy, options.repeats, transport, busy)
+                for count, transport, busy in itertools.product(counts, _transports(), (True, False))
+            ]
         finally:
             ray.shutdown()
             cluster.shutdown()
@@ -103,12 +111,17 @@ class Receiver:
             seconds.append(self._engine.load_weights(own))
         return seconds[1:]
 
-    def receive(self, board: Any, version: int) -> dict[str, float]:
-        """Generate until the engine has `version` and has made a step with it."""
+    def receive(self, board: Any, version: int, busy: bool) -> dict[str, float]:
+        """Generate, or wait, until the engine has `version`."""
         source = WeightSource(board)
         until_s = time.monotonic() + _ACTIVE_S
+        while not busy and self._engine.in_flight:
+            self._engine.step()
         while time.monotonic() < until_s:
-            self._step()
+            if busy:
+                self._step()
+            else:
+                time.sleep(_IDLE_S)
             stopped_s = time.monotonic()
             weights = source.poll(self._engine.version)
             if weights is not None:
@@ -149,9 +162,15 @@ def _start(count: int, policy: Path, seed: int, layout: TokenLayout) -> list[Any
     return engines
 
 
-def _measure(engines: list[Any], policy: Policy, repeats: int) -> dict[str, Any]:
+def _transports() -> list[WeightTransport]:
+    return ["object_store", "nixl"] if importlib.util.find_spec("nixl") else ["object_store"]
+
+
+def _measure(
+    engines: list[Any], policy: Policy, repeats: int, transport: WeightTransport, busy: bool
+) -> dict[str, Any]:
     board = ray.remote(WeightBoard).options(num_cpus=0, max_concurrency=100).remote()
-    publisher = WeightPublisher(board)
+    publisher = WeightPublisher(board, transport=transport)
     first = pack(policy.model.named_parameters(), 1)
     bare = answer(engines[0].bare_load.remote(ray.put(first), repeats), "the bare load", _ACTIVE_S)
     runs, copies = [], 0
@@ -159,13 +178,14 @@ def _measure(engines: list[Any], policy: Policy, repeats: int) -> dict[str, Any]
         with_change = pack(
             ((name, value.detach() + version * 1e-6) for name, value in policy.model.named_parameters()), version
         )
-        waiting = [engine.receive.remote(board, version) for engine in engines]
-        time.sleep(0.5)  # all of them are generating
+        waiting = [engine.receive.remote(board, version, busy) for engine in engines]
+        time.sleep(0.5)  # all of them are at it
         started_s = time.monotonic()
         publisher.publish(with_change)
         found = [answer(reference, "an engine", _ACTIVE_S) for reference in waiting]
         (reference,) = answer(board.latest.remote(0, 0.0), "the board", _ACTIVE_S)[1]
-        copies = len(ray.experimental.get_object_locations([reference])[reference]["node_ids"])
+        nodes = ray.experimental.get_object_locations([reference])[reference]["node_ids"]
+        copies = len(nodes) if transport == "object_store" else 0
         runs.append(
             {
                 "seconds": max(one["active_s"] for one in found) - started_s,
@@ -176,9 +196,12 @@ def _measure(engines: list[Any], policy: Policy, repeats: int) -> dict[str, Any]
     middle = {name: statistics.median(one[name] for one in runs[1:]) for name in runs[0]}
     bare_s = statistics.median(bare)
     turns = math.ceil(len(engines) / (os.cpu_count() or 1))
-    note(f"{len(engines)} engines: {middle['seconds']:.3f} s, bare load {bare_s:.3f} s")
+    what = f"{len(engines)} {'busy' if busy else 'idle'} engines by {transport}"
+    note(f"{what}: {middle['seconds']:.3f} s, bare load {bare_s:.3f} s")
     return {
         "engines": len(engines),
+        "transport": transport,
+        "busy": busy,
         "bare_load_s": bare_s,
         **middle,
         "ratio": middle["seconds"] / (bare_s * turns),
