@@ -34,6 +34,12 @@ class DecodeSettings(Settings):
         """Sequences of a prompt that an engine advances beside each other."""
         return self.candidates + 1 if self.kind == "stochastic_beam" else self.candidates
 
+    @property
+    def distribution(self) -> dict[str, Any]:
+        """What the learner must know to score candidates as they were drawn: arguments of `learner.collate.collate`."""
+        # Stochastic beams are samples; exact beams were not drawn from anything.
+        return {"constrained": self.constrained, "temperature": self.temperature, "beams": self.kind == "beam"}
+
 
 # Sizes of an attention head that vLLM's CPU kernels take.
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)

@@ -67,6 +67,11 @@ class Publisher(Protocol):
         """Version on the board, 0 when nothing was published."""
 
 
+def version_after(step: int, version: int, publish_every: int) -> int:
+    """The weight version of the learner once `step` (from 0) is done, when it publishes every so many steps."""
+    return version + ((step + 1) % publish_every == 0)
+
+
 @dataclass(frozen=True, kw_only=True)
 class LoopConfig:
     """Everything a worker is told; travels pickled."""
@@ -291,8 +296,7 @@ class _Worker:
 
     def _version_after(self, step: int, version: int) -> int:
         """The learner's weight version once `step` is done."""
-        publishes = self.config.publisher is not None and (step + 1) % self.config.publish_every == 0
-        return version + publishes
+        return version if self.config.publisher is None else version_after(step, version, self.config.publish_every)
 
     def _publish(self) -> None:
         with self.time.during("publish"):

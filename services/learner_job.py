@@ -44,9 +44,7 @@ def fit(
         evaluation=config.evaluation,
         publish_every=config.weights.publish_every,
         threads=max(1, int(config.cluster.learner_cpus)),
-        constrained=config.rollout.decode.constrained,
-        temperature=config.rollout.decode.temperature,
-        beams=config.rollout.decode.kind == "beam",  # stochastic beams are samples
+        **config.rollout.decode.distribution,
         queue=queue,
         publisher=publisher,
         catalogues=fleet.catalogue_source if fleet else None,

@@ -28,8 +28,8 @@ from typing import Any
 import yaml
 
 from catalog.errors import RunError
-from services import fit_ranker, prepare, pretrain
 from services.bench import BenchOptions, note
+from services.benches.artefacts import make_artefacts
 from services.config import RunConfig
 from services.paths import RunPaths
 
@@ -44,8 +44,7 @@ def run(options: BenchOptions) -> dict[str, Any]:
     repeats = 1 if options.quick else options.repeats
     with tempfile.TemporaryDirectory(prefix="sluice-bench-") as name:
         scratch = Path(name)
-        made = RunPaths.of(_config(scratch / "made", options.seed))
-        _make(_config(scratch / "made", options.seed), made)
+        made = make_artefacts(_config(scratch / "made", options.seed))
         runs = []
         for number in range(repeats + 1):
             config = _config(scratch / f"run-{number}", options.seed)
@@ -76,13 +75,6 @@ def _config(output: Path, seed: int) -> RunConfig:
             "evaluation": {"max_users": 200},
         }
     )
-
-
-def _make(config: RunConfig, paths: RunPaths) -> None:
-    paths.root.mkdir(parents=True)
-    prepare.prepare(config.data, paths.data, lambda *_: None)
-    pretrain.run(config, lambda *_: None)
-    fit_ranker.run(config, lambda *_: None)
 
 
 def _start(config: RunConfig, file: Path, scratch: Path) -> dict[str, float]:

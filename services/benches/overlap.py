@@ -17,7 +17,6 @@ import os
 import statistics
 import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -35,14 +34,15 @@ from catalog.vocabulary import Vocabulary
 from learner.assessment import assess
 from learner.collate import collate
 from learner.objectives.build import build_objective
-from learner.policy import build_policy, load_policy, save_policy
+from learner.policy import load_policy
 from learner.prefetch import Prefetched
 from learner.sources import QueueSource
 from learner.step import LearnerStep
 from learner.timebook import Timebook, idle
+from learner.train_loop import version_after
 from learner.weights import pack
-from services import fit_ranker, prepare
 from services.bench import BenchOptions, note
+from services.benches.artefacts import make_artefacts
 from services.config import RunConfig
 from services.fleet import Fleet, open_engine, reserve_places, start_fleet
 from services.paths import RunPaths
@@ -57,7 +57,7 @@ def run(options: BenchOptions) -> dict[str, Any]:
     steps, repeats = (8, 3) if options.quick else (24, options.repeats)
     with tempfile.TemporaryDirectory() as directory:
         config = _config(directory, options.seed)
-        paths = _prepared(config)
+        paths = make_artefacts(config)
         ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         try:
             layout = load_policy(paths.policy).layout
@@ -141,7 +141,9 @@ class OneAfterAnother:
         with book.during("learn"):
             rows = encode(*groups)
             records = [rows.slice(row, 1) for row in range(len(groups))]
-            self._learner.update(collate(records, self._dataset, self._vocabulary, **_decoding(config)))
+            self._learner.update(
+                collate(records, self._dataset, self._vocabulary, **config.rollout.decode.distribution)
+            )
             self._step += 1
         with book.during("load_weights"):
             if self._step % config.weights.publish_every == 0:
@@ -178,7 +180,7 @@ class AllAtOnce:
             rank=0,
             world=1,
             share=config.learner.prompts_per_step,
-            **_decoding(config),
+            **config.rollout.decode.distribution,
         )
         self._learner = LearnerStep(policy.model, objective=build_objective(config.objective), settings=config.learner)
         self._source = Prefetched(source, steps=steps, next_version=self._version_after)
@@ -207,7 +209,7 @@ class AllAtOnce:
         self._version = version
 
     def _version_after(self, step: int, version: int) -> int:
-        return version + ((step + 1) % self._config.weights.publish_every == 0)
+        return version_after(step, version, self._config.weights.publish_every)
 
 
 def _compare(config: RunConfig, paths: RunPaths, fleet: Fleet, alone: Any, steps: int, repeats: int) -> dict[str, Any]:
@@ -261,24 +263,10 @@ def _config(directory: str, seed: int) -> RunConfig:
             "seed": seed,
             "output": directory,
             "policy": {"hidden_size": 64, "layers": 2, "heads": 2, "feed_forward_size": 192},
+            "pretrain": {"epochs": 0},
             "ranker": {"ensemble": 1, "epochs": 1, "hidden_size": 64},
             "rollout": {"decode": {"candidates": 16}, "cpus": 0.5},
             "ranker_pool": {"cpus": 0.1},
             "learner": {"prompts_per_step": 32, "micro_batch_prompts": 8},
         }
     )
-
-
-def _prepared(config: RunConfig) -> RunPaths:
-    paths = RunPaths.of(config)
-    prepare.prepare(config.data, paths.data, lambda *_: None)
-    dataset = Dataset.open(paths.data)
-    longest = 1 + (dataset.settings.max_history + 1) * len(dataset.level_sizes)
-    save_policy(build_policy(config.policy, dataset.level_sizes, longest, config.seed), Path(paths.policy))
-    fit_ranker.run(config, lambda *_: None)
-    return paths
-
-
-def _decoding(config: RunConfig) -> dict[str, Any]:
-    decode = config.rollout.decode
-    return {"constrained": decode.constrained, "temperature": decode.temperature, "beams": decode.kind == "beam"}

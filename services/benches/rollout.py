@@ -34,15 +34,15 @@ from catalog.feed import PromptFeed
 from catalog.rollout_group import decode
 from catalog.tokens import TokenLayout
 from catalog.vocabulary import Vocabulary
-from learner.policy import build_policy, save_policy
-from learner.settings import PolicySettings, RankerSettings
+from learner.policy import load_policy
+from learner.settings import PolicySettings, PretrainSettings, RankerSettings
 from learner.train_loop import open_prompts
 from services.bench import BenchOptions, note
+from services.benches.artefacts import make_artefacts
 from services.benches.rollout_timing import Arrivals, Round, share_of_same, summary
 from services.config import RunConfig
 from services.fleet import Fleet, reserve_places, start_fleet
 from services.paths import RunPaths
-from services.prepare import prepare
 
 STEP = 16  # groups of a consumer's step
 LEAD = 64  # groups of a run between what was queued and what is timed
@@ -57,12 +57,8 @@ def run(options: BenchOptions) -> dict[str, Any]:
     timed = 256 if options.quick else 512
     with tempfile.TemporaryDirectory(prefix="sluice-bench-") as scratch:
         config = _config(options, scratch)
-        paths = RunPaths.of(config)
-        prepare(config.data, paths.data)
-        dataset = Dataset.open(paths.data)
-        longest = 1 + dataset.settings.max_history * len(dataset.level_sizes)
-        policy = build_policy(config.policy, dataset.level_sizes, longest + len(dataset.level_sizes), options.seed)
-        save_policy(policy, paths.policy)
+        paths = make_artefacts(config)
+        layout = load_policy(paths.policy).layout
         environment = {"env_vars": {"PYTHONPATH": os.getcwd()}}
         ray.init(
             address="local",
@@ -73,7 +69,7 @@ def run(options: BenchOptions) -> dict[str, Any]:
             runtime_env=environment,
         )
         try:
-            return _compare(config, paths, policy.layout, timed, options.repeats)
+            return _compare(config, paths, layout, timed, options.repeats)
         finally:
             ray.shutdown()
 
@@ -167,6 +163,7 @@ def _config(options: BenchOptions, output: str) -> RunConfig:
         seed=options.seed,
         output=output,
         policy=PolicySettings(**sizes),
+        pretrain=PretrainSettings(epochs=0),
         ranker=RankerSettings(use=f"{__name__}:StubRanker"),
         rollout=RolloutSettings(decode=DecodeSettings(candidates=16), engine=EngineSettings(threads=options.threads)),
         queue=QueueSettings(max_groups=128, flow="full"),

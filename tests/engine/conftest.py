@@ -11,6 +11,7 @@ import torch
 from actors.engine import GenerateRequest
 from actors.settings import DecodeSettings, EngineSettings
 from actors.vllm_configuration import engine_environment
+from catalog.errors import DataError
 from catalog.tokens import TokenLayout
 from catalog.vocabulary import Vocabulary
 from learner.policy import Policy, build_policy, save_policy
@@ -144,6 +145,33 @@ def engine(session_engine, world):
         if session_engine.in_flight == 0:
             break
         session_engine.step()
+
+
+def assert_bad_requests_are_refused_at_once(engine, world: World) -> None:
+    """By any engine: nothing of a call with a bad request is taken in, and good ones are served afterwards."""
+    sample, beam = DecodeSettings(candidates=16), DecodeSettings(kind="beam", candidates=16, constrained=True)
+    constrained = DecodeSettings(candidates=16, temperature=1.3, constrained=True)
+    good = world.request("good", 1)
+    foreign = GenerateRequest(request_id="foreign", prompt=np.asarray([1, 18]), excluded=good.excluded)
+    empty = GenerateRequest(request_id="empty", prompt=np.empty(0, dtype=np.int64), excluded=good.excluded)
+    for request, decode, message in (
+        (world.request("long", 34), sample, "prompt of 103 tokens; this engine was started for 1 to 100"),
+        (empty, sample, "prompt of 0 tokens"),
+        (foreign, sample, "token 18; the policy has tokens 0 to 17"),
+        (world.request("none", 1, range(40)), constrained, "1 distinct candidates wanted and 0 to choose from"),
+        (world.request("few", 1, range(25)), beam, "16 distinct candidates wanted and 15 to choose from"),
+    ):
+        with pytest.raises(DataError, match=message):
+            engine.submit([good, request], decode)
+    with pytest.raises(ValueError, match="good is already in flight"):
+        engine.submit([good, good], sample)
+    assert engine.in_flight == 0 and engine.step() == []
+    engine.submit([world.request("enough", 1, range(24))], beam)
+    assert len(drain(engine)["enough"].tokens) == 16
+    engine.submit([good], sample)
+    with pytest.raises(ValueError, match="good is already in flight"):
+        engine.submit([good], sample)
+    assert set(drain(engine)) == {"good"}
 
 
 def drain(engine, steps: int = 200) -> dict:

@@ -8,11 +8,10 @@ import torch
 from scipy.stats import chisquare
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
-from actors.engine import GenerateRequest
 from actors.settings import CPU_HEAD_SIZES, DecodeSettings, EngineSettings
-from catalog.errors import ConfigError, DataError, PolicyError
+from catalog.errors import ConfigError, PolicyError
 from learner.weights import pack
-from tests.engine.conftest import ENGINE, MAX_PROMPT, drain
+from tests.engine.conftest import ENGINE, MAX_PROMPT, assert_bad_requests_are_refused_at_once, drain
 
 pytestmark = pytest.mark.engine
 
@@ -299,27 +298,7 @@ def test_the_candidates_of_a_prompt_share_its_full_blocks(engine, world):
 
 
 def test_requests_that_cannot_be_served_are_refused_at_once(engine, world):
-    beam = DecodeSettings(kind="beam", candidates=16, constrained=True)
-    good = world.request("good", 1)
-    long = world.request("long", 34)
-    foreign = GenerateRequest(request_id="foreign", prompt=np.asarray([1, 18]), excluded=good.excluded)
-    empty = GenerateRequest(request_id="empty", prompt=np.empty(0, dtype=np.int64), excluded=good.excluded)
-    cases = [
-        (long, SAMPLE, "prompt of 103 tokens; this engine was started for 1 to 100"),
-        (empty, SAMPLE, "prompt of 0 tokens"),
-        (foreign, SAMPLE, "token 18; the policy has tokens 0 to 17"),
-        (world.request("none", 1, range(40)), CONSTRAINED, "1 distinct candidates wanted and 0 to choose from"),
-        (world.request("few", 1, range(25)), beam, "16 distinct candidates wanted and 15 to choose from"),
-    ]
-    for request, decode, message in cases:
-        with pytest.raises(DataError, match=message):
-            engine.submit([good, request], decode)
-    assert engine.in_flight == 0 and engine.step() == []
-    assert len(generate(engine, [world.request("enough", 1, range(24))], beam)["enough"].tokens) == 16
-    engine.submit([good], SAMPLE)
-    with pytest.raises(ValueError, match="good is already in flight"):
-        engine.submit([good], SAMPLE)
-    drain(engine)
+    assert_bad_requests_are_refused_at_once(engine, world)
 
 
 def test_sizes_are_derived_from_the_workload(engine):

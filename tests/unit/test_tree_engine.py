@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from actors.engine import GenerateRequest
 from actors.rollout_worker import RolloutWorker
 from actors.settings import DecodeSettings, RolloutSettings, TreeEngineSettings
 from actors.tree_engine import TreeEngine
@@ -18,7 +17,7 @@ from catalog.vocabulary import Vocabulary
 from learner.policy import build_policy, save_policy
 from learner.settings import PolicySettings
 from learner.weights import pack
-from tests.engine.conftest import MAX_PROMPT, drain, world  # noqa: F401
+from tests.engine.conftest import MAX_PROMPT, assert_bad_requests_are_refused_at_once, drain, world  # noqa: F401
 from tests.rollout_fakes import CODES, LAYOUT, TinyDataset
 from tests.unit.test_rollout_worker import Board, Clock, LocalQueue, LocalRanker
 
@@ -200,29 +199,7 @@ def test_what_has_not_changed_is_not_loaded_again(engine, world):  # noqa: F811
 
 
 def test_requests_that_cannot_be_served_are_refused_at_once(engine, world):  # noqa: F811
-    beam = DecodeSettings(kind="beam", candidates=16, constrained=True)
-    good, long = world.request("good", 1), world.request("long", 34)
-    foreign = GenerateRequest(request_id="foreign", prompt=np.asarray([1, 18]), excluded=good.excluded)
-    empty = GenerateRequest(request_id="empty", prompt=np.empty(0, dtype=np.int64), excluded=good.excluded)
-    cases = [
-        (long, SAMPLE, "prompt of 103 tokens; this engine was started for 1 to 100"),
-        (empty, SAMPLE, "prompt of 0 tokens"),
-        (foreign, SAMPLE, "token 18; the policy has tokens 0 to 17"),
-        (world.request("none", 1, range(40)), CONSTRAINED, "1 distinct candidates wanted and 0 to choose from"),
-        (world.request("few", 1, range(25)), beam, "16 distinct candidates wanted and 15 to choose from"),
-    ]
-    for request, wanted, message in cases:
-        with pytest.raises(DataError, match=message):
-            engine.submit([good, request], wanted)
-    with pytest.raises(ValueError, match="good is already in flight"):
-        engine.submit([good, good], SAMPLE)
-    assert engine.in_flight == 0 and engine.step() == []
-    assert len(generate(engine, [world.request("enough", 1, range(24))], beam)["enough"].tokens) == 16
-    engine.submit([good], SAMPLE)
-    with pytest.raises(ValueError, match="good is already in flight"):
-        engine.submit([good], SAMPLE)
-    drain(engine)
-    assert set(generate(engine, [good], SAMPLE)) == {"good"}
+    assert_bad_requests_are_refused_at_once(engine, world)
 
 
 def test_a_new_catalogue_serves_what_is_submitted_after_it(engine, world):  # noqa: F811
