@@ -141,6 +141,7 @@ class RolloutActor:
         self._metrics.set("sluice_rollout_groups", self._stats.groups, actor=self._name)
         self._metrics.set_times(self._name, self._stats.time)
         self._metrics.set("sluice_weight_version", self._stats.version, component=self._name)
+        self._metrics.set("sluice_catalogue_version", self._stats.catalogue_version, component=self._name)
         now = self._stats
         loaded_s = now.time.get("load_weights", 0.0) - before.time.get("load_weights", 0.0)
         for name, count, spent_s in (

@@ -72,6 +72,7 @@ class RolloutStats:
     # serve (everything else that the worker does), and with an idle engine wait_prompts, wait_ranker, wait_room.
     time: dict[str, float] = field(default_factory=dict)
     version: int = 0
+    catalogue_version: int = 0
     in_flight: int = 0  # requests in the engine
 
 
@@ -166,6 +167,7 @@ class RolloutWorker:
             score_s=self._score_s,
             time=self._time.seconds(),
             version=self._engine.version,
+            catalogue_version=self._engine.catalogue_version,
             in_flight=self._engine.in_flight,
         )
 

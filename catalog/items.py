@@ -172,7 +172,7 @@ def _years(values: pa.Array) -> list[list[str]]:
     return [[f"decade={t[:3]}0s"] if re.fullmatch(r"\d{4}", t) else [] for t in texts]
 
 
-def _lists(values: pa.Array) -> list[list[float] | None]:
+def number_lists(values: pa.Array) -> list[list[float] | None]:
     """Lists of numbers, from list columns or from text; None where there is none or it cannot be read."""
     if not pa.types.is_nested(values.type):
         texts = [[part for part in _SEPARATORS.split(text or "") if part] for text in as_text(values).to_pylist()]
@@ -187,7 +187,7 @@ def _lists(values: pa.Array) -> list[list[float] | None]:
 
 
 def _embedding(values: pa.Array, where: _Where) -> np.ndarray:
-    lists = _lists(values)
+    lists = number_lists(values)
     width = next((len(row) for row in lists if row), 0)
     bad = [(i, row) for i, row in enumerate(lists) if not row or len(row) != width or not np.isfinite(row).all()]
     if bad:
@@ -196,7 +196,7 @@ def _embedding(values: pa.Array, where: _Where) -> np.ndarray:
 
 
 def _codes(values: pa.Array, where: _Where) -> np.ndarray:
-    lists = _lists(values)
+    lists = number_lists(values)
     levels = next((len(row) for row in lists if row), 0)
     limit = np.iinfo(np.int32).max
     bad = [

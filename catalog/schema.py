@@ -19,6 +19,11 @@ CATALOGUE = pa.schema(
     ]
 )
 
+# One version of a run's catalogue after the first: an item that is new, or one that is retired (`codes` null).
+CATALOGUE_CHANGE = pa.schema(
+    [pa.field("item_id", pa.string(), nullable=False), pa.field("codes", pa.list_(pa.int32()))]
+)
+
 # Sorted by user, then time; ties keep the order of the source.
 INTERACTIONS = pa.schema(
     [

@@ -53,6 +53,7 @@ METRICS: tuple[Metric, ...] = (
     _gauge("sluice_rollout_groups", "groups", "groups finished by a rollout actor", "actor"),
     _gauge("sluice_time_seconds", "s", "where a component's time went; wait_* is idle", "component", "activity"),
     _gauge("sluice_weight_version", "version", "weights in use", "component"),
+    _gauge("sluice_catalogue_version", "version", "catalogue in use", "component"),
     _seconds("sluice_weight_sync_seconds", "pause of an engine for new weights", "actor"),
     _seconds("sluice_weight_publish_seconds", "time to hand new weights to the board"),
     _seconds("sluice_ranker_latency_seconds", "ranker request to answer", "actor"),

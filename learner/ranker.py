@@ -75,6 +75,14 @@ class SequenceRanker(nn.Module):
         """`[N + 1, D]`, the padding row last."""
         return self.embedding.weight + self.attribute_projection(self.attributes)
 
+    @torch.no_grad()
+    def fill_padding(self) -> None:
+        """Make row N, which only pads histories, stand for an item that the ranker does not know: the mean of all that
+        it does."""
+        self.embedding.weight[self.items] = self.item_vectors()[:-1].mean(0)
+        for row in (self.bias, *(head.item for head in self.heads.values())):
+            row[self.items] = row[:-1].mean()
+
     def encode(self, history_BT: torch.Tensor, vectors_ND: torch.Tensor) -> torch.Tensor:
         """States `[B, T, D]` after each item of right-padded histories of item rows."""
         states, _ = self.encoder(self.input_dropout(vectors_ND[history_BT]))
@@ -128,6 +136,8 @@ class EnsembleRanker:
     ) -> None:
         """`version` names the fitted weights, it travels with every score; `reward` is the logged reward's column."""
         self.members = [member.eval() for member in members]
+        for member in self.members:
+            member.fill_padding()
         self.version = version
         self._max_history = max_history
         self._value_head = reward if reward in members[0].heads else None
@@ -144,14 +154,17 @@ class EnsembleRanker:
     def assess(self, histories: list[np.ndarray], candidates: np.ndarray) -> Assessment:
         """The members' mean score, the deviation of their scores (ddof 1) and their mean predicted reward.
 
-        One member has no spread; without a head for the logged reward there are no values.
+        One member has no spread; without a head for the logged reward there are no values. Items that have come to the
+        catalogue since the ranker was fitted are all judged as the mean item.
         """
         return self._assess(histories, candidates, self._value_head)
 
     def _assess(self, histories: list[np.ndarray], candidates: np.ndarray, head: str | None) -> Assessment:
         padding = candidates < 0
         device = self.members[0].bias.device
-        rows_BC = torch.from_numpy(np.where(padding, self.members[0].items, candidates).astype(np.int64)).to(device)
+        items = self.members[0].items
+        rows = np.where(padding | (candidates >= items), items, candidates)
+        rows_BC = torch.from_numpy(rows.astype(np.int64)).to(device)
         parts = [member.predict(histories, rows_BC, self._max_history, head) for member in self.members]
         scores_nBC = torch.stack([scores for scores, _ in parts])
         found = {"scores": scores_nBC.mean(0)}

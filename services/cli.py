@@ -80,6 +80,24 @@ def build_parser() -> argparse.ArgumentParser:
 
     _add_submit(add("submit", _submit, "run `sluice train` as a job on a Ray cluster and follow it"))
 
+    catalogue = add("catalogue", _push, "change the catalogue of a run")
+    pushes = catalogue.add_subparsers(title="actions", metavar="ACTION", required=True)
+    push = pushes.add_parser(
+        "push",
+        help="add items to the catalogue of a run that goes on, or retire items",
+        description="Add items to the catalogue of a run, or retire items. A run that goes on takes the change up "
+        "within seconds, between two engine steps; one that does not, when it is resumed.",
+    )
+    push.add_argument("run_directory", type=Path, metavar="RUN_DIR")
+    push.add_argument(
+        "--add",
+        type=Path,
+        metavar="FILE",
+        help="Parquet or CSV with the columns item_id and codes; codes may leave the last level out",
+    )
+    push.add_argument("--retire", type=Path, metavar="FILE", help="Parquet or CSV with the column item_id")
+    push.set_defaults(run=_push)
+
     config = add("config", _check, "check a config")
     actions = config.add_subparsers(title="actions", metavar="ACTION", required=True)
     check = actions.add_parser("check", help="print the resolved config, or each error with its field path")
@@ -206,6 +224,14 @@ def _report(options: argparse.Namespace) -> int:
     from services import report
 
     print(report.write(options.run_directory))
+    return 0
+
+
+def _push(options: argparse.Namespace) -> int:
+    from services.catalogue import push
+
+    version = push(options.run_directory, options.add, options.retire)
+    print(f"catalogue version {version.version}: {version.trie.items} items, {len(version.retired)} retired")
     return 0
 
 

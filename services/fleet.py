@@ -24,8 +24,9 @@ from actors.ranker_service import open_ranker
 from actors.rollout import LAUNCH, RolloutActor
 from actors.vllm_configuration import engine_environment
 from actors.weight_board import WeightBoard, WeightPublisher, WeightSource
+from catalog.changes import ChangingCatalogue
 from catalog.dataset import Dataset
-from catalog.errors import ClusterError, RunError, SluiceError
+from catalog.errors import ClusterError, DataError, RunError, SluiceError
 from catalog.tokens import TokenLayout
 from catalog.vocabulary import Vocabulary
 from cluster import placement
@@ -77,6 +78,7 @@ class Fleet:
     rankers: list[ActorHandle] = field(default_factory=list)
     _others: list[ActorHandle] = field(default_factory=list)
     _vocabulary: ray.ObjectRef | None = None  # kept, since an actor that is restarted opens it again
+    _changes: ChangingCatalogue | None = None
     _stopping: threading.Event = field(default_factory=threading.Event)
     _supervisor: threading.Thread | None = None
 
@@ -106,6 +108,7 @@ class Fleet:
                 f"the engines of {', '.join(starting[ref] for ref in late)} were not ready within {timeout_s:.0f} s; "
                 "raise cluster.start_timeout_s, or look at the actors' logs in the Ray dashboard"
             )
+        self._follow_catalogue()  # what was pushed before a run was resumed is there from its first prompt on
         for rollout in self.rollouts:
             answer(rollout.started, f"the engine of {rollout.name}", _ANSWER_S)
             rollout.begin()
@@ -144,13 +147,30 @@ class Fleet:
     def _supervise(self) -> None:
         try:
             while not self._stopping.is_set() and self.failure is None:
+                self._follow_catalogue()
                 running = {rollout.running: rollout for rollout in self.rollouts}
                 ended, _ = ray.wait(list(running), timeout=_POLL_S)
                 for ref in ended:
                     if not self._stopping.is_set():
                         self._replace(running[ref])
-        except RunError as error:  # the queue is gone: the learner's next pull says so too
+        except SluiceError as error:  # the queue is gone, say: the learner's next pull says so too
             self.failure = error
+
+    def _follow_catalogue(self) -> None:
+        """Publish what has been pushed. A change that cannot be read stops the changes, not the run."""
+        if self._changes is None:
+            return
+        try:
+            for vocabulary in self._changes.follow():
+                self.catalogues.publish(vocabulary)
+                retired = len(vocabulary.retired)
+                print(
+                    f"catalogue: version {vocabulary.version} with {vocabulary.trie.items} items, {retired} retired",
+                    flush=True,
+                )
+        except DataError as error:
+            logger.warning("the catalogue stays as it is: %s", error)
+            self._changes = None
 
     def _replace(self, rollout: _Rollout) -> None:
         try:
@@ -211,7 +231,8 @@ def start_fleet(config: RunConfig, paths: RunPaths, layout: TokenLayout, reserva
     board = ray.remote(WeightBoard).options(**light).remote()
     catalogue_board = ray.remote(CatalogueBoard).options(**light).remote()
     # One copy of the catalogue's arrays per node, which the actors there use in place.
-    vocabulary = Vocabulary.of(Dataset.open(paths.data).codes, layout)
+    dataset = Dataset.open(paths.data)
+    vocabulary = Vocabulary.of(dataset.codes, layout)
     vocabulary_reference = ray.put(vocabulary)
     open_vocabulary = functools.partial(ray.get, vocabulary_reference)
     open_dataset = functools.partial(Dataset.open, paths.data)
@@ -268,6 +289,7 @@ def start_fleet(config: RunConfig, paths: RunPaths, layout: TokenLayout, reserva
         rankers=rankers,
         _others=[board, catalogue_board, queue_actor],
         _vocabulary=vocabulary_reference,
+        _changes=ChangingCatalogue(dataset.item_ids, vocabulary, paths.catalogue),
     )
 
 

@@ -23,6 +23,11 @@ class RunPaths:
         return self.root / "data"
 
     @property
+    def catalogue(self) -> Path:
+        """Changes of the catalogue since the run began (`catalog.changes`)."""
+        return self.root / "catalogue"
+
+    @property
     def policy(self) -> Path:
         """The starting policy."""
         return self.root / "policy"

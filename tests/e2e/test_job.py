@@ -4,8 +4,10 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from catalog.dataset import Dataset
 from learner.policy import load_policy
 from services.head import start_head
 from tests.e2e.conftest import run
@@ -89,8 +91,25 @@ def test_a_second_run_into_the_same_place_is_refused(submitted, job, environment
     assert summary_of(submitted[0])["throughput"]["learner_steps"] == 8
 
 
-def test_a_job_submitted_by_hand_resumes(submitted, job, environment):
-    """Ray's own command line, against a head that is already running."""
+@pytest.fixture(scope="module")
+def changed(submitted, environment) -> Dataset:
+    """The data of the run, after a push that adds one item to its catalogue and retires another."""
+    directory, _ = submitted
+    data = Dataset.open(directory / "data")
+    taken = {tuple(codes) for codes in data.codes.tolist()}
+    free = next(codes for codes in np.ndindex(*data.level_sizes) if codes not in taken)
+    (directory / "new.csv").write_text(f"item_id,codes\nbrand-new,{' '.join(map(str, free))}\n")
+    (directory / "gone.csv").write_text(f"item_id\n{data.item_ids[0]}\n")
+    files = ["--add", str(directory / "new.csv"), "--retire", str(directory / "gone.csv")]
+    command = [sys.executable, "-m", "services.cli", "catalogue", "push", str(directory), *files]
+    assert f"catalogue version 1: {data.items} items, 1 retired" in run(command, environment)
+    with pytest.raises(AssertionError, match="is retired already"):
+        run(command, environment)
+    return data
+
+
+def test_a_job_submitted_by_hand_resumes(submitted, changed, job, environment):
+    """Ray's own command line, against a head that is already running; with the catalogue as it is by now."""
     directory, _ = submitted
     before = metrics_of(directory, "step")
     client = environment | {"RAY_AUTH_MODE": "token"}
@@ -112,12 +131,14 @@ def test_a_job_submitted_by_hand_resumes(submitted, job, environment):
         try:
             submit = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address", head.url]
             excludes = json.dumps({"excludes": [".venv", ".git", "runs"]})
-            run([*submit, "--working-dir", ".", "--runtime-env-json", excludes, "--", *entrypoint], client)
+            said = run([*submit, "--working-dir", ".", "--runtime-env-json", excludes, "--", *entrypoint], client)
         finally:
             head.stop()
     steps = metrics_of(directory, "step")
     assert [step["step"] for step in steps] == list(range(1, 13))
     assert steps[:8] == before
+    assert f"catalogue: version 1 with {changed.items} items, 1 retired" in said
+    assert summary_of(directory)["rollouts"]["rollout-0"]["catalogue_version"] == 1
     counts = summary_of(directory)["accounting"]
     assert counts["trained"] == 12 * 6
     assert counts["issued"] == counts["trained"] + counts["stale"] + counts["invalid"] + counts["in_flight"]

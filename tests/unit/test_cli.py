@@ -13,7 +13,7 @@ from services import cli
 ROOT = Path(__file__).parents[2]
 CONFIG = str(ROOT / "configs" / "ml100k.yaml")
 
-COMMANDS = ("prepare", "pretrain", "fit-ranker", "train", "evaluate", "report", "submit", "config")
+COMMANDS = ("prepare", "pretrain", "fit-ranker", "train", "evaluate", "report", "submit", "catalogue", "config")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["submit", "--help"], ["config", "check", CONFIG]])
@@ -98,6 +98,11 @@ def test_prepare_goes_to_the_run_directory(monkeypatch: pytest.MonkeyPatch, tmp_
     assert cli.main(["prepare", "--config", CONFIG]) == 0
     assert cli.main(["prepare", "--config", CONFIG, "--output", "elsewhere"]) == 0
     assert [output for _, output in seen] == [tmp_path / "runs/ml100k-seed0/data", Path("elsewhere")]
+
+
+def test_pushing_to_no_run_is_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert cli.main(["catalogue", "push", str(tmp_path), "--add", "new.csv"]) == 4
+    assert "has no policy in it: give the run directory" in capsys.readouterr().err
 
 
 def test_evaluate_wants_a_directory(capsys: pytest.CaptureFixture[str]):

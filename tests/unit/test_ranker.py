@@ -62,6 +62,18 @@ def test_padding_is_nan_and_changes_nothing_else(fitted, dataset):
     assert padded[0, [0, 2]] == pytest.approx(alone[0], abs=1e-5)
 
 
+def test_an_item_that_came_later_is_judged_as_the_mean_item(fitted, dataset):
+    ranker, _, _ = fitted
+    histories = [dataset.history(0, 5, 6), dataset.history(3, 2, 6)]
+    everything = np.tile(np.arange(dataset.items, dtype=np.int32), (2, 1))
+    known = ranker.assess(histories, everything)
+    later = ranker.assess(histories, np.array([[dataset.items, 4], [dataset.items + 7, -1]], np.int32))
+    assert later.scores[:, 0] == pytest.approx(known.scores.mean(axis=1), abs=1e-5)
+    assert later.values[:, 0] == pytest.approx(known.values.mean(axis=1), abs=1e-5)
+    assert later.scores[0, 1] == pytest.approx(known.scores[0, 4], abs=1e-5)
+    assert np.isnan(later.scores[1, 1])
+
+
 def test_an_empty_history_is_scored(fitted):
     ranker, _, _ = fitted
     assert np.isfinite(ranker.score([np.array([], np.int32)], np.array([[1, 2]], np.int32))).all()
