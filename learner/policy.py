@@ -57,6 +57,7 @@ def build_policy(settings: PolicySettings, level_sizes: tuple[int, ...], max_pos
         num_key_value_heads=settings.heads,
         head_dim=settings.hidden_size // settings.heads,
         max_position_embeddings=max_positions,
+        rope_parameters={"rope_type": "default", "rope_theta": settings.rope_theta},
         tie_word_embeddings=True,
         initializer_range=settings.initializer_range,
         pad_token_id=layout.pad,

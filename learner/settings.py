@@ -16,6 +16,8 @@ class PolicySettings(Settings):
     heads: int = Field(default=4, ge=1)
     feed_forward_size: int = Field(default=384, ge=8)
     initializer_range: float = Field(default=0.05, gt=0)  # standard deviation of the initial weights
+    # base of the rotary positions: the longest wavelength is 2 pi times this, and a small one tells near places apart
+    rope_theta: float = Field(default=10_000.0, gt=1)
 
     @model_validator(mode="after")
     def _heads(self) -> "PolicySettings":

@@ -90,7 +90,7 @@ class World:
 @pytest.fixture(scope="session")
 def world(tmp_path_factory) -> World:
     codes = np.stack(np.unravel_index(np.random.default_rng(5).permutation(120)[:40], LEVEL_SIZES), axis=1)
-    settings = PolicySettings(hidden_size=64, layers=2, heads=2, feed_forward_size=96)
+    settings = PolicySettings(hidden_size=64, layers=2, heads=2, feed_forward_size=96, rope_theta=300.0)
     policies = tuple(build_policy(settings, LEVEL_SIZES, 128, seed) for seed in (1, 2))
     for seed, policy in enumerate(policies):
         generator = torch.Generator().manual_seed(seed)

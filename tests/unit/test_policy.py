@@ -39,6 +39,15 @@ def test_fresh_policy_has_its_layout_and_sizes():
     assert {parameter.dtype for parameter in policy.model.parameters()} == {torch.float32}
 
 
+def test_rope_theta_is_the_base_of_the_wavelengths_before_and_after_saving(tmp_path):
+    settings = PolicySettings(hidden_size=16, layers=1, heads=2, feed_forward_size=24, rope_theta=256.0)
+    policy = build_policy(settings, (4, 3), max_positions=16, seed=0)
+    save_policy(policy, tmp_path / "policy")
+    for one in (policy, load_policy(tmp_path / "policy")):
+        frequencies = one.model.model.rotary_emb.inv_freq
+        assert frequencies == pytest.approx([1.0, 0.25, 0.0625, 0.015625])  # 256 ** (-2i / 8)
+
+
 def test_seed_decides_the_weights_and_leaves_the_global_rng_alone():
     torch.manual_seed(3)
     expected = torch.rand(1)
