@@ -116,6 +116,8 @@ class LearnerSettings(Settings):
     sharding: Literal["ddp", "fsdp"] = "ddp"
     # Of the forward and backward passes; weights, losses and optimizer are float32 either way. Validation is float32.
     precision: Literal["float32", "bfloat16"] = "float32"
+    # torch.compile of the layers' feed-forward and norms; `sluice bench compile` says whether it pays on a machine
+    compile: bool = False
     lora: LoraSettings | None = None
     reference: ReferenceSettings = FrozenReference()  # of the KL term and of preferences; unused by other objectives
     steps: int = Field(default=200, ge=1)  # optimizer steps
@@ -146,6 +148,8 @@ class LearnerSettings(Settings):
                 "sharding fsdp shares the policy out over several workers, and workers is 1: raise workers, or set "
                 "sharding to ddp"
             )
+        if self.sharding == "fsdp" and self.compile:
+            raise ValueError("compile works on whole parameters: set compile to false, or sharding to ddp")
         return self
 
 

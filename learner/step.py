@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from catalog.errors import RunError
 from learner.batch import LoggedBatch
+from learner.compiled import compile_layers
 from learner.micro_batches import loss_weights, means, micro_batches, on_every_parameter
 from learner.objectives.base import Objective
 from learner.optimizer import clip_gradient, load_optimizer_state, lr_factor, optimizer_state, parameter_groups
@@ -63,6 +64,8 @@ class LearnerStep:
             self._value_head = nn.Linear(model.config.hidden_size, 1).to(device=like.device, dtype=like.dtype)
             nn.init.zeros_(self._value_head.weight)
             nn.init.zeros_(self._value_head.bias)
+        if settings.compile:
+            compile_layers(model)
         scorer = BranchScorer(model, self._value_head)
         self._scorer = scorer if wrap is None else wrap(scorer)
         self._trained = {name: p for name, p in scorer.named_parameters() if p.requires_grad}

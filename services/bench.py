@@ -28,6 +28,7 @@ BENCHES: dict[str, str] = {
     "sync": "publish-to-active of new weights on n engines against a bare load, and the pause of generation",
     "scale": "throughput and cost of the control plane with 4 to 256 rollout actors on simulated engines",
     "learner": "optimizer steps on shared prefixes against one row per candidate, right-padded and as TRL does it",
+    "compile": "optimizer steps with and without learner.compile, and when the compiling has paid for itself",
     "beam": "constrained beams: tree decoder against transformers generate",
     "engines": "sampling: tree engine against vLLM engine",
     "constrained": "trie-constrained against free sampling in the vLLM engine, over catalogue sizes",

@@ -138,13 +138,20 @@ def make_batch(prompts: int, candidates: int, history: int, seed: int) -> GroupB
     )
 
 
-def steps(model: PreTrainedModel, batch: GroupBatch) -> dict[str, Callable[[], float]]:
-    """One step on `batch` by each way, on copies of `model`; each returns the loss before the step."""
+def learner_step(model: PreTrainedModel, batch: GroupBatch, **settings: Any) -> LearnerStep:
+    """The learner, which trains `model` in place, with micro-batches of about `TOKENS` tokens for batches like this."""
     prompts, candidates = batch.candidates_BKL.shape[:2]
     tokens = int(batch.history_lengths_B.sum()) / prompts + (candidates + 1) * (LEVELS - 1)
-    settings = LearnerSettings(micro_batch_prompts=max(1, int(TOKENS / tokens)), warmup_steps=0)
-    objective = build_objective(MixtureObjective(grpo=GrpoSettings(kl_beta=0)))
-    learner = LearnerStep(copy.deepcopy(model), objective=objective, settings=settings)
+    settings = LearnerSettings(micro_batch_prompts=max(1, int(TOKENS / tokens)), warmup_steps=0, **settings)
+    return LearnerStep(
+        model, objective=build_objective(MixtureObjective(grpo=GrpoSettings(kl_beta=0))), settings=settings
+    )
+
+
+def steps(model: PreTrainedModel, batch: GroupBatch) -> dict[str, Callable[[], float]]:
+    """One step on `batch` by each way, on copies of `model`; each returns the loss before the step."""
+    learner = learner_step(copy.deepcopy(model), batch)
+    settings = learner.settings
     by_rows = {
         name: RowSide(copy.deepcopy(model), score, lr=settings.lr, max_grad_norm=settings.max_grad_norm, tokens=TOKENS)
         for name, score in (("per_sequence", right_padded), ("trl", left_padded))

@@ -5,14 +5,18 @@ objective, in steps of the same size, and publish new weights equally often.
 
 alone: a process that does one thing after another: generate a step's groups, score them, train on them, and every
     `publish_every` steps load the new weights. Each part has the machine to itself; `loop_s` is a whole step of it.
+beside: the same process while this one, pinned as in `async`, trains on one batch over and over. Nothing passes between
+    the two: what generation takes longer than alone is what the cores of the machine cost each other.
 async: the actors of a run (`services.fleet`): rollout actor pinned to the first core, learner (this process) and ranker
     to the second, where there are two. `step_s` is the time from step to step once the queue runs steadily.
 
 ratio: async step over the longest of the parts alone, which no loop can beat. The parts alone are pinned to one core as
     the actors are, so what is left is what waiting, the queue and the sharing of the second core cost.
+ratio_beside: async step over the longer of generating beside and learning alone, so without what cores cost each other.
 idle: shares of the time of each component that were waits (`learner.timebook`).
 """
 
+import copy
 import os
 import statistics
 import tempfile
@@ -32,6 +36,7 @@ from catalog.feed import PromptFeed
 from catalog.rollout_group import encode
 from catalog.vocabulary import Vocabulary
 from learner.assessment import assess
+from learner.batch import GroupBatch
 from learner.collate import collate
 from learner.objectives.build import build_objective
 from learner.policy import load_policy
@@ -48,6 +53,7 @@ from services.fleet import Fleet, open_engine, reserve_places, start_fleet
 from services.paths import RunPaths
 
 PARTS = ("generate", "rank", "learn", "load_weights")
+SIDES = ("alone", "beside", "async")
 WARM_STEPS = 12  # until the queue runs steadily and flow control has its measurements
 _WAIT_S = 300.0
 
@@ -182,7 +188,11 @@ class AllAtOnce:
             share=config.learner.prompts_per_step,
             **config.rollout.decode.distribution,
         )
-        self._learner = LearnerStep(policy.model, objective=build_objective(config.objective), settings=config.learner)
+        self._learner, self._spare = (
+            LearnerStep(model, objective=build_objective(config.objective), settings=config.learner)
+            for model in (policy.model, copy.deepcopy(policy.model))
+        )
+        self._batch: GroupBatch | None = None
         self._source = Prefetched(source, steps=steps, next_version=self._version_after)
         self._step = self._version = 0
 
@@ -195,11 +205,17 @@ class AllAtOnce:
             seconds.append(time.perf_counter() - began_s)
         return {"step_s": statistics.median(seconds), "time": book.seconds()}
 
+    def train_until(self, there: ray.ObjectRef) -> Any:
+        """Train another policy on the last batch over and over until the answer is there."""
+        while not ray.wait([there], timeout=0)[0]:
+            self._spare.update(self._batch)
+        return answer(there, "the loop", _WAIT_S)
+
     def _one(self, book: Timebook) -> None:
         with book.during("wait_batch"):
-            batch, _ = self._source.next(self._step, self._version)
+            self._batch, _ = self._source.next(self._step, self._version)
         with book.during("update"):
-            self._learner.update(batch)
+            self._learner.update(self._batch)
         with book.during("acknowledge"):
             self._source.acknowledge(self._step)
         version, self._step = self._version_after(self._step, self._version), self._step + 1
@@ -227,9 +243,12 @@ def _compare(config: RunConfig, paths: RunPaths, fleet: Fleet, alone: Any, steps
     waits: dict[str, list[float]] = {}
     for number in range(repeats):
         found: dict[str, float] = {}
-        for side in ("alone", "async") if number % 2 == 0 else ("async", "alone"):
+        for side in SIDES if number % 2 == 0 else reversed(SIDES):
             if side == "alone":
                 found |= answer(alone.steps.remote(steps), "the loop", _WAIT_S)
+                continue
+            if side == "beside":
+                found["beside"] = together.train_until(alone.steps.remote(steps))["generate"]
                 continue
             together.steps(WARM_STEPS)  # the queue has filled up meanwhile
             before = fleet.times()
@@ -248,9 +267,11 @@ def _compare(config: RunConfig, paths: RunPaths, fleet: Fleet, alone: Any, steps
         "prompts_per_step": config.learner.prompts_per_step,
         "candidates": config.rollout.decode.candidates,
         "alone_s": {name: round(middle[name], 4) for name in PARTS},
+        "beside_s": {"generate": round(middle["beside"], 4)},
         "loop_s": round(middle["loop"], 4),
         "step_s": round(middle["step_s"], 4),
         "ratio": round(statistics.median(one["step_s"] / max(one[name] for name in PARTS) for one in rounds), 3),
+        "ratio_beside": round(statistics.median(one["step_s"] / max(one["beside"], one["learn"]) for one in rounds), 3),
         "speedup": round(statistics.median(one["loop"] / one["step_s"] for one in rounds), 3),
         "idle": {name: round(statistics.median(shares), 3) for name, shares in waits.items()},
     }

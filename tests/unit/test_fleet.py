@@ -4,14 +4,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+
 from actors.settings import EngineSettings, RolloutSettings, TreeEngineSettings
 from actors.tree_engine import TreeEngine
+from catalog.changes import ChangingCatalogue, ItemRow
 from catalog.vocabulary import Vocabulary
 from learner.policy import build_policy, save_policy
 from learner.settings import PolicySettings
 from services.config import RunConfig
-from services.fleet import _environment, open_engine
+from services.fleet import Fleet, _environment, open_engine
 from services.paths import RunPaths
+from tests.rollout_fakes import CODES, LAYOUT
 from tests.tiny_data import tiny_dataset
 
 ROOT = Path(__file__).parents[2]
@@ -42,3 +46,41 @@ def test_the_tree_engine_loads_neither_vllm_nor_ray():
     script = "import sys, actors.tree_engine\nprint(sorted({'ray', 'vllm'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+class Published:
+    def __init__(self):
+        self.versions = []
+
+    def publish(self, vocabulary):
+        self.versions.append(vocabulary)
+
+
+def test_what_is_pushed_is_published_and_a_change_that_cannot_be_read_does_not_end_the_run(tmp_path, caplog, capsys):
+    start = Vocabulary.of(CODES, LAYOUT)
+    ids = [f"i{row}" for row in range(len(CODES))]
+    published = Published()
+    fleet = Fleet(
+        queue=None,
+        publisher=None,
+        catalogues=published,
+        catalogue_source=None,
+        rollouts=[],
+        reservation=None,
+        max_restarts=0,
+        _changes=ChangingCatalogue(ids, start, tmp_path / "catalogue"),
+    )
+    fleet._follow_catalogue()
+    assert published.versions == []
+    gone = [ItemRow(where="row 1", item_id=item_id, codes=None) for item_id in ("i1", "i3")]
+    for row in gone:
+        ChangingCatalogue(ids, start, tmp_path / "catalogue").push([], [row])
+    fleet._follow_catalogue()
+    assert [one.version for one in published.versions] == [1, 2]
+    assert np.array_equal(published.versions[1].retired, [1, 3])
+    assert f"catalogue: version 2 with {len(CODES) - 2} items, 2 retired" in capsys.readouterr().out
+    (tmp_path / "catalogue" / "00003.parquet").write_text("no Parquet")
+    fleet._follow_catalogue()
+    assert "the catalogue stays as it is" in caplog.text and "00003.parquet" in caplog.text
+    fleet._follow_catalogue()
+    assert (fleet.failure, len(published.versions)) == (None, 2)
