@@ -20,6 +20,7 @@ import os
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +65,9 @@ def run(options: BenchOptions) -> dict[str, Any]:
         try:
             ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
             engines = _start(max(counts), Path(directory) / "policy", options.seed, layout)
+            versions = itertools.count(1)  # they go on from row to row, since engines take later ones only
             rows = [
-                _measure(engines[:count], policy, options.repeats, transport, busy)
+                _measure(engines[:count], policy, versions, options.repeats, transport, busy)
                 for count, transport, busy in itertools.product(counts, _transports(), (True, False))
             ]
         finally:
@@ -167,14 +169,14 @@ def _transports() -> list[WeightTransport]:
 
 
 def _measure(
-    engines: list[Any], policy: Policy, repeats: int, transport: WeightTransport, busy: bool
+    engines: list[Any], policy: Policy, versions: Iterator[int], repeats: int, transport: WeightTransport, busy: bool
 ) -> dict[str, Any]:
     board = ray.remote(WeightBoard).options(num_cpus=0, max_concurrency=100).remote()
     publisher = WeightPublisher(board, transport=transport)
-    first = pack(policy.model.named_parameters(), 1)
+    first = pack(policy.model.named_parameters(), next(versions))
     bare = answer(engines[0].bare_load.remote(ray.put(first), repeats), "the bare load", _ACTIVE_S)
     runs, copies = [], 0
-    for version in range(2, repeats + 3):
+    for version in itertools.islice(versions, repeats + 1):
         with_change = pack(
             ((name, value.detach() + version * 1e-6) for name, value in policy.model.named_parameters()), version
         )
