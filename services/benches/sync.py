@@ -1,8 +1,8 @@
 """New weights from the learner to n rollout engines: how long until all of them use it, and how long they pause.
 
-Real vLLM engines in actors on a Ray cluster of two nodes (`ray.cluster_utils`, one machine), by every transport of
-`weights.transport`; `nixl` where it is installed. `busy`: all of them generate and look for weights between their
-steps, as a rollout actor does; otherwise they have nothing to generate, so no step under way comes before the load.
+Real vLLM engines in actors on a Ray cluster of two nodes (`ray.cluster_utils`, one machine), through the object store.
+`busy`: all of them generate and look for weights between their steps, as a rollout actor does; otherwise they have
+nothing to generate, so no step under way comes before the load.
 
 bare_load_s: `load_weights` of an idle engine, from memory of its own process: what a swap costs at the very least.
 seconds: from `publish` of weights that are packed (the learner packs while nothing waits for it) to the last engine's
@@ -10,10 +10,9 @@ seconds: from `publish` of weights that are packed (the learner packs while noth
     load of `ceil(n / cores)` turns is what n engines cannot beat; `ratio` is against that.
 pause_s: from the end of the engine's last step with the old weights to the beginning of its first with the new;
     `load_s` is the part of it that was the load itself.
-copies: nodes that hold the weights in their object store; none by nixl, which puts a copy into each engine's process.
+copies: nodes that hold the weights in their object store.
 """
 
-import importlib.util
 import itertools
 import math
 import os
@@ -30,7 +29,7 @@ from ray.cluster_utils import Cluster
 
 from actors.calls import answer
 from actors.engine import GenerateRequest
-from actors.settings import DecodeSettings, EngineSettings, WeightTransport
+from actors.settings import DecodeSettings, EngineSettings
 from actors.vllm_configuration import engine_environment
 from actors.weight_board import WeightBoard, WeightPublisher, WeightSource
 from catalog.tokens import TokenLayout
@@ -67,8 +66,8 @@ def run(options: BenchOptions) -> dict[str, Any]:
             engines = _start(max(counts), Path(directory) / "policy", options.seed, layout)
             versions = itertools.count(1)  # they go on from row to row, since engines take later ones only
             rows = [
-                _measure(engines[:count], policy, versions, options.repeats, transport, busy)
-                for count, transport, busy in itertools.product(counts, _transports(), (True, False))
+                _measure(engines[:count], policy, versions, options.repeats, busy)
+                for count, busy in itertools.product(counts, (True, False))
             ]
         finally:
             ray.shutdown()
@@ -164,15 +163,9 @@ def _start(count: int, policy: Path, seed: int, layout: TokenLayout) -> list[Any
     return engines
 
 
-def _transports() -> list[WeightTransport]:
-    return ["object_store", "nixl"] if importlib.util.find_spec("nixl") else ["object_store"]
-
-
-def _measure(
-    engines: list[Any], policy: Policy, versions: Iterator[int], repeats: int, transport: WeightTransport, busy: bool
-) -> dict[str, Any]:
+def _measure(engines: list[Any], policy: Policy, versions: Iterator[int], repeats: int, busy: bool) -> dict[str, Any]:
     board = ray.remote(WeightBoard).options(num_cpus=0, max_concurrency=100).remote()
-    publisher = WeightPublisher(board, transport=transport)
+    publisher = WeightPublisher(board)
     first = pack(policy.model.named_parameters(), next(versions))
     bare = answer(engines[0].bare_load.remote(ray.put(first), repeats), "the bare load", _ACTIVE_S)
     runs, copies = [], 0
@@ -186,8 +179,7 @@ def _measure(
         publisher.publish(with_change)
         found = [answer(reference, "an engine", _ACTIVE_S) for reference in waiting]
         (reference,) = answer(board.latest.remote(0, 0.0), "the board", _ACTIVE_S)[1]
-        nodes = ray.experimental.get_object_locations([reference])[reference]["node_ids"]
-        copies = len(nodes) if transport == "object_store" else 0
+        copies = len(ray.experimental.get_object_locations([reference])[reference]["node_ids"])
         runs.append(
             {
                 "seconds": max(one["active_s"] for one in found) - started_s,
@@ -198,11 +190,10 @@ def _measure(
     middle = {name: statistics.median(one[name] for one in runs[1:]) for name in runs[0]}
     bare_s = statistics.median(bare)
     turns = math.ceil(len(engines) / (os.cpu_count() or 1))
-    what = f"{len(engines)} {'busy' if busy else 'idle'} engines by {transport}"
+    what = f"{len(engines)} {'busy' if busy else 'idle'} engines"
     note(f"{what}: {middle['seconds']:.3f} s, bare load {bare_s:.3f} s")
     return {
         "engines": len(engines),
-        "transport": transport,
         "busy": busy,
         "bare_load_s": bare_s,
         **middle,
