@@ -6,22 +6,21 @@ outlive every process, and whoever opens the directory comes to the same catalog
 
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv
 import pyarrow.parquet as pq
 
 from catalog.cleaning import as_text
 from catalog.errors import DataError
 from catalog.items import number_lists
 from catalog.schema import CATALOGUE_CHANGE
+from catalog.sources import read_batches, table_file
 from catalog.vocabulary import Vocabulary
-
-_DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,39 +33,40 @@ class ItemRow:
 
 
 def read_item_rows(path: Path, *, codes: bool) -> list[ItemRow]:
-    """The rows of a Parquet, CSV or TSV file with a column `item_id`, and with `codes` a column of that name too: a
-    list, or text with numbers in it.
+    """The rows of a file with a column `item_id`, and with `codes` a column of that name too: a list, or text with
+    numbers in it.
 
     Raises:
         DataError: the file cannot be read, lacks a column, or a row has no id, an id twice or no codes.
     """
-    table = _read(path)
-    wanted = ["item_id", *(["codes"] if codes else [])]
-    if lacking := [name for name in wanted if name not in table.column_names]:
-        raise DataError(f"{path} has no column {lacking[0]!r}; it has {', '.join(table.column_names) or 'none'}")
-    ids = as_text(table["item_id"].combine_chunks()).to_pylist()
-    lists = number_lists(table["codes"].combine_chunks()) if codes else [None] * len(ids)
+    columns = {name: name for name in (("item_id", "codes") if codes else ("item_id",))}
     rows: dict[str, ItemRow] = {}
-    for number, (item_id, found) in enumerate(zip(ids, lists, strict=True), start=1):
-        where = f"{path}, row {number}, item {item_id!r}"
-        if item_id is None or not item_id.strip():
-            raise DataError(f"{where}: item_id is empty")
-        if item_id in rows:
-            raise DataError(f"{where}: item_id stands in an earlier row")
-        if codes and (found is None or any(code != int(code) for code in found)):
-            raise DataError(f"{where}: codes must be whole numbers, one per level, got {found}")
-        values = tuple(int(code) for code in found) if codes else None
-        rows[item_id] = ItemRow(where=where, item_id=item_id, codes=values)
+    for batch in read_batches(table_file(path, "catalogue push"), columns, None):
+        if batch.malformed:
+            raise DataError(f"{path}, row {batch.malformed[0][0]}: has a wrong number of fields")
+        ids = as_text(batch.columns["item_id"]).to_pylist()
+        lists = number_lists(batch.columns["codes"]) if codes else [None] * len(ids)
+        for number, item_id, found in zip(batch.rows.tolist(), ids, lists, strict=True):
+            where = f"{path}, row {number}, item {item_id!r}"
+            if item_id is None or not item_id.strip():
+                raise DataError(f"{where}: item_id is empty")
+            if item_id in rows:
+                raise DataError(f"{where}: item_id stands in an earlier row")
+            if codes and (found is None or not all(float(code).is_integer() for code in found)):
+                raise DataError(f"{where}: codes must be whole numbers, one per level, got {found}")
+            values = tuple(int(code) for code in found) if codes else None
+            rows[item_id] = ItemRow(where=where, item_id=item_id, codes=values)
     return list(rows.values())
 
 
 class ChangingCatalogue:
     """The newest version of a run's catalogue, as its directory of changes has it."""
 
-    def __init__(self, item_ids: Sequence[str], vocabulary: Vocabulary, directory: Path) -> None:
-        """`vocabulary` is version 0, of the data set with these `item_ids`; `directory` need not be there yet."""
-        self._rows = {item_id: row for row, item_id in enumerate(item_ids)}
-        self._directory = directory
+    def __init__(self, item_ids: Callable[[], Sequence[str]], vocabulary: Vocabulary, directory: Path) -> None:
+        """`vocabulary` is version 0, of the data set with these `item_ids`, which are asked for with the first change;
+        `directory` need not be there yet.
+        """
+        self._item_ids, self._directory = item_ids, directory
         self.vocabulary = vocabulary
 
     def follow(self) -> Iterator[Vocabulary]:
@@ -97,7 +97,7 @@ class ChangingCatalogue:
         for _ in self.follow():
             pass
         for row in retire:
-            if self._rows.get(row.item_id) is None:
+            if row.item_id not in self._rows:
                 raise DataError(f"{row.where}: can't be retired, the catalogue has no such item")
             if self.vocabulary.trie.item_leaf[self._rows[row.item_id]] < 0:
                 raise DataError(f"{row.where}: is retired already")
@@ -108,6 +108,10 @@ class ChangingCatalogue:
         table = pa.table([ids, [*added.values(), *([None] * len(retire))]], schema=CATALOGUE_CHANGE)
         _write_new(table, path)
         return self.vocabulary
+
+    @cached_property
+    def _rows(self) -> dict[str, int]:
+        return {item_id: row for row, item_id in enumerate(self._item_ids())}
 
     def _path(self, version: int) -> Path:
         return self._directory / f"{version:05}.parquet"
@@ -171,24 +175,6 @@ class _Taken:
 
     def _between(self, low: int, high: int) -> np.ndarray:
         return self._numbers[slice(*np.searchsorted(self._numbers, [low, high]))]
-
-
-def _read(path: Path) -> pa.Table:
-    if not path.is_file():
-        raise DataError(f"there is no file {path}")
-    try:
-        if path.suffix in (".parquet", ".pq"):
-            return pq.read_table(path)
-        if path.suffix in _DELIMITERS:
-            text = {name: pa.string() for name in ("item_id", "codes")}
-            return pyarrow.csv.read_csv(
-                path,
-                parse_options=pyarrow.csv.ParseOptions(delimiter=_DELIMITERS[path.suffix]),
-                convert_options=pyarrow.csv.ConvertOptions(column_types=text),
-            )
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from None
-    raise DataError(f"{path} has none of the suffixes that can be read: .parquet, .pq, .csv, .tsv")
 
 
 def _write_new(table: pa.Table, path: Path) -> None:

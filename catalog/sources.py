@@ -102,8 +102,10 @@ def open_source(source: Source) -> LogSource:
     return _movielens() if isinstance(source, MovieLensSource) else _tables(source)
 
 
-def read_batches(file: TableFile, columns: dict[str, str], setting: str) -> Iterator[RawBatch]:
+def read_batches(file: TableFile, columns: dict[str, str], setting: str | None) -> Iterator[RawBatch]:
     """Read the mapped columns of one file; the values of a text file stay text.
+
+    `setting` is the one that maps them, for errors; None: their names are not the user's to choose.
 
     Raises:
         DataError: a mapped column is not there, or the file cannot be read.
@@ -150,7 +152,7 @@ def _tables(source: TableSource) -> LogSource:
     return LogSource(
         files=files,
         columns=source.columns.model_dump(exclude_none=True),
-        catalogue=_table_file(Path(source.catalogue)) if source.catalogue else None,
+        catalogue=table_file(Path(source.catalogue)) if source.catalogue else None,
         catalogue_columns=given,
         attribute_columns={name: name for name in source.catalogue_columns.attributes},
     )
@@ -158,19 +160,24 @@ def _tables(source: TableSource) -> LogSource:
 
 def _expand(path: Path) -> list[TableFile]:
     if not path.is_dir():
-        return [_table_file(path)]
+        return [table_file(path)]
     found = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith((".", "_")) and _kind(p))
     if not found:
         raise DataError(f"data.source.interactions: the directory {path} holds no {_suffixes()} file")
-    return [_table_file(p) for p in found]
+    return [table_file(p) for p in found]
 
 
-def _table_file(path: Path) -> TableFile:
+def table_file(path: Path, what: str = "data.source") -> TableFile:
+    """The file by its suffix; `what` names in errors who asked for it.
+
+    Raises:
+        DataError: it is not there, or its suffix is none that we read.
+    """
     if not path.is_file():
-        raise DataError(f"data.source: there is no file {path}")
+        raise DataError(f"{what}: there is no file {path}")
     kind = _kind(path)
     if not kind:
-        raise DataError(f"data.source: {path} has none of the suffixes that can be read ({_suffixes()})")
+        raise DataError(f"{what}: {path} has none of the suffixes that can be read ({_suffixes()})")
     return TableFile(path=path, delimiter=_DELIMITERS.get(kind))
 
 
@@ -191,10 +198,12 @@ def _parquet(path: Path) -> pq.ParquetFile:
         raise DataError(f"{path} cannot be read as Parquet: {error}") from None
 
 
-def _check_columns(path: Path, columns: dict[str, str], available: list[str], setting: str) -> None:
+def _check_columns(path: Path, columns: dict[str, str], available: list[str], setting: str | None) -> None:
     for name, column in columns.items():
         if column in available:
             continue
+        if setting is None:
+            raise DataError(f"{path} has no column {column!r}; it has {', '.join(available) or 'none'}")
         listed = f"{setting}.attributes" if name.startswith("attribute:") else f"{setting}.{name}"
         remedy = " or, when the rows already stand in order of time, to null" if name == "timestamp" else ""
         raise DataError(
@@ -203,15 +212,14 @@ def _check_columns(path: Path, columns: dict[str, str], available: list[str], se
         )
 
 
-def _read_parquet(path: Path, columns: dict[str, str], setting: str) -> Iterator[RawBatch]:
+def _read_parquet(path: Path, columns: dict[str, str], setting: str | None) -> Iterator[RawBatch]:
     file = _parquet(path)
     schema = file.schema_arrow
     _check_columns(path, columns, schema.names, setting)
     for name, column in columns.items():
         if pa.types.is_nested(schema.field(column).type) and name in _SINGLE_VALUED:
-            raise DataError(
-                f"{path}: column {column!r} ({setting}.{name}) is {schema.field(column).type}, not single values"
-            )
+            mapped = f" ({setting}.{name})" if setting else ""
+            raise DataError(f"{path}: column {column!r}{mapped} is {schema.field(column).type}, not single values")
     row = 1
     try:
         for batch in file.iter_batches(BATCH_ROWS, columns=sorted(set(columns.values())), use_threads=False):
@@ -222,7 +230,7 @@ def _read_parquet(path: Path, columns: dict[str, str], setting: str) -> Iterator
         raise DataError(f"{path} is damaged after data row {row - 1}: {error}") from None
 
 
-def _read_text(file: TableFile, columns: dict[str, str], setting: str) -> Iterator[RawBatch]:
+def _read_text(file: TableFile, columns: dict[str, str], setting: str | None) -> Iterator[RawBatch]:
     path = file.path
     _check_columns(path, columns, _header(file), setting)
     skipped: list[tuple[int, str]] = []  # rows of a wrong number of fields, in order; the reader may run ahead of us

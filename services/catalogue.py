@@ -22,7 +22,7 @@ def push(run_directory: Path, add: Path | None, retire: Path | None) -> Vocabula
         raise RunError(f"{run_directory} has no policy in it: give the run directory of a run that has begun")
     dataset = Dataset.open(paths.data)
     vocabulary = Vocabulary.of(dataset.codes, load_policy(paths.policy).layout)
-    catalogue = ChangingCatalogue(dataset.item_ids, vocabulary, paths.catalogue)
+    catalogue = ChangingCatalogue(lambda: dataset.item_ids, vocabulary, paths.catalogue)
     return catalogue.push(
         read_item_rows(add, codes=True) if add else [], read_item_rows(retire, codes=False) if retire else []
     )

@@ -153,11 +153,11 @@ class Fleet:
                 for ref in ended:
                     if not self._stopping.is_set():
                         self._replace(running[ref])
-        except SluiceError as error:  # the queue is gone, say: the learner's next pull says so too
+        except RunError as error:  # the queue is gone: the learner's next pull says so too
             self.failure = error
 
     def _follow_catalogue(self) -> None:
-        """Publish what has been pushed. A change that cannot be read stops the changes, not the run."""
+        """Publish what has been pushed. A change that cannot be read or published stops the changes, not the run."""
         if self._changes is None:
             return
         try:
@@ -168,7 +168,7 @@ class Fleet:
                     f"catalogue: version {vocabulary.version} with {vocabulary.trie.items} items, {retired} retired",
                     flush=True,
                 )
-        except DataError as error:
+        except (DataError, RunError) as error:
             logger.warning("the catalogue stays as it is: %s", error)
             self._changes = None
 
@@ -289,7 +289,7 @@ def start_fleet(config: RunConfig, paths: RunPaths, layout: TokenLayout, reserva
         rankers=rankers,
         _others=[board, catalogue_board, queue_actor],
         _vocabulary=vocabulary_reference,
-        _changes=ChangingCatalogue(dataset.item_ids, vocabulary, paths.catalogue),
+        _changes=ChangingCatalogue(lambda: dataset.item_ids, vocabulary, paths.catalogue),
     )
 
 

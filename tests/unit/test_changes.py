@@ -18,7 +18,7 @@ START = Vocabulary.of(CODES, TokenLayout.fresh((2, 3, 4)))
 
 
 def opened(directory) -> ChangingCatalogue:
-    return ChangingCatalogue(IDS, START, directory / "catalogue")
+    return ChangingCatalogue(lambda: IDS, START, directory / "catalogue")
 
 
 def rows(tmp_path, text: str, *, codes: bool):
@@ -78,6 +78,9 @@ def test_codes_run_out(tmp_path):
         ("e,0 0.5 1\n", "", "codes must be whole numbers, one per level"),
         ("e,\n", "", "codes must be whole numbers, one per level, got None"),
         ("e,0 x 1\n", "", "codes must be whole numbers"),
+        ("e,0 nan 1\n", "", "codes must be whole numbers"),
+        ("e,0 inf 1\n", "", "codes must be whole numbers"),
+        ("e,0 0 2\nf,1 1 1,9\n", "", r"rows.csv, row 2: has a wrong number of fields"),
         (" ,0 0 2\n", "", "row 1, item ' ': item_id is empty"),
         ("e,1 1\ne,1 0\n", "", "row 2, item 'e': item_id stands in an earlier row"),
         ("", "z\n", "row 1, item 'z': can't be retired, the catalogue has no such item"),

@@ -68,13 +68,13 @@ def test_what_is_pushed_is_published_and_a_change_that_cannot_be_read_does_not_e
         rollouts=[],
         reservation=None,
         max_restarts=0,
-        _changes=ChangingCatalogue(ids, start, tmp_path / "catalogue"),
+        _changes=ChangingCatalogue(lambda: ids, start, tmp_path / "catalogue"),
     )
     fleet._follow_catalogue()
     assert published.versions == []
     gone = [ItemRow(where="row 1", item_id=item_id, codes=None) for item_id in ("i1", "i3")]
     for row in gone:
-        ChangingCatalogue(ids, start, tmp_path / "catalogue").push([], [row])
+        ChangingCatalogue(lambda: ids, start, tmp_path / "catalogue").push([], [row])
     fleet._follow_catalogue()
     assert [one.version for one in published.versions] == [1, 2]
     assert np.array_equal(published.versions[1].retired, [1, 3])
