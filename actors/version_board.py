@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 import ray
 from ray.exceptions import GetTimeoutError, ObjectLostError
 
-from actors.calls import answer
+from actors.calls import answer, reason_of
 from catalog.errors import RunError, SluiceError
 
 _POLL_S = 30.0
@@ -166,10 +166,12 @@ class VersionSource(Generic[Thing]):
 
     def _fetch(self, found: tuple[int, list[Any]]) -> Thing | None:
         """The version on this node, verified; None when it is lost."""
-        _, (reference,) = found
+        version, (reference,) = found
         try:
             arrived = ray.get(reference, timeout=self._fetch_s)
         except (ObjectLostError, GetTimeoutError):
             self.lost += 1
             return None
+        except Exception as error:  # of a transport, say; a thread that ends in silence leaves its caller behind
+            raise RunError(f"version {version} of the {self.board} can't be fetched: {reason_of(error)}") from error
         return self.receive(arrived)

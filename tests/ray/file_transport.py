@@ -19,6 +19,15 @@ class Files(TensorTransportMetadata):
     paths: list[str] = field(default_factory=list)
 
 
+_written: list[Path] = []  # by this process
+
+
+def lose_files() -> None:
+    """Everything that this process has put is gone."""
+    while _written:
+        _written.pop().unlink()
+
+
 class FileTransport(TensorTransportManager):
     def tensor_transport_backend(self):
         return NAME
@@ -40,6 +49,7 @@ class FileTransport(TensorTransportManager):
         for number, tensor in enumerate(rdt_object):
             paths.append(str(directory / f"{number}.pt"))
             torch.save(tensor, paths[-1])
+            _written.append(Path(paths[-1]))
         return Files(tensor_meta=[(one.shape, one.dtype) for one in rdt_object], tensor_device="cpu", paths=paths)
 
     def get_communicator_metadata(self, src_actor, dst_actor, backend=None):
@@ -53,7 +63,7 @@ class FileTransport(TensorTransportManager):
 
     def garbage_collect(self, obj_id, tensor_transport_meta, tensors):
         for path in tensor_transport_meta.paths:
-            Path(path).unlink()
+            Path(path).unlink(missing_ok=True)
 
     def abort_transport(self, obj_id, communicator_metadata):
         pass

@@ -6,6 +6,7 @@ import importlib.util
 import os
 import signal
 import time
+from dataclasses import replace
 
 import pytest
 import ray
@@ -121,6 +122,23 @@ def test_weights_that_died_with_their_learner_are_passed_over(launch, board, tra
     successor = launch(Learner, {}, board, transport)
     ask(successor.publish.remote(8))
     assert ask(engine.wait.remote(0))[0] == 8
+
+
+def test_a_transport_that_fails_is_no_silence(launch, board):
+    class Nowhere(Learner):
+        def publish(self, version: int) -> None:
+            packed = weights(version)
+            tensors = {dtype: torch.from_numpy(buffer) for dtype, buffer in packed.buffers.items()}
+            reference = ray.put(replace(packed, buffers=tensors), _tensor_transport=file_transport.NAME)
+            file_transport.lose_files()
+            ray.get(board.publish.remote(version, [reference], packed.nbytes), timeout=WAIT_S)
+            self.kept = reference
+
+    learner, engine = launch(Nowhere, {}, board, file_transport.NAME), launch(Engine, {}, board)
+    ask(learner.publish.remote(1))
+    for asked in (engine.newest.remote(0), engine.wait.remote(0)):
+        with pytest.raises(ray.exceptions.RayTaskError, match="version 1 of the weight board can't be fetched"):
+            ask(asked)
 
 
 def test_a_node_without_nixl_says_so(launch, board, monkeypatch):
