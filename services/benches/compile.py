@@ -1,13 +1,16 @@
 """Optimizer steps of the learner with and without `learner.compile`, on batches of mixed history lengths.
 
 speedup: eager step over compiled step, medians, in alternating order on three batches of different lengths.
-compile_s: what the first steps took longer than later ones: graphs for forward and backward of every part.
+compile_s: what the first steps took longer than later ones: graphs for forward and backward of every part, with the
+    compiler's caches of earlier runs left aside.
 break_even_steps: after so many steps the compiling has paid for itself; null where a step is no faster.
 """
 
 import copy
 import time
 from typing import Any
+
+import torch
 
 from learner.policy import build_policy
 from learner.settings import PolicySettings
@@ -20,6 +23,7 @@ _BATCHES = 3
 
 def run(options: BenchOptions) -> dict[str, Any]:
     """A row per pair of K and T."""
+    torch.compiler.config.force_disable_caches = True
     rows = []
     for candidates, history in SIZES[:1] if options.quick else SIZES:
         rows.append(_measure(candidates, history, options))
@@ -28,6 +32,7 @@ def run(options: BenchOptions) -> dict[str, Any]:
 
 
 def _measure(candidates: int, history: int, options: BenchOptions) -> dict[str, Any]:
+    torch.compiler.reset()  # else graphs of an earlier row would serve
     model = build_policy(PolicySettings(), (CODES,) * LEVELS, 2 * history, options.seed).model
     prompts = PROMPTS[candidates, history]
     batches = [make_batch(prompts, candidates, history, options.seed + number) for number in range(_BATCHES)]
