@@ -1,7 +1,8 @@
 """The loop with all its parts at work at once, against each part alone and against a loop that does one after another.
 
-Both sides train the same small policy on MovieLens-100K, with real engines, the built-in ranker and the config's gated
-objective, in steps of the same size, and publish new weights equally often.
+Both sides train the same policy on MovieLens-100K, with real engines, the built-in ranker and the config's gated
+objective, in steps of the same size, and publish new weights equally often. A row per policy: the default one, with
+which learning is the longest part on one core each, and a small one, with which generating is.
 
 alone: a process that does one thing after another: generate a step's groups, score them, train on them, and every
     `publish_every` steps load the new weights. Each part has the machine to itself; `loop_s` is a whole step of it.
@@ -35,6 +36,7 @@ from catalog.dataset import Dataset
 from catalog.feed import PromptFeed
 from catalog.rollout_group import encode
 from catalog.vocabulary import Vocabulary
+from cluster.environment import ALLOCATOR
 from learner.assessment import assess
 from learner.batch import GroupBatch
 from learner.collate import collate
@@ -54,31 +56,44 @@ from services.paths import RunPaths
 
 PARTS = ("generate", "rank", "learn", "load_weights")
 SIDES = ("alone", "beside", "async")
+POLICIES = {"default": {}, "small": {"hidden_size": 64, "layers": 2, "heads": 2, "feed_forward_size": 192}}
 WARM_STEPS = 12  # until the queue runs steadily and flow control has its measurements
 _WAIT_S = 300.0
 
 
 def run(options: BenchOptions) -> dict[str, Any]:
-    """`repeats` rounds of both sides, in alternating order."""
+    """A row per policy; of the small one alone if quick."""
+    ray.init(
+        address="local",
+        num_cpus=4,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        runtime_env={"env_vars": ALLOCATOR},
+    )
+    try:
+        return {"rows": [_row(name, options) for name in (("small",) if options.quick else POLICIES)]}
+    finally:
+        ray.shutdown()
+
+
+def _row(policy: str, options: BenchOptions) -> dict[str, Any]:
+    """`repeats` rounds of all sides, in alternating order."""
     steps, repeats = (8, 3) if options.quick else (24, options.repeats)
     with tempfile.TemporaryDirectory() as directory:
-        config = _config(directory, options.seed)
+        config = _config(directory, options.seed, POLICIES[policy])
         paths = make_artefacts(config)
-        ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        layout = load_policy(paths.policy).layout
+        fleet = start_fleet(config, paths, layout, reserve_places(config))
+        alone = ray.remote(OneAfterAnother).options(
+            num_cpus=0, runtime_env={"env_vars": engine_environment(config.rollout.engine)}
+        )
+        alone = alone.remote(config, paths)
         try:
-            layout = load_policy(paths.policy).layout
-            fleet = start_fleet(config, paths, layout, reserve_places(config))
-            alone = ray.remote(OneAfterAnother).options(
-                num_cpus=0, runtime_env={"env_vars": engine_environment(config.rollout.engine)}
-            )
-            alone = alone.remote(config, paths)
-            try:
-                return _compare(config, paths, fleet, alone, steps, repeats)
-            finally:
-                ray.kill(alone)
-                fleet.stop()
+            return {"policy": policy, **_compare(config, paths, fleet, alone, steps, repeats)}
         finally:
-            ray.shutdown()
+            ray.kill(alone)
+            fleet.stop()
 
 
 def pin(core: int) -> int:
@@ -277,13 +292,13 @@ def _compare(config: RunConfig, paths: RunPaths, fleet: Fleet, alone: Any, steps
     }
 
 
-def _config(directory: str, seed: int) -> RunConfig:
+def _config(directory: str, seed: int, policy: dict[str, int]) -> RunConfig:
     return RunConfig.model_validate(
         {
             "name": "overlap",
             "seed": seed,
             "output": directory,
-            "policy": {"hidden_size": 64, "layers": 2, "heads": 2, "feed_forward_size": 192},
+            "policy": policy,
             "pretrain": {"epochs": 0},
             "ranker": {"ensemble": 1, "epochs": 1, "hidden_size": 64},
             "rollout": {"decode": {"candidates": 16}, "cpus": 0.5},

@@ -6,7 +6,8 @@ The bare loop is a process with a `vllm.LLM` of the same arguments, and the same
 MovieLens-100K in the same order, with the same seeds. All prompts of a run are handed to it at once. The policy is
 untrained, so most of its candidates are no items.
 
-The sides take turns: while the bare loop works the service waits with a full queue. The first round is not counted.
+The sides take turns: while the bare loop works the service waits with a full queue. The first rounds are not counted:
+in them the engines still touch much of their memory for the first time.
 
 ratio: groups per second of the service over those of the bare loop; the median of the rounds' `ratios`.
 groups_per_s: in the steady state, between two arrivals of groups of one run. What was queued before the run began has
@@ -34,6 +35,7 @@ from catalog.feed import PromptFeed
 from catalog.rollout_group import decode
 from catalog.tokens import TokenLayout
 from catalog.vocabulary import Vocabulary
+from cluster.environment import ALLOCATOR
 from learner.policy import load_policy
 from learner.settings import PolicySettings, PretrainSettings, RankerSettings
 from learner.train_loop import open_prompts
@@ -45,6 +47,7 @@ from services.fleet import Fleet, reserve_places, start_fleet
 from services.paths import RunPaths
 
 STEP = 16  # groups of a consumer's step
+WARM_ROUNDS = 3
 LEAD = 64  # groups of a run between what was queued and what is timed
 _LEAST_SAME = 0.9
 _ANSWER_S = 600.0
@@ -59,7 +62,7 @@ def run(options: BenchOptions) -> dict[str, Any]:
         config = _config(options, scratch)
         paths = make_artefacts(config)
         layout = load_policy(paths.policy).layout
-        environment = {"env_vars": {"PYTHONPATH": os.getcwd()}}
+        environment = {"env_vars": ALLOCATOR | {"PYTHONPATH": os.getcwd()}}
         ray.init(
             address="local",
             num_cpus=4,
@@ -182,9 +185,10 @@ def _compare(config: RunConfig, paths: RunPaths, layout: TokenLayout, timed: int
         note("the service is there")
         first = config.queue.max_groups + LEAD
         rounds, same = [], []
-        for number in range(repeats + 1):
+        for number in range(WARM_ROUNDS + repeats):
             one, share = _round(number, service, bare, rollout, first, first + timed)
-            note(f"round {number} of {repeats}: {1 / one.service_s:.1f} groups/s, bare {1 / one.bare_s:.1f}")
+            counted = f"round {number + 1 - WARM_ROUNDS} of {repeats}" if number >= WARM_ROUNDS else "warming up"
+            note(f"{counted}: {1 / one.service_s:.1f} groups/s, bare {1 / one.bare_s:.1f}")
             rounds.append(one)
             same.append(share)
     finally:
@@ -194,7 +198,7 @@ def _compare(config: RunConfig, paths: RunPaths, layout: TokenLayout, timed: int
     return {
         "K": rollout.decode.candidates,
         "prompts": timed,
-        **summary(rounds[1:]),
+        **summary(rounds[WARM_ROUNDS:]),
         "same_candidates": min(same),
     }
 

@@ -1,15 +1,18 @@
 """New weights from the learner to n rollout engines: how long until all of them use it, and how long they pause.
 
-Real vLLM engines in actors on a Ray cluster of two nodes (`ray.cluster_utils`, one machine), through the object store.
-`busy`: all of them generate and look for weights between their steps, as a rollout actor does; otherwise they have
-nothing to generate, so no step under way comes before the load.
+Real vLLM engines in actors on a Ray cluster of two nodes (`ray.cluster_utils`, one machine), through the object store:
+engine 0 on the publisher's node, engine 1 on the other, and so on. `busy`: all of them generate and look for weights
+between their steps, as a rollout actor does; otherwise they have nothing to generate, so no step under way comes before
+the load.
 
 bare_load_s: `load_weights` of an idle engine, from memory of its own process: what a swap costs at the very least.
+    Engines that share cores load one after another: n engines need `ceil(n / cores)` turns.
+bare_fetch_s: `ray.get` of as many bytes on the other node by an actor that does nothing else; 0 where no other node
+    takes part. The nodes are processes of one machine, so this is Ray's transfer over the loopback interface.
 seconds: from `publish` of weights that are packed (the learner packs while nothing waits for it) to the last engine's
-    having loaded them; `ratio` is against the bare load. Engines that share cores load one after another, so the bare
-    load of `ceil(n / cores)` turns is what n engines cannot beat; `ratio` is against that.
+    having loaded them. `ratio` is against the bare loads, `ratio_fetch` against the bare fetch and the bare loads.
 pause_s: from the end of the engine's last step with the old weights to the beginning of its first with the new;
-    `load_s` is the part of it that was the load itself.
+    `load_s` is the part of it that was the load itself, `step_s` the step that a busy engine finished before it.
 copies: nodes that hold the weights in their object store.
 """
 
@@ -19,13 +22,14 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
 from ray.cluster_utils import Cluster
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.calls import answer
 from actors.engine import GenerateRequest
@@ -34,6 +38,7 @@ from actors.vllm_configuration import engine_environment
 from actors.weight_board import WeightBoard, WeightPublisher, WeightSource
 from catalog.tokens import TokenLayout
 from catalog.vocabulary import Vocabulary
+from cluster.environment import ALLOCATOR
 from learner.policy import Policy, build_policy, save_policy
 from learner.settings import PolicySettings
 from learner.weights import PackedWeights, pack
@@ -42,44 +47,47 @@ from services.bench import BenchOptions, note
 LEVEL_SIZES = (256, 256, 256)
 ITEMS = 2000
 PROMPT_ITEMS = 20
+PROMPTS = 4  # in a busy engine
 NODES = 2
+_STORE_BYTES = 2**32  # of each node's object store
 _START_S = 300.0
 _ACTIVE_S = 120.0
 _IDLE_S = 0.001
 
 
 def run(options: BenchOptions) -> dict[str, Any]:
-    """A row per number of engines."""
-    counts = (2,) if options.quick else (1, 2, 4)
-    sizes = PolicySettings(
-        hidden_size=256 if options.quick else 512, layers=8, heads=8, feed_forward_size=768 if options.quick else 1536
-    )
+    """Two rows, busy and idle, per number of engines."""
+    counts = (1, 2) if options.quick else (1, 2, 4)
+    width, layers = (256, 8) if options.quick else (1024, 12)  # 28 MB, 654 MB
+    sizes = PolicySettings(hidden_size=width, layers=layers, heads=8, feed_forward_size=3 * width)
     layout = TokenLayout.fresh(LEVEL_SIZES)
     policy = build_policy(sizes, LEVEL_SIZES, 1 + 3 * (PROMPT_ITEMS + 1), options.seed)
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+    node = {"num_cpus": 2, "object_store_memory": _STORE_BYTES}
+    cluster = Cluster(initialize_head=True, head_node_args=node)
     with tempfile.TemporaryDirectory() as directory:
         save_policy(policy, Path(directory) / "policy")
-        for _ in range(NODES - 1):
-            cluster.add_node(num_cpus=2)
+        nodes = [cluster.head_node, *(cluster.add_node(**node) for _ in range(NODES - 1))]
         try:
-            ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
-            engines = _start(max(counts), Path(directory) / "policy", options.seed, layout)
-            versions = itertools.count(1)  # they go on from row to row, since engines take later ones only
+            environment = {"env_vars": ALLOCATOR | {"PYTHONPATH": os.getcwd()}}
+            ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR", runtime_env=environment)
+            places = [NodeAffinitySchedulingStrategy(node.node_id, soft=False) for node in nodes]
+            publication = _Publication(policy, places[-1])
+            engines = _start(max(counts), places, publication.board, Path(directory) / "policy", options.seed, layout)
             rows = [
-                _measure(engines[:count], policy, versions, options.repeats, busy)
+                _measure(engines[:count], publication, options.repeats, busy)
                 for count, busy in itertools.product(counts, (True, False))
             ]
         finally:
             ray.shutdown()
             cluster.shutdown()
-    nbytes = sum(parameter.numel() * parameter.element_size() for parameter in policy.model.parameters())
+    nbytes = publication.nbytes
     return {"bytes": nbytes, "memcpy_gb_per_s": _memcpy_gb_per_s(nbytes), "nodes": NODES, "rows": rows}
 
 
 class Receiver:
     """An engine that generates without end and takes new weights as a rollout actor does."""
 
-    def __init__(self, policy: Path, layout: TokenLayout, seed: int) -> None:
+    def __init__(self, policy: Path, layout: TokenLayout, seed: int, board: Any) -> None:
         from actors.vllm_engine import VllmEngine
 
         generator = np.random.default_rng(seed)
@@ -93,53 +101,54 @@ class Receiver:
             engine=EngineSettings(),
             seed=seed,
             max_prompt_tokens=1 + 3 * PROMPT_ITEMS,
-            prompts_in_flight=8,
+            prompts_in_flight=PROMPTS,
         )
+        self._source = WeightSource(board)
         self._generator = generator
         self._number = 0
 
     def bare_load(self, weights: PackedWeights, repeats: int) -> list[float]:
         """Seconds of loads of weights that lie in this process, all tensors of them."""
-        own = PackedWeights(
-            version=weights.version,
-            manifest=weights.manifest,
-            buffers={dtype: buffer.copy() for dtype, buffer in weights.buffers.items()},
-            checksum=weights.checksum,
-        )
         seconds = []
         for _ in range(repeats + 1):
+            buffers = {dtype: buffer.copy() for dtype, buffer in weights.buffers.items()}
             self._engine._loaded = ()  # else nothing would be loaded the second time
-            seconds.append(self._engine.load_weights(own))
+            seconds.append(self._engine.load_weights(replace(weights, buffers=buffers)))
         return seconds[1:]
 
-    def receive(self, board: Any, version: int, busy: bool) -> dict[str, float]:
+    def receive(self, version: int, busy: bool) -> dict[str, float]:
         """Generate, or wait, until the engine has `version`."""
-        source = WeightSource(board)
-        until_s = time.monotonic() + _ACTIVE_S
+        until_s, step_s = time.monotonic() + _ACTIVE_S, 0.0
         while not busy and self._engine.in_flight:
             self._engine.step()
+        stopped_s = time.monotonic()
         while time.monotonic() < until_s:
             if busy:
                 self._step()
+                step_s = time.monotonic() - stopped_s
             else:
                 time.sleep(_IDLE_S)
             stopped_s = time.monotonic()
-            weights = source.poll(self._engine.version)
+            weights = self._source.poll(self._engine.version)
             if weights is not None:
                 load_s = self._engine.load_weights(weights)
                 active_s = time.monotonic()
                 if weights.version == version:
-                    return {"active_s": active_s, "load_s": load_s, "pause_s": active_s - stopped_s}
+                    return {
+                        "active_s": active_s,
+                        "load_s": load_s,
+                        "pause_s": active_s - stopped_s,
+                        "step_s": step_s,
+                    }
         raise RuntimeError(f"weights version {version} did not come within {_ACTIVE_S:g} s")
 
-    def ready(self) -> str:
-        """The node; answers when the engine is there and warm."""
+    def ready(self) -> None:
+        """Answers when the engine is there and warm."""
         for _ in range(3):
             self._step()
-        return ray.get_runtime_context().get_node_id()
 
     def _step(self) -> None:
-        while self._engine.in_flight < 8:
+        while self._engine.in_flight < PROMPTS:
             self._number += 1
             history = self._generator.integers(0, self._items, PROMPT_ITEMS)
             prompt = self._vocabulary.layout.prompt(self._vocabulary.item_tokens, history)
@@ -148,59 +157,111 @@ class Receiver:
         self._engine.step()
 
 
-def _start(count: int, policy: Path, seed: int, layout: TokenLayout) -> list[Any]:
-    """Engines spread over the nodes."""
-    remote = ray.remote(Receiver).options(
-        num_cpus=0.5,
-        scheduling_strategy="SPREAD",
-        max_concurrency=1,
-        runtime_env={"env_vars": engine_environment(EngineSettings()) | {"PYTHONPATH": os.getcwd()}},
-    )
-    engines = [remote.remote(policy, layout, seed + number) for number in range(count)]
+class Fetcher:
+    """An actor that fetches objects and does nothing else."""
+
+    def fetch(self, references: list[Any]) -> float:
+        """Seconds until the object is on this node."""
+        started_s = time.monotonic()
+        ray.get(references[0])
+        return time.monotonic() - started_s
+
+
+class _Publication:
+    """The learner's side: one version after the other."""
+
+    def __init__(self, policy: Policy, far: NodeAffinitySchedulingStrategy) -> None:
+        """`far` is a place on another node."""
+        self._policy, self._version = policy, 0
+        self.board = ray.remote(WeightBoard).options(num_cpus=0, max_concurrency=100).remote()
+        self._publisher = WeightPublisher(self.board)
+        self._fetcher = ray.remote(Fetcher).options(num_cpus=0, scheduling_strategy=far).remote()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of a version."""
+        return sum(parameter.numel() * parameter.element_size() for parameter in self._policy.model.parameters())
+
+    def packed(self) -> PackedWeights:
+        """The next version, in which every tensor differs from the one before."""
+        self._version += 1
+        named = self._policy.model.named_parameters()
+        return pack(((name, value.detach() + self._version * 1e-6) for name, value in named), self._version)
+
+    def publish(self, weights: PackedWeights) -> None:
+        """Put it on the board."""
+        self._publisher.publish(weights)
+
+    def copies(self) -> int:
+        """Nodes that hold the version on the board."""
+        (reference,) = answer(self.board.latest.remote(0, 0.0), "the board", _ACTIVE_S)[1]
+        return len(ray.experimental.get_object_locations([reference])[reference]["node_ids"])
+
+    def bare_fetch(self, repeats: int) -> list[float]:
+        """Seconds of transfers of as many bytes to the other node."""
+        seconds = []
+        for _ in range(repeats + 1):
+            reference = ray.put(np.ones(self.nbytes, dtype=np.uint8))
+            seconds.append(answer(self._fetcher.fetch.remote([reference]), "the other node", _ACTIVE_S))
+        return seconds[1:]
+
+
+def _start(
+    count: int,
+    places: list[NodeAffinitySchedulingStrategy],
+    board: Any,
+    policy: Path,
+    seed: int,
+    layout: TokenLayout,
+) -> list[Any]:
+    """Engines spread over the nodes, in turn."""
+    engines = []
+    for number in range(count):
+        remote = ray.remote(Receiver).options(
+            num_cpus=0.5,
+            scheduling_strategy=places[number % len(places)],
+            max_concurrency=1,
+            runtime_env={"env_vars": engine_environment(EngineSettings())},
+        )
+        engines.append(remote.remote(policy, layout, seed + number, board))
     for number, engine in enumerate(engines):
         answer(engine.ready.remote(), f"engine {number}", _START_S)
         note(f"engine {number} of {count} is there")
     return engines
 
 
-def _measure(engines: list[Any], policy: Policy, versions: Iterator[int], repeats: int, busy: bool) -> dict[str, Any]:
-    board = ray.remote(WeightBoard).options(num_cpus=0, max_concurrency=100).remote()
-    publisher = WeightPublisher(board)
-    first = pack(policy.model.named_parameters(), next(versions))
-    bare = answer(engines[0].bare_load.remote(ray.put(first), repeats), "the bare load", _ACTIVE_S)
-    runs, copies = [], 0
-    for version in itertools.islice(versions, repeats + 1):
-        with_change = pack(
-            ((name, value.detach() + version * 1e-6) for name, value in policy.model.named_parameters()), version
-        )
-        waiting = [engine.receive.remote(board, version, busy) for engine in engines]
+def _measure(engines: list[Any], publication: _Publication, repeats: int, busy: bool) -> dict[str, Any]:
+    bare_s, fetch_s = _bare(engines, publication, repeats)
+    runs = []
+    for _ in range(repeats + 1):
+        weights = publication.packed()
+        waiting = [engine.receive.remote(weights.version, busy) for engine in engines]
         time.sleep(0.5)  # all of them are at it
         started_s = time.monotonic()
-        publisher.publish(with_change)
+        publication.publish(weights)
         found = [answer(reference, "an engine", _ACTIVE_S) for reference in waiting]
-        (reference,) = answer(board.latest.remote(0, 0.0), "the board", _ACTIVE_S)[1]
-        copies = len(ray.experimental.get_object_locations([reference])[reference]["node_ids"])
-        runs.append(
-            {
-                "seconds": max(one["active_s"] for one in found) - started_s,
-                "pause_s": max(one["pause_s"] for one in found),
-                "load_s": max(one["load_s"] for one in found),
-            }
-        )
+        slowest = {name: max(one[name] for one in found) for name in found[0]}
+        runs.append({"seconds": slowest.pop("active_s") - started_s, **slowest})
     middle = {name: statistics.median(one[name] for one in runs[1:]) for name in runs[0]}
-    bare_s = statistics.median(bare)
-    turns = math.ceil(len(engines) / (os.cpu_count() or 1))
-    what = f"{len(engines)} {'busy' if busy else 'idle'} engines"
-    note(f"{what}: {middle['seconds']:.3f} s, bare load {bare_s:.3f} s")
-    return {
+    turns_s = bare_s * math.ceil(len(engines) / (os.cpu_count() or 1))
+    row = {
         "engines": len(engines),
         "busy": busy,
         "bare_load_s": bare_s,
+        "bare_fetch_s": fetch_s,
         **middle,
-        "ratio": middle["seconds"] / (bare_s * turns),
-        "s_per_gb": middle["seconds"] / (first.nbytes / 1e9),
-        "copies": copies,
+        "ratio": middle["seconds"] / turns_s,
+        "ratio_fetch": middle["seconds"] / (fetch_s + turns_s),
+        "s_per_gb": middle["seconds"] / (publication.nbytes / 1e9),
+        "copies": publication.copies(),
     }
+    note(", ".join(f"{name} {value:.4g}" for name, value in row.items()))
+    return row
+
+
+def _bare(engines: list[Any], publication: _Publication, repeats: int) -> tuple[float, float]:
+    loads = answer(engines[0].bare_load.remote(publication.packed(), repeats), "the bare load", _ACTIVE_S)
+    return statistics.median(loads), statistics.median(publication.bare_fetch(repeats)) if len(engines) > 1 else 0.0
 
 
 def _memcpy_gb_per_s(nbytes: int) -> float:

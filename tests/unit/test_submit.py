@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from catalog.errors import ClusterError, ConfigError
+from cluster.environment import ALLOCATOR
 from services import submit
 from services.config import load_config
 from services.follow import LineSplitter, bounded, exit_code
@@ -53,6 +54,10 @@ def test_the_job_reports_progress_as_marked_lines(checkout: Path):
     environment = request(checkout, True).runtime_env
     assert environment["working_dir"] == str(checkout)
     assert environment["env_vars"]["SLUICE_PROGRESS"] == "json"
+
+
+def test_all_processes_of_the_job_keep_their_memory(checkout: Path):
+    assert request(checkout, True).runtime_env["env_vars"].items() >= ALLOCATOR.items()
 
 
 def test_bulky_directories_stay_behind(checkout: Path):

@@ -33,8 +33,14 @@ def test_every_tensor_comes_back_as_it_was():
 def test_a_flipped_byte_is_noticed():
     packed = pack(parameters(), version=3)
     packed.buffers["torch.float32"][5] ^= 1
-    with pytest.raises(PolicyError, match="version 3 arrived damaged"):
+    with pytest.raises(PolicyError, match=r"version 3 arrived damaged: .* torch\.float32 .*; damaged are a$"):
         packed.verify()
+
+
+def test_an_exchanged_buffer_is_noticed_even_if_its_checksum_comes_with_it():
+    packed, other = pack(parameters(), version=3), pack([("a", torch.zeros(10)), ("b", torch.zeros(2))], version=3)
+    with pytest.raises(PolicyError, match="the manifest is not the one packed"):
+        replace(packed, buffers=other.buffers, checksums=other.checksums).verify()
 
 
 def test_a_changed_manifest_is_noticed():

@@ -1,0 +1,10 @@
+"""The environment that every process of a run starts with."""
+
+# How glibc's malloc keeps memory. Left to itself it gives the memory of freed tensors back to the system, above all in
+# a thread that is not the process's first, where Ray runs engines and Ray Train runs the learner; the next step gets it
+# back page by page. Read when a process starts, so it has to be in its environment; other C libraries ignore it.
+ALLOCATOR = {
+    "MALLOC_ARENA_MAX": "1",  # one heap for all threads; the heaps of other threads are taken apart as they empty
+    "MALLOC_TRIM_THRESHOLD_": str(2**32),  # bytes at its end that are kept
+    "MALLOC_MMAP_THRESHOLD_": str(2**25),  # bytes from which an allocation is a mapping of its own: the most there is
+}
