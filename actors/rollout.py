@@ -26,6 +26,7 @@ from actors.rollout_worker import RolloutStats, RolloutWorker
 from actors.settings import RolloutSettings
 from actors.weight_board import WeightSource
 from catalog.vocabulary import Vocabulary
+from cluster.environment import collect_garbage_seldom
 from cluster.metrics import MetricSet
 
 _IDLE_WAIT_S = 0.2  # how soon new weights or a stop are noticed while nothing else happens
@@ -71,6 +72,7 @@ class RolloutActor:
         if self._engine is None:
             self._dataset = self._dataset_factory()
             self._engine = self._engine_factory()
+            collect_garbage_seldom()
         return time.monotonic() - started_s
 
     def run(self, started: float = 0.0) -> RolloutStats:

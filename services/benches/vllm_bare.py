@@ -21,6 +21,7 @@ from actors.vllm_configuration import derive_sizes
 from actors.vllm_groups import open_group
 from actors.vllm_start import plain_arguments, read_policy
 from catalog.vocabulary import Vocabulary
+from cluster.environment import collect_garbage_seldom
 from services.benches.rollout_timing import Arrivals
 
 NOTHING = np.empty(0, dtype=np.int32)
@@ -45,6 +46,7 @@ class BareLoop:
         torch.set_num_threads(rollout.engine.threads)
         self._vocabulary, self._decode, self._seed = vocabulary, rollout.decode, seed
         self._llm = LLM(**plain_arguments(policy_dir, rollout.engine, sizes, seed))
+        collect_garbage_seldom()  # as a rollout actor does
 
     def generate(self, prompts: dict[str, np.ndarray]) -> tuple[float, Arrivals, list[np.ndarray]]:
         """The candidates of prompts by their request ids: the seconds until the first step, when each step's groups

@@ -1,4 +1,4 @@
-"""What the environment of a run's processes does, in a process of its own."""
+"""What the set-up of a run's processes does, in a process of its own."""
 
 import os
 import platform
@@ -43,3 +43,28 @@ def faults(environment):
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the variables are glibc's")
 def test_memory_of_a_step_is_kept_for_the_next_one():
     assert faults(ALLOCATOR) < faults({}) / 5
+
+
+# Counts collections while as many objects live as in a few engine steps, then shows that a cycle is still found.
+COLLECTIONS = """
+import gc, weakref
+from cluster.environment import collect_garbage_seldom
+
+class Node:
+    pass
+
+collect_garbage_seldom()
+before = sum(generation["collections"] for generation in gc.get_stats())
+kept = [[] for _ in range(20_000)]
+print(sum(generation["collections"] for generation in gc.get_stats()) - before)
+node = Node()
+node.itself, gone = node, weakref.ref(node)
+del node
+kept += [[] for _ in range(50_000)]
+print(gone() is None)
+"""
+
+
+def test_garbage_is_looked_for_seldom_and_still_found():
+    done = subprocess.run([sys.executable, "-c", COLLECTIONS], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.split() == ["0", "True"]
