@@ -13,11 +13,13 @@ ALLOCATOR = {
 
 
 def collect_garbage_seldom() -> None:
-    """Look for reference cycles after 50,000 new objects instead of 700, and never again among those there are now.
+    """Look for reference cycles after 50,000 new objects instead of 700, and not among those there are now.
 
-    For a process that has built what it works with. A step of an engine makes thousands of objects that live for a few
-    steps, and next to no cycles: at Python's own threshold it is searched seven times a step, 2% of a rollout actor.
+    For a process that has built what it works with; call it again when that has been replaced. A step of an engine
+    makes thousands of objects that live for a few steps, and next to no cycles: at Python's own threshold it is
+    searched seven times a step, 2% of a rollout actor.
     """
+    gc.unfreeze()
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000)

@@ -53,12 +53,12 @@ class PackedWeights:
         """
         if _checksum(self.manifest, self.checksums) != self.checksum:
             raise PolicyError(f"weights version {self.version} arrived damaged: the manifest is not the one packed")
-        for dtype, buffer in self.buffers.items():
-            actual = xxhash.xxh3_64_intdigest(buffer)
-            if actual != self.checksums[dtype]:
+        for dtype, expected in self.checksums.items():
+            actual = xxhash.xxh3_64_intdigest(self.buffers[dtype])
+            if actual != expected:
                 raise PolicyError(
                     f"weights version {self.version} arrived damaged: the buffer of {dtype} has checksum "
-                    f"{actual:#018x}, not {self.checksums[dtype]:#018x}; damaged are {', '.join(self._damaged(dtype))}"
+                    f"{actual:#018x}, not {expected:#018x}; damaged are {', '.join(self._damaged(dtype))}"
                 )
 
     def tensors(self, names: Collection[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:

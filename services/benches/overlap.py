@@ -36,7 +36,7 @@ from catalog.dataset import Dataset
 from catalog.feed import PromptFeed
 from catalog.rollout_group import encode
 from catalog.vocabulary import Vocabulary
-from cluster.environment import ALLOCATOR
+from cluster.environment import ALLOCATOR, collect_garbage_seldom
 from learner.assessment import assess
 from learner.batch import GroupBatch
 from learner.collate import collate
@@ -118,6 +118,7 @@ class OneAfterAnother:
         examples = self._dataset.examples("train")
         self._feed = PromptFeed(examples.users, examples.positions, seed=config.seed)
         self._step = self._version = 0
+        collect_garbage_seldom()  # as a rollout actor does
 
     def steps(self, count: int) -> dict[str, float]:
         """Seconds of each part and of the loop, per step."""
