@@ -1,13 +1,14 @@
 """Weights as one flat buffer per dtype: what travels from the learner to the rollout engines.
 
 `pack` copies every parameter once (`pack_one_by_one` without having more than one of them at hand); `tensors` gives
-views back without a copy. Each buffer has a checksum, and so have the manifest and these: a torn or foreign buffer is
-refused instead of loaded. Each tensor has one of its own too: what has the checksum of the tensor in place already need
-not be loaded again.
+views back without a copy. Each part of a buffer has a checksum, and so have the manifest and these: a torn or foreign
+buffer is refused instead of loaded. Each tensor has one of its own too: what has the checksum of the tensor in place
+already need not be loaded again.
 """
 
 import warnings
 from collections.abc import Collection, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,7 @@ import xxhash
 
 from catalog.errors import PolicyError
 
+_PARTS = 4  # of a buffer
 _DTYPES = {str(dtype): dtype for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64)}
 
 
@@ -37,7 +39,7 @@ class PackedWeights:
     version: int
     manifest: tuple[TensorEntry, ...]
     buffers: dict[str, np.ndarray]  # dtype -> uint8 [bytes]
-    checksums: dict[str, int]  # dtype -> xxh3 of the buffer
+    checksums: dict[str, tuple[int, ...]]  # dtype -> xxh3 of each of the buffer's parts
     checksum: int  # xxh3 of the manifest and of `checksums`, and so of all bytes
 
     @property
@@ -48,17 +50,16 @@ class PackedWeights:
     def verify(self) -> None:
         """Raises PolicyError when the bytes are not those that were packed.
 
-        One call per buffer, which lets go of Python's lock: a thread that verifies beside an engine at work would
-        otherwise wait for the lock once per tensor, up to 5 ms each time.
+        The parts of a buffer are hashed beside each other in calls that let go of Python's lock: a thread that verifies
+        beside an engine at work would otherwise wait for the lock once per tensor, up to 5 ms each time.
         """
         if _checksum(self.manifest, self.checksums) != self.checksum:
             raise PolicyError(f"weights version {self.version} arrived damaged: the manifest is not the one packed")
         for dtype, expected in self.checksums.items():
-            actual = xxhash.xxh3_64_intdigest(self.buffers[dtype])
-            if actual != expected:
+            if _checksums(self.buffers[dtype]) != expected:
                 raise PolicyError(
-                    f"weights version {self.version} arrived damaged: the buffer of {dtype} has checksum "
-                    f"{actual:#018x}, not {expected:#018x}; damaged are {', '.join(self._damaged(dtype))}"
+                    f"weights version {self.version} arrived damaged: the checksums of the {dtype} buffer do not hold; "
+                    f"damaged are {', '.join(self._damaged(dtype))}"
                 )
 
     def tensors(self, names: Collection[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
@@ -107,24 +108,21 @@ def pack_one_by_one(
         places.append((name, tuple(shape), kind, offsets.get(dtype, 0)))
         offsets[dtype] = offsets.get(dtype, 0) + shape.numel() * kind.itemsize
     buffers = {dtype: np.empty(size, dtype=np.uint8) for dtype, size in offsets.items()}
-    whole = {dtype: xxhash.xxh3_64() for dtype in buffers}
     manifest = []
     for (name, shape, kind, offset), tensor in zip(places, tensors, strict=True):
         assert (tuple(tensor.shape), tensor.dtype) == (shape, kind), name
         target = buffers[str(kind)][offset : offset + tensor.numel() * kind.itemsize]
         torch.from_numpy(target).view(kind).view(shape).copy_(tensor.detach())
-        # Both checksums while the bytes are in the processor's cache.
-        whole[str(kind)].update(target)
         manifest.append(
             TensorEntry(
                 name=name,
                 shape=shape,
                 dtype=str(kind),
                 offset=offset,
-                checksum=xxhash.xxh3_64_intdigest(target),
+                checksum=xxhash.xxh3_64_intdigest(target),  # while its bytes are in the processor's cache
             )
         )
-    checksums = {dtype: digest.intdigest() for dtype, digest in whole.items()}
+    checksums = {dtype: _checksums(buffer) for dtype, buffer in buffers.items()}
     return PackedWeights(
         version=version,
         manifest=tuple(manifest),
@@ -134,7 +132,12 @@ def pack_one_by_one(
     )
 
 
-def _checksum(manifest: tuple[TensorEntry, ...], checksums: dict[str, int]) -> int:
+def _checksums(buffer: np.ndarray) -> tuple[int, ...]:
+    with ThreadPoolExecutor(_PARTS) as pool:
+        return tuple(pool.map(xxhash.xxh3_64_intdigest, np.array_split(buffer, _PARTS)))
+
+
+def _checksum(manifest: tuple[TensorEntry, ...], checksums: dict[str, tuple[int, ...]]) -> int:
     return xxhash.xxh3_64_intdigest(repr((manifest, checksums)).encode())
 
 

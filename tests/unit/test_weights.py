@@ -30,10 +30,11 @@ def test_every_tensor_comes_back_as_it_was():
     packed.verify()
 
 
-def test_a_flipped_byte_is_noticed():
+@pytest.mark.parametrize(("byte", "name"), [(0, "a"), (5, "a"), (25, "c"), (40, "d"), (75, "d")])
+def test_a_flipped_byte_is_noticed(byte, name):
     packed = pack(parameters(), version=3)
-    packed.buffers["torch.float32"][5] ^= 1
-    with pytest.raises(PolicyError, match=r"version 3 arrived damaged: .* torch\.float32 .*; damaged are a$"):
+    packed.buffers["torch.float32"][byte] ^= 1
+    with pytest.raises(PolicyError, match=rf"version 3 arrived damaged: .* torch\.float32 .*; damaged are {name}$"):
         packed.verify()
 
 
