@@ -36,7 +36,7 @@ from catalog.dataset import Dataset
 from catalog.feed import PromptFeed
 from catalog.rollout_group import encode
 from catalog.vocabulary import Vocabulary
-from cluster.environment import ALLOCATOR, collect_garbage_seldom
+from cluster.environment import collect_garbage_seldom
 from learner.assessment import assess
 from learner.batch import GroupBatch
 from learner.collate import collate
@@ -50,6 +50,7 @@ from learner.train_loop import version_after
 from learner.weights import pack
 from services.bench import BenchOptions, note
 from services.benches.artefacts import make_artefacts
+from services.benches.connection import connected
 from services.config import RunConfig
 from services.fleet import Fleet, open_engine, reserve_places, start_fleet
 from services.paths import RunPaths
@@ -57,29 +58,20 @@ from services.paths import RunPaths
 PARTS = ("generate", "rank", "learn", "load_weights")
 SIDES = ("alone", "beside", "async")
 POLICIES = {"default": {}, "small": {"hidden_size": 64, "layers": 2, "heads": 2, "feed_forward_size": 192}}
+STEPS = 24  # of a round: longer than the two seconds after which an actor reports where its time went
 WARM_STEPS = 12  # until the queue runs steadily and flow control has its measurements
 _WAIT_S = 300.0
 
 
 def run(options: BenchOptions) -> dict[str, Any]:
     """A row per policy; of the small one alone if quick."""
-    ray.init(
-        address="local",
-        num_cpus=4,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-        runtime_env={"env_vars": ALLOCATOR},
-    )
-    try:
+    with connected(num_cpus=4, include_dashboard=False):
         return {"rows": [_row(name, options) for name in (("small",) if options.quick else POLICIES)]}
-    finally:
-        ray.shutdown()
 
 
 def _row(policy: str, options: BenchOptions) -> dict[str, Any]:
     """`repeats` rounds of all sides, in alternating order."""
-    steps, repeats = (8, 3) if options.quick else (24, options.repeats)
+    repeats = 3 if options.quick else options.repeats
     with tempfile.TemporaryDirectory() as directory:
         config = _config(directory, options.seed, POLICIES[policy])
         paths = make_artefacts(config)
@@ -90,7 +82,7 @@ def _row(policy: str, options: BenchOptions) -> dict[str, Any]:
         )
         alone = alone.remote(config, paths)
         try:
-            return {"policy": policy, **_compare(config, paths, fleet, alone, steps, repeats)}
+            return {"policy": policy, **_compare(config, paths, fleet, alone, repeats)}
         finally:
             ray.kill(alone)
             fleet.stop()
@@ -244,7 +236,7 @@ class AllAtOnce:
         return version_after(step, version, self._config.weights.publish_every)
 
 
-def _compare(config: RunConfig, paths: RunPaths, fleet: Fleet, alone: Any, steps: int, repeats: int) -> dict[str, Any]:
+def _compare(config: RunConfig, paths: RunPaths, fleet: Fleet, alone: Any, repeats: int) -> dict[str, Any]:
     for rollout in fleet.rollouts:
         answer(rollout.started, "the engine", _WAIT_S)
         answer(rollout.handle.__ray_call__.remote(lambda _: pin(0)), "the rollout actor", _WAIT_S)
@@ -252,7 +244,7 @@ def _compare(config: RunConfig, paths: RunPaths, fleet: Fleet, alone: Any, steps
         answer(ranker.__ray_call__.remote(lambda _: pin(1)), "the ranker", _WAIT_S)
     pin(1)
     fleet.begin(_WAIT_S)
-    together = AllAtOnce(config, paths, fleet, WARM_STEPS + repeats * (WARM_STEPS + steps))
+    together = AllAtOnce(config, paths, fleet, WARM_STEPS + repeats * (WARM_STEPS + STEPS))
     together.steps(WARM_STEPS)
     answer(alone.steps.remote(2), "the loop", _WAIT_S)
     rounds: list[dict[str, float]] = []
@@ -261,14 +253,14 @@ def _compare(config: RunConfig, paths: RunPaths, fleet: Fleet, alone: Any, steps
         found: dict[str, float] = {}
         for side in SIDES if number % 2 == 0 else reversed(SIDES):
             if side == "alone":
-                found |= answer(alone.steps.remote(steps), "the loop", _WAIT_S)
+                found |= answer(alone.steps.remote(STEPS), "the loop", _WAIT_S)
                 continue
             if side == "beside":
-                found["beside"] = together.train_until(alone.steps.remote(steps))["generate"]
+                found["beside"] = together.train_until(alone.steps.remote(STEPS))["generate"]
                 continue
             together.steps(WARM_STEPS)  # the queue has filled up meanwhile
             before = fleet.times()
-            one = together.steps(steps)
+            one = together.steps(STEPS)
             found["step_s"] = one["step_s"]
             spent = {"learner": one["time"]} | {
                 name: {activity: s - before[name].get(activity, 0.0) for activity, s in seconds.items()}

@@ -18,7 +18,6 @@ ms_per_group: what one group took. `service_engine` is the part of the service's
 same_candidates: share of candidates that both sides drew alike; not all, since sums in float32 depend on the batch.
 """
 
-import os
 import tempfile
 import time
 from typing import Any
@@ -35,12 +34,12 @@ from catalog.feed import PromptFeed
 from catalog.rollout_group import decode
 from catalog.tokens import TokenLayout
 from catalog.vocabulary import Vocabulary
-from cluster.environment import ALLOCATOR
 from learner.policy import load_policy
 from learner.settings import PolicySettings, PretrainSettings, RankerSettings
 from learner.train_loop import open_prompts
 from services.bench import BenchOptions, note
 from services.benches.artefacts import make_artefacts
+from services.benches.connection import connected
 from services.benches.rollout_timing import Arrivals, Round, share_of_same, summary
 from services.config import RunConfig
 from services.fleet import Fleet, reserve_places, start_fleet
@@ -62,19 +61,8 @@ def run(options: BenchOptions) -> dict[str, Any]:
         config = _config(options, scratch)
         paths = make_artefacts(config)
         layout = load_policy(paths.policy).layout
-        environment = {"env_vars": ALLOCATOR | {"PYTHONPATH": os.getcwd()}}
-        ray.init(
-            address="local",
-            num_cpus=4,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level="ERROR",
-            runtime_env=environment,
-        )
-        try:
+        with connected(num_cpus=4, include_dashboard=False):
             return _compare(config, paths, layout, timed, options.repeats)
-        finally:
-            ray.shutdown()
 
 
 class StubRanker:

@@ -38,11 +38,11 @@ from actors.vllm_configuration import engine_environment
 from actors.weight_board import WeightBoard, WeightPublisher, WeightSource
 from catalog.tokens import TokenLayout
 from catalog.vocabulary import Vocabulary
-from cluster.environment import ALLOCATOR
 from learner.policy import Policy, build_policy, save_policy
 from learner.settings import PolicySettings
 from learner.weights import PackedWeights, pack
 from services.bench import BenchOptions, note
+from services.benches.connection import connected
 
 LEVEL_SIZES = (256, 256, 256)
 ITEMS = 2000
@@ -68,17 +68,16 @@ def run(options: BenchOptions) -> dict[str, Any]:
         save_policy(policy, Path(directory) / "policy")
         nodes = [cluster.head_node, *(cluster.add_node(**node) for _ in range(NODES - 1))]
         try:
-            environment = {"env_vars": ALLOCATOR | {"PYTHONPATH": os.getcwd()}}
-            ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR", runtime_env=environment)
-            places = [NodeAffinitySchedulingStrategy(node.node_id, soft=False) for node in nodes]
-            publication = _Publication(policy, places[-1])
-            engines = _start(max(counts), places, publication.board, Path(directory) / "policy", options.seed, layout)
-            rows = [
-                _measure(engines[:count], publication, options.repeats, busy)
-                for count, busy in itertools.product(counts, (True, False))
-            ]
+            with connected(cluster.address):
+                places = [NodeAffinitySchedulingStrategy(node.node_id, soft=False) for node in nodes]
+                publication = _Publication(policy, places[-1])
+                policy_dir = Path(directory) / "policy"
+                engines = _start(max(counts), places, publication.board, policy_dir, options.seed, layout)
+                rows = [
+                    _measure(engines[:count], publication, options.repeats, busy)
+                    for count, busy in itertools.product(counts, (True, False))
+                ]
         finally:
-            ray.shutdown()
             cluster.shutdown()
     nbytes = publication.nbytes
     return {"bytes": nbytes, "memcpy_gb_per_s": _memcpy_gb_per_s(nbytes), "nodes": NODES, "rows": rows}

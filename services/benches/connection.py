@@ -1,0 +1,29 @@
+"""The Ray cluster of a bench."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+
+from cluster.environment import ALLOCATOR
+
+
+@contextmanager
+def connected(address: str = "local", **settings: Any) -> Iterator[None]:
+    """Connected to the cluster at `address`, by default one of this bench alone, with processes set up as a job's.
+
+    `settings` go to `ray.init`.
+    """
+    ray.init(
+        address=address,
+        log_to_driver=False,
+        logging_level="ERROR",
+        runtime_env={"env_vars": ALLOCATOR | {"PYTHONPATH": os.getcwd()}},
+        **settings,
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
