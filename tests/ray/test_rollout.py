@@ -84,6 +84,14 @@ class Parts:
                 return status
         raise AssertionError(f"never {counts}: {status}")
 
+    @staticmethod
+    def until_version(actor, version):
+        """Returns once the actor has reported these weights."""
+        deadline = time.monotonic() + WAIT_S
+        while ray.get(actor.stats.remote()).version != version:
+            assert time.monotonic() < deadline, f"never version {version}"
+            time.sleep(0.05)
+
 
 def train(queue, step, count, version=0):
     groups = [decode(record) for record in queue.pull(step, 0, 1, count, version)]
@@ -148,6 +156,7 @@ def test_new_weights_reach_a_running_actor_and_older_groups_go_stale(launch):
     parts.until(queued=16)
     publisher = WeightPublisher(parts.board)
     publisher.publish(pack([("w", torch.ones(4))], version=1))
+    parts.until_version(actor, 1)  # else it may answer the room in the queue with more groups of version 0
     groups = train(parts.queue, 0, 4, version=1)
     assert {group.version_min for group in groups} == {1}
     status = parts.queue.status()
@@ -155,9 +164,7 @@ def test_new_weights_reach_a_running_actor_and_older_groups_go_stale(launch):
 
     late = parts.rollout("rollout-1")  # starts with the newest weights, not with those of its engine's directory
     late.run.remote(late.start.remote())
-    deadline = time.monotonic() + WAIT_S
-    while ray.get(late.stats.remote()).version != 1:
-        assert time.monotonic() < deadline
+    parts.until_version(late, 1)
 
 
 def test_an_engine_built_after_a_new_catalogue_arrived_starts_with_it(launch):
