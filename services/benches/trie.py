@@ -6,10 +6,17 @@ logits processor that writes the answer into a mask of minus infinities and adds
 row's node by the last token and restricts the scores in place. A decode is every level once; the masked scores of both
 must be equal. Both sides are one thread of plain computation, so what is timed is the processor time of this process,
 which other work on the machine distorts less than it does wall time.
+
+`builds`: wall time of making the trie of a catalogue of four levels, on all cores and on one, in a process of its own;
+the memory that the arrays take and the peak above the input while they are made.
 """
 
+import multiprocessing
+import os
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +30,10 @@ _ROWS = 1024
 _LEVEL_SIZES = (256, 256, 256)
 _SIZES = (1_000, 10_000, 100_000, 1_000_000, 10_000_000)
 _QUICK_SIZES = (1_000, 100_000)
+_BUILD_SIZES = (1_000_000, 10_000_000, 20_000_000)
+_QUICK_BUILD_SIZES = (1_000_000,)
+_BUILD_LEVELS = 4
+_SPREAD = 2_654_435_761  # an odd number: multiplication by it permutes the integers below 2**32
 _DECODES = 20  # of ours in one timed run; one of the dictionary takes longer than these
 # A dictionary of 1e7 items holds about as many strings and lists: minutes, and more memory than most machines have.
 _LARGEST_DICTIONARY = 1_000_000
@@ -31,12 +42,14 @@ _LARGEST_DICTIONARY = 1_000_000
 def run(options: BenchOptions) -> dict[str, Any]:
     """Rows by catalogue size; `speedup` is None where the dictionary was not built."""
     rows = [_measure(size, options) for size in (_QUICK_SIZES if options.quick else _SIZES)]
+    builds = [_build(size, options.repeats) for size in (_QUICK_BUILD_SIZES if options.quick else _BUILD_SIZES)]
     return {
         "batch": _ROWS,
         "level_sizes": _LEVEL_SIZES,
         "clock": "processor time",
         "dictionary_stopped_at_items": _LARGEST_DICTIONARY,
         "rows": rows,
+        "builds": builds,
     }
 
 
@@ -111,6 +124,44 @@ def _measure(size: int, options: BenchOptions) -> dict[str, Any]:
         row["speedup"] = figures["dictionary"] / ours_s
     note(f"trie: {size} items: {row['us_per_step']:.0f} us per step, {row['speedup'] or float('nan'):.0f}x")
     return row
+
+
+def _build(size: int, repeats: int) -> dict[str, Any]:
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        row = pool.submit(_build_here, size, repeats).result()
+    note("trie: " + ", ".join(f"{name} {value:.4g}" for name, value in row.items()))
+    return row
+
+
+def _build_here(size: int, repeats: int) -> dict[str, Any]:
+    layout = TokenLayout.fresh((256,) * _BUILD_LEVELS)
+    codes = (np.arange(size) * _SPREAD % 2**32).astype(">u4")
+    item_tokens = layout.encode(codes.view(np.uint8).reshape(size, _BUILD_LEVELS))
+    before = _resident_mib("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
+    trie = Trie.build(item_tokens, layout.vocab_size)
+    peak = _resident_mib("VmHWM")
+    cores = os.sched_getaffinity(0)
+
+    def build(on: set[int]) -> None:
+        os.sched_setaffinity(0, on)
+        Trie.build(item_tokens, layout.vocab_size)
+
+    figures = medians(alternate({"all": lambda: build(cores), "one": lambda: build({min(cores)})}, repeats))
+    return {
+        "items": size,
+        "build_s": figures["all"],
+        "build_one_core_s": figures["one"],
+        "cores": len(cores),
+        "memory_mib": trie.nbytes / 2**20,
+        "bytes_per_item": trie.nbytes / size,
+        "peak_mib": peak - before,
+    }
+
+
+def _resident_mib(name: str) -> float:
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status[name].split()[0]) / 1024
 
 
 def _timed(make: Callable[[], Any]) -> tuple[Any, float]:

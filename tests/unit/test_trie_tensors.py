@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from catalog import trie_build
 from catalog.errors import DataError
 from catalog.trie import DEAD, Exclusions, Trie
 from catalog.trie_build import build_arrays
@@ -115,6 +116,21 @@ def test_items_of_any_number_of_bits_are_sorted_alike(levels):
     trie = Trie.build(items, 1024)
     assert trie.lookup(items).tolist() == list(range(len(items)))
     assert trie.nodes == len({tuple(row[:depth]) for row in items.tolist() for depth in range(levels + 1)})
+
+
+@pytest.mark.parametrize("cores", [2, 7, 300])
+@pytest.mark.parametrize("levels", [2, 8])
+def test_a_trie_built_in_parts_is_the_one_built_at_once(monkeypatch, levels, cores):
+    random = np.random.default_rng(cores)
+    items = random.permutation(np.unique(random.integers(3, 900, (250, levels)), axis=0))
+    retired = random.permutation(len(items))[:90]
+    whole = build_arrays(items, retired)
+    monkeypatch.setattr(trie_build, "_PART_ROWS", 1)
+    monkeypatch.setattr(trie_build.os, "sched_getaffinity", lambda process: range(cores))
+    assert len(trie_build._parts(len(items))) == min(cores, len(items))
+    built = build_arrays(items, retired)
+    for name, array in whole.items():
+        assert (built[name].dtype, built[name].tolist()) == (array.dtype, array.tolist()), name
 
 
 def test_a_saved_trie_is_mapped_and_a_pickled_one_carries_its_arrays_alone(tmp_path):
