@@ -71,11 +71,15 @@ def draw(
         )
     versions = np.asarray([generation.catalogue_version for generation in generations])
     items = vocabulary.lookup(np.stack([generation.tokens for generation in generations]), versions)  # [B, K]
-    generated = np.unique(items)
+    generated, places = np.unique(np.append(items, -1), return_inverse=True)  # -1 is first, whatever was generated
+    places = places[:-1].reshape(items.shape)
     drawn = []
     for row, prompt in enumerate(prompts):
         # Without its own candidates, what the whole batch generated is what the other prompts did.
-        pool = np.setdiff1d(generated, np.append(items[row], [prompt.target_item, -1]))
+        others = generated != prompt.target_item
+        others[0] = False
+        others[places[row]] = False
+        pool = generated[others]
         generator = np.random.default_rng([seed, prompt.lease.lease_id])
         chosen = generator.choice(pool, size=min(distractors, len(pool)), replace=False)
         drawn.append(
@@ -106,8 +110,9 @@ def finish(
     """Rollout groups from the answer `[B, 1 + K + M]` to `ranker_request`."""
     groups = []
     for row, one in enumerate(drawn):
+        asked = _asked(one)
         score_of, spread_of, value_of = (
-            _by_item(_asked(one), column[row]) for column in (assessment.scores, assessment.spread, assessment.values)
+            _by_item(asked, column[row]) for column in (assessment.scores, assessment.spread, assessment.values)
         )
         generation = one.generation
         groups.append(
