@@ -68,8 +68,9 @@ class TreeEngineSettings(Settings):
     threads: int = Field(default=1, ge=1)  # CPU threads of an engine
     # Prompts of one engine step, between which weights are swapped; null: 32 on a CPU, 256 on a GPU.
     prompts_per_step: int | None = Field(default=None, ge=1)
-    # Keys and values remembered within one weight version, for prompts that extend earlier ones; 0: none.
-    prefix_cache_mib: float = Field(default=256.0, ge=0)
+    # Keys and values remembered within one weight version, for prompts that extend earlier ones; 0: none; null: those
+    # of four steps, in a quarter of the memory that is free at most.
+    prefix_cache_mib: float | None = Field(default=None, ge=0)
 
 
 def _engine_type(value: Any) -> str:

@@ -12,6 +12,7 @@ It needs neither vLLM nor a special environment, and runs on the GPU when it has
 """
 
 import hashlib
+import os
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -28,10 +29,12 @@ from catalog.vocabulary import Vocabulary
 from learner.policy import Policy, load_policy
 from learner.tree_decode import Candidates, TreeDecoder
 from learner.tree_draw import streams
+from learner.tree_prefix import prefix_bytes
 from learner.tree_trie import DeviceTrie
 from learner.weights import PackedWeights, TensorEntry
 
 _PROMPTS_PER_STEP = {"cpu": 32, "cuda": 256}
+_STEPS_REMEMBERED = 4
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -62,9 +65,10 @@ class TreeEngine:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         torch.set_num_threads(engine.threads)
         self._model = policy.model.to(device=device, dtype=_DTYPES[engine.dtype]).requires_grad_(False)
-        cache_bytes = int(engine.prefix_cache_mib * 2**20)
-        self._decoder = TreeDecoder(self._model, vocabulary, cache_bytes)
         self._per_step = engine.prompts_per_step or _PROMPTS_PER_STEP[device]
+        step_bytes = self._per_step * prefix_bytes(self._model, max_prompt_tokens, vocabulary.layout.levels)
+        cache_bytes, cache_reason = _cache_size(engine.prefix_cache_mib, step_bytes, self._model.device)
+        self._decoder = TreeDecoder(self._model, vocabulary, cache_bytes)
         # with the catalogue of when they were submitted
         self._waiting: deque[tuple[GenerateRequest, DecodeSettings, DeviceTrie]] = deque()
         self._catalogue = self._decoder.catalogue
@@ -76,7 +80,7 @@ class TreeEngine:
                 self._per_step,
                 "given in the settings" if given else f"enough to keep a {device} busy",
             ),
-            "prefix_cache_bytes": (cache_bytes, "given in the settings"),
+            "prefix_cache_bytes": (cache_bytes, cache_reason),
         }
 
     @property
@@ -204,6 +208,23 @@ class TreeEngine:
     def _key(self, request: GenerateRequest) -> bytes:
         """The key of a request's random numbers."""
         return hashlib.blake2b(f"{self._seed}/{request.request_id}".encode(), digest_size=16).digest()
+
+
+def _cache_size(given_mib: float | None, step_bytes: int, device: torch.device) -> tuple[int, str]:
+    """Bytes of the prefix cache, and why."""
+    if given_mib is not None:
+        size, reason = int(given_mib * 2**20), "given in the settings"
+    else:
+        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _free_memory()
+        size = min(_STEPS_REMEMBERED * step_bytes, free // 4)
+        reason = f"{_STEPS_REMEMBERED} steps of the longest prompts, in a quarter of the {free >> 20} MiB free at most"
+    if 0 < size < step_bytes:
+        reason += f"; a step of the longest prompts takes {step_bytes >> 20} MiB, and one that does not fit is not kept"
+    return size, reason
+
+
+def _free_memory() -> int:
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _check_policy(policy: Policy, directory: Path, vocabulary: Vocabulary, max_prompt_tokens: int) -> None:

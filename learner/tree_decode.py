@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from catalog.vocabulary import Vocabulary
 from learner.tree_attention import BranchAttention
 from learner.tree_draw import distinct, draw, log_inclusion, log_softmax, nucleus, perturbed
-from learner.tree_forward import forward_of
+from learner.tree_forward import forward_of, project
 from learner.tree_prefix import Prefix, PrefixCache, prefill
 from learner.tree_trie import DeviceTrie
 
@@ -182,10 +182,7 @@ class TreeDecoder:
 
     def logits(self, hidden: torch.Tensor, tokens: slice) -> torch.Tensor:
         """Float32 logits of some of the tokens."""
-        head = self._head
-        if type(head) is not torch.nn.Linear:  # adapted by peft, for example
-            return head(hidden)[..., tokens].float()
-        return F.linear(hidden, head.weight[tokens], None if head.bias is None else head.bias[tokens]).float()
+        return project(self._head, hidden, tokens).float()
 
 
 class _Tree:

@@ -12,9 +12,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
 from learner.tree_attention import HistoryAttention, KnownRow, RowGeometry
 from learner.tree_forward import Forward
+
+_TOKEN_BYTES = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +28,15 @@ class Prefix:
     values: list[torch.Tensor]
     lengths_B: torch.Tensor  # int64
     hidden_BD: torch.Tensor  # last hidden state of each history's last token
+
+
+def prefix_bytes(model: PreTrainedModel, tokens: int, stride: int) -> int:
+    """What a `PrefixCache` keeps of a history of so many tokens: keys and values, and the starts that find them."""
+    config = model.config
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    starts = range(1, tokens + 1, stride)
+    return 2 * config.num_hidden_layers * heads * size * tokens * model.dtype.itemsize + _TOKEN_BYTES * sum(starts)
 
 
 @dataclass(eq=False)
@@ -44,7 +56,7 @@ class PrefixCache:
     """
 
     def __init__(self, max_bytes: int, stride: int) -> None:
-        """`max_bytes` bounds the tensors and the tokens that find them; a batch above it is not kept."""
+        """`max_bytes` bounds the tensors and the tokens that find them; a batch above it leaves all as it was."""
         self._max_bytes, self._stride = max_bytes, stride
         self._batches: deque[_Batch] = deque()
         self._found: dict[bytes, tuple[_Batch, int]] = {}
@@ -66,12 +78,13 @@ class PrefixCache:
     def add(self, rows: list[np.ndarray], keys: list[torch.Tensor], values: list[torch.Tensor]) -> None:
         """Keep a batch: tokens of its rows, keys and values of each layer `[R, T, G, E]`."""
         batch = _Batch(keys=keys, values=values, nbytes=sum(part.nbytes for part in (*keys, *values)))
-        for row, tokens in enumerate(rows):
-            for length in range(1, len(tokens) + 1, self._stride):
-                start = tokens[:length].tobytes()
-                self._found[start] = (batch, row)
-                batch.starts.append(start)
-                batch.nbytes += len(start)
+        starts = [[tokens[:n].tobytes() for n in range(1, len(tokens) + 1, self._stride)] for tokens in rows]
+        batch.nbytes += sum(len(start) for some in starts for start in some)
+        if batch.nbytes > self._max_bytes:
+            return
+        for row, some in enumerate(starts):
+            batch.starts += some
+            self._found.update(dict.fromkeys(some, (batch, row)))
         self._batches.append(batch)
         self.nbytes += batch.nbytes
         while self.nbytes > self._max_bytes:

@@ -5,13 +5,14 @@ figure is the median of `repeats`, and the answer carries a description of the m
 """
 
 import importlib
+import importlib.metadata
 import json
 import os
 import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,14 +80,20 @@ def alternate(
     """Seconds of every run of every side: one warm-up each, then `repeats` rounds, every other one in reverse order."""
     for side in sides.values():
         side()
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    names = list(sides)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
     for round_number in range(repeats):
-        names = list(sides) if round_number % 2 == 0 else list(reversed(sides))
-        for name in names:
+        for place in in_turn(len(sides), round_number):
+            name = names[place]
             started_s = clock()
             sides[name]()
             seconds[name].append(clock() - started_s)
     return seconds
+
+
+def in_turn(count: int, round_number: int) -> Sequence[int]:
+    """The order in which `count` sides take their turns: every other round it is reversed."""
+    return range(count) if round_number % 2 == 0 else range(count)[::-1]
 
 
 def medians(seconds: Mapping[str, list[float]]) -> dict[str, float]:
@@ -102,8 +109,10 @@ def machine(options: BenchOptions) -> dict[str, Any]:
         "cpu": _cpu_name(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "system": platform.platform(),
         "python": platform.python_version(),
         "torch": torch.__version__,
+        **{name: importlib.metadata.version(name) for name in ("vllm", "ray", "transformers")},
         "threads": options.threads,
         "matmul_gflops": round(matmul_gflops(), 1),
     }

@@ -59,6 +59,8 @@ _ATTENTION = (
 
 _FORWARD = (
     ("wanted_P if index == last else None", "None"),
+    ("return module(x)[..., rows]", "return module(x)"),
+    ("weight, bias, \"none\"", "weight, None, \"none\""),
     ("x_ND, normed_ND = x_ND[chosen_P], normed_ND[chosen_P]", "x_ND = x_ND[chosen_P]"),
     ("torch.cat([-second, first], dim=-1)", "torch.cat([second, -first], dim=-1)"),
     ("if hasattr(attn, norm) else heads", "if False else heads"),
@@ -77,6 +79,8 @@ _PREFIX = (
     ("in reversed(range(1, limit", "in (range(1, limit"),
     ("row=row, length=length)", "row=0, length=length)"),
     ("while self.nbytes > self._max_bytes:", "while False:"),
+    ("if batch.nbytes > self._max_bytes:", "if False:"),
+    ("model.dtype.itemsize + _TOKEN_BYTES", "model.dtype.itemsize + 0 * _TOKEN_BYTES"),
     ("        self.nbytes -= batch.nbytes\n", ""),
     ("batch.nbytes += len(start)", "pass"),
     ("self._found[start][0] is batch:", "True:"),

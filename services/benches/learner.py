@@ -7,8 +7,8 @@ feed-forward 384) with four code levels of 256, 1,027 tokens in all; float32. It
 batch's B histories are the middles of B equal parts of T/2..3T/2, so they are mixed and their mean is T; with B = 1 the
 history has T tokens. Every side works in micro-batches of at most `TOKENS` padded tokens, in order of length.
 
-Figures are medians of `repeats` steps in alternating order; three where one row per branch makes a step of more than
-`LONG` tokens, which takes over two seconds (K = 64, T = 800: one prompt). Fields of a row:
+Figures are medians of `repeats` steps in alternating order, of three if quick. `peak_share` and `peak_share_ratio`
+beside the rows are the lowest of theirs. Fields of a row:
 
     speedup              shared_prefix_prompts_per_s / per_sequence_prompts_per_s
     speedup_over_trl     shared_prefix_prompts_per_s / trl_prompts_per_s
@@ -46,7 +46,6 @@ from services.benches.learner_sides import PlainSide, RowSide, left_padded, righ
 
 LEVELS, CODES = 4, 256
 TOKENS = 2048  # padded tokens per forward
-LONG = 20_000  # tokens of a step with one row per branch
 # (K, T) -> prompts of a step
 PROMPTS = {
     (4, 50): 32,
@@ -68,13 +67,13 @@ def run(options: BenchOptions) -> dict[str, Any]:
     for candidates, history in QUICK if options.quick else PROMPTS:
         rows.append(_measure(candidates, history, options))
         note(", ".join(f"{name} {value:.4g}" for name, value in rows[-1].items()))
-    return {"rows": rows}
+    return {"rows": rows, **{name: min(row[name] for row in rows) for name in ("peak_share", "peak_share_ratio")}}
 
 
 def _measure(candidates: int, history: int, options: BenchOptions) -> dict[str, float]:
     prompts = PROMPTS[candidates, history] // (2 if options.quick else 1)
     positions = (candidates + 1) * (history + LEVELS)
-    repeats = min(options.repeats, 3) if options.quick or prompts * positions > LONG else options.repeats
+    repeats = min(options.repeats, 3) if options.quick else options.repeats
     model = build_policy(PolicySettings(), (CODES,) * LEVELS, 2 * history, options.seed).model
     batch = make_batch(prompts, candidates, history, options.seed)
     losses: dict[str, list[float]] = {}

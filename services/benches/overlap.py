@@ -14,6 +14,7 @@ async: the actors of a run (`services.fleet`): rollout actor pinned to the first
 ratio: async step over the longest of the parts alone, which no loop can beat. The parts alone are pinned to one core as
     the actors are, so what is left is what waiting, the queue and the sharing of the second core cost.
 ratio_beside: async step over the longer of generating beside and learning alone, so without what cores cost each other.
+    `ratio` and `idle` beside the rows are those of the first.
 idle: shares of the time of each component that were waits (`learner.timebook`).
 """
 
@@ -66,7 +67,8 @@ _WAIT_S = 300.0
 def run(options: BenchOptions) -> dict[str, Any]:
     """A row per policy; of the small one alone if quick."""
     with connected(num_cpus=4, include_dashboard=False):
-        return {"rows": [_row(name, options) for name in (("small",) if options.quick else POLICIES)]}
+        rows = [_row(name, options) for name in (("small",) if options.quick else POLICIES)]
+    return {"ratio": rows[0]["ratio"], "idle": rows[0]["idle"], "rows": rows}
 
 
 def _row(policy: str, options: BenchOptions) -> dict[str, Any]:

@@ -17,7 +17,8 @@ Stretched engines have more patience than real ones: `efficiency` says whether t
 group how far it could go, and `queue_limit_groups_per_s` what one queue actor could do on a core of its own.
 
 A step takes what the engines make in `STEP_S`. In the rows with `limit: engines` the learner needs half of that time
-for it; in the one with `limit: learner` a fourth more. One run per row: `repeats` play no part.
+for it; in the one with `limit: learner` a fourth more. A row's figures are medians of `repeats` runs, one if quick; the
+rows take turns, every other time in reverse order.
 
 groups_per_s: trained, over the measured steps. efficiency: of what the limit could do: `supply_groups_per_s` (actors x
     `RATE`) or `learner_groups_per_s` (a step's groups over its train time, as if pull, ack and publish took none).
@@ -58,7 +59,7 @@ from catalog.dataset import Examples
 from catalog.errors import RunError
 from catalog.rollout_group import decode
 from learner.weights import PackedWeights, pack
-from services.bench import BenchOptions, note
+from services.bench import BenchOptions, in_turn, note
 from services.benches.scale_engine import (
     HISTORY,
     USERS,
@@ -71,7 +72,7 @@ from services.benches.scale_engine import (
     small_policy,
     vocabulary,
 )
-from services.benches.scale_rows import MAX_STALENESS, RATE, STEP_S, Shape, check_accounting, summary
+from services.benches.scale_rows import MAX_STALENESS, RATE, STEP_S, Shape, check_accounting, median_row, summary
 
 ACTORS = (4, 16, 64, 256)
 HOSTS = 4
@@ -106,7 +107,11 @@ def run(options: BenchOptions) -> dict[str, Any]:
         times = EngineTimes(group_s=1 / RATE, load_s=measured.load_s)
         parts = _Parts(rollout, times, max(shape.actors for shape in shapes), options.seed)
         idle = parts.idle_cpu_ms_per_s()
-        rows = [parts.row(shape, idle) for shape in shapes]
+        runs: list[list[dict[str, Any]]] = [[] for _ in shapes]
+        for number in range(1 if options.quick else options.repeats):
+            for place in in_turn(len(shapes), number):
+                runs[place].append(parts.row(shapes[place], idle))
+        rows = [median_row(some) for some in runs]
     finally:
         ray.shutdown()
         cluster.shutdown()

@@ -93,6 +93,15 @@ def summary(
     return {name: round(value, 4) if isinstance(value, float) else value for name, value in row.items()}
 
 
+def median_row(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The medians of a row's measured numbers; what is the same in every run, and accounts, as in the last one."""
+    row = dict(runs[-1])
+    for name, value in row.items():
+        if isinstance(value, float):
+            row[name] = statistics.median(run[name] for run in runs)
+    return row | {"runs": len(runs)}
+
+
 def all_have(published: Mapping[int, float], had: Sequence[Mapping[int, float]]) -> list[float]:
     """Seconds from each version's publication until everybody in `had` (version -> when) had it or a later one.
 

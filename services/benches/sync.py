@@ -10,10 +10,15 @@ bare_load_s: `load_weights` of an idle engine, from memory of its own process: w
 bare_fetch_s: `ray.get` of as many bytes on the other node by an actor that does nothing else; 0 where no other node
     takes part. The nodes are processes of one machine, so this is Ray's transfer over the loopback interface.
 seconds: from `publish` of weights that are packed (the learner packs while nothing waits for it) to the last engine's
-    having loaded them. `ratio` is against the bare loads, `ratio_fetch` against the bare fetch and the bare loads.
+    having loaded them. `ratio` is against the bare loads, `ratio_fetch` against the bare fetch and the bare loads,
+    `ratio_memcpy` against one copy of the bytes in memory. Medians of the rounds, in each of which the bare side and
+    the publication take turns.
 pause_s: from the end of the engine's last step with the old weights to the beginning of its first with the new;
     `load_s` is the part of it that was the load itself, `step_s` the step that a busy engine finished before it.
 copies: nodes that hold the weights in their object store.
+
+`ratio`, `pause_s` and `s_per_gb` beside the rows are those of one idle engine. An idle engine here looks for weights
+every `_IDLE_S`; an idle rollout actor, which nothing waits for, may let 0.2 s pass until it looks.
 """
 
 import itertools
@@ -41,7 +46,7 @@ from catalog.vocabulary import Vocabulary
 from learner.policy import Policy, build_policy, save_policy
 from learner.settings import PolicySettings
 from learner.weights import PackedWeights, pack
-from services.bench import BenchOptions, note
+from services.bench import BenchOptions, in_turn, note
 from services.benches.connection import connected
 
 LEVEL_SIZES = (256, 256, 256)
@@ -73,18 +78,25 @@ def run(options: BenchOptions) -> dict[str, Any]:
                 publication = _Publication(policy, places[-1])
                 policy_dir = Path(directory) / "policy"
                 engines = _start(max(counts), places, publication.board, policy_dir, options.seed, layout)
+                memcpy_s = _memcpy_s(publication.nbytes)
                 rows = [
-                    _measure(engines[:count], publication, options.repeats, busy)
+                    _measure(engines[:count], publication, options.repeats, busy, memcpy_s)
                     for count, busy in itertools.product(counts, (True, False))
                 ]
         finally:
             cluster.shutdown()
-    nbytes = publication.nbytes
-    return {"bytes": nbytes, "memcpy_gb_per_s": _memcpy_gb_per_s(nbytes), "nodes": NODES, "rows": rows}
+    one = next(row for row in rows if not row["busy"])
+    return {
+        "bytes": publication.nbytes,
+        "memcpy_gb_per_s": publication.nbytes / memcpy_s / 1e9,
+        "nodes": NODES,
+        **{name: one[name] for name in ("ratio", "pause_s", "s_per_gb")},
+        "rows": rows,
+    }
 
 
 class Receiver:
-    """An engine that generates without end and takes new weights as a rollout actor does."""
+    """An engine that generates without end and takes new weights between its steps, as a rollout actor does."""
 
     def __init__(self, policy: Path, layout: TokenLayout, seed: int, board: Any) -> None:
         from actors.vllm_engine import VllmEngine
@@ -106,14 +118,12 @@ class Receiver:
         self._generator = generator
         self._number = 0
 
-    def bare_load(self, weights: PackedWeights, repeats: int) -> list[float]:
-        """Seconds of loads of weights that lie in this process, all tensors of them."""
-        seconds = []
-        for _ in range(repeats + 1):
-            buffers = {dtype: buffer.copy() for dtype, buffer in weights.buffers.items()}
-            self._engine._loaded = ()  # else nothing would be loaded the second time
-            seconds.append(self._engine.load_weights(replace(weights, buffers=buffers)))
-        return seconds[1:]
+    def bare_load(self, weights: PackedWeights) -> float:
+        """Seconds of a load of weights that lie in this process, all tensors of them."""
+        while self._engine.in_flight:
+            self._engine.step()
+        buffers = {dtype: buffer.copy() for dtype, buffer in weights.buffers.items()}
+        return self._engine.load_weights(replace(weights, buffers=buffers))
 
     def receive(self, version: int, busy: bool) -> dict[str, float]:
         """Generate, or wait, until the engine has `version`."""
@@ -196,13 +206,10 @@ class _Publication:
         (reference,) = answer(self.board.latest.remote(0, 0.0), "the board", _ACTIVE_S)[1]
         return len(ray.experimental.get_object_locations([reference])[reference]["node_ids"])
 
-    def bare_fetch(self, repeats: int) -> list[float]:
-        """Seconds of transfers of as many bytes to the other node."""
-        seconds = []
-        for _ in range(repeats + 1):
-            reference = ray.put(np.ones(self.nbytes, dtype=np.uint8))
-            seconds.append(answer(self._fetcher.fetch.remote([reference]), "the other node", _ACTIVE_S))
-        return seconds[1:]
+    def bare_fetch(self) -> float:
+        """Seconds of a transfer of as many bytes to the other node."""
+        reference = ray.put(np.ones(self.nbytes, dtype=np.uint8))
+        return answer(self._fetcher.fetch.remote([reference]), "the other node", _ACTIVE_S)
 
 
 def _start(
@@ -229,28 +236,25 @@ def _start(
     return engines
 
 
-def _measure(engines: list[Any], publication: _Publication, repeats: int, busy: bool) -> dict[str, Any]:
-    bare_s, fetch_s = _bare(engines, publication, repeats)
-    runs = []
-    for _ in range(repeats + 1):
-        weights = publication.packed()
-        waiting = [engine.receive.remote(weights.version, busy) for engine in engines]
-        time.sleep(0.5)  # all of them are at it
-        started_s = time.monotonic()
-        publication.publish(weights)
-        found = [answer(reference, "an engine", _ACTIVE_S) for reference in waiting]
-        slowest = {name: max(one[name] for one in found) for name in found[0]}
-        runs.append({"seconds": slowest.pop("active_s") - started_s, **slowest})
-    middle = {name: statistics.median(one[name] for one in runs[1:]) for name in runs[0]}
-    turns_s = bare_s * math.ceil(len(engines) / (os.cpu_count() or 1))
+def _measure(
+    engines: list[Any], publication: _Publication, repeats: int, busy: bool, memcpy_s: float
+) -> dict[str, Any]:
+    turns = math.ceil(len(engines) / (os.cpu_count() or 1))
+    rounds: list[dict[str, float]] = []
+    for number in range(repeats + 1):
+        one: dict[str, float] = {}
+        for place in in_turn(2, number):
+            one |= _bare(engines, publication) if place == 0 else _publish(engines, publication, busy)
+        turns_s = one["bare_load_s"] * turns
+        one["ratio"] = one["seconds"] / turns_s
+        one["ratio_fetch"] = one["seconds"] / (one["bare_fetch_s"] + turns_s)
+        rounds.append(one)
+    middle = {name: statistics.median(one[name] for one in rounds[1:]) for name in rounds[0]}
     row = {
         "engines": len(engines),
         "busy": busy,
-        "bare_load_s": bare_s,
-        "bare_fetch_s": fetch_s,
         **middle,
-        "ratio": middle["seconds"] / turns_s,
-        "ratio_fetch": middle["seconds"] / (fetch_s + turns_s),
+        "ratio_memcpy": middle["seconds"] / memcpy_s,
         "s_per_gb": middle["seconds"] / (publication.nbytes / 1e9),
         "copies": publication.copies(),
     }
@@ -258,16 +262,27 @@ def _measure(engines: list[Any], publication: _Publication, repeats: int, busy: 
     return row
 
 
-def _bare(engines: list[Any], publication: _Publication, repeats: int) -> tuple[float, float]:
-    loads = answer(engines[0].bare_load.remote(publication.packed(), repeats), "the bare load", _ACTIVE_S)
-    return statistics.median(loads), statistics.median(publication.bare_fetch(repeats)) if len(engines) > 1 else 0.0
+def _bare(engines: list[Any], publication: _Publication) -> dict[str, float]:
+    load_s = answer(engines[0].bare_load.remote(publication.packed()), "the bare load", _ACTIVE_S)
+    return {"bare_load_s": load_s, "bare_fetch_s": publication.bare_fetch() if len(engines) > 1 else 0.0}
 
 
-def _memcpy_gb_per_s(nbytes: int) -> float:
+def _publish(engines: list[Any], publication: _Publication, busy: bool) -> dict[str, float]:
+    weights = publication.packed()
+    waiting = [engine.receive.remote(weights.version, busy) for engine in engines]
+    time.sleep(0.5)  # all of them are at it
+    started_s = time.monotonic()
+    publication.publish(weights)
+    found = [answer(reference, "an engine", _ACTIVE_S) for reference in waiting]
+    slowest = {name: max(one[name] for one in found) for name in found[0]}
+    return {"seconds": slowest.pop("active_s") - started_s, **slowest}
+
+
+def _memcpy_s(nbytes: int) -> float:
     source, target = np.ones(nbytes, dtype=np.uint8), np.empty(nbytes, dtype=np.uint8)
     seconds = []
     for _ in range(5):
         started_s = time.perf_counter()
         np.copyto(target, source)
         seconds.append(time.perf_counter() - started_s)
-    return nbytes / statistics.median(seconds) / 1e9
+    return statistics.median(seconds)

@@ -16,6 +16,7 @@ from catalog.tokens import TokenLayout
 from catalog.vocabulary import Vocabulary
 from learner.policy import build_policy, save_policy
 from learner.settings import PolicySettings
+from learner.tree_prefix import prefix_bytes
 from learner.weights import pack
 from tests.engine.conftest import MAX_PROMPT, assert_bad_requests_are_refused_at_once, drain, world  # noqa: F401
 from tests.rollout_fakes import CODES, LAYOUT, TinyDataset
@@ -260,6 +261,18 @@ def test_sizes_are_derived_unless_given(world):  # noqa: F811
     derived = open_engine(world, prompts_per_step=None).derivation
     assert derived["prompts_per_step"][0] == (256 if torch.cuda.is_available() else 32)
     assert "busy" in derived["prompts_per_step"][1]
+
+
+def test_the_prefix_cache_has_room_for_four_steps_unless_memory_is_short(world, monkeypatch):  # noqa: F811
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    size, reason = open_engine(world).derivation["prefix_cache_bytes"]
+    step = 4 * prefix_bytes(world.policies[0].model, MAX_PROMPT, 3)
+    assert size == 4 * step
+    assert "4 steps" in reason and "not kept" not in reason
+    monkeypatch.setattr("actors.tree_engine._free_memory", lambda: 2 * step)
+    size, reason = open_engine(world).derivation["prefix_cache_bytes"]
+    assert size == step // 2
+    assert "is not kept" in reason
 
 
 def test_a_rollout_worker_fills_the_queue_from_it(tmp_path):

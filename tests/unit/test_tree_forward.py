@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from torch.nn.utils import parametrize
 from transformers import Gemma2Config, Gemma2ForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from catalog.errors import PolicyError
 from learner.tree_attention import HistoryAttention, RowGeometry
-from learner.tree_forward import _General, _Lean, forward_of
+from learner.tree_forward import _General, _Lean, forward_of, project
 from tests.unit.learner_cases import sharpen
 from tests.unit.tree_cases import HISTORIES, SIZES, models
 
@@ -35,6 +36,20 @@ def everything_at(row_N, position_N, row, position):
 def expected(model, histories):
     with torch.no_grad():
         return torch.cat([model.get_decoder()(torch.tensor([one])).last_hidden_state[0] for one in histories])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bias", [True, False])
+@torch.no_grad()
+def test_a_projection_is_the_layer_or_some_rows_of_it(bias, dtype):
+    layer = torch.nn.Linear(24, 40, bias=bias).to(dtype)
+    x = torch.randn(5, 3, 24).to(dtype)
+    wanted = layer(x)
+    for rows in (slice(None), slice(7, 19)):
+        torch.testing.assert_close(project(layer, x, rows), wanted[..., rows], atol=1e-5, rtol=1e-5)
+    parametrize.register_parametrization(layer, "weight", torch.nn.Identity())  # a layer that is no plain one now
+    assert type(layer) is not torch.nn.Linear
+    torch.testing.assert_close(project(layer, x, slice(7, 19)), wanted[..., 7:19])
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from learner.tree_decode import TreeDecoder
-from learner.tree_prefix import PrefixCache, share_rows
+from learner.tree_prefix import PrefixCache, prefix_bytes, share_rows
 from tests.unit.tree_cases import models, padded, vocabulary
 
 MODELS = models()
@@ -128,6 +128,12 @@ def test_the_cache_finds_the_longest_start_within_the_limit():
     assert (cache.asked_tokens, cache.found_tokens) == (25, 5)
 
 
+def test_what_a_history_takes_is_known_before(model):
+    decoder = TreeDecoder(model, vocabulary(), cache_bytes=10**6)
+    decoder.prefill(*padded([A, [*A[:-1], 13]]))
+    assert decoder.cache.nbytes == 2 * prefix_bytes(model, len(A), 3)
+
+
 def test_the_cache_drops_the_oldest_batch_and_what_was_found_in_it():
     one_batch = 2 * 4 * 4 + 8 + 32  # keys and values of 4 floats; starts of 1 and 4 tokens
     cache = PrefixCache(2 * one_batch, stride=3)
@@ -140,5 +146,6 @@ def test_the_cache_drops_the_oldest_batch_and_what_was_found_in_it():
     assert cache.find(row(1, 5, 5, 5), 4).keys[0][0, 0].item() == 7.0
     assert cache.find(row(1, 6, 6, 6), 4).length == 4
     cache.add([row(1, 8, 8, 8)] * 3, tensors(8.0, 8.0, 8.0), tensors(0.0, 0.0, 0.0))  # larger than everything
-    assert cache.nbytes == 0
-    assert cache.find(row(1, 7, 7, 7), 4) is None
+    assert cache.nbytes == 2 * one_batch
+    assert cache.find(row(1, 8, 8, 8), 4).length == 1
+    assert cache.find(row(1, 7, 7, 7), 4).length == 4
