@@ -5,10 +5,8 @@ figure is the median of `repeats`, and the answer carries a description of the m
 """
 
 import importlib
-import importlib.metadata
 import json
 import os
-import platform
 import statistics
 import sys
 import time
@@ -102,20 +100,13 @@ def medians(seconds: Mapping[str, list[float]]) -> dict[str, float]:
 
 
 def machine(options: BenchOptions) -> dict[str, Any]:
-    """The machine, and what its figures depend on."""
+    """The machine and the code, and what else figures depend on."""
     import torch
 
-    facts: dict[str, Any] = {
-        "cpu": _cpu_name(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        **{name: importlib.metadata.version(name) for name in ("vllm", "ray", "transformers")},
-        "threads": options.threads,
-        "matmul_gflops": round(matmul_gflops(), 1),
-    }
+    from services.manifest import describe
+
+    facts = describe(Path(__file__).parent, os.environ)
+    facts = {**facts.pop("host"), **facts, "threads": options.threads, "matmul_gflops": round(matmul_gflops(), 1)}
     if torch.cuda.is_available():
         facts["gpu"] = torch.cuda.get_device_name()
     return facts
@@ -133,11 +124,3 @@ def matmul_gflops(size: int = 1024, seconds: float = 0.5) -> float:
         first @ second
         best = max(best, 2 * size**3 / (time.perf_counter() - started_s) / 1e9)
     return best
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

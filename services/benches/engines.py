@@ -1,9 +1,10 @@
-"""Sampling: the tree engine against the vLLM engine, both behind `actors.engine.Engine`, on the same prompts.
+"""The tree engine against the vLLM engine, both behind `actors.engine.Engine`, on the same prompts: samples and beams.
 
 vLLM reads its environment when it is imported, so each engine lives in a process of its own; the two are told in turn
 to generate, and one waits while the other works. Every run has prompts of its own, the same for both, so that no prefix
-cache answers for an earlier run. Before anything is timed the two sets of candidates are compared: the log-probs that
-both gave to a same prefix, and the frequencies of first tokens by a chi-square test.
+cache answers for an earlier run. Both processes are set up as a rollout actor's (`cluster.environment`). Before
+anything is timed the two sets of candidates are compared: the log-probs that both gave to a same prefix, and of samples
+the frequencies of first tokens by a chi-square test, of exact beams the log-probs of all.
 
 The tree engine computes candidates that agree so far once, so its rate depends on how sharp the policy is; `distinct`
 says how many of the K first tokens of a prompt differ.
@@ -26,17 +27,24 @@ from actors.settings import DecodeSettings, EngineSettings, TreeEngineSettings
 from actors.vllm_configuration import engine_environment
 from catalog.errors import RunError
 from catalog.vocabulary import Vocabulary
+from cluster.environment import ALLOCATOR, collect_garbage_seldom
 from learner.policy import save_policy
 from services.bench import BenchOptions, alternate, medians, note
 from services.benches.beam import catalogue, random_histories, sharp_policy
 
+# kind, K, constrained
+DECODINGS = (
+    *(("sample", candidates, constrained) for constrained in (False, True) for candidates in (16, 64)),
+    ("beam", 16, True),
+    ("stochastic_beam", 16, True),
+)
 _NATS = 1e-3
 _LEAST_P = 1e-4
 _ANSWER_S = 300.0  # for an engine to start, or to generate once
 
 
 def run(options: BenchOptions) -> dict[str, Any]:
-    """`rows[]` with K, constrained, speedup and prompts per second of both engines."""
+    """`rows[]` with kind, K, constrained, speedup and prompts per second of both engines."""
     prompts, history, items = (8, 20, 2000) if options.quick else (32, 53, 12000)
     rows = []
     with tempfile.TemporaryDirectory(prefix="sluice-bench-") as scratch:
@@ -45,10 +53,9 @@ def run(options: BenchOptions) -> dict[str, Any]:
         setting = (policy_dir, prompts, history, items, options.threads, options.seed)
         engines = {name: _Remote(name, setting) for name in ("tree", "vllm")}
         try:
-            for constrained in (False, True):
-                for candidates in (16, 64):
-                    decode = DecodeSettings(candidates=candidates, constrained=constrained)
-                    rows.append(_compare(engines, prompts, decode, options))
+            for kind, candidates, constrained in DECODINGS:
+                decode = DecodeSettings(kind=kind, candidates=candidates, constrained=constrained)
+                rows.append(_compare(engines, prompts, decode, options))
         finally:
             for engine in engines.values():
                 engine.end()
@@ -58,14 +65,15 @@ def run(options: BenchOptions) -> dict[str, Any]:
 def _compare(
     engines: "dict[str, _Remote]", prompts: int, decode: DecodeSettings, options: BenchOptions
 ) -> dict[str, Any]:
-    what = f"K={decode.candidates}, {'trie' if decode.constrained else 'free'}"
+    what = f"{decode.kind}, K={decode.candidates}, {'trie' if decode.constrained else 'free'}"
     ours, theirs = (engine.generate(decode) for engine in engines.values())
-    _check_equal(what, ours, theirs)
+    _check_equal(what, decode.kind, ours, theirs)
     sides = {name: (lambda engine=engine: engine.generate(decode)) for name, engine in engines.items()}
     seconds = medians(alternate(sides, options.repeats))
     rate = {name: prompts / value for name, value in seconds.items()}
     note(f"{what}: " + ", ".join(f"{name} {value:.1f} prompts/s" for name, value in rate.items()))
     return {
+        "kind": decode.kind,
         "K": decode.candidates,
         "constrained": decode.constrained,
         "speedup": rate["tree"] / rate["vllm"],
@@ -75,8 +83,8 @@ def _compare(
     }
 
 
-def _check_equal(what: str, ours: list[Generation], theirs: list[Generation]) -> None:
-    """Raises RunError when the engines cannot have drawn from the same distributions."""
+def _check_equal(what: str, kind: str, ours: list[Generation], theirs: list[Generation]) -> None:
+    """Raises RunError when the engines cannot have drawn from the same distributions, or found the same beams."""
     first, shared = ([], []), 0
     for pair in zip(ours, theirs, strict=True):
         known: dict[tuple[int, ...], float] = {}
@@ -88,6 +96,11 @@ def _check_equal(what: str, ours: list[Generation], theirs: list[Generation]) ->
                     shared += side and before is not log_prob
                     if abs(before - log_prob) > _NATS:
                         raise RunError(f"{what}: the engines differ by {abs(before - log_prob):.2g} nats on one token")
+    if kind == "beam":
+        totals = [np.sort([one.log_probs.sum(axis=1) for one in side], axis=1) for side in (ours, theirs)]
+        if (apart := np.abs(totals[0] - totals[1]).max()) > _NATS:
+            raise RunError(f"{what}: the beams of the engines differ by {apart:.2g} nats")
+        return
     counts = np.stack([np.bincount(np.concatenate(side), minlength=1024) for side in first])
     common = counts.sum(axis=0) >= 20
     table = np.concatenate([counts[:, common], counts[:, ~common].sum(axis=1, keepdims=True)], axis=1)
@@ -102,7 +115,9 @@ class _Remote:
     def __init__(self, kind: str, setting: tuple[Any, ...]) -> None:
         self._number = 0
         self._pipe, theirs = multiprocessing.Pipe()
-        environment = engine_environment(EngineSettings(threads=setting[4])) if kind == "vllm" else {}
+        environment = dict(ALLOCATOR)
+        if kind == "vllm":
+            environment |= engine_environment(EngineSettings(threads=setting[4]))
         before = {name: os.environ.get(name) for name in environment}
         os.environ.update(environment)  # a spawned process starts with the environment of now
         try:
@@ -142,6 +157,7 @@ def _serve(pipe: Connection, kind: str, setting: tuple[Any, ...]) -> None:
     policy_dir, prompts, history, items, threads, seed = setting
     vocabulary = catalogue(items, seed)
     engine = _open(kind, policy_dir, vocabulary, 1 + 3 * history, prompts, threads, seed)
+    collect_garbage_seldom()
     pipe.send(time.perf_counter() - started_s)
     while (question := pipe.recv()) is not None:
         number, decode = question

@@ -37,11 +37,19 @@ def generations(shift=0.0, tilt=0.0):
 
 
 def test_engines_must_give_the_same_log_probs_and_frequencies():
-    engines._check_equal("same", generations(), generations())
+    engines._check_equal("same", "sample", generations(), generations())
     with pytest.raises(RunError, match=r"one: the engines differ by 0\.01 nats"):
-        engines._check_equal("one", generations(), generations(shift=0.01))
+        engines._check_equal("one", "sample", generations(), generations(shift=0.01))
     with pytest.raises(RunError, match="two: first tokens of the two engines differ"):
-        engines._check_equal("two", generations(), generations(tilt=0.2))
+        engines._check_equal("two", "sample", generations(), generations(tilt=0.2))
     strangers = [dataclasses.replace(one, tokens=one.tokens + 9) for one in generations()]
     with pytest.raises(RunError, match="three: first tokens"):
-        engines._check_equal("three", generations(), strangers)
+        engines._check_equal("three", "sample", generations(), strangers)
+
+
+def test_engines_must_find_the_same_beams():
+    ours, other = generations(), generations()
+    turned = [dataclasses.replace(one, tokens=one.tokens[::-1], log_probs=one.log_probs[::-1]) for one in ours]
+    engines._check_equal("four", "beam", ours, turned)
+    with pytest.raises(RunError, match="five: the beams of the engines differ by"):
+        engines._check_equal("five", "beam", ours, other)
