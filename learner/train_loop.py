@@ -10,7 +10,7 @@ checkpoints; every rank validates its share of the users.
 
 import logging
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -93,6 +93,7 @@ class LoopConfig:
     beams: bool
     queue: RolloutQueue | None  # None: learn from the logs alone
     publisher: Publisher | None
+    open_vocabulary: Callable[[], Vocabulary] | None = None  # the copy of this node; None: made by every worker
     catalogues: Catalogues | None = None  # None: the catalogue never changes
     meter: Meter | None = None
 
@@ -155,13 +156,16 @@ class _Worker:
             torch.cuda.set_device(self.device)
         # A resumed run starts here too: the reference and what LoRA freezes are the starting policy's.
         self.policy = starting_policy(config.policy_directory, config.learner, config.seed)
-        self.vocabulary = Vocabulary.of(self.dataset.codes, self.policy.layout)
+        self.vocabulary = (config.open_vocabulary or self._made_vocabulary)()
         torch.manual_seed(config.seed + self.rank)
         self.learner = self._learner()
         self.source = self._source()
         self.examples = subset(self.dataset.examples("valid"), config.evaluation.max_users)
         self.step, self.version, self.best = 0, 0, (-1.0, -1.0)
         self.log: MetricsLog | None = None
+
+    def _made_vocabulary(self) -> Vocabulary:
+        return Vocabulary.of(self.dataset.codes, self.policy.layout)
 
     def _learner(self) -> LearnerStep:
         if self.config.learner.sharding == "fsdp":
@@ -177,7 +181,7 @@ class _Worker:
         config = self.config
         share = config.learner.prompts_per_step // self.world
         if config.queue is not None:
-            source = QueueSource(
+            source: BatchSource = QueueSource(
                 config.queue,
                 self.dataset,
                 self.vocabulary,
@@ -189,11 +193,12 @@ class _Worker:
                 beams=config.beams,
                 catalogues=config.catalogues,
             )
-            return Prefetched(source, steps=config.learner.steps, next_version=self._version_after)
-        prompts = prompts_of(self.dataset, config.learner.recent_positions)
-        return LoggedSource(
-            self.dataset, prompts, self.vocabulary, seed=config.seed, rank=self.rank, world=self.world, share=share
-        )
+        else:
+            prompts = prompts_of(self.dataset, config.learner.recent_positions)
+            source = LoggedSource(
+                self.dataset, prompts, self.vocabulary, seed=config.seed, rank=self.rank, world=self.world, share=share
+            )
+        return Prefetched(source, steps=config.learner.steps, next_version=self._version_after)
 
     def start(self) -> None:
         """Begin, or go on from the checkpoint that Ray Train hands over."""

@@ -77,7 +77,7 @@ class Fleet:
     _metrics: MetricSet = field(default_factory=MetricSet)
     rankers: list[ActorHandle] = field(default_factory=list)
     _others: list[ActorHandle] = field(default_factory=list)
-    _vocabulary: ray.ObjectRef | None = None  # kept, since an actor that is restarted opens it again
+    open_vocabulary: Callable[[], Vocabulary] | None = None  # the first catalogue, one copy per node
     _changes: ChangingCatalogue | None = None
     _stopping: threading.Event = field(default_factory=threading.Event)
     _supervisor: threading.Thread | None = None
@@ -233,8 +233,7 @@ def start_fleet(config: RunConfig, paths: RunPaths, layout: TokenLayout, reserva
     # One copy of the catalogue's arrays per node, which the actors there use in place.
     dataset = Dataset.open(paths.data)
     vocabulary = Vocabulary.of(dataset.codes, layout)
-    vocabulary_reference = ray.put(vocabulary)
-    open_vocabulary = functools.partial(ray.get, vocabulary_reference)
+    open_vocabulary = functools.partial(ray.get, ray.put(vocabulary))
     open_dataset = functools.partial(Dataset.open, paths.data)
     rankers = [
         ray.remote(RankerActor)
@@ -288,7 +287,7 @@ def start_fleet(config: RunConfig, paths: RunPaths, layout: TokenLayout, reserva
         max_restarts=config.cluster.max_actor_restarts,
         rankers=rankers,
         _others=[board, catalogue_board, queue_actor],
-        _vocabulary=vocabulary_reference,
+        open_vocabulary=open_vocabulary,
         _changes=ChangingCatalogue(lambda: dataset.item_ids, vocabulary, paths.catalogue),
     )
 

@@ -47,6 +47,7 @@ def fit(
         **config.rollout.decode.distribution,
         queue=queue,
         publisher=publisher,
+        open_vocabulary=fleet.open_vocabulary if fleet else None,
         catalogues=fleet.catalogue_source if fleet else None,
         meter=MetricSet(),
     )
