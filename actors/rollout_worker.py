@@ -149,8 +149,8 @@ class RolloutWorker:
         Raises:
             DataError: it is no later version of the catalogue in use.
         """
-        self._vocabulary = vocabulary.after(self._vocabulary)
         with self._time.during("load_catalogue"):
+            self._vocabulary = vocabulary.after(self._vocabulary)
             self._engine.load_catalogue(self._vocabulary)
 
     @contextmanager

@@ -131,7 +131,11 @@ def derive_sizes(
         )
         derivation["kv_cache_bytes"] = (kv_cache_bytes, reason)
     else:
-        derivation["gpu_memory_share"] = (settings.gpu_memory_share, "given in the settings")
+        given = "gpu_memory_share" in settings.model_fields_set
+        derivation["gpu_memory_share"] = (
+            settings.gpu_memory_share,
+            "given in the settings" if given else "the default of the settings",
+        )
     return EngineSizes(
         block_size=block_size,
         max_sequences=sequences,

@@ -1,6 +1,7 @@
 """How the processes of a run are set up: what they start with, and what those that never idle do once they are warm."""
 
 import gc
+from collections.abc import Mapping
 
 # How glibc's malloc keeps memory. Left to itself it gives the memory of freed tensors back to the system, above all in
 # a thread that is not the process's first, where Ray runs engines and Ray Train runs the learner; the next step gets it
@@ -10,6 +11,15 @@ ALLOCATOR = {
     "MALLOC_TRIM_THRESHOLD_": str(2**32),  # bytes at its end that are kept
     "MALLOC_MMAP_THRESHOLD_": str(2**25),  # bytes from which an allocation is a mapping of its own: the most there is
 }
+
+# Where libraries keep what they compile (torch.compile of the learner, vLLM's graphs). They do so by themselves, below the
+# home directory and /tmp of each node; set to a volume that outlives the nodes, compiling is done once.
+CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "VLLM_CACHE_ROOT")
+
+
+def job_environment(own: Mapping[str, str]) -> dict[str, str]:
+    """Variables of every process of a job that is submitted from a process with the variables `own`."""
+    return ALLOCATOR | {name: own[name] for name in CACHES if name in own}
 
 
 def collect_garbage_seldom() -> None:

@@ -15,7 +15,7 @@ class LoggedBatch:
     """What every objective has: the history and the logged next item."""
 
     history_BT: torch.Tensor  # int64 token ids, right-padded with PAD
-    history_lengths_B: torch.Tensor  # int64, tokens incl. BOS
+    history_lengths_B: torch.Tensor  # int64, tokens incl. BOS; on the host, which lays the packed row out
     target_BL: torch.Tensor  # int64 token ids of the ground truth
     # float32, what the logs say the ground truth was worth (rating, dwell), NaN: nothing; None: the logs have no such
     # column, or the objective does not ask for it.
@@ -71,6 +71,13 @@ class GroupBatch(LoggedBatch):
     def same_BKK(self) -> torch.Tensor:
         """bool: the two candidates have the same tokens."""
         return (self.candidates_BKL[:, :, None] == self.candidates_BKL[:, None, :]).all(dim=-1)
+
+
+def to_device(value: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """On the device; a GPU copies from page-locked memory while the host goes on."""
+    if device.type == "cuda" and value.device.type == "cpu":
+        value = value.pin_memory()
+    return value.to(device, non_blocking=True)
 
 
 def tensors_of(batch: LoggedBatch) -> dict[str, torch.Tensor]:

@@ -15,7 +15,7 @@ so that it is 1/2 at a bound and becomes the hard gate as softness goes to 0.
 
 import torch
 
-from learner.batch import GroupBatch
+from learner.batch import GroupBatch, to_device
 from learner.objective_settings import GateSettings
 
 _WORD = 0x7FFFFFFFFFFFFFFF  # torch has no unsigned shift, so words keep 63 bits
@@ -24,7 +24,7 @@ _WORD = 0x7FFFFFFFFFFFFFFF  # torch has no unsigned shift, so words keep 63 bits
 def chance(batch: GroupBatch, seed: int) -> torch.Tensor:
     """A uniform number in [0, 1) for each prompt's group, float64 `[B]`, made of its tokens and the seed."""
     places_T = torch.arange(batch.history_BT.shape[1], device=batch.history_BT.device)
-    real_BT = places_T < batch.history_lengths_B[:, None]
+    real_BT = places_T < to_device(batch.history_lengths_B, places_T.device)[:, None]
     history_BT = torch.where(real_BT, _mixed(batch.history_BT + (places_T << 32)), 0)
     rest_BR = torch.cat([batch.target_BL, batch.candidates_BKL.flatten(1)], dim=1)
     rest_BR = _mixed(rest_BR + ((1 + torch.arange(rest_BR.shape[1], device=rest_BR.device)) << 48))

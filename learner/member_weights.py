@@ -39,16 +39,16 @@ class MemberWeights:
 
 @torch.no_grad()
 def member_weights(
-    batch: GroupBatch, kind: Literal["unbiased", "normalised"], injected_BK: torch.Tensor
+    batch: GroupBatch, kind: Literal["unbiased", "normalised"], ground_truth: Literal["none", "override", "inject"]
 ) -> MemberWeights | None:
     """The weights of the batch's members; None where they are samples (or exact beams) and count 1/K each.
 
     Raises:
-        ConfigError: GT was injected into such a group: nobody drew it, so that it has no weight.
+        ConfigError: GT may be injected into such a group: nobody drew it, so that it has no weight.
     """
     if batch.inclusion_log_probs_BK is None:
         return None
-    if injected_BK.any():
+    if ground_truth == "inject":
         raise ConfigError(
             "objective.grpo.ground_truth=inject puts an item into the group that nobody drew, and groups drawn without "
             "replacement weigh each member by its chance of being drawn: set it to override or none, or "

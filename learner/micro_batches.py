@@ -5,13 +5,14 @@ from dataclasses import replace
 import torch
 import torch.distributed as dist
 
-from learner.batch import LoggedBatch, tensors_of
+from learner.batch import LoggedBatch, tensors_of, to_device
 from learner.objectives.base import Objective
 from learner.shared_prefix import BranchScores
 
 
 def micro_batches(batch: LoggedBatch, prompts: int | None, device: torch.device) -> list[LoggedBatch]:
-    """Slices of at most `prompts` prompts of like length, on the device, each history cut to its slice's longest."""
+    """Slices of at most `prompts` prompts of like length, each history cut to its slice's longest; on the device but
+    for the lengths."""
     size = prompts or batch.prompts
     by_length = batch.history_lengths_B.argsort()
     parts = []
@@ -19,13 +20,9 @@ def micro_batches(batch: LoggedBatch, prompts: int | None, device: torch.device)
         rows = by_length[low : low + size]
         tensors = {name: value[rows] for name, value in tensors_of(batch).items()}
         tensors["history_BT"] = tensors["history_BT"][:, : int(tensors["history_lengths_B"].max())]
-        parts.append(replace(batch, **{name: _moved(value, device) for name, value in tensors.items()}))
+        moved = {name: to_device(value, device) for name, value in tensors.items() if name != "history_lengths_B"}
+        parts.append(replace(batch, history_lengths_B=tensors["history_lengths_B"], **moved))
     return parts
-
-
-def _moved(value: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """On the device; a GPU copies from page-locked memory while the host goes on."""
-    return value.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else value.to(device)
 
 
 def loss_weights(objective: Objective, parts: list[LoggedBatch]) -> torch.Tensor:

@@ -20,6 +20,7 @@ from transformers.models.mistral.modeling_mistral import MistralDecoderLayer
 from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 
+from learner.batch import to_device
 from learner.branch_attention import NAME, PackedRow, attend
 
 LLAMA_STYLE = (LlamaDecoderLayer, MistralDecoderLayer, Qwen2DecoderLayer, Qwen3DecoderLayer)
@@ -108,6 +109,6 @@ def _predicting_layer(
 
 def _predicting(row: PackedRow, device: torch.device) -> torch.Tensor:
     """The places of the M tokens that predict one."""
-    last_B = torch.tensor(row.history_lengths, device=device).cumsum(0) - 1
+    last_B = to_device(torch.tensor(row.history_lengths).cumsum(0) - 1, device)
     branches = torch.arange(row.branches * row.fed * len(row.history_lengths), device=device) + row.branch_start
     return torch.cat([last_B, branches])

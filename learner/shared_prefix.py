@@ -15,15 +15,19 @@ The output embedding is applied only where a token is predicted: once at the end
 branches share, and at every branch token.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from learner.batch import to_device
 from learner.branch_attention import PackedRow
 from learner.packed_forward import packed_forward
 from learner.token_log_probs import TokenLogProbs
+
+Lengths = Sequence[int] | torch.Tensor
 
 
 class BranchScores(NamedTuple):
@@ -53,7 +57,7 @@ class BranchScorer(nn.Module):
     def forward(
         self,
         history_BT: torch.Tensor,
-        history_lengths_B: torch.Tensor,
+        history_lengths_B: Lengths,
         branches_BSL: torch.Tensor,
         allowed_BSLV: torch.Tensor | None = None,
         temperature: float = 1.0,
@@ -67,7 +71,7 @@ class BranchScorer(nn.Module):
 def branch_log_probs(
     model: PreTrainedModel,
     history_BT: torch.Tensor,
-    history_lengths_B: torch.Tensor,
+    history_lengths_B: Lengths,
     branches_BSL: torch.Tensor,
     allowed_BSLV: torch.Tensor | None = None,
     temperature: float = 1.0,
@@ -79,7 +83,8 @@ def branch_log_probs(
         model: a causal LM with attention from transformers' registry, whose logits are its output embedding of the last
             hidden state.
         history_BT: token ids, right-padded with any token.
-        history_lengths_B: tokens of each history, at least 1.
+        history_lengths_B: tokens of each history, at least 1. Numbers, or a tensor on the host: the row is laid out
+            there, so that the host never waits for the device.
         branches_BSL: token ids of the branches.
         allowed_BSLV: tokens allowed at each step; the log-probs are normalised over them. None: all.
         temperature: of the rollouts' distribution.
@@ -106,17 +111,23 @@ def branch_log_probs(
 
 
 def _hidden_states(
-    model: PreTrainedModel, history_BT: torch.Tensor, lengths_B: torch.Tensor, fed_BSF: torch.Tensor
+    model: PreTrainedModel, history_BT: torch.Tensor, history_lengths_B: Lengths, fed_BSF: torch.Tensor
 ) -> torch.Tensor:
     """What predicts a token, `[B + B*S*F, D]`: the last hidden state of each history, then those of the branches."""
     prompts, branches, fed = fed_BSF.shape
-    device = history_BT.device
+    lengths_B = torch.as_tensor(history_lengths_B, device="cpu")
     row = PackedRow(history_lengths=tuple(lengths_B.tolist()), branches=branches, fed=fed)
-    places_BT = torch.arange(history_BT.shape[1], device=device).expand(prompts, -1)
+    places_BT = torch.arange(history_BT.shape[1]).expand(prompts, -1)
     real_BT = places_BT < lengths_B[:, None]
-    branch_positions_BSF = (lengths_B[:, None, None] + torch.arange(fed, device=device)).expand(-1, branches, -1)
-    tokens_N = torch.cat([history_BT[real_BT], fed_BSF.flatten()])
-    positions_N = torch.cat([places_BT[real_BT], branch_positions_BSF.flatten()])
+    branch_positions_BSF = (lengths_B[:, None, None] + torch.arange(fed)).expand(-1, branches, -1)
+    real_H, positions_N = (
+        to_device(part, history_BT.device)
+        for part in (
+            real_BT.flatten().nonzero()[:, 0],
+            torch.cat([places_BT[real_BT], branch_positions_BSF.flatten()]),
+        )
+    )
+    tokens_N = torch.cat([history_BT.flatten()[real_H], fed_BSF.flatten()])
     return packed_forward(model, tokens_N, positions_N, row)
 
 

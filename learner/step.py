@@ -184,7 +184,11 @@ class LearnerStep:
         half = self.settings.precision == "bfloat16"
         with torch.autocast(part.target_BL.device.type, torch.bfloat16, enabled=half):
             return self._scorer(
-                part.history_BT, part.history_lengths_B, inputs.branches_BSL, inputs.allowed_BSLV, inputs.temperature
+                part.history_BT,
+                part.history_lengths_B.tolist(),  # no tensor, which DDP would move to the device
+                inputs.branches_BSL,
+                inputs.allowed_BSLV,
+                inputs.temperature,
             )
 
     @torch.no_grad()

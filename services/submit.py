@@ -20,7 +20,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from catalog.errors import ConfigError
-from cluster.environment import ALLOCATOR
+from cluster.environment import job_environment
 from services.config import Resume, RunConfig, load_config
 from services.follow import Terminated, bounded, follow
 from services.head import Head, ensure_token, find_head, start_head, use_token_if_any
@@ -122,7 +122,7 @@ def job_request(options: SubmitOptions, config: RunConfig, working_directory: Pa
         *(part for override in overrides for part in ("--set", override)),
         *(["--resume", options.resume] if options.resume else []),
     ]
-    variables = {MODE_VARIABLE: "json", "PYTHONUNBUFFERED": "1"} | ALLOCATOR
+    variables = {MODE_VARIABLE: "json", "PYTHONUNBUFFERED": "1"} | job_environment(os.environ)
     state = git_state(Path(__file__).parent)
     if state is not None:  # the job's copy of the working directory has no history of its own
         variables[GIT_VARIABLE] = json.dumps(state)

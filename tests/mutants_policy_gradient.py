@@ -118,7 +118,7 @@ _MEMBERS = (
     (_WEIGHTS, "(1 - weights.probabilities_BK + raw_BK)", "(1 + raw_BK)", _IN_WEIGHTS),
     (_WEIGHTS, "+ raw_BK) - total_B1", "+ raw_BK) + total_B1", _IN_WEIGHTS),
     (_WEIGHTS, "total_B1 / raw_BK.sum(dim=-1, keepdim=True)", "total_B1", _IN_WEIGHTS),
-    (_WEIGHTS, "if injected_BK.any():", "if False:", _IN_WEIGHTS),
+    (_WEIGHTS, 'if ground_truth == "inject":', "if False:", _IN_WEIGHTS),
 )  # fmt: skip
 
 _IN_COMPONENTS = ("test_reward_components.py",)

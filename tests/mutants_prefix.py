@@ -12,10 +12,7 @@ _PREFIX = (
     ("branches_BSL[:, :, :-1])", "branches_BSL[:, :, 1:])"),
     ("places_BT < lengths_B[:, None]", "places_BT <= lengths_B[:, None]"),
     ("lengths_B[:, None, None] + torch.arange(fed", "lengths_B[:, None, None] + 1 + torch.arange(fed"),
-    (
-        "lengths_B[:, None, None] + torch.arange(fed, device=device)",
-        "lengths_B[:, None, None] + torch.zeros(fed).long()",
-    ),
+    ("lengths_B[:, None, None] + torch.arange(fed)", "lengths_B[:, None, None] + torch.zeros(fed).long()"),
     ("rest_BSF = prompts + torch", "rest_BSF = torch"),
     ("logits_NV / temperature", "logits_NV * temperature"),
     ("if temperature != 1.0:", "if False:"),

@@ -82,7 +82,7 @@ _PREFIX = (
     ("if batch.nbytes > self._max_bytes:", "if False:"),
     ("model.dtype.itemsize + _TOKEN_BYTES", "model.dtype.itemsize + 0 * _TOKEN_BYTES"),
     ("        self.nbytes -= batch.nbytes\n", ""),
-    ("batch.nbytes += len(start)", "pass"),
+    ("batch.nbytes += sum(len(start) for some in starts for start in some)", "pass"),
     ("self._found[start][0] is batch:", "True:"),
     ("lengths_B - 1)\n        found", "lengths_B)\n        found"),
     ("np.minimum.at(limit_R", "np.maximum.at(0 * limit_R"),
@@ -113,8 +113,7 @@ _DECODE = (
     ("_pick(self._log_probs_BWl, parent_BW), log_p", "_pick(self._log_probs_BWl, 0 * parent_BW), log_p"),
     ("_pick(self._tokens_BWl, parent_BW), token", "_pick(self._tokens_BWl, 0 * parent_BW), token"),
     ("if excluded is not None and not constrained:", "if False:"),
-    ("None if head.bias is None else head.bias[tokens]", "None"),
-    ("return head(hidden)[..., tokens].float()", "return head(hidden).float()"),
+    ("project(self._head, hidden, tokens)", "project(self._head, hidden)"),
 )  # fmt: skip
 
 _ENGINE = (

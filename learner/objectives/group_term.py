@@ -61,7 +61,7 @@ def group_of(batch: GroupBatch, scores: BranchScores, start_BSL: torch.Tensor, s
         settings.invalid_margin,
         torch.isfinite(start_BSL[:, 0]).all(dim=-1),
     )
-    weights = member_weights(batch, settings.inclusion_weights, rewards.injected_BK)
+    weights = member_weights(batch, settings.inclusion_weights, settings.ground_truth)
     start_BKL = members(start_BSL, rewards)
     return Group(
         log_probs_BKL=members(scores.log_probs_BSL, rewards),

@@ -26,7 +26,7 @@ def two_of_two():
 
 
 def weights_of(batch, kind):
-    return member_weights(batch, kind, torch.zeros_like(batch.valid_BK))
+    return member_weights(batch, kind, "none")
 
 
 def test_weights_by_hand():
@@ -44,7 +44,7 @@ def test_samples_and_beams_have_no_weights():
 
 def test_an_injected_item_has_no_weight():
     with pytest.raises(ConfigError, match="ground_truth=inject"):
-        member_weights(two_of_two(), "unbiased", torch.tensor([[False, True]]))
+        member_weights(two_of_two(), "unbiased", "inject")
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,14 @@ def test_all_processes_of_the_job_keep_their_memory(checkout: Path):
     assert request(checkout, True).runtime_env["env_vars"].items() >= ALLOCATOR.items()
 
 
+def test_caches_of_compiled_code_stay_where_the_user_put_them(checkout: Path, monkeypatch):
+    monkeypatch.delenv("VLLM_CACHE_ROOT", raising=False)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/volume/inductor")
+    variables = request(checkout, False).runtime_env["env_vars"]
+    assert variables["TORCHINDUCTOR_CACHE_DIR"] == "/volume/inductor"
+    assert "VLLM_CACHE_ROOT" not in variables
+
+
 def test_bulky_directories_stay_behind(checkout: Path):
     environment = request(checkout, True, overrides=("output=out/mine",)).runtime_env
     assert environment["excludes"] == [*EXCLUDES, "/out/mine/"]
