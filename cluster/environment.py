@@ -12,8 +12,8 @@ ALLOCATOR = {
     "MALLOC_MMAP_THRESHOLD_": str(2**25),  # bytes from which an allocation is a mapping of its own: the most there is
 }
 
-# Where libraries keep what they compile (torch.compile of the learner, vLLM's graphs). They do so by themselves, below the
-# home directory and /tmp of each node; set to a volume that outlives the nodes, compiling is done once.
+# Where libraries keep what they compile (torch.compile of the learner, vLLM graphs): by themselves under the home
+# directory and /tmp of each node; on a volume that outlives the nodes, compiling is done once.
 CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "VLLM_CACHE_ROOT")
 
 

@@ -6,10 +6,15 @@ cache answers for an earlier run. Both processes are set up as a rollout actor's
 anything is timed the two sets of candidates are compared: the log-probs that both gave to a same prefix, and of samples
 the frequencies of first tokens by a chi-square test, of exact beams the log-probs of all.
 
+Histories have 160 tokens each (`equal`), or 160 in the mean and any number from 79 to 238 (`mixed`). 160 is what costs
+vLLM most: a candidate shares the full cache blocks of its prompt but for the last, so of a prompt that fills its blocks
+it computes a whole one of 32 tokens anew, and half of one in the mean.
+
 The tree engine computes candidates that agree so far once, so its rate depends on how sharp the policy is; `distinct`
 says how many of the K first tokens of a prompt differ.
 """
 
+import itertools
 import multiprocessing
 import os
 import tempfile
@@ -32,11 +37,11 @@ from learner.policy import save_policy
 from services.bench import BenchOptions, alternate, medians, note
 from services.benches.beam import catalogue, random_histories, sharp_policy
 
-# kind, K, constrained
-DECODINGS = (
-    *(("sample", candidates, constrained) for constrained in (False, True) for candidates in (16, 64)),
-    ("beam", 16, True),
-    ("stochastic_beam", 16, True),
+# lengths of the histories, kind, K, constrained
+ROWS = (
+    *itertools.product(("equal", "mixed"), ("sample",), (16, 64), (False, True)),
+    ("mixed", "beam", 16, True),
+    ("mixed", "stochastic_beam", 16, True),
 )
 _NATS = 1e-3
 _LEAST_P = 1e-4
@@ -44,7 +49,7 @@ _ANSWER_S = 300.0  # for an engine to start, or to generate once
 
 
 def run(options: BenchOptions) -> dict[str, Any]:
-    """`rows[]` with kind, K, constrained, speedup and prompts per second of both engines."""
+    """`rows[]` with lengths, kind, K, constrained, speedup and prompts per second of both engines."""
     prompts, history, items = (8, 20, 2000) if options.quick else (32, 53, 12000)
     rows = []
     with tempfile.TemporaryDirectory(prefix="sluice-bench-") as scratch:
@@ -53,22 +58,22 @@ def run(options: BenchOptions) -> dict[str, Any]:
         setting = (policy_dir, prompts, history, items, options.threads, options.seed)
         engines = {name: _Remote(name, setting) for name in ("tree", "vllm")}
         try:
-            for kind, candidates, constrained in DECODINGS:
+            for lengths, kind, candidates, constrained in ROWS:
                 decode = DecodeSettings(kind=kind, candidates=candidates, constrained=constrained)
-                rows.append(_compare(engines, prompts, decode, options))
+                rows.append({"lengths": lengths, **_compare(engines, prompts, lengths, decode, options)})
         finally:
             for engine in engines.values():
                 engine.end()
-    return {"prompts": prompts, "history_tokens": 1 + 3 * history, "items": items, "rows": rows}
+    return {"prompts": prompts, "mean_history_tokens": 1 + 3 * history, "items": items, "rows": rows}
 
 
 def _compare(
-    engines: "dict[str, _Remote]", prompts: int, decode: DecodeSettings, options: BenchOptions
+    engines: "dict[str, _Remote]", prompts: int, lengths: str, decode: DecodeSettings, options: BenchOptions
 ) -> dict[str, Any]:
-    what = f"{decode.kind}, K={decode.candidates}, {'trie' if decode.constrained else 'free'}"
-    ours, theirs = (engine.generate(decode) for engine in engines.values())
+    what = f"{lengths} lengths, {decode.kind}, K={decode.candidates}, {'trie' if decode.constrained else 'free'}"
+    ours, theirs = (engine.generate(lengths, decode) for engine in engines.values())
     _check_equal(what, decode.kind, ours, theirs)
-    sides = {name: (lambda engine=engine: engine.generate(decode)) for name, engine in engines.items()}
+    sides = {name: (lambda engine=engine: engine.generate(lengths, decode)) for name, engine in engines.items()}
     seconds = medians(alternate(sides, options.repeats))
     rate = {name: prompts / value for name, value in seconds.items()}
     note(f"{what}: " + ", ".join(f"{name} {value:.1f} prompts/s" for name, value in rate.items()))
@@ -129,10 +134,10 @@ class _Remote:
         theirs.close()
         note(f"{kind} engine ready after {self._answer():.0f} s")
 
-    def generate(self, decode: DecodeSettings) -> list[Generation]:
+    def generate(self, lengths: str, decode: DecodeSettings) -> list[Generation]:
         """Candidates of the prompts of this call; the n-th call is about the same prompts with every engine."""
         self._number += 1
-        self._pipe.send((self._number, decode))
+        self._pipe.send((self._number, lengths, decode))
         return self._answer()
 
     def end(self) -> None:
@@ -156,14 +161,14 @@ def _serve(pipe: Connection, kind: str, setting: tuple[Any, ...]) -> None:
     started_s = time.perf_counter()
     policy_dir, prompts, history, items, threads, seed = setting
     vocabulary = catalogue(items, seed)
-    engine = _open(kind, policy_dir, vocabulary, 1 + 3 * history, prompts, threads, seed)
+    engine = _open(kind, policy_dir, vocabulary, 1 + 3 * longest(history), prompts, threads, seed)
     collect_garbage_seldom()
     pipe.send(time.perf_counter() - started_s)
     while (question := pipe.recv()) is not None:
-        number, decode = question
+        number, lengths, decode = question
         requests = [
             GenerateRequest(request_id=f"{number}-{row}", prompt=tokens, excluded=np.empty(0, dtype=np.int32))
-            for row, tokens in enumerate(random_histories(vocabulary, prompts, history, seed + number).numpy())
+            for row, tokens in enumerate(histories(vocabulary, prompts, history, lengths, seed + number))
         ]
         engine.submit(requests, decode)
         done: dict[str, Generation] = {}
@@ -171,6 +176,20 @@ def _serve(pipe: Connection, kind: str, setting: tuple[Any, ...]) -> None:
             done |= {generation.request_id: generation for generation in engine.step()}
         pipe.send([done[request.request_id] for request in requests])
     engine.close()
+
+
+def longest(history: int) -> int:
+    """Items of the longest history where `history` is the mean."""
+    return history + history // 2
+
+
+def histories(vocabulary: Vocabulary, prompts: int, history: int, lengths: str, seed: int) -> list[np.ndarray]:
+    """Tokens of random histories of `history` items each, or of a half to one and a half times as many."""
+    rows = random_histories(vocabulary, prompts, longest(history), seed).numpy()
+    items = np.full(prompts, history)
+    if lengths == "mixed":
+        items = np.random.default_rng(seed).integers(history - history // 2, longest(history) + 1, prompts)
+    return [row[: 1 + 3 * count] for row, count in zip(rows, items, strict=True)]
 
 
 def _open(
