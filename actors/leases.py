@@ -20,11 +20,11 @@ class Push:
 
     lease_id: int
     attempt: int
-    reference: Any  # ObjectRef of a ROLLOUT_GROUP record batch
-    nbytes: int  # the group's share of the record batch
+    reference: Any  # ObjectRef of an Arrow IPC stream of ROLLOUT_GROUP rows
+    nbytes: int  # the group's share of the stream
     version_min: int  # oldest weights that produced a token of it
     version_max: int
-    row: int = 0  # of the record batch
+    row: int = 0  # of the stream
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class PulledGroup:
     lease_id: int
     attempt: int
     reference: Any
-    row: int  # of the record batch that the reference names
+    row: int  # of the stream that the reference names
 
     @classmethod
     def of(cls, push: Push) -> "PulledGroup":

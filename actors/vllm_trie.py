@@ -167,12 +167,12 @@ class TrieLogitsProcessor(LogitsProcessor):
 
     def _advance(self, trie: Trie, rows: np.ndarray) -> None:
         """Walk each row's node along the tokens it has produced. A request resumed after a preemption walks several."""
-        outputs = [self._outputs[row] for row in rows.tolist()]
+        outputs = list(map(self._outputs.__getitem__, rows.tolist()))
         behind = np.fromiter(map(len, outputs), dtype=np.int32, count=len(rows)) - self._walked[rows]
         while len(late := np.flatnonzero(behind > 0)):
             own = rows[late]
             # Lists of Python integers are all that vLLM offers; map keeps the loop over them out of the interpreter.
-            produced = map(getitem, (outputs[at] for at in late.tolist()), self._walked[own].tolist())
+            produced = map(getitem, map(outputs.__getitem__, late.tolist()), self._walked[own].tolist())
             self._node[own] = trie.step(self._node[own], np.fromiter(produced, dtype=np.int64, count=len(own)))
             assert (self._node[own] != DEAD).all(), "a constrained request produced a token off the trie"
             self._walked[own] += 1

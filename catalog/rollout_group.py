@@ -1,5 +1,5 @@
 """RolloutGroup, one prompt with its candidates and their scores, and its form on the wire: a row of an Arrow record
-batch.
+batch, of which one stream goes through the object store per lease.
 
 The schema carries its version in its metadata; a reader refuses any other.
 """
@@ -68,6 +68,19 @@ def encode(*groups: RolloutGroup) -> pa.RecordBatch:
         else:
             columns.append(pa.array(values, type=field.type))
     return pa.RecordBatch.from_arrays(columns, schema=ROLLOUT_GROUP)
+
+
+def to_stream(records: pa.RecordBatch) -> bytes:
+    """The rows as an Arrow IPC stream, which carries the schema and its version."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, records.schema) as writer:
+        writer.write_batch(records)
+    return sink.getvalue().to_pybytes()
+
+
+def from_stream(stream: bytes) -> pa.RecordBatch:
+    """The rows of a stream, without a copy."""
+    return pa.ipc.open_stream(stream).read_next_batch()
 
 
 def decode(record: pa.RecordBatch) -> RolloutGroup:

@@ -1,7 +1,7 @@
 """The regression gate: the quick sizes of the benches that need no engine, each ratio against a generous floor.
 
-The floors are about a third of what was measured (docs/performance.md), and both sides of a ratio run on the same
-machine in turns, so a slow or busy machine passes and a change that loses an algorithm does not.
+The floors are a third of what was measured at these sizes, or less, and both sides of a ratio run on the same machine
+in turns, so a slow or busy machine passes and a change that loses an algorithm does not.
 """
 
 import importlib

@@ -8,7 +8,7 @@ from actors.engine import Generation
 from actors.groups import Prompt, check_assessment, check_scores, draw, finish, ranker_request
 from actors.leases import Lease
 from catalog.errors import DataError, RankerError, RunError
-from catalog.rollout_group import decode, encode
+from catalog.rollout_group import decode, encode, from_stream, to_stream
 from catalog.schema import ROLLOUT_GROUP
 from catalog.vocabulary import Vocabulary
 from learner.assessment import Assessment
@@ -147,6 +147,9 @@ def test_groups_encoded_together_are_those_encoded_alone():
     made += [replace(made[0], excluded=np.arange(3, dtype=np.int32), history=made[0].history[:1], lease_id=77)]
     together = encode(*made)
     assert together.num_rows == len(made) > 2
+    read = from_stream(to_stream(together))
+    assert read.schema.equals(together.schema, check_metadata=True)
+    assert repr(read.to_pylist()) == repr(together.to_pylist())
     for row, group in enumerate(made):
         assert repr(together.slice(row, 1).to_pylist()) == repr(encode(group).to_pylist())  # NaN is not NaN
         assert decode(together.slice(row, 1)).lease_id == group.lease_id
