@@ -4,13 +4,17 @@ import dataclasses
 import json
 import pickle
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
+import ray
 import ray.train
 import torch
 from ray.train.torch import TorchTrainer
 
+from catalog.dataset import Dataset
+from catalog.vocabulary import Vocabulary
 from learner.checkpoint import read_state
 from learner.objective_settings import NllObjective
 from learner.policy import build_policy, load_policy, save_policy
@@ -46,7 +50,7 @@ def start(cluster, tmp_path_factory):
     return directory
 
 
-def fit(start, directory, steps, **learner):
+def fit(start, directory, steps, open_vocabulary=None, **learner):
     """Run, or resume, to `steps`; the rows of the metrics file."""
     learner = {"prompts_per_step": 6, "evaluate_every": 2, "warmup_steps": 1, "lr": 1e-2} | learner
     loop = LoopConfig(
@@ -67,6 +71,7 @@ def fit(start, directory, steps, **learner):
         beams=False,
         queue=None,
         publisher=FilePublisher(str(directory / "published")),
+        open_vocabulary=open_vocabulary,
     )
     scaling = ray.train.ScalingConfig(num_workers=loop.learner.workers, resources_per_worker={"CPU": 0.5})
     run = ray.train.RunConfig(name="loop", storage_path=str(directory / "checkpoints"))
@@ -126,7 +131,9 @@ def test_the_best_checkpoint_is_kept_whole_and_a_run_goes_back_to_it(start, tmp_
     best = read_state(tmp_path / "checkpoints" / "loop-best")
     assert best.step < 8
     shutil.rmtree(tmp_path / "checkpoints" / "loop")
-    again = fit(start, tmp_path, 8, lr=0.1, dropout=0.2)
+    # Out of the object store, as in a run with rollouts, instead of made by the worker: the same catalogue.
+    vocabulary = Vocabulary.of(Dataset.open(start / "data").codes, load_policy(start / "policy").layout)
+    again = fit(start, tmp_path, 8, partial(ray.get, ray.put(vocabulary)), lr=0.1, dropout=0.2)
     assert [row["step"] for row in again if row["kind"] == "start"] == [0, best.step]
     for kind, names in {"step": ("loss", "grad_norm", "lr"), "eval": ("hr@10", "ndcg@10")}.items():
         assert figures(again, kind, *names) == pytest.approx(figures(rows, kind, *names), abs=1e-6)
