@@ -282,20 +282,22 @@ class QueueClient:
         return answer(getattr(self.handle, method).remote(*arguments), f"the rollout queue ({method})", _GRACE_S)
 
     def _allotted(self, step: int, rank: int, world: int, count: int, version: int, deadline_s: float) -> Any:
-        started_s = time.monotonic()
+        started_s, asked = time.monotonic(), False
         while True:
-            poll_s = min(_POLL_S, deadline_s - time.monotonic())
+            poll_s = min(_POLL_S, self.wait_s / 4, deadline_s - time.monotonic())
             if poll_s <= 0:
                 status = self.status()
-                if status.actors or time.monotonic() > started_s + self.start_s:
-                    bound_s = self.wait_s if status.actors else max(self.wait_s, self.start_s)
-                    raise RunError(starved(status, step=step, needed=world * count, wait_s=bound_s))
-                deadline_s += self.wait_s  # the first actor to ask for prompts has as long as any other
-                continue
+                bound_s = self.wait_s if status.actors else max(self.wait_s, self.start_s)
+                raise RunError(starved(status, step=step, needed=world * count, wait_s=bound_s))
             reference = self.handle.pull.remote(step, rank, world, count, version, poll_s)
             groups = answer(reference, "the rollout queue (pull)", poll_s + _GRACE_S)
             if groups is not None:
                 return groups
+            if self.start_s and not asked:
+                # From when the first engine asks for prompts there is as long to wait as for any other step.
+                now_s, asked = time.monotonic(), self.status().actors > 0
+                until_s = now_s + self.wait_s
+                deadline_s = max(deadline_s, until_s if asked else min(until_s, started_s + self.start_s))
 
     def _fetch(self, groups: Sequence[PulledGroup]) -> dict[int, pa.RecordBatch]:
         """The groups that could be fetched within `fetch_s`, by lease id; the caller reports what is missing."""

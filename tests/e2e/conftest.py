@@ -14,7 +14,8 @@ import yaml
 from tests.tiny_data import tiny_dataset
 
 ROOT = Path(__file__).resolve().parents[2]
-JOB_TIMEOUT_S = 280
+STOP_TIMEOUT_S = 120
+JOB_TIMEOUT_S = 900  # a guard against hanging: a run takes a minute and a half
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +57,14 @@ def environment() -> Iterator[dict[str, str]]:
 
 def run(arguments: list[str], environment: dict[str, str]) -> str:
     """Run a command in the checkout; its output. Fails with that output when the command does."""
-    ended = subprocess.run(
-        arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=JOB_TIMEOUT_S, check=False
+    started = subprocess.Popen(
+        arguments, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    output = ended.stdout + ended.stderr
-    assert ended.returncode == 0, f"exit code {ended.returncode}:\n{output[-6000:]}"
+    try:
+        output = "".join(started.communicate(timeout=JOB_TIMEOUT_S))
+    except subprocess.TimeoutExpired:
+        started.terminate()  # `sluice submit` stops the cluster that it has started
+        output = "".join(started.communicate(timeout=STOP_TIMEOUT_S))
+        raise AssertionError(f"no end after {JOB_TIMEOUT_S} s:\n{output[-6000:]}") from None
+    assert started.returncode == 0, f"exit code {started.returncode}:\n{output[-6000:]}"
     return output

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,20 @@ from learner.policy import load_policy
 from services.head import start_head
 from tests.e2e.conftest import run
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(2400)]
 
 POLICIES = ("start", "control", "best", "last")
+
+
+def patiently(submit):
+    """As `sluice submit` does: a new head's job server answers before there is a node agent to start a job."""
+    deadline_s = time.monotonic() + 60
+    while True:
+        try:
+            return submit()
+        except AssertionError as error:
+            if "No available agent" not in str(error) or time.monotonic() > deadline_s:
+                raise
 
 
 def summary_of(run_directory: Path) -> dict:
@@ -131,7 +143,8 @@ def test_a_job_submitted_by_hand_resumes(submitted, changed, job, environment):
         try:
             submit = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address", head.url]
             excludes = json.dumps({"excludes": [".venv", ".git", "runs"]})
-            said = run([*submit, "--working-dir", ".", "--runtime-env-json", excludes, "--", *entrypoint], client)
+            command = [*submit, "--working-dir", ".", "--runtime-env-json", excludes, "--", *entrypoint]
+            said = patiently(lambda: run(command, client))
         finally:
             head.stop()
     steps = metrics_of(directory, "step")

@@ -8,7 +8,7 @@ import pytest
 from tests.e2e.conftest import run
 from tests.e2e.test_job import metrics_of, summary_of
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 
 
 def test_rollouts_and_learner_on_different_nodes(job, environment):

@@ -115,7 +115,7 @@ def test_damaged_weights_are_not_handed_out(launch, board, transport):
 def test_weights_that_died_with_their_learner_are_passed_over(launch, board, transport):
     learner = launch(Learner, {"max_restarts": 0}, board, transport)
     os.kill(ask(learner.publish.remote(7)), signal.SIGKILL)
-    with pytest.raises(ray.exceptions.ActorDiedError):
+    with pytest.raises(ray.exceptions.RayActorError):
         ask(learner.publish.remote(8))
     engine = launch(Engine, {}, board)
     assert ask(engine.wait_for_loss.remote()) == 1

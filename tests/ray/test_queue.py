@@ -121,6 +121,18 @@ def test_a_wait_that_runs_out_says_what_it_waited_for(launch, start_queue):
     assert "rollout-1: OutOfMemory: the engine died" in str(caught.value)
 
 
+def test_the_first_engine_has_as_long_as_any_other_from_when_it_asks(launch, start_queue):
+    queue = dataclasses.replace(start_queue(wait_s=4.0), start_s=10 * WAIT_S)
+    producer = start_producer(launch, queue)
+    with ThreadPoolExecutor() as pool:
+        pulled = pool.submit(queue.pull, 0, 0, 1, 4, 0)
+        time.sleep(3.7)
+        ray.get(producer.lease.remote(1))
+        time.sleep(2.5)
+        ray.get(producer.produce.remote(1, 4))
+        assert len(pulled.result(timeout=WAIT_S)) == 4
+
+
 def test_engines_that_are_still_loading_are_waited_for_longer(launch, start_queue):
     queue = dataclasses.replace(start_queue(wait_s=3.0), start_s=10 * WAIT_S)
     with ThreadPoolExecutor() as pool:

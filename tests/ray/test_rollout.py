@@ -108,10 +108,10 @@ def test_a_killed_rollout_actor_is_replaced_and_nothing_is_lost(launch, tmp_path
     actor = parts.rollout(stall_after=8, stall_while=str(flag))
     running = actor.run.remote(actor.start.remote())
     parts.until(queued=8, leased=8)  # half of it finished, the other half in the engine
-    flag.touch()
     ray.kill(actor, no_restart=False)
     with pytest.raises(RayActorError) as caught:
         ray.get(running, timeout=WAIT_S)
+    flag.touch()  # for the next one: this one would go on with it
     decision = decide("rollout-0", restarts=0, bound=20, setting="bound", reason=str(caught.value))
     assert decision.restart
     assert parts.queue.revoke("rollout-0", decision.message) == 16
@@ -190,6 +190,9 @@ def test_several_actors_share_the_feed(launch):
         assert time.monotonic() < deadline, f"one actor does all the work: {len(seen)} groups trained"
         seen += [group.lease_id for group in train(parts.queue, len(seen) // 8, 8)]
     assert len(seen) == len(set(seen))
+    while sum(one.groups for one in ray.get([actor.stats.remote() for actor in actors])) < len(seen):
+        assert time.monotonic() < deadline, "the queue's answers never came back to the actors"
+        time.sleep(0.1)
     ray.get([actor.stop.remote() for actor in actors], timeout=WAIT_S)
     stats = ray.get(running, timeout=WAIT_S)
     assert sum(one.groups for one in stats) >= len(seen)

@@ -13,6 +13,7 @@ def small(monkeypatch):
     monkeypatch.setattr(bench, "_LEVEL_SIZES", (4, 4, 5))
     monkeypatch.setattr(bench, "_ROWS", 8)
     monkeypatch.setattr(bench, "_DECODES", 2)
+    monkeypatch.setattr(bench, "_BUILD_SIZES", (1000,))
 
 
 def test_the_dictionary_lists_what_may_follow():
@@ -36,4 +37,6 @@ def test_both_sides_mask_alike_and_the_figures_are_there(small):
     assert [row["items"] for row in result["rows"]] == [40, 60]
     assert result["rows"][0]["speedup"] > 0
     assert result["rows"][1]["speedup"] is None
+    (built,) = result["builds"]
+    assert built["items"] == 1000 and built["build_s"] > 0 and built["bytes_per_item"] > 8
     assert all(row["us_per_step"] > 0 and row["build_s"] > 0 and row["memory_mib"] > 0 for row in result["rows"])

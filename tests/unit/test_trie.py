@@ -1,13 +1,10 @@
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from catalog.errors import DataError
 from catalog.trie import DEAD, Exclusions, Trie
-
-settings.register_profile("trie", deadline=None)
-settings.load_profile("trie")
 
 VOCAB = 6
 
