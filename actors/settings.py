@@ -69,7 +69,7 @@ class TreeEngineSettings(Settings):
     # Prompts of one engine step, between which weights are swapped; null: 32 on a CPU, 256 on a GPU.
     prompts_per_step: int | None = Field(default=None, ge=1)
     # Keys and values remembered within one weight version, for prompts that extend earlier ones; 0: none; null: those
-    # of four steps, in a quarter of the memory that is free at most.
+    # of twelve steps, in a quarter of the memory that is free at most.
     prefix_cache_mib: float | None = Field(default=None, ge=0)
 
 

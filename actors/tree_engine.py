@@ -12,13 +12,13 @@ It needs neither vLLM nor a special environment, and runs on the GPU when it has
 """
 
 import hashlib
-import os
 import time
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 
 from actors.engine import GenerateRequest, Generation
@@ -34,7 +34,7 @@ from learner.tree_trie import DeviceTrie
 from learner.weights import PackedWeights, TensorEntry
 
 _PROMPTS_PER_STEP = {"cpu": 32, "cuda": 256}
-_STEPS_REMEMBERED = 4
+_STEPS_REMEMBERED = 12
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -215,16 +215,12 @@ def _cache_size(given_mib: float | None, step_bytes: int, device: torch.device) 
     if given_mib is not None:
         size, reason = int(given_mib * 2**20), "given in the settings"
     else:
-        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _free_memory()
+        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
         size = min(_STEPS_REMEMBERED * step_bytes, free // 4)
         reason = f"{_STEPS_REMEMBERED} steps of the longest prompts, in a quarter of the {free >> 20} MiB free at most"
     if 0 < size < step_bytes:
         reason += f"; a step of the longest prompts takes {step_bytes >> 20} MiB, and one that does not fit is not kept"
     return size, reason
-
-
-def _free_memory() -> int:
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _check_policy(policy: Policy, directory: Path, vocabulary: Vocabulary, max_prompt_tokens: int) -> None:

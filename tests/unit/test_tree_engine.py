@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -263,13 +264,13 @@ def test_sizes_are_derived_unless_given(world):  # noqa: F811
     assert "busy" in derived["prompts_per_step"][1]
 
 
-def test_the_prefix_cache_has_room_for_four_steps_unless_memory_is_short(world, monkeypatch):  # noqa: F811
+def test_the_prefix_cache_has_room_for_twelve_steps_unless_memory_is_short(world, monkeypatch):  # noqa: F811
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     size, reason = open_engine(world).derivation["prefix_cache_bytes"]
     step = 4 * prefix_bytes(world.policies[0].model, MAX_PROMPT, 3)
-    assert size == 4 * step
-    assert "4 steps" in reason and "not kept" not in reason
-    monkeypatch.setattr("actors.tree_engine._free_memory", lambda: 2 * step)
+    assert size == 12 * step
+    assert "12 steps" in reason and "not kept" not in reason
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=2 * step))
     size, reason = open_engine(world).derivation["prefix_cache_bytes"]
     assert size == step // 2
     assert "is not kept" in reason
