@@ -13,9 +13,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from catalog.errors import ConfigError
+
+Side = TypeVar("Side")
 
 # name -> what it compares; the module of the same name is imported only when the bench is run
 BENCHES: dict[str, str] = {
@@ -78,20 +80,18 @@ def alternate(
     """Seconds of every run of every side: one warm-up each, then `repeats` rounds, every other one in reverse order."""
     for side in sides.values():
         side()
-    names = list(sides)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
     for round_number in range(repeats):
-        for place in in_turn(len(sides), round_number):
-            name = names[place]
+        for name in in_turn(list(sides), round_number):
             started_s = clock()
             sides[name]()
             seconds[name].append(clock() - started_s)
     return seconds
 
 
-def in_turn(count: int, round_number: int) -> Sequence[int]:
-    """The order in which `count` sides take their turns: every other round it is reversed."""
-    return range(count) if round_number % 2 == 0 else range(count)[::-1]
+def in_turn(sides: Sequence[Side], round_number: int) -> Sequence[Side]:
+    """The sides in the order in which they take their turns: every other round it is reversed."""
+    return sides if round_number % 2 == 0 else sides[::-1]
 
 
 def medians(seconds: Mapping[str, list[float]]) -> dict[str, float]:

@@ -49,7 +49,7 @@ from learner.step import LearnerStep
 from learner.timebook import Timebook, idle
 from learner.train_loop import version_after
 from learner.weights import pack
-from services.bench import BenchOptions, note
+from services.bench import BenchOptions, in_turn, note
 from services.benches.artefacts import make_artefacts
 from services.benches.connection import connected
 from services.config import RunConfig
@@ -253,7 +253,7 @@ def _compare(config: RunConfig, paths: RunPaths, fleet: Fleet, alone: Any, repea
     waits: dict[str, list[float]] = {}
     for number in range(repeats):
         found: dict[str, float] = {}
-        for side in SIDES if number % 2 == 0 else reversed(SIDES):
+        for side in in_turn(SIDES, number):
             if side == "alone":
                 found |= answer(alone.steps.remote(STEPS), "the loop", _WAIT_S)
                 continue

@@ -25,7 +25,7 @@ from actors.leases import Lease, Push
 from actors.queue import QueueActor
 from actors.settings import QueueSettings
 from catalog.dataset import Examples
-from services.bench import BenchOptions, note
+from services.bench import BenchOptions, in_turn, note
 
 LEASE = 16  # prompts per lease and push
 SHARE = 16  # groups per consumer and step
@@ -47,7 +47,7 @@ def run(options: BenchOptions) -> dict[str, Any]:
     try:
         found: dict[tuple[int, int], list[dict[str, float]]] = {shape: [] for shape in shapes}
         for round_number in range(repeats):
-            for shape in shapes if round_number % 2 == 0 else reversed(shapes):
+            for shape in in_turn(shapes, round_number):
                 full = asyncio.run(_measure(*shape, seconds, options.seed, paced=None))
                 paced = asyncio.run(_measure(*shape, seconds, options.seed, paced=PACED))
                 found[shape].append({"groups_per_s": full["groups_per_s"], "p99_ms": paced["p99_ms"]})

@@ -37,7 +37,7 @@ from catalog.vocabulary import Vocabulary
 from learner.policy import load_policy
 from learner.settings import PolicySettings, PretrainSettings, RankerSettings
 from learner.train_loop import open_prompts
-from services.bench import BenchOptions, note
+from services.bench import BenchOptions, in_turn, note
 from services.benches.artefacts import make_artefacts
 from services.benches.connection import connected
 from services.benches.rollout_timing import Arrivals, Round, share_of_same, summary
@@ -197,7 +197,7 @@ def _round(
     """Both sides once, every other time in reverse order, about the same prompts."""
     more = rollout.prompts_per_lease * rollout.leases_ahead  # keep the bare engine full to the last
     found: dict[str, tuple[float, Arrivals, dict[int, np.ndarray]]] = {}
-    for side in ("service", "bare") if number % 2 == 0 else ("bare", "service"):
+    for side in in_turn(("service", "bare"), number):
         if side == "service":
             found[side] = service.generate(last)
         else:

@@ -109,8 +109,8 @@ def run(options: BenchOptions) -> dict[str, Any]:
         idle = parts.idle_cpu_ms_per_s()
         runs: list[list[dict[str, Any]]] = [[] for _ in shapes]
         for number in range(1 if options.quick else options.repeats):
-            for place in in_turn(len(shapes), number):
-                runs[place].append(parts.row(shapes[place], idle))
+            for shape, some in in_turn(list(zip(shapes, runs, strict=True)), number):
+                some.append(parts.row(shape, idle))
         rows = [median_row(some) for some in runs]
     finally:
         ray.shutdown()

@@ -243,8 +243,8 @@ def _measure(
     rounds: list[dict[str, float]] = []
     for number in range(repeats + 1):
         one: dict[str, float] = {}
-        for place in in_turn(2, number):
-            one |= _bare(engines, publication) if place == 0 else _publish(engines, publication, busy)
+        for side in in_turn(("bare", "published"), number):
+            one |= _bare(engines, publication) if side == "bare" else _publish(engines, publication, busy)
         turns_s = one["bare_load_s"] * turns
         one["ratio"] = one["seconds"] / turns_s
         one["ratio_fetch"] = one["seconds"] / (one["bare_fetch_s"] + turns_s)
