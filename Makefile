@@ -18,7 +18,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # The numeric libraries of every process stay on one thread; what may use more says so in the config.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup train quickstart test test-unit test-ray test-engine test-e2e gate lint mutate lock docs clean
+.PHONY: setup train quickstart test test-unit test-ray test-engine test-e2e test-gpu gate lint mutate lock docs clean
 
 setup: $(STAMP)
 
@@ -52,7 +52,7 @@ quickstart:
 test: setup
 	$(BIN)/python -m pytest tests/unit tests/ray tests/engine tests/e2e $(ARGS)
 
-test-unit test-ray test-engine test-e2e: test-%: setup
+test-unit test-ray test-engine test-e2e test-gpu: test-%: setup
 	$(BIN)/python -m pytest tests/$* $(ARGS)
 
 lint: setup

@@ -28,7 +28,7 @@ def chance(batch: GroupBatch, seed: int) -> torch.Tensor:
     history_BT = torch.where(real_BT, _mixed(batch.history_BT + (places_T << 32)), 0)
     rest_BR = torch.cat([batch.target_BL, batch.candidates_BKL.flatten(1)], dim=1)
     rest_BR = _mixed(rest_BR + ((1 + torch.arange(rest_BR.shape[1], device=rest_BR.device)) << 48))
-    word_B = _mixed(history_BT.sum(dim=1) + rest_BR.sum(dim=1) + _mixed(torch.tensor(seed, device=rest_BR.device)))
+    word_B = _mixed(history_BT.sum(dim=1) + rest_BR.sum(dim=1) + _mixed(rest_BR.new_full((), seed)))
     return (word_B >> 10).double() / 2**53
 
 

@@ -28,8 +28,7 @@ def micro_batches(batch: LoggedBatch, prompts: int | None, device: torch.device)
 def loss_weights(objective: Objective, parts: list[LoggedBatch]) -> torch.Tensor:
     """What each micro-batch's loss counts `[parts]`: its share of the mass of all parts and workers, times the workers,
     over which DDP and FSDP take the mean. Stays on the device, so that nothing waits for it."""
-    device = parts[0].target_BL.device
-    masses = torch.stack([objective.mass(part).to(device) for part in parts])
+    masses = torch.stack([objective.mass(part) for part in parts])
     total, workers = masses.sum(), 1
     if _distributed():
         workers = dist.get_world_size()

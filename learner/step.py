@@ -129,7 +129,7 @@ class LearnerStep:
                 for name, value in terms.metrics.items():
                     totals[name] = totals[name] + value if name in totals else value
             norm = self._apply_gradient()
-            value = torch.stack([norm.detach().double(), norm.new_tensor(1.0, dtype=torch.float64)])
+            value = torch.stack([norm.detach().double(), norm.new_ones((), dtype=torch.float64)])
             totals["grad_norm"] = totals["grad_norm"] + value if "grad_norm" in totals else value
         self.model.eval()
         self._schedule.step()

@@ -49,7 +49,7 @@ class Objective(ABC):
 
     def mass(self, batch: LoggedBatch) -> torch.Tensor:
         """The float64 scalar that the loss of `batch` was divided by: its prompts, unless overridden."""
-        return torch.tensor(float(batch.prompts), dtype=torch.float64)
+        return torch.full((), batch.prompts, dtype=torch.float64, device=batch.target_BL.device)
 
     @abstractmethod
     def __call__(
@@ -73,5 +73,5 @@ def mean_of(values: torch.Tensor, where: torch.Tensor | None = None) -> torch.Te
     """The metric `[2]`, (sum, count), that reports the mean of `values` over the entries where `where` holds."""
     values = values.detach().double()
     if where is None:
-        return torch.stack([values.sum(), values.new_tensor(float(values.numel()))])
+        return torch.stack([values.sum(), values.new_full((), values.numel())])
     return torch.stack([torch.where(where, values, 0.0).sum(), where.sum().double()])

@@ -5,7 +5,7 @@ import torch
 
 from catalog.errors import RunError
 from learner.batch import LoggedBatch
-from learner.micro_batches import micro_batches, on_every_parameter
+from learner.micro_batches import micro_batches
 from learner.objective_settings import AdaGrpoObjective, GateSettings, GrpoSettings
 from learner.objectives.adagrpo import AdaGrpoLoss
 from learner.objectives.build import build_objective
@@ -72,22 +72,6 @@ def test_micro_batches_give_the_gradient_and_metrics_of_the_full_batch(size, con
     for full, parts in zip(found[None][1], found[size][1], strict=True):
         torch.testing.assert_close(parts, full, atol=1e-10, rtol=1e-10)
     assert found[size][0] == pytest.approx(found[None][0], abs=1e-10)
-
-
-@pytest.mark.parametrize("constrained", [False, True])
-def test_nothing_before_the_gradient_waits_for_the_device(constrained):
-    """The meta device has no data: whatever asks for some, as for a number or for the places of a mask, fails."""
-    model, meta = tiny_policy().model.to("meta"), torch.device("meta")
-    objective = half_open(kl_beta=0.1)
-    for part in micro_batches(half_trusted(constrained=constrained, temperature=0.8), 3, meta):
-        inputs = objective.inputs(part)
-        lengths = part.history_lengths_B.tolist()
-        scores = BranchScorer(model)(
-            part.history_BT, lengths, inputs.branches_BSL, inputs.allowed_BSLV, inputs.temperature
-        )
-        terms = objective(part, scores, scores.detach(), scores.detach().log_probs_BSL)
-        (on_every_parameter(terms.loss, scores) * objective.mass(part)).backward()
-    assert all(parameter.grad.device == meta for parameter in model.parameters())
 
 
 def test_updates_on_one_batch_keep_the_log_probs_of_its_start():
