@@ -50,14 +50,21 @@ class EngineSettings(Settings):
 
     type: Literal["vllm"] = "vllm"
     dtype: Literal["float32", "bfloat16", "auto"] = "float32"
-    kv_cache_gib: float | None = Field(default=None, gt=0)  # CPU engines
-    gpu_memory_share: float = Field(default=0.85, gt=0, le=1)  # GPU engines
+    kv_cache_gib: float | None = Field(default=None, gt=0)
+    # GPU engines: vLLM fills this share of the GPU's memory with weights and cache, instead of `kv_cache_gib`
+    gpu_memory_share: float | None = Field(default=None, gt=0, le=1)
     block_size: int | None = Field(default=None, ge=16)  # CPU: a multiple of 32
     max_sequences: int | None = Field(default=None, ge=1)
     max_batched_tokens: int | None = Field(default=None, ge=64)
     tensor_parallel: int = Field(default=1, ge=1)
     threads: int = Field(default=1, ge=1)  # CPU threads of an engine
-    enforce_eager: bool = True
+    enforce_eager: bool | None = None  # no compiled graphs; null: so on a CPU, not so on a GPU
+
+    @model_validator(mode="after")
+    def _one_size_of_the_cache(self) -> "EngineSettings":
+        if self.kv_cache_gib is not None and self.gpu_memory_share is not None:
+            raise ValueError("kv_cache_gib and gpu_memory_share both say how large the cache is: leave one of them out")
+        return self
 
 
 class TreeEngineSettings(Settings):

@@ -13,15 +13,15 @@ from catalog.errors import ConfigError
 _CPU_BLOCK = 32
 _GPU_BLOCK = 16
 _MAX_SEQUENCES = 1024
-_MAX_KV_CACHE_GIB = 4.0
+_CPU_CACHE_BYTES = 4 * 2**30  # at most
+_GPU_CACHE_SHARE = 0.5  # of the GPU's memory, at most
+_STEPS_REMEMBERED = {"cpu": 2, "gpu": 12}  # times what the prompts in flight fill, for prompts that extend earlier ones
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "auto": 4}
 
 
 def engine_environment(settings: EngineSettings) -> dict[str, str]:
     """The environment variables of a process that hosts one vLLM engine."""
-    # Without graphs to compile, all that is left to the compiler is one reduction in the sampler, at 15 s a start.
-    compiler = {"TORCHDYNAMO_DISABLE": "1"} if settings.enforce_eager else {}
-    return compiler | {
+    return {
         # The engine runs in the actor's own process: it starts twice as fast and weights reach it without a copy.
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         # The trie mask is written against the logits-processor interface of the first model runner.
@@ -29,6 +29,8 @@ def engine_environment(settings: EngineSettings) -> dict[str, str]:
         # An engine must not claim cores that other actors of the node count on.
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "OMP_NUM_THREADS": str(settings.threads),
+        # A float32 engine computes in float32: the attention of GPU engines would round to ten bits (TF32).
+        "TRITON_F32_DEFAULT": "ieee",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": "ERROR",
         "TOKENIZERS_PARALLELISM": "false",
@@ -42,7 +44,7 @@ def check_environment(settings: EngineSettings) -> None:
         ConfigError: a variable of `engine_environment` is not in force, or one that overrides our settings is.
     """
     for name, value in engine_environment(settings).items():
-        if name.startswith(("VLLM_", "TORCH")) and os.environ.get(name) != value:
+        if name.startswith(("VLLM_", "TRITON_")) and os.environ.get(name) != value:
             raise ConfigError(
                 f"environment variable {name} is {os.environ.get(name)!r} where the vLLM engine needs {value!r}; start "
                 "its process with the variables of actors.vllm_configuration.engine_environment"
@@ -71,7 +73,8 @@ class EngineSizes:
     max_sequences: int  # sequences advanced in one step
     max_batched_tokens: int  # tokens computed in one step
     max_model_len: int  # tokens, prompt + item
-    kv_cache_bytes: int | None  # None: vLLM takes its share of the GPU's memory
+    enforce_eager: bool  # no compiled graphs
+    kv_cache_bytes: int | None  # None: vLLM takes `gpu_memory_share`
     derivation: dict[str, tuple[int | float | str, str]]  # name -> (value, reason)
 
 
@@ -83,13 +86,14 @@ def derive_sizes(
     max_prompt_tokens: int,
     prompts_in_flight: int,
     model: ModelShape,
-    cpu: bool,
+    gpu_bytes: int | None,
 ) -> EngineSizes:
-    """Fill in the sizes that the settings leave open.
+    """Fill in what the settings leave open. `gpu_bytes` is the memory of the engine's GPU, None without one.
 
     Raises:
         ConfigError: a given size cannot work.
     """
+    cpu = gpu_bytes is None
     derivation: dict[str, tuple[int | float | str, str]] = {}
 
     def settle(name: str, given: int | None, derived: int, reason: str) -> int:
@@ -124,23 +128,21 @@ def derive_sizes(
             f"rollout.engine.max_batched_tokens is {batched_tokens}, less than prompt + item ({max_model_len} tokens); "
             "the CPU engine prefills a prompt in one piece, so raise it or shorten the history"
         )
+    eager = settle("enforce_eager", settings.enforce_eager, cpu, "compiled graphs pay on a GPU")
     kv_cache_bytes = None
-    if cpu:
-        kv_cache_bytes, reason = _cpu_cache(
-            settings, block_size, candidates, levels, max_prompt_tokens, prompts_in_flight, model
-        )
-        derivation["kv_cache_bytes"] = (kv_cache_bytes, reason)
+    if settings.gpu_memory_share is not None and not cpu:
+        derivation["gpu_memory_share"] = (settings.gpu_memory_share, "given in the settings")
     else:
-        given = "gpu_memory_share" in settings.model_fields_set
-        derivation["gpu_memory_share"] = (
-            settings.gpu_memory_share,
-            "given in the settings" if given else "the default of the settings",
-        )
+        own = -(-(block_size - 1 + levels) // block_size)  # blocks that a candidate cannot share
+        blocks = 1 + prompts_in_flight * (-(-max_prompt_tokens // block_size) + candidates * own)
+        kv_cache_bytes, reason = _cache(settings, blocks, block_size, model, gpu_bytes)
+        derivation["kv_cache_bytes"] = (kv_cache_bytes, reason)
     return EngineSizes(
         block_size=block_size,
         max_sequences=sequences,
         max_batched_tokens=batched_tokens,
         max_model_len=max_model_len,
+        enforce_eager=bool(eager),
         kv_cache_bytes=kv_cache_bytes,
         derivation=derivation,
     )
@@ -150,22 +152,16 @@ def _batch_of_tokens(cpu: bool) -> int:
     return 4096 if cpu else 8192
 
 
-def _cpu_cache(
-    settings: EngineSettings,
-    block_size: int,
-    candidates: int,
-    levels: int,
-    max_prompt_tokens: int,
-    prompts_in_flight: int,
-    model: ModelShape,
+def _cache(
+    settings: EngineSettings, blocks: int, block_size: int, model: ModelShape, gpu_bytes: int | None
 ) -> tuple[int, str]:
-    """Bytes of the cache, and why. vLLM has no use for more: everything in flight already fits."""
+    """Bytes of the cache on each device, and why; `blocks` are what the prompts in flight fill."""
     if settings.kv_cache_gib is not None:
         return int(settings.kv_cache_gib * 2**30), "given in the settings"
-    own = -(-(block_size - 1 + levels) // block_size)  # blocks that a candidate cannot share
-    blocks = 1 + prompts_in_flight * (-(-max_prompt_tokens // block_size) + candidates * own)
-    block_bytes = 2 * model.layers * model.kv_heads * model.head_size * block_size * _DTYPE_BYTES[settings.dtype]
-    needed = 2 * blocks * block_bytes
-    limit = int(_MAX_KV_CACHE_GIB * 2**30)
-    reason = f"twice the {blocks} blocks of {block_bytes} bytes that the prompts in flight fill"
-    return (needed, reason) if needed <= limit else (limit, f"{reason}, cut to {_MAX_KV_CACHE_GIB} GiB")
+    heads = -(-model.kv_heads // settings.tensor_parallel)
+    block_bytes = 2 * model.layers * heads * model.head_size * block_size * _DTYPE_BYTES[settings.dtype]
+    times = _STEPS_REMEMBERED["cpu" if gpu_bytes is None else "gpu"]
+    needed = times * blocks * block_bytes
+    limit = _CPU_CACHE_BYTES if gpu_bytes is None else int(_GPU_CACHE_SHARE * gpu_bytes)
+    reason = f"{times} times the {blocks} blocks of {block_bytes} bytes that the prompts in flight fill"
+    return (needed, reason) if needed <= limit else (limit, f"{reason}, cut to {limit / 2**30:.1f} GiB")

@@ -17,14 +17,13 @@ from pathlib import Path
 
 import torch
 from vllm.inputs import tokens_input
-from vllm.platforms import current_platform
 
 from actors.engine import GenerateRequest, Generation
 from actors.engine_checks import check_catalogue, check_requests, check_weights
 from actors.settings import DecodeSettings, EngineSettings
 from actors.vllm_configuration import check_environment, derive_sizes
 from actors.vllm_groups import Group, open_group
-from actors.vllm_start import PrefixCacheCounter, read_policy, start_llm
+from actors.vllm_start import PrefixCacheCounter, gpu_bytes, read_policy, start_llm
 from actors.vllm_trie import OfferedTries
 from catalog.vocabulary import Vocabulary
 from learner.weights import PackedWeights, TensorEntry
@@ -67,7 +66,7 @@ class VllmEngine:
             max_prompt_tokens=max_prompt_tokens,
             prompts_in_flight=prompts_in_flight,
             model=self._policy.model,
-            cpu=current_platform.is_cpu(),
+            gpu_bytes=gpu_bytes(),
         )
         if torch.get_num_threads() != engine.threads:
             torch.set_num_threads(engine.threads)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from transformers import AutoConfig
 from vllm.config import WeightTransferConfig
@@ -20,6 +21,9 @@ from actors.vllm_trie import TRIE_PATH
 from actors.vllm_weights import BACKEND
 from catalog.errors import ConfigError, PolicyError
 from catalog.tokens import TokenLayout
+
+
+_LEAST_FREE = 0.01
 
 
 class PrefixCacheCounter(StatLoggerBase):
@@ -114,6 +118,7 @@ def start_llm(
 
     Without a `counter` vLLM keeps no statistics, which on requests of a few tokens are a good part of its own work.
     """
+    compile_graphs(sizes)
     arguments = EngineArgs(
         **plain_arguments(policy.directory, settings, sizes, seed),
         logits_processors=["actors.vllm_trie:TrieLogitsProcessor"],
@@ -130,6 +135,28 @@ def start_llm(
     return llm
 
 
+def gpu_bytes() -> int | None:
+    """Memory of the GPU that an engine of this process computes on, None for vLLM's CPU build.
+
+    Raises:
+        ConfigError: vLLM's build is for GPUs, and this process has none.
+    """
+    if current_platform.is_cpu():
+        return None
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            "this vLLM is built for GPUs and the engine's process has none: set rollout.gpus to 1 (or to a share of "
+            "one GPU), or install requirements/cpu.lock"
+        )
+    return current_platform.get_device_total_memory()
+
+
+def compile_graphs(sizes: EngineSizes) -> None:
+    """Let torch compile in this process, or not at all: without graphs all that is left to compile is one reduction in
+    vLLM's sampler, at 15 s a start."""
+    torch.compiler.set_stance("force_eager" if sizes.enforce_eager else "default")
+
+
 def plain_arguments(policy: Path, settings: EngineSettings, sizes: EngineSizes, seed: int) -> dict[str, Any]:
     """The arguments that have nothing to do with tries and new weights; `vllm.LLM` takes them too."""
     return {
@@ -139,7 +166,7 @@ def plain_arguments(policy: Path, settings: EngineSettings, sizes: EngineSizes, 
         "dtype": settings.dtype,
         "seed": seed,
         "tensor_parallel_size": settings.tensor_parallel,
-        "enforce_eager": settings.enforce_eager,
+        "enforce_eager": sizes.enforce_eager,
         "use_tqdm_on_load": False,
         "block_size": sizes.block_size,
         "enable_prefix_caching": True,
@@ -150,7 +177,8 @@ def plain_arguments(policy: Path, settings: EngineSettings, sizes: EngineSizes, 
         "enable_chunked_prefill": not current_platform.is_cpu(),
         # No step may be under way while weights are swapped; and the trie needs each token before the next step.
         "async_scheduling": False,
-        "gpu_memory_utilization": settings.gpu_memory_share,
+        # With the bytes of the cache given this is but the share that has to be free at the start.
+        "gpu_memory_utilization": settings.gpu_memory_share or _LEAST_FREE,
         "kv_cache_memory_bytes": sizes.kv_cache_bytes,
         "logprobs_mode": "processed_logprobs",
         "max_logprobs": -1,

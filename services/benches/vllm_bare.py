@@ -13,13 +13,12 @@ import numpy as np
 import torch
 from vllm import LLM
 from vllm.inputs import tokens_input
-from vllm.platforms import current_platform
 
 from actors.engine import GenerateRequest
 from actors.settings import RolloutSettings
 from actors.vllm_configuration import derive_sizes
 from actors.vllm_groups import open_group
-from actors.vllm_start import plain_arguments, read_policy
+from actors.vllm_start import compile_graphs, gpu_bytes, plain_arguments, read_policy
 from catalog.vocabulary import Vocabulary
 from cluster.environment import collect_garbage_seldom
 from services.benches.rollout_timing import Arrivals
@@ -41,10 +40,11 @@ class BareLoop:
             max_prompt_tokens=max_prompt_tokens,
             prompts_in_flight=rollout.prompts_per_lease * rollout.leases_ahead,
             model=policy.model,
-            cpu=current_platform.is_cpu(),
+            gpu_bytes=gpu_bytes(),
         )
         torch.set_num_threads(rollout.engine.threads)
         self._vocabulary, self._decode, self._seed = vocabulary, rollout.decode, seed
+        compile_graphs(sizes)
         self._llm = LLM(**plain_arguments(policy_dir, rollout.engine, sizes, seed))
         collect_garbage_seldom()  # as a rollout actor does
 

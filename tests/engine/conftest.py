@@ -111,6 +111,7 @@ def vllm_environment():
     os.environ.clear()
     os.environ.update(before)
     torch.set_num_threads = set_num_threads
+    torch.compiler.set_stance("default")
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """Sizes and environment of a vLLM engine, without vLLM."""
 
 import pytest
+from pydantic import ValidationError
 
 from actors.settings import EngineSettings
 from actors.vllm_configuration import ModelShape, check_environment, derive_sizes, engine_environment
@@ -9,7 +10,7 @@ from catalog.errors import ConfigError
 SHAPE = ModelShape(layers=4, kv_heads=4, head_size=32)
 
 
-def sizes(cpu=True, candidates=16, levels=4, max_prompt_tokens=200, prompts_in_flight=32, **settings):
+def sizes(gpu_bytes=None, candidates=16, levels=4, max_prompt_tokens=200, prompts_in_flight=32, **settings):
     return derive_sizes(
         EngineSettings(**settings),
         candidates=candidates,
@@ -17,7 +18,7 @@ def sizes(cpu=True, candidates=16, levels=4, max_prompt_tokens=200, prompts_in_f
         max_prompt_tokens=max_prompt_tokens,
         prompts_in_flight=prompts_in_flight,
         model=SHAPE,
-        cpu=cpu,
+        gpu_bytes=gpu_bytes,
     )
 
 
@@ -32,8 +33,10 @@ def test_everything_is_derived_with_a_reason():
         "block_size",
         "max_sequences",
         "max_batched_tokens",
+        "enforce_eager",
         "kv_cache_bytes",
     }
+    assert derived.enforce_eager
     assert derived.derivation["max_sequences"] == (512, "32 prompts in flight x 16 sequences of each, at most 1024")
 
 
@@ -55,10 +58,25 @@ def test_half_precision_halves_the_cache():
     assert sizes(dtype="bfloat16").kv_cache_bytes == sizes().kv_cache_bytes // 2
 
 
-def test_a_gpu_engine_takes_its_share_of_the_memory():
-    derived = sizes(cpu=False, gpu_memory_share=0.6)
-    assert (derived.block_size, derived.max_batched_tokens, derived.kv_cache_bytes) == (16, 8192, None)
+def test_a_gpu_engine_compiles_and_remembers_more():
+    derived = sizes(gpu_bytes=80 * 2**30)
+    assert (derived.block_size, derived.max_batched_tokens, derived.enforce_eager) == (16, 8192, False)
+    # 13 blocks of 16 hold a prompt of 200; a candidate's own 15 + 4 tokens need 2
+    assert derived.kv_cache_bytes == 12 * (1 + 32 * (13 + 16 * 2)) * 65536
+    assert sizes(gpu_bytes=2**30).kv_cache_bytes == 2**29
+    assert derived.derivation["enforce_eager"] == (False, "compiled graphs pay on a GPU")
+    assert sizes(gpu_bytes=80 * 2**30, enforce_eager=True).enforce_eager
+    assert sizes(gpu_bytes=80 * 2**30, tensor_parallel=3).kv_cache_bytes == derived.kv_cache_bytes // 2
+
+
+def test_a_gpu_engine_takes_a_share_of_the_memory_when_told_to():
+    derived = sizes(gpu_bytes=80 * 2**30, gpu_memory_share=0.6)
+    assert derived.kv_cache_bytes is None
     assert derived.derivation["gpu_memory_share"] == (0.6, "given in the settings")
+    assert sizes(gpu_memory_share=0.6).kv_cache_bytes == sizes().kv_cache_bytes  # there is none to take a share of
+    assert sizes(gpu_bytes=80 * 2**30, kv_cache_gib=2).kv_cache_bytes == 2 * 2**30
+    with pytest.raises(ValidationError, match="both say how large the cache is"):
+        EngineSettings(gpu_memory_share=0.6, kv_cache_gib=2)
 
 
 def test_sizes_that_cannot_work_are_refused():
@@ -66,15 +84,14 @@ def test_sizes_that_cannot_work_are_refused():
         sizes(block_size=48)
     with pytest.raises(ConfigError, match=r"max_batched_tokens is 128, less than prompt \+ item \(204 tokens\)"):
         sizes(max_batched_tokens=128)
-    assert sizes(cpu=False, block_size=16, max_batched_tokens=128).max_batched_tokens == 128
+    assert sizes(gpu_bytes=2**30, block_size=16, max_batched_tokens=128).max_batched_tokens == 128
 
 
 def test_the_environment_keeps_an_engine_to_its_threads():
     environment = engine_environment(EngineSettings(threads=2))
     assert environment["OMP_NUM_THREADS"] == "2"
     assert environment["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
-    assert environment["TORCHDYNAMO_DISABLE"] == "1"
-    assert "TORCHDYNAMO_DISABLE" not in engine_environment(EngineSettings(enforce_eager=False))
+    assert environment["TRITON_F32_DEFAULT"] == "ieee"
 
 
 def test_a_process_with_another_environment_is_refused(monkeypatch):
