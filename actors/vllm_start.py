@@ -22,7 +22,6 @@ from actors.vllm_weights import BACKEND
 from catalog.errors import ConfigError, PolicyError
 from catalog.tokens import TokenLayout
 
-
 _LEAST_FREE = 0.01
 
 

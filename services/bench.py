@@ -77,16 +77,28 @@ def note(text: str) -> None:
 def alternate(
     sides: Mapping[str, Callable[[], Any]], repeats: int, clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, list[float]]:
-    """Seconds of every run of every side: one warm-up each, then `repeats` rounds, every other one in reverse order."""
+    """Seconds of every run of every side: one warm-up each, then `repeats` rounds, every other one in reverse order.
+
+    A run on this process's GPU ends when the GPU is done.
+    """
     for side in sides.values():
         side()
+        _finish()
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for round_number in range(repeats):
         for name in in_turn(list(sides), round_number):
             started_s = clock()
             sides[name]()
+            _finish()
             seconds[name].append(clock() - started_s)
     return seconds
+
+
+def _finish() -> None:
+    import torch
+
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def in_turn(sides: Sequence[Side], round_number: int) -> Sequence[Side]:
@@ -112,15 +124,17 @@ def machine(options: BenchOptions) -> dict[str, Any]:
     return facts
 
 
-def matmul_gflops(size: int = 1024, seconds: float = 0.5) -> float:
+def matmul_gflops(size: int = 1024, seconds: float = 0.5, device: str = "cpu") -> float:
     """The best float32 matmul rate seen within about `seconds`, in GFLOP/s."""
     import torch
 
-    first, second = torch.randn(size, size), torch.randn(size, size)
+    first, second = torch.randn(size, size, device=device), torch.randn(size, size, device=device)
     first @ second
+    _finish()
     best, until_s = 0.0, time.perf_counter() + seconds
     while time.perf_counter() < until_s:
         started_s = time.perf_counter()
         first @ second
+        _finish()
         best = max(best, 2 * size**3 / (time.perf_counter() - started_s) / 1e9)
     return best

@@ -1,8 +1,8 @@
 """Constrained beams: the tree decoder against transformers `generate` with `num_beams` and `prefix_allowed_tokens_fn`.
 
-Same policy (4 layers, d = 128), same prompts, same catalogue; both give the W likeliest items by the free policy's
-log-probs, and a run whose results differ fails. The prefix function looks the allowed tokens up in a dictionary of
-prefixes, as MiniOneRec-style code does.
+Same policy (4 layers, d = 128; on a GPU 8 and 512), same prompts, same catalogue; both give the W likeliest items by
+the free policy's log-probs, and a run whose results differ fails. The prefix function looks the allowed tokens up in a
+dictionary of prefixes, as MiniOneRec-style code does.
 """
 
 from typing import Any
@@ -17,6 +17,7 @@ from learner.policy import Policy, build_policy
 from learner.settings import PolicySettings
 from learner.tree_decode import Candidates, TreeDecoder
 from services.bench import BenchOptions, alternate, medians, note
+from services.benches import device
 
 LEVEL_SIZES = (256, 256, 256)
 _NATS = 1e-3  # float32 sums of two programs over scores of tens of nats
@@ -26,6 +27,7 @@ def run(options: BenchOptions) -> dict[str, Any]:
     """`rows[]` with W, speedup (null where transformers is not run) and prompts per second of both."""
     prompts, history, items = (8, 20, 2000) if options.quick else (32, 53, 12000)
     policy, vocabulary = sharp_policy(options.seed), catalogue(items, options.seed)
+    policy.model.to(device.device())
     histories_BT = random_histories(vocabulary, prompts, history, options.seed)
     lengths_B = torch.full((prompts,), histories_BT.shape[1])
     decoder = TreeDecoder(policy.model, vocabulary)
@@ -58,7 +60,8 @@ def run(options: BenchOptions) -> dict[str, Any]:
 
 def sharp_policy(seed: int) -> Policy:
     """A fresh policy with weights so large that its predictions are far from uniform, as those of a trained one."""
-    return build_policy(PolicySettings(initializer_range=0.2), LEVEL_SIZES, 256, seed)
+    size = device.policy_settings().hidden_size
+    return build_policy(device.policy_settings(initializer_range=0.2 * (128 / size) ** 0.5), LEVEL_SIZES, 256, seed)
 
 
 def catalogue(items: int, seed: int) -> Vocabulary:
@@ -87,6 +90,7 @@ def _generate(
     model: PreTrainedModel, histories_BT: torch.Tensor, width: int, follow: dict[tuple[int, ...], list[int]]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Tokens `[B, W, L]` and scores `[B, W]` by transformers."""
+    histories_BT = histories_BT.to(model.device)
     prompts, length = histories_BT.shape
     output = model.generate(
         histories_BT,
@@ -101,7 +105,7 @@ def _generate(
         output_scores=True,
     )
     tokens = output.sequences[:, length:].view(prompts, width, -1)
-    return tokens.numpy(), output.sequences_scores.view(prompts, width).numpy()
+    return tokens.cpu().numpy(), output.sequences_scores.view(prompts, width).cpu().numpy()
 
 
 def _check_equal(ours: Candidates, tokens_BWL: np.ndarray, scores_BW: np.ndarray) -> None:

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from learner.policy import build_policy
-from learner.settings import PolicySettings
 from services.bench import BenchOptions, alternate, medians, note
-from services.benches.learner import CODES, LEVELS, PROMPTS, learner_step, make_batch
+from services.benches import device
+from services.benches.learner import CODES, LEVELS, learner_step, make_batch, prompts_of
 
 SIZES = ((16, 50), (16, 200))
 _BATCHES = 3
@@ -33,8 +33,9 @@ def run(options: BenchOptions) -> dict[str, Any]:
 
 def _measure(candidates: int, history: int, options: BenchOptions) -> dict[str, Any]:
     torch.compiler.reset()  # else graphs of an earlier row would serve
-    model = build_policy(PolicySettings(), (CODES,) * LEVELS, 2 * history, options.seed).model
-    prompts = PROMPTS[candidates, history]
+    model = build_policy(device.policy_settings(), (CODES,) * LEVELS, 2 * history, options.seed).model
+    model.to(device.device())
+    prompts = prompts_of(candidates, history)
     batches = [make_batch(prompts, candidates, history, options.seed + number) for number in range(_BATCHES)]
     learners = {
         name: learner_step(copy.deepcopy(model), batches[0], compile=name == "compiled")

@@ -4,7 +4,7 @@ One engine serves all sizes: its policy has tokens for the largest catalogue, an
 catalogue that the running engine loads. K and settings are the same on both sides, and every run has prompts of its own
 from one distribution, so that none finds its prefill done. Constrained requests also exclude the items of their
 history, as rollouts do. The engine is one thread of this process, so what is timed is processor time, which other work
-on the machine distorts less than it does wall time.
+on the machine distorts less than it does wall time; on a GPU it is wall time.
 """
 
 import multiprocessing
@@ -23,8 +23,8 @@ from actors.vllm_configuration import engine_environment
 from catalog.tokens import TokenLayout
 from catalog.vocabulary import Vocabulary
 from learner.policy import build_policy, save_policy
-from learner.settings import PolicySettings
 from services.bench import BenchOptions, alternate, medians, note
+from services.benches import device
 from services.benches.trie import random_codes
 
 _LEVEL_SIZES = (256, 256, 256)
@@ -41,7 +41,7 @@ def run(options: BenchOptions) -> dict[str, Any]:
 
     vLLM is configured by its process's environment, so the engine has a process of its own.
     """
-    settings, before = EngineSettings(threads=options.threads), dict(os.environ)
+    settings, before = device.vllm_settings(options.threads), dict(os.environ)
     os.environ.update(engine_environment(settings))
     try:
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
@@ -57,7 +57,7 @@ def _measure(options: BenchOptions, settings: EngineSettings) -> dict[str, Any]:
 
     prompts = _QUICK_PROMPTS if options.quick else _PROMPTS
     positions = 1 + (_HISTORY + 1) * len(_LEVEL_SIZES)
-    policy = build_policy(PolicySettings(), _LEVEL_SIZES, positions, options.seed)
+    policy = build_policy(device.policy_settings(), _LEVEL_SIZES, positions, options.seed)
     sizes = _QUICK_SIZES if options.quick else _SIZES
     with tempfile.TemporaryDirectory(prefix="sluice-bench-") as directory:
         save_policy(policy, Path(directory) / "policy")
@@ -81,7 +81,7 @@ def _measure(options: BenchOptions, settings: EngineSettings) -> dict[str, Any]:
         "candidates": _CANDIDATES,
         "history": _HISTORY,
         "level_sizes": _LEVEL_SIZES,
-        "clock": "processor time",
+        "clock": "wall time" if device.gpus(1) else "processor time",
         "rows": rows,
     }
 
@@ -113,7 +113,8 @@ def _row(
         sampled[name] = int((items >= 0).sum())
 
     sides = {name: lambda name=name: side(name) for name in ("free", "constrained")}
-    seconds = alternate(sides, options.repeats, time.process_time)
+    clock = time.perf_counter if device.gpus(1) else time.process_time
+    seconds = alternate(sides, options.repeats, clock)
     assert sampled["constrained"] == prompts * _CANDIDATES, "constrained sampling left the catalogue"
     figures = medians(seconds)
     ratio = figures["free"] / figures["constrained"]

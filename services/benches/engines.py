@@ -10,6 +10,8 @@ Histories have 160 tokens each (`equal`), or 160 in the mean and any number from
 vLLM most: a candidate shares the full cache blocks of its prompt but for the last, so of a prompt that fills its blocks
 it computes a whole one of 32 tokens anew, and half of one in the mean.
 
+On a GPU the policy is larger, the prompts are 64, and both engines compute in bfloat16 (`services.benches.device`).
+
 The tree engine computes candidates that agree so far once, so its rate depends on how sharp the policy is; `distinct`
 says how many of the K first tokens of a prompt differ.
 """
@@ -28,13 +30,14 @@ import torch
 from scipy.stats import chi2_contingency
 
 from actors.engine import Engine, GenerateRequest, Generation
-from actors.settings import DecodeSettings, EngineSettings, TreeEngineSettings
+from actors.settings import DecodeSettings
 from actors.vllm_configuration import engine_environment
 from catalog.errors import RunError
 from catalog.vocabulary import Vocabulary
 from cluster.environment import ALLOCATOR, collect_garbage_seldom
 from learner.policy import save_policy
 from services.bench import BenchOptions, alternate, medians, note
+from services.benches import device
 from services.benches.beam import catalogue, random_histories, sharp_policy
 
 # lengths of the histories, kind, K, constrained
@@ -43,14 +46,14 @@ ROWS = (
     ("mixed", "beam", 16, True),
     ("mixed", "stochastic_beam", 16, True),
 )
-_NATS = 1e-3
+_NATS = {"float32": 1e-3, "bfloat16": 0.5}  # between the engines, on one token
 _LEAST_P = 1e-4
 _ANSWER_S = 300.0  # for an engine to start, or to generate once
 
 
 def run(options: BenchOptions) -> dict[str, Any]:
     """`rows[]` with lengths, kind, K, constrained, speedup and prompts per second of both engines."""
-    prompts, history, items = (8, 20, 2000) if options.quick else (32, 53, 12000)
+    prompts, history, items = (8, 20, 2000) if options.quick else (64 if device.gpus(1) else 32, 53, 12000)
     rows = []
     with tempfile.TemporaryDirectory(prefix="sluice-bench-") as scratch:
         policy_dir = Path(scratch) / "policy"
@@ -70,9 +73,10 @@ def run(options: BenchOptions) -> dict[str, Any]:
 def _compare(
     engines: "dict[str, _Remote]", prompts: int, lengths: str, decode: DecodeSettings, options: BenchOptions
 ) -> dict[str, Any]:
+    tolerance = _NATS[device.dtype()]
     what = f"{lengths} lengths, {decode.kind}, K={decode.candidates}, {'trie' if decode.constrained else 'free'}"
     ours, theirs = (engine.generate(lengths, decode) for engine in engines.values())
-    _check_equal(what, decode.kind, ours, theirs)
+    _check_equal(what, decode.kind, ours, theirs, tolerance)
     sides = {name: (lambda engine=engine: engine.generate(lengths, decode)) for name, engine in engines.items()}
     seconds = medians(alternate(sides, options.repeats))
     rate = {name: prompts / value for name, value in seconds.items()}
@@ -88,7 +92,9 @@ def _compare(
     }
 
 
-def _check_equal(what: str, kind: str, ours: list[Generation], theirs: list[Generation]) -> None:
+def _check_equal(
+    what: str, kind: str, ours: list[Generation], theirs: list[Generation], tolerance: float = _NATS["float32"]
+) -> None:
     """Raises RunError when the engines cannot have drawn from the same distributions, or found the same beams."""
     first, shared = ([], []), 0
     for pair in zip(ours, theirs, strict=True):
@@ -99,11 +105,11 @@ def _check_equal(what: str, kind: str, ours: list[Generation], theirs: list[Gene
                 for level, log_prob in enumerate(log_probs):
                     before = known.setdefault(tuple(tokens[: level + 1]), log_prob)
                     shared += side and before is not log_prob
-                    if abs(before - log_prob) > _NATS:
+                    if abs(before - log_prob) > tolerance:
                         raise RunError(f"{what}: the engines differ by {abs(before - log_prob):.2g} nats on one token")
     if kind == "beam":
         totals = [np.sort([one.log_probs.sum(axis=1) for one in side], axis=1) for side in (ours, theirs)]
-        if (apart := np.abs(totals[0] - totals[1]).max()) > _NATS:
+        if (apart := np.abs(totals[0] - totals[1]).max()) > tolerance:
             raise RunError(f"{what}: the beams of the engines differ by {apart:.2g} nats")
         return
     counts = np.stack([np.bincount(np.concatenate(side), minlength=1024) for side in first])
@@ -122,7 +128,7 @@ class _Remote:
         self._pipe, theirs = multiprocessing.Pipe()
         environment = dict(ALLOCATOR)
         if kind == "vllm":
-            environment |= engine_environment(EngineSettings(threads=setting[4]))
+            environment |= engine_environment(device.vllm_settings(setting[4]))
         before = {name: os.environ.get(name) for name in environment}
         os.environ.update(environment)  # a spawned process starts with the environment of now
         try:
@@ -206,7 +212,7 @@ def _open(
     if kind == "tree":
         from actors.tree_engine import TreeEngine
 
-        return TreeEngine(**arguments, engine=TreeEngineSettings(threads=threads, prompts_per_step=prompts))
+        return TreeEngine(**arguments, engine=device.tree_settings(threads, prompts_per_step=prompts))
     from actors.vllm_engine import VllmEngine
 
-    return VllmEngine(**arguments, engine=EngineSettings(threads=threads), prompts_in_flight=prompts)
+    return VllmEngine(**arguments, engine=device.vllm_settings(threads), prompts_in_flight=prompts)

@@ -8,7 +8,8 @@ batch's B histories are the middles of B equal parts of T/2..3T/2, so they are m
 history has T tokens. Every side works in micro-batches of at most `TOKENS` padded tokens, in order of length.
 
 Figures are medians of `repeats` steps in alternating order, of three if quick. `peak_share` and `peak_share_ratio`
-beside the rows are the lowest of theirs. Fields of a row:
+beside the rows are the lowest of theirs. On a GPU the model is `services.benches.device.GPU_POLICY`, and prompts and
+tokens per forward are `ON_GPU` times as many. Fields of a row:
 
     speedup              shared_prefix_prompts_per_s / per_sequence_prompts_per_s
     speedup_over_trl     shared_prefix_prompts_per_s / trl_prompts_per_s
@@ -39,13 +40,15 @@ from learner.batch import GroupBatch
 from learner.objective_settings import GrpoSettings, MixtureObjective
 from learner.objectives.build import build_objective
 from learner.policy import build_policy
-from learner.settings import LearnerSettings, PolicySettings
+from learner.settings import LearnerSettings
 from learner.step import LearnerStep
 from services.bench import BenchOptions, alternate, matmul_gflops, medians, note
+from services.benches import device
 from services.benches.learner_sides import PlainSide, RowSide, left_padded, right_padded
 
 LEVELS, CODES = 4, 256
-TOKENS = 2048  # padded tokens per forward
+TOKENS = 2048  # padded tokens per forward, on a CPU
+ON_GPU = 32  # times as many of these, and of prompts, on a GPU
 # (K, T) -> prompts of a step
 PROMPTS = {
     (4, 50): 32,
@@ -71,22 +74,25 @@ def run(options: BenchOptions) -> dict[str, Any]:
 
 
 def _measure(candidates: int, history: int, options: BenchOptions) -> dict[str, float]:
-    prompts = PROMPTS[candidates, history] // (2 if options.quick else 1)
+    prompts, tokens = prompts_of(candidates, history) // (2 if options.quick else 1), tokens_per_forward()
     positions = (candidates + 1) * (history + LEVELS)
     repeats = min(options.repeats, 3) if options.quick else options.repeats
-    model = build_policy(PolicySettings(), (CODES,) * LEVELS, 2 * history, options.seed).model
+    model = build_policy(device.policy_settings(), (CODES,) * LEVELS, 2 * history, options.seed).model.to(
+        device.device()
+    )
     batch = make_batch(prompts, candidates, history, options.seed)
     losses: dict[str, list[float]] = {}
 
     def recorded(name: str, step: Callable[[], float]) -> Callable[[], None]:
         return lambda: losses.setdefault(name, []).append(step())
 
-    plain_tokens = torch.randint(3, model.config.vocab_size, (max(1, TOKENS // (history + LEVELS)), history + LEVELS))
+    shape = (max(1, tokens // (history + LEVELS)), history + LEVELS)
+    plain_tokens = torch.randint(3, model.config.vocab_size, shape, device=device.device())
     sides = {name: recorded(name, step) for name, step in steps(model, batch).items()}
     sides["plain"] = recorded("plain", PlainSide(copy.deepcopy(model), plain_tokens, lr=LearnerSettings().lr).step)
-    peak = matmul_gflops()
+    peak = _peak()
     seconds = medians(alternate(sides, repeats))
-    peak = max(peak, matmul_gflops()) * 1e9
+    peak = max(peak, _peak()) * 1e9
     _check_equal({name: losses[name][0] for name in ("shared_prefix", "per_sequence", "trl")})
 
     rate = {name: prompts / seconds[name] for name in ("shared_prefix", "per_sequence", "trl")}
@@ -141,7 +147,9 @@ def learner_step(model: PreTrainedModel, batch: GroupBatch, **settings: Any) -> 
     """The learner, which trains `model` in place, with micro-batches of about `TOKENS` tokens for batches like this."""
     prompts, candidates = batch.candidates_BKL.shape[:2]
     tokens = int(batch.history_lengths_B.sum()) / prompts + (candidates + 1) * (LEVELS - 1)
-    settings = LearnerSettings(micro_batch_prompts=max(1, int(TOKENS / tokens)), warmup_steps=0, **settings)
+    settings = LearnerSettings(
+        micro_batch_prompts=max(1, int(tokens_per_forward() / tokens)), warmup_steps=0, **settings
+    )
     return LearnerStep(
         model, objective=build_objective(MixtureObjective(grpo=GrpoSettings(kl_beta=0))), settings=settings
     )
@@ -152,13 +160,33 @@ def steps(model: PreTrainedModel, batch: GroupBatch) -> dict[str, Callable[[], f
     learner = learner_step(copy.deepcopy(model), batch)
     settings = learner.settings
     by_rows = {
-        name: RowSide(copy.deepcopy(model), score, lr=settings.lr, max_grad_norm=settings.max_grad_norm, tokens=TOKENS)
+        name: RowSide(
+            copy.deepcopy(model),
+            score,
+            lr=settings.lr,
+            max_grad_norm=settings.max_grad_norm,
+            tokens=tokens_per_forward(),
+        )
         for name, score in (("per_sequence", right_padded), ("trl", left_padded))
     }
     return {
         "shared_prefix": lambda: learner.update(batch)["loss"],
         **{name: partial(side.step, batch) for name, side in by_rows.items()},
     }
+
+
+def prompts_of(candidates: int, history: int) -> int:
+    """Prompts of a step."""
+    return PROMPTS[candidates, history] * (ON_GPU if device.gpus(1) else 1)
+
+
+def tokens_per_forward() -> int:
+    """Padded tokens that a micro-batch may have."""
+    return TOKENS * (ON_GPU if device.gpus(1) else 1)
+
+
+def _peak() -> float:
+    return matmul_gflops(8192, device="cuda") if device.gpus(1) else matmul_gflops()
 
 
 def _check_equal(losses: dict[str, float]) -> None:

@@ -47,11 +47,13 @@ class RowSide:
         """One step; the loss before it, mean over prompts."""
         rows, loss = _rows(batch), 0.0
         candidates, widest = batch.candidates_BKL.shape[1], int(batch.history_lengths_B.max())
-        for part in self._parts(rows, widest):
-            log_probs_RL, _entropy_RL = self._score(self._model, part, widest)
-            part_loss = _loss_per_row(part, log_probs_RL, candidates).sum() / batch.prompts
-            part_loss.backward()
-            loss += part_loss.item()
+        with self._model.device:
+            for chosen in self._parts(rows, widest):
+                part = Rows(*(values.to(self._model.device) for values in chosen))
+                log_probs_RL, _entropy_RL = self._score(self._model, part, widest)
+                part_loss = _loss_per_row(part, log_probs_RL, candidates).sum() / batch.prompts
+                part_loss.backward()
+                loss += part_loss.item()
         nn.utils.clip_grad_norm_(self._model.parameters(), self._max_grad_norm)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)

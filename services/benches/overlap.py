@@ -50,6 +50,7 @@ from learner.timebook import Timebook, idle
 from learner.train_loop import version_after
 from learner.weights import pack
 from services.bench import BenchOptions, in_turn, note
+from services.benches import device
 from services.benches.artefacts import make_artefacts
 from services.benches.connection import connected
 from services.config import RunConfig
@@ -80,7 +81,9 @@ def _row(policy: str, options: BenchOptions) -> dict[str, Any]:
         layout = load_policy(paths.policy).layout
         fleet = start_fleet(config, paths, layout, reserve_places(config))
         alone = ray.remote(OneAfterAnother).options(
-            num_cpus=0, runtime_env={"env_vars": engine_environment(config.rollout.engine)}
+            num_cpus=0,
+            num_gpus=config.rollout.gpus,
+            runtime_env={"env_vars": engine_environment(config.rollout.engine)},
         )
         alone = alone.remote(config, paths)
         try:
@@ -108,7 +111,9 @@ class OneAfterAnother:
         self._vocabulary = Vocabulary.of(self._dataset.codes, policy.layout)
         self._engine: Engine = open_engine(config, paths, lambda: self._vocabulary, config.seed)
         self._ranker = open_ranker(config.ranker, paths.ranker, lambda: self._dataset)
-        self._learner = LearnerStep(policy.model, objective=build_objective(config.objective), settings=config.learner)
+        self._learner = LearnerStep(
+            policy.model.to(device.device()), objective=build_objective(config.objective), settings=config.learner
+        )
         examples = self._dataset.examples("train")
         self._feed = PromptFeed(examples.users, examples.positions, seed=config.seed)
         self._step = self._version = 0
@@ -199,7 +204,7 @@ class AllAtOnce:
             **config.rollout.decode.distribution,
         )
         self._learner, self._spare = (
-            LearnerStep(model, objective=build_objective(config.objective), settings=config.learner)
+            LearnerStep(model.to(device.device()), objective=build_objective(config.objective), settings=config.learner)
             for model in (policy.model, copy.deepcopy(policy.model))
         )
         self._batch: GroupBatch | None = None
@@ -296,7 +301,7 @@ def _config(directory: str, seed: int, policy: dict[str, int]) -> RunConfig:
             "policy": policy,
             "pretrain": {"epochs": 0},
             "ranker": {"ensemble": 1, "epochs": 1, "hidden_size": 64},
-            "rollout": {"decode": {"candidates": 16}, "cpus": 0.5},
+            "rollout": {"decode": {"candidates": 16}, "cpus": 0.5, "gpus": device.gpus(0.5)},
             "ranker_pool": {"cpus": 0.1},
             "learner": {"prompts_per_step": 32, "micro_batch_prompts": 8},
         }

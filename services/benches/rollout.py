@@ -15,7 +15,10 @@ groups_per_s: in the steady state, between two arrivals of groups of one run. Wh
     before the first step too; each prompt's part of that (`bare_add`) counts.
 ms_per_group: what one group took. `service_engine` is the part of the service's that was spent in engine steps; the
     rest is the rollout actor's own work and waiting.
-same_candidates: share of candidates that both sides drew alike; not all, since sums in float32 depend on the batch.
+same_candidates: share of candidates that both sides drew alike; not all, since sums of floating-point numbers depend on
+    the batch.
+
+On a GPU both engines share it, in bfloat16 (`services.benches.device`).
 """
 
 import tempfile
@@ -26,7 +29,7 @@ import numpy as np
 import ray
 
 from actors.calls import answer
-from actors.settings import DecodeSettings, EngineSettings, QueueSettings, RolloutSettings
+from actors.settings import DecodeSettings, QueueSettings, RolloutSettings
 from actors.vllm_configuration import engine_environment
 from catalog.dataset import Dataset
 from catalog.errors import RunError
@@ -35,9 +38,10 @@ from catalog.rollout_group import decode
 from catalog.tokens import TokenLayout
 from catalog.vocabulary import Vocabulary
 from learner.policy import load_policy
-from learner.settings import PolicySettings, PretrainSettings, RankerSettings
+from learner.settings import PretrainSettings, RankerSettings
 from learner.train_loop import open_prompts
 from services.bench import BenchOptions, in_turn, note
+from services.benches import device
 from services.benches.artefacts import make_artefacts
 from services.benches.connection import connected
 from services.benches.rollout_timing import Arrivals, Round, share_of_same, summary
@@ -48,7 +52,7 @@ from services.paths import RunPaths
 STEP = 16  # groups of a consumer's step
 WARM_ROUNDS = 3
 LEAD = 64  # groups of a run between what was queued and what is timed
-_LEAST_SAME = 0.9
+_LEAST_SAME = {"float32": 0.9, "bfloat16": 0.5}
 _ANSWER_S = 600.0
 _SETTLE_S = 120.0
 _STATS_S = 2.5  # the rollout actor reports its counts every two seconds
@@ -153,10 +157,12 @@ def _config(options: BenchOptions, output: str) -> RunConfig:
         name="bench",
         seed=options.seed,
         output=output,
-        policy=PolicySettings(**sizes),
+        policy=device.policy_settings(**sizes),
         pretrain=PretrainSettings(epochs=0),
         ranker=RankerSettings(use=f"{__name__}:StubRanker"),
-        rollout=RolloutSettings(decode=DecodeSettings(candidates=16), engine=EngineSettings(threads=options.threads)),
+        rollout=RolloutSettings(
+            decode=DecodeSettings(candidates=16), engine=device.vllm_settings(options.threads), gpus=device.gpus(0.5)
+        ),
         queue=QueueSettings(max_groups=128, flow="full"),
     )
 
@@ -164,7 +170,11 @@ def _config(options: BenchOptions, output: str) -> RunConfig:
 def _compare(config: RunConfig, paths: RunPaths, layout: TokenLayout, timed: int, repeats: int) -> dict[str, Any]:
     rollout = config.rollout
     environment = {"env_vars": engine_environment(rollout.engine)}
-    bare = ray.remote(Bare).options(num_cpus=1, runtime_env=environment).remote(config, paths, layout)
+    bare = (
+        ray.remote(Bare)
+        .options(num_cpus=1, num_gpus=rollout.gpus, runtime_env=environment)
+        .remote(config, paths, layout)
+    )
     fleet = start_fleet(config, paths, layout, reserve_places(config))
     try:
         fleet.begin(config.cluster.start_timeout_s)
@@ -181,7 +191,7 @@ def _compare(config: RunConfig, paths: RunPaths, layout: TokenLayout, timed: int
             same.append(share)
     finally:
         fleet.stop()
-    if min(same) < _LEAST_SAME:
+    if min(same) < _LEAST_SAME[rollout.engine.dtype]:
         raise RunError(f"only {min(same):.0%} of the candidates are the same on both sides: they do not do the same")
     return {
         "K": rollout.decode.candidates,

@@ -47,6 +47,7 @@ from learner.policy import Policy, build_policy, save_policy
 from learner.settings import PolicySettings
 from learner.weights import PackedWeights, pack
 from services.bench import BenchOptions, in_turn, note
+from services.benches import device
 from services.benches.connection import connected
 
 LEVEL_SIZES = (256, 256, 256)
@@ -67,7 +68,7 @@ def run(options: BenchOptions) -> dict[str, Any]:
     sizes = PolicySettings(hidden_size=width, layers=layers, heads=8, feed_forward_size=3 * width)
     layout = TokenLayout.fresh(LEVEL_SIZES)
     policy = build_policy(sizes, LEVEL_SIZES, 1 + 3 * (PROMPT_ITEMS + 1), options.seed)
-    node = {"num_cpus": 2, "object_store_memory": _STORE_BYTES}
+    node = {"num_cpus": 2, "num_gpus": device.gpus(1), "object_store_memory": _STORE_BYTES}
     cluster = Cluster(initialize_head=True, head_node_args=node)
     with tempfile.TemporaryDirectory() as directory:
         save_policy(policy, Path(directory) / "policy")
@@ -225,6 +226,7 @@ def _start(
     for number in range(count):
         remote = ray.remote(Receiver).options(
             num_cpus=0.5,
+            num_gpus=device.gpus(NODES / count),
             scheduling_strategy=places[number % len(places)],
             max_concurrency=1,
             runtime_env={"env_vars": engine_environment(EngineSettings())},
