@@ -27,6 +27,7 @@ from learner.objectives.base import Objective
 from learner.optimizer import clip_gradient, load_optimizer_state, lr_factor, optimizer_state, parameter_groups
 from learner.plain_weights import PlainWeights
 from learner.reference import Reference
+from learner.sdpa import without_cudnn
 from learner.settings import LearnerSettings
 from learner.sharding import ShardedScorer, local
 from learner.shared_prefix import BranchScorer, BranchScores
@@ -55,6 +56,7 @@ class LearnerStep:
             reference: a model whose parameters the reference starts with; None: those of `model`. Not kept.
             wrap: makes the module that is called from the module that scores: DDP, or `sharding.shard`.
         """
+        without_cudnn()
         self.model = model
         self.objective = objective
         self.settings = settings

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from transformers import PreTrainedModel
 
 from catalog.vocabulary import Vocabulary
+from learner.sdpa import without_cudnn
 from learner.tree_attention import BranchAttention
 from learner.tree_draw import distinct, draw, log_inclusion, log_softmax, nucleus, perturbed
 from learner.tree_forward import forward_of, project
@@ -52,6 +53,7 @@ class TreeDecoder:
             vocabulary: the catalogue in the model's tokens.
             cache_bytes: bound of what is remembered of past histories; `forget` when the model has changed.
         """
+        without_cudnn()
         self._forward, self._head, self._device = forward_of(model), model.get_output_embeddings(), model.device
         self.catalogue = DeviceTrie(vocabulary, self._device)  # a later version may take its place between decodings
         self.layout = vocabulary.layout

@@ -74,6 +74,12 @@ def test_micro_batches_give_the_gradient_and_metrics_of_the_full_batch(size, con
     assert found[size][0] == pytest.approx(found[None][0], abs=1e-10)
 
 
+def test_no_step_waits_for_plans_of_cudnn():
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    learner_of(half_open(kl_beta=0))
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+
+
 def test_updates_on_one_batch_keep_the_log_probs_of_its_start():
     batch = half_trusted()
     settings = SETTINGS.model_copy(update={"updates_per_batch": 3, "micro_batch_prompts": 3})

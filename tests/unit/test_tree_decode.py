@@ -270,3 +270,9 @@ def test_stochastic_beams_sample_without_replacement_and_weigh_without_bias():
     estimates = np.concatenate(estimates)
     off = np.abs(estimates.mean(axis=0) - p) / (estimates.std(axis=0) / np.sqrt(groups))
     assert off.max() < 4  # standard errors
+
+
+def test_no_decoding_waits_for_plans_of_cudnn(model):
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    TreeDecoder(model, vocabulary())
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
