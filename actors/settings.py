@@ -58,7 +58,7 @@ class EngineSettings(Settings):
     max_batched_tokens: int | None = Field(default=None, ge=64)
     tensor_parallel: int = Field(default=1, ge=1)
     threads: int = Field(default=1, ge=1)  # CPU threads of an engine
-    enforce_eager: bool | None = None  # no compiled graphs; null: so on a CPU, not so on a GPU
+    enforce_eager: bool = True  # no compiled graphs: a prompt is one prefill and a few short steps
 
     @model_validator(mode="after")
     def _one_size_of_the_cache(self) -> "EngineSettings":

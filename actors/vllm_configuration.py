@@ -73,7 +73,6 @@ class EngineSizes:
     max_sequences: int  # sequences advanced in one step
     max_batched_tokens: int  # tokens computed in one step
     max_model_len: int  # tokens, prompt + item
-    enforce_eager: bool  # no compiled graphs
     kv_cache_bytes: int | None  # None: vLLM takes `gpu_memory_share`
     derivation: dict[str, tuple[int | float | str, str]]  # name -> (value, reason)
 
@@ -128,7 +127,6 @@ def derive_sizes(
             f"rollout.engine.max_batched_tokens is {batched_tokens}, less than prompt + item ({max_model_len} tokens); "
             "the CPU engine prefills a prompt in one piece, so raise it or shorten the history"
         )
-    eager = settle("enforce_eager", settings.enforce_eager, cpu, "compiled graphs pay on a GPU")
     kv_cache_bytes = None
     if settings.gpu_memory_share is not None and not cpu:
         derivation["gpu_memory_share"] = (settings.gpu_memory_share, "given in the settings")
@@ -142,7 +140,6 @@ def derive_sizes(
         max_sequences=sequences,
         max_batched_tokens=batched_tokens,
         max_model_len=max_model_len,
-        enforce_eager=bool(eager),
         kv_cache_bytes=kv_cache_bytes,
         derivation=derivation,
     )

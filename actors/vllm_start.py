@@ -117,7 +117,7 @@ def start_llm(
 
     Without a `counter` vLLM keeps no statistics, which on requests of a few tokens are a good part of its own work.
     """
-    compile_graphs(sizes)
+    compile_graphs(settings)
     arguments = EngineArgs(
         **plain_arguments(policy.directory, settings, sizes, seed),
         logits_processors=["actors.vllm_trie:TrieLogitsProcessor"],
@@ -150,10 +150,10 @@ def gpu_bytes() -> int | None:
     return current_platform.get_device_total_memory()
 
 
-def compile_graphs(sizes: EngineSizes) -> None:
+def compile_graphs(settings: EngineSettings) -> None:
     """Let torch compile in this process, or not at all: without graphs all that is left to compile is one reduction in
     vLLM's sampler, at 15 s a start."""
-    torch.compiler.set_stance("force_eager" if sizes.enforce_eager else "default")
+    torch.compiler.set_stance("force_eager" if settings.enforce_eager else "default")
 
 
 def plain_arguments(policy: Path, settings: EngineSettings, sizes: EngineSizes, seed: int) -> dict[str, Any]:
@@ -165,7 +165,7 @@ def plain_arguments(policy: Path, settings: EngineSettings, sizes: EngineSizes, 
         "dtype": settings.dtype,
         "seed": seed,
         "tensor_parallel_size": settings.tensor_parallel,
-        "enforce_eager": sizes.enforce_eager,
+        "enforce_eager": settings.enforce_eager,
         "use_tqdm_on_load": False,
         "block_size": sizes.block_size,
         "enable_prefix_caching": True,

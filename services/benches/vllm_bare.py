@@ -44,7 +44,7 @@ class BareLoop:
         )
         torch.set_num_threads(rollout.engine.threads)
         self._vocabulary, self._decode, self._seed = vocabulary, rollout.decode, seed
-        compile_graphs(sizes)
+        compile_graphs(rollout.engine)
         self._llm = LLM(**plain_arguments(policy_dir, rollout.engine, sizes, seed))
         collect_garbage_seldom()  # as a rollout actor does
 

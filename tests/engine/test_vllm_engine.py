@@ -304,8 +304,8 @@ def test_requests_that_cannot_be_served_are_refused_at_once(engine, world):
 def test_sizes_are_derived_from_the_workload(engine):
     values = {name: value for name, (value, _) in engine.derivation.items()}
     # Cache: 2 x (1 + 8 prompts x (4 shared + 16 x 2 own)) blocks, each 2 x 2 layers x 2 heads x 32 x 32 x 4 bytes.
-    here = {"block_size": 32, "max_batched_tokens": 4096, "enforce_eager": True, "kv_cache_bytes": 2 * 289 * 32768}
-    on_gpu = {"block_size": 16, "max_batched_tokens": 8192, "enforce_eager": False, "kv_cache_bytes": 12 * 313 * 16384}
+    here = {"block_size": 32, "max_batched_tokens": 4096, "kv_cache_bytes": 2 * 289 * 32768}
+    on_gpu = {"block_size": 16, "max_batched_tokens": 8192, "kv_cache_bytes": 12 * 313 * 16384}
     assert values == {"max_model_len": 103, "max_sequences": 128} | (on_gpu if torch.cuda.is_available() else here)
 
 

@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import chisquare
 
 from learner.beams import StochasticBeams

@@ -33,10 +33,8 @@ def test_everything_is_derived_with_a_reason():
         "block_size",
         "max_sequences",
         "max_batched_tokens",
-        "enforce_eager",
         "kv_cache_bytes",
     }
-    assert derived.enforce_eager
     assert derived.derivation["max_sequences"] == (512, "32 prompts in flight x 16 sequences of each, at most 1024")
 
 
@@ -58,14 +56,12 @@ def test_half_precision_halves_the_cache():
     assert sizes(dtype="bfloat16").kv_cache_bytes == sizes().kv_cache_bytes // 2
 
 
-def test_a_gpu_engine_compiles_and_remembers_more():
+def test_a_gpu_engine_remembers_more():
     derived = sizes(gpu_bytes=80 * 2**30)
-    assert (derived.block_size, derived.max_batched_tokens, derived.enforce_eager) == (16, 8192, False)
+    assert (derived.block_size, derived.max_batched_tokens) == (16, 8192)
     # 13 blocks of 16 hold a prompt of 200; a candidate's own 15 + 4 tokens need 2
     assert derived.kv_cache_bytes == 12 * (1 + 32 * (13 + 16 * 2)) * 65536
     assert sizes(gpu_bytes=2**30).kv_cache_bytes == 2**29
-    assert derived.derivation["enforce_eager"] == (False, "compiled graphs pay on a GPU")
-    assert sizes(gpu_bytes=80 * 2**30, enforce_eager=True).enforce_eager
     assert sizes(gpu_bytes=80 * 2**30, tensor_parallel=3).kv_cache_bytes == derived.kv_cache_bytes // 2
 
 
