@@ -35,8 +35,11 @@ def prefix_bytes(model: PreTrainedModel, tokens: int, stride: int) -> int:
     config = model.config
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    starts = range(1, tokens + 1, stride)
-    return 2 * config.num_hidden_layers * heads * size * tokens * model.dtype.itemsize + _TOKEN_BYTES * sum(starts)
+    return 2 * config.num_hidden_layers * heads * size * tokens * model.dtype.itemsize + _start_bytes(tokens, stride)
+
+
+def _start_bytes(tokens: int, stride: int) -> int:
+    return _TOKEN_BYTES * sum(range(1, tokens + 1, stride))
 
 
 @dataclass(eq=False)
@@ -77,14 +80,18 @@ class PrefixCache:
 
     def add(self, rows: list[np.ndarray], keys: list[torch.Tensor], values: list[torch.Tensor]) -> None:
         """Keep a batch: tokens of its rows, keys and values of each layer `[R, T, G, E]`."""
-        batch = _Batch(keys=keys, values=values, nbytes=sum(part.nbytes for part in (*keys, *values)))
-        starts = [[tokens[:n].tobytes() for n in range(1, len(tokens) + 1, self._stride)] for tokens in rows]
-        batch.nbytes += sum(len(start) for some in starts for start in some)
+        batch = _Batch(
+            keys=keys,
+            values=values,
+            nbytes=sum(part.nbytes for part in (*keys, *values))
+            + sum(_start_bytes(len(tokens), self._stride) for tokens in rows),
+        )
         if batch.nbytes > self._max_bytes:
             return
-        for row, some in enumerate(starts):
-            batch.starts += some
-            self._found.update(dict.fromkeys(some, (batch, row)))
+        for row, tokens in enumerate(rows):
+            starts = [tokens[:n].tobytes() for n in range(1, len(tokens) + 1, self._stride)]
+            batch.starts += starts
+            self._found.update(dict.fromkeys(starts, (batch, row)))
         self._batches.append(batch)
         self.nbytes += batch.nbytes
         while self.nbytes > self._max_bytes:
