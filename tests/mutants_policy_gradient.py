@@ -182,7 +182,7 @@ _GATES = tuple(
         (_VARIANTS, "history_BT.sum(dim=1) + rest_BR", "rest_BR"),
         (_VARIANTS, "[batch.target_BL, batch.candidates_BKL.flatten(1)]", "[batch.candidates_BKL.flatten(1)]"),
         (_VARIANTS, "[batch.target_BL, batch.candidates_BKL.flatten(1)]", "[batch.target_BL]"),
-        (_VARIANTS, " + _mixed(torch.tensor(seed, device=rest_BR.device))", ""),
+        (_VARIANTS, " + _mixed(rest_BR.new_full((), seed))", ""),
         (_VARIANTS, "/ 2**53", "/ 2**52"),
         (_VARIANTS, "policy_rank_B - head - 0.5", "policy_rank_B - head + 0.5"),
         (_VARIANTS, "policy_rank_B - head - 0.5", "head + 0.5 - policy_rank_B"),

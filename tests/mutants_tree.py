@@ -80,7 +80,7 @@ _PREFIX = (
     ("row=row, length=length)", "row=0, length=length)"),
     ("while self.nbytes > self._max_bytes:", "while False:"),
     ("if batch.nbytes > self._max_bytes:", "if False:"),
-    ("model.dtype.itemsize + _TOKEN_BYTES", "model.dtype.itemsize + 0 * _TOKEN_BYTES"),
+    ("model.dtype.itemsize + _start_bytes", "model.dtype.itemsize + 0 * _start_bytes"),
     ("        self.nbytes -= batch.nbytes\n", ""),
     ("+ sum(_start_bytes(len(tokens), self._stride) for tokens in rows)", ""),
     ("_TOKEN_BYTES * sum(range(1, tokens", "_TOKEN_BYTES * sum(range(0, tokens"),
