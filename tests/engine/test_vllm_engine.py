@@ -1,6 +1,7 @@
 """The vLLM engine against transformers: probabilities, catalogue, beams, weight swaps, prefix cache."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -344,3 +345,12 @@ def test_an_engine_that_cannot_work_is_not_started(world, vllm_environment, tmp_
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
     with pytest.raises(ConfigError, match="VLLM_ENABLE_V1_MULTIPROCESSING is '1' where"):
         open_engine(world)
+
+
+def test_a_build_for_gpus_needs_one(vllm_environment, monkeypatch):
+    from actors import vllm_start
+
+    monkeypatch.setattr(vllm_start, "current_platform", SimpleNamespace(is_cpu=lambda: False))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match=r"process has none: set rollout\.gpus to 1"):
+        vllm_start.gpu_bytes()
