@@ -10,7 +10,6 @@ on the machine distorts less than it does wall time; on a GPU it is wall time.
 import multiprocessing
 import os
 import tempfile
-import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -81,7 +80,7 @@ def _measure(options: BenchOptions, settings: EngineSettings) -> dict[str, Any]:
         "candidates": _CANDIDATES,
         "history": _HISTORY,
         "level_sizes": _LEVEL_SIZES,
-        "clock": "wall time" if device.gpus(1) else "processor time",
+        "clock": device.clock()[0],
         "rows": rows,
     }
 
@@ -113,8 +112,7 @@ def _row(
         sampled[name] = int((items >= 0).sum())
 
     sides = {name: lambda name=name: side(name) for name in ("free", "constrained")}
-    clock = time.perf_counter if device.gpus(1) else time.process_time
-    seconds = alternate(sides, options.repeats, clock)
+    seconds = alternate(sides, options.repeats, device.clock()[1])
     assert sampled["constrained"] == prompts * _CANDIDATES, "constrained sampling left the catalogue"
     figures = medians(seconds)
     ratio = figures["free"] / figures["constrained"]

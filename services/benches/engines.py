@@ -53,7 +53,7 @@ _ANSWER_S = 300.0  # for an engine to start, or to generate once
 
 def run(options: BenchOptions) -> dict[str, Any]:
     """`rows[]` with lengths, kind, K, constrained, speedup and prompts per second of both engines."""
-    prompts, history, items = (8, 20, 2000) if options.quick else (64 if device.gpus(1) else 32, 53, 12000)
+    prompts, history, items = (8, 20, 2000) if options.quick else (64 if device.on_gpu() else 32, 53, 12000)
     rows = []
     with tempfile.TemporaryDirectory(prefix="sluice-bench-") as scratch:
         policy_dir = Path(scratch) / "policy"

@@ -177,16 +177,16 @@ def steps(model: PreTrainedModel, batch: GroupBatch) -> dict[str, Callable[[], f
 
 def prompts_of(candidates: int, history: int) -> int:
     """Prompts of a step."""
-    return PROMPTS[candidates, history] * (ON_GPU if device.gpus(1) else 1)
+    return PROMPTS[candidates, history] * (ON_GPU if device.on_gpu() else 1)
 
 
 def tokens_per_forward() -> int:
     """Padded tokens that a micro-batch may have."""
-    return TOKENS * (ON_GPU if device.gpus(1) else 1)
+    return TOKENS * (ON_GPU if device.on_gpu() else 1)
 
 
 def _peak() -> float:
-    return matmul_gflops(8192, device="cuda") if device.gpus(1) else matmul_gflops()
+    return matmul_gflops(8192, device="cuda") if device.on_gpu() else matmul_gflops()
 
 
 def _check_equal(losses: dict[str, float]) -> None:

@@ -48,7 +48,7 @@ def run(options: BenchOptions) -> dict[str, Any]:
     return {
         "batch": _ROWS,
         "level_sizes": _LEVEL_SIZES,
-        "clock": "wall time" if device.gpus(1) else "processor time",
+        "clock": device.clock()[0],
         "dictionary_stopped_at_items": _LARGEST_DICTIONARY,
         "rows": rows,
         "builds": builds,
@@ -118,8 +118,7 @@ def _measure(size: int, options: BenchOptions) -> dict[str, Any]:
                 theirs_out[level] = by_dictionary(allowed, sequences[level], level, scores)
 
         sides["dictionary"] = dictionary
-    clock = time.perf_counter if device.gpus(1) else time.process_time
-    figures = medians(alternate(sides, options.repeats, clock))
+    figures = medians(alternate(sides, options.repeats, device.clock()[1]))
     ours_s = figures["ours"] / _DECODES
     row["us_per_step"] = ours_s / layout.levels * 1e6
     row["speedup"] = None
