@@ -32,7 +32,7 @@ class RayCall(Generic[Result]):
     def __init__(self, reference: Any, what: str, timeout_s: float) -> None:
         """`what` names the call in errors; `timeout_s` counts from now."""
         self.reference = reference
-        self._what = what
+        self._what, self._timeout_s = what, timeout_s
         self._deadline_s = time.monotonic() + timeout_s
 
     def ready(self) -> bool:
@@ -45,18 +45,18 @@ class RayCall(Generic[Result]):
         Raises:
             RunError: no answer in time, or the actor is dead.
         """
-        return answer(self.reference, self._what, max(0.0, self._deadline_s - time.monotonic()))
+        return answer(self.reference, self._what, self._timeout_s, left_s=max(0.0, self._deadline_s - time.monotonic()))
 
 
-def answer(reference: Any, what: str, timeout_s: float) -> Any:
-    """The value of a remote call.
+def answer(reference: Any, what: str, timeout_s: float, *, left_s: float | None = None) -> Any:
+    """The value of a remote call; `left_s` is what is left of the time, all of it by default.
 
     Raises:
         SluiceError: the one that the call raised.
         RunError: no answer within `timeout_s`, or the actor is dead.
     """
     try:
-        return ray.get(reference, timeout=timeout_s)
+        return ray.get(reference, timeout=timeout_s if left_s is None else left_s)
     except GetTimeoutError:
         raise RunError(f"{what} gave no answer within {timeout_s:g} s; its actor may be overloaded or wedged") from None
     except RayTaskError as error:

@@ -135,6 +135,8 @@ def derive_sizes(
         blocks = 1 + prompts_in_flight * (-(-max_prompt_tokens // block_size) + candidates * own)
         kv_cache_bytes, reason = _cache(settings, blocks, block_size, model, gpu_bytes)
         derivation["kv_cache_bytes"] = (kv_cache_bytes, reason)
+        if settings.gpu_memory_share is not None:
+            derivation["gpu_memory_share"] = (settings.gpu_memory_share, "without effect, since the engine has no GPU")
     return EngineSizes(
         block_size=block_size,
         max_sequences=sequences,

@@ -10,12 +10,13 @@ import logging
 import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
-from actors.calls import answer, reason_of
+from actors.calls import RayCall, answer, reason_of
 from actors.catalogue_board import CatalogueBoard, CataloguePublisher, CatalogueSource
 from actors.engine import Engine
 from actors.queue import QueueActor, QueueClient
@@ -129,20 +130,32 @@ class Fleet:
 
     def stats(self) -> dict[str, dict[str, float | str]]:
         """What each rollout actor counted, and its node; one that does not answer is left out."""
-        asked = {rollout.handle.stats.remote(): rollout.name for rollout in self.rollouts}
-        answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_STATS_S)
-        counts = {asked[ref]: asdict(ray.get(ref)) for ref in answered}
+        handles = {rollout.name: rollout.handle for rollout in self.rollouts}
+        counts = {name: asdict(stats) for name, stats in self._ask("stats", handles).items()}
         for one in counts.values():
             del one["time"]  # `times` has it
-        nodes = {rollout.name: rollout.handle.node.remote() for rollout in self.rollouts if rollout.name in counts}
-        return {name: {**counts[name], "node": ray.get(node, timeout=_STATS_S)} for name, node in nodes.items()}
+        nodes = self._ask("node", {name: handles[name] for name in counts})
+        return {name: {**counts[name], "node": node} for name, node in nodes.items()}
 
     def times(self) -> dict[str, dict[str, float]]:
         """Where the time of each rollout actor and ranker went so far, by activity; who does not answer is left out."""
-        asked = {rollout.handle.stats.remote(): rollout.name for rollout in self.rollouts}
-        asked |= {handle.stats.remote(): f"ranker-{number}" for number, handle in enumerate(self.rankers)}
-        answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=_STATS_S)
-        return {asked[ref]: ray.get(ref).time for ref in sorted(answered, key=asked.get)}
+        handles = {f"ranker-{number}": handle for number, handle in enumerate(self.rankers)}
+        handles |= {rollout.name: rollout.handle for rollout in self.rollouts}
+        return {name: stats.time for name, stats in sorted(self._ask("stats", handles).items())}
+
+    def _ask(self, method: str, handles: dict[str, ActorHandle]) -> dict[str, Any]:
+        """The actors' answers by name. What a dead actor counted is lost, which is no reason to lose the run."""
+        calls = {
+            name: RayCall(getattr(handle, method).remote(), f"{name}.{method}", _STATS_S)
+            for name, handle in handles.items()
+        }
+        answers = {}
+        for name, call in calls.items():
+            try:
+                answers[name] = call.result()
+            except RunError as error:
+                logger.warning("the summary goes without %s: %s", name, error)
+        return answers
 
     def _supervise(self) -> None:
         try:

@@ -21,6 +21,7 @@ INTERRUPTED = 130
 LOST_AFTER_S = 60.0  # how long the job server may be unreachable before we give up following
 _REQUEST_TIMEOUT_S = 30.0
 _STATUS_EVERY_S = 15.0  # a log that stays silent longer is checked against the job's status
+_DRAIN_S = 5.0  # and may stay silent as long once the job is over, in case its end is on its way
 
 _TERMINAL = ("SUCCEEDED", "FAILED", "STOPPED")
 Choice = Literal["stop", "leave", "watch"]
@@ -95,6 +96,7 @@ def follow(client: "JobSubmissionClient", job: str) -> Outcome:
     log, splitter = LogStream(client, job), LineSplitter()
     sink, last_news = sink_for(sys.stdout, os.environ), time.monotonic()
     stop: Literal["no", "wanted", "asked"] = "no"
+    over = False
     try:
         while True:
             try:
@@ -109,11 +111,12 @@ def follow(client: "JobSubmissionClient", job: str) -> Outcome:
                     last_news = time.monotonic()
                     _show(sink, splitter.feed(chunk))
                     continue
-                silent = time.monotonic() - last_news > _STATUS_EVERY_S
-                if chunk is None or (silent and _status(client, job) in _TERMINAL):
+                silent = time.monotonic() - last_news > (_DRAIN_S if over else _STATUS_EVERY_S)
+                if chunk is None or (silent and over):
                     _show(sink, splitter.flush())
                     return Outcome(exit_code=_await_exit_code(client, job), finished=True)
-                last_news = time.monotonic() if silent else last_news
+                if silent:
+                    over, last_news = _status(client, job) in _TERMINAL, time.monotonic()
             except KeyboardInterrupt as interrupt:
                 sink.close()
                 choice: Choice = "leave" if stop != "no" else _decide(interrupt, job)

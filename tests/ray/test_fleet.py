@@ -1,9 +1,13 @@
-"""An engine that cannot start: its own error ends the run, and the learner does not wait for groups in vain."""
+"""Actors that fail: an engine that cannot start ends the run with its own error, one that cannot answer does not."""
+
+import time
 
 import pytest
 import ray
 
+from actors.rollout_worker import RolloutStats
 from catalog.errors import ClusterError, PolicyError
+from services import fleet as fleet_module
 from services.fleet import Fleet, _Rollout
 
 pytestmark = pytest.mark.ray
@@ -54,3 +58,40 @@ def test_an_engine_that_takes_too_long_is_named(cluster):
     ):
         started.begin(0.2)
     assert started.queue.failed == [str(started.failure)]
+
+
+class Counting:
+    """What a fleet asks of a rollout actor."""
+
+    def __init__(self, busy_s: float = 0.0):
+        self.busy_s = busy_s
+
+    def stats(self):
+        time.sleep(self.busy_s)
+        return RolloutStats(groups=7, version=3, time={"generate": 2.0})
+
+    def node(self):
+        return "node-a"
+
+
+def test_actors_that_are_dead_or_wedged_when_the_run_is_summed_up_are_left_out_by_name(launch, monkeypatch, caplog):
+    monkeypatch.setattr(fleet_module, "_STATS_S", 5.0)
+    alive, dead = launch(Counting), launch(Counting, {"max_restarts": 0})
+    ray.get([alive.stats.remote(), dead.stats.remote()], timeout=60)
+    wedged = launch(Counting, None, 300.0)
+    ray.kill(dead)
+    one = fleet(None)
+    one.rollouts = [
+        _Rollout(name=name, handle=handle, started=None)
+        for name, handle in (("rollout-0", dead), ("rollout-1", alive), ("rollout-2", wedged))
+    ]
+    one.rankers = [dead]
+    assert one.times() == {"rollout-1": {"generate": 2.0}}
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 3
+    assert "without ranker-0: ranker-0.stats failed because its actor died" in told[0]
+    assert "without rollout-0" in told[1]
+    assert "without rollout-2: rollout-2.stats gave no answer within 5 s" in told[2]
+    counts = one.stats()
+    assert list(counts) == ["rollout-1"]
+    assert (counts["rollout-1"]["groups"], counts["rollout-1"]["node"]) == (7, "node-a")

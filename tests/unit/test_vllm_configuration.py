@@ -69,7 +69,9 @@ def test_a_gpu_engine_takes_a_share_of_the_memory_when_told_to():
     derived = sizes(gpu_bytes=80 * 2**30, gpu_memory_share=0.6)
     assert derived.kv_cache_bytes is None
     assert derived.derivation["gpu_memory_share"] == (0.6, "given in the settings")
-    assert sizes(gpu_memory_share=0.6).kv_cache_bytes == sizes().kv_cache_bytes  # there is none to take a share of
+    without = sizes(gpu_memory_share=0.6)
+    assert without.kv_cache_bytes == sizes().kv_cache_bytes  # there is none to take a share of
+    assert without.derivation["gpu_memory_share"] == (0.6, "without effect, since the engine has no GPU")
     assert sizes(gpu_bytes=80 * 2**30, kv_cache_gib=2).kv_cache_bytes == 2 * 2**30
     with pytest.raises(ValidationError, match="both say how large the cache is"):
         EngineSettings(gpu_memory_share=0.6, kv_cache_gib=2)
