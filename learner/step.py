@@ -24,6 +24,7 @@ from learner.batch import LoggedBatch
 from learner.compiled import compile_layers
 from learner.micro_batches import loss_weights, means, micro_batches, on_every_parameter
 from learner.objectives.base import Objective
+from learner.onednn import multiply_by_onednn
 from learner.optimizer import clip_gradient, load_optimizer_state, lr_factor, optimizer_state, parameter_groups
 from learner.plain_weights import PlainWeights
 from learner.reference import Reference
@@ -57,6 +58,7 @@ class LearnerStep:
             wrap: makes the module that is called from the module that scores: DDP, or `sharding.shard`.
         """
         without_cudnn()
+        multiply_by_onednn(model)
         self.model = model
         self.objective = objective
         self.settings = settings

@@ -23,6 +23,7 @@ from torch.distributed.tensor import DTensor
 from transformers import AttentionInterface, PreTrainedModel
 
 from catalog.errors import PolicyError
+from learner import onednn
 
 _LEAN = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model")
 _ATTENTION = "sluice_tree"
@@ -94,15 +95,12 @@ class _Lean:
 def project(module: nn.Module, x: torch.Tensor, rows: slice = slice(None)) -> torch.Tensor:
     """`module(x)` without gradients, or some rows of it: outputs `[..., rows]`.
 
-    In float32 on a CPU plain linear layers are computed by oneDNN, as torch itself does in half precision only: more
-    than twice as fast as MKL on AMD's processors, where MKL leaves out AVX-512 (`sluice bench engines`).
+    In float32 on a CPU plain linear layers are computed by oneDNN (`learner.onednn`).
     """
     if type(module) is not nn.Linear:  # adapted by peft, for example
         return module(x)[..., rows]
     weight, bias = module.weight[rows], None if module.bias is None else module.bias[rows]
-    if x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available():
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return F.linear(x, weight, bias)
+    return onednn.linear(x, weight, bias) if onednn.takes(x, weight) else F.linear(x, weight, bias)
 
 
 def _norm(norm: nn.Module, x: torch.Tensor) -> torch.Tensor:

@@ -39,6 +39,7 @@ from catalog.errors import RunError
 from learner.batch import GroupBatch
 from learner.objective_settings import GrpoSettings, MixtureObjective
 from learner.objectives.build import build_objective
+from learner.onednn import multiply_by_onednn
 from learner.policy import build_policy
 from learner.settings import LearnerSettings
 from learner.step import LearnerStep
@@ -80,6 +81,7 @@ def _measure(candidates: int, history: int, options: BenchOptions) -> dict[str, 
     model = build_policy(device.policy_settings(), (CODES,) * LEVELS, 2 * history, options.seed).model.to(
         device.device()
     )
+    multiply_by_onednn(model)  # for all sides: the learner's step does so by itself
     batch = make_batch(prompts, candidates, history, options.seed)
     losses: dict[str, list[float]] = {}
 

@@ -1,0 +1,96 @@
+"""Linear layers by oneDNN against torch's own: outputs and every gradient."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from learner import onednn
+from learner.onednn import multiply_by_onednn
+
+
+def pair(bias: bool = True, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, nn.Module]:
+    torch.manual_seed(0)
+    own = nn.Sequential(nn.Linear(24, 40, bias=bias), nn.SiLU(), nn.Linear(40, 8)).to(dtype)
+    ours = copy.deepcopy(own)
+    multiply_by_onednn(ours)
+    return own, ours
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """How often oneDNN multiplied."""
+    counted, linear = [], onednn.linear
+
+    def counting(*arguments):
+        counted.append(1)
+        return linear(*arguments)
+
+    monkeypatch.setattr(onednn, "linear", counting)
+    return counted
+
+
+@pytest.mark.parametrize("shape", [(7, 24), (1, 33, 24), (2, 3, 5, 24)], ids=str)
+@pytest.mark.parametrize("bias", [True, False])
+def test_outputs_and_gradients_are_those_of_torchs_own_layers(shape, bias, calls):
+    own, ours = pair(bias)
+    x = torch.randn(shape)
+    found = []
+    for model in (own, ours):
+        leaf = x.clone().requires_grad_()
+        output = model(leaf)
+        (output * torch.linspace(-1, 1, output.numel()).view_as(output)).sum().backward()
+        found.append([output.detach(), leaf.grad, *(parameter.grad for parameter in model.parameters())])
+    assert len(calls) == 2 + 4  # two layers: once forward, twice back
+    for wanted, got in zip(*found, strict=True):
+        assert got.shape == wanted.shape
+        torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-4)
+
+
+def test_a_frozen_layer_costs_no_gradient(calls):
+    _, ours = pair()
+    ours[0].requires_grad_(False)
+    ours(torch.randn(5, 24)).sum().backward()
+    assert len(calls) == 2 + 1  # of the second layer the weight alone is asked
+    assert ours[0].weight.grad is None and ours[2].weight.grad is not None
+
+
+def test_a_gradient_that_is_one_number_in_memory_is_taken(calls):
+    own, ours = pair()
+    x = torch.randn(5, 24)
+    for model in (own, ours):
+        model(x).sum().backward()  # an expanded gradient: all strides are 0
+    torch.testing.assert_close(ours[0].weight.grad, own[0].weight.grad)
+
+
+@pytest.mark.parametrize(
+    "case",
+    ["float64", "no rows", "autocast"],
+)
+def test_what_onednn_does_not_take_is_left_to_torch(case, calls):
+    own, ours = pair(dtype=torch.float64 if case == "float64" else torch.float32)
+    x = torch.randn(0 if case == "no rows" else 5, 24, dtype=next(own.parameters()).dtype)
+    with torch.autocast("cpu", torch.bfloat16, enabled=case == "autocast"):
+        wanted, got = own(x), ours(x)
+    assert not calls and got.dtype == wanted.dtype
+    assert torch.equal(got, wanted)
+
+
+def test_compiled_graphs_keep_torchs_own_products(calls):
+    own, ours = pair()
+    compiled = torch.compile(ours, backend="eager", fullgraph=True)
+    x = torch.randn(5, 24)
+    torch.testing.assert_close(compiled(x), own(x))
+    assert not calls
+
+
+def test_a_copy_multiplies_by_its_own_weights(calls):
+    _, ours = pair()
+    copied = copy.deepcopy(ours)
+    with torch.no_grad():
+        for parameter in copied.parameters():
+            parameter.zero_()
+    x = torch.randn(5, 24)
+    assert not copied(x).any() and ours(x).any()
+    assert list(copied.state_dict()) == list(pair()[0].state_dict())
