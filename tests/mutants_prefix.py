@@ -1,11 +1,12 @@
 """The mutants of shared prefixes, packed rows and their attention: (file, old, new, tests that must notice)."""
 
 PREFIX, FORWARD = "learner/shared_prefix.py", "learner/packed_forward.py"
-ATTENTION, TOKENS = "learner/branch_attention.py", "learner/token_log_probs.py"
-IN_PREFIX, IN_ATTENTION, IN_TOKENS = (
+ATTENTION, TOKENS, LINEAR = "learner/branch_attention.py", "learner/token_log_probs.py", "learner/onednn.py"
+IN_PREFIX, IN_ATTENTION, IN_TOKENS, IN_LINEAR = (
     ("test_shared_prefix.py",),
     ("test_branch_attention.py",),
     ("test_token_log_probs.py",),
+    ("test_onednn.py",),
 )
 
 _PREFIX = (
@@ -102,9 +103,23 @@ _TOKENS = (
     ("index_add_(0, rows.flatten(), gradient.flatten())", "index_copy_(0, rows.flatten(), gradient.flatten())"),
 )  # fmt: skip
 
+_LINEAR = (
+    ("linear(gradient, weight.t()) if wants_x", "linear(gradient, weight.t()) if True"),
+    ("linear(rows_NO.t(), x.flatten(0, -2).t()) if wants_weight", "linear(rows_NO.t(), x.flatten(0, -2).t()) if True"),
+    ("if wants_bias else None", "if False else None"),
+    ("rows_NO.sum(dim=0)", "rows_NO.mean(dim=0)"),
+    ("ctx.save_for_backward(x, weight)", "ctx.save_for_backward(x * 2, weight)"),
+    ("        and x.numel() > 0\n", ""),
+    ("not torch.compiler.is_compiling()", "True"),
+    ('        and not torch.is_autocast_enabled("cpu")\n', ""),
+    ("x.dtype == weight.dtype == torch.float32", "x.dtype == weight.dtype"),
+    ("linear(x, weight, bias)\n\n    @staticmethod", "linear(x, weight, None)\n\n    @staticmethod"),
+)  # fmt: skip
+
 PREFIX_MUTANTS = (
     *((PREFIX, old, new, IN_PREFIX) for old, new in _PREFIX),
     *((FORWARD, old, new, IN_PREFIX) for old, new in _FORWARD),
     *((ATTENTION, old, new, IN_ATTENTION) for old, new in _ATTENTION),
     *((TOKENS, old, new, IN_TOKENS) for old, new in _TOKENS),
+    *((LINEAR, old, new, IN_LINEAR) for old, new in _LINEAR),
 )
