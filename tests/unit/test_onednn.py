@@ -48,12 +48,16 @@ def test_outputs_and_gradients_are_those_of_torchs_own_layers(shape, bias, calls
         torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-4)
 
 
-def test_a_frozen_layer_costs_no_gradient(calls):
+@pytest.mark.parametrize(
+    ("input_wants", "weight_wants", "products"), [(False, True, 3), (True, False, 3), (True, True, 4)]
+)
+def test_only_the_gradients_that_are_wanted_are_multiplied(input_wants, weight_wants, products, calls):
     _, ours = pair()
-    ours[0].requires_grad_(False)
-    ours(torch.randn(5, 24)).sum().backward()
-    assert len(calls) == 2 + 1  # of the second layer the weight alone is asked
-    assert ours[0].weight.grad is None and ours[2].weight.grad is not None
+    ours[0].weight.requires_grad_(weight_wants)
+    x = torch.randn(5, 24, requires_grad=input_wants)
+    ours(x).sum().backward()
+    assert len(calls) == 2 + products
+    assert (x.grad is not None, ours[0].weight.grad is not None) == (input_wants, weight_wants)
 
 
 def test_a_gradient_that_is_one_number_in_memory_is_taken(calls):
