@@ -79,6 +79,7 @@ def grpo():
 
 
 CASES = {
+    "float32": (grpo, {"micro_batch_prompts": 3}),  # multiplied by oneDNN, which float64 is not
     "grpo": (grpo, {"micro_batch_prompts": 3, "updates_per_batch": 2, "reference": EmaReference(decay=0.5)}),
     "mass": (HitMass, {"micro_batch_prompts": 3}),
     "partly": (LongOnly, {"micro_batch_prompts": 2}),
@@ -89,7 +90,8 @@ CASES = {
 def learner_of(case, wrap=None, **changes):
     objective, settings = CASES[case]
     settings = SETTINGS.model_copy(update=settings | changes)
-    model = in_double(tiny_policy().model)
+    model = tiny_policy().model
+    model = model.float() if case == "float32" else in_double(model)
     if settings.lora is not None:
         add_adapters(model, settings.lora, tiny_policy().layout, seed=0)
     reference = in_double(tiny_policy(seed=1).model) if case == "grpo" else None
@@ -176,12 +178,14 @@ def run_two(worker, directory):
 def assert_equals_one_worker(case, results):
     learner = learner_of(case, micro_batch_prompts=None)
     metrics, weights = trained(learner, [batch_of(seed) for seed in range(3)])
+    # Adam divides by what it has seen of a gradient, so single weights of float32 differ by more than their rounding.
+    metric_atol, weight_atol = (1e-4, 1e-4) if case == "float32" else (1e-8, 1e-10)
     for found_metrics, found_weights in results:
         for found, expected in zip(found_metrics, metrics, strict=True):
-            assert found == pytest.approx(expected, abs=1e-8, nan_ok=True)
+            assert found == pytest.approx(expected, abs=metric_atol, nan_ok=True)
         assert list(found_weights) == list(weights)
         for name, value in found_weights.items():
-            torch.testing.assert_close(value, weights[name], atol=1e-10, rtol=0)
+            torch.testing.assert_close(value, weights[name], atol=weight_atol, rtol=0)
     return learner
 
 
