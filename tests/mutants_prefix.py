@@ -122,4 +122,5 @@ PREFIX_MUTANTS = (
     *((ATTENTION, old, new, IN_ATTENTION) for old, new in _ATTENTION),
     *((TOKENS, old, new, IN_TOKENS) for old, new in _TOKENS),
     *((LINEAR, old, new, IN_LINEAR) for old, new in _LINEAR),
+    ("learner/step.py", "        multiply_by_onednn(model)\n", "", IN_LINEAR),
 )

@@ -1,4 +1,4 @@
-"""Linear layers by oneDNN against torch's own: outputs and every gradient."""
+"""Linear layers by oneDNN against torch's own, outputs and every gradient; and that the learner has them."""
 
 import copy
 
@@ -7,7 +7,11 @@ import torch
 from torch import nn
 
 from learner import onednn
+from learner.objectives.nll import NllLoss
 from learner.onednn import multiply_by_onednn
+from learner.settings import LearnerSettings
+from learner.step import LearnerStep
+from tests.unit.learner_cases import random_batch, tiny_policy
 
 
 def pair(bias: bool = True, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, nn.Module]:
@@ -98,3 +102,11 @@ def test_a_copy_multiplies_by_its_own_weights(calls):
     x = torch.randn(5, 24)
     assert not copied(x).any() and ours(x).any()
     assert list(copied.state_dict()) == list(pair()[0].state_dict())
+
+
+def test_every_layer_of_a_float32_learner_multiplies_by_onednn(calls):
+    model = tiny_policy().model
+    layers = sum(type(module) is nn.Linear for module in model.modules())
+    learner = LearnerStep(model, objective=NllLoss(), settings=LearnerSettings(prompts_per_step=2, warmup_steps=0))
+    learner.update(random_batch(prompts=2))
+    assert len(calls) == 3 * layers  # forward, gradient of the input, gradient of the weight
