@@ -15,8 +15,24 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 
-def takes(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Whether oneDNN is the one to multiply these: some float32 rows on a CPU, outside autocast and compiled graphs."""
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """`x @ weight.T + bias`, x `[..., D]`, weight `[O, D]`: by oneDNN where it is the one to multiply these."""
+    return _Linear.apply(x, weight, bias) if _takes(x, weight) else F.linear(x, weight, bias)
+
+
+def multiply_by_onednn(model: nn.Module) -> None:
+    """Let every plain `nn.Linear` of a model compute by `linear`; once is enough, twice does no harm."""
+    for module in model.modules():
+        if type(module) is nn.Linear:
+            module.forward = partial(_forward, module)
+
+
+def _forward(module: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+    return linear(x, module.weight, module.bias)
+
+
+def _takes(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Some float32 rows on a CPU, outside autocast and compiled graphs."""
     return (
         not torch.compiler.is_compiling()
         and x.device.type == "cpu"
@@ -27,29 +43,15 @@ def takes(x: torch.Tensor, weight: torch.Tensor) -> bool:
     )
 
 
-def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """`x @ weight.T + bias` without a gradient, of tensors that oneDNN takes: x `[..., D]`, weight `[O, D]`."""
+def _product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-
-
-def multiply_by_onednn(model: nn.Module) -> None:
-    """Let every plain `nn.Linear` of a model compute by oneDNN wherever it can; once is enough, twice does no harm."""
-    for module in model.modules():
-        if type(module) is nn.Linear:
-            module.forward = partial(_forward, module)
-
-
-def _forward(module: nn.Linear, x: torch.Tensor) -> torch.Tensor:
-    if takes(x, module.weight):
-        return _Linear.apply(x, module.weight, module.bias)
-    return F.linear(x, module.weight, module.bias)
 
 
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         ctx.save_for_backward(x, weight)
-        return linear(x, weight, bias)
+        return _product(x, weight, bias)
 
     @staticmethod
     @once_differentiable
@@ -58,7 +60,7 @@ class _Linear(torch.autograd.Function):
         wants_x, wants_weight, wants_bias = ctx.needs_input_grad
         rows_NO = gradient.flatten(0, -2)
         return (
-            linear(gradient, weight.t()) if wants_x else None,
-            linear(rows_NO.t(), x.flatten(0, -2).t()) if wants_weight else None,
+            _product(gradient, weight.t()) if wants_x else None,
+            _product(rows_NO.t(), x.flatten(0, -2).t()) if wants_weight else None,
             rows_NO.sum(dim=0) if wants_bias else None,
         )

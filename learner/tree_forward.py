@@ -23,7 +23,7 @@ from torch.distributed.tensor import DTensor
 from transformers import AttentionInterface, PreTrainedModel
 
 from catalog.errors import PolicyError
-from learner import onednn
+from learner.onednn import linear
 
 _LEAN = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model")
 _ATTENTION = "sluice_tree"
@@ -100,7 +100,7 @@ def project(module: nn.Module, x: torch.Tensor, rows: slice = slice(None)) -> to
     if type(module) is not nn.Linear:  # adapted by peft, for example
         return module(x)[..., rows]
     weight, bias = module.weight[rows], None if module.bias is None else module.bias[rows]
-    return onednn.linear(x, weight, bias) if onednn.takes(x, weight) else F.linear(x, weight, bias)
+    return linear(x, weight, bias)
 
 
 def _norm(norm: nn.Module, x: torch.Tensor) -> torch.Tensor:

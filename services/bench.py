@@ -128,16 +128,15 @@ def matmul_gflops(size: int = 1024, seconds: float = 0.5, device: str = "cpu") -
     """The best float32 matmul rate seen within about `seconds`, in GFLOP/s, with the library that the learner takes."""
     import torch
 
-    from learner import onednn
+    from learner.onednn import linear
 
     first, second = torch.randn(size, size, device=device), torch.randn(size, size, device=device)
-    multiply = onednn.linear if onednn.takes(first, second) else torch.matmul
-    multiply(first, second)
+    linear(first, second)
     _finish()
     best, until_s = 0.0, time.perf_counter() + seconds
     while time.perf_counter() < until_s:
         started_s = time.perf_counter()
-        multiply(first, second)
+        linear(first, second)
         _finish()
         best = max(best, 2 * size**3 / (time.perf_counter() - started_s) / 1e9)
     return best

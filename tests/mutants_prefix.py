@@ -104,8 +104,8 @@ _TOKENS = (
 )  # fmt: skip
 
 _LINEAR = (
-    ("linear(gradient, weight.t()) if wants_x", "linear(gradient, weight.t()) if True"),
-    ("linear(rows_NO.t(), x.flatten(0, -2).t()) if wants_weight", "linear(rows_NO.t(), x.flatten(0, -2).t()) if True"),
+    ("_product(gradient, weight.t()) if wants_x", "_product(gradient, weight.t()) if True"),
+    ("x.flatten(0, -2).t()) if wants_weight", "x.flatten(0, -2).t()) if True"),
     ("if wants_bias else None", "if False else None"),
     ("rows_NO.sum(dim=0)", "rows_NO.mean(dim=0)"),
     ("ctx.save_for_backward(x, weight)", "ctx.save_for_backward(x * 2, weight)"),
@@ -113,7 +113,7 @@ _LINEAR = (
     ("not torch.compiler.is_compiling()", "True"),
     ('        and not torch.is_autocast_enabled("cpu")\n', ""),
     ("x.dtype == weight.dtype == torch.float32", "x.dtype == weight.dtype"),
-    ("linear(x, weight, bias)\n\n    @staticmethod", "linear(x, weight, None)\n\n    @staticmethod"),
+    ("return _product(x, weight, bias)", "return _product(x, weight, None)"),
 )  # fmt: skip
 
 PREFIX_MUTANTS = (

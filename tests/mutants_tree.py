@@ -60,7 +60,7 @@ _ATTENTION = (
 _FORWARD = (
     ("wanted_P if index == last else None", "None"),
     ("return module(x)[..., rows]", "return module(x)"),
-    ("onednn.linear(x, weight, bias)", "onednn.linear(x, weight, None)"),
+    ("return linear(x, weight, bias)", "return linear(x, weight, None)"),
     ("x_ND, normed_ND = x_ND[chosen_P], normed_ND[chosen_P]", "x_ND = x_ND[chosen_P]"),
     ("torch.cat([-second, first], dim=-1)", "torch.cat([second, -first], dim=-1)"),
     ("if hasattr(attn, norm) else heads", "if False else heads"),

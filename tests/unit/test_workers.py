@@ -91,7 +91,8 @@ def learner_of(case, wrap=None, **changes):
     objective, settings = CASES[case]
     settings = SETTINGS.model_copy(update=settings | changes)
     model = tiny_policy().model
-    model = model.float() if case == "float32" else in_double(model)
+    if case != "float32":
+        model = in_double(model)
     if settings.lora is not None:
         add_adapters(model, settings.lora, tiny_policy().layout, seed=0)
     reference = in_double(tiny_policy(seed=1).model) if case == "grpo" else None
