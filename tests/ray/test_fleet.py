@@ -60,6 +60,15 @@ def test_an_engine_that_takes_too_long_is_named(cluster):
     assert started.queue.failed == [str(started.failure)]
 
 
+def kill(actor, within_s=60.0):
+    """End an actor and see its end: ``ray.kill`` returns before, and a call in between may still be answered."""
+    ray.kill(actor)
+    end = time.monotonic() + within_s
+    with pytest.raises(ray.exceptions.RayActorError):
+        while time.monotonic() < end:
+            ray.get(actor.stats.remote(), timeout=within_s)
+
+
 class Counting:
     """What a fleet asks of a rollout actor."""
 
@@ -79,7 +88,7 @@ def test_actors_that_are_dead_or_wedged_when_the_run_is_summed_up_are_left_out_b
     alive, dead = launch(Counting), launch(Counting, {"max_restarts": 0})
     ray.get([alive.stats.remote(), dead.stats.remote()], timeout=60)
     wedged = launch(Counting, None, 300.0)
-    ray.kill(dead)
+    kill(dead)
     one = fleet(None)
     one.rollouts = [
         _Rollout(name=name, handle=handle, started=None)
