@@ -1,4 +1,4 @@
-"""From generated candidates to rollout groups: distractors, the ranker's request, the finished groups. Pure functions.
+"""From generated candidates to rollout groups: distractors, the question to the ranker, the finished groups. All pure.
 
 A batch is the prompts of one lease call: what other prompts of the batch generated is where a prompt's distractors
 come from (algorithms section 1).
@@ -29,21 +29,20 @@ class Prompt:
 
 @dataclass(frozen=True, kw_only=True)
 class Drawn:
-    """A prompt with its candidates and distractors, not yet scored."""
+    """B prompts with their K candidates and up to M distractors, and what the ranker is asked about them."""
 
-    prompt: Prompt
-    generation: Generation
-    generate_s: float
-    candidate_items: np.ndarray  # [K] int32 item rows, -1: no item
-    distractor_items: np.ndarray  # [<= M] int32 item rows
+    prompts: Sequence[Prompt]
+    generations: Sequence[Generation]
+    generate_s: Sequence[float]
+    candidate_items: np.ndarray  # [B, K] int32 item rows, -1: no item
+    distractor_items: np.ndarray  # [B, M] int32 item rows, -1: the batch offered fewer
+    asked: np.ndarray  # [B, 1 + K + M] int32 item rows, each once per prompt, the ground truth first; -1 = padding
+    places: np.ndarray  # [B, 1 + K + M] columns of `asked`: of ground truth, candidates, distractors; 1 + K + M: none
 
-
-@dataclass(frozen=True, kw_only=True)
-class RankerRequest:
-    """What a batch of B prompts asks of the ranker."""
-
-    histories: list[np.ndarray]  # B times [n] int32 item rows
-    candidates: np.ndarray  # [B, 1 + K + M] int32 item rows, each once per prompt, the ground truth first; -1 = padding
+    @property
+    def histories(self) -> list[np.ndarray]:
+        """B times `[n]` int32 item rows, the other half of the ranker's question."""
+        return [prompt.history for prompt in self.prompts]
 
 
 def draw(
@@ -54,11 +53,12 @@ def draw(
     vocabulary: Vocabulary,
     distractors: int,
     seed: int,
-) -> list[Drawn]:
+) -> Drawn:
     """Candidate items by the trie each was generated with, and up to M `distractors` for each prompt.
 
     A prompt's distractors are drawn without replacement from the distinct items that the *other* prompts generated,
-    less its ground truth and its own candidates. The draw depends on (seed, lease id) and the batch alone.
+    less its ground truth and its own candidates. The draw depends on `seed`, the batch's lease ids and what was
+    generated alone.
 
     Raises:
         RunError: the engine returned groups of different shapes, or sequences of the wrong length.
@@ -70,79 +70,57 @@ def draw(
             f"the engine returned groups of shapes {sorted(shapes)}; all must be [K, {levels}], one token per level"
         )
     versions = np.asarray([generation.catalogue_version for generation in generations])
-    items = vocabulary.lookup(np.stack([generation.tokens for generation in generations]), versions)  # [B, K]
-    generated, places = np.unique(np.append(items, -1), return_inverse=True)  # -1 is first, whatever was generated
-    places = places[:-1].reshape(items.shape)
-    drawn = []
-    for row, prompt in enumerate(prompts):
-        # Without its own candidates, what the whole batch generated is what the other prompts did.
-        others = generated != prompt.target_item
-        others[0] = False
-        others[places[row]] = False
-        pool = generated[others]
-        generator = np.random.default_rng([seed, prompt.lease.lease_id])
-        chosen = generator.choice(pool, size=min(distractors, len(pool)), replace=False)
-        drawn.append(
-            Drawn(
-                prompt=prompt,
-                generation=generations[row],
-                generate_s=generate_s[row],
-                candidate_items=items[row],
-                distractor_items=chosen.astype(np.int32),
-            )
-        )
-    return drawn
+    candidate_items = vocabulary.lookup(np.stack([generation.tokens for generation in generations]), versions)
+    target_items = np.asarray([[prompt.target_item] for prompt in prompts], dtype=np.int32)
+    generator = np.random.default_rng([seed, *(prompt.lease.lease_id for prompt in prompts)])
+    distractor_items = _distractors(target_items, candidate_items, distractors, generator)
+    asked, places = _distinct(np.concatenate([target_items, candidate_items, distractor_items], axis=1))
+    return Drawn(
+        prompts=prompts,
+        generations=generations,
+        generate_s=generate_s,
+        candidate_items=candidate_items,
+        distractor_items=distractor_items,
+        asked=asked,
+        places=places,
+    )
 
 
-def ranker_request(drawn: Sequence[Drawn], *, distractors: int) -> RankerRequest:
-    """Each prompt's ground truth, candidates and distractors; an item that appears twice is asked for once."""
-    width = 1 + len(drawn[0].candidate_items) + distractors
-    candidates = np.full((len(drawn), width), -1, dtype=np.int32)
-    for row, one in enumerate(drawn):
-        asked = _asked(one)
-        candidates[row, : len(asked)] = asked
-    return RankerRequest(histories=[one.prompt.history for one in drawn], candidates=candidates)
-
-
-def finish(
-    drawn: Sequence[Drawn], assessment: Assessment, *, ranker_version: str, score_s: float
-) -> list[RolloutGroup]:
-    """Rollout groups from the answer `[B, 1 + K + M]` to `ranker_request`."""
+def finish(drawn: Drawn, assessment: Assessment, *, ranker_version: str, score_s: float) -> list[RolloutGroup]:
+    """Rollout groups from the ranker's answer `[B, 1 + K + M]` to what it was asked."""
+    scores, spread, values = (
+        _at(column, drawn.places) for column in (assessment.scores, assessment.spread, assessment.values)
+    )
+    own = slice(1, 1 + drawn.candidate_items.shape[1])
+    nothing = np.empty(0, dtype=np.float32)
     groups = []
-    for row, one in enumerate(drawn):
-        asked = _asked(one)
-        score_of, spread_of, value_of = (
-            _by_item(asked, column[row]) for column in (assessment.scores, assessment.spread, assessment.values)
-        )
-        generation = one.generation
+    for row, (prompt, generation) in enumerate(zip(drawn.prompts, drawn.generations, strict=True)):
+        chosen = drawn.distractor_items[row] >= 0
+        inclusion = generation.inclusion_log_probs
         groups.append(
             RolloutGroup(
-                lease_id=one.prompt.lease.lease_id,
-                user=one.prompt.lease.user,
-                position=one.prompt.lease.position,
-                history=one.prompt.history,
-                excluded=one.prompt.excluded,
-                target_item=one.prompt.target_item,
+                lease_id=prompt.lease.lease_id,
+                user=prompt.lease.user,
+                position=prompt.lease.position,
+                history=prompt.history,
+                excluded=prompt.excluded,
+                target_item=prompt.target_item,
                 candidate_tokens=generation.tokens,
                 behaviour_log_probs=generation.log_probs,
-                inclusion_log_probs=(
-                    np.empty(0, dtype=np.float32)
-                    if generation.inclusion_log_probs is None
-                    else generation.inclusion_log_probs
-                ),
-                candidate_items=one.candidate_items,
-                candidate_scores=_scores(score_of, one.candidate_items),
-                target_score=float(score_of[one.prompt.target_item]),
-                candidate_spread=_scores(spread_of, one.candidate_items),
-                target_spread=float(spread_of[one.prompt.target_item]),
-                candidate_values=_scores(value_of, one.candidate_items),
-                target_value=float(value_of[one.prompt.target_item]),
-                distractor_items=one.distractor_items,
-                distractor_scores=_scores(score_of, one.distractor_items),
+                inclusion_log_probs=nothing if inclusion is None else inclusion,
+                candidate_items=drawn.candidate_items[row],
+                candidate_scores=scores[row, own],
+                target_score=float(scores[row, 0]),
+                candidate_spread=spread[row, own],
+                target_spread=float(spread[row, 0]),
+                candidate_values=values[row, own],
+                target_value=float(values[row, 0]),
+                distractor_items=drawn.distractor_items[row, chosen],
+                distractor_scores=scores[row, own.stop :][chosen],
                 version_min=generation.version_min,
                 version_max=generation.version_max,
                 ranker_version=ranker_version,
-                generate_s=one.generate_s,
+                generate_s=drawn.generate_s[row],
                 score_s=score_s,
                 catalogue_version=generation.catalogue_version,
             )
@@ -192,15 +170,36 @@ def check_assessment(candidates: np.ndarray, assessment: Assessment) -> Assessme
     return Assessment(**found)
 
 
-def _asked(one: Drawn) -> list[int]:
-    valid = one.candidate_items[one.candidate_items >= 0].tolist()
-    return list(dict.fromkeys([one.prompt.target_item, *valid, *one.distractor_items.tolist()]))
+def _distractors(
+    target_items: np.ndarray, candidate_items: np.ndarray, count: int, generator: np.random.Generator
+) -> np.ndarray:
+    """`[B, M]`: the items with the smallest of random keys, among those that a prompt may be given."""
+    generated, places = np.unique(np.append(candidate_items, -1), return_inverse=True)
+    # Without its own candidates, what the whole batch generated is what the other prompts did.
+    keys = generator.random((len(candidate_items), len(generated)))
+    np.put_along_axis(keys, places[:-1].reshape(candidate_items.shape), np.inf, axis=1)
+    keys[(generated == target_items) | (generated < 0)] = np.inf
+    found = np.full((len(keys), count), -1, dtype=np.int32)
+    width = min(count, len(generated))
+    chosen = np.argpartition(keys, width - 1, axis=1)[:, :width]
+    found[:, :width] = np.where(np.isinf(np.take_along_axis(keys, chosen, axis=1)), -1, generated[chosen])
+    return found
 
 
-def _by_item(asked: list[int], row: np.ndarray) -> dict[int, float]:
-    """The row's values by item, NaN for no item; the row is padded beyond what was asked."""
-    return dict(zip(asked, row, strict=False)) | {-1: np.nan}
+def _distinct(items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Each row's distinct items of `[B, W]` in the order in which they appear, padded with -1, and the column that each
+    item has there; W for -1, no item.
+    """
+    width = items.shape[1]
+    first = (items[:, :, None] == items[:, None, :]).argmax(axis=2)
+    column = np.cumsum((first == np.arange(width)) & (items >= 0), axis=1) - 1
+    places = np.where(items < 0, width, np.take_along_axis(column, first, axis=1))
+    distinct = np.full((len(items), width + 1), -1, dtype=np.int32)
+    np.put_along_axis(distinct, places, items, axis=1)
+    return distinct[:, :width], places
 
 
-def _scores(score_of: dict[int, float], items: np.ndarray) -> np.ndarray:
-    return np.asarray([score_of[item] for item in items.tolist()], dtype=np.float32)
+def _at(column: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """An answer's values at the places, NaN for no item."""
+    nowhere = np.full((len(column), 1), np.nan, dtype=np.float32)
+    return np.take_along_axis(np.concatenate([column, nowhere], axis=1, dtype=np.float32), places, axis=1)

@@ -2,7 +2,9 @@
 groups into the queue, new weights between engine steps.
 
 `advance` makes every move that is possible now and never waits for another actor: leases, scores and pushes are calls
-under way that it looks at in passing, so the engine steps whenever it has a request. Several lease batches are kept in
+under way that it looks at in passing, so the engine steps whenever it has a request. Calls are looked at after an
+engine step and made after that, so nearly all are answered when they are looked at: asking Ray about one that is not
+takes longer. Several lease batches are kept in
 the engine (`leases_ahead`) and one more before it, so it does not drain while the next one is being asked for.
 """
 
@@ -16,7 +18,7 @@ import pyarrow as pa
 
 from actors.calls import Call
 from actors.engine import Engine, GenerateRequest, Generation
-from actors.groups import Drawn, Prompt, draw, finish, ranker_request
+from actors.groups import Drawn, Prompt, draw, finish
 from actors.leases import Lease, Push, PushReply
 from actors.settings import RolloutSettings
 from catalog.errors import RankerError
@@ -86,7 +88,7 @@ class _Batch:
 
 @dataclass(kw_only=True)
 class _Scoring:
-    drawn: list[Drawn]
+    drawn: Drawn
     call: Call[Any]
 
 
@@ -113,6 +115,7 @@ class RolloutWorker:
         self._clock, self._catalogues = clock, catalogues
         self._leasing: Call[tuple[Lease, ...]] | None = None
         self._generating: list[_Batch] = []
+        self._generated: list[_Batch] = []  # until the end of the turn
         self._batch_of: dict[str, _Batch] = {}
         self._scoring: list[_Scoring] = []
         self._pushing: list[tuple[Sequence[Push], Call[PushReply]]] = []
@@ -130,10 +133,11 @@ class RolloutWorker:
         moves = (
             self._swap,
             self._swap_catalogue,
-            self._lease,
             self._generate,
-            self._collect_scores,
             self._collect_pushes,
+            self._collect_scores,
+            self._score,
+            self._lease,
         )
         return any([move() for move in moves])
 
@@ -241,32 +245,35 @@ class RolloutWorker:
             batch.finished_s[generation.request_id] = now_s
             if len(batch.generations) == len(batch.prompts):
                 self._generating.remove(batch)
-                self._score(batch)
+                self._generated.append(batch)
         return True
 
-    def _score(self, batch: _Batch) -> None:
+    def _score(self) -> bool:
+        batches, self._generated = self._generated, []
+        for batch in batches:
+            self._submit_to_ranker(batch)
+        return bool(batches)
+
+    def _submit_to_ranker(self, batch: _Batch) -> None:
         ids = [_request_id(prompt.lease) for prompt in batch.prompts]
-        distractors = self._settings.distractors
         drawn = draw(
             batch.prompts,
             [batch.generations[one] for one in ids],
             [batch.finished_s[one] - batch.submitted_s for one in ids],
             vocabulary=self._vocabulary,
-            distractors=distractors,
+            distractors=self._settings.distractors,
             seed=self._seed,
         )
-        request = ranker_request(drawn, distractors=distractors)
-        call = self._ranker.submit(request.histories, request.candidates)
-        self._scoring.append(_Scoring(drawn=drawn, call=call))
+        self._scoring.append(_Scoring(drawn=drawn, call=self._ranker.submit(drawn.histories, drawn.asked)))
 
     def _collect_scores(self) -> bool:
         ready = [scoring for scoring in self._scoring if scoring.call.ready()]
         for scoring in ready:
             self._scoring.remove(scoring)
+            leases = [prompt.lease for prompt in scoring.drawn.prompts]
             try:
                 answer = scoring.call.result()
             except RankerError as error:
-                leases = [one.prompt.lease for one in scoring.drawn]
                 self._rejecting.append(self._queue.reject(leases, str(error)))
                 self._count["invalid"] += len(leases)
                 continue
@@ -274,9 +281,7 @@ class RolloutWorker:
             self._score_s += answer.latency_s
             groups = finish(scoring.drawn, answer.assessment, ranker_version=answer.version, score_s=answer.latency_s)
             pushes = self._queue.put(
-                [one.prompt.lease for one in scoring.drawn],
-                encode(*groups),
-                [(group.version_min, group.version_max) for group in groups],
+                leases, encode(*groups), [(group.version_min, group.version_max) for group in groups]
             )
             self._pushing.append((pushes, self._queue.push(pushes)))
         return bool(ready)

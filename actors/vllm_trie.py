@@ -38,7 +38,7 @@ class OfferedTries:
 
     def name(self, trie: Trie) -> str:
         """What `constraint` calls this trie."""
-        return str(self._directory / f"trie-{trie.version}")
+        return f"{self._directory}/trie-{trie.version}"  # asked for with every request
 
     def offer(self, trie: Trie) -> str:
         """Make a trie known; returns its name."""

@@ -29,7 +29,7 @@ import ray
 
 from actors.calls import answer
 from actors.engine import Engine, GenerateRequest
-from actors.groups import Prompt, draw, finish, ranker_request
+from actors.groups import Prompt, draw, finish
 from actors.leases import Lease
 from actors.ranker_service import open_ranker
 from actors.vllm_configuration import engine_environment
@@ -146,18 +146,16 @@ class OneAfterAnother:
             while self._engine.in_flight:
                 done |= {generation.request_id: generation for generation in self._engine.step()}
             generations = [done[str(prompt.lease.lease_id)] for prompt in prompts]
-            distractors = config.rollout.distractors
             drawn = draw(
                 prompts,
                 generations,
                 [0.0] * len(prompts),
                 vocabulary=self._vocabulary,
-                distractors=distractors,
+                distractors=config.rollout.distractors,
                 seed=config.seed,
             )
         with book.during("rank"):
-            request = ranker_request(drawn, distractors=distractors)
-            assessment = assess(self._ranker, request.histories, request.candidates)
+            assessment = assess(self._ranker, drawn.histories, drawn.asked)
             groups = finish(drawn, assessment, ranker_version=self._ranker.version, score_s=0.0)
         with book.during("learn"):
             rows = encode(*groups)

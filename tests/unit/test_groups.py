@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 
 from actors.engine import Generation
-from actors.groups import Prompt, check_assessment, check_scores, draw, finish, ranker_request
+from actors.groups import Prompt, check_assessment, check_scores, draw, finish
 from actors.leases import Lease
 from catalog.errors import DataError, RankerError, RunError
 from catalog.rollout_group import decode, encode, from_stream, to_stream
@@ -41,7 +41,7 @@ def drawn_batch(distractors: int = 2, seed: int = 5, rows=([0, 0, 1], [2, -1, 3]
 
 
 def test_candidates_are_looked_up_in_the_trie():
-    assert [one.candidate_items.tolist() for one in drawn_batch()] == [[0, 0, 1], [2, -1, 3], [1, 4, 4]]
+    assert drawn_batch().candidate_items.tolist() == [[0, 0, 1], [2, -1, 3], [1, 4, 4]]
 
 
 def test_each_group_is_looked_up_in_the_catalogue_it_was_generated_with():
@@ -49,7 +49,7 @@ def test_each_group_is_looked_up_in_the_catalogue_it_was_generated_with():
     old, new = generation([0, 1]), replace(generation([0, 1]), catalogue_version=1)
     prompts = [prompt(0, 2), prompt(1, 3)]
     drawn = draw(prompts, [old, new], [0.1, 0.2], vocabulary=newer, distractors=1, seed=0)
-    assert [one.candidate_items.tolist() for one in drawn] == [[0, 1], [0, -1]]
+    assert drawn.candidate_items.tolist() == [[0, 1], [0, -1]]
     groups = finish(drawn, Assessment.of(np.zeros((2, 4), dtype=np.float32)), ranker_version="r", score_s=0.1)
     assert [decode(encode(group)).catalogue_version for group in groups] == [0, 1]
 
@@ -61,41 +61,39 @@ def test_distractors_come_from_other_prompts_and_are_neither_target_nor_own_cand
     pools = [{3, 4}, {0, 1, 4}, {0, 2, 3}]
     seen = [set(), set(), set()]
     for seed in range(40):
-        for row, one in enumerate(drawn_batch(seed=seed)):
-            chosen = one.distractor_items.tolist()
+        for row, chosen in enumerate(drawn_batch(seed=seed).distractor_items.tolist()):
             assert len(chosen) == len(set(chosen)) == 2
             seen[row] |= set(chosen)
     assert seen == pools
 
 
 def test_a_small_pool_gives_fewer_distractors():
-    assert [len(one.distractor_items) for one in drawn_batch(distractors=3)] == [2, 3, 3]
+    assert (drawn_batch(distractors=3).distractor_items >= 0).sum(axis=1).tolist() == [2, 3, 3]
     lonely = draw([prompt(0, 2)], [generation([1, 3])], [0.1], vocabulary=VOCABULARY, distractors=3, seed=0)
-    assert lonely[0].distractor_items.tolist() == []
+    assert lonely.distractor_items.tolist() == [[-1, -1, -1]]
 
 
 def test_the_draw_depends_on_seed_and_lease_alone():
     first, again, other = drawn_batch(seed=5), drawn_batch(seed=5), [drawn_batch(seed=seed) for seed in range(6, 30)]
-    assert [o.distractor_items.tolist() for o in first] == [o.distractor_items.tolist() for o in again]
-    assert any(o[1].distractor_items.tolist() != first[1].distractor_items.tolist() for o in other)
+    assert (first.distractor_items == again.distractor_items).all()
+    assert any((o.distractor_items[1] != first.distractor_items[1]).any() for o in other)
 
 
 def test_the_ranker_is_asked_for_each_item_once_and_the_target_first():
     drawn = drawn_batch(distractors=3)
-    request = ranker_request(drawn, distractors=3)
-    assert request.candidates.shape == (3, 1 + 3 + 3)
-    d0, d1, d2 = (one.distractor_items.tolist() for one in drawn)
-    assert request.candidates.tolist() == [
+    assert drawn.asked.shape == (3, 1 + 3 + 3)
+    d0, d1, d2 = (row[row >= 0].tolist() for row in drawn.distractor_items)
+    assert drawn.asked.tolist() == [
         [2, 0, 1, *d0, -1, -1],
         [3, 2, *d1, -1, -1],  # its own target among the candidates is not asked for again
         [6, 1, 4, *d2, -1],
     ]
-    assert [history.tolist() for history in request.histories] == [[0], [0, 1], [0, 1, 2]]
+    assert [history.tolist() for history in drawn.histories] == [[0], [0, 1], [0, 1, 2]]
 
 
 def test_scores_go_back_to_every_place_an_item_has():
     drawn = drawn_batch()
-    asked = ranker_request(drawn, distractors=2).candidates
+    asked = drawn.asked
     scores = np.where(asked < 0, np.nan, asked * 10 + np.arange(3)[:, None]).astype(np.float32)
     spread = np.where(asked < 0, np.nan, asked / 10).astype(np.float32)
     groups = finish(drawn, Assessment.of(scores, spread, spread * 1000), ranker_version="r1", score_s=0.5)
@@ -122,7 +120,7 @@ def test_groups_of_the_wrong_shape_are_the_engine_s_fault():
 
 def groups():
     drawn = drawn_batch()
-    asked = ranker_request(drawn, distractors=2).candidates
+    asked = drawn.asked
     scores = np.where(asked < 0, np.nan, asked).astype(np.float32)
     return finish(drawn, Assessment.of(scores, scores / 8, None), ranker_version="r1", score_s=0.5)
 

@@ -224,7 +224,7 @@ def test_groups_of_a_revoked_lease_are_counted_as_late():
     held = list(parts.ranker.calls)
     for call in held:
         call.is_ready = True
-    turn(parts, 1)
+    turn(parts, 2)
     assert parts.worker.stats().late == 4 * len(held)
 
 
