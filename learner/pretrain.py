@@ -18,6 +18,7 @@ from catalog.dataset import Dataset
 from catalog.vocabulary import Vocabulary
 from learner.dropout import dropout
 from learner.evaluate import evaluate, subset
+from learner.onednn import multiply_by_onednn
 from learner.policy import Policy
 from learner.settings import EvaluationSettings, PretrainSettings
 from learner.windows import epoch_batches
@@ -35,6 +36,7 @@ def pretrain(
     torch.manual_seed(seed)
     generator = np.random.default_rng(seed)
     model, vocabulary = policy.model, Vocabulary.of(dataset.codes, policy.layout)
+    multiply_by_onednn(model)
     epochs = [
         list(
             epoch_batches(

@@ -123,4 +123,5 @@ PREFIX_MUTANTS = (
     *((TOKENS, old, new, IN_TOKENS) for old, new in _TOKENS),
     *((LINEAR, old, new, IN_LINEAR) for old, new in _LINEAR),
     ("learner/step.py", "        multiply_by_onednn(model)\n", "", IN_LINEAR),
+    ("learner/pretrain.py", "    multiply_by_onednn(model)\n", "", IN_LINEAR),
 )

@@ -1,4 +1,4 @@
-"""Linear layers by oneDNN against torch's own, outputs and every gradient; and that the learner has them."""
+"""Linear layers by oneDNN against torch's own, outputs and every gradient; and who has them: learner, pretraining."""
 
 import copy
 
@@ -9,8 +9,11 @@ from torch import nn
 from learner import onednn
 from learner.objectives.nll import NllLoss
 from learner.onednn import multiply_by_onednn
-from learner.settings import LearnerSettings
+from learner.policy import build_policy
+from learner.pretrain import pretrain
+from learner.settings import EvaluationSettings, LearnerSettings, PolicySettings, PretrainSettings
 from learner.step import LearnerStep
+from tests.tiny_data import tiny_dataset
 from tests.unit.learner_cases import random_batch, tiny_policy
 
 
@@ -107,3 +110,16 @@ def test_every_layer_of_a_float32_learner_multiplies_by_onednn(calls):
     learner = LearnerStep(model, objective=NllLoss(), settings=LearnerSettings(prompts_per_step=2, warmup_steps=0))
     learner.update(random_batch(prompts=2))
     assert len(calls) == 3 * layers  # forward, gradient of the input, gradient of the weight
+
+
+def test_every_layer_of_a_policy_in_pretraining_multiplies_by_onednn(calls, tmp_path):
+    dataset = tiny_dataset(tmp_path)
+    policy = build_policy(PolicySettings(hidden_size=16, layers=1, heads=2), dataset.level_sizes, 64, 0)
+    layers = sum(type(module) is nn.Linear for module in policy.model.modules())
+    until_the_first_step = []
+
+    def progress(step, total, fields):
+        until_the_first_step.append(len(calls))
+
+    pretrain(policy, dataset, PretrainSettings(epochs=1), EvaluationSettings(), seed=0, progress=progress)
+    assert until_the_first_step[0] == 3 * layers
