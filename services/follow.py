@@ -139,6 +139,16 @@ def exit_code(status: str, driver_exit_code: int | None) -> int:
     return driver_exit_code if driver_exit_code > 0 else 128 - driver_exit_code
 
 
+def others_running(client: "JobSubmissionClient", own: str | None) -> list[str]:
+    """The jobs on the cluster that have not ended, but for our own; none when the job server does not answer."""
+    try:
+        jobs = bounded(client.list_jobs, _REQUEST_TIMEOUT_S, "list the cluster's jobs")
+    except ClusterError:  # nothing runs on a head that is gone
+        return []
+    names = [job.submission_id or job.job_id for job in jobs if job.status.value not in _TERMINAL]
+    return sorted(name for name in names if name != own)
+
+
 def bounded(call: Callable[[], T], timeout_s: float, what: str) -> T:
     """`call()` in a thread, given up after `timeout_s`: Ray's HTTP client itself waits for ever."""
     box: queue.SimpleQueue[tuple[T | None, Exception | None]] = queue.SimpleQueue()

@@ -39,20 +39,20 @@ class Head:
     """A head that answers; `process` is set when it is ours to end."""
 
     url: str  # of the dashboard and job server
-    process: subprocess.Popen[bytes] | None
-    log: Path | None
+    process: subprocess.Popen[bytes] | None = None
+    port: int | None = None  # of its GCS
+    log: Path | None = None
 
     def stop(self) -> None:
         """End our head's whole process group; a head that was there before us is left alone."""
         if self.process is None:
             return
+        # First of all: whoever looks for a head from now on must not find this one, which takes a while to end.
+        if _address().endswith(f":{self.port}"):
+            _address_file().unlink(missing_ok=True)
         _end_group(self.process)
         if self.log is not None:
             self.log.unlink(missing_ok=True)
-        address_file = _address_file()
-        own = address_file.read_text().strip() if address_file.is_file() else ""
-        if own and not _answers(own):
-            address_file.unlink(missing_ok=True)
 
 
 def ensure_token() -> None:
@@ -78,8 +78,7 @@ def use_token_if_any() -> None:
 
 def find_head() -> Head | None:
     """The head that `ray start` left running on this machine, if it answers."""
-    address_file = _address_file()
-    address = address_file.read_text().strip() if address_file.is_file() else ""
+    address = _address()
     if not address or not _answers(address):
         return None
     from ray.dashboard.utils import ray_address_to_api_server_url
@@ -91,7 +90,7 @@ def find_head() -> Head | None:
             f"a Ray head on {address} does not tell its job server: {error}. If it belongs to someone else, "
             "give the cluster you want with --address or RAY_API_SERVER_ADDRESS"
         ) from error
-    return Head(url=url, process=None, log=None)
+    return Head(url=url)
 
 
 def start_head(tell: Callable[[str], None]) -> Head:
@@ -116,7 +115,8 @@ def start_head(tell: Callable[[str], None]) -> Head:
             env=environment,
             start_new_session=True,
         )
-    head = Head(url=f"http://127.0.0.1:{options['--dashboard-port']}", process=process, log=log)
+    url = f"http://127.0.0.1:{options['--dashboard-port']}"
+    head = Head(url=url, process=process, port=options["--port"], log=log)
     try:
         _await_job_server(head)
     except BaseException:
@@ -195,6 +195,11 @@ def _answers(address: str) -> bool:
             return True
     except (OSError, ValueError):
         return False
+
+
+def _address() -> str:
+    """Of the head that was started last on this machine; empty when there is none."""
+    return _address_file().read_text().strip() if _address_file().is_file() else ""
 
 
 def _address_file() -> Path:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from catalog.errors import ConfigError
 from cluster.environment import job_environment
 from services.config import Resume, RunConfig, load_config
-from services.follow import Terminated, bounded, follow
+from services.follow import Terminated, bounded, follow, others_running
 from services.head import Head, ensure_token, find_head, start_head, use_token_if_any
 from services.manifest import GIT_VARIABLE, git_state
 from services.progress import MODE_VARIABLE
@@ -81,6 +81,7 @@ def submit(options: SubmitOptions) -> int:
     with _sigterm_interrupts():
         head = _remote_head(remote, config) if remote else _local_head()
         leave_head = True
+        client = job = None
         try:
             client = _connect(head.url)
             job = bounded(lambda: _submit_job(client, request), UPLOAD_TIMEOUT_S, "submit the job")
@@ -98,7 +99,20 @@ def submit(options: SubmitOptions) -> int:
             raise
         finally:
             if not leave_head:
-                head.stop()
+                _end(head, client, job)
+
+
+def _end(head: Head, client: "JobSubmissionClient | None", own: str | None) -> None:
+    """End a head of ours, unless somebody's job has come to it meanwhile."""
+    others = others_running(client, own) if client is not None and head.process is not None else []
+    if not others:
+        head.stop()
+        return
+    assert head.process is not None
+    _tell(
+        f"the Ray head stays, since {', '.join(others)} still run{'s' if len(others) == 1 else ''} on it; "
+        f"end it after that: kill {head.process.pid}"
+    )
 
 
 def job_request(options: SubmitOptions, config: RunConfig, working_directory: Path, local: bool) -> JobRequest:
@@ -171,7 +185,7 @@ def _remote_head(address: str, config: RunConfig) -> Head:
             f"output {config.output!r} is relative, so the run goes to {Path('~/sluice') / config.output} on the "
             "cluster's head node; give storage that every node sees with --set output=/shared/runs"
         )
-    return Head(url=address, process=None, log=None)
+    return Head(url=address)
 
 
 def _connect(url: str) -> "JobSubmissionClient":

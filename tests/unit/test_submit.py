@@ -6,15 +6,17 @@ import socket
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from catalog.errors import ClusterError, ConfigError
 from cluster.environment import ALLOCATOR
+from services import head as head_module
 from services import submit
 from services.config import load_config
 from services.follow import LineSplitter, bounded, exit_code
-from services.head import free_ports
+from services.head import Head, free_ports
 from services.submit import EXCLUDES, JobRequest, SubmitOptions, absolute_paths, job_request
 
 TABLE = """name: mine
@@ -173,3 +175,70 @@ def test_a_job_is_submitted_again_while_the_head_has_no_agent_yet(monkeypatch: p
     monkeypatch.setattr(submit, "AGENT_TIMEOUT_S", -1.0)
     with pytest.raises(RuntimeError, match="No available agent"):
         submitted(no_agent, "too late")
+
+
+class Process:
+    """A head's process, as far as ending it goes."""
+
+    pid = 4711
+
+    def __init__(self):
+        self.ended = False
+
+    def terminate(self):
+        self.ended = True
+
+    def wait(self, timeout: float):
+        del timeout
+
+
+class Jobs:
+    """A job server with these jobs: id -> status."""
+
+    def __init__(self, **jobs: str):
+        self.jobs = jobs
+
+    def list_jobs(self):
+        if "unreachable" in self.jobs:
+            raise ConnectionError("refused")
+        return [
+            SimpleNamespace(submission_id=name, job_id=None, status=SimpleNamespace(value=status))
+            for name, status in self.jobs.items()
+        ]
+
+
+@pytest.fixture
+def own_head(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """A head of ours, which later comers would find by its address."""
+    monkeypatch.setattr(head_module.os, "killpg", lambda pid, number: None)
+    address = tmp_path / "ray" / "ray_current_cluster"
+    address.parent.mkdir()
+    address.write_text("10.0.0.5:6379\n")
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    return Head(url="http://127.0.0.1:8265", process=Process(), port=6379), address
+
+
+@pytest.mark.parametrize(
+    "jobs", [{"ours": "RUNNING"}, {"ours": "SUCCEEDED", "before": "FAILED", "stopped": "STOPPED"}, {"unreachable": ""}]
+)
+def test_a_head_of_ours_ends_with_its_last_job_and_cannot_be_found_meanwhile(jobs, own_head):
+    head, address = own_head
+    submit._end(head, Jobs(**jobs), "ours")
+    assert head.process.ended
+    assert not address.exists()
+
+
+@pytest.mark.parametrize("status", ["RUNNING", "PENDING"])
+def test_a_head_on_which_somebody_elses_job_runs_stays(status, own_head, capsys):
+    head, address = own_head
+    submit._end(head, Jobs(ours="SUCCEEDED", theirs=status), "ours")
+    assert not head.process.ended and address.exists()
+    said = capsys.readouterr().err
+    assert "the Ray head stays, since theirs still runs on it; end it after that: kill 4711" in said
+
+
+def test_the_address_of_a_later_head_stays(own_head):
+    head, address = own_head
+    address.write_text("10.0.0.5:26379")
+    submit._end(head, None, None)
+    assert head.process.ended and address.exists()
