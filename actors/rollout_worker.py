@@ -2,10 +2,10 @@
 groups into the queue, new weights between engine steps.
 
 `advance` makes every move that is possible now and never waits for another actor: leases, scores and pushes are calls
-under way that it looks at in passing, so the engine steps whenever it has a request. Calls are looked at after an
-engine step and made after that, so nearly all are answered when they are looked at: asking Ray about one that is not
-takes longer. Several lease batches are kept in
-the engine (`leases_ahead`) and one more before it, so it does not drain while the next one is being asked for.
+under way that it looks at in passing, so the engine steps whenever it has a request. It looks at them after an engine
+step and makes new ones after that, so nearly all have been answered by then: asking Ray about one that has not takes
+longer. Several lease batches are kept in the engine (`leases_ahead`) and one more before it, so it does not drain while
+the next one is being asked for.
 """
 
 from collections.abc import Callable, Iterator, Sequence
