@@ -113,10 +113,18 @@ def open_prompts(data_directory: str | Path, recent: int | None) -> Examples:
     return prompts_of(Dataset.open(data_directory), recent)
 
 
+def _quieten_ray_train() -> None:
+    """It would print every checkpoint with its metrics. Its loggers are named after their modules, or their files."""
+    package = str(Path(ray.train.__file__).parent)
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith(("ray.train", package)):
+            logging.getLogger(name).setLevel(logging.WARNING)
+
+
 def train_loop(options: dict[str, Any]) -> None:
     """What `TorchTrainer` runs in each worker; `options["config"]` is a `LoopConfig`."""
     config: LoopConfig = options["config"]
-    logging.getLogger("ray.train").setLevel(logging.WARNING)  # it would print every checkpoint's metrics
+    _quieten_ray_train()
     torch.set_num_threads(config.threads)
     worker = _Worker(config)
     worker.start()

@@ -90,6 +90,7 @@ def test_the_run_directory_is_complete(submitted):
         assert (directory / name).exists()
     assert str(directory / "report.html") in output
     assert "best checkpoint" in output
+    assert "Reporting training result" not in output  # Ray Train's, with all metrics of every checkpoint
     for policy in ("policy", "best", "last", "control"):
         assert load_policy(directory / policy).layout.levels == 3
     assert [one["epoch"] for one in json.loads((directory / "policy" / "validations.json").read_text())][-1] >= 1
