@@ -39,8 +39,8 @@ class Head:
     """A head that answers; `process` is set when it is ours to end."""
 
     url: str  # of the dashboard and job server
+    address: str | None = None  # of its GCS, known of a head on this machine
     process: subprocess.Popen[bytes] | None = None
-    port: int | None = None  # of its GCS
     log: Path | None = None
 
     def stop(self) -> None:
@@ -48,7 +48,7 @@ class Head:
         if self.process is None:
             return
         # First of all: whoever looks for a head from now on must not find this one, which takes a while to end.
-        if _address().endswith(f":{self.port}"):
+        if _address() == self.address:
             _address_file().unlink(missing_ok=True)
         _end_group(self.process)
         if self.log is not None:
@@ -90,7 +90,7 @@ def find_head() -> Head | None:
             f"a Ray head on {address} does not tell its job server: {error}. If it belongs to someone else, "
             "give the cluster you want with --address or RAY_API_SERVER_ADDRESS"
         ) from error
-    return Head(url=url)
+    return Head(url=url, address=address)
 
 
 def start_head(tell: Callable[[str], None]) -> Head:
@@ -116,13 +116,12 @@ def start_head(tell: Callable[[str], None]) -> Head:
             start_new_session=True,
         )
     url = f"http://127.0.0.1:{options['--dashboard-port']}"
-    head = Head(url=url, process=process, port=options["--port"], log=log)
     try:
-        _await_job_server(head)
+        _await_job_server(url, process, log)
     except BaseException:
         _end_group(process)
         raise
-    return head
+    return Head(url=url, address=_address(), process=process, log=log)
 
 
 def free_ports(preferred: Sequence[int]) -> list[int]:
@@ -142,21 +141,19 @@ def _hold(held: contextlib.ExitStack, candidates: Iterable[int]) -> int:
     raise ClusterError("no free TCP port between 20000 and 32000 for the Ray head: close something, or give --address")
 
 
-def _await_job_server(head: Head) -> None:
-    assert head.process is not None and head.log is not None
+def _await_job_server(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
-        if head.process.poll() is not None:
+        if process.poll() is not None:
             raise ClusterError(
-                f"the Ray head ended with exit code {head.process.returncode} while starting; its log ends with:\n"
-                f"{_tail(head.log)}"
+                f"the Ray head ended with exit code {process.returncode} while starting; its log ends with:\n"
+                f"{_tail(log)}"
             )
-        if _http_status(f"{head.url}/api/jobs/") in (200, 401, 403):
+        if _http_status(f"{url}/api/jobs/") in (200, 401, 403):
             return
         time.sleep(0.2)
     raise ClusterError(
-        f"the Ray head did not answer on {head.url} within {START_TIMEOUT_S:.0f} s; its log ends with:\n"
-        f"{_tail(head.log)}"
+        f"the Ray head did not answer on {url} within {START_TIMEOUT_S:.0f} s; its log ends with:\n{_tail(log)}"
     )
 
 

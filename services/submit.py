@@ -72,6 +72,14 @@ class JobRequest:
     entrypoint: str
     runtime_env: dict[str, Any]
 
+    def on(self, address: str | None) -> "JobRequest":
+        """The same for a cluster whose address is known: without it, Ray's own helpers in the job look for a cluster on
+        the machine, and take the latest when there are several."""
+        if not address:
+            return self
+        variables = self.runtime_env["env_vars"] | {"RAY_ADDRESS": address}
+        return dataclasses.replace(self, runtime_env=self.runtime_env | {"env_vars": variables})
+
 
 def submit(options: SubmitOptions) -> int:
     """Submit, follow, and return the job's exit code (0 at once with `detach`)."""
@@ -84,7 +92,8 @@ def submit(options: SubmitOptions) -> int:
         client = job = None
         try:
             client = _connect(head.url)
-            job = bounded(lambda: _submit_job(client, request), UPLOAD_TIMEOUT_S, "submit the job")
+            located = request.on(head.address)
+            job = bounded(lambda: _submit_job(client, located), UPLOAD_TIMEOUT_S, "submit the job")
             _tell(f"job {job} on {head.url}")
             if options.detach:
                 _tell(_how_to_follow(head, job))

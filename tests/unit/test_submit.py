@@ -58,6 +58,15 @@ def test_the_job_reports_progress_as_marked_lines(checkout: Path):
     assert environment["env_vars"]["SLUICE_PROGRESS"] == "json"
 
 
+def test_all_processes_of_a_job_know_which_cluster_is_theirs(checkout: Path):
+    plain = request(checkout, True)
+    located = plain.on("10.0.0.5:6379")
+    assert located.runtime_env["env_vars"] == plain.runtime_env["env_vars"] | {"RAY_ADDRESS": "10.0.0.5:6379"}
+    assert (located.entrypoint, located.runtime_env["excludes"]) == (plain.entrypoint, plain.runtime_env["excludes"])
+    assert "RAY_ADDRESS" not in plain.runtime_env["env_vars"]
+    assert plain.on(None) == plain
+
+
 def test_all_processes_of_the_job_keep_their_memory(checkout: Path):
     assert request(checkout, True).runtime_env["env_vars"].items() >= ALLOCATOR.items()
 
@@ -215,7 +224,7 @@ def own_head(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     address.parent.mkdir()
     address.write_text("10.0.0.5:6379\n")
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
-    return Head(url="http://127.0.0.1:8265", process=Process(), port=6379), address
+    return Head(url="http://127.0.0.1:8265", address="10.0.0.5:6379", process=Process()), address
 
 
 @pytest.mark.parametrize(
