@@ -29,7 +29,7 @@ def draw(run_directory: Path, picture: Path) -> None:
         ("NLL alone", "metrics-control", COLORS["control"]),
     ):
         left.plot(*evaluations(run_directory / f"{file}.jsonl"), marker="o", markersize=3, color=color, label=label)
-    left.set_ylim(bottom=0)
+    left.set_ylim(0, 1.1 * left.get_ylim()[1])
     left.set(xlabel="optimizer step", ylabel="HR@10", title="validation")
     left.legend(frameon=False)
     for place, row in enumerate(ROWS):
