@@ -32,6 +32,7 @@ from catalog.dataset import Examples
 from catalog.errors import RunError
 from catalog.feed import PromptFeed
 from catalog.rollout_group import from_stream, to_stream
+from cluster.environment import give_way
 from cluster.metrics import MetricSet
 
 _TICK_S = 1.0  # how soon expired leases are seen when nothing else happens, and how often metrics are published
@@ -58,6 +59,7 @@ class QueueActor:
     ) -> None:
         """`prompts` gives the examples to draw from; a factory keeps them out of the arguments that Ray must hold.
         `publish_every` is the learner's steps from one weight version to the next."""
+        give_way()
         examples = prompts()
         self._flow = FlowControl(
             max_groups=settings.max_groups, max_staleness=settings.max_staleness, publish_every=publish_every

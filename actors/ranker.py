@@ -18,6 +18,7 @@ from actors.calls import reason_of
 from actors.groups import check_assessment
 from actors.ranker_service import RankerService, RankerStats
 from catalog.errors import RankerError
+from cluster.environment import give_way
 from cluster.metrics import MetricSet
 from learner.assessment import Assessment
 from learner.ranker import Ranker
@@ -31,6 +32,7 @@ class RankerActor:
     def __init__(
         self, ranker_factory: Callable[[], Ranker], *, max_batch: int, max_wait_ms: float, name: str = "ranker"
     ) -> None:
+        give_way()
         self._name, self._metrics, self._reported_s = name, MetricSet(), 0.0
         self._service = RankerService(ranker_factory(), max_batch=max_batch, max_wait_s=max_wait_ms / 1000)
 

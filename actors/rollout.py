@@ -26,7 +26,7 @@ from actors.rollout_worker import RolloutStats, RolloutWorker
 from actors.settings import RolloutSettings
 from actors.weight_board import WeightSource
 from catalog.vocabulary import Vocabulary
-from cluster.environment import collect_garbage_seldom
+from cluster.environment import collect_garbage_seldom, give_way
 from cluster.metrics import MetricSet
 
 _IDLE_WAIT_S = 0.2  # how soon new weights or a stop are noticed while nothing else happens
@@ -82,6 +82,7 @@ class RolloutActor:
         """
         del started
         self.start()
+        give_way(but=threading.get_native_id())
         vocabulary = self._open_vocabulary()
         worker = RolloutWorker(
             engine=self._engine,

@@ -1,5 +1,8 @@
+import os
+import threading
 import time
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -41,6 +44,18 @@ class FirstTrieOnly(FakeEngine):
 
     def load_catalogue(self, vocabulary):
         raise MemoryError("no room for another trie")
+
+
+class Watched(FakeEngine):
+    """An engine that writes down which process and thread it computes in."""
+
+    def __init__(self, file):
+        super().__init__()
+        self.file = file
+
+    def step(self):
+        self.file.write_text(f"{os.getpid()} {threading.get_native_id()}")
+        return super().step()
 
 
 class Parts:
@@ -100,6 +115,24 @@ def train(queue, step, count, version=0):
     assert status.issued == status.trained + status.stale + status.invalid + status.in_flight
     assert status.leased + status.queued <= status.max_groups
     return groups
+
+
+@pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="the policy is Linux's")
+def test_only_the_thread_of_the_engine_does_not_give_way_to_others(launch, tmp_path):
+    parts = Parts(launch)
+    actor = parts.rollout(factory=partial(Watched, tmp_path / "where"))
+    running = actor.run.remote(actor.start.remote())
+    parts.until(queued=16)
+    process, computing = map(int, (tmp_path / "where").read_text().split())
+    policies = {
+        int(task.name): os.sched_getscheduler(int(task.name)) for task in Path(f"/proc/{process}/task").iterdir()
+    }
+    assert policies.pop(computing) == os.SCHED_OTHER
+    batch = [thread for thread, policy in policies.items() if policy == os.SCHED_BATCH]
+    assert process in batch  # Ray's own loop
+    assert len(batch) > len(policies) / 2 > 5, policies  # others were started by the engine's thread since
+    ray.get(actor.stop.remote())
+    ray.get(running, timeout=WAIT_S)
 
 
 def test_a_killed_rollout_actor_is_replaced_and_nothing_is_lost(launch, tmp_path):

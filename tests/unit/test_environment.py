@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from cluster.environment import ALLOCATOR
+from cluster.environment import ALLOCATOR, give_way
 
 # Prints the page faults of 20 rounds of allocations of mixed sizes in a thread, as of steps' tensors, after five such.
 FAULTS = """
@@ -73,3 +73,52 @@ print(old_gone() is None)
 def test_garbage_is_looked_for_seldom_and_still_found():
     done = subprocess.run([sys.executable, "-c", COLLECTIONS], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.split() == ["0", "True", "False", "True"]
+
+
+# Tells whether a thread that was there before and one that came after give way, and the one that computes does not.
+POLICIES = """
+import os, threading
+from cluster.environment import give_way
+
+there, told, over = threading.Event(), threading.Event(), threading.Event()
+found = {}
+
+def after():
+    found["after"] = os.sched_getscheduler(threading.get_native_id())
+
+def before():
+    there.set()
+    told.wait(60)
+    found["before"] = os.sched_getscheduler(threading.get_native_id())
+    later = threading.Thread(target=after)
+    later.start()
+    later.join()
+
+thread = threading.Thread(target=before)
+thread.start()
+there.wait(60)
+give_way(but=threading.get_native_id())
+told.set()
+thread.join()
+print(found["before"] == found["after"] == os.SCHED_BATCH)
+print(os.sched_getscheduler(threading.get_native_id()) == os.SCHED_OTHER)
+give_way()
+print(os.sched_getscheduler(threading.get_native_id()) == os.SCHED_BATCH)
+"""
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="the policy is Linux's")
+def test_all_threads_give_way_but_the_one_that_computes():
+    done = subprocess.run([sys.executable, "-c", POLICIES], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.split() == ["True", "True", "True"]
+
+
+def test_a_system_that_does_not_allow_it_is_left_as_it_is(monkeypatch):
+    def refuse(*_):
+        raise PermissionError("not here")
+
+    monkeypatch.setattr(os, "sched_setscheduler", refuse, raising=False)
+    give_way()
+    monkeypatch.delattr(os, "SCHED_BATCH", raising=False)
+    monkeypatch.delattr(os, "sched_setscheduler")
+    give_way()
