@@ -121,7 +121,9 @@ def start_head(tell: Callable[[str], None]) -> Head:
     except BaseException:
         _end_group(process)
         raise
-    return Head(url=url, address=_address(), process=process, log=log)
+    from ray.util import get_node_ip_address  # as `ray start` does, which writes the address down only later
+
+    return Head(url=url, address=f"{get_node_ip_address()}:{options['--port']}", process=process, log=log)
 
 
 def free_ports(preferred: Sequence[int]) -> list[int]:

@@ -146,8 +146,11 @@ def test_a_job_submitted_by_hand_resumes(submitted, changed, job, environment):
             excludes = json.dumps({"excludes": [".venv", ".git", "runs"]})
             command = [*submit, "--working-dir", ".", "--runtime-env-json", excludes, "--", *entrypoint]
             said = patiently(lambda: run(command, client))
+            known = Path(client["RAY_TMPDIR"]) / "ray" / "ray_current_cluster"  # where others find a head
+            assert known.read_text().strip() == head.address
         finally:
             head.stop()
+    assert not known.exists()
     steps = metrics_of(directory, "step")
     assert [step["step"] for step in steps] == list(range(1, 13))
     assert steps[:8] == before
