@@ -70,6 +70,7 @@ class RolloutActor:
         """Build the engine, if that has not been done; returns the seconds it took. `run` does it too."""
         started_s = time.monotonic()
         if self._engine is None:
+            give_way(but=threading.get_native_id())  # before the engine has threads of its own, which compute too
             self._dataset = self._dataset_factory()
             self._engine = self._engine_factory()
             collect_garbage_seldom()
@@ -82,7 +83,6 @@ class RolloutActor:
         """
         del started
         self.start()
-        give_way(but=threading.get_native_id())
         vocabulary = self._open_vocabulary()
         worker = RolloutWorker(
             engine=self._engine,

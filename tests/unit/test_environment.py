@@ -80,7 +80,7 @@ POLICIES = """
 import os, threading
 from cluster.environment import give_way
 
-there, told, over = threading.Event(), threading.Event(), threading.Event()
+there, told = threading.Event(), threading.Event()
 found = {}
 
 def after():
@@ -114,11 +114,16 @@ def test_all_threads_give_way_but_the_one_that_computes():
 
 
 def test_a_system_that_does_not_allow_it_is_left_as_it_is(monkeypatch):
-    def refuse(*_):
+    asked = []
+
+    def refuse(thread, policy, parameters):
+        asked.append(thread)
         raise PermissionError("not here")
 
     monkeypatch.setattr(os, "sched_setscheduler", refuse, raising=False)
     give_way()
+    before = list(asked)
+    assert bool(before) == hasattr(os, "SCHED_BATCH")
     monkeypatch.delattr(os, "SCHED_BATCH", raising=False)
-    monkeypatch.delattr(os, "sched_setscheduler")
     give_way()
+    assert asked == before
