@@ -39,18 +39,19 @@ def collect_garbage_seldom() -> None:
 
 
 def give_way(but: int | None = None) -> None:
-    """Let the threads of this process, and those that they start, not interrupt a thread that computes.
+    """Let the threads of this process, and what they start, not interrupt a thread that computes.
 
     A thread that wakes up on a core (for a message, say) takes it from the one that runs there, which then has to fill
-    its caches again. That happened to an engine ten times a step, although another core was free; with the threads of
-    its own process, the queue's and the rankers' as Linux's SCHED_BATCH, which wait for the end of its time slice
-    (3 ms) where no core is free, half as often. `but` is the thread (native id) that computes. Where a system has no
-    such policy or does not allow it, all stays as it is.
+    its caches again. That happened to an engine ten times a step, although another core was free; where all others are
+    Linux's SCHED_BATCH, which wait for the end of its time slice (3 ms) where no core is free, a third as often.
+    Processes inherit the policy: a head that gives way starts actors that do. `but` is the thread (native id) that
+    computes, whose policy is the ordinary one. Where a system has no such policy or does not allow it, all stays as it
+    is.
     """
     tasks = Path("/proc/self/task")
     if not hasattr(os, "SCHED_BATCH") or not tasks.is_dir():
         return
     for thread in (int(task.name) for task in tasks.iterdir()):
-        if thread != but:
-            with contextlib.suppress(OSError):  # it has ended, or it is not allowed
-                os.sched_setscheduler(thread, os.SCHED_BATCH, os.sched_param(0))
+        policy = os.SCHED_OTHER if thread == but else os.SCHED_BATCH
+        with contextlib.suppress(OSError):  # it has ended, or it is not allowed
+            os.sched_setscheduler(thread, policy, os.sched_param(0))

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from catalog.errors import ClusterError
+from cluster.environment import give_way
 
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 40.0  # a raylet drains for up to 30 s
@@ -96,6 +97,8 @@ def find_head() -> Head | None:
 def start_head(tell: Callable[[str], None]) -> Head:
     """Start a head with dashboard in a session of its own and wait until its job server answers.
 
+    It gives way to what computes, and this process does from now on (`cluster.environment`).
+
     Raises:
         ClusterError: it ended or did not answer within START_TIMEOUT_S; the message ends with its log.
     """
@@ -106,6 +109,7 @@ def start_head(tell: Callable[[str], None]) -> Head:
     # `python` in a job's entrypoint is this interpreter, as it is in the shell of whoever activated the environment.
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
     tell(f"starting a local Ray head (log: {log})")
+    give_way()
     with log.open("wb") as stream:
         process = subprocess.Popen(
             [*command, "--disable-usage-stats", *arguments],

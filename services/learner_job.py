@@ -12,6 +12,7 @@ from ray.train.torch import TorchTrainer
 from actors.queue import QueueClient
 from actors.weight_board import WeightPublisher
 from catalog.errors import RunError
+from cluster.environment import give_way
 from cluster.metrics import MetricSet
 from cluster.placement import learner_resources
 from learner.objective_settings import Objective
@@ -55,7 +56,7 @@ def fit(
         shutil.rmtree(paths.checkpoints / name, ignore_errors=True)
         shutil.rmtree(paths.best_checkpoint(name), ignore_errors=True)
     trainer = TorchTrainer(
-        train_loop,
+        _train_loop,
         train_loop_config={"config": loop},
         scaling_config=ray.train.ScalingConfig(
             num_workers=config.learner.workers,
@@ -77,6 +78,12 @@ def fit(
             if fleet is not None and fleet.failure is not None:
                 raise fleet.failure from error
             raise RunError(f"{name} failed after {config.cluster.max_learner_restarts} restart(s): {error}") from error
+
+
+def _train_loop(options: dict[str, Any]) -> None:
+    """`train_loop` in a worker of Ray Train, which runs it in a thread beside Ray's own."""
+    give_way(but=threading.get_native_id())
+    train_loop(options)
 
 
 class _watching:

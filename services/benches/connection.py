@@ -1,13 +1,14 @@
 """The Ray cluster of a bench."""
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import ray
 
-from cluster.environment import ALLOCATOR
+from cluster.environment import ALLOCATOR, give_way
 
 
 @contextmanager
@@ -16,6 +17,7 @@ def connected(address: str = "local", **settings: Any) -> Iterator[None]:
 
     `settings` go to `ray.init`.
     """
+    give_way()  # what Ray starts now inherits it, as from the head of `sluice submit`
     ray.init(
         address=address,
         log_to_driver=False,
@@ -23,6 +25,7 @@ def connected(address: str = "local", **settings: Any) -> Iterator[None]:
         runtime_env={"env_vars": ALLOCATOR | {"PYTHONPATH": os.getcwd()}},
         **settings,
     )
+    give_way(but=threading.get_native_id())  # some benches compute here
     try:
         yield
     finally:
