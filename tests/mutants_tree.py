@@ -38,7 +38,7 @@ _TRIE = (
 )
 
 _ATTENTION = (
-    ("_LIKE_LENGTHS * self.lengths_R", "2 * self.lengths_R"),
+    ("least * self.lengths_R", "2 * self.lengths_R"),
     ("+ self.known_R[row_N]", ""),
     ("<= until_RS1)", "< until_RS1)"),
     ("torch.from_numpy(known_R).to(device)[:, None, None] + at_S1", "at_S1[None]"),

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from learner.tree_attention import _LIKE_LENGTHS
 from learner.tree_decode import TreeDecoder
 from learner.tree_prefix import PrefixCache, prefix_bytes, share_rows
 from tests.unit.tree_cases import models, padded, vocabulary
@@ -38,6 +39,12 @@ def model(request):
     return MODELS[request.param]()
 
 
+@pytest.fixture(params=["cpu", "cuda"])
+def grouped_as_on(request, monkeypatch):
+    """Rows attend together as they do on a CPU, where none is padded, and as on a GPU."""
+    monkeypatch.setitem(_LIKE_LENGTHS, "cpu", _LIKE_LENGTHS[request.param])
+
+
 def alone(model, histories):
     decoder = TreeDecoder(model, vocabulary())
     return [decoder.prefill(*padded([history])) for history in histories]
@@ -52,8 +59,9 @@ def assert_equal(prefix, expected):
             torch.testing.assert_close(mine[row, :, :length], theirs[0], atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.usefixtures("grouped_as_on")
 def test_mixed_and_shared_histories_equal_each_alone(model):
-    # 13, 12 and 11 tokens attend together, padded
+    # 13, 12 and 11 tokens attend together on a GPU, padded
     near = [[*B, 4, 8, 11, 6, 7], [1, 4, 9, 12, 5, 7, 14, 3, 8, 10, 6]]
     histories = [A[:4], B, A[:7], A, [1], B[:4], A[:10], *near]
     rows, lengths = padded(histories, filler=9)
@@ -74,6 +82,7 @@ def test_every_history_is_computed_once(model):
     assert counted == [len(A) + len(B)]
 
 
+@pytest.mark.usefixtures("grouped_as_on")
 def test_extensions_of_remembered_histories_equal_each_alone(model):
     decoder = TreeDecoder(model, vocabulary(), cache_bytes=10**6)
     decoder.prefill(*padded([A[:7], B[:4], [1, 5, 8, 13]]))
