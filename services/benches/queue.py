@@ -26,6 +26,7 @@ from actors.queue import QueueActor
 from actors.settings import QueueSettings
 from catalog.dataset import Examples
 from services.bench import BenchOptions, in_turn, note
+from services.benches.connection import connected
 
 LEASE = 16  # prompts per lease and push
 SHARE = 16  # groups per consumer and step
@@ -43,8 +44,7 @@ def run(options: BenchOptions) -> dict[str, Any]:
     """A row per number of producers (one consumer), and one per number of consumers (100 producers)."""
     repeats, seconds = (3, 1.0) if options.quick else (options.repeats, SECONDS)
     shapes = [(producers, 1) for producers in PRODUCERS] + [(100, consumers) for consumers in CONSUMERS[1:]]
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    try:
+    with connected(num_cpus=2, include_dashboard=False):
         found: dict[tuple[int, int], list[dict[str, float]]] = {shape: [] for shape in shapes}
         for round_number in range(repeats):
             for shape in in_turn(shapes, round_number):
@@ -52,8 +52,6 @@ def run(options: BenchOptions) -> dict[str, Any]:
                 paced = asyncio.run(_measure(*shape, seconds, options.seed, paced=PACED))
                 found[shape].append({"groups_per_s": full["groups_per_s"], "p99_ms": paced["p99_ms"]})
             note(f"round {round_number + 1} of {repeats}")
-    finally:
-        ray.shutdown()
     rows = [
         {"producers": producers, "consumers": consumers, **_median(figures)}
         for (producers, consumers), figures in found.items()

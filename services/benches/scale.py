@@ -37,7 +37,6 @@ pull_s: median of the learner's wait for a step's groups, their fetching include
 machine_busy: share of the machine's CPU time that was not idle over the measured steps, other programs' included.
 """
 
-import os
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -47,7 +46,6 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.cluster_utils import Cluster
 
 from actors.calls import answer
 from actors.queue import QueueActor, QueueClient
@@ -60,6 +58,7 @@ from catalog.errors import RunError
 from catalog.rollout_group import decode
 from learner.weights import PackedWeights, pack
 from services.bench import BenchOptions, in_turn, note
+from services.benches.connection import cluster_of, connected
 from services.benches.scale_engine import (
     HISTORY,
     USERS,
@@ -93,17 +92,11 @@ def run(options: BenchOptions) -> dict[str, Any]:
     measured = measure(rollout.prompts_per_lease, rollout.decode, options.repeats, options.seed)
     note(f"an engine takes {1000 * measured.group_s:.2f} ms per group; stretched to {1000 / RATE:.0f} ms")
     head = {"num_cpus": 2, "resources": {"control": 1}, "include_dashboard": False}
-    cluster = Cluster(initialize_head=True, head_node_args=head)
-    try:
-        for _ in range(2):
-            cluster.add_node(num_cpus=HOSTS // 2, resources={"rollouts": HOSTS // 2})
-        environment = {"PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": str(options.threads)}
-        ray.init(
-            address=cluster.address,
-            runtime_env={"env_vars": environment},
-            log_to_driver=False,
-            logging_level="ERROR",
-        )
+    hosts = {"num_cpus": HOSTS // 2, "resources": {"rollouts": HOSTS // 2}}
+    with (
+        cluster_of(head, hosts, hosts) as cluster,
+        connected(cluster.address, {"OMP_NUM_THREADS": str(options.threads)}),
+    ):
         times = EngineTimes(group_s=1 / RATE, load_s=measured.load_s)
         parts = _Parts(rollout, times, max(shape.actors for shape in shapes), options.seed)
         idle = parts.idle_cpu_ms_per_s()
@@ -112,9 +105,6 @@ def run(options: BenchOptions) -> dict[str, Any]:
             for shape, some in in_turn(list(zip(shapes, runs, strict=True)), number):
                 some.append(parts.row(shape, idle))
         rows = [median_row(some) for some in runs]
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
     return {
         "rows": rows,
         "engine": {

@@ -33,7 +33,6 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.cluster_utils import Cluster
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from actors.calls import answer
@@ -48,7 +47,7 @@ from learner.settings import PolicySettings
 from learner.weights import PackedWeights, pack
 from services.bench import BenchOptions, in_turn, note
 from services.benches import device
-from services.benches.connection import connected
+from services.benches.connection import cluster_of, connected
 
 LEVEL_SIZES = (256, 256, 256)
 ITEMS = 2000
@@ -69,23 +68,18 @@ def run(options: BenchOptions) -> dict[str, Any]:
     layout = TokenLayout.fresh(LEVEL_SIZES)
     policy = build_policy(sizes, LEVEL_SIZES, 1 + 3 * (PROMPT_ITEMS + 1), options.seed)
     node = {"num_cpus": 2, "num_gpus": device.gpus(1), "object_store_memory": _STORE_BYTES}
-    cluster = Cluster(initialize_head=True, head_node_args=node)
-    with tempfile.TemporaryDirectory() as directory:
-        save_policy(policy, Path(directory) / "policy")
-        nodes = [cluster.head_node, *(cluster.add_node(**node) for _ in range(NODES - 1))]
-        try:
-            with connected(cluster.address):
-                places = [NodeAffinitySchedulingStrategy(node.node_id, soft=False) for node in nodes]
-                publication = _Publication(policy, places[-1])
-                policy_dir = Path(directory) / "policy"
-                engines = _start(max(counts), places, publication.board, policy_dir, options.seed, layout)
-                memcpy_s = _memcpy_s(publication.nbytes)
-                rows = [
-                    _measure(engines[:count], publication, options.repeats, busy, memcpy_s)
-                    for count, busy in itertools.product(counts, (True, False))
-                ]
-        finally:
-            cluster.shutdown()
+    with tempfile.TemporaryDirectory() as directory, cluster_of(node, *[node] * (NODES - 1)) as cluster:
+        policy_dir = Path(directory) / "policy"
+        save_policy(policy, policy_dir)
+        with connected(cluster.address):
+            places = [NodeAffinitySchedulingStrategy(node.node_id, soft=False) for node in cluster.list_all_nodes()]
+            publication = _Publication(policy, places[-1])
+            engines = _start(max(counts), places, publication.board, policy_dir, options.seed, layout)
+            memcpy_s = _memcpy_s(publication.nbytes)
+            rows = [
+                _measure(engines[:count], publication, options.repeats, busy, memcpy_s)
+                for count, busy in itertools.product(counts, (True, False))
+            ]
     one = next(row for row in rows if not row["busy"])
     return {
         "bytes": publication.nbytes,
