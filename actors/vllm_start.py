@@ -1,5 +1,6 @@
 """Starting vLLM on a policy directory: what must hold of the policy, and the arguments the engine is started with."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ from vllm.config import WeightTransferConfig
 from vllm.engine.arg_utils import EngineArgs
 from vllm.platforms import current_platform
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+from vllm.v1.core.kv_cache_utils import BlockHash
 from vllm.v1.engine.llm_engine import LLMEngine
 from vllm.v1.metrics.loggers import StatLoggerBase
 from vllm.v1.metrics.stats import IterationStats, MultiModalCacheStats, SchedulerStats
+from vllm.v1.request import Request
 
 from actors.settings import EngineSettings
 from actors.vllm_configuration import EngineSizes, ModelShape
@@ -130,8 +133,32 @@ def start_llm(
         stat_loggers=[lambda *_: counter] if counter else None,
         disable_log_stats=counter is None,
     )
+    core = llm.engine_core.engine_core  # in this process (`vllm_configuration.engine_environment`)
+    core.request_block_hasher = HashedOnce(core.request_block_hasher)
     llm.collective_rpc("init_weight_transfer_engine", kwargs={"init_info": {}})
     return llm
+
+
+class HashedOnce:
+    """Hashes of a prompt's cache blocks, computed once for all its candidates.
+
+    vLLM makes each of n candidates a request of its own, one after another with the same list of tokens, and hashes
+    that anew for each: 0.12 ms per group of 16 with 160 tokens, 1% of what it takes on a CPU.
+    """
+
+    def __init__(self, hasher: Callable[[Request], list[BlockHash]]) -> None:
+        """`hasher` is vLLM's own. What it hashes besides tokens (adapters, images) our requests have none of."""
+        self._hasher = hasher
+        self._tokens: list[int] | None = None
+        self._hashes: list[BlockHash] = []
+
+    def __call__(self, request: Request) -> list[BlockHash]:
+        """Hashes of the full blocks that `request` has had none of yet."""
+        if request.num_tokens > request.num_prompt_tokens:  # it goes on: these tokens are its own
+            return self._hasher(request)
+        if request.prompt_token_ids is not self._tokens:
+            self._tokens, self._hashes = request.prompt_token_ids, self._hasher(request)
+        return self._hashes  # which the request copies
 
 
 def gpu_bytes() -> int | None:

@@ -298,6 +298,32 @@ def test_the_candidates_of_a_prompt_share_its_full_blocks(engine, world):
     assert count("third") == (16 * 73, 15 * 64)
 
 
+def test_the_blocks_of_a_prompt_are_hashed_once_for_all_candidates(engine, world, monkeypatch):
+    once = engine._llm.engine_core.engine_core.request_block_hasher
+    vllms, hashed, given = once._hasher, [], {}
+
+    def count(request):
+        hashed.append(request.num_tokens)
+        return vllms(request)
+
+    def check(self, request):
+        fresh = request.num_tokens == request.num_prompt_tokens
+        found = own_call(self, request)
+        if fresh:
+            given.setdefault(tuple(request.prompt_token_ids), []).append(found)
+            assert found == vllms(request)
+        return found
+
+    own_call = type(once).__call__
+    monkeypatch.setattr(once, "_hasher", count)
+    monkeypatch.setattr(type(once), "__call__", check)
+    requests = [world.request("hashed", 24), world.request("hashed too", 10), world.request("short", 2)]
+    generate(engine, requests, SAMPLE)
+    assert [hashed.count(len(request.prompt)) for request in requests] == [1, 1, 1]
+    assert [{len(found) for found in given[tuple(request.prompt.tolist())]} for request in requests] == [{2}, {0}, {0}]
+    assert all(len(found) == 16 for found in given.values())
+
+
 def test_requests_that_cannot_be_served_are_refused_at_once(engine, world):
     assert_bad_requests_are_refused_at_once(engine, world)
 
