@@ -1,6 +1,7 @@
 """The job as a user runs it: submitted, followed, resumed; every file of the run directory as it is promised."""
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -142,6 +143,8 @@ def test_a_job_submitted_by_hand_resumes(submitted, changed, job, environment):
             patch.setenv(name, value)
         head = start_head(lambda line: None)
         try:
+            if hasattr(os, "SCHED_BATCH"):  # inherited by what it starts
+                assert os.sched_getscheduler(head.process.pid) == os.SCHED_BATCH
             submit = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address", head.url]
             excludes = json.dumps({"excludes": [".venv", ".git", "runs"]})
             command = [*submit, "--working-dir", ".", "--runtime-env-json", excludes, "--", *entrypoint]
