@@ -57,8 +57,8 @@ def _check_request(
 def check_weights(weights: PackedWeights, known: Mapping[str, tuple[int, ...]], tied: bool) -> None:
     """Raises PolicyError unless the weights are those of the parameters `known` (name -> shape).
 
-    `tied`: the output layer shares the embedding's weights, so it may be absent. Their bytes are not looked at: who
-    fetched them has verified those (`actors.weight_board`), which therefore costs no pause.
+    `tied`: the output layer shares the embedding's weights, so it may be absent. Their bytes are not looked at: a
+    thread verifies those from their arrival on (`learner.weights.UnverifiedWeights`), which costs no pause.
     """
     sent = {entry.name: entry.shape for entry in weights.manifest}
     for name, shape in sent.items():

@@ -25,7 +25,7 @@ from catalog.errors import RankerError
 from catalog.rollout_group import encode
 from catalog.vocabulary import Vocabulary
 from learner.timebook import WAIT, Timebook
-from learner.weights import PackedWeights
+from learner.weights import UnverifiedWeights
 
 
 class Queue(Protocol):
@@ -51,7 +51,7 @@ class Scorer(Protocol):
 class Weights(Protocol):
     """What it needs of the weight board (`actors.weight_board.WeightSource`)."""
 
-    def poll(self, current_version: int) -> PackedWeights | None: ...  # noqa: D102
+    def poll(self, current_version: int) -> UnverifiedWeights | None: ...  # noqa: D102
 
 
 class Catalogues(Protocol):
@@ -141,9 +141,13 @@ class RolloutWorker:
         )
         return any([move() for move in moves])
 
-    def load(self, weights: PackedWeights) -> None:
-        """Give the engine new weights now."""
-        with self._time.during("load_weights"):
+    def load(self, newer: UnverifiedWeights) -> None:
+        """Give the engine new weights now.
+
+        Raises:
+            PolicyError: they are not the policy's, or arrived damaged: in either case the engine is to be discarded.
+        """
+        with self._time.during("load_weights"), newer.verifying() as weights:
             self._engine.load_weights(weights)
         self._count["swaps"] += 1
 
@@ -180,10 +184,10 @@ class RolloutWorker:
         return [call.reference for call in calls + ([self._leasing] if self._leasing else [])]
 
     def _swap(self) -> bool:
-        weights = self._weights.poll(self._engine.version)
-        if weights is None:
+        newer = self._weights.poll(self._engine.version)
+        if newer is None:
             return False
-        self.load(weights)
+        self.load(newer)
         return True
 
     def _swap_catalogue(self) -> bool:

@@ -90,8 +90,8 @@ Thing = TypeVar("Thing", bound=Versioned)
 class VersionSource(Generic[Thing]):
     """The side that uses the versions. Picklable before the first `poll`.
 
-    A thread waits for new versions, fetches them to this node and verifies them beside the caller's own work, so that
-    the caller only pauses to put them into use.
+    A thread waits for new versions and fetches them to this node beside the caller's own work, so that the caller only
+    pauses to put them into use.
     """
 
     board: ClassVar[str]  # for messages
@@ -165,7 +165,7 @@ class VersionSource(Generic[Thing]):
                 arrived.put(thing)
 
     def _fetch(self, found: tuple[int, list[Any]]) -> Thing | None:
-        """The version on this node, verified; None when it is lost."""
+        """The version on this node; None when it is lost."""
         version, (reference,) = found
         try:
             arrived = ray.get(reference, timeout=self._fetch_s)

@@ -135,8 +135,8 @@ class VllmEngine:
         """Swap in new weights between two steps, keeping every running request; returns the pause in seconds.
 
         Running requests keep the tokens they have and compute their history anew, since cached keys and values belong
-        to the old weights. What has not changed since the last load is not loaded again. Who fetched the weights has
-        verified their bytes (`actors.weight_board`), which therefore costs no pause.
+        to the old weights. What has not changed since the last load is not loaded again. The bytes are verified by a
+        thread that began when they arrived (`learner.weights.UnverifiedWeights`), which costs no pause.
 
         Raises:
             PolicyError: the weights are not this policy's; the engine goes on with those it has.

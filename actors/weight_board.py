@@ -21,7 +21,7 @@ from actors.settings import WeightTransport
 from actors.version_board import VersionBoard, VersionSource
 from catalog.errors import RunError
 from cluster.metrics import MetricSet
-from learner.weights import PackedWeights
+from learner.weights import PackedWeights, UnverifiedWeights
 
 
 class WeightBoard(VersionBoard):
@@ -67,17 +67,15 @@ class WeightPublisher:
         return ray.put(replace(weights, buffers=tensors), _tensor_transport=self._transport)
 
 
-class WeightSource(VersionSource[PackedWeights]):
+class WeightSource(VersionSource[UnverifiedWeights]):
     """A rollout actor's side."""
 
     board = "weight board"
 
-    def receive(self, arrived: PackedWeights) -> PackedWeights:
-        """The weights by whichever transport; raises PolicyError when they arrived damaged."""
+    def receive(self, arrived: PackedWeights) -> UnverifiedWeights:
+        """The weights by whichever transport; raises PolicyError when their manifest arrived damaged."""
         buffers = {
             dtype: buffer.numpy() if isinstance(buffer, torch.Tensor) else buffer
             for dtype, buffer in arrived.buffers.items()
         }
-        weights = replace(arrived, buffers=buffers)
-        weights.verify()
-        return weights
+        return UnverifiedWeights(replace(arrived, buffers=buffers))

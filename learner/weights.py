@@ -2,13 +2,14 @@
 
 `pack` copies every parameter once (`pack_one_by_one` without having more than one of them at hand); `tensors` gives
 views back without a copy. Each part of a buffer has a checksum, and so have the manifest and these: a torn or foreign
-buffer is refused instead of loaded. Each tensor has one of its own too: what has the checksum of the tensor in place
-already need not be loaded again.
+buffer is refused. Who takes weights up may use the time that this takes (`UnverifiedWeights`). Each tensor has a
+checksum of its own too: what has that of the tensor in place already need not be loaded again.
 """
 
 import warnings
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,15 +49,24 @@ class PackedWeights:
         return sum(buffer.nbytes for buffer in self.buffers.values())
 
     def verify(self) -> None:
-        """Raises PolicyError when the bytes are not those that were packed.
+        """Raises PolicyError when manifest or bytes are not those that were packed."""
+        self.verify_manifest()
+        self.verify_bytes()
 
-        The parts of a buffer are hashed beside each other in calls that let go of Python's lock: a thread that verifies
-        beside an engine at work would otherwise wait for the lock once per tensor, up to 5 ms each time.
-        """
+    def verify_manifest(self) -> None:
+        """Raises PolicyError when it is not the one that was packed."""
         if _checksum(self.manifest, self.checksums) != self.checksum:
             raise PolicyError(f"weights version {self.version} arrived damaged: the manifest is not the one packed")
+
+    def verify_bytes(self) -> None:
+        """Raises PolicyError when they are not those that the manifest speaks of.
+
+        A buffer is hashed in few calls, which let go of Python's lock: a thread that verifies beside an engine at work
+        would otherwise wait for the lock once per tensor, up to 5 ms each time. One after the other, which leaves the
+        other cores to the engine.
+        """
         for dtype, expected in self.checksums.items():
-            if _checksums(self.buffers[dtype]) != expected:
+            if _checksums(self.buffers[dtype], map) != expected:
                 raise PolicyError(
                     f"weights version {self.version} arrived damaged: the checksums of the {dtype} buffer do not hold; "
                     f"damaged are {', '.join(self._damaged(dtype))}"
@@ -82,6 +92,33 @@ class PackedWeights:
     def _bytes_of(self, entry: TensorEntry) -> np.ndarray:
         count = int(np.prod(entry.shape, dtype=np.int64)) * _DTYPES[entry.dtype].itemsize
         return self.buffers[entry.dtype][entry.offset : entry.offset + count]
+
+
+class UnverifiedWeights:
+    """Weights whose bytes a thread begins to verify."""
+
+    def __init__(self, weights: PackedWeights) -> None:
+        """Raises PolicyError when the manifest is damaged."""
+        weights.verify_manifest()
+        self._weights = weights
+        thread = ThreadPoolExecutor(1, thread_name_prefix="verify")
+        self._verified = thread.submit(weights.verify_bytes)
+        thread.shutdown(wait=False)
+
+    @property
+    def version(self) -> int:
+        """Of the weights."""
+        return self._weights.version
+
+    @contextmanager
+    def verifying(self) -> Iterator[PackedWeights]:
+        """The weights, to be loaded in the block, at whose end their bytes are verified.
+
+        Raises:
+            PolicyError: at the end of the block: they arrived damaged, and whatever they were loaded into is void.
+        """
+        yield self._weights
+        self._verified.result()
 
 
 def pack(parameters: Iterable[tuple[str, torch.Tensor]], version: int) -> PackedWeights:
@@ -122,7 +159,8 @@ def pack_one_by_one(
                 checksum=xxhash.xxh3_64_intdigest(target),  # while its bytes are in the processor's cache
             )
         )
-    checksums = {dtype: _checksums(buffer) for dtype, buffer in buffers.items()}
+    with ThreadPoolExecutor(_PARTS) as pool:
+        checksums = {dtype: _checksums(buffer, pool.map) for dtype, buffer in buffers.items()}
     return PackedWeights(
         version=version,
         manifest=tuple(manifest),
@@ -132,9 +170,8 @@ def pack_one_by_one(
     )
 
 
-def _checksums(buffer: np.ndarray) -> tuple[int, ...]:
-    with ThreadPoolExecutor(_PARTS) as pool:
-        return tuple(pool.map(xxhash.xxh3_64_intdigest, np.array_split(buffer, _PARTS)))
+def _checksums(buffer: np.ndarray, mapping: Callable[..., Iterable[int]]) -> tuple[int, ...]:
+    return tuple(mapping(xxhash.xxh3_64_intdigest, np.array_split(buffer, _PARTS)))
 
 
 def _checksum(manifest: tuple[TensorEntry, ...], checksums: dict[str, tuple[int, ...]]) -> int:

@@ -2,16 +2,16 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
+import torch
 
 from actors.engine import GenerateRequest, Generation
 from catalog.settings import DataSettings
 from catalog.tokens import TokenLayout
 from catalog.vocabulary import Vocabulary
 from learner.assessment import Assessment
-from learner.weights import PackedWeights
+from learner.weights import PackedWeights, pack
 
 # Eight items of three levels with two codes each: item row i has the bits of i as its codes.
 CODES = np.asarray([[i >> 2 & 1, i >> 1 & 1, i & 1] for i in range(8)], dtype=np.int32)
@@ -70,7 +70,7 @@ class FakeEngine:
         self.loaded: list[int] = []
         self._candidates, self._per_step, self._fail_at = candidates, per_step, fail_at
         self._stall_after, self._stall_while = stall_after, stall_while
-        self._finished = self._steps = 0
+        self._finished = self.steps = 0
 
     @property
     def in_flight(self) -> int:
@@ -80,8 +80,8 @@ class FakeEngine:
         self.waiting.extend(requests)
 
     def step(self) -> list[Generation]:
-        self._steps += 1
-        if self._steps == self._fail_at:
+        self.steps += 1
+        if self.steps == self._fail_at:
             raise MemoryError("the engine ran out of memory")
         if self._stall_after is not None and self._finished >= self._stall_after:
             if not Path(self._stall_while).exists():
@@ -146,6 +146,6 @@ class BrokenRanker(RowRanker):
         raise ZeroDivisionError("no scores today")
 
 
-def weights_at(version: int) -> SimpleNamespace:
-    """Something with a version, where a fake engine wants weights."""
-    return SimpleNamespace(version=version)
+def weights_at(version: int) -> PackedWeights:
+    """Weights of no policy, for engines that look at the version only."""
+    return pack([("w", torch.ones(4))], version)

@@ -29,7 +29,7 @@ groups_per_s: trained, over the measured steps. efficiency: of what the limit co
     as the fleet's supervisor does. board_cpu_ms_per_version: the weight board's. An idle actor's process costs
     `idle_cpu_ms_per_s` in Ray's own threads, which few actors with few groups do not spread over many; the `net`
     figures are without it.
-publish_to_arrived_s: from the beginning of `publish` until every rollout actor has the verified weights; ..._active_s:
+publish_to_arrived_s: from the beginning of `publish` until every rollout actor has the weights; ..._active_s:
     until every engine has loaded them, which it does between two steps, a step being 1 / `RATE`. Medians and maxima
     over the row's versions.
 pull_s: median of the learner's wait for a step's groups, their fetching included. Where the learner is the limit they
@@ -56,7 +56,7 @@ from actors.weight_board import WeightBoard, WeightPublisher, WeightSource
 from catalog.dataset import Examples
 from catalog.errors import RunError
 from catalog.rollout_group import decode
-from learner.weights import PackedWeights, pack
+from learner.weights import PackedWeights, UnverifiedWeights, pack
 from services.bench import BenchOptions, in_turn, note
 from services.benches.connection import cluster_of, connected
 from services.benches.scale_engine import (
@@ -158,7 +158,7 @@ class Rollouts:
 
     @ray.method(concurrency_group="control")
     def loads(self) -> list[tuple[dict[int, float], dict[int, float]]]:
-        """When each had a version's verified weights, and when its engine used them; forgets them."""
+        """When each had a version's weights, and when its engine used them; forgets them."""
         found = [(source.arrived_s, engine.loaded_s) for _, engine, source in self._live.values()]
         self._live.clear()
         return found
@@ -226,7 +226,7 @@ class _TimedSource(WeightSource):
         super().__init__(board)
         self.arrived_s: dict[int, float] = {}
 
-    def receive(self, arrived: PackedWeights) -> PackedWeights:
+    def receive(self, arrived: PackedWeights) -> UnverifiedWeights:
         weights = super().receive(arrived)
         self.arrived_s[weights.version] = time.monotonic()
         return weights

@@ -133,11 +133,12 @@ class Receiver:
             else:
                 time.sleep(_IDLE_S)
             stopped_s = time.monotonic()
-            weights = self._source.poll(self._engine.version)
-            if weights is not None:
-                load_s = self._engine.load_weights(weights)
+            newer = self._source.poll(self._engine.version)
+            if newer is not None:
+                with newer.verifying() as weights:
+                    load_s = self._engine.load_weights(weights)
                 active_s = time.monotonic()
-                if weights.version == version:
+                if newer.version == version:
                     return {
                         "active_s": active_s,
                         "load_s": load_s,

@@ -59,12 +59,14 @@ class Engine:
         while time.monotonic() < deadline:
             found = self.source.poll(current)
             if found is not None:
-                return found.version, {name: value.clone() for name, value in found.tensors()}, self.source.lost
+                with found.verifying() as weights:
+                    return found.version, {name: value.clone() for name, value in weights.tensors()}, self.source.lost
             time.sleep(0.01)
         raise AssertionError("no weights came")
 
     def newest(self, current: int) -> int:
-        return self.source.newest(current, WAIT_S).version
+        with self.source.newest(current, WAIT_S).verifying() as weights:
+            return weights.version
 
     def wait_for_loss(self) -> int:
         deadline = time.monotonic() + WAIT_S
@@ -104,7 +106,7 @@ def test_every_actor_gets_the_weights_as_they_were_packed(launch, board, transpo
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)
-def test_damaged_weights_are_not_handed_out(launch, board, transport):
+def test_damaged_weights_are_refused(launch, board, transport):
     learner, engine = launch(Learner, {}, board, transport), launch(Engine, {}, board)
     ask(learner.publish_damaged.remote(4))
     with pytest.raises(ray.exceptions.RayTaskError, match=r"version 4 arrived damaged: .*; damaged are first"):

@@ -22,7 +22,7 @@ from catalog.vocabulary import Vocabulary
 from cluster.failure import decide
 from learner.weights import pack
 from tests.ray.conftest import WAIT_S
-from tests.rollout_fakes import CODES, LAYOUT, FakeEngine, RowRanker, TinyDataset, examples
+from tests.rollout_fakes import CODES, LAYOUT, FakeEngine, RowRanker, TinyDataset, examples, weights_at
 
 pytestmark = pytest.mark.ray
 
@@ -180,6 +180,27 @@ def test_a_failing_engine_ends_the_run_and_the_next_run_builds_another(launch):
     assert "MemoryError" in parts.queue.status().last_error
     actor.run.remote(actor.start.remote())
     assert len(train(parts.queue, 0, 4)) == 4
+
+
+def test_damaged_weights_end_the_run_and_nothing_is_generated_with_them(launch):
+    parts = Parts(launch)
+    actor = parts.rollout()
+    running = actor.run.remote(actor.start.remote())
+    parts.until(queued=16)
+    damaged = weights_at(1)
+    damaged.buffers["torch.float32"][3] ^= 1
+    publisher = WeightPublisher(parts.board)
+    publisher.publish(damaged)
+    with pytest.raises(RayTaskError, match="weights version 1 arrived damaged"):
+        ray.get(running, timeout=WAIT_S)
+    assert parts.queue.status().queued == 16
+    with pytest.raises(RayTaskError, match="weights version 1 arrived damaged"):  # what an engine would start with
+        ray.get(actor.run.remote(actor.start.remote()), timeout=WAIT_S)
+    assert {group.version_min for group in train(parts.queue, 0, 16)} == {0}
+    publisher.publish(weights_at(2))
+    actor.run.remote(actor.start.remote())
+    parts.until_version(actor, 2)
+    assert {group.version_min for group in train(parts.queue, 1, 4, version=2)} == {2}
 
 
 def test_new_weights_reach_a_running_actor_and_older_groups_go_stale(launch):

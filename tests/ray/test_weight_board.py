@@ -1,6 +1,7 @@
 import os
 import signal
 import time
+from dataclasses import replace
 
 import pytest
 import ray
@@ -8,7 +9,7 @@ import torch
 
 from actors.weight_board import WeightBoard, WeightPublisher, WeightSource
 from catalog.errors import PolicyError, RunError
-from learner.weights import PackedWeights, pack
+from learner.weights import PackedWeights, UnverifiedWeights, pack
 from tests.ray.conftest import WAIT_S
 
 pytestmark = pytest.mark.ray
@@ -35,7 +36,7 @@ def board(launch):
     return launch(WeightBoard, {"max_task_retries": -1, "max_concurrency": 1000})
 
 
-def wait_for(source: WeightSource, current: int) -> PackedWeights:
+def wait_for(source: WeightSource, current: int) -> UnverifiedWeights:
     deadline = time.monotonic() + WAIT_S
     while time.monotonic() < deadline:
         found = source.poll(current)
@@ -50,20 +51,29 @@ def test_weights_arrive_as_they_were_packed(board):
     publisher = WeightPublisher(board)
     assert publisher.latest_version() == 0
     publisher.publish(weights(3))
-    found = wait_for(source, 0)
-    found.verify()
-    name, tensor = next(iter(found.tensors()))
+    with wait_for(source, 0).verifying() as found:
+        name, tensor = next(iter(found.tensors()))
     assert (found.version, name, tensor[0, 0].item(), tensor.shape) == (3, "layer.weight", 3.0, (300, 300))
     assert publisher.latest_version() == 3
 
 
-def test_damaged_weights_are_not_handed_out(board):
+def test_damaged_weights_are_refused(board):
     damaged = weights(4)
     damaged.buffers["torch.float32"][100] ^= 1
     WeightPublisher(board).publish(damaged)
-    with pytest.raises(PolicyError, match=r"version 4 arrived damaged: .*; damaged are layer\.weight"):
+    for found in (wait_for(WeightSource(board), 0), WeightSource(board).newest(0, WAIT_S)):
+        with (
+            pytest.raises(PolicyError, match=r"version 4 arrived damaged: .*; damaged are layer\.weight"),
+            found.verifying(),
+        ):
+            pass
+
+
+def test_weights_with_a_damaged_manifest_are_not_handed_out(board):
+    WeightPublisher(board).publish(replace(weights(4), manifest=()))
+    with pytest.raises(PolicyError, match="version 4 arrived damaged: the manifest"):
         wait_for(WeightSource(board), 0)
-    with pytest.raises(PolicyError, match="version 4 arrived damaged"):
+    with pytest.raises(PolicyError, match="version 4 arrived damaged: the manifest"):
         WeightSource(board).newest(0, WAIT_S)
 
 

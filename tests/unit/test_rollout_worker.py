@@ -7,11 +7,12 @@ from actors.leases import Push
 from actors.ledger import RolloutLedger
 from actors.rollout_worker import RolloutWorker
 from actors.settings import DecodeSettings, RolloutSettings
-from catalog.errors import RankerError
+from catalog.errors import PolicyError, RankerError
 from catalog.feed import PromptFeed
 from catalog.rollout_group import decode
 from catalog.vocabulary import Vocabulary
 from learner.assessment import Assessment
+from learner.weights import UnverifiedWeights
 from tests.rollout_fakes import CODES, LAYOUT, FakeEngine, RowRanker, TinyDataset, examples, weights_at
 
 
@@ -80,11 +81,11 @@ class LocalRanker:
 class Board:
     """Weights to hand out, in order."""
 
-    def __init__(self, *versions):
-        self.versions = list(versions)
+    def __init__(self, *weights):
+        self.weights = list(weights)
 
     def poll(self, current_version):
-        return weights_at(self.versions.pop(0)) if self.versions else None
+        return UnverifiedWeights(self.weights.pop(0)) if self.weights else None
 
 
 class Clock:
@@ -173,13 +174,24 @@ def test_generation_goes_on_while_the_ranker_thinks_but_not_without_bound():
 
 
 def test_new_weights_are_swapped_in_before_the_next_step_and_stamp_the_groups():
-    parts = worker(weights=Board(5), engine=FakeEngine(per_step=2))
+    parts = worker(weights=Board(weights_at(5)), engine=FakeEngine(per_step=2))
     turn(parts, 10)
     assert parts.engine.loaded == [5]
     groups = parts.queue.ledger.allot(0, 0, 1, 4, 5)
     assert {decode(group.reference).version_min for group in groups} == {5}
     stats = parts.worker.stats()
     assert (stats.swaps, stats.time["load_weights"], stats.version) == (1, 1.0, 5)
+
+
+def test_damaged_weights_end_the_worker_before_the_engine_makes_another_step():
+    damaged = weights_at(5)
+    damaged.buffers["torch.float32"][3] ^= 1
+    parts = worker(weights=Board(weights_at(4), damaged), engine=FakeEngine(per_step=0))
+    turn(parts, 1)
+    with pytest.raises(PolicyError, match="weights version 5 arrived damaged"):
+        turn(parts, 1)
+    assert parts.engine.loaded == [4, 5]
+    assert parts.engine.steps == 0
 
 
 def test_a_ranker_that_gives_up_makes_the_groups_invalid_and_says_why():
@@ -255,14 +267,14 @@ def test_a_wait_is_named_after_whom_it_waits_for():
 
 
 def test_the_time_of_a_worker_adds_up():
-    parts = worker(weights=Board(5), engine=FakeEngine(per_step=2))
+    parts = worker(weights=Board(weights_at(5)), engine=FakeEngine(per_step=2))
     began_s = parts.worker._clock.now_s
     for _ in range(20):
         if not parts.worker.advance():
             with parts.worker.waiting():
                 pass
     stats = parts.worker.stats()
-    assert stats.time["generate"] == parts.engine._steps * 1.0
+    assert stats.time["generate"] == parts.engine.steps * 1.0
     assert {"serve", "generate", "load_weights"} <= set(stats.time)
     assert sum(stats.time.values()) == parts.worker._clock.now_s - began_s
     assert stats.score_s == 0.5 * parts.worker.stats().batches > 0

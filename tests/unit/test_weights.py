@@ -1,12 +1,13 @@
 """Packing weights and refusing damaged ones."""
 
+import threading
 from dataclasses import replace
 
 import pytest
 import torch
 
 from catalog.errors import PolicyError
-from learner.weights import pack
+from learner.weights import PackedWeights, UnverifiedWeights, pack
 from tests.unit.learner_cases import tiny_policy
 
 
@@ -47,8 +48,40 @@ def test_an_exchanged_buffer_is_noticed_even_if_its_checksum_comes_with_it():
 def test_a_changed_manifest_is_noticed():
     packed = pack(parameters(), version=3)
     swapped = replace(packed.manifest[0], name="d"), *packed.manifest[1:]
-    with pytest.raises(PolicyError, match="damaged"):
-        replace(packed, manifest=swapped).verify()
+    for verify in (PackedWeights.verify, UnverifiedWeights):
+        with pytest.raises(PolicyError, match="damaged: the manifest is not the one packed"):
+            verify(replace(packed, manifest=swapped))
+
+
+class Slow(PackedWeights):
+    """Weights whose bytes take until `let_go` is set to verify."""
+
+    begun, let_go = threading.Event(), threading.Event()
+
+    def verify_bytes(self) -> None:
+        self.begun.set()
+        assert self.let_go.wait(10)
+        super().verify_bytes()
+
+
+def test_damaged_weights_may_be_loaded_but_the_block_that_loads_them_fails():
+    slow = Slow(**vars(pack(parameters(), version=3)))
+    slow.buffers["torch.float32"][25] ^= 1
+    arrived = UnverifiedWeights(slow)  # does not verify them itself: that would take 10 s
+    assert arrived.version == 3
+    with (
+        pytest.raises(PolicyError, match=r"version 3 arrived damaged: .*; damaged are c$"),
+        arrived.verifying() as weights,
+    ):
+        assert weights is slow
+        assert Slow.begun.wait(10)
+        Slow.let_go.set()
+
+
+def test_sound_weights_are_there_in_the_block():
+    packed = pack(parameters(), version=3)
+    with UnverifiedWeights(packed).verifying() as weights:
+        assert weights is packed
 
 
 def test_what_to_load_is_what_differs_with_its_block():
