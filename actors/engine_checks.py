@@ -58,7 +58,7 @@ def check_weights(weights: PackedWeights, known: Mapping[str, tuple[int, ...]], 
     """Raises PolicyError unless the weights are those of the parameters `known` (name -> shape).
 
     `tied`: the output layer shares the embedding's weights, so it may be absent. Their bytes are not looked at: a
-    thread verifies those from their arrival on (`learner.weights.UnverifiedWeights`), which costs no pause.
+    thread verifies those from their arrival on (`learner.weights.UnverifiedWeights`).
     """
     sent = {entry.name: entry.shape for entry in weights.manifest}
     for name, shape in sent.items():

@@ -19,6 +19,7 @@ from ray.exceptions import GetTimeoutError, ObjectLostError
 
 from actors.calls import answer, reason_of
 from catalog.errors import RunError, SluiceError
+from cluster.environment import give_way_alone
 
 _POLL_S = 30.0
 _GRACE_S = 60.0  # how late the answer of a long poll may be: the time in which Ray restarts the board
@@ -138,6 +139,7 @@ class VersionSource(Generic[Thing]):
         return arrived
 
     def _follow(self, after_version: int) -> None:
+        give_way_alone()
         arrived, failures = self._arrived, 0
         while True:
             try:

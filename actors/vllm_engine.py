@@ -136,7 +136,7 @@ class VllmEngine:
 
         Running requests keep the tokens they have and compute their history anew, since cached keys and values belong
         to the old weights. What has not changed since the last load is not loaded again. The bytes are verified by a
-        thread that began when they arrived (`learner.weights.UnverifiedWeights`), which costs no pause.
+        thread that began when they arrived (`learner.weights.UnverifiedWeights`).
 
         Raises:
             PolicyError: the weights are not this policy's; the engine goes on with those it has.

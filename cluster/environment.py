@@ -52,6 +52,15 @@ def give_way(but: int | None = None) -> None:
     if not hasattr(os, "SCHED_BATCH") or not tasks.is_dir():
         return
     for thread in (int(task.name) for task in tasks.iterdir()):
-        policy = os.SCHED_OTHER if thread == but else os.SCHED_BATCH
-        with contextlib.suppress(OSError):  # it has ended, or it is not allowed
-            os.sched_setscheduler(thread, policy, os.sched_param(0))
+        _schedule(thread, os.SCHED_OTHER if thread == but else os.SCHED_BATCH)
+
+
+def give_way_alone() -> None:
+    """`give_way` for the thread that calls, and the threads that it starts."""
+    if hasattr(os, "SCHED_BATCH"):
+        _schedule(0, os.SCHED_BATCH)
+
+
+def _schedule(thread: int, policy: int) -> None:
+    with contextlib.suppress(OSError):  # it has ended, or it is not allowed
+        os.sched_setscheduler(thread, policy, os.sched_param(0))

@@ -343,7 +343,8 @@ class _Worker:
         if self.world == 1:
             return value
         shared = [value]
-        dist.broadcast_object_list(shared, src=0)
+        with self.time.during("wait_workers"):
+            dist.broadcast_object_list(shared, src=0)
         return shared[0]
 
     def _barrier(self) -> None:

@@ -48,11 +48,6 @@ class PackedWeights:
         """Bytes of all buffers."""
         return sum(buffer.nbytes for buffer in self.buffers.values())
 
-    def verify(self) -> None:
-        """Raises PolicyError when manifest or bytes are not those that were packed."""
-        self.verify_manifest()
-        self.verify_bytes()
-
     def verify_manifest(self) -> None:
         """Raises PolicyError when it is not the one that was packed."""
         if _checksum(self.manifest, self.checksums) != self.checksum:
@@ -115,10 +110,13 @@ class UnverifiedWeights:
         """The weights, to be loaded in the block, at whose end their bytes are verified.
 
         Raises:
-            PolicyError: at the end of the block: they arrived damaged, and whatever they were loaded into is void.
+            PolicyError: at the end of the block, and in the place of whatever ended it: they arrived damaged, so what
+                they were loaded into is void.
         """
-        yield self._weights
-        self._verified.result()
+        try:
+            yield self._weights
+        finally:
+            self._verified.result()
 
 
 def pack(parameters: Iterable[tuple[str, torch.Tensor]], version: int) -> PackedWeights:

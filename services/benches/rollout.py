@@ -26,6 +26,7 @@ On a GPU both engines share it, in bfloat16 (`services.benches.device`).
 import math
 import tempfile
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -73,7 +74,7 @@ def run(options: BenchOptions) -> dict[str, Any]:
             found = []
             for number in range(starts):
                 note(f"start {number + 1} of {starts}")
-                found.append(_compare(config, paths, layout, timed, math.ceil(options.repeats / starts)))
+                found.append(_compare(config, paths, layout, timed, math.ceil(options.repeats / starts), number))
     rounds = [one for some, _ in found for one in some]
     return {
         "K": config.rollout.decode.candidates,
@@ -183,9 +184,12 @@ def _config(options: BenchOptions, output: str) -> RunConfig:
 
 
 def _compare(
-    config: RunConfig, paths: RunPaths, layout: TokenLayout, timed: int, repeats: int
+    config: RunConfig, paths: RunPaths, layout: TokenLayout, timed: int, repeats: int, start: int
 ) -> tuple[list[Round], float]:
-    """Start both sides; the rounds that count, and the least share of same candidates in a round."""
+    """Start both sides; the rounds that count, and the least share of same candidates in a round.
+
+    Every other round one side is first, and every other start it is the other that begins.
+    """
     rollout = config.rollout
     environment = {"env_vars": engine_environment(rollout.engine)}
     bare = (
@@ -202,7 +206,8 @@ def _compare(
         first = config.queue.max_groups + LEAD
         rounds, same = [], []
         for number in range(WARM_ROUNDS + repeats):
-            one, share = _round(number, service, bare, rollout, first, first + timed)
+            sides = in_turn(("service", "bare"), start + number)
+            one, share = _round(number, sides, service, bare, rollout, first, first + timed)
             counted = f"round {number + 1 - WARM_ROUNDS} of {repeats}" if number >= WARM_ROUNDS else "warming up"
             note(f"{counted}: {1 / one.service_s:.1f} groups/s, bare {1 / one.bare_s:.1f}")
             rounds.append(one)
@@ -216,12 +221,12 @@ def _compare(
 
 
 def _round(
-    number: int, service: _Service, bare: Any, rollout: RolloutSettings, first: int, last: int
+    number: int, sides: Sequence[str], service: _Service, bare: Any, rollout: RolloutSettings, first: int, last: int
 ) -> tuple[Round, float]:
-    """Both sides once, every other time in reverse order, about the same prompts."""
+    """Both sides once, one after the other, about the same prompts."""
     more = rollout.prompts_per_lease * rollout.leases_ahead  # keep the bare engine full to the last
     found: dict[str, tuple[float, Arrivals, dict[int, np.ndarray]]] = {}
-    for side in in_turn(("service", "bare"), number):
+    for side in sides:
         if side == "service":
             found[side] = service.generate(last)
         else:

@@ -14,7 +14,8 @@ seconds: from `publish` of weights that are packed (the learner packs while noth
     `ratio_memcpy` against one copy of the bytes in memory. Medians of the rounds, in each of which the bare side and
     the publication take turns.
 pause_s: from the end of the engine's last step with the old weights to the beginning of its first with the new;
-    `load_s` is the part of it that was the load itself, `step_s` the step that a busy engine finished before it.
+    `load_s` is the part of it that was the load itself, `step_s` the step that a busy engine finished before it, and
+    `ratio_pause` the pause against the bare loads and that step.
 copies: nodes that hold the weights in their object store.
 
 `ratio`, `pause_s` and `s_per_gb` beside the rows are those of one idle engine. An idle engine here looks for weights
@@ -75,15 +76,14 @@ def run(options: BenchOptions) -> dict[str, Any]:
             places = [NodeAffinitySchedulingStrategy(node.node_id, soft=False) for node in cluster.list_all_nodes()]
             publication = _Publication(policy, places[-1])
             engines = _start(max(counts), places, publication.board, policy_dir, options.seed, layout)
-            memcpy_s = _memcpy_s(publication.nbytes)
             rows = [
-                _measure(engines[:count], publication, options.repeats, busy, memcpy_s)
+                _measure(engines[:count], publication, options.repeats, busy)
                 for count, busy in itertools.product(counts, (True, False))
             ]
     one = next(row for row in rows if not row["busy"])
     return {
         "bytes": publication.nbytes,
-        "memcpy_gb_per_s": publication.nbytes / memcpy_s / 1e9,
+        "memcpy_gb_per_s": publication.nbytes / one["memcpy_s"] / 1e9,
         "nodes": NODES,
         **{name: one[name] for name in ("ratio", "pause_s", "s_per_gb")},
         "rows": rows,
@@ -202,6 +202,14 @@ class _Publication:
         (reference,) = answer(self.board.latest.remote(0, 0.0), "the board", _ACTIVE_S)[1]
         return len(ray.experimental.get_object_locations([reference])[reference]["node_ids"])
 
+    def memcpy(self) -> float:
+        """Seconds of one copy of as many bytes in memory."""
+        source = np.ones(self.nbytes, dtype=np.uint8)
+        target = np.ones_like(source)  # its pages are there
+        started_s = time.perf_counter()
+        np.copyto(target, source)
+        return time.perf_counter() - started_s
+
     def bare_fetch(self) -> float:
         """Seconds of a transfer of as many bytes to the other node."""
         reference = ray.put(np.ones(self.nbytes, dtype=np.uint8))
@@ -233,9 +241,7 @@ def _start(
     return engines
 
 
-def _measure(
-    engines: list[Any], publication: _Publication, repeats: int, busy: bool, memcpy_s: float
-) -> dict[str, Any]:
+def _measure(engines: list[Any], publication: _Publication, repeats: int, busy: bool) -> dict[str, Any]:
     turns = math.ceil(len(engines) / (os.cpu_count() or 1))
     rounds: list[dict[str, float]] = []
     for number in range(repeats + 1):
@@ -245,13 +251,14 @@ def _measure(
         turns_s = one["bare_load_s"] * turns
         one["ratio"] = one["seconds"] / turns_s
         one["ratio_fetch"] = one["seconds"] / (one["bare_fetch_s"] + turns_s)
+        one["ratio_memcpy"] = one["seconds"] / one["memcpy_s"]
+        one["ratio_pause"] = one["pause_s"] / (turns_s + one["step_s"])
         rounds.append(one)
     middle = {name: statistics.median(one[name] for one in rounds[1:]) for name in rounds[0]}
     row = {
         "engines": len(engines),
         "busy": busy,
         **middle,
-        "ratio_memcpy": middle["seconds"] / memcpy_s,
         "s_per_gb": middle["seconds"] / (publication.nbytes / 1e9),
         "copies": publication.copies(),
     }
@@ -261,7 +268,8 @@ def _measure(
 
 def _bare(engines: list[Any], publication: _Publication) -> dict[str, float]:
     load_s = answer(engines[0].bare_load.remote(publication.packed()), "the bare load", _ACTIVE_S)
-    return {"bare_load_s": load_s, "bare_fetch_s": publication.bare_fetch() if len(engines) > 1 else 0.0}
+    fetch_s = publication.bare_fetch() if len(engines) > 1 else 0.0
+    return {"bare_load_s": load_s, "bare_fetch_s": fetch_s, "memcpy_s": publication.memcpy()}
 
 
 def _publish(engines: list[Any], publication: _Publication, busy: bool) -> dict[str, float]:
@@ -273,13 +281,3 @@ def _publish(engines: list[Any], publication: _Publication, busy: bool) -> dict[
     found = [answer(reference, "an engine", _ACTIVE_S) for reference in waiting]
     slowest = {name: max(one[name] for one in found) for name in found[0]}
     return {"seconds": slowest.pop("active_s") - started_s, **slowest}
-
-
-def _memcpy_s(nbytes: int) -> float:
-    source, target = np.ones(nbytes, dtype=np.uint8), np.empty(nbytes, dtype=np.uint8)
-    seconds = []
-    for _ in range(5):
-        started_s = time.perf_counter()
-        np.copyto(target, source)
-        seconds.append(time.perf_counter() - started_s)
-    return statistics.median(seconds)

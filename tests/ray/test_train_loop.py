@@ -20,7 +20,7 @@ from learner.objective_settings import NllObjective
 from learner.policy import build_policy, load_policy, save_policy
 from learner.settings import EvaluationSettings, LearnerSettings, LoraSettings, PolicySettings
 from learner.train_loop import LoopConfig, train_loop
-from learner.weights import PackedWeights
+from learner.weights import PackedWeights, UnverifiedWeights
 from tests.tiny_data import USERS, tiny_dataset
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
@@ -85,7 +85,8 @@ def figures(rows, kind, *names):
 
 def assert_published_is_saved(directory, version):
     packed = pickle.loads((directory / "published" / f"{version}.pickle").read_bytes())
-    packed.verify()
+    with UnverifiedWeights(packed).verifying():
+        pass
     saved = dict(load_policy(directory / "last").model.named_parameters())
     found = dict(packed.tensors())
     assert list(found) == list(saved)

@@ -77,6 +77,19 @@ def test_weights_with_a_damaged_manifest_are_not_handed_out(board):
         WeightSource(board).newest(0, WAIT_S)
 
 
+@pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="the policy is Linux's")
+def test_who_waits_for_weights_and_verifies_them_gives_way_to_the_engine(board):
+    class Watched(WeightSource):
+        def receive(self, arrived):
+            self.policy = os.sched_getscheduler(0)
+            return super().receive(arrived)
+
+    source = Watched(board)
+    WeightPublisher(board).publish(weights(1))
+    wait_for(source, 0)
+    assert (source.policy, os.sched_getscheduler(0)) == (os.SCHED_BATCH, os.SCHED_OTHER)
+
+
 def test_a_source_sees_only_what_is_newer_and_the_newest_of_it(board):
     publisher, source = WeightPublisher(board), WeightSource(board)
     for version in (1, 2, 5):

@@ -20,6 +20,11 @@ def parameters():
     ]
 
 
+def verify(weights):
+    with UnverifiedWeights(weights).verifying():
+        pass
+
+
 def test_every_tensor_comes_back_as_it_was():
     packed = pack(parameters(), version=3)
     assert packed.version == 3
@@ -28,7 +33,7 @@ def test_every_tensor_comes_back_as_it_was():
     for name, tensor in parameters():
         assert found[name].dtype == tensor.dtype
         assert torch.equal(found[name], tensor)
-    packed.verify()
+    verify(packed)
 
 
 @pytest.mark.parametrize(("byte", "name"), [(0, "a"), (5, "a"), (25, "c"), (40, "d"), (75, "d")])
@@ -36,21 +41,20 @@ def test_a_flipped_byte_is_noticed(byte, name):
     packed = pack(parameters(), version=3)
     packed.buffers["torch.float32"][byte] ^= 1
     with pytest.raises(PolicyError, match=rf"version 3 arrived damaged: .* torch\.float32 .*; damaged are {name}$"):
-        packed.verify()
+        verify(packed)
 
 
 def test_an_exchanged_buffer_is_noticed_even_if_its_checksum_comes_with_it():
     packed, other = pack(parameters(), version=3), pack([("a", torch.zeros(10)), ("b", torch.zeros(2))], version=3)
     with pytest.raises(PolicyError, match="the manifest is not the one packed"):
-        replace(packed, buffers=other.buffers, checksums=other.checksums).verify()
+        UnverifiedWeights(replace(packed, buffers=other.buffers, checksums=other.checksums))
 
 
 def test_a_changed_manifest_is_noticed():
     packed = pack(parameters(), version=3)
     swapped = replace(packed.manifest[0], name="d"), *packed.manifest[1:]
-    for verify in (PackedWeights.verify, UnverifiedWeights):
-        with pytest.raises(PolicyError, match="damaged: the manifest is not the one packed"):
-            verify(replace(packed, manifest=swapped))
+    with pytest.raises(PolicyError, match="damaged: the manifest is not the one packed"):
+        UnverifiedWeights(replace(packed, manifest=swapped))
 
 
 class Slow(PackedWeights):
@@ -76,6 +80,19 @@ def test_damaged_weights_may_be_loaded_but_the_block_that_loads_them_fails():
         assert weights is slow
         assert Slow.begun.wait(10)
         Slow.let_go.set()
+
+
+def test_that_weights_are_damaged_is_said_in_the_place_of_what_their_load_raises():
+    packed = pack(parameters(), version=3)
+    torn = replace(packed, buffers=packed.buffers | {"torch.float32": packed.buffers["torch.float32"][:-8]})
+    with (
+        pytest.raises(PolicyError, match=r"version 3 arrived damaged: .*; damaged are d$") as caught,
+        UnverifiedWeights(torn).verifying() as weights,
+    ):
+        dict(weights.tensors())
+    assert isinstance(caught.value.__context__, RuntimeError)
+    with pytest.raises(MemoryError, match="no room"), UnverifiedWeights(packed).verifying():
+        raise MemoryError("no room")
 
 
 def test_sound_weights_are_there_in_the_block():
