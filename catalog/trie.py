@@ -5,7 +5,7 @@ trie. The children of a node are therefore one contiguous range of nodes with as
 have many children also keeps a bit per node and token, as long as that takes no more bytes than the tokens do.
 
 The arrays stay numpy's: they can be memory-mapped, and an object store hands them out without a copy. The queries, in
-`catalog.trie_tensors`, run on the same memory or on a copy on a device. No operation loops over requests or items. An
+`catalog.trie_tensors`, run on the same memory or on a copy on a device. No query loops over requests or items. An
 excluded item is taken out per request: a child is forbidden when every item below it is excluded.
 """
 

@@ -12,7 +12,7 @@ bare_fetch_s: `ray.get` of as many bytes on the other node by an actor that does
 seconds: from `publish` of weights that are packed (the learner packs while nothing waits for it) to the last engine's
     having loaded them. `ratio` is against the bare loads, `ratio_fetch` against the bare fetch and the bare loads,
     `ratio_memcpy` against one copy of the bytes in memory. Medians of the rounds, in each of which the bare side and
-    the publication take turns.
+    the publication take turns; idle engines, whose rounds are short, have `_IDLE_ROUNDS` times as many.
 pause_s: from the end of the engine's last step with the old weights to the beginning of its first with the new;
     `load_s` is the part of it that was the load itself, `step_s` the step that a busy engine finished before it, and
     `ratio_pause` the pause against the bare loads and that step.
@@ -27,6 +27,7 @@ import math
 import os
 import statistics
 import tempfile
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -43,6 +44,7 @@ from actors.vllm_configuration import engine_environment
 from actors.weight_board import WeightBoard, WeightPublisher, WeightSource
 from catalog.tokens import TokenLayout
 from catalog.vocabulary import Vocabulary
+from cluster.environment import collect_garbage_seldom, give_way
 from learner.policy import Policy, build_policy, save_policy
 from learner.settings import PolicySettings
 from learner.weights import PackedWeights, pack
@@ -59,6 +61,7 @@ _STORE_BYTES = 2**32  # of each node's object store
 _START_S = 300.0
 _ACTIVE_S = 120.0
 _IDLE_S = 0.001
+_IDLE_ROUNDS = 3
 
 
 def run(options: BenchOptions) -> dict[str, Any]:
@@ -77,7 +80,9 @@ def run(options: BenchOptions) -> dict[str, Any]:
             publication = _Publication(policy, places[-1])
             engines = _start(max(counts), places, publication.board, policy_dir, options.seed, layout)
             rows = [
-                _measure(engines[:count], publication, options.repeats, busy)
+                _measure(
+                    engines[:count], publication, options.repeats if busy else _IDLE_ROUNDS * options.repeats, busy
+                )
                 for count, busy in itertools.product(counts, (True, False))
             ]
     one = next(row for row in rows if not row["busy"])
@@ -91,11 +96,15 @@ def run(options: BenchOptions) -> dict[str, Any]:
 
 
 class Receiver:
-    """An engine that generates without end and takes new weights between its steps, as a rollout actor does."""
+    """An engine that generates without end and takes new weights between its steps, as a rollout actor does.
+
+    Its process is set up as a rollout actor's.
+    """
 
     def __init__(self, policy: Path, layout: TokenLayout, seed: int, board: Any) -> None:
         from actors.vllm_engine import VllmEngine
 
+        give_way(but=threading.get_native_id())
         generator = np.random.default_rng(seed)
         codes = np.unique(generator.integers(0, LEVEL_SIZES, (ITEMS, 3)).astype(np.int32), axis=0)
         self._vocabulary = Vocabulary.of(codes, layout)
@@ -109,6 +118,7 @@ class Receiver:
             max_prompt_tokens=1 + 3 * PROMPT_ITEMS,
             prompts_in_flight=PROMPTS,
         )
+        collect_garbage_seldom()
         self._source = WeightSource(board)
         self._generator = generator
         self._number = 0
