@@ -1,8 +1,8 @@
 """One optimizer step of post-training, in plain torch: scores, objective, backward, clip, AdamW, schedule.
 
     for each update on the batch:
-        for each micro-batch:  scores <- scorer(branches);  loss <- objective;  backward of loss * its share of the
-        prompts clip the gradient, AdamW
+        for each micro-batch:  scores <- scorer(branches);  loss <- objective;  backward of loss * its share of prompts
+        clip the gradient, AdamW
     the reference follows
 
 The log-probs before the first update on a batch are those of its first forward, so they cost nothing extra: no
@@ -11,6 +11,7 @@ parameter moves before every micro-batch has been through it. The model is in tr
 by accident.
 """
 
+import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
@@ -136,11 +137,17 @@ class LearnerStep:
             value = torch.stack([norm.detach().double(), norm.new_ones((), dtype=torch.float64)])
             totals["grad_norm"] = totals["grad_norm"] + value if "grad_norm" in totals else value
         self.model.eval()
+        values = means(totals)  # where the host waits for the device, for the only time
+        if not math.isfinite(values["grad_norm"]):
+            raise RunError(
+                f"the gradient norm of learner step {self._step} is {values['grad_norm']}, so the step was not taken: "
+                f"check that the ranker's scores are finite, or lower learner.lr {self.settings.lr}"
+            )
         self._schedule.step()
         self._step += 1
         if self.reference is not None:
             self.reference.follow(self._step)
-        return means(totals) | figures
+        return values | figures
 
     def state_dict(self) -> dict[str, Any]:
         """This worker's optimizer, schedule, step, reference and RNG, and the weights that the policy's directory does
@@ -208,13 +215,10 @@ class LearnerStep:
         return nullcontext() if last or not hasattr(self._scorer, "no_sync") else self._scorer.no_sync()
 
     def _apply_gradient(self) -> torch.Tensor:
+        """Take the step, unless the gradient is not finite, without waiting for the device; returns its norm."""
         norm = clip_gradient(list(self._trained.values()), self.settings.max_grad_norm)
-        if not torch.isfinite(norm):
-            self.optimizer.zero_grad(set_to_none=True)
-            raise RunError(
-                f"the gradient norm of learner step {self._step} is {norm.item()}, so the step was not taken: check "
-                f"that the ranker's scores are finite, or lower learner.lr {self.settings.lr}"
-            )
+        # What a gradient scaler says to a fused optimizer, which then leaves parameters and moments as they are.
+        self.optimizer.found_inf = (~torch.isfinite(norm)).float()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm

@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from catalog.errors import RunError
 from learner.batch import LoggedBatch
@@ -174,6 +175,35 @@ def test_a_gradient_that_is_not_finite_is_an_error_and_no_step():
         learner.update(batch)
     assert differ(before, weights_of(learner)) == 0
     assert all(parameter.grad is None for parameter in learner.model.parameters())
+    moments = [value for state in learner.optimizer.state.values() for value in state.values()]
+    assert moments and not any(value.any() for value in moments)
+
+
+def test_a_step_after_one_that_was_not_taken_is_as_if_it_had_not_been():
+    broken, batch = random_batch(), random_batch()
+    broken.candidate_scores_BK[0, 0] = torch.nan
+    one, other = learner_of(GrpoLoss(NO_KL)), learner_of(GrpoLoss(NO_KL))
+    with pytest.raises(RunError):
+        one.update(broken)
+    assert one.update(batch) == pytest.approx(other.update(batch), rel=0, abs=0, nan_ok=True)
+    assert differ(weights_of(one), weights_of(other)) == 0
+
+
+class HostReads(TorchDispatchMode):
+    """Counts what makes the host wait for a number of a device: `item()`, and tests such as `if tensor:`."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function is torch.ops.aten._local_scalar_dense.default
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_step_reads_no_number_of_the_device_before_its_metrics():
+    learner = learner_of(GrpoLoss(NO_KL), SETTINGS.model_copy(update={"updates_per_batch": 3}))
+    with HostReads() as reads:
+        learner.update(random_batch())
+    assert reads.count == 1  # the longest history, of the batch that still is the host's
 
 
 def test_a_mean_over_nothing_is_nan():
