@@ -112,7 +112,7 @@ class LearnerStep:
             the reward of admitted prompts when none was, is NaN.
 
         Raises:
-            RunError: the gradient is not finite; the parameters are left as they were.
+            RunError: a gradient is not finite; the update that had it was not taken.
         """
         parts = micro_batches(batch, self.settings.micro_batch_prompts, next(self.model.parameters()).device)
         references = self._reference_log_probs(parts)
