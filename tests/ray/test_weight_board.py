@@ -84,10 +84,15 @@ def test_who_waits_for_weights_and_verifies_them_gives_way_to_the_engine(board):
             self.policy = os.sched_getscheduler(0)
             return super().receive(arrived)
 
-    source = Watched(board)
-    WeightPublisher(board).publish(weights(1))
-    wait_for(source, 0)
-    assert (source.policy, os.sched_getscheduler(0)) == (os.SCHED_BATCH, os.SCHED_OTHER)
+    before = os.sched_getscheduler(0)  # which threads start with
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    try:
+        source = Watched(board)
+        WeightPublisher(board).publish(weights(1))
+        wait_for(source, 0)
+        assert (source.policy, os.sched_getscheduler(0)) == (os.SCHED_BATCH, os.SCHED_OTHER)
+    finally:
+        os.sched_setscheduler(0, before, os.sched_param(0))
 
 
 def test_a_source_sees_only_what_is_newer_and_the_newest_of_it(board):
