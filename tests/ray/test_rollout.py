@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
-import torch
 from ray.exceptions import RayActorError, RayTaskError
 
 from actors.catalogue_board import CatalogueBoard, CataloguePublisher, CatalogueSource
@@ -20,7 +19,6 @@ from catalog.dataset import Examples
 from catalog.rollout_group import decode
 from catalog.vocabulary import Vocabulary
 from cluster.failure import decide
-from learner.weights import pack
 from tests.ray.conftest import WAIT_S
 from tests.rollout_fakes import CODES, LAYOUT, FakeEngine, RowRanker, TinyDataset, examples, weights_at
 
@@ -209,7 +207,7 @@ def test_new_weights_reach_a_running_actor_and_older_groups_go_stale(launch):
     actor.run.remote(actor.start.remote())
     parts.until(queued=16)
     publisher = WeightPublisher(parts.board)
-    publisher.publish(pack([("w", torch.ones(4))], version=1))
+    publisher.publish(weights_at(1))
     parts.until_version(actor, 1)  # else it may answer the room in the queue with more groups of version 0
     groups = train(parts.queue, 0, 4, version=1)
     assert {group.version_min for group in groups} == {1}
