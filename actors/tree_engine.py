@@ -128,6 +128,7 @@ class TreeEngine:
             else:
                 later.append((request, wanted, known))
         self._waiting.extendleft(reversed(later))
+        chosen.sort(key=lambda request: -len(request.prompt))  # as the decoder keeps them, so that it copies nothing
         self._decoder.catalogue = catalogue
         drawn = self._generate(chosen, decode)
         included = [None] * len(chosen) if drawn.inclusion_log_probs_BW is None else drawn.inclusion_log_probs_BW

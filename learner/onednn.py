@@ -1,12 +1,19 @@
-"""Linear layers in float32 on a CPU, computed by oneDNN instead of MKL, with their gradients.
+"""Products in float32 on a CPU by oneDNN instead of MKL; linear layers by it, with their gradients.
 
-torch takes oneDNN for half precision only. In float32 it multiplies by MKL, which leaves AVX-512 out on AMD's
-processors: less than half as fast there. The three products of a layer are
+MKL leaves AVX-512 out on AMD's processors: less than half as fast there. torch hands float32 products to oneDNN only
+when it may compute them in bfloat16. On processors without matrix tiles (Intel's AMX) oneDNN makes no use of that and
+computes in float32, so there the permission buys the faster library and costs no digit. Whether it does is tried out
+once per process.
+
+The three products of a linear layer are
 
     y = x W^T + b        dx = dy W        dW = dy^T x
 """
 
-from functools import partial
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -15,9 +22,56 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 
+@contextmanager
+def by_onednn() -> Iterator[None]:
+    """While the context lasts, float32 products on the CPU are oneDNN's, if it computes them in float32.
+
+    For products of some size: each call costs oneDNN some microseconds more. The setting is the process's, so the
+    first of its threads to come changes it, and the last to go puts it back.
+    """
+    setting = torch.backends.mkldnn.matmul
+    with _lock:
+        if not _before:
+            wanted = _precision()
+            _before.append(setting.fp32_precision)
+            setting.fp32_precision = wanted
+        else:
+            _before.append(_before[0])
+    try:
+        yield
+    finally:
+        with _lock:
+            before = _before.pop()
+            if not _before:
+                setting.fp32_precision = before
+
+
+_lock = threading.Lock()
+_before: list[str] = []  # the setting that is to come back, once for each thread within the context
+
+
+@lru_cache(maxsize=1)
+def _precision() -> str:
+    """The lowest precision that oneDNN may be allowed without computing in it."""
+    setting = torch.backends.mkldnn.matmul
+    before = setting.fp32_precision
+    numbers = torch.rand(2, 4, 128, 128, generator=torch.Generator().manual_seed(0))
+    try:
+        setting.fp32_precision = "bf16"
+        found = (numbers[0] @ numbers[1], numbers[0].flatten(0, 1) @ numbers[1, 0])
+    finally:
+        setting.fp32_precision = before
+    numbers = numbers.double()
+    wanted = (numbers[0] @ numbers[1], numbers[0].flatten(0, 1) @ numbers[1, 0])
+    exact = all(torch.allclose(one.double(), other, rtol=1e-5) for one, other in zip(found, wanted, strict=True))
+    return "bf16" if exact else "ieee"
+
+
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """`x @ weight.T + bias`, x `[..., D]`, weight `[O, D]`: by oneDNN where it is the one to multiply these."""
-    return _Linear.apply(x, weight, bias) if _takes(x, weight) else F.linear(x, weight, bias)
+    """`x @ weight.T + bias`, x `[..., D]`, weight `[O, D]`: by oneDNN where it may multiply these."""
+    if not _takes(x, weight):
+        return F.linear(x, weight, bias)
+    return (_Linear.apply if torch.is_grad_enabled() else _product)(x, weight, bias)
 
 
 def multiply_by_onednn(model: nn.Module) -> None:
@@ -44,7 +98,8 @@ def _takes(x: torch.Tensor, weight: torch.Tensor) -> bool:
 
 
 def _product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    with by_onednn():
+        return F.linear(x, weight, bias)
 
 
 class _Linear(torch.autograd.Function):

@@ -14,22 +14,36 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from learner.onednn import by_onednn
+
 # Rows attend together when the shortest has at least this share of the longest one's tokens. Padding is arithmetic, and
 # copies before and behind; calls are what costs on a GPU.
 _LIKE_LENGTHS = {"cpu": 1.0, "cuda": 0.8}
+# Where rows of which nothing is known attend by blocks of tokens: torch's flash kernel for CPUs multiplies by MKL.
+_BY_BLOCKS = {"cpu"}
+_BLOCK = 32  # tokens
+_LIKE_ROWS = 4  # rows of a product come in multiples: oneDNN takes 0.3 ms to prepare for a shape that it has not seen
+
+
+def in_blocks(tokens: int) -> int:
+    """The places that a row of so many tokens takes."""
+    return -(-tokens // _BLOCK) * _BLOCK
 
 
 @dataclass(frozen=True, kw_only=True)
 class RowGeometry:
-    """Rows of histories of which the first `known` tokens have keys and values already. Longest row first."""
+    """Rows of histories of which the first `known` tokens have keys and values already.
+
+    First the rows of which nothing is known, then the others; longest first among both.
+    """
 
     known_R: np.ndarray  # int64
     lengths_R: np.ndarray  # int64, known tokens included
 
     @property
     def longest(self) -> int:
-        """T."""
-        return int(self.lengths_R[0])
+        """T, in whole blocks."""
+        return in_blocks(int(self.lengths_R.max()))
 
     @property
     def new_R(self) -> np.ndarray:
@@ -43,23 +57,63 @@ class RowGeometry:
         return row_N, np.arange(len(row_N)) - start_R[row_N] + self.known_R[row_N]
 
     def groups(self, device: torch.device) -> list[slice]:
-        """Rows that attend together: of like length, so that padding costs little."""
-        least = _LIKE_LENGTHS[device.type]
+        """Rows that attend together: of like length, so that padding costs little, or by blocks."""
+        fresh, least = int((self.known_R == 0).sum()), _LIKE_LENGTHS[device.type]
         cuts = [0]
         for row, length in enumerate(self.lengths_R.tolist()):
-            if length < least * self.lengths_R[cuts[-1]]:
+            alike = length >= least * self.lengths_R[cuts[-1]] or (row < fresh and device.type in _BY_BLOCKS)
+            if row and (row == fresh or not alike):
                 cuts.append(row)
         return [slice(low, high) for low, high in zip(cuts, [*cuts[1:], len(self.lengths_R)], strict=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class KnownRow:
-    """The first tokens of a row, computed before: keys and values of each layer `[R', T', G, E]`, and where in them."""
+    """The first tokens of a row, computed before: keys and values of each layer `[R', G, T', E]`, and where in them."""
 
     keys: list[torch.Tensor]
     values: list[torch.Tensor]
     row: int
     length: int  # tokens
+
+
+class _Spread:
+    """Packed tokens `[N, heads, E]` and the rows `[R, heads, T, E]` that they make up."""
+
+    def __init__(self, geometry: RowGeometry, longest: int, device: torch.device) -> None:
+        self._geometry, self._device = geometry, device
+        self._shape = (len(geometry.lengths_R), longest)
+        self._full = int(geometry.new_R.min()) == longest
+        self._indices: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def rows(self, packed_NHE: torch.Tensor) -> torch.Tensor:
+        """`[R, heads, T, E]`; where a row has no new token it repeats one of its own."""
+        _, heads, size = packed_NHE.shape
+        if self._full:
+            return packed_NHE.reshape(*self._shape, heads, size).transpose(1, 2).contiguous()
+        rows = packed_NHE.reshape(-1, size).index_select(0, self._index(heads)[0])
+        return rows.view(self._shape[0], heads, self._shape[1], size)
+
+    def packed(self, rows_RHTE: torch.Tensor) -> torch.Tensor:
+        """`[N, heads, E]`."""
+        _, heads, _, size = rows_RHTE.shape
+        if self._full:
+            return rows_RHTE.transpose(1, 2).reshape(-1, heads, size)
+        return rows_RHTE.reshape(-1, size).index_select(0, self._index(heads)[1]).view(-1, heads, size)
+
+    def _index(self, heads: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """What each place of the rows takes of the packed heads, and where each of these is in the rows."""
+        if heads not in self._indices:
+            known_R1, new_R1 = self._geometry.known_R[:, None], self._geometry.new_R[:, None]
+            head_H, at_T = np.arange(heads), np.arange(self._shape[1])
+            token_RT = np.cumsum(new_R1, axis=0) - new_R1 + np.clip(at_T - known_R1, 0, new_R1 - 1)
+            taken_RHT = token_RT[:, None] * heads + head_H[:, None]
+            row_N, position_N = self._geometry.packed()
+            place_NH = (row_N[:, None] * heads + head_H) * len(at_T) + position_N[:, None]
+            self._indices[heads] = tuple(
+                torch.from_numpy(index.ravel()).to(self._device) for index in (taken_RHT, place_NH)
+            )
+        return self._indices[heads]
 
 
 class _Together:
@@ -69,35 +123,66 @@ class _Together:
         new_R, known_R = geometry.new_R[rows], geometry.known_R[rows]
         first = int(geometry.new_R[: rows.start].sum())
         self.rows, self.tokens = rows, slice(first, first + int(new_R.sum()))
-        self.count, self.width, self.longest = len(new_R), int(new_R.max()), int(geometry.lengths_R[rows.start])
-        self._place_N: torch.Tensor | None = None  # of each new token in the padded block; None: there is no padding
-        if new_R.min() < self.width:
-            row_N, position_N = RowGeometry(known_R=0 * new_R, lengths_R=new_R).packed()
-            self._place_N = torch.from_numpy(row_N * self.width + position_N).to(device)
+        own = RowGeometry(known_R=np.zeros_like(new_R), lengths_R=new_R)
+        self._lengths = geometry.lengths_R[rows]
+        self._longest = RowGeometry(known_R=known_R, lengths_R=self._lengths).longest
+        width = int(new_R.max()) if known_R.any() else self._longest
+        self._spread = _Spread(own, width, device)
         self._mask_R1ST: torch.Tensor | None = None  # None: causal, nothing is known
         if known_R.any():
-            at_S1 = torch.arange(self.width, device=device)[:, None]
+            at_S1 = torch.arange(width, device=device)[:, None]
             until_RS1 = torch.from_numpy(known_R).to(device)[:, None, None] + at_S1
-            self._mask_R1ST = (torch.arange(self.longest, device=device) <= until_RS1)[:, None]
+            self._mask_R1ST = (torch.arange(self._longest, device=device) <= until_RS1)[:, None]
 
     def attend(
-        self, queries_NHE: torch.Tensor, keys_RTGE: torch.Tensor, values_RTGE: torch.Tensor, scale: float
+        self, queries_NHE: torch.Tensor, keys_RGTE: torch.Tensor, values_RGTE: torch.Tensor, scale: float
     ) -> torch.Tensor:
         """What the new tokens of these rows read, `[N, H, E]`."""
-        _, heads, size = queries_NHE.shape
-        padded = queries_NHE
-        if self._place_N is not None:
-            padded = queries_NHE.new_zeros(self.count * self.width, heads, size)
-            padded.index_copy_(0, self._place_N, queries_NHE)
-        queries_RHSE = padded.reshape(self.count, self.width, heads, size).transpose(1, 2)
-        keys, values = (
-            _per_query_head(part[self.rows, : self.longest].transpose(1, 2), heads) for part in (keys_RTGE, values_RTGE)
-        )
-        out_RHSE = F.scaled_dot_product_attention(
-            queries_RHSE, keys, values, attn_mask=self._mask_R1ST, is_causal=self._mask_R1ST is None, scale=scale
-        )
-        out = out_RHSE.transpose(1, 2).reshape(-1, heads, size)
-        return out if self._place_N is None else out.index_select(0, self._place_N)
+        keys, values = (part[self.rows, :, : self._longest] for part in (keys_RGTE, values_RGTE))
+        if self._mask_R1ST is None and queries_NHE.device.type in _BY_BLOCKS:
+            read_RHSE = _causal_by_blocks(self._spread.rows(queries_NHE * scale), keys, values, self._lengths)
+        else:
+            heads = queries_NHE.shape[1]
+            read_RHSE = F.scaled_dot_product_attention(
+                self._spread.rows(queries_NHE),
+                _per_query_head(keys, heads),
+                _per_query_head(values, heads),
+                attn_mask=self._mask_R1ST,
+                is_causal=self._mask_R1ST is None,
+                scale=scale,
+            )
+        return self._spread.packed(read_RHSE)
+
+
+def _causal_by_blocks(
+    queries_RHTE: torch.Tensor, keys_RGTE: torch.Tensor, values_RGTE: torch.Tensor, lengths_R: np.ndarray
+) -> torch.Tensor:
+    """Causal attention of rows of `lengths_R` tokens, longest first, the queries scaled: `[R, H, T, E]`.
+
+    The queries of a block of tokens meet the keys up to the block's end, in all rows that are so long, in one product.
+    Half precision is computed in float32.
+    """
+    dtype = torch.promote_types(queries_RHTE.dtype, torch.float32)
+    groups, longest, size = keys_RGTE.shape[1:]
+    queries_XQTE = queries_RHTE.to(dtype).unflatten(1, (groups, -1)).flatten(0, 1)  # X: key-value heads of all rows
+    keys_XTE, values_XTE = (part.to(dtype).flatten(0, 1) for part in (keys_RGTE, values_RGTE))
+    per_group = queries_XQTE.shape[1]
+    read_XQTE = torch.empty_like(queries_XQTE)
+    later_SS = queries_XQTE.new_full((_BLOCK, _BLOCK), -torch.inf).triu_(1)
+    scratch = queries_XQTE.new_empty(len(queries_XQTE) * per_group * _BLOCK * longest)
+    with by_onednn():
+        for stop in range(_BLOCK, longest + 1, _BLOCK):
+            block = slice(stop - _BLOCK, stop)
+            rows = int((lengths_R > block.start).sum())
+            heads = groups * min(-(-rows // _LIKE_ROWS) * _LIKE_ROWS, len(lengths_R))
+            scores_XMT = scratch[: heads * per_group * _BLOCK * stop].view(heads, per_group * _BLOCK, stop)
+            block_XME = queries_XQTE[:heads, :, block].reshape(heads, -1, size)
+            torch.bmm(block_XME, keys_XTE[:heads, :stop].contiguous().transpose(1, 2), out=scores_XMT)
+            scores_XMT.view(heads, per_group, _BLOCK, stop)[..., block] += later_SS
+            torch.softmax(scores_XMT, dim=-1, out=scores_XMT)
+            read_XME = torch.bmm(scores_XMT, values_XTE[:heads, :stop])
+            read_XQTE[:heads, :, block] = read_XME.view(heads, per_group, _BLOCK, size)
+    return read_XQTE.view(queries_RHTE.shape).to(queries_RHTE.dtype)
 
 
 class HistoryAttention:
@@ -118,16 +203,14 @@ class HistoryAttention:
             wanted: (row, position) `[P]` of the tokens whose last hidden state is wanted.
             device: of the model.
         """
-        self._known, self._shape = known, (len(geometry.lengths_R), geometry.longest)
+        self._known = known
+        self._spread = _Spread(geometry, geometry.longest, device)
         self._groups = [_Together(geometry, rows, device) for rows in geometry.groups(device)]
-        self._slot_N: torch.Tensor | None = None  # None: new tokens are all there is to the rows
-        if known or geometry.lengths_R.min() < geometry.longest:
-            row_N, position_N = geometry.packed()
-            self._slot_N = torch.from_numpy(row_N * geometry.longest + position_N).to(device)
-        self._row_P = torch.from_numpy(wanted[0]).to(device)
+        in_order = np.array_equal(wanted[0], np.arange(len(geometry.lengths_R)))
+        self._row_P = None if in_order else torch.from_numpy(wanted[0]).to(device)  # None: one of each row
         past_P1 = torch.from_numpy(wanted[1]).to(device)[:, None]
         self._mask_P11T = (torch.arange(geometry.longest, device=device) <= past_P1)[:, None, None]
-        self.keys: list[torch.Tensor] = []  # of each layer, [R, T, G, E], zero beyond a row's end
+        self.keys: list[torch.Tensor] = []  # of each layer, [R, G, T, E]; beyond a row's end something of its own
         self.values: list[torch.Tensor] = []
 
     def keep(self, layer: int, keys_NGE: torch.Tensor, values_NGE: torch.Tensor) -> None:
@@ -144,23 +227,20 @@ class HistoryAttention:
             read = [group.attend(queries_NHE[group.tokens], keys, values, scale) for group in self._groups]
             return read[0] if len(read) == 1 else torch.cat(read)
         # The wanted tokens' queries over all that stands before them in their rows, themselves included.
-        keys, values = (
-            _per_query_head(part[self._row_P].transpose(1, 2), queries_NHE.shape[1]) for part in (keys, values)
-        )
+        if self._row_P is not None:
+            keys, values = keys[self._row_P], values[self._row_P]
+        keys, values = (_per_query_head(part, queries_NHE.shape[1]) for part in (keys, values))
         queries_PH1E = queries_NHE[:, :, None]
         return F.scaled_dot_product_attention(queries_PH1E, keys, values, attn_mask=self._mask_P11T, scale=scale)[
             :, :, 0
         ]
 
     def _rows(self, new_NGE: torch.Tensor, known: dict[int, torch.Tensor]) -> torch.Tensor:
-        if self._slot_N is None:
-            return new_NGE.reshape(*self._shape, *new_NGE.shape[1:])
-        rows = new_NGE.new_zeros(*self._shape, *new_NGE.shape[1:])
-        rows.flatten(0, 1).index_copy_(0, self._slot_N, new_NGE)
-        for row, source_RTGE in known.items():
+        rows_RGTE = self._spread.rows(new_NGE)
+        for row, source_RGTE in known.items():
             where = self._known[row]
-            rows[row, : where.length] = source_RTGE[where.row, : where.length]
-        return rows
+            rows_RGTE[row, :, : where.length] = source_RGTE[where.row, :, : where.length]
+        return rows_RGTE
 
 
 def _per_query_head(part_RGTE: torch.Tensor, heads: int) -> torch.Tensor:
@@ -207,24 +287,31 @@ class BranchAttention:
     ) -> torch.Tensor:
         """See `tree_forward.Attention`."""
         assert wanted_P is None, "every branch token is wanted"
-        history_keys, history_values = self._keys[layer], self._values[layer]
+        keys_BGTE, values_BGTE = self._keys[layer], self._values[layer]
         own_keys_NAGE, own_values_NAGE = self._own[layer]
-        prompts, groups, longest, size = history_keys.shape
-        per_group, ancestors = queries_NHE.shape[1] // groups, own_keys_NAGE.shape[1]
-        queries_BWGQE = (queries_NHE * scale).view(prompts, -1, groups, per_group, size)
-        width = queries_BWGQE.shape[1]
-        queries_BGME = queries_BWGQE.permute(0, 2, 1, 3, 4).reshape(prompts, groups, width * per_group, size)
-        scores = queries_NHE.new_empty(prompts, groups, width * per_group, longest + ancestors)
-        scores[..., :longest] = queries_BGME @ history_keys.transpose(2, 3)
-        if self._bias_B11T is not None:
-            scores[..., :longest] += self._bias_B11T
-        own_BWAGE = own_keys_NAGE.view(prompts, width, ancestors, groups, size)
-        own_BGWQA = torch.einsum("bwgqe,bwage->bgwqa", queries_BWGQE, own_BWAGE)
-        scores[..., longest:] = own_BGWQA.flatten(2, 3)
-        weights = torch.softmax(scores.float(), dim=-1).to(scores.dtype)
-        read_BGME = weights[..., :longest] @ history_values
-        own_weights = weights[..., longest:].unflatten(2, (width, per_group))
-        read_BWGQE = read_BGME.unflatten(2, (width, per_group)).permute(0, 2, 1, 3, 4)
-        own_BWAGE = own_values_NAGE.view(prompts, width, ancestors, groups, size)
-        read_BWGQE = read_BWGQE + torch.einsum("bgwqa,bwage->bwgqe", own_weights, own_BWAGE)
-        return read_BWGQE.reshape(queries_NHE.shape)
+        (prompts, groups, longest, size), ancestors = keys_BGTE.shape, own_keys_NAGE.shape[1]
+        queries_NGQE = (queries_NHE * scale).unflatten(1, (groups, -1))
+        queries_BWGQE = queries_NGQE.unflatten(0, (prompts, -1))
+        width, per_group = queries_BWGQE.shape[1], queries_BWGQE.shape[3]
+        # All queries of a key-value head meet its keys in one product: M = W * Q of them, for each of X = B * G heads.
+        queries_XME = queries_BWGQE.transpose(1, 2).reshape(prompts * groups, width * per_group, size)
+        scores_BGMt = queries_NHE.new_empty(prompts, groups, width * per_group, longest + ancestors)
+        with by_onednn():
+            history_XMT = torch.bmm(queries_XME, keys_BGTE.flatten(0, 1).transpose(1, 2))
+        history_BGMT = history_XMT.unflatten(0, (prompts, groups))
+        if self._bias_B11T is None:
+            scores_BGMt[..., :longest] = history_BGMT
+        else:
+            torch.add(history_BGMT, self._bias_B11T, out=scores_BGMt[..., :longest])
+        own_NAGQ = (queries_NGQE[:, None] * own_keys_NAGE[:, :, :, None]).sum(dim=-1)
+        own_BGWQA = own_NAGQ.view(prompts, width, ancestors, groups, per_group).permute(0, 3, 1, 4, 2)
+        scores_BGMt[..., longest:] = own_BGWQA.flatten(2, 3)
+        weights_BGMt = torch.softmax(scores_BGMt.float(), dim=-1).to(scores_BGMt.dtype)
+        with by_onednn():
+            read_XME = torch.bmm(weights_BGMt[..., :longest].flatten(0, 1), values_BGTE.flatten(0, 1))
+        read_BGWQE = read_XME.view(prompts, groups, width, per_group, size)
+        own_BGWQA = weights_BGMt[..., longest:].unflatten(2, (width, per_group))
+        own_NAGQ1 = own_BGWQA.permute(0, 2, 4, 1, 3).reshape(-1, ancestors, groups, per_group, 1)
+        read_NGQE = (own_NAGQ1 * own_values_NAGE[:, :, :, None]).sum(dim=1)
+        read_NGQE += read_BGWQE.transpose(1, 2).flatten(0, 1)
+        return read_NGQE.flatten(1, 2)

@@ -72,24 +72,45 @@ class _Lean:
     ) -> torch.Tensor:
         decoder = self._decoder
         x_ND = decoder.embed_tokens(tokens_N)
-        cos_N1E, sin_N1E = (part[0][:, None] for part in decoder.rotary_emb(x_ND, position_ids=positions_N[None]))
+        angles = _angles(decoder, x_ND, positions_N)
         last = len(decoder.layers) - 1
         for index, layer in enumerate(decoder.layers):
-            attn, normed_ND = layer.self_attn, _norm(layer.input_layernorm, x_ND)
-            keys_NGE = _heads(attn, project(attn.k_proj, normed_ND), "k_norm")
-            values_NGE = project(attn.v_proj, normed_ND).unflatten(-1, (-1, attn.head_dim))
-            attention.keep(index, _rotate(keys_NGE, cos_N1E, sin_N1E), values_NGE)
-            chosen_P = wanted_P if index == last else None
+            attn, chosen_P = layer.self_attn, wanted_P if index == last else None
+            queries_NHE, keys_NGE, values_NGE = self._heads_of(index, layer, x_ND, tokens_N, chosen_P)
+            attention.keep(index, _rotate(keys_NGE, angles), values_NGE)
             if chosen_P is not None:  # nobody reads the last layer's output at the other tokens
-                x_ND, normed_ND = x_ND[chosen_P], normed_ND[chosen_P]
-                cos_N1E, sin_N1E = cos_N1E[chosen_P], sin_N1E[chosen_P]
-            queries_NHE = _rotate(_heads(attn, project(attn.q_proj, normed_ND), "q_norm"), cos_N1E, sin_N1E)
+                x_ND, angles = x_ND[chosen_P], tuple(part[chosen_P] for part in angles)
+            queries_NHE = _rotate(queries_NHE, angles)
             read_NHE = attention.attend(index, queries_NHE, attn.scaling, chosen_P)
-            x_ND = x_ND + project(attn.o_proj, read_NHE.flatten(1))
+            x_ND = project(attn.o_proj, read_NHE.flatten(1)).add_(x_ND)
             mlp, normed_ND = layer.mlp, _norm(layer.post_attention_layernorm, x_ND)
             gated_NF = mlp.act_fn(project(mlp.gate_proj, normed_ND)).mul_(project(mlp.up_proj, normed_ND))
-            x_ND = x_ND + project(mlp.down_proj, gated_NF)
+            x_ND = project(mlp.down_proj, gated_NF).add_(x_ND)
         return _norm(decoder.norm, x_ND)
+
+    def _heads_of(
+        self, index: int, layer: nn.Module, x_ND: torch.Tensor, tokens_N: torch.Tensor, chosen_P: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries, of the chosen tokens, keys and values before positions come in.
+
+        In the first layer they depend on the token alone, so where tokens outnumber the vocabulary they are computed
+        once for each of its V tokens.
+        """
+        attn, vocabulary = layer.self_attn, self._decoder.config.vocab_size
+        by_token = index == 0 and 2 * vocabulary < len(tokens_N)
+        if by_token:
+            x_ND = self._decoder.embed_tokens(torch.arange(vocabulary, device=tokens_N.device))
+        normed_ND = _norm(layer.input_layernorm, x_ND)
+        asking_ND = normed_ND if chosen_P is None or by_token else normed_ND[chosen_P]
+        heads = (
+            _heads(attn, project(attn.q_proj, asking_ND), "q_norm"),
+            _heads(attn, project(attn.k_proj, normed_ND), "k_norm"),
+            project(attn.v_proj, normed_ND).unflatten(-1, (-1, attn.head_dim)),
+        )
+        if not by_token:
+            return heads
+        tokens = (tokens_N if chosen_P is None else tokens_N[chosen_P], tokens_N, tokens_N)
+        return tuple(part_VHE.index_select(0, which) for part_VHE, which in zip(heads, tokens, strict=True))
 
 
 def project(module: nn.Module, x: torch.Tensor, rows: slice = slice(None)) -> torch.Tensor:
@@ -107,6 +128,9 @@ def _norm(norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """transformers' RMS norm; torch, too, computes it in float32 whatever the model's type."""
     if x.dtype in (torch.bfloat16, torch.float16):  # rounded before it is weighted, as transformers does
         return norm.weight * F.rms_norm(x, norm.weight.shape, None, norm.variance_epsilon)
+    if x.device.type == "cpu":  # torch takes half as many passes again
+        inverse = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1])
+        return (x * inverse.add_(norm.variance_epsilon).rsqrt_()).mul_(norm.weight)
     return F.rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)
 
 
@@ -116,10 +140,21 @@ def _heads(attn: nn.Module, projected: torch.Tensor, norm: str) -> torch.Tensor:
     return _norm(getattr(attn, norm), heads) if hasattr(attn, norm) else heads
 
 
-def _rotate(x_NHE: torch.Tensor, cos_N1E: torch.Tensor, sin_N1E: torch.Tensor) -> torch.Tensor:
+def _angles(decoder: nn.Module, x_ND: torch.Tensor, positions_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines, and sines of which the first half is negative, `[N, H, E]`."""
+    cos_NE, sin_NE = (part[0] for part in decoder.rotary_emb(x_ND, position_ids=positions_N[None]))
+    first, second = sin_NE.chunk(2, dim=-1)
+    angles = (cos_NE, torch.cat([-first, second], dim=-1))
+    cos_NHE, sin_NHE = (part[:, None].expand(-1, decoder.config.num_attention_heads, -1) for part in angles)
+    if x_ND.device.type == "cpu":  # where what is broadcast over heads of 32 is half as fast
+        cos_NHE, sin_NHE = cos_NHE.contiguous(), sin_NHE.contiguous()
+    return cos_NHE, sin_NHE
+
+
+def _rotate(x_NHE: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
     """Rotary positions as transformers lays them out: pairs (e, e + E/2)."""
-    first, second = x_NHE.chunk(2, dim=-1)
-    return (x_NHE * cos_N1E).addcmul_(torch.cat([-second, first], dim=-1), sin_N1E)
+    cos_NHE, sin_NHE = (part[:, : x_NHE.shape[1]] for part in angles)
+    return (x_NHE * cos_NHE).addcmul_(x_NHE.roll(x_NHE.shape[-1] // 2, dims=-1), sin_NHE)
 
 
 class _General:

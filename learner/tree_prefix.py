@@ -8,13 +8,14 @@ Dimension suffixes as in `learner.tree_attention`.
 """
 
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from learner.tree_attention import HistoryAttention, KnownRow, RowGeometry
+from learner.tree_attention import HistoryAttention, KnownRow, RowGeometry, in_blocks
 from learner.tree_forward import Forward
 
 _TOKEN_BYTES = 8
@@ -24,27 +25,35 @@ _TOKEN_BYTES = 8
 class Prefix:
     """B histories, ready for any number of decodings."""
 
-    keys: list[torch.Tensor]  # of each layer, [B, G, T, E]; zero beyond a history's end
+    keys: list[torch.Tensor]  # of each layer, [B, G, T, E]; beyond a history's end something of its own
     values: list[torch.Tensor]
     lengths_B: torch.Tensor  # int64
     hidden_BD: torch.Tensor  # last hidden state of each history's last token
 
 
 def prefix_bytes(model: PreTrainedModel, tokens: int, stride: int) -> int:
-    """What a `PrefixCache` keeps of a history of so many tokens: keys and values, and the starts that find them."""
+    """What a `PrefixCache` keeps of a history of so many tokens: keys and values, and the tokens that find them."""
     config = model.config
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    return 2 * config.num_hidden_layers * heads * size * tokens * model.dtype.itemsize + _start_bytes(tokens, stride)
+    places = 2 * config.num_hidden_layers * heads * size * in_blocks(tokens)
+    return places * model.dtype.itemsize + _start_bytes(tokens, stride)
 
 
 def _start_bytes(tokens: int, stride: int) -> int:
-    return _TOKEN_BYTES * sum(range(1, tokens + 1, stride))
+    """Of each start its last item and the number of the start before."""
+    starts = _starts(tokens, stride)
+    return _TOKEN_BYTES * (len(starts) + starts[-1]) if starts else 0
+
+
+def _starts(tokens: int, stride: int) -> range:
+    """Lengths of the starts that a history is found by: BOS and one item at least."""
+    return range(1 + stride, tokens + 1, stride)
 
 
 @dataclass(eq=False)
 class _Batch:
-    keys: list[torch.Tensor]  # of each layer, [R, T, G, E]
+    keys: list[torch.Tensor]  # of each layer, [R, G, T, E]
     values: list[torch.Tensor]
     nbytes: int
     starts: list[bytes] = field(default_factory=list)
@@ -54,15 +63,18 @@ class PrefixCache:
     """Keys and values of the latest batches, found by the tokens that a history starts with.
 
     Batches are kept whole and dropped oldest first. A row that is found is part of the new batch too, so what is
-    dropped is what has not been used for longest. Starts are looked up where items end: after BOS and every `stride`
-    tokens.
+    dropped is what has not been used for longest. Starts are numbered, and found item by item: by the number of the
+    start before and the tokens of the item. Starts are looked up where items end: every `stride` tokens after BOS,
+    which alone is not worth finding: all histories start with it, and rows of which nothing is known attend faster.
     """
 
     def __init__(self, max_bytes: int, stride: int) -> None:
         """`max_bytes` bounds the tensors and the tokens that find them; a batch above it leaves all as it was."""
         self._max_bytes, self._stride = max_bytes, stride
         self._batches: deque[_Batch] = deque()
-        self._found: dict[bytes, tuple[_Batch, int]] = {}
+        self._numbers: dict[bytes, int] = {}  # of the start before + the item's tokens -> of this start
+        self._places: dict[int, tuple[_Batch, int]] = {}  # number -> the latest row that starts so
+        self._last = 0
         self.nbytes = 0
         self.asked_tokens = 0  # tokens of the rows looked up
         self.found_tokens = 0  # of these, tokens not computed again
@@ -70,16 +82,20 @@ class PrefixCache:
     def find(self, tokens: np.ndarray, limit: int) -> KnownRow | None:
         """The longest start of `tokens` that is known, of at most `limit` tokens."""
         self.asked_tokens += len(tokens)
-        for length in reversed(range(1, limit + 1, self._stride)):
-            hit = self._found.get(tokens[:length].tobytes())
-            if hit is not None:
-                batch, row = hit
-                self.found_tokens += length
-                return KnownRow(keys=batch.keys, values=batch.values, row=row, length=length)
-        return None
+        number, length = 0, 0
+        for until, item in self._items(tokens[:limit]):
+            following = self._numbers.get(_start(number, item))
+            if following is None:
+                break
+            number, length = following, until
+        if not length:
+            return None
+        batch, row = self._places[number]
+        self.found_tokens += length
+        return KnownRow(keys=batch.keys, values=batch.values, row=row, length=length)
 
     def add(self, rows: list[np.ndarray], keys: list[torch.Tensor], values: list[torch.Tensor]) -> None:
-        """Keep a batch: tokens of its rows, keys and values of each layer `[R, T, G, E]`."""
+        """Keep a batch: tokens of its rows, keys and values of each layer `[R, G, T, E]`."""
         batch = _Batch(
             keys=keys,
             values=values,
@@ -89,9 +105,13 @@ class PrefixCache:
         if batch.nbytes > self._max_bytes:
             return
         for row, tokens in enumerate(rows):
-            starts = [tokens[:n].tobytes() for n in range(1, len(tokens) + 1, self._stride)]
-            batch.starts += starts
-            self._found.update(dict.fromkeys(starts, (batch, row)))
+            place, number = (batch, row), 0
+            for _, item in self._items(tokens):
+                start = _start(number, item)
+                number = self._numbers.setdefault(start, self._last + 1)
+                self._last = max(self._last, number)
+                self._places[number] = place
+                batch.starts.append(start)
         self._batches.append(batch)
         self.nbytes += batch.nbytes
         while self.nbytes > self._max_bytes:
@@ -105,9 +125,22 @@ class PrefixCache:
     def _drop(self) -> None:
         batch = self._batches.popleft()
         self.nbytes -= batch.nbytes
+        # Rows that go on from a start are rows that start so: no start is kept longer than the one before it.
         for start in batch.starts:
-            if start in self._found and self._found[start][0] is batch:
-                del self._found[start]
+            number = self._numbers.get(start)
+            if number is not None and self._places[number][0] is batch:
+                del self._numbers[start], self._places[number]
+
+    def _items(self, tokens: np.ndarray) -> Iterator[tuple[int, bytes]]:
+        """Where each item ends, and its tokens; BOS belongs to the first."""
+        data, before = tokens.tobytes(), 0
+        for until in _starts(len(tokens), self._stride):
+            yield until, data[_TOKEN_BYTES * before : _TOKEN_BYTES * until]
+            before = until
+
+
+def _start(before: int, item: bytes) -> bytes:
+    return before.to_bytes(_TOKEN_BYTES, "little") + item
 
 
 def prefill(
@@ -115,16 +148,19 @@ def prefill(
 ) -> Prefix:
     """Run right-padded histories `[B, T]` of `lengths_B` tokens (at least 1 each)."""
     row_B, prompt_R = share_rows(history_BT, lengths_B)
-    rows = [history_BT[prompt, : lengths_B[prompt]] for prompt in prompt_R]
     known: dict[int, KnownRow] = {}
     if cache is not None:
         # The last token of every history is computed anyway: its hidden state is what decoding starts from.
-        limit_R = np.full(len(rows), np.iinfo(np.int64).max)
+        limit_R = np.full(len(prompt_R), np.iinfo(np.int64).max)
         np.minimum.at(limit_R, row_B, lengths_B - 1)
-        found = (
-            (row, cache.find(tokens, int(limit))) for row, (tokens, limit) in enumerate(zip(rows, limit_R, strict=True))
-        )
-        known = {row: hit for row, hit in found if hit is not None}
+        hits = [
+            cache.find(history_BT[prompt, : lengths_B[prompt]], int(limit))
+            for prompt, limit in zip(prompt_R, limit_R, strict=True)
+        ]
+        fresh_first = np.argsort([hit is not None for hit in hits], kind="stable")
+        row_B, prompt_R = np.argsort(fresh_first)[row_B], prompt_R[fresh_first]
+        known = {row: hit for row, hit in enumerate(hits[old] for old in fresh_first) if hit is not None}
+    rows = [history_BT[prompt, : lengths_B[prompt]] for prompt in prompt_R]
     geometry = RowGeometry(
         known_R=np.asarray([known[row].length if row in known else 0 for row in range(len(rows))]),
         lengths_R=lengths_B[prompt_R],
@@ -142,7 +178,7 @@ def prefill(
     row_B = torch.from_numpy(row_B).to(device)
 
     def of_prompts(kept: list[torch.Tensor]) -> list[torch.Tensor]:
-        return [(part if one_each else part.index_select(0, row_B)).transpose(1, 2).contiguous() for part in kept]
+        return kept if one_each else [part.index_select(0, row_B) for part in kept]
 
     return Prefix(
         keys=of_prompts(attention.keys),
@@ -168,7 +204,7 @@ def share_rows(history_BT: np.ndarray, lengths_B: np.ndarray) -> tuple[np.ndarra
     heads = np.flatnonzero(~goes_on)
     head_of = heads[np.searchsorted(heads, np.arange(len(order)))]
     prompt_R = order[heads]
-    longest_first = np.argsort(-lengths_B[prompt_R], kind="stable")
+    longest_first = np.lexsort((prompt_R, -lengths_B[prompt_R]))
     place_R = np.empty_like(longest_first)
     place_R[longest_first] = np.arange(len(heads))
     row_B = np.empty(len(order), dtype=np.int64)

@@ -1,6 +1,7 @@
-"""Linear layers by oneDNN against torch's own, outputs and every gradient; and who has them: learner, pretraining."""
+"""Products by oneDNN: as exact as torch's own, outputs and every gradient; and who has them: learner, pretraining."""
 
 import copy
+import threading
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch import nn
 
 from learner import onednn
 from learner.objectives.nll import NllLoss
-from learner.onednn import multiply_by_onednn
+from learner.onednn import by_onednn, multiply_by_onednn
 from learner.policy import build_policy
 from learner.pretrain import pretrain
 from learner.settings import EvaluationSettings, LearnerSettings, PolicySettings, PretrainSettings
@@ -36,6 +37,56 @@ def calls(monkeypatch):
 
     monkeypatch.setattr(onednn, "_product", counting)
     return counted
+
+
+def setting():
+    return torch.backends.mkldnn.matmul.fp32_precision
+
+
+def test_products_within_are_as_exact_as_without_and_the_setting_comes_back():
+    first, second = torch.randn(2, 4, 70, 70).double()
+    before = setting()
+    with by_onednn(), pytest.raises(IndexError), by_onednn():
+        inside = setting()
+        found = (first.float() @ second.float(), first[0].float() @ second[0].float())
+        raise IndexError
+    assert (inside, setting()) == (onednn._precision(), before)
+    for one, wanted in zip(found, (first @ second, first[0] @ second[0]), strict=True):
+        assert (one - wanted).abs().max() < 2e-5
+
+
+def test_the_setting_comes_back_when_the_last_thread_has_left():
+    before, inside, leave = setting(), threading.Barrier(2), threading.Event()
+
+    def other():
+        with by_onednn():
+            inside.wait(10)
+            leave.wait(10)
+
+    thread = threading.Thread(target=other)
+    with by_onednn():
+        thread.start()
+        inside.wait(10)  # the other came later and goes later
+    assert setting() == onednn._precision()
+    leave.set()
+    thread.join(10)
+    assert setting() == before
+
+
+def test_a_processor_that_would_compute_in_less_is_not_allowed_to(monkeypatch):
+    product = torch.Tensor.__matmul__
+
+    def rounding(one, other):
+        if setting() == "bf16" and one.dtype == torch.float32:
+            one = one.bfloat16().float()
+        return product(one, other)
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", rounding)
+    onednn._precision.cache_clear()
+    try:
+        assert onednn._precision() == "ieee"
+    finally:
+        onednn._precision.cache_clear()
 
 
 @pytest.mark.parametrize("shape", [(7, 24), (1, 33, 24), (2, 3, 5, 24)], ids=str)

@@ -99,10 +99,10 @@ def test_a_step_is_bounded_and_takes_the_oldest_of_one_kind(engine, world):  # n
     steps = []
     while engine.in_flight:
         before = engine.in_flight
-        steps.append([generation.request_id for generation in engine.step()])
+        steps.append(sorted(generation.request_id for generation in engine.step()))
         assert engine.in_flight == before - len(steps[-1])
     names = [[request.request_id for request in part] for part in (first, second)]
-    assert steps == [names[0][:4], names[1][:4], names[1][4:], names[0][4:]]
+    assert steps == [sorted(part) for part in (names[0][:4], names[1][:4], names[1][4:], names[0][4:])]
     assert engine.step() == []
 
 
@@ -151,10 +151,9 @@ def test_known_prefixes_change_nothing_and_are_forgotten_with_their_weights(worl
             found.append(cached.prefix_tokens[1] - before)
         for engine in (cached, plain):
             engine.load_weights(weights(world, 1, version + 1))
-    # Under new weights the first step, of four prompts, finds nothing and the second, of one, BOS; then all but the
-    # last item of every prompt of 1 + 3n tokens is found.
-    again = 1 + 28 + 31 + 61 + 97
-    assert found == [1, again, 1, again]
+    # Under new weights nothing is found; then all but the last item of every prompt of 1 + 3n tokens.
+    again = 28 + 31 + 61 + 97
+    assert found == [0, again, 0, again]
     assert plain.prefix_tokens == (0, 0)
 
 

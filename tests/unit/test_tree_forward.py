@@ -7,6 +7,7 @@ from torch.nn.utils import parametrize
 from transformers import Gemma2Config, Gemma2ForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from catalog.errors import PolicyError
+from learner import tree_attention
 from learner.tree_attention import HistoryAttention, RowGeometry
 from learner.tree_forward import _General, _Lean, forward_of, project
 from tests.unit.learner_cases import sharpen
@@ -58,6 +59,22 @@ def test_packed_tokens_have_the_hidden_states_of_plain_rows(name):
     forward = forward_of(model)
     assert isinstance(forward, _General if name in ("gpt2", "phi") else _Lean)
     torch.testing.assert_close(run(model, forward, HISTORIES), expected(model, HISTORIES), atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("by_blocks", [True, False])
+@pytest.mark.parametrize("name", ["qwen3", "llama", "gpt2"])
+def test_histories_of_many_blocks_have_the_hidden_states_of_plain_rows(name, by_blocks, monkeypatch):
+    if not by_blocks:
+        monkeypatch.setattr(tree_attention, "_BY_BLOCKS", set())
+    model = MODELS[name]()
+    lengths = [64, 63, 50, 40, 33, 33, 32, 31, 5, 1]  # 281 tokens of a vocabulary of 15
+    histories = [torch.randint(0, 15, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in lengths]
+    torch.testing.assert_close(
+        run(model, forward_of(model), histories), expected(model, histories), atol=5e-5, rtol=2e-4
+    )
+    wanted = [(row, length - 1) for row, length in enumerate(lengths)]
+    ends = expected(model, histories)[np.cumsum(lengths) - 1]
+    torch.testing.assert_close(run(model, forward_of(model), histories, wanted), ends, atol=5e-5, rtol=2e-4)
 
 
 @pytest.mark.parametrize("name", ["qwen3", "llama", "gpt2"])

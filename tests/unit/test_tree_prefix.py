@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from learner.tree_attention import _LIKE_LENGTHS
+from learner import tree_attention
 from learner.tree_decode import TreeDecoder
 from learner.tree_prefix import PrefixCache, prefix_bytes, share_rows
 from tests.unit.tree_cases import models, padded, vocabulary
@@ -29,7 +29,7 @@ def test_a_history_is_read_off_the_longest_that_goes_on_from_it():
 def test_what_stands_behind_a_history_is_no_part_of_it():
     tokens, lengths = padded([A[:4], B, A[:7]], filler=9)
     row_B, prompt_R = share_rows(tokens.numpy(), lengths.numpy())
-    assert (row_B.tolist(), prompt_R.tolist()) == ([0, 1, 0], [2, 1])
+    assert (row_B.tolist(), prompt_R.tolist()) == ([1, 0, 1], [1, 2])
     assert rows_of([A]) == ([0], [0])
     assert rows_of([[1, 0], [1], [1, 3]]) == ([0, 0, 1], [0, 2])
 
@@ -41,8 +41,10 @@ def model(request):
 
 @pytest.fixture(params=["cpu", "cuda"])
 def grouped_as_on(request, monkeypatch):
-    """Rows attend together as they do on a CPU, where none is padded, and as on a GPU."""
-    monkeypatch.setitem(_LIKE_LENGTHS, "cpu", _LIKE_LENGTHS[request.param])
+    """Rows attend together as they do on a CPU, by blocks, and as on a GPU."""
+    monkeypatch.setitem(tree_attention._LIKE_LENGTHS, "cpu", tree_attention._LIKE_LENGTHS[request.param])
+    if request.param == "cuda":
+        monkeypatch.setattr(tree_attention, "_BY_BLOCKS", set())
 
 
 def alone(model, histories):
@@ -56,7 +58,7 @@ def assert_equal(prefix, expected):
         assert int(prefix.lengths_B[row]) == length
         torch.testing.assert_close(prefix.hidden_BD[row], one.hidden_BD[0], atol=2e-5, rtol=1e-4)
         for mine, theirs in zip(prefix.keys + prefix.values, one.keys + one.values, strict=True):
-            torch.testing.assert_close(mine[row, :, :length], theirs[0], atol=2e-5, rtol=1e-4)
+            torch.testing.assert_close(mine[row, :, :length], theirs[0, :, :length], atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.usefixtures("grouped_as_on")
@@ -87,13 +89,13 @@ def test_extensions_of_remembered_histories_equal_each_alone(model):
     decoder = TreeDecoder(model, vocabulary(), cache_bytes=10**6)
     decoder.prefill(*padded([A[:7], B[:4], [1, 5, 8, 13]]))
     assert (decoder.cache.asked_tokens, decoder.cache.found_tokens) == (15, 0)
-    # B goes on from 4 known tokens, A and the last from 7, the third from BOS alone.
+    # B goes on from 4 known tokens, A and the last from 7, the third from BOS, which is not looked for.
     histories = [B, A, [1, 4, 7, 10], [*A[:7], 3, 8, 14]]
     assert_equal(decoder.prefill(*padded(histories)), alone(model, histories))
-    assert (decoder.cache.asked_tokens, decoder.cache.found_tokens) == (15 + 34, 4 + 7 + 1 + 7)
+    assert (decoder.cache.asked_tokens, decoder.cache.found_tokens) == (15 + 34, 4 + 7 + 7)
     again = [A, B]
     assert_equal(decoder.prefill(*padded(again)), alone(model, again))
-    assert decoder.cache.found_tokens == 19 + 10 + 4  # the last token is always computed, so 13 and 7 are out of reach
+    assert decoder.cache.found_tokens == 18 + 10 + 4  # the last token is always computed, so 13 and 7 are out of reach
 
 
 def test_a_shared_row_is_known_no_further_than_its_shortest_history_needs(model):
@@ -131,10 +133,10 @@ def test_the_cache_finds_the_longest_start_within_the_limit():
     hit = cache.find(row(1, 6, 6, 6, 7, 7, 7), 6)
     assert (hit.row, hit.length) == (1, 4)
     assert hit.keys[0][hit.row, 0].item() == 20.0 and hit.values[0][hit.row, 0].item() == 40.0
-    assert cache.find(row(1, 6, 6, 6, 7, 7, 7), 3).length == 1  # BOS
+    assert cache.find(row(1, 6, 6, 6, 7, 7, 7), 3) is None  # BOS alone is not kept
     assert cache.find(row(1, 6, 6, 6, 7, 7, 7), 0) is None
     assert cache.find(row(2, 6, 6, 6), 4) is None
-    assert (cache.asked_tokens, cache.found_tokens) == (25, 5)
+    assert (cache.asked_tokens, cache.found_tokens) == (25, 4)
 
 
 def test_what_a_history_takes_is_known_before(model):
@@ -144,17 +146,17 @@ def test_what_a_history_takes_is_known_before(model):
 
 
 def test_the_cache_drops_the_oldest_batch_and_what_was_found_in_it():
-    one_batch = 2 * 4 * 4 + 8 + 32  # keys and values of 4 floats; starts of 1 and 4 tokens
+    one_batch = 2 * 4 * 4 + 8 + 32  # keys and values of 4 floats; a start of 4 tokens and the number before it
     cache = PrefixCache(2 * one_batch, stride=3)
     for value in (5, 6):
         cache.add([row(1, value, value, value)], tensors(float(value)), tensors(0.0))
     assert cache.nbytes == 2 * one_batch
     cache.add([row(1, 7, 7, 7)], tensors(7.0), tensors(0.0))
     assert cache.nbytes == 2 * one_batch
-    assert cache.find(row(1, 5, 5, 5), 4).length == 1  # BOS is known of the newest
-    assert cache.find(row(1, 5, 5, 5), 4).keys[0][0, 0].item() == 7.0
+    assert cache.find(row(1, 5, 5, 5), 4) is None
+    assert cache.find(row(1, 7, 7, 7), 4).keys[0][0, 0].item() == 7.0
     assert cache.find(row(1, 6, 6, 6), 4).length == 4
     cache.add([row(1, 8, 8, 8)] * 3, tensors(8.0, 8.0, 8.0), tensors(0.0, 0.0, 0.0))  # larger than everything
     assert cache.nbytes == 2 * one_batch
-    assert cache.find(row(1, 8, 8, 8), 4).length == 1
+    assert cache.find(row(1, 8, 8, 8), 4) is None
     assert cache.find(row(1, 7, 7, 7), 4).length == 4
