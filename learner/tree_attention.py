@@ -22,7 +22,6 @@ _LIKE_LENGTHS = {"cpu": 1.0, "cuda": 0.8}
 # Where rows of which nothing is known attend by blocks of tokens: torch's flash kernel for CPUs multiplies by MKL.
 _BY_BLOCKS = {"cpu"}
 _BLOCK = 32  # tokens
-_LIKE_ROWS = 4  # rows of a product come in multiples: oneDNN takes 0.3 ms to prepare for a shape that it has not seen
 
 
 def in_blocks(tokens: int) -> int:
@@ -173,8 +172,7 @@ def _causal_by_blocks(
     with by_onednn():
         for stop in range(_BLOCK, longest + 1, _BLOCK):
             block = slice(stop - _BLOCK, stop)
-            rows = int((lengths_R > block.start).sum())
-            heads = groups * min(-(-rows // _LIKE_ROWS) * _LIKE_ROWS, len(lengths_R))
+            heads = groups * int((lengths_R > block.start).sum())
             scores_XMT = scratch[: heads * per_group * _BLOCK * stop].view(heads, per_group * _BLOCK, stop)
             block_XME = queries_XQTE[:heads, :, block].reshape(heads, -1, size)
             torch.bmm(block_XME, keys_XTE[:heads, :stop].contiguous().transpose(1, 2), out=scores_XMT)

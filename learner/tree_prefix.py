@@ -161,10 +161,8 @@ def prefill(
         row_B, prompt_R = np.argsort(fresh_first)[row_B], prompt_R[fresh_first]
         known = {row: hit for row, hit in enumerate(hits[old] for old in fresh_first) if hit is not None}
     rows = [history_BT[prompt, : lengths_B[prompt]] for prompt in prompt_R]
-    geometry = RowGeometry(
-        known_R=np.asarray([known[row].length if row in known else 0 for row in range(len(rows))]),
-        lengths_R=lengths_B[prompt_R],
-    )
+    known_R = np.asarray([known[row].length if row in known else 0 for row in range(len(rows))])
+    geometry = RowGeometry(known_R=known_R, lengths_R=_filled(known_R, lengths_B[prompt_R]))
     row_N, position_N = geometry.packed()
     end_B = lengths_B - 1
     attention = HistoryAttention(geometry, known, (row_B, end_B), device)
@@ -186,6 +184,17 @@ def prefill(
         lengths_B=torch.from_numpy(lengths_B).to(device),
         hidden_BD=hidden_BD,
     )
+
+
+def _filled(known_R: np.ndarray, lengths_R: np.ndarray) -> np.ndarray:
+    """Lengths that make a round number of new tokens, up to 2% more, by tokens behind the ends of fresh rows.
+
+    Nothing attends to those. oneDNN prepares its kernels for every number of tokens that it has not seen.
+    """
+    new = int((lengths_R - known_R).sum())
+    unit = 1 << min(6, max(0, new.bit_length() - 7))
+    room_R = np.where(known_R == 0, lengths_R.max() - lengths_R, 0)
+    return lengths_R + np.diff(np.minimum(np.cumsum(room_R), -new % unit), prepend=0)
 
 
 def share_rows(history_BT: np.ndarray, lengths_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -2,8 +2,9 @@
 
 vLLM reads its environment when it is imported, so each engine lives in a process of its own; the two are told in turn
 to generate, and one waits while the other works. Every run has prompts of its own, the same for both, so that no prefix
-cache answers for an earlier run. Both processes are set up as a rollout actor's (`cluster.environment`). Before
-anything is timed the two sets of candidates are compared: the log-probs that both gave to a same prefix, and of samples
+cache answers for an earlier run. Both processes are set up as a rollout actor's (`cluster.environment`). Both generate
+some times before anything is timed, as their memory still grows: the tree engine's until its prefix cache is full. Then
+the two sets of candidates are compared: the log-probs that both gave to a same prefix, and of samples
 the frequencies of first tokens by a chi-square test, of exact beams the log-probs of all.
 
 Histories have 160 tokens each (`equal`), or 160 in the mean and any number from 79 to 238 (`mixed`). 160 is what costs
@@ -48,6 +49,7 @@ ROWS = (
 )
 _NATS = {"float32": 1e-3, "bfloat16": 0.5}  # between the engines, on one token
 _LEAST_P = 1e-4
+_WARM_UPS = 15  # of each kind of lengths
 _ANSWER_S = 300.0  # for an engine to start, or to generate once
 
 
@@ -61,8 +63,13 @@ def run(options: BenchOptions) -> dict[str, Any]:
         setting = (policy_dir, prompts, history, items, options.threads, options.seed)
         engines = {name: _Remote(name, setting) for name in ("tree", "vllm")}
         try:
+            warm = ""
             for lengths, kind, candidates, constrained in ROWS:
                 decode = DecodeSettings(kind=kind, candidates=candidates, constrained=constrained)
+                for engine in engines.values() if lengths != warm else ():
+                    for _ in range(_WARM_UPS):
+                        engine.generate(lengths, decode)
+                warm = lengths
                 rows.append({"lengths": lengths, **_compare(engines, prompts, lengths, decode, options)})
         finally:
             for engine in engines.values():
