@@ -24,11 +24,6 @@ _BY_BLOCKS = {"cpu"}
 _BLOCK = 32  # tokens
 
 
-def in_blocks(tokens: int) -> int:
-    """The places that a row of so many tokens takes."""
-    return -(-tokens // _BLOCK) * _BLOCK
-
-
 @dataclass(frozen=True, kw_only=True)
 class RowGeometry:
     """Rows of histories of which the first `known` tokens have keys and values already.
@@ -41,8 +36,8 @@ class RowGeometry:
 
     @property
     def longest(self) -> int:
-        """T, in whole blocks."""
-        return in_blocks(int(self.lengths_R.max()))
+        """T."""
+        return int(self.lengths_R.max())
 
     @property
     def new_R(self) -> np.ndarray:
@@ -170,16 +165,17 @@ def _causal_by_blocks(
     later_SS = queries_XQTE.new_full((_BLOCK, _BLOCK), -torch.inf).triu_(1)
     scratch = queries_XQTE.new_empty(len(queries_XQTE) * per_group * _BLOCK * longest)
     with by_onednn():
-        for stop in range(_BLOCK, longest + 1, _BLOCK):
-            block = slice(stop - _BLOCK, stop)
+        for start in range(0, longest, _BLOCK):
+            stop = min(start + _BLOCK, longest)
+            block, width = slice(start, stop), stop - start
             heads = groups * int((lengths_R > block.start).sum())
-            scores_XMT = scratch[: heads * per_group * _BLOCK * stop].view(heads, per_group * _BLOCK, stop)
+            scores_XMT = scratch[: heads * per_group * width * stop].view(heads, per_group * width, stop)
             block_XME = queries_XQTE[:heads, :, block].reshape(heads, -1, size)
             torch.bmm(block_XME, keys_XTE[:heads, :stop].contiguous().transpose(1, 2), out=scores_XMT)
-            scores_XMT.view(heads, per_group, _BLOCK, stop)[..., block] += later_SS
+            scores_XMT.view(heads, per_group, width, stop)[..., block] += later_SS[:width, :width]
             torch.softmax(scores_XMT, dim=-1, out=scores_XMT)
             read_XME = torch.bmm(scores_XMT, values_XTE[:heads, :stop])
-            read_XQTE[:heads, :, block] = read_XME.view(heads, per_group, _BLOCK, size)
+            read_XQTE[:heads, :, block] = read_XME.view(heads, per_group, width, size)
     return read_XQTE.view(queries_RHTE.shape).to(queries_RHTE.dtype)
 
 

@@ -37,8 +37,10 @@ def draw(log_p_BWC: torch.Tensor, branch_BK: torch.Tensor, uniforms_BK: torch.Te
     target_BK = uniforms_BK * shares_BWC[..., -1].gather(1, branch_BK)
     if shares_BWC.shape[1] == 1:
         return torch.searchsorted(shares_BWC[:, 0], target_BK, right=True)
-    shares_BKC = shares_BWC.gather(1, branch_BK[..., None].expand(-1, -1, shares_BWC.shape[2]))
-    return torch.searchsorted(shares_BKC, target_BK[..., None], right=True)[..., 0]
+    prompts, width, _ = shares_BWC.shape
+    row_BK = torch.arange(prompts, device=branch_BK.device)[:, None] * width + branch_BK
+    shares_NC = shares_BWC.flatten(0, 1).index_select(0, row_BK.flatten())
+    return torch.searchsorted(shares_NC, target_BK.flatten()[:, None], right=True).view_as(branch_BK)
 
 
 def distinct(values_BK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

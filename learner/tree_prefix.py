@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from learner.tree_attention import HistoryAttention, KnownRow, RowGeometry, in_blocks
+from learner.tree_attention import HistoryAttention, KnownRow, RowGeometry
 from learner.tree_forward import Forward
 
 _TOKEN_BYTES = 8
@@ -36,8 +36,7 @@ def prefix_bytes(model: PreTrainedModel, tokens: int, stride: int) -> int:
     config = model.config
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    places = 2 * config.num_hidden_layers * heads * size * in_blocks(tokens)
-    return places * model.dtype.itemsize + _start_bytes(tokens, stride)
+    return 2 * config.num_hidden_layers * heads * size * tokens * model.dtype.itemsize + _start_bytes(tokens, stride)
 
 
 def _start_bytes(tokens: int, stride: int) -> int:
