@@ -19,6 +19,9 @@ from learner.tree_attention import HistoryAttention, KnownRow, RowGeometry
 from learner.tree_forward import Forward
 
 _TOKEN_BYTES = 8
+# Of a history's tokens, the share that is worth finding: rows of which nothing is known attend faster, and that histories
+# have their first items in common is no rare chance.
+_LEAST_SHARE = 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +49,7 @@ def _start_bytes(tokens: int, stride: int) -> int:
 
 
 def _starts(tokens: int, stride: int) -> range:
-    """Lengths of the starts that a history is found by: BOS and one item at least."""
+    """Lengths of the starts that a history is found by: BOS, which all have, and one item at least."""
     return range(1 + stride, tokens + 1, stride)
 
 
@@ -63,8 +66,7 @@ class PrefixCache:
 
     Batches are kept whole and dropped oldest first. A row that is found is part of the new batch too, so what is
     dropped is what has not been used for longest. Starts are numbered, and found item by item: by the number of the
-    start before and the tokens of the item. Starts are looked up where items end: every `stride` tokens after BOS,
-    which alone is not worth finding: all histories start with it, and rows of which nothing is known attend faster.
+    start before and the tokens of the item. Items end every `stride` tokens after BOS.
     """
 
     def __init__(self, max_bytes: int, stride: int) -> None:
@@ -79,7 +81,7 @@ class PrefixCache:
         self.found_tokens = 0  # of these, tokens not computed again
 
     def find(self, tokens: np.ndarray, limit: int) -> KnownRow | None:
-        """The longest start of `tokens` that is known, of at most `limit` tokens."""
+        """The longest start of `tokens` that is known, of at most `limit` tokens and no less than a quarter of them."""
         self.asked_tokens += len(tokens)
         number, length = 0, 0
         for until, item in self._items(tokens[:limit]):
@@ -87,7 +89,7 @@ class PrefixCache:
             if following is None:
                 break
             number, length = following, until
-        if not length:
+        if length < _LEAST_SHARE * len(tokens):
             return None
         batch, row = self._places[number]
         self.found_tokens += length

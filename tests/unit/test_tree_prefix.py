@@ -136,7 +136,9 @@ def test_the_cache_finds_the_longest_start_within_the_limit():
     assert cache.find(row(1, 6, 6, 6, 7, 7, 7), 3) is None  # BOS alone is not kept
     assert cache.find(row(1, 6, 6, 6, 7, 7, 7), 0) is None
     assert cache.find(row(2, 6, 6, 6), 4) is None
-    assert (cache.asked_tokens, cache.found_tokens) == (25, 4)
+    assert cache.find(row(1, 6, 6, 6, *range(13)), 17) is None  # less than a quarter
+    assert cache.find(row(1, 6, 6, 6, *range(12)), 16).length == 4
+    assert (cache.asked_tokens, cache.found_tokens) == (58, 8)
 
 
 def test_what_a_history_takes_is_known_before(model):
