@@ -19,8 +19,8 @@ from learner.tree_attention import HistoryAttention, KnownRow, RowGeometry
 from learner.tree_forward import Forward
 
 _TOKEN_BYTES = 8
-# Of a history's tokens, the share that is worth finding: rows of which nothing is known attend faster, and that histories
-# have their first items in common is no rare chance.
+# The share of a history that is worth finding: rows of which nothing is known attend faster, and that histories have
+# their first items in common is no rare chance.
 _LEAST_SHARE = 0.25
 
 
