@@ -74,10 +74,10 @@ class KnownRow:
 class _Spread:
     """Packed tokens `[N, heads, E]` and the rows `[R, heads, T, E]` that they make up."""
 
-    def __init__(self, geometry: RowGeometry, longest: int, device: torch.device) -> None:
+    def __init__(self, geometry: RowGeometry, device: torch.device) -> None:
         self._geometry, self._device = geometry, device
-        self._shape = (len(geometry.lengths_R), longest)
-        self._full = int(geometry.new_R.min()) == longest
+        self._shape = (len(geometry.lengths_R), geometry.longest)
+        self._full = int(geometry.new_R.min()) == geometry.longest
         self._indices: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def rows(self, packed_NHE: torch.Tensor) -> torch.Tensor:
@@ -118,10 +118,9 @@ class _Together:
         first = int(geometry.new_R[: rows.start].sum())
         self.rows, self.tokens = rows, slice(first, first + int(new_R.sum()))
         own = RowGeometry(known_R=np.zeros_like(new_R), lengths_R=new_R)
-        self._lengths = geometry.lengths_R[rows]
-        self._longest = RowGeometry(known_R=known_R, lengths_R=self._lengths).longest
-        width = int(new_R.max()) if known_R.any() else self._longest
-        self._spread = _Spread(own, width, device)
+        self._lengths, width = geometry.lengths_R[rows], own.longest
+        self._longest = int(self._lengths.max())
+        self._spread = _Spread(own, device)
         self._mask_R1ST: torch.Tensor | None = None  # None: causal, nothing is known
         if known_R.any():
             at_S1 = torch.arange(width, device=device)[:, None]
@@ -168,7 +167,7 @@ def _causal_by_blocks(
         for start in range(0, longest, _BLOCK):
             stop = min(start + _BLOCK, longest)
             block, width = slice(start, stop), stop - start
-            heads = groups * int((lengths_R > block.start).sum())
+            heads = groups * int((lengths_R > start).sum())
             scores_XMT = scratch[: heads * per_group * width * stop].view(heads, per_group * width, stop)
             block_XME = queries_XQTE[:heads, :, block].reshape(heads, -1, size)
             torch.bmm(block_XME, keys_XTE[:heads, :stop].contiguous().transpose(1, 2), out=scores_XMT)
@@ -198,7 +197,7 @@ class HistoryAttention:
             device: of the model.
         """
         self._known = known
-        self._spread = _Spread(geometry, geometry.longest, device)
+        self._spread = _Spread(geometry, device)
         self._groups = [_Together(geometry, rows, device) for rows in geometry.groups(device)]
         in_order = np.array_equal(wanted[0], np.arange(len(geometry.lengths_R)))
         self._row_P = None if in_order else torch.from_numpy(wanted[0]).to(device)  # None: one of each row

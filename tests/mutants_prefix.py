@@ -114,6 +114,10 @@ _LINEAR = (
     ('        and not torch.is_autocast_enabled("cpu")\n', ""),
     ("x.dtype == weight.dtype == torch.float32", "x.dtype == weight.dtype"),
     ("return _product(x, weight, bias)", "return _product(x, weight, None)"),
+    ('return "bf16" if exact else "ieee"', 'return "bf16"'),
+    ("if not _before:\n                setting", "if True:\n                setting"),
+    ("                setting.fp32_precision = before\n\n", "                pass\n\n"),
+    ("            setting.fp32_precision = wanted\n", ""),
 )  # fmt: skip
 
 PREFIX_MUTANTS = (

@@ -77,6 +77,21 @@ def test_histories_of_many_blocks_have_the_hidden_states_of_plain_rows(name, by_
     torch.testing.assert_close(run(model, forward_of(model), histories, wanted), ends, atol=5e-5, rtol=2e-4)
 
 
+def test_the_only_layer_asks_for_wanted_tokens_of_its_table():
+    model = Qwen2ForCausalLM._from_config(
+        Qwen2Config(vocab_size=15, num_key_value_heads=2, **SIZES | {"num_hidden_layers": 1}),
+        attn_implementation="sdpa",
+    ).eval()
+    histories = [[1, 3, 7, 10, 4, 8, 11] * 4, [1, 6, 9, 14] * 3]
+    wanted = [(1, 11), (0, 27)]
+    torch.testing.assert_close(
+        run(sharpen(model), forward_of(model), histories, wanted),
+        expected(model, histories)[[39, 27]],
+        atol=2e-5,
+        rtol=1e-4,
+    )
+
+
 @pytest.mark.parametrize("name", ["qwen3", "llama", "gpt2"])
 def test_wanted_tokens_are_picked_in_any_order(name):
     model = MODELS[name]()

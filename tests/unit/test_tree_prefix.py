@@ -6,7 +6,7 @@ import torch
 
 from learner import tree_attention
 from learner.tree_decode import TreeDecoder
-from learner.tree_prefix import PrefixCache, prefix_bytes, share_rows
+from learner.tree_prefix import PrefixCache, _filled, prefix_bytes, share_rows
 from tests.unit.tree_cases import models, padded, vocabulary
 
 MODELS = models()
@@ -104,6 +104,25 @@ def test_a_shared_row_is_known_no_further_than_its_shortest_history_needs(model)
     histories = [A, A[:7]]
     assert_equal(decoder.prefill(*padded(histories)), alone(model, histories))
     assert decoder.cache.found_tokens == 4
+
+
+def test_fresh_rows_are_filled_to_a_round_number_of_new_tokens():
+    lengths = np.array([300, 200, 137])  # 637 tokens: in eights
+    assert _filled(np.zeros(3, dtype=np.int64), lengths).tolist() == [300, 203, 137]
+    assert _filled(np.array([0, 0, 100]), lengths).tolist() == [300, 207, 137]
+    assert _filled(np.array([0, 100, 0]), lengths).tolist() == [300, 200, 144]
+    assert _filled(np.zeros(2, dtype=np.int64), np.array([301, 301])).tolist() == [301, 301]  # there is no room
+    assert _filled(np.zeros(2, dtype=np.int64), np.array([60, 3])).tolist() == [60, 3]
+
+
+def test_a_filled_row_gives_what_it_gives_alone(model):
+    generator = torch.Generator().manual_seed(0)
+    histories = [torch.randint(0, 15, (n,), generator=generator).tolist() for n in (63, 40, 30)]
+    counted, decoder = [], TreeDecoder(model, vocabulary())
+    forward = decoder._forward
+    decoder._forward = lambda tokens, *rest: (counted.append(len(tokens)), forward(tokens, *rest))[1]
+    assert_equal(decoder.prefill(*padded(histories, filler=9)), alone(model, histories))
+    assert counted == [134]  # 133 in twos
 
 
 def test_new_weights_forget(model):
