@@ -5,17 +5,17 @@ engine 0 on the publisher's node, engine 1 on the other, and so on. `busy`: all 
 between their steps, as a rollout actor does; otherwise they have nothing to generate, so no step under way comes before
 the load.
 
-bare_load_s: `load_weights` of an idle engine, from memory of its own process: what a swap costs at the very least.
-    Engines that share cores load one after another: n engines need `ceil(n / cores)` turns.
+bare_load_s: `load_weights` of the n engines, idle, at once, each from memory of its own process, until the last has
+    loaded: what a swap costs at the very least.
 bare_fetch_s: `ray.get` of as many bytes on the other node by an actor that does nothing else; 0 where no other node
     takes part. The nodes are processes of one machine, so this is Ray's transfer over the loopback interface.
 seconds: from `publish` of weights that are packed (the learner packs while nothing waits for it) to the last engine's
-    having loaded them. `ratio` is against the bare loads, `ratio_fetch` against the bare fetch and the bare loads,
+    having loaded them. `ratio` is against the bare load, `ratio_fetch` against the bare fetch and the bare load,
     `ratio_memcpy` against one copy of the bytes in memory. Medians of the rounds, in each of which the bare side and
     the publication take turns; idle engines, whose rounds are short, have `_IDLE_ROUNDS` times as many.
 pause_s: from the end of the engine's last step with the old weights to the beginning of its first with the new;
     `load_s` is the part of it that was the load itself, `step_s` the step that a busy engine finished before it, and
-    `ratio_pause` the pause against the bare loads and that step.
+    `ratio_pause` the pause against the bare load and that step.
 copies: nodes that hold the weights in their object store.
 
 `ratio`, `pause_s` and `s_per_gb` beside the rows are those of one idle engine. An idle engine here looks for weights
@@ -23,8 +23,6 @@ every `_IDLE_S`; an idle rollout actor, which nothing waits for, may let 0.2 s p
 """
 
 import itertools
-import math
-import os
 import statistics
 import tempfile
 import threading
@@ -62,6 +60,7 @@ _START_S = 300.0
 _ACTIVE_S = 120.0
 _IDLE_S = 0.001
 _IDLE_ROUNDS = 3
+_TOGETHER_S = 0.05  # until engines that are asked to load have all been asked
 
 
 def run(options: BenchOptions) -> dict[str, Any]:
@@ -123,12 +122,19 @@ class Receiver:
         self._generator = generator
         self._number = 0
 
-    def bare_load(self, weights: PackedWeights) -> float:
-        """Seconds of a load of weights that lie in this process, all tensors of them."""
+    def copy(self, weights: PackedWeights) -> None:
+        """Take a copy of weights into this process, and finish what is under way."""
         while self._engine.in_flight:
             self._engine.step()
         buffers = {dtype: buffer.copy() for dtype, buffer in weights.buffers.items()}
-        return self._engine.load_weights(replace(weights, buffers=buffers))
+        self._copy = replace(weights, buffers=buffers)
+
+    def bare_load(self, begin_s: float) -> float:
+        """Load that copy, all tensors of it, at `begin_s`; returns the seconds from then."""
+        time.sleep(max(0.0, begin_s - time.monotonic()))
+        self._engine.load_weights(self._copy)
+        del self._copy
+        return time.monotonic() - begin_s
 
     def receive(self, version: int, busy: bool) -> dict[str, float]:
         """Generate, or wait, until the engine has `version`."""
@@ -252,17 +258,15 @@ def _start(
 
 
 def _measure(engines: list[Any], publication: _Publication, repeats: int, busy: bool) -> dict[str, Any]:
-    turns = math.ceil(len(engines) / (os.cpu_count() or 1))
     rounds: list[dict[str, float]] = []
     for number in range(repeats + 1):
         one: dict[str, float] = {}
         for side in in_turn(("bare", "published"), number):
             one |= _bare(engines, publication) if side == "bare" else _publish(engines, publication, busy)
-        turns_s = one["bare_load_s"] * turns
-        one["ratio"] = one["seconds"] / turns_s
-        one["ratio_fetch"] = one["seconds"] / (one["bare_fetch_s"] + turns_s)
+        one["ratio"] = one["seconds"] / one["bare_load_s"]
+        one["ratio_fetch"] = one["seconds"] / (one["bare_fetch_s"] + one["bare_load_s"])
         one["ratio_memcpy"] = one["seconds"] / one["memcpy_s"]
-        one["ratio_pause"] = one["pause_s"] / (turns_s + one["step_s"])
+        one["ratio_pause"] = one["pause_s"] / (one["bare_load_s"] + one["step_s"])
         rounds.append(one)
     middle = {name: statistics.median(one[name] for one in rounds[1:]) for name in rounds[0]}
     row = {
@@ -277,7 +281,13 @@ def _measure(engines: list[Any], publication: _Publication, repeats: int, busy: 
 
 
 def _bare(engines: list[Any], publication: _Publication) -> dict[str, float]:
-    load_s = answer(engines[0].bare_load.remote(publication.packed()), "the bare load", _ACTIVE_S)
+    weights = ray.put(publication.packed())
+    copied = [engine.copy.remote(weights) for engine in engines]
+    for reference in copied:
+        answer(reference, "a copy in an engine's memory", _ACTIVE_S)
+    begin_s = time.monotonic() + _TOGETHER_S
+    loading = [engine.bare_load.remote(begin_s) for engine in engines]
+    load_s = max(answer(reference, "the bare load", _ACTIVE_S) for reference in loading)
     fetch_s = publication.bare_fetch() if len(engines) > 1 else 0.0
     return {"bare_load_s": load_s, "bare_fetch_s": fetch_s, "memcpy_s": publication.memcpy()}
 
