@@ -73,7 +73,7 @@ _FORWARD = (
     ("square_().div_(x.shape[-1])", "square_()"),
     ("if hasattr(attn, norm) else heads", "if False else heads"),
     ("return _norm(decoder.norm, x_ND)", "return x_ND"),
-    ("read_NHE.flatten(1))", "read_NHE.flatten(1)) * 0"),
+    ("read_NHE.flatten(1))", "0 * read_NHE.flatten(1))"),
     ('kind != "full_attention" for kind in kinds', "False for kind in kinds"),
     ("if wanted_P is None else hidden_ND[wanted_P]", ""),
     ("if sorted(called) != list", "if False and sorted(called) != list"),

@@ -1,10 +1,13 @@
 """Histories computed once: shared within a batch, remembered over batches, equal to running each alone."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 
 from learner import tree_attention
+from learner.tree_attention import RowGeometry
 from learner.tree_decode import TreeDecoder
 from learner.tree_prefix import PrefixCache, _filled, prefix_bytes, share_rows
 from tests.unit.tree_cases import models, padded, vocabulary
@@ -146,6 +149,13 @@ def tensors(*values):
     return [torch.tensor(values, dtype=torch.float32)[:, None, None, None].expand(-1, 4, -1, -1).clone()]
 
 
+def test_rows_attend_with_those_of_like_length_and_fresh_ones_by_blocks():
+    geometry = RowGeometry(known_R=np.array([0, 0, 0, 0, 4, 4]), lengths_R=np.array([10, 8, 7, 3, 10, 8]))
+    for kind, cuts in {"cpu": [0, 4, 5, 6], "cuda": [0, 2, 3, 4, 6]}.items():
+        groups = geometry.groups(torch.device(kind))
+        assert [(group.start, group.stop) for group in groups] == list(itertools.pairwise(cuts))
+
+
 def test_the_cache_finds_the_longest_start_within_the_limit():
     cache = PrefixCache(10**6, stride=3)
     cache.add([row(1, 5, 5, 5), row(1, 6, 6, 6)], tensors(10.0, 20.0), tensors(30.0, 40.0))
@@ -180,4 +190,6 @@ def test_the_cache_drops_the_oldest_batch_and_what_was_found_in_it():
     cache.add([row(1, 8, 8, 8)] * 3, tensors(8.0, 8.0, 8.0), tensors(0.0, 0.0, 0.0))  # larger than everything
     assert cache.nbytes == 2 * one_batch
     assert cache.find(row(1, 8, 8, 8), 4) is None
+    cache.add([row(1, 6, 6, 6)], tensors(60.0), tensors(0.0))  # 6 goes with its batch and is in this one
+    assert cache.find(row(1, 6, 6, 6), 4).keys[0][0, 0].item() == 60.0
     assert cache.find(row(1, 7, 7, 7), 4).length == 4
