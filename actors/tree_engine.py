@@ -116,7 +116,10 @@ class TreeEngine:
         self._waiting.extend((request, decode, self._catalogue) for request in requests)
 
     def step(self) -> list[Generation]:
-        """Generate for the oldest requests of one decoding and one catalogue; returns their groups."""
+        """Generate for the oldest requests of one decoding and one catalogue; returns their groups, long prompts first.
+
+        Which prompts share a step says nothing about what they get.
+        """
         if not self._waiting:
             return []
         _, decode, catalogue = self._waiting[0]
@@ -128,7 +131,7 @@ class TreeEngine:
             else:
                 later.append((request, wanted, known))
         self._waiting.extendleft(reversed(later))
-        chosen.sort(key=lambda request: -len(request.prompt))  # as the decoder keeps them, so that it copies nothing
+        chosen.sort(key=lambda request: -len(request.prompt))  # the decoder's order, in which it copies least
         self._decoder.catalogue = catalogue
         drawn = self._generate(chosen, decode)
         included = [None] * len(chosen) if drawn.inclusion_log_probs_BW is None else drawn.inclusion_log_probs_BW

@@ -21,33 +21,50 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd.function import once_differentiable
 
+_SMALL = 2**20  # multiplications of a product that MKL is as quick with: a call of oneDNN costs 20 us more
+
 
 @contextmanager
 def by_onednn() -> Iterator[None]:
     """While the context lasts, float32 products on the CPU are oneDNN's, if it computes them in float32.
 
-    For products of some size: each call costs oneDNN some microseconds more. The setting is the process's, so the
-    first of its threads to come changes it, and the last to go puts it back.
+    For products of some size (`_SMALL`), on processors that torch takes oneDNN for. The setting is the process's: the
+    first to come changes it and the last to go puts it back, and no thread may compile meanwhile (torch's compiler asks
+    for the precision in a way that this setting makes an error).
     """
-    setting = torch.backends.mkldnn.matmul
-    with _lock:
-        if not _before:
-            wanted = _precision()
-            _before.append(setting.fp32_precision)
-            setting.fp32_precision = wanted
-        else:
-            _before.append(_before[0])
+    _setting.enter()
     try:
         yield
     finally:
-        with _lock:
-            before = _before.pop()
-            if not _before:
-                setting.fp32_precision = before
+        _setting.leave()
 
 
-_lock = threading.Lock()
-_before: list[str] = []  # the setting that is to come back, once for each thread within the context
+class _Setting:
+    """torch's permission, as long as somebody is within the context."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._before = threading.Lock(), 0, ""
+
+    def enter(self) -> None:
+        with self._lock:
+            if not self._inside:
+                wanted, self._before = _precision(), torch.backends.mkldnn.matmul.fp32_precision
+                torch.backends.mkldnn.matmul.fp32_precision = wanted
+            self._inside += 1
+
+    def leave(self) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                torch.backends.mkldnn.matmul.fp32_precision = self._before
+
+
+_setting = _Setting()
+
+
+def multiplies() -> bool:
+    """Whether oneDNN may compute float32 products here."""
+    return _precision() == "bf16"
 
 
 @lru_cache(maxsize=1)
@@ -56,13 +73,17 @@ def _precision() -> str:
     setting = torch.backends.mkldnn.matmul
     before = setting.fp32_precision
     numbers = torch.rand(2, 4, 128, 128, generator=torch.Generator().manual_seed(0))
+
+    def products(of: torch.Tensor) -> list[torch.Tensor]:
+        first, second = of
+        return [first @ second, first @ second.transpose(1, 2), first.flatten(0, 1) @ second[0].T, first[0] @ second[0]]
+
     try:
         setting.fp32_precision = "bf16"
-        found = (numbers[0] @ numbers[1], numbers[0].flatten(0, 1) @ numbers[1, 0])
+        found = products(numbers)
     finally:
         setting.fp32_precision = before
-    numbers = numbers.double()
-    wanted = (numbers[0] @ numbers[1], numbers[0].flatten(0, 1) @ numbers[1, 0])
+    wanted = products(numbers.double())
     exact = all(torch.allclose(one.double(), other, rtol=1e-5) for one, other in zip(found, wanted, strict=True))
     return "bf16" if exact else "ieee"
 
@@ -98,6 +119,8 @@ def _takes(x: torch.Tensor, weight: torch.Tensor) -> bool:
 
 
 def _product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    if x.numel() * weight.shape[0] < _SMALL:
+        return F.linear(x, weight, bias)
     with by_onednn():
         return F.linear(x, weight, bias)
 

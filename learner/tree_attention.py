@@ -8,20 +8,26 @@ Dimension suffixes as in `learner.tree_forward`, and B prompts, R rows of histor
 of a prompt, A ancestors of a branch including itself, Q = H / G query heads per key-value head.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from learner import onednn
 from learner.onednn import by_onednn
 
 # Rows attend together when the shortest has at least this share of the longest one's tokens. Padding is arithmetic, and
 # copies before and behind; calls are what costs on a GPU.
 _LIKE_LENGTHS = {"cpu": 1.0, "cuda": 0.8}
-# Where rows of which nothing is known attend by blocks of tokens: torch's flash kernel for CPUs multiplies by MKL.
-_BY_BLOCKS = {"cpu"}
 _BLOCK = 32  # tokens
+_SCORES = 2**20  # numbers of a block's scores at a time, which a processor's cache should hold
+
+
+def _by_blocks(device: torch.device) -> bool:
+    """Whether rows of which nothing is known attend by blocks of tokens: torch's flash kernel for CPUs takes MKL."""
+    return device.type == "cpu" and onednn.multiplies()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +59,10 @@ class RowGeometry:
     def groups(self, device: torch.device) -> list[slice]:
         """Rows that attend together: of like length, so that padding costs little, or by blocks."""
         fresh, least = int((self.known_R == 0).sum()), _LIKE_LENGTHS[device.type]
+        by_blocks = _by_blocks(device)
         cuts = [0]
         for row, length in enumerate(self.lengths_R.tolist()):
-            alike = length >= least * self.lengths_R[cuts[-1]] or (row < fresh and device.type in _BY_BLOCKS)
+            alike = length >= least * self.lengths_R[cuts[-1]] or (row < fresh and by_blocks)
             if row and (row == fresh or not alike):
                 cuts.append(row)
         return [slice(low, high) for low, high in zip(cuts, [*cuts[1:], len(self.lengths_R)], strict=True)]
@@ -78,14 +85,14 @@ class _Spread:
         self._geometry, self._device = geometry, device
         self._shape = (len(geometry.lengths_R), geometry.longest)
         self._full = int(geometry.new_R.min()) == geometry.longest
-        self._indices: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._indices: dict[tuple[str, int], torch.Tensor] = {}
 
     def rows(self, packed_NHE: torch.Tensor) -> torch.Tensor:
         """`[R, heads, T, E]`; where a row has no new token it repeats one of its own."""
         _, heads, size = packed_NHE.shape
         if self._full:
-            return packed_NHE.reshape(*self._shape, heads, size).transpose(1, 2).contiguous()
-        rows = packed_NHE.reshape(-1, size).index_select(0, self._index(heads)[0])
+            return packed_NHE.reshape(*self._shape, heads, size).transpose(1, 2)
+        rows = packed_NHE.reshape(-1, size).index_select(0, self._index("rows", heads))
         return rows.view(self._shape[0], heads, self._shape[1], size)
 
     def packed(self, rows_RHTE: torch.Tensor) -> torch.Tensor:
@@ -93,21 +100,24 @@ class _Spread:
         _, heads, _, size = rows_RHTE.shape
         if self._full:
             return rows_RHTE.transpose(1, 2).reshape(-1, heads, size)
-        return rows_RHTE.reshape(-1, size).index_select(0, self._index(heads)[1]).view(-1, heads, size)
+        return rows_RHTE.reshape(-1, size).index_select(0, self._index("packed", heads)).view(-1, heads, size)
 
-    def _index(self, heads: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """What each place of the rows takes of the packed heads, and where each of these is in the rows."""
-        if heads not in self._indices:
-            known_R1, new_R1 = self._geometry.known_R[:, None], self._geometry.new_R[:, None]
-            head_H, at_T = np.arange(heads), np.arange(self._shape[1])
-            token_RT = np.cumsum(new_R1, axis=0) - new_R1 + np.clip(at_T - known_R1, 0, new_R1 - 1)
-            taken_RHT = token_RT[:, None] * heads + head_H[:, None]
-            row_N, position_N = self._geometry.packed()
-            place_NH = (row_N[:, None] * heads + head_H) * len(at_T) + position_N[:, None]
-            self._indices[heads] = tuple(
-                torch.from_numpy(index.ravel()).to(self._device) for index in (taken_RHT, place_NH)
-            )
-        return self._indices[heads]
+    def _index(self, of: str, heads: int) -> torch.Tensor:
+        """Which of the packed heads each place of the rows takes, or which of the rows' each packed head."""
+        if (of, heads) not in self._indices:
+            make = self._taken if of == "rows" else self._places
+            self._indices[of, heads] = make(torch.arange(heads, device=self._device)).flatten()
+        return self._indices[of, heads]
+
+    def _taken(self, head_H: torch.Tensor) -> torch.Tensor:
+        known_R1, new_R1 = self._geometry.known_R[:, None], self._geometry.new_R[:, None]
+        before_R1, at_T = np.cumsum(new_R1, axis=0) - new_R1, np.arange(self._shape[1])
+        token_RT = torch.from_numpy(before_R1 + np.clip(at_T - known_R1, 0, new_R1 - 1)).to(self._device)
+        return token_RT[:, None] * len(head_H) + head_H[:, None]
+
+    def _places(self, head_H: torch.Tensor) -> torch.Tensor:
+        row_N, position_N = (torch.from_numpy(part).to(self._device) for part in self._geometry.packed())
+        return (row_N[:, None] * len(head_H) + head_H) * self._shape[1] + position_N[:, None]
 
 
 class _Together:
@@ -132,8 +142,8 @@ class _Together:
     ) -> torch.Tensor:
         """What the new tokens of these rows read, `[N, H, E]`."""
         keys, values = (part[self.rows, :, : self._longest] for part in (keys_RGTE, values_RGTE))
-        if self._mask_R1ST is None and queries_NHE.device.type in _BY_BLOCKS:
-            read_RHSE = _causal_by_blocks(self._spread.rows(queries_NHE * scale), keys, values, self._lengths)
+        if self._mask_R1ST is None and _by_blocks(queries_NHE.device):
+            read_RHSE = _causal_by_blocks(self._spread.rows(queries_NHE), keys, values, self._lengths, scale)
         else:
             heads = queries_NHE.shape[1]
             read_RHSE = F.scaled_dot_product_attention(
@@ -148,33 +158,37 @@ class _Together:
 
 
 def _causal_by_blocks(
-    queries_RHTE: torch.Tensor, keys_RGTE: torch.Tensor, values_RGTE: torch.Tensor, lengths_R: np.ndarray
+    queries_RHTE: torch.Tensor, keys_RGTE: torch.Tensor, values_RGTE: torch.Tensor, lengths_R: np.ndarray, scale: float
 ) -> torch.Tensor:
-    """Causal attention of rows of `lengths_R` tokens, longest first, the queries scaled: `[R, H, T, E]`.
+    """Causal attention of rows of `lengths_R` tokens, longest first: `[R, H, T, E]`.
 
     The queries of a block of tokens meet the keys up to the block's end, in all rows that are so long, in one product.
     Half precision is computed in float32.
     """
     dtype = torch.promote_types(queries_RHTE.dtype, torch.float32)
     groups, longest, size = keys_RGTE.shape[1:]
-    queries_XQTE = queries_RHTE.to(dtype).unflatten(1, (groups, -1)).flatten(0, 1)  # X: key-value heads of all rows
+    # X: the key-value heads of all rows
+    queries_XQTE = (queries_RHTE.to(dtype) * scale).unflatten(1, (groups, -1)).flatten(0, 1)
     keys_XTE, values_XTE = (part.to(dtype).flatten(0, 1) for part in (keys_RGTE, values_RGTE))
     per_group = queries_XQTE.shape[1]
     read_XQTE = torch.empty_like(queries_XQTE)
     later_SS = queries_XQTE.new_full((_BLOCK, _BLOCK), -torch.inf).triu_(1)
-    scratch = queries_XQTE.new_empty(len(queries_XQTE) * per_group * _BLOCK * longest)
+    together = max(1, _SCORES // (per_group * _BLOCK * longest))  # heads
+    scratch = queries_XQTE.new_empty(min(together, len(queries_XQTE)) * per_group * _BLOCK * longest)
     with by_onednn():
         for start in range(0, longest, _BLOCK):
-            stop = min(start + _BLOCK, longest)
-            block, width = slice(start, stop), stop - start
-            heads = groups * int((lengths_R > start).sum())
-            scores_XMT = scratch[: heads * per_group * width * stop].view(heads, per_group * width, stop)
-            block_XME = queries_XQTE[:heads, :, block].reshape(heads, -1, size)
-            torch.bmm(block_XME, keys_XTE[:heads, :stop].contiguous().transpose(1, 2), out=scores_XMT)
-            scores_XMT.view(heads, per_group, width, stop)[..., block] += later_SS[:width, :width]
-            torch.softmax(scores_XMT, dim=-1, out=scores_XMT)
-            read_XME = torch.bmm(scores_XMT, values_XTE[:heads, :stop])
-            read_XQTE[:heads, :, block] = read_XME.view(heads, per_group, width, size)
+            block = slice(start, min(start + _BLOCK, longest))
+            heads, width = groups * int((lengths_R > start).sum()), block.stop - start
+            for first in range(0, heads, together):
+                some = slice(first, min(first + together, heads))
+                shape = (some.stop - first, per_group * width, block.stop)
+                scores_XMT = scratch[: math.prod(shape)].view(shape)
+                block_XME = queries_XQTE[some, :, block].reshape(-1, per_group * width, size)
+                torch.bmm(block_XME, keys_XTE[some, : block.stop].contiguous().transpose(1, 2), out=scores_XMT)
+                scores_XMT.unflatten(1, (per_group, width))[..., block] += later_SS[:width, :width]
+                torch.softmax(scores_XMT, dim=-1, out=scores_XMT)
+                read_XME = torch.bmm(scores_XMT, values_XTE[some, : block.stop])
+                read_XQTE[some, :, block] = read_XME.unflatten(1, (per_group, width))
     return read_XQTE.view(queries_RHTE.shape).to(queries_RHTE.dtype)
 
 
@@ -229,7 +243,7 @@ class HistoryAttention:
         ]
 
     def _rows(self, new_NGE: torch.Tensor, known: dict[int, torch.Tensor]) -> torch.Tensor:
-        rows_RGTE = self._spread.rows(new_NGE)
+        rows_RGTE = self._spread.rows(new_NGE).contiguous()
         for row, source_RGTE in known.items():
             where = self._known[row]
             rows_RGTE[row, :, : where.length] = source_RGTE[where.row, :, : where.length]

@@ -96,7 +96,7 @@ class _Lean:
         In the first layer they depend on the token alone, so where tokens outnumber the vocabulary they are computed
         once for each of its V tokens.
         """
-        attn, vocabulary = layer.self_attn, self._decoder.config.vocab_size
+        attn, vocabulary = layer.self_attn, len(self._decoder.embed_tokens.weight)
         by_token = index == 0 and 2 * vocabulary < len(tokens_N)
         if by_token:
             x_ND = self._decoder.embed_tokens(torch.arange(vocabulary, device=tokens_N.device))

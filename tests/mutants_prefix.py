@@ -115,9 +115,9 @@ _LINEAR = (
     ("x.dtype == weight.dtype == torch.float32", "x.dtype == weight.dtype"),
     ("return _product(x, weight, bias)", "return _product(x, weight, None)"),
     ('return "bf16" if exact else "ieee"', 'return "bf16"'),
-    ("if not _before:\n                setting", "if True:\n                setting"),
-    ("                setting.fp32_precision = before\n\n", "                pass\n\n"),
-    ("            setting.fp32_precision = wanted\n", ""),
+    ("            if not self._inside:\n                torch", "            if True:\n                torch"),
+    ("            if not self._inside:\n                wanted", "            if True:\n                wanted"),
+    ("matmul.fp32_precision = wanted\n", "matmul.fp32_precision\n"),
 )  # fmt: skip
 
 PREFIX_MUTANTS = (

@@ -49,7 +49,7 @@ ROWS = (
 )
 _NATS = {"float32": 1e-3, "bfloat16": 0.5}  # between the engines, on one token
 _LEAST_P = 1e-4
-_WARM_UPS = 15  # of each kind of lengths
+_WARM_UPS = 20  # with each kind of lengths
 _ANSWER_S = 300.0  # for an engine to start, or to generate once
 
 
@@ -63,13 +63,11 @@ def run(options: BenchOptions) -> dict[str, Any]:
         setting = (policy_dir, prompts, history, items, options.threads, options.seed)
         engines = {name: _Remote(name, setting) for name in ("tree", "vllm")}
         try:
-            warm = ""
+            for lengths, engine in itertools.product(("equal", "mixed"), engines.values()):
+                for _ in range(_WARM_UPS):
+                    engine.generate(lengths, DecodeSettings(candidates=16))
             for lengths, kind, candidates, constrained in ROWS:
                 decode = DecodeSettings(kind=kind, candidates=candidates, constrained=constrained)
-                for engine in engines.values() if lengths != warm else ():
-                    for _ in range(_WARM_UPS):
-                        engine.generate(lengths, decode)
-                warm = lengths
                 rows.append({"lengths": lengths, **_compare(engines, prompts, lengths, decode, options)})
         finally:
             for engine in engines.values():

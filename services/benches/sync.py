@@ -5,8 +5,8 @@ engine 0 on the publisher's node, engine 1 on the other, and so on. `busy`: all 
 between their steps, as a rollout actor does; otherwise they have nothing to generate, so no step under way comes before
 the load.
 
-bare_load_s: `load_weights` of the n engines, idle, at once, each from memory of its own process, until the last has
-    loaded: what a swap costs at the very least.
+bare_load_s: `load_weights` of the n engines, idle, at once, each from memory of its own process; the longest of them:
+    what a swap costs at the very least.
 bare_fetch_s: `ray.get` of as many bytes on the other node by an actor that does nothing else; 0 where no other node
     takes part. The nodes are processes of one machine, so this is Ray's transfer over the loopback interface.
 seconds: from `publish` of weights that are packed (the learner packs while nothing waits for it) to the last engine's
@@ -60,7 +60,7 @@ _START_S = 300.0
 _ACTIVE_S = 120.0
 _IDLE_S = 0.001
 _IDLE_ROUNDS = 3
-_TOGETHER_S = 0.05  # until engines that are asked to load have all been asked
+_TOGETHER_S = 0.2  # until engines that are asked to load have all been asked
 
 
 def run(options: BenchOptions) -> dict[str, Any]:
@@ -123,18 +123,18 @@ class Receiver:
         self._number = 0
 
     def copy(self, weights: PackedWeights) -> None:
-        """Take a copy of weights into this process, and finish what is under way."""
+        """Finish what is under way and take a copy of the weights into this process."""
         while self._engine.in_flight:
             self._engine.step()
         buffers = {dtype: buffer.copy() for dtype, buffer in weights.buffers.items()}
         self._copy = replace(weights, buffers=buffers)
 
     def bare_load(self, begin_s: float) -> float:
-        """Load that copy, all tensors of it, at `begin_s`; returns the seconds from then."""
+        """Seconds of a load of that copy, all tensors of it, from `begin_s` on."""
         time.sleep(max(0.0, begin_s - time.monotonic()))
-        self._engine.load_weights(self._copy)
+        load_s = self._engine.load_weights(self._copy)
         del self._copy
-        return time.monotonic() - begin_s
+        return load_s
 
     def receive(self, version: int, busy: bool) -> dict[str, float]:
         """Generate, or wait, until the engine has `version`."""
@@ -285,6 +285,7 @@ def _bare(engines: list[Any], publication: _Publication) -> dict[str, float]:
     copied = [engine.copy.remote(weights) for engine in engines]
     for reference in copied:
         answer(reference, "a copy in an engine's memory", _ACTIVE_S)
+    del weights
     begin_s = time.monotonic() + _TOGETHER_S
     loading = [engine.bare_load.remote(begin_s) for engine in engines]
     load_s = max(answer(reference, "the bare load", _ACTIVE_S) for reference in loading)

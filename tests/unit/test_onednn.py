@@ -28,7 +28,7 @@ def pair(bias: bool = True, dtype: torch.dtype = torch.float32) -> tuple[nn.Modu
 
 @pytest.fixture
 def calls(monkeypatch):
-    """How often oneDNN multiplied."""
+    """The products that are oneDNN's if they are large enough."""
     counted, product = [], onednn._product
 
     def counting(*arguments):
@@ -53,6 +53,18 @@ def test_products_within_are_as_exact_as_without_and_the_setting_comes_back():
     assert (inside, setting()) == (onednn._precision(), before)
     for one, wanted in zip(found, (first @ second, first[0] @ second[0]), strict=True):
         assert (one - wanted).abs().max() < 2e-5
+
+
+@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() != "AVX512", reason="torch takes oneDNN with AVX-512")
+@pytest.mark.skipif(not onednn.multiplies(), reason="oneDNN would compute in bfloat16 here")
+def test_large_products_within_are_onednns_and_small_ones_are_not(capfd):
+    ours = nn.Linear(64, 64)
+    multiply_by_onednn(ours)
+    for rows, wanted in ((512, True), (8, False)):
+        x = torch.randn(rows, 64)
+        with torch.backends.mkldnn.verbose(torch.backends.mkldnn.VERBOSE_ON):
+            ours(x)
+        assert (",matmul," in capfd.readouterr().out) == wanted
 
 
 def test_the_setting_comes_back_when_the_last_thread_has_left():

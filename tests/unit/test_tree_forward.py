@@ -64,8 +64,8 @@ def test_packed_tokens_have_the_hidden_states_of_plain_rows(name):
 @pytest.mark.parametrize("by_blocks", [True, False])
 @pytest.mark.parametrize("name", ["qwen3", "llama", "gpt2"])
 def test_histories_of_many_blocks_have_the_hidden_states_of_plain_rows(name, by_blocks, monkeypatch):
-    if not by_blocks:
-        monkeypatch.setattr(tree_attention, "_BY_BLOCKS", set())
+    monkeypatch.setattr(tree_attention, "_by_blocks", lambda _: by_blocks)
+    monkeypatch.setattr(tree_attention, "_SCORES", 32 * 64 * 3)  # of one or a few heads
     model = MODELS[name]()
     lengths = [64, 63, 50, 40, 33, 33, 32, 31, 5, 1]  # 281 tokens of a vocabulary of 15
     histories = [torch.randint(0, 15, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in lengths]
@@ -75,6 +75,24 @@ def test_histories_of_many_blocks_have_the_hidden_states_of_plain_rows(name, by_
     wanted = [(row, length - 1) for row, length in enumerate(lengths)]
     ends = expected(model, histories)[np.cumsum(lengths) - 1]
     torch.testing.assert_close(run(model, forward_of(model), histories, wanted), ends, atol=5e-5, rtol=2e-4)
+
+
+def test_blocks_of_half_precision_are_as_exact_as_their_result_can_be():
+    generator = torch.Generator().manual_seed(0)
+    queries, keys, values = (
+        torch.randn(2, heads, 70, 48, generator=generator).bfloat16() for heads in (4, 2, 2)
+    )  # sqrt(48) is no power of two
+    found = tree_attention._causal_by_blocks(queries, keys, values, np.array([70, 40]), 48**-0.5)
+    exact = torch.nn.functional.scaled_dot_product_attention(
+        queries.double(), *(part.double().repeat_interleave(2, dim=1) for part in (keys, values)), is_causal=True
+    )
+    assert found.dtype == torch.bfloat16
+    for row, length in enumerate((70, 40)):
+        wanted = exact[row, :, :length]
+        error, rounding = (
+            (part.double() - wanted).square().mean() for part in (found[row, :, :length], wanted.bfloat16())
+        )
+        assert error < 1.1 * rounding
 
 
 def test_the_only_layer_asks_for_wanted_tokens_of_its_table():

@@ -46,8 +46,7 @@ def model(request):
 def grouped_as_on(request, monkeypatch):
     """Rows attend together as they do on a CPU, by blocks, and as on a GPU."""
     monkeypatch.setitem(tree_attention._LIKE_LENGTHS, "cpu", tree_attention._LIKE_LENGTHS[request.param])
-    if request.param == "cuda":
-        monkeypatch.setattr(tree_attention, "_BY_BLOCKS", set())
+    monkeypatch.setattr(tree_attention, "_by_blocks", lambda device: request.param == "cpu")
 
 
 def alone(model, histories):
@@ -149,7 +148,8 @@ def tensors(*values):
     return [torch.tensor(values, dtype=torch.float32)[:, None, None, None].expand(-1, 4, -1, -1).clone()]
 
 
-def test_rows_attend_with_those_of_like_length_and_fresh_ones_by_blocks():
+def test_rows_attend_with_those_of_like_length_and_fresh_ones_by_blocks(monkeypatch):
+    monkeypatch.setattr(tree_attention, "_by_blocks", lambda device: device.type == "cpu")
     geometry = RowGeometry(known_R=np.array([0, 0, 0, 0, 4, 4]), lengths_R=np.array([10, 8, 7, 3, 10, 8]))
     for kind, cuts in {"cpu": [0, 4, 5, 6], "cuda": [0, 2, 3, 4, 6]}.items():
         groups = geometry.groups(torch.device(kind))
