@@ -7,12 +7,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 
 def log_softmax(logits: torch.Tensor) -> torch.Tensor:
     """Log-softmax over the last dimension; where nothing is possible every log-prob is -inf, not NaN."""
-    total = torch.logsumexp(logits, dim=-1, keepdim=True)
-    return logits - torch.where(torch.isfinite(total), total, 0.0)
+    impossible = logits.amax(dim=-1, keepdim=True) == -torch.inf
+    return F.log_softmax(logits, dim=-1).masked_fill_(impossible, -torch.inf)
 
 
 def nucleus(logits: torch.Tensor, top_p: float) -> torch.Tensor:

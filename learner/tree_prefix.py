@@ -58,7 +58,7 @@ class _Batch:
     keys: list[torch.Tensor]  # of each layer, [R, G, T, E]
     values: list[torch.Tensor]
     nbytes: int
-    starts: list[bytes] = field(default_factory=list)
+    starts: list[tuple[int, bytes]] = field(default_factory=list)
 
 
 class PrefixCache:
@@ -73,7 +73,7 @@ class PrefixCache:
         """`max_bytes` bounds the tensors and the tokens that find them; a batch above it leaves all as it was."""
         self._max_bytes, self._stride = max_bytes, stride
         self._batches: deque[_Batch] = deque()
-        self._numbers: dict[bytes, int] = {}  # of the start before + the item's tokens -> of this start
+        self._numbers: dict[tuple[int, bytes], int] = {}  # (of the start before, the item's tokens) -> of this start
         self._places: dict[int, tuple[_Batch, int]] = {}  # number -> the latest row that starts so
         self._last = 0
         self.nbytes = 0
@@ -85,7 +85,7 @@ class PrefixCache:
         self.asked_tokens += len(tokens)
         number, length = 0, 0
         for until, item in self._items(tokens[:limit]):
-            following = self._numbers.get(_start(number, item))
+            following = self._numbers.get((number, item))
             if following is None:
                 break
             number, length = following, until
@@ -108,7 +108,7 @@ class PrefixCache:
         for row, tokens in enumerate(rows):
             place, number = (batch, row), 0
             for _, item in self._items(tokens):
-                start = _start(number, item)
+                start = (number, item)
                 number = self._numbers.setdefault(start, self._last + 1)
                 self._last = max(self._last, number)
                 self._places[number] = place
@@ -138,10 +138,6 @@ class PrefixCache:
         for until in _starts(len(tokens), self._stride):
             yield until, data[_TOKEN_BYTES * before : _TOKEN_BYTES * until]
             before = until
-
-
-def _start(before: int, item: bytes) -> bytes:
-    return before.to_bytes(_TOKEN_BYTES, "little") + item
 
 
 def prefill(

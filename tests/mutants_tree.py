@@ -1,7 +1,7 @@
 """Mutants of tree decoding and of the tree engine, as (file, old, new, tests)."""
 
 _DRAW = (
-    ("torch.where(torch.isfinite(total), total, 0.0)", "total"),
+    ("keepdim=True) == -torch.inf", "keepdim=True) == torch.inf"),
     ("logits.sort(dim=-1)", "logits.sort(dim=-1, descending=True)"),
     ("<= 1 - top_p", "< top_p"),
     ("    out[..., -1] = False\n", ""),
