@@ -43,9 +43,8 @@ class RolloutActor:
         self,
         *,
         name: str,
-        engine_factory: Callable[[], Engine],
+        engine_factory: Callable[[Vocabulary], Engine],
         dataset_factory: Callable[[], Any],
-        open_vocabulary: Callable[[], Vocabulary],
         queue: QueueClient,
         ranker: RankerClient,
         weights: WeightSource,
@@ -53,9 +52,13 @@ class RolloutActor:
         seed: int,
         catalogues: CatalogueSource | None = None,
     ) -> None:
-        """`name` stays the same over restarts; the queue knows the actor's leases by it."""
+        """`name` stays the same over restarts; the queue knows the actor's leases by it.
+
+        The catalogue comes with `start` and `run`: Ray restarts an actor from its constructor's arguments, which should
+        not depend on an object in some node's store.
+        """
         self._name, self._engine_factory, self._dataset_factory = name, engine_factory, dataset_factory
-        self._open_vocabulary, self._catalogues = open_vocabulary, catalogues
+        self._catalogues = catalogues
         self._ranker, self._weights, self._settings, self._seed = ranker, weights, settings, seed
         self._holder = queue.holder(name, incarnation=uuid.uuid4().hex)
         self._engine: Engine | None = None
@@ -66,24 +69,23 @@ class RolloutActor:
         self._metrics = MetricSet()
 
     @ray.method(max_task_retries=-1)
-    def start(self) -> float:
+    def start(self, vocabulary: Vocabulary) -> float:
         """Build the engine, if that has not been done; returns the seconds it took. `run` does it too."""
         started_s = time.monotonic()
         if self._engine is None:
             give_way(but=threading.get_native_id())  # before the engine has threads of its own, which compute too
             self._dataset = self._dataset_factory()
-            self._engine = self._engine_factory()
+            self._engine = self._engine_factory(vocabulary)
             collect_garbage_seldom()
         return time.monotonic() - started_s
 
-    def run(self, started: float = 0.0) -> RolloutStats:
+    def run(self, started: float, vocabulary: Vocabulary) -> RolloutStats:
         """Work until `stop`. Whatever the engine raises ends it; the next `run` builds a new engine.
 
         `started` is the answer of `start`, passed as a reference so that the one comes after the other.
         """
         del started
-        self.start()
-        vocabulary = self._open_vocabulary()
+        self.start(vocabulary)
         worker = RolloutWorker(
             engine=self._engine,
             queue=self._holder,

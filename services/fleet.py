@@ -49,17 +49,18 @@ _ANSWER_S = 30.0  # for an answer that is there to arrive
 class _Rollout:
     name: str
     handle: ActorHandle
+    vocabulary: ray.ObjectRef
     started: ray.ObjectRef  # the engine is there
     running: ray.ObjectRef | None = None
     restarts: int = 0
 
     def begin(self) -> None:
         """Run once the engine is there."""
-        self.running = self.handle.run.remote(self.started)
+        self.running = self.handle.run.remote(self.started, self.vocabulary)
 
     def begin_again(self) -> None:
         """Run in the actor that replaces a dead one: `start` is retried until Ray has replaced it, `run` never is."""
-        self.started = self.handle.start.remote()
+        self.started = self.handle.start.remote(self.vocabulary)
         self.begin()
 
 
@@ -246,7 +247,7 @@ def start_fleet(config: RunConfig, paths: RunPaths, layout: TokenLayout, reserva
     # One copy of the catalogue's arrays per node, which the actors there use in place.
     dataset = Dataset.open(paths.data)
     vocabulary = Vocabulary.of(dataset.codes, layout)
-    open_vocabulary = functools.partial(ray.get, ray.put(vocabulary))
+    stored = ray.put(vocabulary)
     open_dataset = functools.partial(Dataset.open, paths.data)
     rankers = [
         ray.remote(RankerActor)
@@ -278,9 +279,8 @@ def start_fleet(config: RunConfig, paths: RunPaths, layout: TokenLayout, reserva
             )
             .remote(
                 name=name,
-                engine_factory=functools.partial(open_engine, config, paths, open_vocabulary, seed=config.seed + index),
+                engine_factory=functools.partial(open_engine, config, paths, seed=config.seed + index),
                 dataset_factory=open_dataset,
-                open_vocabulary=open_vocabulary,
                 queue=queue,
                 ranker=ranker,
                 weights=WeightSource(board),
@@ -289,7 +289,7 @@ def start_fleet(config: RunConfig, paths: RunPaths, layout: TokenLayout, reserva
                 catalogues=CatalogueSource(catalogue_board),
             )
         )
-        rollouts.append(_Rollout(name=name, handle=handle, started=handle.start.remote()))
+        rollouts.append(_Rollout(name, handle, vocabulary=stored, started=handle.start.remote(stored)))
     return Fleet(
         queue=queue,
         publisher=WeightPublisher(board, transport=config.weights.transport),
@@ -300,7 +300,7 @@ def start_fleet(config: RunConfig, paths: RunPaths, layout: TokenLayout, reserva
         max_restarts=config.cluster.max_actor_restarts,
         rankers=rankers,
         _others=[board, catalogue_board, queue_actor],
-        open_vocabulary=open_vocabulary,
+        open_vocabulary=functools.partial(ray.get, stored),
         _changes=ChangingCatalogue(lambda: dataset.item_ids, vocabulary, paths.catalogue),
     )
 
@@ -311,9 +311,8 @@ def _environment(config: RunConfig) -> dict[str, str]:
     return engine_environment(engine) if engine.type == "vllm" else {}
 
 
-def open_engine(config: RunConfig, paths: RunPaths, open_vocabulary: Callable[[], Vocabulary], seed: int) -> Engine:
+def open_engine(config: RunConfig, paths: RunPaths, vocabulary: Vocabulary, seed: int) -> Engine:
     """Runs inside the rollout actor, whose environment is what `_environment` says before vLLM is imported."""
-    vocabulary = open_vocabulary()
     arguments = {
         "policy_dir": paths.policy,
         "vocabulary": vocabulary,

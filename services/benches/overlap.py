@@ -109,7 +109,7 @@ class OneAfterAnother:
         self._dataset = Dataset.open(paths.data)
         policy = load_policy(paths.policy)
         self._vocabulary = Vocabulary.of(self._dataset.codes, policy.layout)
-        self._engine: Engine = open_engine(config, paths, lambda: self._vocabulary, config.seed)
+        self._engine: Engine = open_engine(config, paths, self._vocabulary, config.seed)
         self._ranker = open_ranker(config.ranker, paths.ranker, lambda: self._dataset)
         self._learner = LearnerStep(
             policy.model.to(device.device()), objective=build_objective(config.objective), settings=config.learner

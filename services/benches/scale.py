@@ -138,9 +138,8 @@ class Rollouts:
         source = _TimedSource(board)
         actor = RolloutActor(
             name=f"rollout-{number}",
-            engine_factory=lambda: engine,
+            engine_factory=lambda _: engine,
             dataset_factory=lambda: self._log,
-            open_vocabulary=lambda: self._known,
             queue=queue,
             ranker=ranker,
             weights=source,
@@ -148,7 +147,7 @@ class Rollouts:
             seed=self._seed + number,
         )
         self._live[actor._name] = (actor, engine, source)
-        actor.run()
+        actor.run(0.0, self._known)
 
     @ray.method(concurrency_group="control")
     def stop(self) -> None:
