@@ -192,6 +192,7 @@ class TreeEngine:
         self._decoder.forget()
         del self._decoder, self._model
 
+    @torch.inference_mode()
     def _generate(self, requests: Sequence[GenerateRequest], decode: DecodeSettings) -> Candidates:
         lengths_B = np.asarray([len(request.prompt) for request in requests])
         history_BT = np.zeros((len(requests), lengths_B.max()), dtype=np.int64)

@@ -60,7 +60,7 @@ class TreeDecoder:
         # Histories end where items end: after BOS and every L tokens.
         self.cache = PrefixCache(cache_bytes, stride=self.layout.levels) if cache_bytes else None
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def prefill(self, history_BT: torch.Tensor, lengths_B: torch.Tensor) -> Prefix:
         """Run right-padded histories `[B, T]` of `lengths_B` tokens."""
         return prefill(self._forward, history_BT.cpu().numpy(), lengths_B.cpu().numpy(), self._device, self.cache)
@@ -70,7 +70,7 @@ class TreeDecoder:
         if self.cache is not None:
             self.cache.clear()
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def beams(
         self,
         prefix: Prefix,
@@ -100,7 +100,7 @@ class TreeDecoder:
             tree.grow(log_p_BWC, flat_BW)
         return tree.candidates()
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def sample(
         self,
         prefix: Prefix,
@@ -136,7 +136,7 @@ class TreeDecoder:
             tree.grow(log_p_BWC, flat_BW)
         return tree.candidates(branch_BK)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def stochastic_beams(
         self,
         prefix: Prefix,

@@ -36,7 +36,7 @@ def test_the_tree_engine_is_opened_on_the_runs_policy_and_catalogue(tmp_path, ca
     save_policy(policy, tmp_path / "policy")
     vocabulary = Vocabulary.of(dataset.codes, policy.layout)
     chosen = config(TreeEngineSettings(prompts_per_step=5))
-    engine = open_engine(chosen, RunPaths(tmp_path), lambda: vocabulary, seed=3)
+    engine = open_engine(chosen, RunPaths(tmp_path), vocabulary, seed=3)
     assert isinstance(engine, TreeEngine) and (engine.version, engine.in_flight) == (0, 0)
     assert "engine prompts_per_step = 5: given in the settings" in capsys.readouterr().out
     engine.close()
