@@ -116,10 +116,7 @@ class TreeEngine:
         self._waiting.extend((request, decode, self._catalogue) for request in requests)
 
     def step(self) -> list[Generation]:
-        """Generate for the oldest requests of one decoding and one catalogue; returns their groups, long prompts first.
-
-        Which prompts share a step says nothing about what they get.
-        """
+        """Generate for the oldest requests of one decoding and catalogue; returns their groups, long prompts first."""
         if not self._waiting:
             return []
         _, decode, catalogue = self._waiting[0]

@@ -130,7 +130,7 @@ class _Together:
         own = RowGeometry(known_R=np.zeros_like(new_R), lengths_R=new_R)
         self._lengths, width = geometry.lengths_R[rows], own.longest
         self._longest = int(self._lengths.max())
-        self._spread = _Spread(own, device)
+        self.spread = _Spread(own, device)
         self._mask_R1ST: torch.Tensor | None = None  # None: causal, nothing is known
         if known_R.any():
             at_S1 = torch.arange(width, device=device)[:, None]
@@ -143,18 +143,18 @@ class _Together:
         """What the new tokens of these rows read, `[N, H, E]`."""
         keys, values = (part[self.rows, :, : self._longest] for part in (keys_RGTE, values_RGTE))
         if self._mask_R1ST is None and _by_blocks(queries_NHE.device):
-            read_RHSE = _causal_by_blocks(self._spread.rows(queries_NHE), keys, values, self._lengths, scale)
+            read_RHSE = _causal_by_blocks(self.spread.rows(queries_NHE), keys, values, self._lengths, scale)
         else:
             heads = queries_NHE.shape[1]
             read_RHSE = F.scaled_dot_product_attention(
-                self._spread.rows(queries_NHE),
+                self.spread.rows(queries_NHE),
                 _per_query_head(keys, heads),
                 _per_query_head(values, heads),
                 attn_mask=self._mask_R1ST,
                 is_causal=self._mask_R1ST is None,
                 scale=scale,
             )
-        return self._spread.packed(read_RHSE)
+        return self.spread.packed(read_RHSE)
 
 
 def _causal_by_blocks(
@@ -211,8 +211,9 @@ class HistoryAttention:
             device: of the model.
         """
         self._known = known
-        self._spread = _Spread(geometry, device)
         self._groups = [_Together(geometry, rows, device) for rows in geometry.groups(device)]
+        alone = len(self._groups) == 1 and not known  # then queries are spread as keys and values are
+        self._spread = self._groups[0].spread if alone else _Spread(geometry, device)
         in_order = np.array_equal(wanted[0], np.arange(len(geometry.lengths_R)))
         self._row_P = None if in_order else torch.from_numpy(wanted[0]).to(device)  # None: one of each row
         past_P1 = torch.from_numpy(wanted[1]).to(device)[:, None]

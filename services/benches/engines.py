@@ -4,8 +4,8 @@ vLLM reads its environment when it is imported, so each engine lives in a proces
 to generate, and one waits while the other works. Every run has prompts of its own, the same for both, so that no prefix
 cache answers for an earlier run. Both processes are set up as a rollout actor's (`cluster.environment`). Both generate
 some times before anything is timed, as their memory still grows: the tree engine's until its prefix cache is full. Then
-the two sets of candidates are compared: the log-probs that both gave to a same prefix, and of samples
-the frequencies of first tokens by a chi-square test, of exact beams the log-probs of all.
+the two sets of candidates are compared: the log-probs that both gave to a same prefix, and of samples the frequencies
+of first tokens by a chi-square test, of exact beams the log-probs of all.
 
 Histories have 160 tokens each (`equal`), or 160 in the mean and any number from 79 to 238 (`mixed`). 160 is what costs
 vLLM most: a candidate shares the full cache blocks of its prompt but for the last, so of a prompt that fills its blocks
