@@ -66,7 +66,7 @@ mutate: setup
 	$(BIN)/python -m tests.mutation $(ARGS)
 
 docs: setup
-	$(BIN)/python docs/configuration.py
+	$(BIN)/python docs/scripts/configuration.py
 
 lock:
 	python3.11 requirements/lock.py

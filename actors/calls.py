@@ -6,7 +6,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
-from catalog.errors import RunError, SluiceError
+from sluice.catalog.errors import RunError, SluiceError
 
 Result = TypeVar("Result")
 Result_co = TypeVar("Result_co", covariant=True)

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from catalog.settings import Settings
+from sluice.catalog.settings import Settings
 
 
 class DecodeSettings(Settings):
@@ -36,7 +36,7 @@ class DecodeSettings(Settings):
 
     @property
     def distribution(self) -> dict[str, Any]:
-        """What the learner must know to score candidates as they were drawn: arguments of `learner.collate.collate`."""
+        """What the learner must know to score candidates as they were drawn: arguments of `sluice.learner.batches.collate.collate`."""
         # Stochastic beams are samples; exact beams were not drawn from anything.
         return {"constrained": self.constrained, "temperature": self.temperature, "beams": self.kind == "beam"}
 

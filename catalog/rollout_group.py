@@ -9,15 +9,55 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from catalog.errors import DataError
-from catalog.schema import ROLLOUT_GROUP, ROLLOUT_GROUP_VERSION
+from sluice.catalog.errors import DataError
+
+ROLLOUT_GROUP_VERSION = 2
+
+
+_int_list, _float_list = pa.list_(pa.int32()), pa.list_(pa.float32())
+
+
+# One row per prompt. K candidates, L tokens each, M distractors; flattened lists are row-major [K, L].
+ROLLOUT_GROUP = pa.schema(
+    [
+        pa.field("lease_id", pa.int64(), nullable=False),
+        pa.field("user", pa.int32(), nullable=False),
+        pa.field("position", pa.int32(), nullable=False),
+        pa.field("history", _int_list, nullable=False),  # [n] item rows, oldest first, as the prompt showed them
+        pa.field("excluded", _int_list, nullable=False),  # [E] item rows that constrained decoding left out
+        pa.field("target_item", pa.int32(), nullable=False),
+        pa.field("candidate_tokens", _int_list, nullable=False),  # [K*L] token ids
+        pa.field("behaviour_log_probs", _float_list, nullable=False),  # [K*L] nats, of the distribution drawn from
+        # [K] nats, log of the chance of being in the group; empty unless drawn without replacement (stochastic beams)
+        pa.field("inclusion_log_probs", _float_list, nullable=False),
+        pa.field("candidate_items", _int_list, nullable=False),  # [K] item rows, -1: no item of the catalogue
+        pa.field("candidate_scores", _float_list, nullable=False),  # [K] ranker scores, NaN: no item
+        pa.field("target_score", pa.float32(), nullable=False),
+        pa.field(
+            "candidate_spread", _float_list, nullable=False
+        ),  # [K] deviation of the score, NaN: no item, not known
+        pa.field("target_spread", pa.float32(), nullable=False),
+        pa.field("candidate_values", _float_list, nullable=False),  # [K] predicted logged reward, NaN likewise
+        pa.field("target_value", pa.float32(), nullable=False),
+        pa.field("distractor_items", _int_list, nullable=False),  # [M] item rows drawn from other prompts' candidates
+        pa.field("distractor_scores", _float_list, nullable=False),  # [M] scored under this prompt's history
+        pa.field("version_min", pa.int32(), nullable=False),  # oldest weights that produced a token of the group
+        pa.field("version_max", pa.int32(), nullable=False),
+        pa.field("catalogue_version", pa.int32(), nullable=False),  # of the trie that names the candidates' items
+        pa.field("ranker_version", pa.string(), nullable=False),
+        pa.field("generate_s", pa.float32(), nullable=False),  # submit to last token
+        pa.field("score_s", pa.float32(), nullable=False),  # ranker request to answer
+    ],
+    metadata={b"sluice.rollout_group": str(ROLLOUT_GROUP_VERSION).encode()},
+)
+
 
 _VERSION_KEY = b"sluice.rollout_group"
 
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutGroup:
-    """The fields of `catalog.schema.ROLLOUT_GROUP`, with their shapes."""
+    """The fields of `sluice.catalog.data.schema.ROLLOUT_GROUP`, with their shapes."""
 
     lease_id: int
     user: int

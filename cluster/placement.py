@@ -14,8 +14,8 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from catalog.errors import ClusterError
-from cluster.settings import ClusterSettings
+from sluice.catalog.errors import ClusterError
+from sluice.cluster.settings import ClusterSettings
 
 # A label is a custom resource of which the bundle takes next to nothing: the node has it or has it not.
 _LABEL_SHARE = 0.001

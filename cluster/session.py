@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import ray
 from ray.exceptions import AuthenticationError
 
-from catalog.errors import ClusterError
+from sluice.catalog.errors import ClusterError
 
 _AUTH_REMEDY = (
     "Ray has token authentication on by default: set RAY_AUTH_MODE=token, and have the cluster's token in "

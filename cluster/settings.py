@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from catalog.settings import Settings
+from sluice.catalog.settings import Settings
 
 
 class ClusterSettings(Settings):

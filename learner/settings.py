@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from catalog.settings import Settings
+from sluice.catalog.settings import Settings
 
 
 class PolicySettings(Settings):
@@ -66,7 +66,7 @@ class RankerSettings(Settings):
 
     @property
     def head_weights(self) -> dict[str, float]:
-        """The weights by `catalog.settings.OUTCOMES`."""
+        """The weights by `sluice.catalog.settings.OUTCOMES`."""
         return {"rating": self.rating_weight, "click": self.click_weight, "dwell_seconds": self.dwell_weight}
 
 

@@ -8,12 +8,19 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from actors.settings import CPU_HEAD_SIZES, QueueSettings, RankerPoolSettings, RolloutSettings, WeightSettings
-from catalog.errors import ConfigError
-from catalog.settings import DataSettings, Settings
-from cluster.settings import ClusterSettings
-from learner.objective_settings import AdaGrpoObjective, Objective
-from learner.settings import EvaluationSettings, LearnerSettings, PolicySettings, PretrainSettings, RankerSettings
+from sluice.actors.settings import CPU_HEAD_SIZES, QueueSettings, RankerPoolSettings, RolloutSettings, WeightSettings
+from sluice.catalog.data.settings import DataSettings
+from sluice.catalog.errors import ConfigError
+from sluice.catalog.settings import Settings
+from sluice.cluster.settings import ClusterSettings
+from sluice.learner.objectives.settings.objective import AdaGrpoObjective, Objective
+from sluice.learner.settings import (
+    EvaluationSettings,
+    LearnerSettings,
+    PolicySettings,
+    PretrainSettings,
+    RankerSettings,
+)
 
 Resume = Literal["last", "best"] | None  # which checkpoint a run goes on from
 

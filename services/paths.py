@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from services.config import RunConfig
+from sluice.services.config import RunConfig
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class RunPaths:
 
     @property
     def catalogue(self) -> Path:
-        """Changes of the catalogue since the run began (`catalog.changes`)."""
+        """Changes of the catalogue since the run began (`sluice.catalog.data.changes`)."""
         return self.root / "catalogue"
 
     @property

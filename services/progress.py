@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Protocol, TextIO
 
-from catalog.errors import ConfigError
+from sluice.catalog.errors import ConfigError
 
 Progress = Callable[[int, int, dict[str, float]], None]
 

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from learner.shared_prefix import BranchScores
+from sluice.learner.scoring.shared_prefix import BranchScores
 
 
 class PerSequenceScorer(nn.Module):

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from actors.engine import GenerateRequest, Generation
-from catalog.settings import DataSettings
-from catalog.tokens import TokenLayout
-from catalog.vocabulary import Vocabulary
-from learner.assessment import Assessment
-from learner.weights import PackedWeights, pack
+from sluice.actors.engines.engine import GenerateRequest, Generation
+from sluice.catalog.data.settings import DataSettings
+from sluice.catalog.tokens import TokenLayout
+from sluice.catalog.trie.vocabulary import Vocabulary
+from sluice.learner.policy.packed_weights import PackedWeights, pack
+from sluice.learner.ranker.assessment import Assessment
 
 # Eight items of three levels with two codes each: item row i has the bits of i as its codes.
 CODES = np.asarray([[i >> 2 & 1, i >> 1 & 1, i & 1] for i in range(8)], dtype=np.int32)

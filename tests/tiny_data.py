@@ -5,9 +5,15 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from catalog.dataset import Dataset
-from catalog.settings import CatalogueColumns, DataSettings, InteractionColumns, SemanticIdSettings, TableSource
-from services.prepare import prepare
+from sluice.catalog.data.dataset import Dataset
+from sluice.catalog.data.settings import (
+    CatalogueColumns,
+    DataSettings,
+    InteractionColumns,
+    SemanticIdSettings,
+    TableSource,
+)
+from sluice.services.stages.prepare import prepare
 
 USERS, ITEMS, LENGTH = 24, 20, 9
 

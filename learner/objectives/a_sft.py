@@ -18,13 +18,13 @@ import math
 
 import torch
 
-from catalog.errors import RankerError
-from learner.batch import GroupBatch, LoggedBatch
-from learner.objectives.base import BranchInputs, Objective, Terms, mean_of
-from learner.objectives.logged import logged_rewards, mean_over, weighted_mean_of
-from learner.objectives.nll import nll_per_prompt
-from learner.preference_settings import AdvantageSftObjective
-from learner.shared_prefix import BranchScores
+from sluice.catalog.errors import RankerError
+from sluice.learner.batches.batch import GroupBatch, LoggedBatch
+from sluice.learner.objectives.settings.preference import AdvantageSftObjective
+from sluice.learner.objectives.terms.base import BranchInputs, Objective, Terms, nll_per_prompt
+from sluice.learner.objectives.terms.logged import logged_rewards, mean_over, weighted_mean_of
+from sluice.learner.reduction import mean_of
+from sluice.learner.scoring.shared_prefix import BranchScores
 
 
 @torch.no_grad()

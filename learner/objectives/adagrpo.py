@@ -7,13 +7,15 @@ from dataclasses import replace
 
 import torch
 
-from learner.batch import GroupBatch, LoggedBatch
-from learner.gate import GateResult, gate
-from learner.objective_settings import GateSettings, GrpoSettings
-from learner.objectives.base import Objective, Terms, mean_of
-from learner.objectives.grpo import grpo_term
-from learner.objectives.mixture import mixture_terms
-from learner.shared_prefix import BranchScores
+from sluice.learner.batches.batch import GroupBatch, LoggedBatch
+from sluice.learner.gate.gate import GateResult, gate
+from sluice.learner.gate.settings import GateSettings
+from sluice.learner.objectives.grpo import grpo_term
+from sluice.learner.objectives.mixture import mixture_terms
+from sluice.learner.objectives.settings.objective import GrpoSettings
+from sluice.learner.objectives.terms.base import Objective, Terms
+from sluice.learner.reduction import mean_of
+from sluice.learner.scoring.shared_prefix import BranchScores
 
 
 class AdaGrpoLoss(Objective):

@@ -3,7 +3,21 @@
 from collections.abc import Callable
 from typing import Any
 
-from learner.objective_settings import (
+from sluice.learner.objectives.a_sft import AdvantageSftLoss
+from sluice.learner.objectives.adagrpo import AdaGrpoLoss
+from sluice.learner.objectives.cql import CqlLoss
+from sluice.learner.objectives.dpo import DpoLoss
+from sluice.learner.objectives.ecpo import EcpoLoss
+from sluice.learner.objectives.gbpo import GbpoLoss
+from sluice.learner.objectives.grpo import GrpoLoss
+from sluice.learner.objectives.grpo_sr import GrpoSrLoss
+from sluice.learner.objectives.ipo import IpoLoss
+from sluice.learner.objectives.mixture import MixtureLoss
+from sluice.learner.objectives.nll import NllLoss
+from sluice.learner.objectives.ppo import PpoLoss
+from sluice.learner.objectives.rere import RereLoss
+from sluice.learner.objectives.reward_weighted_bc import RewardWeightedBcLoss
+from sluice.learner.objectives.settings.objective import (
     AdaGrpoObjective,
     EcpoObjective,
     GbpoObjective,
@@ -13,23 +27,8 @@ from learner.objective_settings import (
     NllObjective,
     RereObjective,
 )
-from learner.objective_settings import Objective as ObjectiveSettings
-from learner.objectives.a_sft import AdvantageSftLoss
-from learner.objectives.adagrpo import AdaGrpoLoss
-from learner.objectives.base import Objective
-from learner.objectives.cql import CqlLoss
-from learner.objectives.dpo import DpoLoss
-from learner.objectives.ecpo import EcpoLoss
-from learner.objectives.gbpo import GbpoLoss
-from learner.objectives.grpo import GrpoLoss
-from learner.objectives.grpo_sr import GrpoSrLoss
-from learner.objectives.ipo import IpoLoss
-from learner.objectives.mixture import MixtureLoss
-from learner.objectives.nll import NllLoss
-from learner.objectives.ppo import PpoLoss
-from learner.objectives.rere import RereLoss
-from learner.objectives.reward_weighted_bc import RewardWeightedBcLoss
-from learner.preference_settings import (
+from sluice.learner.objectives.settings.objective import Objective as ObjectiveSettings
+from sluice.learner.objectives.settings.preference import (
     AdvantageSftObjective,
     CqlObjective,
     DpoObjective,
@@ -37,6 +36,7 @@ from learner.preference_settings import (
     PpoObjective,
     RewardWeightedBcObjective,
 )
+from sluice.learner.objectives.terms.base import Objective
 
 _BUILDERS: dict[type, Callable[[Any], Objective]] = {
     NllObjective: lambda settings: NllLoss(),

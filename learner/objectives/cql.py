@@ -26,13 +26,13 @@ import math
 
 import torch
 
-from catalog.errors import ConfigError
-from learner.batch import GroupBatch, LoggedBatch
-from learner.objectives.base import Objective, Terms, mean_of
-from learner.objectives.logged import logged_rewards, mean_over
-from learner.objectives.nll import nll_per_prompt
-from learner.preference_settings import CqlObjective
-from learner.shared_prefix import BranchScores
+from sluice.catalog.errors import ConfigError
+from sluice.learner.batches.batch import GroupBatch, LoggedBatch
+from sluice.learner.objectives.settings.preference import CqlObjective
+from sluice.learner.objectives.terms.base import Objective, Terms, nll_per_prompt
+from sluice.learner.objectives.terms.logged import logged_rewards, mean_over
+from sluice.learner.reduction import mean_of
+from sluice.learner.scoring.shared_prefix import BranchScores
 
 
 def sampling_log_weights(batch: GroupBatch) -> torch.Tensor:

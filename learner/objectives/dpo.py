@@ -9,8 +9,8 @@ samples of the reference the optimum is pi proportional to pi_ref (p / pi_ref)^(
 import torch
 from torch.nn.functional import logsigmoid
 
-from learner.objectives.pairwise import PairwiseLoss
-from learner.preference_settings import DpoObjective
+from sluice.learner.objectives.settings.preference import DpoObjective
+from sluice.learner.objectives.terms.pairwise import PairwiseLoss
 
 
 class DpoLoss(PairwiseLoss):

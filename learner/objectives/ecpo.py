@@ -13,12 +13,12 @@ import math
 
 import torch
 
-from learner.batch import GroupBatch
-from learner.objective_settings import EcpoSettings
-from learner.objectives.base import mean_of
-from learner.objectives.group_term import GroupLoss, GroupTerm, group_metrics, group_of, off_policy_term
-from learner.objectives.grpo import clipped_surrogate, clipped_tokens
-from learner.shared_prefix import BranchScores
+from sluice.learner.batches.batch import GroupBatch
+from sluice.learner.objectives.grpo import clipped_surrogate, clipped_tokens
+from sluice.learner.objectives.settings.objective import EcpoSettings
+from sluice.learner.objectives.terms.group_term import GroupLoss, GroupTerm, group_metrics, group_of, off_policy_term
+from sluice.learner.reduction import mean_of
+from sluice.learner.scoring.shared_prefix import BranchScores
 
 
 @torch.no_grad()

@@ -12,11 +12,11 @@ the probability of a token.
 
 import torch
 
-from learner.batch import GroupBatch
-from learner.objective_settings import GbpoSettings
-from learner.objectives.base import mean_of
-from learner.objectives.group_term import GroupLoss, GroupTerm, group_metrics, group_of, off_policy_term
-from learner.shared_prefix import BranchScores
+from sluice.learner.batches.batch import GroupBatch
+from sluice.learner.objectives.settings.objective import GbpoSettings
+from sluice.learner.objectives.terms.group_term import GroupLoss, GroupTerm, group_metrics, group_of, off_policy_term
+from sluice.learner.reduction import mean_of
+from sluice.learner.scoring.shared_prefix import BranchScores
 
 
 @torch.no_grad()

@@ -2,8 +2,8 @@
 
     surrogate_it = min(rho_it A_i, clip(rho_it, 1 - low, 1 + high) A_i),    rho = pi / pi_old
 
-The sum over the group, the correction and the KL to the reference are those of `learner.objectives.group_term`;
-advantages (GRPO, Dr.GRPO, RLOO) those of `learner.advantages`. pi_old is the behaviour policy as the engine recorded
+The sum over the group, the correction and the KL to the reference are those of `sluice.learner.objectives.terms.group_term`;
+advantages (GRPO, Dr.GRPO, RLOO) those of `sluice.learner.objectives.terms.advantages`. pi_old is the behaviour policy as the engine recorded
 it, or the learner at the start of the batch.
 
 The ratio is that of each token; of the whole candidate, rho_i = prod_t rho_it; or GSPO's (arXiv 2507.18071)
@@ -19,13 +19,14 @@ from typing import Literal
 
 import torch
 
-from learner.advantages import all_equal
-from learner.batch import GroupBatch, LoggedBatch
-from learner.objective_settings import GrpoSettings
-from learner.objectives.base import Terms, mean_of
-from learner.objectives.group_term import GroupLoss, GroupTerm, group_metrics, group_of, off_policy_term
-from learner.rewards import group_rewards
-from learner.shared_prefix import BranchScores
+from sluice.learner.batches.batch import GroupBatch, LoggedBatch
+from sluice.learner.objectives.settings.objective import GrpoSettings
+from sluice.learner.objectives.terms.advantages import all_equal
+from sluice.learner.objectives.terms.base import Terms
+from sluice.learner.objectives.terms.group_term import GroupLoss, GroupTerm, group_metrics, group_of, off_policy_term
+from sluice.learner.reduction import mean_of
+from sluice.learner.rewards.rewards import group_rewards
+from sluice.learner.scoring.shared_prefix import BranchScores
 
 
 def clipped_surrogate(

@@ -14,12 +14,12 @@ from dataclasses import replace
 
 import torch
 
-from learner.batch import GroupBatch, LoggedBatch
-from learner.objective_settings import GrpoSrSettings
-from learner.objectives.base import Terms, mean_of
-from learner.objectives.group_term import GroupLoss, GroupTerm, group_metrics, group_of, over_group
-from learner.objectives.nll import nll_per_prompt
-from learner.shared_prefix import BranchScores
+from sluice.learner.batches.batch import GroupBatch, LoggedBatch
+from sluice.learner.objectives.settings.objective import GrpoSrSettings
+from sluice.learner.objectives.terms.base import Terms, nll_per_prompt
+from sluice.learner.objectives.terms.group_term import GroupLoss, GroupTerm, group_metrics, group_of, over_group
+from sluice.learner.reduction import mean_of
+from sluice.learner.scoring.shared_prefix import BranchScores
 
 
 def own_ratio(log_probs_BKL: torch.Tensor) -> torch.Tensor:

@@ -9,8 +9,8 @@ preferred to a sample of mu) / tau).
 
 import torch
 
-from learner.objectives.pairwise import PairwiseLoss
-from learner.preference_settings import IpoObjective
+from sluice.learner.objectives.settings.preference import IpoObjective
+from sluice.learner.objectives.terms.pairwise import PairwiseLoss
 
 
 class IpoLoss(PairwiseLoss):

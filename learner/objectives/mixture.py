@@ -7,13 +7,13 @@
 
 import torch
 
-from learner.batch import GroupBatch, LoggedBatch
-from learner.objective_settings import GrpoSettings
-from learner.objectives.base import Objective, Terms, mean_of
-from learner.objectives.group_term import GroupTerm, reward_metrics
-from learner.objectives.grpo import grpo_term
-from learner.objectives.nll import nll_per_prompt
-from learner.shared_prefix import BranchScores
+from sluice.learner.batches.batch import GroupBatch, LoggedBatch
+from sluice.learner.objectives.grpo import grpo_term
+from sluice.learner.objectives.settings.objective import GrpoSettings
+from sluice.learner.objectives.terms.base import Objective, Terms, nll_per_prompt
+from sluice.learner.objectives.terms.group_term import GroupTerm, reward_metrics
+from sluice.learner.reduction import mean_of
+from sluice.learner.scoring.shared_prefix import BranchScores
 
 
 def mixture_terms(scores: BranchScores, term: GroupTerm, weight: float, gate_B: torch.Tensor) -> Terms:

@@ -9,14 +9,10 @@ decoding uses.
 
 import torch
 
-from learner.batch import LoggedBatch
-from learner.objectives.base import BranchInputs, Objective, Terms, mean_of
-from learner.shared_prefix import BranchScores
-
-
-def nll_per_prompt(scores: BranchScores) -> torch.Tensor:
-    """NLL `[B]` in nats of the ground truth."""
-    return -scores.target_log_probs_BL.sum(dim=-1)
+from sluice.learner.batches.batch import LoggedBatch
+from sluice.learner.objectives.terms.base import BranchInputs, Objective, Terms, nll_per_prompt
+from sluice.learner.reduction import mean_of
+from sluice.learner.scoring.shared_prefix import BranchScores
 
 
 class NllLoss(Objective):

@@ -21,14 +21,14 @@ On a bandit the optimum is pi proportional to pi_ref exp(r / kl_coef).
 
 import torch
 
-from learner.batch import GroupBatch, LoggedBatch
-from learner.objectives.base import Objective, Terms, mean_of
-from learner.objectives.grpo import clipped_surrogate
-from learner.objectives.logged import mean_over
-from learner.objectives.nll import nll_per_prompt
-from learner.preference_settings import PpoObjective
-from learner.rewards import group_rewards
-from learner.shared_prefix import BranchScores
+from sluice.learner.batches.batch import GroupBatch, LoggedBatch
+from sluice.learner.objectives.grpo import clipped_surrogate
+from sluice.learner.objectives.settings.preference import PpoObjective
+from sluice.learner.objectives.terms.base import Objective, Terms, nll_per_prompt
+from sluice.learner.objectives.terms.logged import mean_over
+from sluice.learner.reduction import mean_of
+from sluice.learner.rewards.rewards import group_rewards
+from sluice.learner.scoring.shared_prefix import BranchScores
 
 
 @torch.no_grad()

@@ -14,11 +14,11 @@ On a bandit its optimum is pi(y | x) proportional to p(y | x) E[w | x, y], with 
 
 import torch
 
-from learner.batch import LoggedBatch
-from learner.objectives.base import BranchInputs, Objective, Terms, mean_of
-from learner.objectives.logged import logged_rewards, mean_over, weighted_mean_of
-from learner.objectives.nll import nll_per_prompt
-from learner.shared_prefix import BranchScores
+from sluice.learner.batches.batch import LoggedBatch
+from sluice.learner.objectives.terms.base import BranchInputs, Objective, Terms, nll_per_prompt
+from sluice.learner.objectives.terms.logged import logged_rewards, mean_over, weighted_mean_of
+from sluice.learner.reduction import mean_of
+from sluice.learner.scoring.shared_prefix import BranchScores
 
 
 class RewardWeightedBcLoss(Objective):

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from catalog.dataset import Dataset
-from learner.policy import load_policy
-from services.head import start_head
+from sluice.catalog.data.dataset import Dataset
+from sluice.learner.policy.policy import load_policy
+from sluice.services.submit.head import start_head
 from tests.e2e.conftest import run
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(2400)]
@@ -41,7 +41,7 @@ def metrics_of(run_directory: Path, kind: str) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def submitted(job, environment) -> tuple[Path, str]:
-    output = run([sys.executable, "-m", "services.cli", "submit", "--config", str(job)], environment)
+    output = run([sys.executable, "-m", "sluice", "submit", "--config", str(job)], environment)
     return job.parent / "runs" / "tiny-seed0", output
 
 
@@ -101,7 +101,7 @@ def test_the_run_directory_is_complete(submitted):
 
 def test_a_second_run_into_the_same_place_is_refused(submitted, job, environment):
     with pytest.raises(AssertionError, match="already holds a post-training: give --resume"):
-        run([sys.executable, "-m", "services.cli", "train", "--config", str(job)], environment)
+        run([sys.executable, "-m", "sluice", "train", "--config", str(job)], environment)
     assert summary_of(submitted[0])["throughput"]["learner_steps"] == 8
 
 
@@ -115,7 +115,7 @@ def changed(submitted, environment) -> Dataset:
     (directory / "new.csv").write_text(f"item_id,codes\nbrand-new,{' '.join(map(str, free))}\n")
     (directory / "gone.csv").write_text(f"item_id\n{data.item_ids[0]}\n")
     files = ["--add", str(directory / "new.csv"), "--retire", str(directory / "gone.csv")]
-    command = [sys.executable, "-m", "services.cli", "catalogue", "push", str(directory), *files]
+    command = [sys.executable, "-m", "sluice", "catalogue", "push", str(directory), *files]
     assert f"catalogue version 1: {data.items} items, 1 retired" in run(command, environment)
     with pytest.raises(AssertionError, match="is retired already"):
         run(command, environment)
@@ -130,7 +130,7 @@ def test_a_job_submitted_by_hand_resumes(submitted, changed, job, environment):
     entrypoint = [
         "python",
         "-m",
-        "services.cli",
+        "sluice",
         "train",
         "--config",
         str(job),

@@ -6,8 +6,8 @@ import sys
 import ray
 from ray.cluster_utils import Cluster
 
-from services.config import load_config
-from services.train import run
+from sluice.services.config import load_config
+from sluice.services.run.train import run
 
 if __name__ == "__main__":
     cluster = Cluster(

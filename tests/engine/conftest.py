@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from actors.engine import GenerateRequest
-from actors.settings import DecodeSettings, EngineSettings
-from actors.vllm_configuration import engine_environment
-from catalog.errors import DataError
-from catalog.tokens import TokenLayout
-from catalog.vocabulary import Vocabulary
-from learner.policy import Policy, build_policy, save_policy
-from learner.settings import PolicySettings
+from sluice.actors.engines.engine import GenerateRequest
+from sluice.actors.engines.vllm.configuration import engine_environment
+from sluice.actors.settings import DecodeSettings, EngineSettings
+from sluice.catalog.errors import DataError
+from sluice.catalog.tokens import TokenLayout
+from sluice.catalog.trie.vocabulary import Vocabulary
+from sluice.learner.policy.policy import Policy, build_policy, save_policy
+from sluice.learner.settings import PolicySettings
 
 LEVEL_SIZES = (6, 5, 4)
 MAX_PROMPT = 100
@@ -116,8 +116,8 @@ def vllm_environment():
 
 @pytest.fixture(scope="session")
 def session_engine(world, vllm_environment):
-    from actors.vllm_engine import VllmEngine
-    from actors.vllm_start import PrefixCacheCounter
+    from sluice.actors.engines.vllm.engine import VllmEngine
+    from sluice.actors.engines.vllm.start import PrefixCacheCounter
 
     engine = VllmEngine(
         policy_dir=world.directory,
@@ -137,7 +137,7 @@ def session_engine(world, vllm_environment):
 @pytest.fixture
 def engine(session_engine, world):
     """The session's engine on the first policy as version 0, with nothing in flight and an empty cache."""
-    from learner.weights import pack
+    from sluice.learner.policy.packed_weights import pack
 
     assert session_engine.in_flight == 0
     session_engine.load_weights(pack(world.policies[0].model.named_parameters(), 0))

@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from actors.settings import DecodeSettings
-from catalog.errors import DataError, PolicyError
-from catalog.tokens import TokenLayout
-from catalog.vocabulary import Vocabulary
+from sluice.actors.settings import DecodeSettings
+from sluice.catalog.errors import DataError, PolicyError
+from sluice.catalog.tokens import TokenLayout
+from sluice.catalog.trie.vocabulary import Vocabulary
 from tests.engine.conftest import drain
 
 pytestmark = pytest.mark.engine
@@ -100,7 +100,7 @@ def test_an_older_catalogue_or_one_of_another_policy_is_refused(engine, world, c
 
 
 def test_tries_that_no_request_uses_are_forgotten(engine, world, current):
-    from actors.vllm_trie import _in_process
+    from sluice.actors.engines.vllm.trie import _in_process
 
     for row in range(3):
         current = current.changed(retire=np.array([row]))
@@ -109,8 +109,8 @@ def test_tries_that_no_request_uses_are_forgotten(engine, world, current):
 
 
 def test_tries_reach_workers_of_other_processes_as_files(tmp_path, vllm_environment, world):
-    from actors.vllm_trie import OfferedTries
-    from catalog.trie import Trie
+    from sluice.actors.engines.vllm.trie import OfferedTries
+    from sluice.catalog.trie.trie import Trie
 
     tries = OfferedTries(tmp_path, files=True)
     first = world.vocabulary.trie

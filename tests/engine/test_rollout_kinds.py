@@ -8,15 +8,15 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from actors.groups import Prompt, draw, finish
-from actors.leases import Lease
-from actors.settings import DecodeSettings
-from catalog.errors import DataError
-from catalog.rollout_group import encode
-from learner.assessment import Assessment
-from learner.collate import collate
-from learner.shared_prefix import branch_log_probs
-from learner.weights import pack
+from sluice.actors.queue.leases import Lease
+from sluice.actors.rollout.groups import Prompt, draw, finish
+from sluice.actors.settings import DecodeSettings
+from sluice.catalog.errors import DataError
+from sluice.catalog.rollout_group import encode
+from sluice.learner.batches.collate import collate
+from sluice.learner.policy.packed_weights import pack
+from sluice.learner.ranker.assessment import Assessment
+from sluice.learner.scoring.shared_prefix import branch_log_probs
 from tests.engine.conftest import drain
 from tests.rollout_fakes import TinyDataset
 

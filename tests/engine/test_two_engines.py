@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy.stats import chi2_contingency, ks_2samp
 
-from actors.settings import DecodeSettings, TreeEngineSettings
-from actors.tree_engine import TreeEngine
-from learner.weights import pack
+from sluice.actors.engines.tree import TreeEngine
+from sluice.actors.settings import DecodeSettings, TreeEngineSettings
+from sluice.learner.policy.packed_weights import pack
 from tests.engine.conftest import MAX_PROMPT, drain
 
 pytestmark = pytest.mark.engine

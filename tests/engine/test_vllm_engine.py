@@ -9,9 +9,9 @@ import torch
 from scipy.stats import chisquare
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
-from actors.settings import CPU_HEAD_SIZES, DecodeSettings, EngineSettings
-from catalog.errors import ConfigError, PolicyError
-from learner.weights import pack
+from sluice.actors.settings import CPU_HEAD_SIZES, DecodeSettings, EngineSettings
+from sluice.catalog.errors import ConfigError, PolicyError
+from sluice.learner.policy.packed_weights import pack
 from tests.engine.conftest import ENGINE, MAX_PROMPT, assert_bad_requests_are_refused_at_once, drain
 
 pytestmark = pytest.mark.engine
@@ -336,7 +336,7 @@ def test_sizes_are_derived_from_the_workload(engine):
 
 
 def open_engine(world, **changes):
-    from actors.vllm_engine import VllmEngine
+    from sluice.actors.engines.vllm.engine import VllmEngine
 
     arguments = {
         "policy_dir": world.directory,
@@ -351,8 +351,8 @@ def open_engine(world, **changes):
 
 
 def test_an_engine_that_cannot_work_is_not_started(world, vllm_environment, tmp_path, monkeypatch):
-    from catalog.tokens import TokenLayout
-    from catalog.vocabulary import Vocabulary
+    from sluice.catalog.tokens import TokenLayout
+    from sluice.catalog.trie.vocabulary import Vocabulary
 
     larger = Vocabulary.of(np.asarray([[0, 0, 0]]), TokenLayout.fresh((6, 5, 5)))
     with pytest.raises(PolicyError, match="holds no policy"):
@@ -373,7 +373,7 @@ def test_an_engine_that_cannot_work_is_not_started(world, vllm_environment, tmp_
 
 
 def test_a_build_for_gpus_needs_one(vllm_environment, monkeypatch):
-    from actors import vllm_start
+    from sluice.actors.engines.vllm import start as vllm_start
 
     monkeypatch.setattr(vllm_start, "current_platform", SimpleNamespace(is_cpu=lambda: False))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

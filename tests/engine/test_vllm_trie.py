@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from catalog.trie import Trie
+from sluice.catalog.trie.trie import Trie
 
 pytestmark = pytest.mark.engine
 
@@ -17,7 +17,7 @@ FREE = None
 
 @pytest.fixture
 def processor(tmp_path, vllm_environment):
-    from actors.vllm_trie import TRIE_PATH, TrieLogitsProcessor
+    from sluice.actors.engines.vllm.trie import TRIE_PATH, TrieLogitsProcessor
 
     Trie.build(ITEMS, 6).save(tmp_path / "trie.npz")
     config = SimpleNamespace(
@@ -30,7 +30,7 @@ def update(processor, size, added=(), removed=(), moved=()):
     """`added` holds (row, excluded item rows or FREE, output list) or, with a fourth field, the node to go on from."""
     from vllm.v1.sample.logits_processor.interface import BatchUpdate
 
-    from actors.vllm_trie import constraint
+    from sluice.actors.engines.vllm.trie import constraint
 
     rows = []
     for row, excluded, outputs, *node in added:

@@ -7,10 +7,10 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from learner.weights import pack
-from tests.unit.learner_cases import in_double, tiny_policy
-from tests.unit.test_device_waits import CASES, gradient
-from tests.unit.test_step import SETTINGS, differ, half_open, half_trusted, learner_of, weights_of
+from sluice.learner.policy.packed_weights import pack
+from tests.unit.learner.learner_cases import in_double, tiny_policy
+from tests.unit.learner.training.test_device_waits import CASES, gradient
+from tests.unit.learner.training.test_step import SETTINGS, differ, half_open, half_trusted, learner_of, weights_of
 
 
 @contextmanager

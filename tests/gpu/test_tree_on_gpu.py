@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from catalog.exclusions import Exclusions
-from catalog.tokens import TokenLayout
-from catalog.trie import Trie
-from learner.tree_decode import TreeDecoder
-from learner.tree_draw import streams
-from services.benches.trie import random_codes
-from tests.unit.tree_cases import models, padded, vocabulary
+from sluice.catalog.tokens import TokenLayout
+from sluice.catalog.trie.exclusions import Exclusions
+from sluice.catalog.trie.trie import Trie
+from sluice.learner.decoding.draw import streams
+from sluice.learner.decoding.tree import TreeDecoder
+from sluice.services.bench.engines.trie import random_codes
+from tests.unit.learner.tree_cases import models, padded, vocabulary
 
 SIZES = (300, 40, 256)
 

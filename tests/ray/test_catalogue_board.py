@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import ray
 
-from actors.catalogue_board import CatalogueBoard, CataloguePublisher, CatalogueSource
-from catalog.errors import DataError
-from catalog.tokens import TokenLayout
-from catalog.vocabulary import Vocabulary
+from sluice.actors.boards.catalogue_board import CatalogueBoard, CataloguePublisher, CatalogueSource
+from sluice.catalog.errors import DataError
+from sluice.catalog.tokens import TokenLayout
+from sluice.catalog.trie.vocabulary import Vocabulary
 from tests.ray.conftest import WAIT_S
 
 pytestmark = pytest.mark.ray

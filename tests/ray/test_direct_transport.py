@@ -13,9 +13,9 @@ import ray
 import torch
 from ray.experimental.rdt.util import register_tensor_transport
 
-from actors.weight_board import WeightBoard, WeightPublisher, WeightSource
-from catalog.errors import RunError
-from learner.weights import PackedWeights, pack
+from sluice.actors.boards.weight_board import WeightBoard, WeightPublisher, WeightSource
+from sluice.catalog.errors import RunError
+from sluice.learner.policy.packed_weights import PackedWeights, pack
 from tests.ray import file_transport
 from tests.ray.conftest import WAIT_S
 

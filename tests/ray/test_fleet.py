@@ -5,10 +5,10 @@ import time
 import pytest
 import ray
 
-from actors.rollout_worker import RolloutStats
-from catalog.errors import ClusterError, PolicyError
-from services import fleet as fleet_module
-from services.fleet import Fleet, _Rollout
+from sluice.actors.rollout.worker import RolloutStats
+from sluice.catalog.errors import ClusterError, PolicyError
+from sluice.services.run import fleet as fleet_module
+from sluice.services.run.fleet import Fleet, _Rollout
 
 pytestmark = pytest.mark.ray
 

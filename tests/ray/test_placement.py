@@ -1,10 +1,10 @@
 import pytest
 import ray
 
-from catalog.errors import ClusterError
-from cluster.placement import RoleNeeds, plan, reserve
-from cluster.session import connect
-from cluster.settings import ClusterSettings
+from sluice.catalog.errors import ClusterError
+from sluice.cluster.placement import RoleNeeds, plan, reserve
+from sluice.cluster.session import connect
+from sluice.cluster.settings import ClusterSettings
 
 pytestmark = pytest.mark.ray
 

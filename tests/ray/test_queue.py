@@ -12,11 +12,12 @@ import pytest
 import ray
 from ray.exceptions import ObjectLostError
 
-from actors.leases import Lease, Push
-from actors.queue import QueueActor, QueueClient
-from actors.settings import QueueSettings
-from catalog.dataset import Examples
-from catalog.errors import RunError
+from sluice.actors.queue.actor import QueueActor
+from sluice.actors.queue.client import QueueClient
+from sluice.actors.queue.leases import Lease, Push
+from sluice.actors.settings import QueueSettings
+from sluice.catalog.data.dataset import Examples
+from sluice.catalog.errors import RunError
 from tests.ray.conftest import WAIT_S
 from tests.rollout_fakes import examples
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import ray
 
-from actors.ranker import RankerActor, RankerClient
-from actors.ranker_service import open_ranker
-from catalog.errors import RankerError
-from learner.settings import RankerSettings
+from sluice.actors.ranker.pool import RankerActor, RankerClient
+from sluice.catalog.errors import RankerError
+from sluice.learner.ranker.load import open_ranker
+from sluice.learner.settings import RankerSettings
 from tests.ray.conftest import WAIT_S
 from tests.rollout_fakes import AssessingRanker, BrokenRanker, RowRanker, TinyDataset
 

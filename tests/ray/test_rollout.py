@@ -9,16 +9,17 @@ import pytest
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
-from actors.catalogue_board import CatalogueBoard, CataloguePublisher, CatalogueSource
-from actors.queue import QueueActor, QueueClient
-from actors.ranker import RankerActor, RankerClient
-from actors.rollout import LAUNCH, RolloutActor
-from actors.settings import DecodeSettings, QueueSettings, RolloutSettings
-from actors.weight_board import WeightBoard, WeightPublisher, WeightSource
-from catalog.dataset import Examples
-from catalog.rollout_group import decode
-from catalog.vocabulary import Vocabulary
-from cluster.failure import decide
+from sluice.actors.boards.catalogue_board import CatalogueBoard, CataloguePublisher, CatalogueSource
+from sluice.actors.boards.weight_board import WeightBoard, WeightPublisher, WeightSource
+from sluice.actors.queue.actor import QueueActor
+from sluice.actors.queue.client import QueueClient
+from sluice.actors.ranker.pool import RankerActor, RankerClient
+from sluice.actors.rollout.actor import LAUNCH, RolloutActor
+from sluice.actors.settings import DecodeSettings, QueueSettings, RolloutSettings
+from sluice.catalog.data.dataset import Examples
+from sluice.catalog.rollout_group import decode
+from sluice.catalog.trie.vocabulary import Vocabulary
+from sluice.cluster.failure import decide
 from tests.ray.conftest import WAIT_S
 from tests.rollout_fakes import CODES, LAYOUT, FakeEngine, RowRanker, TinyDataset, examples, weights_at
 

@@ -13,14 +13,14 @@ import ray.train
 import torch
 from ray.train.torch import TorchTrainer
 
-from catalog.dataset import Dataset
-from catalog.vocabulary import Vocabulary
-from learner.checkpoint import read_state
-from learner.objective_settings import NllObjective
-from learner.policy import build_policy, load_policy, save_policy
-from learner.settings import EvaluationSettings, LearnerSettings, LoraSettings, PolicySettings
-from learner.train_loop import LoopConfig, train_loop
-from learner.weights import PackedWeights, UnverifiedWeights
+from sluice.catalog.data.dataset import Dataset
+from sluice.catalog.trie.vocabulary import Vocabulary
+from sluice.learner.objectives.settings.objective import NllObjective
+from sluice.learner.policy.packed_weights import PackedWeights, UnverifiedWeights
+from sluice.learner.policy.policy import build_policy, load_policy, save_policy
+from sluice.learner.settings import EvaluationSettings, LearnerSettings, LoraSettings, PolicySettings
+from sluice.learner.training.checkpoint import read_state
+from sluice.learner.training.train_loop import LoopConfig, train_loop
 from tests.tiny_data import USERS, tiny_dataset
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]

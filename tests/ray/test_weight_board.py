@@ -7,9 +7,9 @@ import pytest
 import ray
 import torch
 
-from actors.weight_board import WeightBoard, WeightPublisher, WeightSource
-from catalog.errors import PolicyError, RunError
-from learner.weights import PackedWeights, UnverifiedWeights, pack
+from sluice.actors.boards.weight_board import WeightBoard, WeightPublisher, WeightSource
+from sluice.catalog.errors import PolicyError, RunError
+from sluice.learner.policy.packed_weights import PackedWeights, UnverifiedWeights, pack
 from tests.ray.conftest import WAIT_S
 
 pytestmark = pytest.mark.ray

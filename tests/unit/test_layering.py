@@ -1,10 +1,14 @@
-"""The shape of the code: import arrows, who may import Ray and vLLM, docstrings, lengths."""
+"""The shape of the code: rooms and the arrows between them, who may import Ray and vLLM, docstrings, lengths.
+
+A room is a folder of a package. Rooms stand on floors; a module imports from its own room and from floors below it.
+"""
 
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatch
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -18,14 +22,43 @@ MAY_IMPORT = {
     "actors": {"actors", "learner", "catalog", "cluster"},
     "services": {"services", "actors", "learner", "catalog", "cluster"},
 }
-CLUSTER_MAY_KNOW = {"catalog.errors", "catalog.settings"}
-RAY = ("learner/train_loop.py", "actors/*.py", "cluster/*.py", "services/*.py")
-VLLM = ("actors/vllm_*.py", "services/benches/vllm_*.py")
-TORCH_FREE = ("*settings.py", "catalog/errors.py", "services/cli.py", "services/config.py")
+# Lowest floor first. Rooms of one floor do not import each other.
+FLOORS = {
+    "catalog": (("",), ("trie",), ("data",)),
+    "cluster": (("",),),
+    "learner": (
+        ("",),
+        ("batches", "kernels"),
+        ("scoring", "decoding"),
+        ("policy", "gate", "rewards", "ranker"),
+        ("objectives/settings",),
+        ("objectives/terms",),
+        ("objectives",),
+        ("evaluation",),
+        ("training",),
+    ),
+    "actors": (("",), ("boards", "engines", "queue", "ranker"), ("engines/vllm",), ("rollout",)),
+    "services": (
+        ("",),
+        ("report", "stages"),
+        ("run",),
+        ("bench", "submit"),
+        ("bench/support",),
+        ("bench/engines", "bench/learner"),
+        ("bench/system",),
+        ("cli",),
+    ),
+}
+CLUSTER_MAY_KNOW = {"sluice.catalog.errors", "sluice.catalog.settings", "sluice.catalog.files"}
+RAY = ("learner/training/train_loop.py", "actors/*.py", "cluster/*.py", "services/*.py")
+VLLM = ("actors/engines/vllm/*.py", "services/bench/engines/vllm_*.py")
+TORCH_FREE = ("*settings.py", "*/settings/*.py", "catalog/errors.py", "services/cli/main.py", "services/config.py")
 LONGEST = 400
+WIDEST = 15
 
 MODULES = sorted(path.relative_to(ROOT) for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 CODE = [path for path in MODULES if path.name != "__init__.py"]
+NAMES = {".".join(("sluice", *path.with_suffix("").parts)): path for path in CODE}
 
 
 def imports(source: str) -> Iterator[tuple[str, bool]]:
@@ -44,7 +77,7 @@ def imports(source: str) -> Iterator[tuple[str, bool]]:
             assert node.level == 0, "relative imports hide the arrows"
             assert node.module is not None
             yield node.module, id(node) not in lazy
-            # `from services import train` imports services.train
+            # `from sluice.services.run import train` imports sluice.services.run.train
             yield from ((f"{node.module}.{alias.name}", id(node) not in lazy) for alias in node.names)
 
 
@@ -52,16 +85,58 @@ def is_type_checking(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
 
 
+def modules_of(path: Path) -> set[str]:
+    return {module for module, _ in imports((ROOT / path).read_text())}
+
+
+def own_imports(path: Path) -> set[Path]:
+    """The modules of this project that a module imports."""
+    return {NAMES[module] for module in modules_of(path) if module in NAMES}
+
+
 def roots(path: Path) -> set[str]:
-    return {module.partition(".")[0] for module, _ in imports((ROOT / path).read_text())}
+    """Outside packages by name, our own as `sluice.learner`, ..., tests as `tests`."""
+    names = [module.split(".") for module in modules_of(path)]
+    return {".".join(parts[:2]) if parts[0] == "sluice" else parts[0] for parts in names}
+
+
+def room(path: Path) -> str:
+    return "/".join(path.parent.parts[1:])
+
+
+def floor(path: Path) -> int:
+    return next(number for number, rooms in enumerate(FLOORS[path.parts[0]]) if room(path) in rooms)
 
 
 def allowed(path: Path, patterns: tuple[str, ...]) -> bool:
     return any(fnmatch(path.as_posix(), pattern) for pattern in patterns)
 
 
+def goes_up(path: Path, other: Path) -> bool:
+    """Whether an import of `other` breaks the arrows between the rooms of a package."""
+    return path.parts[0] == other.parts[0] and room(path) != room(other) and floor(other) >= floor(path)
+
+
+def circle(arrows: Mapping[str, Iterable[str]]) -> list[str]:
+    """One circle of the arrows, empty when there is none."""
+    try:
+        TopologicalSorter(arrows).prepare()
+    except CycleError as error:
+        return error.args[1]
+    return []
+
+
+def width(folder: Path) -> int:
+    """Files of a folder; empty package files do not count."""
+    return sum(path.is_file() and path.name != "__init__.py" for path in folder.iterdir())
+
+
 def test_there_is_something_to_check():
     assert {path.parts[0] for path in CODE} == set(PACKAGES)
+    assert {(path.parts[0], room(path)) for path in CODE} == {
+        (package, name) for package, floors in FLOORS.items() for rooms in floors for name in rooms
+    }
+    assert sum(len(own_imports(path)) for path in CODE) > len(CODE)
 
 
 def test_imports_are_found_wherever_they_stand():
@@ -76,15 +151,55 @@ def test_imports_are_found_wherever_they_stand():
     }
 
 
+def test_a_broken_arrow_a_circle_and_a_wide_folder_are_noticed(tmp_path: Path):
+    gate, step = Path("learner/gate/gate.py"), Path("learner/training/step.py")
+    assert goes_up(gate, step) and not goes_up(step, gate)
+    assert goes_up(gate, Path("learner/rewards/rewards.py")), "rooms of one floor"
+    assert not goes_up(gate, Path("learner/gate/variants.py"))
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"a"}}) and not circle({"a": {"b", "c"}, "b": {"c"}})
+    for number in range(3):
+        (tmp_path / f"{number}.py").touch()
+    (tmp_path / "__init__.py").touch()
+    assert width(tmp_path) == 3
+
+
 @pytest.mark.parametrize("path", MODULES, ids=str)
 def test_imports_follow_the_arrows(path: Path):
-    ours = roots(path) & {*PACKAGES, "tests"}
-    assert ours <= MAY_IMPORT[path.parts[0]]
+    ours = {name for name in roots(path) if name.startswith("sluice")} - {"sluice"}
+    assert ours <= {f"sluice.{package}" for package in MAY_IMPORT[path.parts[0]]}
+    assert not roots(path) & {"tests", *PACKAGES}, "bare names are everybody's: import sluice.learner, ..."
+
+
+@pytest.mark.parametrize("path", CODE, ids=str)
+def test_imports_between_rooms_go_down(path: Path):
+    assert [str(other) for other in own_imports(path) if goes_up(path, other)] == []
+
+
+def test_no_circle_of_modules_or_of_folders():
+    assert circle({str(path): {str(other) for other in own_imports(path)} for path in CODE}) == []
+    folders: dict[str, set[str]] = {}
+    for path in CODE:
+        folders.setdefault(str(path.parent), set()).update(str(other.parent) for other in own_imports(path))
+    assert circle({name: others - {name} for name, others in folders.items()}) == []
+
+
+def test_no_folder_is_wide():
+    checked = [ROOT / name for name in (*PACKAGES, "tests", "docs", "configs", "requirements")]
+    folders = [path for top in checked for path in (top, *top.rglob("*")) if path.is_dir()]
+    wide = {str(path): width(path) for path in folders if path.name != "__pycache__" and width(path) > WIDEST}
+    assert wide == {}
+
+
+def test_unit_tests_mirror_the_rooms():
+    tests = [path.relative_to(ROOT / "tests" / "unit") for path in (ROOT / "tests" / "unit").rglob("test_*.py")]
+    rooms = {path.parent for path in CODE} | {Path("docs")}
+    assert {path.parent for path in tests if path.parent != Path(".")} <= rooms
+    assert {path.name for path in tests if path.parent == Path(".")} == {"test_layering.py"}
 
 
 @pytest.mark.parametrize("path", [path for path in CODE if path.parts[0] == "cluster"], ids=str)
 def test_cluster_knows_no_learning(path: Path):
-    known = {module for module, _ in imports((ROOT / path).read_text()) if module.startswith("catalog")}
+    known = {module for module in modules_of(path) if module.startswith("sluice.catalog")}
     assert all(module in CLUSTER_MAY_KNOW or module.rpartition(".")[0] in CLUSTER_MAY_KNOW for module in known)
 
 
@@ -96,9 +211,10 @@ def test_only_named_modules_import_ray_and_vllm(path: Path):
 
 
 def test_settings_and_command_line_load_without_torch_ray_and_vllm():
-    names = [".".join(path.with_suffix("").parts) for path in CODE if allowed(path, TORCH_FREE)]
-    assert {"catalog.settings", "learner.settings", "learner.objective_settings", "actors.settings"} <= set(names)
-    assert {"cluster.settings", "services.cli"} <= set(names)
+    names = [name for name, path in NAMES.items() if allowed(path, TORCH_FREE)]
+    assert {"sluice.catalog.settings", "sluice.learner.settings", "sluice.actors.settings"} <= set(names)
+    assert {"sluice.cluster.settings", "sluice.services.cli.main"} <= set(names)
+    assert {"sluice.learner.objectives.settings.objective", "sluice.learner.gate.settings"} <= set(names)
     script = f"import sys, {', '.join(names)}\nprint(sorted({{'torch', 'ray', 'vllm'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
@@ -116,9 +232,13 @@ def test_a_module_says_its_subject_and_is_short(path: Path):
     assert len(text.splitlines()) <= LONGEST
 
 
-def test_the_wheel_lists_every_package():
-    import tomllib
+def test_the_import_name_is_a_link_to_each_package():
+    links = {path.name: path for path in (ROOT / "sluice").iterdir() if path.is_symlink()}
+    assert {name: str(path.readlink()) for name, path in links.items()} == {name: f"../{name}" for name in PACKAGES}
 
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    found = {".".join(path.parent.parts) for path in MODULES if path.name == "__init__.py"}
-    assert set(project["tool"]["setuptools"]["packages"]) == found
+
+def test_the_wheel_holds_every_package():
+    from setuptools import find_packages
+
+    found = {".".join(("sluice", *path.parent.parts)) for path in MODULES if path.name == "__init__.py"}
+    assert set(find_packages(str(ROOT), include=["sluice*"])) == {"sluice", *found}

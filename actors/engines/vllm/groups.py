@@ -1,0 +1,187 @@
+"""How vLLM is asked for the K candidates of one prompt: which requests it takes, and what their answers mean.
+
+- `SampledGroup`: one request for n=K samples of L tokens.
+- `BeamGroup`: level by level, one request of one token per beam, whose log-probs say what may follow. The history of a
+  beam is in the prefix cache. An exact beam needs its K likeliest tokens only; a stochastic one every token allowed,
+  since each may hold the largest perturbed value.
+
+Log-probs are vLLM's `processed_logprobs`: after trie mask, temperature and top-p, so of the distribution drawn from. A
+greedy request (temperature 0 to vLLM) has those of temperature 1.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from vllm import SamplingParams
+from vllm.outputs import CompletionOutput, RequestOutput
+from vllm.sampling_params import RequestOutputKind
+
+from sluice.actors.engines.engine import GenerateRequest, Generation
+from sluice.actors.engines.vllm.beams import Beams, StochasticBeams
+from sluice.actors.engines.vllm.trie import constraint
+from sluice.actors.settings import DecodeSettings
+from sluice.catalog.trie.trie import Trie
+
+# All requests: no text, no stopping at EOS, log-probs in flat lists, an answer only when it is complete.
+_PLAIN = {
+    "detokenize": False,
+    "ignore_eos": True,
+    "flat_logprobs": True,
+    "output_kind": RequestOutputKind.FINAL_ONLY,
+    "skip_clone": True,
+}
+
+Ask = tuple[np.ndarray, SamplingParams]  # prompt token ids, and what is wanted
+
+
+class Group(Protocol):
+    """A prompt on its way through vLLM."""
+
+    request: GenerateRequest
+    trie: Trie  # of the catalogue when the request was submitted
+
+    def asks(self) -> list[Ask]:
+        """The requests that vLLM has to answer next."""
+
+    def take(self, number: int, output: RequestOutput) -> bool:
+        """Take in the answer to request `number` of the last `asks`; True when that was the last one missing."""
+
+    def result(self) -> Generation | None:
+        """The finished group, or None while there is more to ask."""
+
+
+def open_group(request: GenerateRequest, decode: DecodeSettings, trie: Trie, trie_name: str, seed: int) -> Group:
+    """A prompt at its beginning, which keeps to this trie, known to vLLM's logits processor as `trie_name`.
+
+    What is random in it depends on the engine's `seed` and the request's id alone.
+    """
+    digest = hashlib.blake2b(f"{seed}/{request.request_id}".encode(), digest_size=8).digest()
+    own_seed = int.from_bytes(digest) >> 2  # leaves room for seed + i below 2**63
+    if decode.kind == "sample":
+        return SampledGroup(request, decode, trie, trie_name, own_seed)
+    return BeamGroup(request, decode, trie, trie_name, own_seed)
+
+
+class SampledGroup:
+    """K independent samples."""
+
+    def __init__(self, request: GenerateRequest, decode: DecodeSettings, trie: Trie, trie_name: str, seed: int) -> None:
+        self.request, self.trie = request, trie
+        self._decode, self._trie_name, self._seed = decode, trie_name, seed
+        self._completions: Sequence[CompletionOutput] = ()
+
+    def asks(self) -> list[Ask]:
+        """One request for everything. vLLM seeds candidate i with seed + i, so requests' seeds must lie far apart."""
+        params = SamplingParams(
+            n=self._decode.candidates,
+            temperature=self._decode.temperature,
+            top_p=self._decode.top_p,
+            max_tokens=self.trie.levels,
+            seed=self._seed,
+            logprobs=0,
+            extra_args=constraint(0, self.request.excluded, self._trie_name) if self._decode.constrained else None,
+            **_PLAIN,
+        )
+        return [(self.request.prompt, params)]
+
+    def take(self, number: int, output: RequestOutput) -> bool:
+        """Keep the samples."""
+        self._completions = output.outputs
+        return True
+
+    def result(self) -> Generation:
+        """The samples."""
+        versions = _versions(self._completions)
+        return Generation(
+            request_id=self.request.request_id,
+            tokens=np.asarray([one.token_ids for one in self._completions], dtype=np.int64),
+            log_probs=np.asarray([_chosen_log_probs(one) for one in self._completions], dtype=np.float32),
+            version_min=min(versions),
+            version_max=max(versions),
+            catalogue_version=self.trie.version,
+        )
+
+
+class BeamGroup:
+    """Exact or stochastic beams."""
+
+    def __init__(self, request: GenerateRequest, decode: DecodeSettings, trie: Trie, trie_name: str, seed: int) -> None:
+        self.request, self.trie = request, trie
+        self._decode, self._trie_name = decode, trie_name
+        self._stochastic = decode.kind == "stochastic_beam"
+        self._beams = (
+            StochasticBeams(decode.candidates, np.random.default_rng(seed))
+            if self._stochastic
+            else Beams(decode.candidates)
+        )
+        self._nodes = np.zeros(1, dtype=np.int32)  # [W] trie node of each beam
+        self._versions: set[int] = set()
+        self._missing = 0
+        self._log_probs_WV = np.empty((0, trie.vocab_size), dtype=np.float32)
+
+    def asks(self) -> list[Ask]:
+        """One request per beam, for the log-probs of its next token."""
+        tokens_Wl = self._beams.tokens_Wl
+        self._missing = len(tokens_Wl)
+        self._log_probs_WV = np.full((len(tokens_Wl), self.trie.vocab_size), -np.inf, dtype=np.float32)
+        return [
+            (np.concatenate([self.request.prompt, tokens]), self._next_token(node))
+            for tokens, node in zip(tokens_Wl, self._nodes, strict=True)
+        ]
+
+    def _next_token(self, node: int) -> SamplingParams:
+        # Which token vLLM chooses does not matter: exact beams save it the drawing.
+        wanted = self.trie.vocab_size
+        if self._decode.constrained:
+            wanted = self.trie.child_count(node)
+        if not self._stochastic:
+            wanted = min(wanted, self._decode.candidates)
+        return SamplingParams(
+            temperature=self._decode.temperature if self._stochastic else 0.0,
+            max_tokens=1,
+            logprobs=wanted,
+            extra_args=constraint(node, self.request.excluded, self._trie_name) if self._decode.constrained else None,
+            **_PLAIN,
+        )
+
+    def take(self, number: int, output: RequestOutput) -> bool:
+        """Note what may follow a beam; after the last beam of a level, go on to the next level."""
+        (completion,) = output.outputs
+        self._versions |= _versions([completion])
+        # The first entry is the chosen token, which comes again among the likeliest.
+        flat = completion.logprobs
+        self._log_probs_WV[number, flat.token_ids[1:]] = flat.logprobs[1:]
+        self._missing -= 1
+        if self._missing:
+            return False
+        parents = self._beams.grow(self._log_probs_WV)
+        self._nodes = self.trie.step(self._nodes[parents], self._beams.tokens_Wl[:, -1])
+        return True
+
+    def result(self) -> Generation | None:
+        """The beams, once they are whole sequences."""
+        if self._beams.tokens_Wl.shape[1] < self.trie.levels:
+            return None
+        found = self._beams.candidates()
+        return Generation(
+            request_id=self.request.request_id,
+            tokens=found.tokens_KL,
+            log_probs=found.log_probs_KL,
+            version_min=min(self._versions),
+            version_max=max(self._versions),
+            catalogue_version=self.trie.version,
+            inclusion_log_probs=found.inclusion_log_probs_K,
+        )
+
+
+def _versions(completions: Sequence[CompletionOutput]) -> set[int]:
+    """Versions of the weights that produced their tokens."""
+    return {int(span.version) for completion in completions for span in completion.weight_versions}
+
+
+def _chosen_log_probs(completion: CompletionOutput) -> list[float]:
+    """The log-prob of each generated token, which vLLM puts first at its position."""
+    flat = completion.logprobs
+    return [flat.logprobs[start] for start in flat.start_indices]

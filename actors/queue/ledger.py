@@ -1,0 +1,398 @@
+"""The rollout ledger: who has which prompt, what is queued, what may be trained on. A plain state machine.
+
+    feed -> leased -> queued -> pulled -> trained
+    leased, queued, pulled -> waiting -> leased    (expired, revoked, lost: issued again under the same id)
+    leased -> invalid;  queued -> stale
+
+Each prompt drawn from the feed is in exactly one state until it leaves as trained, stale or invalid, so at any moment
+`issued = trained + stale + invalid + leased + queued + pulled + waiting`. The clock is passed in; nothing here waits.
+
+No call looks at more prompts than it hands out, so the cost of a group does not grow with what is in flight; only
+`revoke`, `snapshot` and `status` look at everything.
+
+Bounds: `leased + queued <= max_groups` and the queued bytes never exceed `max_bytes`. Both are kept when leasing (with
+the mean size of the groups seen so far standing for those still to come) and the bytes once more when pushing.
+"""
+
+from collections import Counter, OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from itertools import islice
+from typing import Any
+
+from sluice.actors.queue.flow import FlowControl
+from sluice.actors.queue.leases import Lease, PulledGroup, Push, PushReply, QueueStatus
+from sluice.catalog.data.feed import PromptFeed
+from sluice.catalog.errors import RunError
+
+SNAPSHOT_VERSION = 1
+_COUNTERS = ("issued", "trained", "stale", "invalid", "reissued", "late", "staleness_sum", "staleness_max")
+
+
+class _State(Enum):
+    WAITING, LEASED, QUEUED, PULLED = range(4)
+
+
+@dataclass(kw_only=True)
+class _Entry:
+    lease_id: int
+    user: int
+    position: int
+    attempt: int = 0
+    state: _State = _State.WAITING
+    actor: str = ""
+    incarnation: str = ""
+    leased_s: float = 0.0
+    deadline_s: float = 0.0
+    push: Push | None = None
+
+
+@dataclass(kw_only=True)
+class _Step:
+    world: int
+    count: int
+    learner_version: int
+    slots: list[list[int]]  # [world], lease ids of each rank
+    acked: set[int]
+
+
+class RolloutLedger:
+    """The state behind the queue actor."""
+
+    def __init__(
+        self,
+        feed: PromptFeed,
+        *,
+        max_groups: int,
+        max_bytes: int,
+        max_staleness: int,
+        lease_deadline_s: float,
+        expected_bytes: int = 4096,
+        flow: FlowControl | None = None,
+    ) -> None:
+        """`expected_bytes` is the size assumed of a group until the first one is pushed; `flow` may lower `max_groups`,
+        and is told when groups come."""
+        self._feed, self._flow = feed, flow
+        self._max_groups, self._max_bytes, self._max_staleness = max_groups, max_bytes, max_staleness
+        self._lease_deadline_s = lease_deadline_s
+        self._expected_bytes = expected_bytes
+        self._limit = max_groups
+        self._next_id = 0
+        self._pushed_groups = self._pushed_bytes = 0
+        self.last_error = ""
+        self._gone: set[str] = set()  # incarnations that another one has followed
+        self._reset()
+
+    def _reset(self) -> None:
+        self._entries: dict[int, _Entry] = {}
+        # Ordered dicts, not dicts: taking the oldest entry of a dict walks over everything taken before it. The leased
+        # ones lie in order of their deadlines.
+        self._by_state: dict[_State, OrderedDict[int, _Entry]] = {state: OrderedDict() for state in _State}
+        self._queued_by_version: dict[int, set[int]] = {}  # version_min -> lease ids
+        self._queued_bytes = 0
+        self._steps: dict[int, _Step] = {}
+        self._highest_step = -1
+        self._wanted = 0  # groups that a learner was last refused
+        self._incarnations: dict[str, str] = {}
+        self._count: Counter[str] = Counter(dict.fromkeys(_COUNTERS, 0))
+
+    # The rollout side
+
+    def lease(self, actor: str, incarnation: str, count: int, now_s: float) -> tuple[Lease, ...]:
+        """Up to `count` prompts, those waiting to be issued again first; none while the queue is full.
+
+        A new incarnation of an actor means that the old process is gone, and with it all it had leased or put. What the
+        old one had asked for before it died, and is heard of only now, is not granted.
+        """
+        if incarnation in self._gone:
+            return ()
+        known = self._incarnations.setdefault(actor, incarnation)
+        if known != incarnation:
+            self._gone.add(known)
+            if self.revoke(actor, ""):
+                self.last_error = f"{actor}: restarted"
+            self._incarnations[actor] = incarnation
+        granted = []
+        for _ in range(self._grant(count)):
+            entry = next(iter(self._by_state[_State.WAITING].values()), None) or self._draw()
+            entry.attempt += 1
+            self._count["reissued"] += entry.attempt > 1
+            entry.actor, entry.incarnation = actor, incarnation
+            entry.leased_s, entry.deadline_s = now_s, now_s + self._lease_deadline_s
+            self._move(entry, _State.LEASED)
+            granted.append(
+                Lease(lease_id=entry.lease_id, attempt=entry.attempt, user=entry.user, position=entry.position)
+            )
+        return tuple(granted)
+
+    def push(self, actor: str, incarnation: str, pushes: Sequence[Push], now_s: float) -> PushReply:
+        """Queue finished groups; what does not fit by bytes stays leased and is to be pushed again."""
+        fate: dict[str, list[int]] = {"accepted": [], "late": [], "full": [], "oversized": []}
+        for push in pushes:
+            entry = self._held(actor, incarnation, push.lease_id, push.attempt)
+            if entry is None:
+                self._count["late"] += 1
+                fate["late"].append(push.lease_id)
+            elif push.nbytes > self._max_bytes:
+                self._leave(entry, "invalid")
+                self.last_error = (
+                    f"{actor}: a group of {push.nbytes} bytes does not fit a queue of {self._max_bytes} bytes: raise "
+                    "queue.max_mib"
+                )
+                fate["oversized"].append(push.lease_id)
+            elif self._queued_bytes + push.nbytes > self._max_bytes:
+                entry.deadline_s = now_s + self._lease_deadline_s
+                self._by_state[_State.LEASED].move_to_end(entry.lease_id)
+                fate["full"].append(push.lease_id)
+            else:
+                self._pushed_groups, self._pushed_bytes = self._pushed_groups + 1, self._pushed_bytes + push.nbytes
+                entry.push = push
+                self._move(entry, _State.QUEUED)
+                if self._flow is not None:
+                    self._flow.queued(now_s - entry.leased_s)
+                fate["accepted"].append(push.lease_id)
+        return PushReply(**{name: tuple(ids) for name, ids in fate.items()})
+
+    def reject(self, actor: str, incarnation: str, leases: Sequence[Lease], reason: str) -> int:
+        """Give leases up as invalid; returns how many still were this actor's."""
+        held = [self._held(actor, incarnation, lease.lease_id, lease.attempt) for lease in leases]
+        for entry in held:
+            if entry is not None:
+                self._leave(entry, "invalid")
+        self.last_error = f"{actor}: {reason}"
+        return sum(entry is not None for entry in held)
+
+    def revoke(self, actor: str, reason: str, *, keep_queued: bool = False) -> int:
+        """Take back all that an actor holds: its leases, and its queued groups, whose objects died with it.
+
+        `keep_queued` leaves the queued groups, for an actor that stopped but whose process lives. Groups already pulled
+        stay with the learner, which reports those that it cannot fetch as lost.
+        """
+        states = (_State.LEASED,) if keep_queued else (_State.LEASED, _State.QUEUED)
+        taken = [e for state in states for e in self._by_state[state].values() if e.actor == actor]
+        for entry in taken:
+            self._move(entry, _State.WAITING)
+        if reason:
+            self.last_error = f"{actor}: {reason}"
+        return len(taken)
+
+    def expire(self, now_s: float) -> int:
+        """Take back leases past their deadline, so that a wedged actor cannot hold prompts for ever."""
+        overdue, leased = 0, self._by_state[_State.LEASED]
+        while leased and (entry := next(iter(leased.values()))).deadline_s <= now_s:
+            self._move(entry, _State.WAITING)
+            self.last_error = f"{entry.actor}: held a lease longer than {self._lease_deadline_s:g} s"
+            overdue += 1
+        return overdue
+
+    # The learner side
+
+    def allot(
+        self, step: int, rank: int, world: int, count: int, learner_version: int
+    ) -> tuple[PulledGroup, ...] | None:
+        """The `count` groups of (step, rank), or None while there are not enough fresh ones queued.
+
+        The first rank to ask decides for the whole step, all or nothing; whoever asks again gets the same groups, with
+        replacements for those reported lost.
+
+        Raises:
+            RunError: the ranks of a step disagree about its shape, or this rank's part was already trained on.
+        """
+        self._drop_stale(learner_version)
+        if step not in self._steps and not self._open_step(step, world, count, learner_version):
+            return None
+        state = self._steps[step]
+        if (state.world, state.count) != (world, count) or not 0 <= rank < world:
+            raise RunError(
+                f"rank {rank} pulled step {step} as {world} x {count} groups, but it was allotted as {state.world} x "
+                f"{state.count}"
+            )
+        if rank in state.acked:
+            raise RunError(f"rank {rank} pulled step {step} again after it had been trained on")
+        if not self._fill(state, rank):
+            return None
+        return tuple(PulledGroup.of(self._entries[lease_id].push) for lease_id in state.slots[rank])
+
+    def lost(self, step: int, rank: int, lease_ids: Sequence[int]) -> int:
+        """Groups of (step, rank) that could not be fetched: issue them again, and leave their slots to be filled."""
+        slots = self._steps[step].slots[rank] if step in self._steps else []
+        gone = [lease_id for lease_id in lease_ids if lease_id in slots]
+        for lease_id in gone:
+            slots.remove(lease_id)
+            self._move(self._entries[lease_id], _State.WAITING)
+        return len(gone)
+
+    def ack(self, step: int, rank: int) -> int:
+        """(step, rank) was trained on; returns how many groups that newly counts.
+
+        Raises:
+            RunError: the step was never pulled, or its groups were not all delivered.
+        """
+        state = self._steps.get(step)
+        if state is None and step > self._highest_step:
+            raise RunError(f"rank {rank} acknowledged step {step}, which nobody has pulled")
+        if state is None or rank in state.acked:
+            return 0
+        if len(state.slots[rank]) != state.count:
+            raise RunError(f"rank {rank} acknowledged step {step} while {state.count} groups were not all delivered")
+        for lease_id in state.slots[rank]:
+            entry = self._entries[lease_id]
+            staleness = max(0, state.learner_version - entry.push.version_min)
+            self._count["staleness_sum"] += staleness
+            self._count["staleness_max"] = max(self._count["staleness_max"], staleness)
+            self._leave(entry, "trained")
+        state.slots[rank] = []
+        state.acked.add(rank)
+        if len(state.acked) == state.world:
+            del self._steps[step]
+        return state.count
+
+    # Checkpoint and state
+
+    def snapshot(self) -> dict[str, Any]:
+        """JSON-able: the feed's place, the counters, and every prompt that is out."""
+        outstanding = sorted(self._entries.values(), key=lambda entry: entry.lease_id)
+        return {
+            "version": SNAPSHOT_VERSION,
+            "feed": self._feed.snapshot(),
+            "next_id": self._next_id,
+            "counters": dict(self._count),
+            "outstanding": [[e.lease_id, e.user, e.position, e.attempt] for e in outstanding],
+        }
+
+    def restore(self, snapshot: dict[str, Any] | None) -> None:
+        """Go back to `snapshot` (None: the very start): what was out is issued again first, then the feed goes on.
+
+        A ledger that was live keeps its lease ids and attempts above all it ever gave out, so nothing that an actor
+        pushes for an older life can be taken for the answer to a newer lease.
+
+        Raises:
+            RunError: the snapshot has another version, or belongs to another feed.
+        """
+        if snapshot is not None and snapshot.get("version") != SNAPSHOT_VERSION:
+            raise RunError(
+                f"the checkpoint's queue has version {snapshot.get('version')}, this release reads {SNAPSHOT_VERSION}: "
+                "resume with the release that wrote it"
+            )
+        if snapshot is None and self._highest_step < 0 and not self._count["trained"]:
+            return  # no learner has seen a group yet: what the rollouts did meanwhile belongs to the very start
+        if snapshot is None:
+            self._feed.rewind()
+        else:
+            self._feed.restore(snapshot["feed"])
+        attempts = {entry.lease_id: entry.attempt for entry in self._entries.values()}
+        self._reset()
+        if snapshot is not None:
+            self._next_id = max(self._next_id, snapshot["next_id"])
+            self._count.update(snapshot["counters"])
+            for lease_id, user, position, attempt in snapshot["outstanding"]:
+                highest = max(attempt, attempts.get(lease_id, 0))
+                self._insert(_Entry(lease_id=lease_id, user=user, position=position, attempt=highest))
+
+    def status(self) -> QueueStatus:
+        """All counts at this moment."""
+        return QueueStatus(
+            **{name: self._count[name] for name in _COUNTERS if name != "staleness_sum"},
+            **{state.name.lower(): len(entries) for state, entries in self._by_state.items()},
+            limit=self._limit,
+            queued_bytes=self._queued_bytes,
+            max_groups=self._max_groups,
+            max_bytes=self._max_bytes,
+            epoch=self._feed.epoch,
+            cursor=self._feed.cursor,
+            staleness_mean=self._count["staleness_sum"] / max(1, self._count["trained"]),
+            last_error=self.last_error,
+            restored=True,
+            actors=len(self._incarnations),
+            leased_by=dict(Counter(entry.actor for entry in self._by_state[_State.LEASED].values())),
+        )
+
+    def _grant(self, count: int) -> int:
+        """How many of `count` prompts may be leased now."""
+        leased, queued = len(self._by_state[_State.LEASED]), len(self._by_state[_State.QUEUED])
+        expected = self._pushed_bytes / self._pushed_groups if self._pushed_groups else self._expected_bytes
+        by_bytes = int((self._max_bytes - self._queued_bytes) / max(1.0, expected)) - leased
+        self._limit = self._max_groups if self._flow is None else self._flow.limit(count)
+        free = max(0, min(self._limit - leased - queued, by_bytes))
+        if free >= count:
+            return count
+        # A cut batch has fewer prompts to take distractors from, so it is granted only where waiting cannot help:
+        # nothing is on its way, and the learner lacks groups (or nothing is queued at all).
+        if leased or (queued and queued >= self._wanted):
+            return 0
+        return free if queued else max(1, free)
+
+    def _draw(self) -> _Entry:
+        user, position = self._feed.draw()
+        entry = _Entry(lease_id=self._next_id, user=user, position=position)
+        self._next_id += 1
+        self._count["issued"] += 1
+        self._insert(entry)
+        return entry
+
+    def _held(self, actor: str, incarnation: str, lease_id: int, attempt: int) -> _Entry | None:
+        entry = self._by_state[_State.LEASED].get(lease_id)
+        holder = (actor, incarnation, attempt)
+        return entry if entry and (entry.actor, entry.incarnation, entry.attempt) == holder else None
+
+    def _open_step(self, step: int, world: int, count: int, learner_version: int) -> bool:
+        oldest = self._take_queued(world * count)
+        if oldest is None:
+            return False
+        slots = [oldest[rank * count : (rank + 1) * count] for rank in range(world)]
+        self._steps[step] = _Step(world=world, count=count, learner_version=learner_version, slots=slots, acked=set())
+        self._highest_step = max(self._highest_step, step)
+        return True
+
+    def _fill(self, state: _Step, rank: int) -> bool:
+        missing = state.count - len(state.slots[rank])
+        if missing == 0:
+            return True
+        found = self._take_queued(missing)
+        state.slots[rank] += found or []
+        return found is not None
+
+    def _take_queued(self, count: int) -> list[int] | None:
+        """Pull the `count` oldest groups; None, and a note of how many are wanted, when there are fewer."""
+        queued = self._by_state[_State.QUEUED]
+        self._wanted = count if len(queued) < count else 0
+        if self._wanted:
+            return None
+        taken = list(islice(queued.values(), count))
+        for entry in taken:
+            self._move(entry, _State.PULLED)
+        return [entry.lease_id for entry in taken]
+
+    def _drop_stale(self, learner_version: int) -> None:
+        old = [version for version in self._queued_by_version if learner_version - version > self._max_staleness]
+        for lease_id in sorted(one for version in old for one in self._queued_by_version[version]):
+            self._leave(self._entries[lease_id], "stale")
+
+    def _insert(self, entry: _Entry) -> None:
+        self._entries[entry.lease_id] = entry
+        self._by_state[entry.state][entry.lease_id] = entry
+
+    def _move(self, entry: _Entry, state: _State) -> None:
+        self._withdraw(entry)
+        entry.state = state
+        self._by_state[state][entry.lease_id] = entry
+        if state is _State.QUEUED:
+            self._queued_bytes += entry.push.nbytes
+            self._queued_by_version.setdefault(entry.push.version_min, set()).add(entry.lease_id)
+        elif state is not _State.PULLED:
+            entry.push = None  # the reference must go, or the group's memory would stay
+
+    def _leave(self, entry: _Entry, counter: str) -> None:
+        self._withdraw(entry)
+        del self._entries[entry.lease_id]
+        self._count[counter] += 1
+
+    def _withdraw(self, entry: _Entry) -> None:
+        del self._by_state[entry.state][entry.lease_id]
+        if entry.state is _State.QUEUED:
+            self._queued_bytes -= entry.push.nbytes
+            alike = self._queued_by_version[entry.push.version_min]
+            alike.remove(entry.lease_id)
+            if not alike:
+                del self._queued_by_version[entry.push.version_min]

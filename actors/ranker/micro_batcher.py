@@ -1,0 +1,162 @@
+"""The ranker behind an actor: requests of many callers are put together into micro-batches.
+
+A batch is scored as soon as it has `max_batch` prompts, or `max_wait_s` after its first request. Scoring runs in a
+thread, so that further requests gather meanwhile.
+"""
+
+import asyncio
+from dataclasses import dataclass
+
+import numpy as np
+
+from sluice.catalog.errors import RankerError
+from sluice.learner.ranker.assessment import Assessment, assess, check_assessment
+from sluice.learner.ranker.model import Ranker
+from sluice.learner.timebook import Timebook
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankerStats:
+    """What a ranker actor has done."""
+
+    requests: int
+    batches: int
+    prompts: int
+    failures: int
+    version: str
+    time: dict[str, float]  # since the first request, by activity: wait_requests, wait_company, score
+
+
+@dataclass(kw_only=True)
+class _Request:
+    histories: list[np.ndarray]
+    candidates: np.ndarray
+    answer: asyncio.Future
+
+
+class RankerService:
+    """The micro-batcher. Belongs to one event loop."""
+
+    def __init__(self, ranker: Ranker, *, max_batch: int, max_wait_s: float) -> None:
+        self._ranker, self._max_batch, self._max_wait_s = ranker, max_batch, max_wait_s
+        self._pending: list[_Request] = []
+        self._arrived = asyncio.Event()
+        self._worker: asyncio.Task | None = None
+        self._time: Timebook | None = None
+        self._counts = {"requests": 0, "batches": 0, "prompts": 0, "failures": 0}
+
+    @property
+    def version(self) -> str:
+        """The ranker's version."""
+        return self._ranker.version
+
+    def stats(self) -> RankerStats:
+        """Counts so far."""
+        return RankerStats(
+            **self._counts, version=self.version, time=self._time.seconds() if self._time is not None else {}
+        )
+
+    async def assess(self, histories: list[np.ndarray], candidates: np.ndarray) -> Assessment:
+        """What the ranker says of one request, computed together with whatever else is waiting.
+
+        Raises:
+            RankerError: the ranker failed on this request, or its answer breaks the contract (`check_assessment`).
+        """
+        if self._worker is None:
+            self._time = Timebook("score")
+            self._worker = asyncio.get_running_loop().create_task(self._run())
+        request = _Request(
+            histories=histories, candidates=candidates, answer=asyncio.get_running_loop().create_future()
+        )
+        self._counts["requests"] += 1
+        self._pending.append(request)
+        self._arrived.set()
+        return await request.answer
+
+    async def _run(self) -> None:
+        while True:
+            await self._gather()
+            batch = self._take()
+            try:
+                await self._serve(batch)
+            except Exception as error:  # the error belongs to a caller; the loop must live on for the others
+                self._counts["failures"] += 1
+                if len(batch) == 1:
+                    _settle(batch[0], error=_ranker_error(error))
+                    continue
+                await self._serve_alone(batch)
+
+    async def _gather(self) -> None:
+        """Wait for a first request, then for company."""
+        with self._time.during("wait_requests"):
+            while not self._pending:
+                self._arrived.clear()
+                await self._arrived.wait()
+        with self._time.during("wait_company"):
+            await self._fill()
+
+    async def _fill(self) -> None:
+        until_s = asyncio.get_running_loop().time() + self._max_wait_s
+        while sum(len(request.histories) for request in self._pending) < self._max_batch:
+            self._arrived.clear()
+            try:
+                async with asyncio.timeout_at(until_s):
+                    await self._arrived.wait()
+            except TimeoutError:
+                return
+
+    def _take(self) -> list[_Request]:
+        """The oldest requests that fit one batch; a request larger than that comes alone, and is scored in parts."""
+        taken: list[_Request] = []
+        room = self._max_batch
+        while self._pending and (not taken or len(self._pending[0].histories) <= room):
+            taken.append(self._pending.pop(0))
+            room -= len(taken[-1].histories)
+        return [request for request in taken if not request.answer.done()]  # a caller that gave up is not served
+
+    async def _serve(self, batch: list[_Request]) -> None:
+        if not batch:
+            return
+        width = max(request.candidates.shape[1] for request in batch)
+        histories = [history for request in batch for history in request.histories]
+        candidates = np.concatenate([_widen(request.candidates, width) for request in batch])
+        parts = []
+        for first in range(0, len(histories), self._max_batch):
+            rows = slice(first, first + self._max_batch)
+            answer = await asyncio.to_thread(assess, self._ranker, histories[rows], candidates[rows])
+            parts.append(check_assessment(candidates[rows], answer))
+            self._counts["batches"] += 1
+        self._counts["prompts"] += len(histories)
+        whole, row = Assessment.concatenate(parts), 0
+        for request in batch:
+            rows, columns = request.candidates.shape
+            _settle(request, answer=whole.cut(row, rows, columns))
+            row += rows
+
+    async def _serve_alone(self, batch: list[_Request]) -> None:
+        """After a failed batch: each request by itself, so that a bad one spoils no other."""
+        for request in batch:
+            try:
+                await self._serve([request])
+            except Exception as error:
+                self._counts["failures"] += 1
+                _settle(request, error=_ranker_error(error))
+
+
+def _widen(candidates: np.ndarray, width: int) -> np.ndarray:
+    return np.pad(candidates, ((0, 0), (0, width - candidates.shape[1])), constant_values=-1)
+
+
+def _ranker_error(error: Exception) -> RankerError:
+    return (
+        error if isinstance(error, RankerError) else RankerError(f"the ranker failed: {type(error).__name__}: {error}")
+    )
+
+
+def _settle(request: _Request, *, answer: Assessment | None = None, error: RankerError | None = None) -> None:
+    if request.answer.done():  # the caller gave up in the meantime
+        return
+    if error is not None:
+        request.answer.set_exception(error)
+    else:
+        request.answer.set_result(answer)

@@ -1,0 +1,147 @@
+"""The ranker pool: the actor around the micro-batcher, and the client that spreads requests over the replicas.
+
+A request is tried at most `attempts` times, each time at the next replica and with `timeout_s` of its own, so a dead,
+slow or broken replica costs one attempt.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+from ray.exceptions import RayError
+
+from sluice.actors.calls import reason_of
+from sluice.actors.ranker.micro_batcher import RankerService, RankerStats
+from sluice.catalog.errors import RankerError
+from sluice.cluster.environment import give_way
+from sluice.cluster.metrics import MetricSet
+from sluice.learner.ranker.assessment import Assessment, check_assessment
+from sluice.learner.ranker.model import Ranker
+
+_REPORT_EVERY_S = 2.0
+
+
+class RankerActor:
+    """One replica. Decorate with `ray.remote` where it is launched."""
+
+    def __init__(
+        self, ranker_factory: Callable[[], Ranker], *, max_batch: int, max_wait_ms: float, name: str = "ranker"
+    ) -> None:
+        give_way()
+        self._name, self._metrics, self._reported_s = name, MetricSet(), 0.0
+        self._service = RankerService(ranker_factory(), max_batch=max_batch, max_wait_s=max_wait_ms / 1000)
+
+    async def assess(self, histories: list[np.ndarray], candidates: np.ndarray) -> tuple[Assessment, str]:
+        """What the ranker says of the candidates, and its version."""
+        answer = await self._service.assess(histories, candidates)
+        if time.monotonic() - self._reported_s > _REPORT_EVERY_S:
+            self._reported_s = time.monotonic()
+            self._metrics.set_times(self._name, self._service.stats().time)
+        return answer, self._service.version
+
+    async def version(self) -> str:
+        """The ranker's version; answers once the ranker is loaded."""
+        return self._service.version
+
+    async def stats(self) -> RankerStats:
+        """Counts so far."""
+        return self._service.stats()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankerAnswer:
+    """What came back on one request."""
+
+    assessment: Assessment  # [B, C]
+    version: str
+    attempts: int
+    latency_s: float  # request to answer, failed attempts included
+
+
+class RankerClient:
+    """Picklable access to the pool."""
+
+    def __init__(self, handles: tuple[Any, ...], *, timeout_s: float, attempts: int) -> None:
+        self._handles, self._timeout_s, self._attempts = tuple(handles), timeout_s, attempts
+        self._next: int | None = None
+
+    def assess(self, histories: list[np.ndarray], candidates: np.ndarray) -> RankerAnswer:
+        """Ask, and wait for the answer.
+
+        Raises:
+            RankerError: every attempt failed; the message has each one's reason.
+        """
+        call = self.submit(histories, candidates)
+        while not call.ready():
+            ray.wait([call.reference], timeout=call.left_s)
+        return call.result()
+
+    def submit(self, histories: list[np.ndarray], candidates: np.ndarray) -> "RankerCall":
+        """Ask without waiting; `ready()` of the call has to be polled, since it is what starts the next attempt."""
+        if self._next is None:
+            self._next = os.getpid()  # clients of different processes begin at different replicas
+        self._next += 1
+        order = [self._handles[(self._next + attempt) % len(self._handles)] for attempt in range(self._attempts)]
+        return RankerCall(order, histories, candidates, timeout_s=self._timeout_s)
+
+
+class RankerCall:
+    """One request through all its attempts."""
+
+    def __init__(
+        self, replicas: list[Any], histories: list[np.ndarray], candidates: np.ndarray, *, timeout_s: float
+    ) -> None:
+        self._replicas, self._timeout_s = replicas, timeout_s
+        self._histories, self._candidates = histories, candidates
+        self._reasons: list[str] = []
+        self._answer: RankerAnswer | None = None
+        self._started_s = time.monotonic()
+        self._ask()
+
+    @property
+    def left_s(self) -> float:
+        """What is left of the current attempt's time."""
+        return max(0.0, self._deadline_s - time.monotonic())
+
+    def ready(self) -> bool:
+        """Answered, or given up. Starts the next attempt when the current one has failed."""
+        if self._answer is None and len(self._reasons) < len(self._replicas):
+            answered = bool(ray.wait([self.reference], timeout=0)[0])
+            if answered or self.left_s == 0:
+                self._take(answered)
+        return self._answer is not None or len(self._reasons) == len(self._replicas)
+
+    def result(self) -> RankerAnswer:
+        """The answer of a ready call."""
+        if self._answer is None:
+            raise RankerError(
+                f"the ranker gave no scores in {len(self._reasons)} attempt(s) of {self._timeout_s:g} s: "
+                + "; ".join(f"({number}) {reason}" for number, reason in enumerate(self._reasons, start=1))
+            )
+        return self._answer
+
+    def _ask(self) -> None:
+        replica = self._replicas[len(self._reasons)]
+        self.reference = replica.assess.remote(self._histories, self._candidates)
+        self._deadline_s = time.monotonic() + self._timeout_s
+
+    def _take(self, answered: bool) -> None:
+        try:
+            if not answered:
+                ray.cancel(self.reference)
+                raise RankerError(f"no answer within {self._timeout_s:g} s")
+            assessment, version = ray.get(self.reference, timeout=self._timeout_s)
+            self._answer = RankerAnswer(
+                assessment=check_assessment(self._candidates, assessment),
+                version=version,
+                attempts=len(self._reasons) + 1,
+                latency_s=time.monotonic() - self._started_s,
+            )
+        except (RayError, RankerError) as error:
+            self._reasons.append(reason_of(error))
+            if len(self._reasons) < len(self._replicas):
+                self._ask()

@@ -1,0 +1,163 @@
+"""From generated candidates to rollout groups: distractors, the question to the ranker, the finished groups. All pure.
+
+A batch is the prompts of one lease call: what other prompts of the batch generated is where a prompt's distractors
+come from (algorithms section 1).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sluice.actors.engines.engine import Generation
+from sluice.actors.queue.leases import Lease
+from sluice.catalog.errors import RunError
+from sluice.catalog.rollout_group import RolloutGroup
+from sluice.catalog.trie.vocabulary import Vocabulary
+from sluice.learner.ranker.assessment import Assessment
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """A leased prompt, read from the data set."""
+
+    lease: Lease
+    history: np.ndarray  # [n] int32 item rows, oldest first
+    excluded: np.ndarray  # [E] int32 item rows that constrained decoding leaves out
+    target_item: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """B prompts with their K candidates and up to M distractors, and what the ranker is asked about them."""
+
+    prompts: Sequence[Prompt]
+    generations: Sequence[Generation]
+    generate_s: Sequence[float]
+    candidate_items: np.ndarray  # [B, K] int32 item rows, -1: no item
+    distractor_items: np.ndarray  # [B, M] int32 item rows, -1: the batch offered fewer
+    asked: np.ndarray  # [B, 1 + K + M] int32 item rows, each once per prompt, the ground truth first; -1 = padding
+    places: np.ndarray  # [B, 1 + K + M] columns of `asked`: of ground truth, candidates, distractors; 1 + K + M: none
+
+    @property
+    def histories(self) -> list[np.ndarray]:
+        """B times `[n]` int32 item rows, the other half of the ranker's question."""
+        return [prompt.history for prompt in self.prompts]
+
+
+def draw(
+    prompts: Sequence[Prompt],
+    generations: Sequence[Generation],
+    generate_s: Sequence[float],
+    *,
+    vocabulary: Vocabulary,
+    distractors: int,
+    seed: int,
+) -> Drawn:
+    """Candidate items by the trie each was generated with, and up to M `distractors` for each prompt.
+
+    A prompt's distractors are drawn without replacement from the distinct items that the *other* prompts generated,
+    less its ground truth and its own candidates. The draw depends on `seed`, the batch's lease ids and what was
+    generated alone.
+
+    Raises:
+        RunError: the engine returned groups of different shapes, or sequences of the wrong length.
+    """
+    shapes = {generation.tokens.shape for generation in generations}
+    levels = vocabulary.layout.levels
+    if len(shapes) != 1 or next(iter(shapes))[1] != levels:
+        raise RunError(
+            f"the engine returned groups of shapes {sorted(shapes)}; all must be [K, {levels}], one token per level"
+        )
+    versions = np.asarray([generation.catalogue_version for generation in generations])
+    candidate_items = vocabulary.lookup(np.stack([generation.tokens for generation in generations]), versions)
+    target_items = np.asarray([[prompt.target_item] for prompt in prompts], dtype=np.int32)
+    generator = np.random.default_rng([seed, *(prompt.lease.lease_id for prompt in prompts)])
+    distractor_items = _distractors(target_items, candidate_items, distractors, generator)
+    asked, places = _distinct(np.concatenate([target_items, candidate_items, distractor_items], axis=1))
+    return Drawn(
+        prompts=prompts,
+        generations=generations,
+        generate_s=generate_s,
+        candidate_items=candidate_items,
+        distractor_items=distractor_items,
+        asked=asked,
+        places=places,
+    )
+
+
+def finish(drawn: Drawn, assessment: Assessment, *, ranker_version: str, score_s: float) -> list[RolloutGroup]:
+    """Rollout groups from the ranker's answer `[B, 1 + K + M]` to what it was asked."""
+    scores, spread, values = (
+        _at(column, drawn.places) for column in (assessment.scores, assessment.spread, assessment.values)
+    )
+    own = slice(1, 1 + drawn.candidate_items.shape[1])
+    nothing = np.empty(0, dtype=np.float32)
+    groups = []
+    for row, (prompt, generation) in enumerate(zip(drawn.prompts, drawn.generations, strict=True)):
+        chosen = drawn.distractor_items[row] >= 0
+        inclusion = generation.inclusion_log_probs
+        groups.append(
+            RolloutGroup(
+                lease_id=prompt.lease.lease_id,
+                user=prompt.lease.user,
+                position=prompt.lease.position,
+                history=prompt.history,
+                excluded=prompt.excluded,
+                target_item=prompt.target_item,
+                candidate_tokens=generation.tokens,
+                behaviour_log_probs=generation.log_probs,
+                inclusion_log_probs=nothing if inclusion is None else inclusion,
+                candidate_items=drawn.candidate_items[row],
+                candidate_scores=scores[row, own],
+                target_score=float(scores[row, 0]),
+                candidate_spread=spread[row, own],
+                target_spread=float(spread[row, 0]),
+                candidate_values=values[row, own],
+                target_value=float(values[row, 0]),
+                distractor_items=drawn.distractor_items[row, chosen],
+                distractor_scores=scores[row, own.stop :][chosen],
+                version_min=generation.version_min,
+                version_max=generation.version_max,
+                ranker_version=ranker_version,
+                generate_s=drawn.generate_s[row],
+                score_s=score_s,
+                catalogue_version=generation.catalogue_version,
+            )
+        )
+    return groups
+
+
+def _distractors(
+    target_items: np.ndarray, candidate_items: np.ndarray, count: int, generator: np.random.Generator
+) -> np.ndarray:
+    """`[B, M]`: the items with the smallest of random keys, among those that a prompt may be given."""
+    generated, places = np.unique(np.append(candidate_items, -1), return_inverse=True)
+    # Without its own candidates, what the whole batch generated is what the other prompts did.
+    keys = generator.random((len(candidate_items), len(generated)))
+    np.put_along_axis(keys, places[:-1].reshape(candidate_items.shape), np.inf, axis=1)
+    keys[(generated == target_items) | (generated < 0)] = np.inf
+    found = np.full((len(keys), count), -1, dtype=np.int32)
+    width = min(count, len(generated))
+    chosen = np.argpartition(keys, width - 1, axis=1)[:, :width]
+    found[:, :width] = np.where(np.isinf(np.take_along_axis(keys, chosen, axis=1)), -1, generated[chosen])
+    return found
+
+
+def _distinct(items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Each row's distinct items of `[B, W]` in the order in which they appear, padded with -1, and the column that each
+    item has there; W for -1, no item.
+    """
+    width = items.shape[1]
+    first = (items[:, :, None] == items[:, None, :]).argmax(axis=2)
+    column = np.cumsum((first == np.arange(width)) & (items >= 0), axis=1) - 1
+    places = np.where(items < 0, width, np.take_along_axis(column, first, axis=1))
+    distinct = np.full((len(items), width + 1), -1, dtype=np.int32)
+    np.put_along_axis(distinct, places, items, axis=1)
+    return distinct[:, :width], places
+
+
+def _at(column: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """An answer's values at the places, NaN for no item."""
+    nowhere = np.full((len(column), 1), np.nan, dtype=np.float32)
+    return np.take_along_axis(np.concatenate([column, nowhere], axis=1, dtype=np.float32), places, axis=1)

@@ -1,0 +1,313 @@
+"""What a rollout actor does, one move at a time: leases in, candidates out of the engine, scores from the ranker,
+groups into the queue, new weights between engine steps.
+
+`advance` makes every move that is possible now and never waits for another actor: leases, scores and pushes are calls
+under way that it looks at in passing, so the engine steps whenever it has a request. It looks at them after an engine
+step and makes new ones after that, so nearly all have been answered by then: asking Ray about one that has not takes
+longer. Several lease batches are kept in the engine (`leases_ahead`) and one more before it, so it does not drain while
+the next one is being asked for.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from sluice.actors.calls import Call
+from sluice.actors.engines.engine import Engine, GenerateRequest, Generation
+from sluice.actors.queue.leases import Lease, Push, PushReply
+from sluice.actors.rollout.groups import Drawn, Prompt, draw, finish
+from sluice.actors.settings import RolloutSettings
+from sluice.catalog.errors import RankerError
+from sluice.catalog.rollout_group import encode
+from sluice.catalog.trie.vocabulary import Vocabulary
+from sluice.learner.policy.packed_weights import UnverifiedWeights
+from sluice.learner.timebook import WAIT, Timebook
+
+
+class Queue(Protocol):
+    """What the worker needs of the rollout queue (`sluice.actors.queue.actor.LeaseHolder`)."""
+
+    def lease(self, count: int) -> Call[tuple[Lease, ...]]: ...  # noqa: D102
+
+    def put(  # noqa: D102
+        self, leases: Sequence[Lease], records: pa.RecordBatch, versions: Sequence[tuple[int, int]]
+    ) -> list[Push]: ...
+
+    def push(self, pushes: Sequence[Push]) -> Call[PushReply]: ...  # noqa: D102
+
+    def reject(self, leases: Sequence[Lease], reason: str) -> Call[int]: ...  # noqa: D102
+
+
+class Scorer(Protocol):
+    """What it needs of the ranker pool (`sluice.actors.ranker.pool.RankerClient`); the answer is a `RankerAnswer`."""
+
+    def submit(self, histories: list[np.ndarray], candidates: np.ndarray) -> Call[Any]: ...  # noqa: D102
+
+
+class Weights(Protocol):
+    """What it needs of the weight board (`sluice.actors.boards.weight_board.WeightSource`)."""
+
+    def poll(self, current_version: int) -> UnverifiedWeights | None: ...  # noqa: D102
+
+
+class Catalogues(Protocol):
+    """What it needs of the catalogue board (`sluice.actors.boards.catalogue_board.CatalogueSource`)."""
+
+    def poll(self, current_version: int) -> Vocabulary | None: ...  # noqa: D102
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutStats:
+    """What a rollout worker has done so far."""
+
+    batches: int = 0  # lease batches scored
+    groups: int = 0  # accepted by the queue, as far as its answers have come back
+    invalid: int = 0  # given up because the ranker failed
+    late: int = 0  # finished after the lease had moved on
+    swaps: int = 0
+    score_s: float = 0.0  # ranker requests to answers, while generating went on
+    # Since the worker began, by activity: generate (engine steps), load_weights and load_catalogue (engine pauses),
+    # serve (everything else that the worker does), and with an idle engine wait_prompts, wait_ranker, wait_room.
+    time: dict[str, float] = field(default_factory=dict)
+    version: int = 0
+    catalogue_version: int = 0
+    in_flight: int = 0  # requests in the engine
+
+
+@dataclass(kw_only=True)
+class _Batch:
+    prompts: list[Prompt]
+    submitted_s: float
+    generations: dict[str, Generation] = field(default_factory=dict)
+    finished_s: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True)
+class _Scoring:
+    drawn: Drawn
+    call: Call[Any]
+
+
+class RolloutWorker:
+    """One engine at work. Belongs to one thread, the engine's."""
+
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        queue: Queue,
+        ranker: Scorer,
+        weights: Weights,
+        dataset: Any,
+        vocabulary: Vocabulary,
+        settings: RolloutSettings,
+        seed: int,
+        clock: Callable[[], float],
+        catalogues: Catalogues | None = None,
+    ) -> None:
+        """`seed` decides the distractors, together with each lease's id. Without `catalogues` nothing ever changes."""
+        self._engine, self._queue, self._ranker, self._weights = engine, queue, ranker, weights
+        self._dataset, self._vocabulary, self._settings, self._seed = dataset, vocabulary, settings, seed
+        self._clock, self._catalogues = clock, catalogues
+        self._leasing: Call[tuple[Lease, ...]] | None = None
+        self._generating: list[_Batch] = []
+        self._generated: list[_Batch] = []  # until the end of the turn
+        self._batch_of: dict[str, _Batch] = {}
+        self._scoring: list[_Scoring] = []
+        self._pushing: list[tuple[Sequence[Push], Call[PushReply]]] = []
+        self._rejecting: list[Call[int]] = []
+        self._count = dict.fromkeys(("batches", "groups", "invalid", "late", "swaps"), 0)
+        self._score_s = 0.0
+        self._time = Timebook("serve", clock)
+
+    def advance(self) -> bool:
+        """Make every move that is possible; False when there was none, so that the caller may wait.
+
+        Raises:
+            RunError: the queue or a board is gone, or the engine broke its contract.
+        """
+        moves = (
+            self._swap,
+            self._swap_catalogue,
+            self._generate,
+            self._collect_pushes,
+            self._collect_scores,
+            self._score,
+            self._lease,
+        )
+        return any([move() for move in moves])
+
+    def load(self, newer: UnverifiedWeights) -> None:
+        """Give the engine new weights now.
+
+        Raises:
+            PolicyError: they are not the policy's, or arrived damaged: in either case the engine is to be discarded.
+        """
+        with self._time.during("load_weights"), newer.verifying() as weights:
+            self._engine.load_weights(weights)
+        self._count["swaps"] += 1
+
+    def load_catalogue(self, vocabulary: Vocabulary) -> None:
+        """Let prompts leased from now on choose from a later version of the catalogue.
+
+        Raises:
+            DataError: it is no later version of the catalogue in use.
+        """
+        with self._time.during("load_catalogue"):
+            self._vocabulary = vocabulary.after(self._vocabulary)
+            self._engine.load_catalogue(self._vocabulary)
+
+    @contextmanager
+    def waiting(self) -> Iterator[list[Any]]:
+        """Around the caller's wait for a next move; gives the references whose arrival makes one possible."""
+        reason = "prompts" if self._leasing else "ranker" if self._scoring else "room" if self._pushing else "prompts"
+        with self._time.during(WAIT + reason):
+            yield self._waiting_on()
+
+    def stats(self) -> RolloutStats:
+        """Counts so far."""
+        return RolloutStats(
+            **self._count,
+            score_s=self._score_s,
+            time=self._time.seconds(),
+            version=self._engine.version,
+            catalogue_version=self._engine.catalogue_version,
+            in_flight=self._engine.in_flight,
+        )
+
+    def _waiting_on(self) -> list[Any]:
+        calls = [scoring.call for scoring in self._scoring] + [call for _, call in self._pushing] + self._rejecting
+        return [call.reference for call in calls + ([self._leasing] if self._leasing else [])]
+
+    def _swap(self) -> bool:
+        newer = self._weights.poll(self._engine.version)
+        if newer is None:
+            return False
+        self.load(newer)
+        return True
+
+    def _swap_catalogue(self) -> bool:
+        vocabulary = self._catalogues.poll(self._vocabulary.version) if self._catalogues else None
+        if vocabulary is None:
+            return False
+        self.load_catalogue(vocabulary)
+        return True
+
+    def _lease(self) -> bool:
+        if self._leasing is None:
+            # Batches behind the engine are bounded too: a slow ranker must slow the generation down, not pile groups
+            # up.
+            behind = len(self._scoring) + len(self._pushing)
+            # One batch more than the engine takes at once: its prompts move up one by one as others end, and no step is
+            # made half empty while a lease is on its way.
+            if len(self._generating) <= self._settings.leases_ahead and behind <= self._settings.leases_ahead:
+                self._leasing = self._queue.lease(self._settings.prompts_per_lease)
+                return True
+            return False
+        if not self._leasing.ready():
+            return False
+        leases, self._leasing = self._leasing.result(), None
+        if leases:
+            self._submit(leases)
+        return True
+
+    def _submit(self, leases: Sequence[Lease]) -> None:
+        batch = _Batch(prompts=[self._prompt(lease) for lease in leases], submitted_s=self._clock())
+        requests = []
+        for prompt in batch.prompts:
+            tokens = self._vocabulary.layout.prompt(self._vocabulary.item_tokens, prompt.history)
+            requests.append(
+                GenerateRequest(request_id=_request_id(prompt.lease), prompt=tokens, excluded=prompt.excluded)
+            )
+            self._batch_of[_request_id(prompt.lease)] = batch
+        self._generating.append(batch)
+        self._engine.submit(requests)
+
+    def _prompt(self, lease: Lease) -> Prompt:
+        user, position, data = lease.user, lease.position, self._dataset
+        excludes = self._settings.decode.constrained and data.settings.exclude_seen
+        return Prompt(
+            lease=lease,
+            history=data.history(user, position, data.settings.max_history),
+            excluded=data.seen(user, position) if excludes else np.empty(0, dtype=np.int32),
+            target_item=int(data.target(user, position)),
+        )
+
+    def _generate(self) -> bool:
+        if not self._engine.in_flight:
+            return False
+        with self._time.during("generate"):
+            generations = self._engine.step()
+        now_s = self._clock()
+        for generation in generations:
+            batch = self._batch_of.pop(generation.request_id)
+            batch.generations[generation.request_id] = generation
+            batch.finished_s[generation.request_id] = now_s
+            if len(batch.generations) == len(batch.prompts):
+                self._generating.remove(batch)
+                self._generated.append(batch)
+        return True
+
+    def _score(self) -> bool:
+        batches, self._generated = self._generated, []
+        for batch in batches:
+            self._submit_to_ranker(batch)
+        return bool(batches)
+
+    def _submit_to_ranker(self, batch: _Batch) -> None:
+        ids = [_request_id(prompt.lease) for prompt in batch.prompts]
+        drawn = draw(
+            batch.prompts,
+            [batch.generations[one] for one in ids],
+            [batch.finished_s[one] - batch.submitted_s for one in ids],
+            vocabulary=self._vocabulary,
+            distractors=self._settings.distractors,
+            seed=self._seed,
+        )
+        self._scoring.append(_Scoring(drawn=drawn, call=self._ranker.submit(drawn.histories, drawn.asked)))
+
+    def _collect_scores(self) -> bool:
+        ready = [scoring for scoring in self._scoring if scoring.call.ready()]
+        for scoring in ready:
+            self._scoring.remove(scoring)
+            leases = [prompt.lease for prompt in scoring.drawn.prompts]
+            try:
+                answer = scoring.call.result()
+            except RankerError as error:
+                self._rejecting.append(self._queue.reject(leases, str(error)))
+                self._count["invalid"] += len(leases)
+                continue
+            self._count["batches"] += 1
+            self._score_s += answer.latency_s
+            groups = finish(scoring.drawn, answer.assessment, ranker_version=answer.version, score_s=answer.latency_s)
+            pushes = self._queue.put(
+                leases, encode(*groups), [(group.version_min, group.version_max) for group in groups]
+            )
+            self._pushing.append((pushes, self._queue.push(pushes)))
+        return bool(ready)
+
+    def _collect_pushes(self) -> bool:
+        settled = [entry for entry in self._pushing if entry[1].ready()]
+        for entry in settled:
+            self._pushing.remove(entry)
+            pushes, call = entry
+            reply = call.result()
+            self._count["groups"] += len(reply.accepted)
+            self._count["late"] += len(reply.late)
+            self._count["invalid"] += len(reply.oversized)
+            full = [push for push in pushes if push.lease_id in reply.full]
+            if full:  # the call has already waited for room, so asking again at once is no busy loop
+                self._pushing.append((full, self._queue.push(full)))
+        rejected = [call for call in self._rejecting if call.ready()]
+        for call in rejected:
+            self._rejecting.remove(call)
+            call.result()
+        return bool(settled or rejected)
+
+
+def _request_id(lease: Lease) -> str:
+    return f"{lease.lease_id}-{lease.attempt}"

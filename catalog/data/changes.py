@@ -1,0 +1,193 @@
+"""Changes of the catalogue of a run that has begun: items to add, items to retire.
+
+They lie in the run's directory as Parquet files, one per version of the catalogue (`schema.CATALOGUE_CHANGE`), so they
+outlive every process, and whoever opens the directory comes to the same catalogue.
+"""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sluice.catalog.data.cleaning import as_text
+from sluice.catalog.data.items import number_lists
+from sluice.catalog.data.sources import read_batches, table_file
+from sluice.catalog.errors import DataError
+from sluice.catalog.trie.vocabulary import Vocabulary
+
+# One version of a run's catalogue after the first: an item that is new, or one that is retired (`codes` null).
+CATALOGUE_CHANGE = pa.schema(
+    [pa.field("item_id", pa.string(), nullable=False), pa.field("codes", pa.list_(pa.int32()))]
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ItemRow:
+    """A row of a user's file."""
+
+    where: str  # file, row and item, for errors
+    item_id: str
+    codes: tuple[int, ...] | None
+
+
+def read_item_rows(path: Path, *, codes: bool) -> list[ItemRow]:
+    """The rows of a file with a column `item_id`, and with `codes` a column of that name too: a list, or text with
+    numbers in it.
+
+    Raises:
+        DataError: the file cannot be read, lacks a column, or a row has no id, an id twice or no codes.
+    """
+    columns = {name: name for name in (("item_id", "codes") if codes else ("item_id",))}
+    rows: dict[str, ItemRow] = {}
+    for batch in read_batches(table_file(path, "catalogue push"), columns, None):
+        if batch.malformed:
+            raise DataError(f"{path}, row {batch.malformed[0][0]}: has a wrong number of fields")
+        ids = as_text(batch.columns["item_id"]).to_pylist()
+        lists = number_lists(batch.columns["codes"]) if codes else [None] * len(ids)
+        for number, item_id, found in zip(batch.rows.tolist(), ids, lists, strict=True):
+            where = f"{path}, row {number}, item {item_id!r}"
+            if item_id is None or not item_id.strip():
+                raise DataError(f"{where}: item_id is empty")
+            if item_id in rows:
+                raise DataError(f"{where}: item_id stands in an earlier row")
+            if codes and (found is None or not all(float(code).is_integer() for code in found)):
+                raise DataError(f"{where}: codes must be whole numbers, one per level, got {found}")
+            values = tuple(int(code) for code in found) if codes else None
+            rows[item_id] = ItemRow(where=where, item_id=item_id, codes=values)
+    return list(rows.values())
+
+
+class ChangingCatalogue:
+    """The newest version of a run's catalogue, as its directory of changes has it."""
+
+    def __init__(self, item_ids: Callable[[], Sequence[str]], vocabulary: Vocabulary, directory: Path) -> None:
+        """`vocabulary` is version 0, of the data set with these `item_ids`, which are asked for with the first change;
+        `directory` need not be there yet.
+        """
+        self._item_ids, self._directory = item_ids, directory
+        self.vocabulary = vocabulary
+
+    def follow(self) -> Iterator[Vocabulary]:
+        """Every version that has come since the last call, in order.
+
+        Raises:
+            DataError: a file in the directory is no change of this catalogue.
+        """
+        while (path := self._path(self.vocabulary.version + 1)).is_file():
+            try:
+                table = pq.read_table(path, schema=CATALOGUE_CHANGE)
+                ids, codes = table["item_id"].to_pylist(), table["codes"].to_pylist()
+                added = {item_id: one for item_id, one in zip(ids, codes, strict=True) if one is not None}
+                self._apply(added, [item_id for item_id in ids if item_id not in added])
+            except (pa.ArrowInvalid, OSError, KeyError, ValueError) as error:
+                raise DataError(f"{path} is no change of this run's catalogue: {error}") from None
+            yield self.vocabulary
+
+    def push(self, add: Sequence[ItemRow], retire: Sequence[ItemRow]) -> Vocabulary:
+        """Write the next version. Codes of `add` that lack the last level get the lowest one that is free there.
+
+        Raises:
+            DataError: an item is there already or is not there, its codes are taken or are none of the policy's,
+                nothing changes, or somebody else has just written a version.
+        """
+        if not add and not retire:
+            raise DataError("nothing to push: give items to add or items to retire")
+        for _ in self.follow():
+            pass
+        for row in retire:
+            if row.item_id not in self._rows:
+                raise DataError(f"{row.where}: can't be retired, the catalogue has no such item")
+            if self.vocabulary.trie.item_leaf[self._rows[row.item_id]] < 0:
+                raise DataError(f"{row.where}: is retired already")
+        added = self._with_codes(add)
+        path = self._path(self.vocabulary.version + 1)
+        self._apply(added, [row.item_id for row in retire])
+        ids = [*added, *(row.item_id for row in retire)]
+        table = pa.table([ids, [*added.values(), *([None] * len(retire))]], schema=CATALOGUE_CHANGE)
+        _write_new(table, path)
+        return self.vocabulary
+
+    @cached_property
+    def _rows(self) -> dict[str, int]:
+        return {item_id: row for row, item_id in enumerate(self._item_ids())}
+
+    def _path(self, version: int) -> Path:
+        return self._directory / f"{version:05}.parquet"
+
+    def _apply(self, added: dict[str, list[int]], retired: Sequence[str]) -> None:
+        rows = np.asarray([self._rows[item_id] for item_id in retired], dtype=np.int64)
+        codes = np.asarray(list(added.values()), dtype=np.int64) if added else None
+        self.vocabulary = self.vocabulary.changed(new_codes=codes, retire=rows)
+        self._rows |= {item_id: len(self._rows) + number for number, item_id in enumerate(added)}
+
+    def _with_codes(self, add: Sequence[ItemRow]) -> dict[str, list[int]]:
+        layout = self.vocabulary.layout
+        sizes, taken = layout.level_sizes, _Taken(self.vocabulary)
+        added: dict[str, list[int]] = {}
+        for row in add:
+            if row.item_id in self._rows:
+                raise DataError(f"{row.where}: the catalogue has this item already, retired or not")
+            codes = list(row.codes)
+            if len(codes) not in (layout.levels, layout.levels - 1):
+                raise DataError(
+                    f"{row.where}: has {len(codes)} codes; the catalogue has {layout.levels} levels, of which the last "
+                    "may be left out"
+                )
+            for level, (code, size) in enumerate(zip(codes, sizes, strict=False), start=1):
+                if not 0 <= code < size:
+                    raise DataError(f"{row.where}: code {code} of level {level} is none of the policy's 0..{size - 1}")
+            if len(codes) < layout.levels:
+                last = taken.lowest_free(codes)
+                if last is None:
+                    raise DataError(f"{row.where}: all {sizes[-1]} items that codes {codes} can have are taken")
+                codes.append(last)
+            if not taken.take(codes):
+                raise DataError(f"{row.where}: codes {codes} belong to another item, retired or not")
+            added[row.item_id] = codes
+        return added
+
+
+class _Taken:
+    """Which codes have an item, retired ones included."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._sizes = vocabulary.layout.level_sizes
+        codes = vocabulary.item_tokens - np.asarray(vocabulary.layout.level_offsets)
+        self._numbers = np.sort(np.ravel_multi_index(codes.T, self._sizes))  # of all codes in lexicographic order
+        self._since: set[int] = set()
+
+    def take(self, codes: Sequence[int]) -> bool:
+        """False when they are taken already."""
+        number = int(np.ravel_multi_index(codes, self._sizes))
+        if number in self._since or number in self._between(number, number + 1):
+            return False
+        self._since.add(number)
+        return True
+
+    def lowest_free(self, prefix: Sequence[int]) -> int | None:
+        """The lowest code of the last level that makes codes of no item out of those of the other levels."""
+        first = int(np.ravel_multi_index([*prefix, 0], self._sizes))
+        numbers = range(first, first + self._sizes[-1])
+        taken = self._since.union(self._between(numbers.start, numbers.stop).tolist())
+        return next((number - first for number in numbers if number not in taken), None)
+
+    def _between(self, low: int, high: int) -> np.ndarray:
+        return self._numbers[slice(*np.searchsorted(self._numbers, [low, high]))]
+
+
+def _write_new(table: pa.Table, path: Path) -> None:
+    """The whole file under its name or nothing, and never over another."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".new-") as scratch:
+        whole = Path(scratch) / path.name
+        pq.write_table(table, whole)
+        try:
+            os.link(whole, path)
+        except FileExistsError:
+            raise DataError(f"{path} has just been written by somebody else: push again") from None

@@ -1,0 +1,271 @@
+"""A prepared data directory as arrays: what every later part reads users, histories, targets and semantic IDs from.
+
+Users and items are row numbers. The sequences of all users lie in one array, user u's at `offsets[u] : offsets[u + 1]`,
+so a history is a view and costs nothing. Columns that a part does not ask for are not read.
+"""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import scipy.sparse as sp
+from pydantic import ValidationError
+
+from sluice.catalog.data.items import attribute_matrix
+from sluice.catalog.data.settings import OUTCOMES, DataSettings
+from sluice.catalog.data.splits import SPLITS, TimeCuts, label_splits, positions_of, training_lengths
+from sluice.catalog.errors import DataError
+
+FORMAT = 1  # of a prepared directory; another number means that it was written by another version
+MANIFEST = "manifest.json"
+_OUTCOME_ARRAYS = {"rating": "ratings", "click": "clicks", "dwell_seconds": "dwell_seconds"}
+FILES = ("users.parquet", "catalogue.parquet", "interactions.parquet", "examples.parquet")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examples:
+    """n positions of users' sequences: the target is that interaction, the history everything before it."""
+
+    users: np.ndarray  # int32 [n]
+    positions: np.ndarray  # int32 [n], at least 1
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+
+class Dataset:
+    """Read-only view of what `sluice prepare` wrote."""
+
+    def __init__(self, directory: Path, manifest: dict[str, Any], settings: DataSettings) -> None:
+        """Use `open`."""
+        self.directory = directory
+        self.manifest = manifest
+        self.settings = settings
+
+    @classmethod
+    def open(cls, directory: str | Path) -> "Dataset":
+        """Open a prepared directory.
+
+        Raises:
+            DataError: there is none, a file is missing, or another version wrote it.
+        """
+        directory = Path(directory)
+        manifest = read_manifest(directory)
+        remedy = f"prepare it again: `sluice prepare` with the output {directory}"
+        if manifest is None:
+            raise DataError(f"{directory} is no prepared data set (it has no {MANIFEST}); {remedy}")
+        if manifest.get("format") != FORMAT:
+            found = manifest.get("format")
+            raise DataError(f"{directory / MANIFEST} has format {found!r}, this version reads {FORMAT}; {remedy}")
+        absent = [name for name in FILES if not (directory / name).is_file()]
+        if absent:
+            raise DataError(f"{directory} lacks {', '.join(absent)}; {remedy}")
+        try:
+            settings = DataSettings.model_validate(manifest["settings"])
+        except (KeyError, ValidationError) as error:
+            raise DataError(f"{directory / MANIFEST} holds settings that cannot be read ({error}); {remedy}") from None
+        return cls(directory, manifest, settings)
+
+    @property
+    def name(self) -> str:
+        """Of the data set, from its settings."""
+        return self.settings.name
+
+    @property
+    def users(self) -> int:
+        """U."""
+        return len(self.offsets) - 1
+
+    @property
+    def items(self) -> int:
+        """N."""
+        return len(self.codes)
+
+    @property
+    def level_sizes(self) -> tuple[int, ...]:
+        """[L] codes per level, the collision level included."""
+        return tuple(self.manifest["level_sizes"])
+
+    @cached_property
+    def user_ids(self) -> list[str]:
+        """[U] the user's own ids."""
+        return self._column("users.parquet", "user_id").to_pylist()
+
+    @cached_property
+    def codes(self) -> np.ndarray:
+        """int32 [N, L] semantic IDs."""
+        column = self._column("catalogue.parquet", "codes")
+        return column.flatten().to_numpy().reshape(len(column), -1)
+
+    @cached_property
+    def item_ids(self) -> list[str]:
+        """[N] the user's own ids."""
+        return self._column("catalogue.parquet", "item_id").to_pylist()
+
+    @cached_property
+    def titles(self) -> list[str | None]:
+        """[N]."""
+        return self._column("catalogue.parquet", "title").to_pylist()
+
+    @property
+    def attributes(self) -> sp.csr_matrix:
+        """float32 [N, A] multi-hot."""
+        return self._attributes[0]
+
+    @property
+    def attribute_names(self) -> list[str]:
+        """[A], such as "genre=Comedy"."""
+        return self._attributes[1]
+
+    @cached_property
+    def offsets(self) -> np.ndarray:
+        """int64 [U + 1], where each user's sequence begins in the arrays of interactions."""
+        user = self._column("interactions.parquet", "user").to_numpy()
+        counts = np.bincount(user, minlength=self.manifest["counts"]["users"])
+        return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+
+    @cached_property
+    def sequence(self) -> np.ndarray:
+        """int32 [n] item rows of all interactions, user by user, in order of time."""
+        return self._column("interactions.parquet", "item").to_numpy()
+
+    @cached_property
+    def timestamps(self) -> np.ndarray:
+        """int64 [n]."""
+        return self._column("interactions.parquet", "timestamp").to_numpy()
+
+    @cached_property
+    def ratings(self) -> np.ndarray | None:
+        """float32 [n], NaN where missing; None when no interaction has one."""
+        return self._optional("rating")
+
+    @cached_property
+    def clicks(self) -> np.ndarray | None:
+        """float32 [n], 1 clicked and 0 not, NaN where missing; None when no interaction says."""
+        return self._optional("click")
+
+    @cached_property
+    def dwell_seconds(self) -> np.ndarray | None:
+        """float32 [n], NaN where missing; None when no interaction has it."""
+        return self._optional("dwell_seconds")
+
+    def outcome(self, column: str) -> np.ndarray | None:
+        """The ratings, clicks or dwell times, by the name of their column in `sluice.catalog.settings.OUTCOMES`."""
+        return getattr(self, _OUTCOME_ARRAYS[column])
+
+    @cached_property
+    def reward_column(self) -> str | None:
+        """Which outcome is the logged reward (`data.reward`); None when there is none.
+
+        Raises:
+            DataError: the settings name one that no interaction has.
+        """
+        wanted = self.settings.reward
+        if wanted == "auto":
+            return "rating" if self.ratings is not None else None
+        if wanted in OUTCOMES and self.outcome(wanted) is None:
+            raise DataError(f"data.reward is {wanted}, but no interaction of {self.directory} has one; set it to none")
+        return wanted if wanted in OUTCOMES else None
+
+    def logged_rewards(self, users: np.ndarray, positions: np.ndarray) -> np.ndarray | None:
+        """What the logs say that n interactions were worth, float32 [n] in the log's unit, NaN where they say nothing.
+
+        `users` and `positions` are int [n]; None when the data set has no logged reward at all.
+        """
+        if self.reward_column is None:
+            return None
+        return self.outcome(self.reward_column)[self.offsets[users] + positions]
+
+    @cached_property
+    def in_training(self) -> np.ndarray:
+        """bool [n]: the interaction is in the training part."""
+        return positions_of(self.offsets) < np.repeat(self.training_lengths, np.diff(self.offsets))
+
+    @cached_property
+    def item_shares(self) -> np.ndarray:
+        """float32 [N], each item's share of the interactions of the training part; the shares add up to 1."""
+        counts = np.bincount(self.sequence[self.in_training], minlength=self.items)
+        return (counts / counts.sum()).astype(np.float32)
+
+    @cached_property
+    def training_lengths(self) -> np.ndarray:
+        """int64 [U], how many leading interactions of each user are the training part."""
+        cuts = self.manifest["time_cuts"]
+        labels = label_splits(self.offsets, self.timestamps, self.settings.split, TimeCuts(**cuts) if cuts else None)
+        return training_lengths(self.offsets, labels)
+
+    def items_of(self, user: int) -> np.ndarray:
+        """The user's whole sequence, int32 item rows, oldest first (a view)."""
+        return self.sequence[self.offsets[user] : self.offsets[user + 1]]
+
+    def training_items_of(self, user: int) -> np.ndarray:
+        """The training part of the user's sequence, int32 item rows, oldest first (a view)."""
+        start = self.offsets[user]
+        return self.sequence[start : start + self.training_lengths[user]]
+
+    def examples(self, split: str) -> Examples:
+        """The examples of "train", "valid" or "test", in order of users."""
+        if split not in SPLITS:
+            raise ValueError(f"split {split!r} is none of {', '.join(SPLITS)}")
+        users, positions, labels = self._examples
+        chosen = labels == SPLITS.index(split)
+        return Examples(users=users[chosen], positions=positions[chosen])
+
+    def history(self, user: int, position: int, limit: int | None) -> np.ndarray:
+        """int32 item rows, oldest first: the last `limit` before `position` (a view), all of them for None."""
+        start = self.offsets[user]
+        first = 0 if limit is None else max(0, position - limit)
+        return self.sequence[start + first : start + position]
+
+    def seen(self, user: int, position: int) -> np.ndarray:
+        """int32 item rows consumed before `position` (a view; an item consumed twice stands twice)."""
+        return self.history(user, position, None)
+
+    def target(self, user: int, position: int) -> int:
+        """The item row at `position`."""
+        return int(self.items_of(user)[position])
+
+    @cached_property
+    def _attributes(self) -> tuple[sp.csr_matrix, list[str]]:
+        return attribute_matrix(self._column("catalogue.parquet", "attributes").to_pylist())
+
+    @cached_property
+    def _examples(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        split = self._column("examples.parquet", "split")
+        label = np.asarray([SPLITS.index(name) for name in split.dictionary.to_pylist()], dtype=np.int8)
+        users, positions = (self._column("examples.parquet", name).to_numpy() for name in ("user", "position"))
+        return users, positions, label[split.indices.to_numpy()]
+
+    def _optional(self, name: str) -> np.ndarray | None:
+        column = self._column("interactions.parquet", name)
+        if column.null_count == len(column):
+            return None
+        return column.cast(pa.float32()).to_numpy(zero_copy_only=False)
+
+    def _column(self, file: str, name: str) -> pa.Array:
+        path = self.directory / file
+        try:
+            table = pq.read_table(path, columns=[name], memory_map=True)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise DataError(f"{path} cannot be read: {error}; run `sluice prepare` again") from None
+        return table.unify_dictionaries().column(0).combine_chunks()
+
+
+def read_manifest(directory: Path) -> dict[str, Any] | None:
+    """The manifest of a prepared directory, None when there is none.
+
+    Raises:
+        DataError: it is no JSON.
+    """
+    path = directory / MANIFEST
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read: {error}; delete {directory} and run `sluice prepare` again") from None

@@ -1,0 +1,212 @@
+"""The items of a catalogue before they have semantic IDs: ids, titles, attributes, and embeddings or codes if the user
+has them.
+
+An attribute is a text `name=value`. Text columns may hold several values separated by `|`, or be lists; a column of
+numbers with fractions becomes ten equally filled bins. Lists of numbers in text files are separated by spaces, commas,
+`;` or `|`.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import scipy.sparse as sp
+
+from sluice.catalog.data.cleaning import SHOWN, BadRow, Rejections, as_text, missing, parse_numbers
+from sluice.catalog.data.sources import LogSource, RawBatch
+from sluice.catalog.errors import DataError
+
+_BINS = 10
+_SEPARATORS = re.compile(r"[\s,;|\[\]()]+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Items:
+    """N items, in the order of the catalogue."""
+
+    ids: list[str]
+    titles: list[str | None]
+    attributes: list[list[str]]  # sorted, without repeats
+    embedding: np.ndarray | None = None  # float32 [N, d]
+    codes: np.ndarray | None = None  # int32 [N, L], as the user gave them: not yet known to be one to one
+
+    @classmethod
+    def bare(cls, ids: Iterable[str]) -> "Items":
+        """Items of which nothing is known but the id."""
+        ids = list(ids)
+        return cls(ids=ids, titles=[None] * len(ids), attributes=[[] for _ in ids])
+
+
+@dataclass
+class _Columns:
+    """What has been read of the catalogue so far."""
+
+    ids: list[str] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
+    values: dict[str, list[pa.Array]] = field(default_factory=dict)
+
+
+def read_items(source: LogSource, rejections: Rejections) -> Items | None:
+    """Read the catalogue of a source; None when it has none. An empty or repeated id is a bad row.
+
+    Raises:
+        DataError: an embedding or a code list breaks its contract, or no item is left.
+    """
+    if source.catalogue is None:
+        return None
+    read, seen = _Columns(), set()
+    for batch in source.catalogue_batches():
+        keep = _keep(batch, seen, rejections)
+        read.ids += as_text(batch.columns["item_id"]).take(keep).to_pylist()
+        read.rows += batch.rows[keep.to_numpy()].tolist()
+        for name, values in batch.columns.items():
+            read.values.setdefault(name, []).append(values.take(keep))
+    if not read.ids:
+        raise DataError(f"the catalogue {source.catalogue.path} holds no usable item")
+    columns = {name: _join(parts) for name, parts in read.values.items()}
+    where = _Where(file=str(source.catalogue.path), rows=read.rows, ids=read.ids)
+    attributes: list[list[str]] = [[] for _ in read.ids]
+    for name in source.attribute_columns:
+        values = columns[f"attribute:{name}"]
+        found = _years(values) if name in source.years else _attribute(name, values, name in source.words)
+        attributes = [have + more for have, more in zip(attributes, found, strict=True)]
+    titles = as_text(columns["title"]).to_pylist() if "title" in columns else [None] * len(read.ids)
+    return Items(
+        ids=read.ids,
+        titles=titles,
+        attributes=[sorted(set(have)) for have in attributes],
+        embedding=_embedding(columns["embedding"], where) if "embedding" in columns else None,
+        codes=_codes(columns["codes"], where) if "codes" in columns else None,
+    )
+
+
+def attribute_matrix(attributes: list[list[str]]) -> tuple[sp.csr_matrix, list[str]]:
+    """Multi-hot float32 `[N, A]` and the names of its columns, in alphabetical order."""
+    names = sorted({value for values in attributes for value in values})
+    column = {name: index for index, name in enumerate(names)}
+    indptr = np.concatenate([[0], np.cumsum([len(values) for values in attributes])])
+    indices = np.asarray([column[value] for values in attributes for value in values], dtype=np.int32)
+    data = np.ones(len(indices), dtype=np.float32)
+    return sp.csr_matrix((data, indices, indptr), shape=(len(attributes), len(names))), names
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Where:
+    """Where item i was read, for errors."""
+
+    file: str
+    rows: list[int]
+    ids: list[str]
+
+    def fail(self, column: str, bad: list[tuple[int, object]], rule: str) -> DataError:
+        shown = [f"  {self.file}, row {self.rows[i]}, item {self.ids[i]!r}: {value!r}" for i, value in bad[:SHOWN]]
+        more = [f"  and {len(bad) - SHOWN} more"] if len(bad) > SHOWN else []
+        return DataError(
+            f"column {column} of the catalogue: {rule}; {len(bad)} item(s) break this:\n" + "\n".join(shown + more)
+        )
+
+
+def _keep(batch: RawBatch, seen: set[str], rejections: Rejections) -> pa.Array:
+    keep = []
+    rejections.rows += len(batch.rows) + len(batch.malformed)
+    found = [
+        BadRow(file=batch.file, row=row, column="row", value=text, reason="has a wrong number of fields")
+        for row, text in batch.malformed
+    ]
+    for index, item in enumerate(as_text(batch.columns["item_id"]).to_pylist()):
+        reason = (
+            "is empty" if item is None or not item.strip() else "stands in an earlier row" if item in seen else None
+        )
+        if reason:
+            row = int(batch.rows[index])
+            found.append(BadRow(file=batch.file, row=row, column="item_id", value=str(item), reason=reason))
+        else:
+            seen.add(item)
+            keep.append(index)
+    for bad in sorted(found, key=lambda bad: bad.row):
+        rejections.add(bad)
+    return pa.array(keep, pa.int64())
+
+
+def _join(parts: list[pa.Array]) -> pa.Array:
+    joined = pa.chunked_array(parts)
+    if pa.types.is_dictionary(joined.type):
+        joined = joined.cast(joined.type.value_type)
+    return joined.combine_chunks()
+
+
+def _attribute(name: str, values: pa.Array, words: bool) -> list[list[str]]:
+    if pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
+        parts = [[str(value) for value in row or () if value is not None] for row in values.to_pylist()]
+    elif words:
+        parts = [(text or "").split() for text in as_text(values).to_pylist()]
+    else:
+        numbers = parse_numbers(values) if not pa.types.is_boolean(values.type) else np.full(len(values), np.nan)
+        if np.isfinite(numbers).any() and (np.isfinite(numbers) | missing(values)).all():
+            parts = _bins(numbers)
+        else:
+            parts = [(text or "").split("|") for text in as_text(values).to_pylist()]
+    return [[f"{name}={value.strip()}" for value in row if value.strip()] for row in parts]
+
+
+def _bins(numbers: np.ndarray) -> list[list[str]]:
+    """Whole numbers stand for themselves; if any has a fraction, all become deciles `[low, high)`."""
+    there = np.isfinite(numbers)
+    if (numbers[there] == np.floor(numbers[there])).all():
+        return [[f"{int(value)}"] if ok else [] for value, ok in zip(numbers, there, strict=True)]
+    edges = np.unique(np.quantile(numbers[there], np.linspace(0, 1, _BINS + 1)))
+    bin_of = np.clip(
+        np.searchsorted(edges, np.where(there, numbers, edges[0]), side="right") - 1, 0, max(0, len(edges) - 2)
+    )
+    return [
+        [f"{edges[b]:g}..{edges[min(b + 1, len(edges) - 1)]:g}"] if ok else []
+        for b, ok in zip(bin_of, there, strict=True)
+    ]
+
+
+def _years(values: pa.Array) -> list[list[str]]:
+    # The decade alone: single years are too many to say what items have in common.
+    texts = [(text or "").strip() for text in as_text(values).to_pylist()]
+    return [[f"decade={t[:3]}0s"] if re.fullmatch(r"\d{4}", t) else [] for t in texts]
+
+
+def number_lists(values: pa.Array) -> list[list[float] | None]:
+    """Lists of numbers, from list columns or from text; None where there is none or it cannot be read."""
+    if not pa.types.is_nested(values.type):
+        texts = [[part for part in _SEPARATORS.split(text or "") if part] for text in as_text(values).to_pylist()]
+        values = pa.array(texts, pa.list_(pa.string()))
+    result: list[list[float] | None] = []
+    for row in values.to_pylist():
+        try:
+            result.append([float(value) for value in row] if row else None)
+        except (TypeError, ValueError):
+            result.append(None)
+    return result
+
+
+def _embedding(values: pa.Array, where: _Where) -> np.ndarray:
+    lists = number_lists(values)
+    width = next((len(row) for row in lists if row), 0)
+    bad = [(i, row) for i, row in enumerate(lists) if not row or len(row) != width or not np.isfinite(row).all()]
+    if bad:
+        raise where.fail("embedding", bad, f"every item needs {width or 'some'} finite numbers, as the first item has")
+    return np.asarray(lists, dtype=np.float32)
+
+
+def _codes(values: pa.Array, where: _Where) -> np.ndarray:
+    lists = number_lists(values)
+    levels = next((len(row) for row in lists if row), 0)
+    limit = np.iinfo(np.int32).max
+    bad = [
+        (i, row)
+        for i, row in enumerate(lists)
+        if not row or len(row) != levels or any(code != code // 1 or not 0 <= code < limit for code in row)
+    ]
+    if bad:
+        rule = (
+            f"every item needs {levels or 'some'} whole numbers from 0 on, one per level, as many as the first item has"
+        )
+        raise where.fail("codes", bad, rule)
+    return np.asarray(lists, dtype=np.int32)

@@ -1,0 +1,41 @@
+"""The Arrow schemas of the contracts: what lies on disk after `prepare`, and what travels through the rollout queue.
+
+Inside Sluice an item is its row number in `catalogue.parquet` and a user its row number in `users.parquet` (int32); the
+user's own ids stay in those two files.
+"""
+
+import pyarrow as pa
+
+USERS = pa.schema([pa.field("user_id", pa.string(), nullable=False)])
+
+CATALOGUE = pa.schema(
+    [
+        pa.field("item_id", pa.string(), nullable=False),
+        pa.field("codes", pa.list_(pa.int32()), nullable=False),  # [L], one per level
+        pa.field("attributes", pa.list_(pa.string()), nullable=False),  # "genre=Comedy", "year=1995"; may be empty
+        pa.field("title", pa.string()),
+    ]
+)
+
+
+# Sorted by user, then time; ties keep the order of the source.
+INTERACTIONS = pa.schema(
+    [
+        pa.field("user", pa.int32(), nullable=False),
+        pa.field("item", pa.int32(), nullable=False),
+        pa.field("timestamp", pa.int64(), nullable=False),
+        pa.field("rating", pa.float32()),
+        pa.field("click", pa.bool_()),
+        pa.field("dwell_seconds", pa.float32()),
+        pa.field("exposed_by", pa.string()),
+    ]
+)
+
+# One example is one position of a user's sequence: the target is that interaction, the history all before it.
+EXAMPLES = pa.schema(
+    [
+        pa.field("user", pa.int32(), nullable=False),
+        pa.field("position", pa.int32(), nullable=False),
+        pa.field("split", pa.dictionary(pa.int8(), pa.string()), nullable=False),  # train, valid, test
+    ]
+)

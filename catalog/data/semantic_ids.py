@@ -1,0 +1,144 @@
+"""Semantic IDs: every item a short tuple of codes, near items sharing their first codes, no two items the same tuple.
+
+Item vectors are the truncated SVD of the positive pointwise mutual information of items that occur close to each other
+in *training* histories or have users in common there (Levy and Goldberg 2014), beside the item's attributes and the
+user's embedding if there is one.
+Residual k-means (faiss) turns a vector into one code per level: each level codes what the levels before it left over.
+Items that still share all codes are told apart by a collision code, the most popular item first.
+
+Everything is seeded and k-means runs on one thread: equal input gives equal codes on one machine.
+"""
+
+import faiss
+import numpy as np
+import scipy.linalg
+import scipy.sparse as sp
+
+from sluice.catalog.data.settings import SemanticIdSettings
+
+_POWER_ITERATIONS = 6
+_OVERSAMPLING = 16
+_CONTEXT_SMOOTHING = 0.75  # of Levy, Goldberg and Dagan 2015: keeps rare contexts from dominating
+
+
+def ppmi(counts: sp.csr_matrix) -> sp.csr_matrix:
+    """max(0, log P(i, j) / (P(i) P'(j))) of symmetric counts, P' smoothed; float32, zero where nothing was counted."""
+    total = counts.sum()
+    if total == 0:
+        return counts.astype(np.float32)
+    row = np.asarray(counts.sum(axis=1)).ravel() / total
+    context = row**_CONTEXT_SMOOTHING
+    context /= context.sum()
+    pairs = counts.tocoo()
+    value = np.log((pairs.data / total) / (row[pairs.row] * context[pairs.col]))
+    result = sp.csr_matrix((np.maximum(value, 0).astype(np.float32), (pairs.row, pairs.col)), shape=counts.shape)
+    result.eliminate_zeros()
+    return result
+
+
+def truncated_svd(matrix: sp.csr_matrix, dims: int, seed: int, power: float) -> np.ndarray:
+    """U * S^power of the `dims` leading singular vectors, float32 `[N, <= dims]`, as Halko et al. 2011 find them."""
+    dims = min(dims, *matrix.shape)
+    width = min(dims + _OVERSAMPLING, *matrix.shape)
+    basis = np.random.default_rng(seed).standard_normal((matrix.shape[1], width)).astype(np.float32)
+    basis, _ = np.linalg.qr(matrix @ basis)
+    for _ in range(_POWER_ITERATIONS):
+        basis, _ = np.linalg.qr(matrix.T @ basis)
+        basis, _ = np.linalg.qr(matrix @ basis)
+    left, values, _ = scipy.linalg.svd((matrix.T @ basis).T, full_matrices=False)
+    return ((basis @ left[:, :dims]) * values[:dims] ** power).astype(np.float32)
+
+
+def item_vectors(
+    counts: sp.csr_matrix,
+    attributes: sp.csr_matrix,
+    attribute_names: list[str],
+    embedding: np.ndarray | None,
+    settings: SemanticIdSettings,
+) -> np.ndarray:
+    """Float32 `[N, d]`: co-occurrence of norm 1, attributes of norm `attribute_weight`, the embedding of norm 1, side
+    by side.
+
+    Every attribute (the part of a name before `=`) weighs the same. An item of which nothing is known is a zero row.
+    """
+    parts = [_unit(truncated_svd(ppmi(counts), settings.vector_dims, settings.seed, power=0.5))]
+    if settings.attribute_weight and attribute_names:
+        kinds = np.asarray([name.partition("=")[0] for name in attribute_names])
+        blocks = []
+        for kind in dict.fromkeys(kinds):
+            block = attributes[:, np.flatnonzero(kinds == kind)].tocsr()
+            norm = np.sqrt(np.asarray(block.multiply(block).sum(axis=1)).ravel())
+            blocks.append(sp.diags(1 / np.maximum(norm, 1)) @ block)
+        joined = sp.hstack(blocks, format="csr").astype(np.float32)
+        if joined.shape[1] > settings.vector_dims:
+            dense = truncated_svd(joined, settings.vector_dims, settings.seed, power=1.0)  # U * S keeps the distances
+        else:
+            dense = joined.toarray()
+        parts.append(settings.attribute_weight * _unit(dense))
+    if embedding is not None:
+        parts.append(_unit(embedding.astype(np.float32)))
+    return np.ascontiguousarray(np.concatenate(parts, axis=1))
+
+
+def residual_kmeans(vectors: np.ndarray, settings: SemanticIdSettings) -> np.ndarray:
+    """Codes int32 `[N, L]`, level l below `level_sizes[l]`; items of which nothing is known are spread at random."""
+    known = np.linalg.norm(vectors, axis=1) > 0
+    rng = np.random.default_rng(settings.seed)
+    residual = vectors[known].astype(np.float32)
+    codes = np.zeros((len(vectors), len(settings.level_sizes)), dtype=np.int32)
+    for level, size in enumerate(settings.level_sizes):
+        if known.any():
+            centroids, nearest = _kmeans(residual, size, settings.iterations, settings.seed + level + 1)
+            codes[known, level] = nearest
+            residual = residual - centroids[nearest]
+        # One centroid for all of them would make all of them collide.
+        codes[~known, level] = rng.integers(0, size, int((~known).sum()))
+    return codes
+
+
+def _kmeans(rows: np.ndarray, size: int, iterations: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """At most `size` centroids, and the nearest one of every row."""
+    kmeans = faiss.Kmeans(
+        rows.shape[1],
+        min(size, len(rows)),
+        niter=iterations,
+        seed=seed,
+        min_points_per_centroid=1,  # silences advice; small catalogues are fine
+        max_points_per_centroid=256,
+    )
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)  # the order of summation, and so the last bit, must not depend on the machine's cores
+    try:
+        kmeans.train(rows)
+        _, nearest = kmeans.index.search(rows, 1)
+    finally:
+        faiss.omp_set_num_threads(threads)
+    return kmeans.centroids, nearest[:, 0]
+
+
+def resolve_collisions(codes: np.ndarray, popularity: np.ndarray) -> np.ndarray:
+    """Make codes one to one: a further level numbers the items that share a tuple, the most popular (then the first) 0.
+
+    Codes that are one to one already come back as they are, without a further level.
+    """
+    order = np.lexsort((np.arange(len(codes)), -popularity, *codes.T[::-1]))
+    ordered = codes[order]
+    opens = np.ones(len(codes), dtype=bool)
+    opens[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
+    if opens.all():
+        return codes.astype(np.int32)
+    places = np.arange(len(codes))
+    collision = np.empty(len(codes), dtype=np.int32)
+    collision[order] = places - np.maximum.accumulate(np.where(opens, places, 0))
+    return np.concatenate([codes, collision[:, None]], axis=1).astype(np.int32)
+
+
+def level_sizes_of(codes: np.ndarray, fitted: tuple[int, ...] = ()) -> tuple[int, ...]:
+    """Codes per level: as `fitted` where k-means chose among them, else one more than the largest code."""
+    return tuple(fitted) + tuple(int(largest) + 1 for largest in codes.max(axis=0)[len(fitted) :])
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    norm = np.linalg.norm(rows, axis=1, keepdims=True)
+    # Rows that are rounding noise of an empty row must not be blown up to norm 1.
+    return np.where(norm > 1e-6, rows / np.maximum(norm, 1e-6), 0).astype(np.float32)

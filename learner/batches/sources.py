@@ -1,0 +1,170 @@
+"""Where a learner worker's batches come from: the rollout queue, or the logs alone.
+
+Both hand out numbered steps, want an acknowledgement after the optimizer step, and give a snapshot for the checkpoint
+from which they go on without skipping or repeating a prompt.
+"""
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from sluice.catalog.data.dataset import Dataset, Examples
+from sluice.catalog.data.feed import PromptFeed
+from sluice.catalog.trie.vocabulary import Vocabulary
+from sluice.learner.batches.batch import GroupBatch, LoggedBatch
+from sluice.learner.batches.collate import collate, collate_logged
+
+
+def prompts_of(dataset: Dataset, recent: int | None) -> Examples:
+    """The training examples that post-training draws prompts from: all, or each user's last `recent`."""
+    examples = dataset.examples("train")
+    if recent is None:
+        return examples
+    last = dataset.training_lengths[examples.users] - 1
+    keep = examples.positions > last - recent
+    return Examples(users=examples.users[keep], positions=examples.positions[keep])
+
+
+def open_prompts(data_directory: str | Path, recent: int | None) -> Examples:
+    """`prompts_of` a prepared directory, for an actor that opens it itself."""
+    return prompts_of(Dataset.open(data_directory), recent)
+
+
+_CATALOGUE_S = 60.0  # for a catalogue that an engine already has
+
+
+class RolloutQueue(Protocol):
+    """What the learner needs of the queue's client (`sluice.actors.queue.actor.QueueClient`)."""
+
+    def pull(self, step: int, rank: int, world: int, count: int, learner_version: int) -> list[Any]:
+        """`count` record batches for this rank's share of `step`."""
+
+    def ack(self, step: int, rank: int) -> None:
+        """The optimizer step on that share is done."""
+
+    def snapshot(self) -> dict[str, Any]:
+        """State for the checkpoint."""
+
+    def restore(self, snapshot: dict[str, Any] | None) -> None:
+        """Go on from a snapshot; None is the very beginning."""
+
+
+class Catalogues(Protocol):
+    """What the learner needs of the catalogue board (`sluice.actors.boards.catalogue_board.CatalogueSource`)."""
+
+    def newest(self, current_version: int, wait_s: float) -> Vocabulary | None:
+        """The newest version of the catalogue above the current one, waited for; None when there is none."""
+
+
+class BatchSource(Protocol):
+    """One worker's batches."""
+
+    def next(self, step: int, learner_version: int) -> tuple[LoggedBatch, dict[str, float]]:
+        """The worker's share of a step, and figures about it for the metrics."""
+
+    def acknowledge(self, step: int) -> None:
+        """The optimizer step is done."""
+
+    def snapshot(self) -> dict[str, Any]:
+        """State for the checkpoint; asked of rank 0 after every rank has acknowledged."""
+
+    def restore(self, snapshot: dict[str, Any] | None) -> None:
+        """Go on from a snapshot; called by rank 0 before any worker asks for a batch."""
+
+
+class QueueSource:
+    """Rollout groups from the queue."""
+
+    def __init__(
+        self,
+        queue: RolloutQueue,
+        dataset: Dataset,
+        vocabulary: Vocabulary,
+        *,
+        rank: int,
+        world: int,
+        share: int,
+        constrained: bool,
+        temperature: float,
+        beams: bool,
+        catalogues: Catalogues | None = None,
+    ) -> None:
+        self._queue, self._dataset, self._vocabulary, self._catalogues = queue, dataset, vocabulary, catalogues
+        self._rank, self._world, self._share = rank, world, share
+        self._decoding = {"constrained": constrained, "temperature": temperature, "beams": beams}
+
+    def next(self, step: int, learner_version: int) -> tuple[GroupBatch, dict[str, float]]:
+        """Waits for the queue to allot the step."""
+        groups = self._queue.pull(step, self._rank, self._world, self._share, learner_version)
+        oldest = np.array([group.column("version_min")[0].as_py() for group in groups])
+        seconds = {
+            name: float(np.mean([group.column(name)[0].as_py() for group in groups]))
+            for name in ("generate_s", "score_s")
+        }
+        self._follow_catalogue(max(group.column("catalogue_version")[0].as_py() for group in groups))
+        batch = collate(groups, self._dataset, self._vocabulary, **self._decoding)
+        figures = {"staleness": float(learner_version - oldest.mean()), **seconds}
+        if batch.inclusion_log_probs_BK is not None:
+            figures["inclusion"] = float(batch.inclusion_log_probs_BK.exp().mean())
+        return batch, figures
+
+    def _follow_catalogue(self, version: int) -> None:
+        """Groups may be newer than the catalogue here, which nothing but a group makes out of date."""
+        if self._catalogues is None or version <= self._vocabulary.version:
+            return
+        newest = self._catalogues.newest(self._vocabulary.version, _CATALOGUE_S)
+        if newest is not None:
+            self._vocabulary = newest.after(self._vocabulary)
+
+    def acknowledge(self, step: int) -> None:
+        """Marks the share as trained."""
+        self._queue.ack(step, self._rank)
+
+    def snapshot(self) -> dict[str, Any]:
+        """The queue's."""
+        return self._queue.snapshot()
+
+    def restore(self, snapshot: dict[str, Any] | None) -> None:
+        """Restores the queue."""
+        self._queue.restore(snapshot)
+
+
+class LoggedSource:
+    """Prompts with their logged targets, in the feed's order; what an objective without rollouts needs."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        examples: Examples,
+        vocabulary: Vocabulary,
+        *,
+        seed: int,
+        rank: int,
+        world: int,
+        share: int,
+    ) -> None:
+        self._dataset, self._vocabulary = dataset, vocabulary
+        self._feed = PromptFeed(examples.users, examples.positions, seed=seed)
+        self._rank, self._world, self._share = rank, world, share
+        self._drawn = 0  # steps
+
+    def next(self, step: int, learner_version: int) -> tuple[LoggedBatch, dict[str, float]]:
+        """Every rank replays the same feed and keeps its own slice of each step."""
+        while self._drawn <= step:
+            prompts = [self._feed.draw() for _ in range(self._world * self._share)]
+            self._drawn += 1
+        users, positions = np.array(prompts[self._rank :: self._world], dtype=np.int32).T
+        return collate_logged(self._dataset, Examples(users=users, positions=positions), self._vocabulary), {
+            "staleness": 0.0
+        }
+
+    def acknowledge(self, step: int) -> None:
+        """Nothing is outstanding between steps."""
+
+    def snapshot(self) -> dict[str, Any]:
+        """Nothing: the feed is a function of its seed, and `next` replays it up to the step that it is asked for."""
+        return {}
+
+    def restore(self, snapshot: dict[str, Any] | None) -> None:
+        """See `snapshot`."""

@@ -1,0 +1,72 @@
+"""Training sequences cut from users' histories, batched so that little is padding."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from sluice.catalog.data.dataset import Dataset
+
+SHORTEST_WINDOW = 2  # interactions; from one alone there is nothing to learn
+
+
+def windows(interactions: np.ndarray, limit: int, offset: int) -> list[np.ndarray]:
+    """Cut a sequence `[n]` into windows of at most `limit`; `offset` (0..limit-1) moves the cuts.
+
+    Every interaction is in at least one window of two or more, and the last window reaches back to full length.
+    """
+    if len(interactions) <= limit:
+        return [interactions]
+    ends = [*range(offset, len(interactions), limit), len(interactions)]
+    pieces = [interactions[max(0, end - limit) : end] for end in ends]
+    return [piece for piece in pieces if len(piece) >= SHORTEST_WINDOW]
+
+
+def thin(interactions: np.ndarray, most: float, generator: np.random.Generator) -> np.ndarray:
+    """Leave out each interaction with one probability drawn from 0..most; at least `SHORTEST_WINDOW` are left."""
+    if most == 0:
+        return interactions
+    kept = interactions[generator.random(len(interactions)) >= generator.random() * most]
+    return kept if len(kept) >= SHORTEST_WINDOW else interactions
+
+
+def epoch_batches(
+    dataset: Dataset,
+    *,
+    batch_interactions: int,
+    shuffle_ties: bool,
+    generator: np.random.Generator,
+    item_dropout: float = 0.0,
+) -> Iterator[list[np.ndarray]]:
+    """One epoch over the training parts, as batches of windows of interaction rows.
+
+    Args:
+        dataset: a row indexes its `sequence`, `ratings` and `timestamps`.
+        batch_interactions: most windows x longest window of a batch.
+        shuffle_ties: put interactions of one user and timestamp in random order.
+        generator: decides cuts, ties, losses and the order of the batches.
+        item_dropout: each window loses a share of its interactions drawn from 0..item_dropout, so that what follows is
+            predicted from other histories each epoch.
+    """
+    limit = dataset.settings.max_history
+    pieces = []
+    for user, length in enumerate(dataset.training_lengths):
+        if length < SHORTEST_WINDOW:
+            continue
+        rows = np.arange(dataset.offsets[user], dataset.offsets[user] + length)
+        if shuffle_ties:
+            rows = rows[np.lexsort((generator.random(length), dataset.timestamps[rows]))]
+        cut = windows(rows, limit, int(generator.integers(limit)))
+        pieces.extend(thin(piece, item_dropout, generator) for piece in cut)
+    lengths = np.array([len(piece) for piece in pieces])
+    # Like lengths together, but not always the same ones.
+    order = np.argsort(lengths + 4 * generator.random(len(pieces)))
+    batches: list[list[np.ndarray]] = [[]]
+    longest = 0
+    for index in order:
+        longest = max(longest, lengths[index])
+        if batches[-1] and longest * (len(batches[-1]) + 1) > batch_interactions:
+            batches.append([])
+            longest = lengths[index]
+        batches[-1].append(pieces[index])
+    for index in generator.permutation(len(batches)):
+        yield batches[index]

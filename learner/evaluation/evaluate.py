@@ -1,0 +1,108 @@
+"""Full-catalogue evaluation of a policy: one target per user, decoded with beams from one prefill.
+
+HR, NDCG and MRR come from constrained beams (items the user has consumed left out when the data set says so) or, when
+`constrained` is off, from free beams, in which a sequence that is no item takes up a place. Hallucination is always
+measured on free beams: decoded top-k sequences that are no item / decoded top-k sequences.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from transformers import PreTrainedModel
+
+from sluice.catalog.data.dataset import Dataset, Examples
+from sluice.catalog.trie.vocabulary import Vocabulary
+from sluice.learner.batches.collate import collate_logged
+from sluice.learner.decoding.tree import TreeDecoder
+from sluice.learner.ranking_metrics import per_user, rank_of
+from sluice.learner.settings import EvaluationSettings
+
+TOP = 10  # of the lists that are kept and judged for hallucination
+
+
+@dataclass(frozen=True, kw_only=True)
+class UserResults:
+    """What decoding gave for n users; results of shards concatenate."""
+
+    users: np.ndarray  # int32 [n]
+    ranks: np.ndarray  # int64 [n], 1-based, 0: target not among the beams
+    top_items: np.ndarray  # int32 [n, TOP], -1 where there is no item
+    invalid: np.ndarray  # int64 [n], free top-TOP sequences that are no item
+
+    @classmethod
+    def concatenate(cls, parts: list["UserResults"]) -> "UserResults":
+        """One result of several shards, in order of user."""
+        fields = {name: np.concatenate([getattr(part, name) for part in parts]) for name in cls.__dataclass_fields__}
+        order = np.argsort(fields["users"], kind="stable")
+        return cls(**{name: value[order] for name, value in fields.items()})
+
+    def summary(self, items: int) -> dict[str, float]:
+        """Means over users, hallucination and coverage of a catalogue of `items`."""
+        means = {name: float(values.mean()) for name, values in per_user(self.ranks).items()}
+        shown = np.unique(self.top_items[self.top_items >= 0])
+        return means | {
+            "hallucination": float(self.invalid.sum() / (len(self.users) * TOP)),
+            "coverage": len(shown) / items,
+            "users": float(len(self.users)),
+        }
+
+
+def subset(examples: Examples, size: int | None, seed: int = 0) -> Examples:
+    """A fixed random subset of `size` examples (all when None or larger)."""
+    if size is None or size >= len(examples.users):
+        return examples
+    chosen = np.sort(np.random.default_rng(seed).choice(len(examples.users), size=size, replace=False))
+    return Examples(users=examples.users[chosen], positions=examples.positions[chosen])
+
+
+def evaluate(
+    model: PreTrainedModel,
+    vocabulary: Vocabulary,
+    dataset: Dataset,
+    examples: Examples,
+    settings: EvaluationSettings,
+    progress: Callable[[int, int, dict[str, float]], None] | None = None,
+) -> UserResults:
+    """Decode every example; the model's training mode is left as it was."""
+    was_training = model.training
+    model.eval()
+    try:
+        decoder = TreeDecoder(model, vocabulary)
+        lengths = np.minimum(examples.positions, dataset.settings.max_history)
+        order = np.argsort(lengths, kind="stable")  # like lengths together: little padding
+        parts, done = [], 0
+        for start in range(0, len(order), settings.batch_size):
+            rows = order[start : start + settings.batch_size]
+            batch = Examples(users=examples.users[rows], positions=examples.positions[rows])
+            parts.append(_evaluate_batch(decoder, vocabulary, dataset, batch, settings))
+            done += len(rows)
+            if progress is not None:
+                progress(done, len(order), {})
+        return UserResults.concatenate(parts)
+    finally:
+        model.train(was_training)
+
+
+def _evaluate_batch(
+    decoder: TreeDecoder, vocabulary: Vocabulary, dataset: Dataset, examples: Examples, settings: EvaluationSettings
+) -> UserResults:
+    pairs = list(zip(examples.users.tolist(), examples.positions.tolist(), strict=True))
+    logged = collate_logged(dataset, examples, vocabulary)
+    prefix = decoder.prefill(logged.history_BT, logged.history_lengths_B)
+    free = decoder.beams(prefix, settings.beam_width, constrained=False)
+    free_items = vocabulary.trie.lookup(free.tokens_BWL)
+    if settings.constrained:
+        excluded = [dataset.seen(*pair) for pair in pairs] if dataset.settings.exclude_seen else None
+        ranked = decoder.beams(prefix, settings.beam_width, excluded=excluded)
+        items = np.where(np.isfinite(ranked.log_probs_BW), vocabulary.trie.lookup(ranked.tokens_BWL), -1)
+    else:
+        items = free_items
+    top = np.full((len(pairs), TOP), -1, dtype=np.int32)
+    top[:, : items.shape[1]] = items[:, :TOP]
+    return UserResults(
+        users=examples.users,
+        ranks=rank_of(np.asarray([dataset.target(*pair) for pair in pairs]), items),
+        top_items=top,
+        invalid=(free_items[:, :TOP] < 0).sum(axis=1),
+    )

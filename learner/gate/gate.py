@@ -1,0 +1,148 @@
+"""The gate of AdaGRPO (arXiv 2606.08480): which prompts' reward gradient is let through.
+
+    gate(x) = D(x) * R(x), binary, one value per prompt, detached  [paper]
+
+D, difficulty: the ground truth (GT) is not within the policy's top tau*K.  [note]
+R, discriminability: (a) the ranker places GT within the top tau*K of {GT} + valid distinct candidates, and (b) every
+distractor, a candidate of another prompt scored under this one, ranks below the head.  [note]
+
+How the ranks are taken [ours]:
+- The rank of x is 1 + the number of distinct others that score strictly higher, so ties share the better place. A
+  ranker that scores everything alike therefore passes (a) but fails (b): it is refused.
+- Candidates with equal tokens count once. A candidate that equals GT is GT, never its rival.
+- A hallucination is a rival for the policy's rank, which asks what the policy prefers, but not for the ranker's.
+- NaN distractor scores are padding and ignored; a prompt without any distractor has nothing to fail (b) with, so it is
+  vacuous.
+- tau*K and rho*K are rounded down to whole places; tau*K below 1 admits nothing through R and calls every prompt
+  difficult.
+- A GT without a finite ranker score is refused: the ranker said nothing of it.
+
+Beside the gate of the paper there are two to compare it with, see `sluice.learner.gate.variants`: one that admits groups by
+chance, and a soft one whose value lies between 0 and 1.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from sluice.learner.batches.batch import GroupBatch
+from sluice.learner.gate.settings import GateSettings
+from sluice.learner.gate.variants import chance, soft_gate
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateResult:
+    """The gate of each prompt and everything it was decided on."""
+
+    gate_B: torch.Tensor  # float32, what the prompt's term is multiplied by: 0 or 1 unless the gate is soft
+    difficulty_B: torch.Tensor  # bool, D
+    discriminability_B: torch.Tensor  # bool, R
+    ranker_agrees_B: torch.Tensor  # bool, condition (a) of R
+    distractors_below_B: torch.Tensor  # bool, condition (b) of R
+    policy_rank_B: torch.Tensor  # int64, 1..K+1, GT's rank by likelihood
+    ranker_rank_B: torch.Tensor  # int64, 1..K+1, GT's rank by ranker score
+
+    @property
+    def admitted_B(self) -> torch.Tensor:
+        """bool: the gate is open, a soft one at least half."""
+        return self.gate_B >= 0.5
+
+
+@torch.no_grad()
+def gate(batch: GroupBatch, target_log_prob_B: torch.Tensor, settings: GateSettings) -> GateResult:
+    """Decide which prompts are admitted.
+
+    `target_log_prob_B` is GT's log-prob summed over its tokens, under the distribution that the rollouts were drawn
+    from (temperature, allowed tokens); exact beams do not need it, since GT's place is read from the beams.
+    """
+    candidates = batch.candidates_BKL.shape[1]
+    head = whole_places(settings.tau, candidates)
+    policy_rank_B = policy_rank(batch, target_log_prob_B)
+    ranker_rank_B = ranker_rank(batch)
+    difficulty_B = policy_rank_B > head
+    agrees_B = (ranker_rank_B <= head) & torch.isfinite(batch.target_scores_B)
+    margins_BM = distractor_margins(batch, settings)
+    below_B = distractors_below(margins_BM)
+    discriminability_B = agrees_B & below_B
+    if settings.mode == "random":
+        gate_B = (chance(batch, settings.random_seed) < settings.random_rate).float()
+    elif settings.mode == "soft":
+        gate_B = soft_gate(policy_rank_B, ranker_rank_B, margins_BM, head, settings)
+        gate_B = torch.where(torch.isfinite(batch.target_scores_B), gate_B, 0.0)
+    else:
+        gate_B = {
+            "both": difficulty_B & discriminability_B,
+            "difficulty": difficulty_B,
+            "discriminability": discriminability_B,
+        }[settings.parts].float()
+    return GateResult(
+        gate_B=gate_B,
+        difficulty_B=difficulty_B,
+        discriminability_B=discriminability_B,
+        ranker_agrees_B=agrees_B,
+        distractors_below_B=below_B,
+        policy_rank_B=policy_rank_B,
+        ranker_rank_B=ranker_rank_B,
+    )
+
+
+def whole_places(fraction: float, candidates: int) -> int:
+    """`fraction * K` rounded down; the slack keeps products such as 0.29 * 100 = 28.999999999999996 at their 29."""
+    return math.floor(fraction * candidates + 1e-6)
+
+
+def policy_rank(batch: GroupBatch, target_log_prob_B: torch.Tensor) -> torch.Tensor:
+    """GT's rank `[B]` among the candidates by likelihood under the behaviour policy.
+
+    Samples, with or without replacement: 1 + number of distinct candidates o != y* with l_b(o) > l(y*). Exact beams:
+    GT's place among the beams, K+1 if absent.
+    """
+    rivals_BK = batch.distinct_BK & ~batch.hit_BK
+    likelihood_BK = batch.behaviour_log_probs_BKL.sum(dim=-1)
+    if not batch.beams:
+        return 1 + (rivals_BK & (likelihood_BK > target_log_prob_B[:, None])).sum(dim=-1)
+    own_B = likelihood_BK.masked_fill(~batch.hit_BK, -torch.inf).amax(dim=-1)
+    place_B = 1 + (rivals_BK & (likelihood_BK > own_B[:, None])).sum(dim=-1)
+    return torch.where(batch.hit_BK.any(dim=-1), place_B, batch.hit_BK.shape[1] + 1)
+
+
+def ranker_rank(batch: GroupBatch) -> torch.Tensor:
+    """GT's rank `[B]` by ranker score among {GT} + valid distinct candidates."""
+    return 1 + (_ranker_rivals(batch) & (batch.candidate_scores_BK > batch.target_scores_B[:, None])).sum(dim=-1)
+
+
+def distractor_margins(batch: GroupBatch, settings: GateSettings) -> torch.Tensor:
+    """By how many places each distractor meets condition (b), float32 `[B, M]`: 1 or more where it does, NaN: padding.
+
+    Ranks are in the pool {GT} + valid distinct candidates + distractors. `below_head`: a distractor has rank > rho*K.
+    `within_bottom`: it is among the last rho*K of the pool.
+    """
+    places = whole_places(settings.rho, batch.candidates_BKL.shape[1])
+    rivals_BK = _ranker_rivals(batch)
+    pool_BP = torch.cat(
+        [
+            batch.target_scores_B[:, None],
+            batch.candidate_scores_BK.masked_fill(~rivals_BK, torch.nan),
+            batch.distractor_scores_BM,
+        ],
+        dim=1,
+    )
+    present_BM = ~torch.isnan(batch.distractor_scores_BM)
+    # NaN compares false, so padding and invalid candidates never outrank anything.
+    rank_BM = 1 + (pool_BP[:, None, :] > batch.distractor_scores_BM[:, :, None]).sum(dim=-1)
+    if settings.distractor_rule == "below_head":
+        margins_BM = rank_BM - places
+    else:
+        pool_size_B = 1 + rivals_BK.sum(dim=-1) + present_BM.sum(dim=-1)
+        margins_BM = places - (pool_size_B[:, None] - rank_BM)
+    return margins_BM.float().masked_fill(~present_BM, torch.nan)
+
+
+def distractors_below(margins_BM: torch.Tensor) -> torch.Tensor:
+    """Condition (b), bool `[B]`: every distractor meets it, by its margin."""
+    return ((margins_BM > 0) | margins_BM.isnan()).all(dim=-1)
+
+
+def _ranker_rivals(batch: GroupBatch) -> torch.Tensor:
+    return batch.distinct_BK & batch.valid_BK & ~batch.hit_BK

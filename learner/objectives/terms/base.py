@@ -1,0 +1,74 @@
+"""What an objective is given and what it returns.
+
+An objective is a pure function of one batch, the learner's scores of its branches, the same scores as they were before
+the first update on the batch, and the reference's. Whatever must not change between the updates on a batch (gate,
+rewards, advantages, old log-probs and values) is derived from the batch and from `start`.
+
+Its loss is a mean, over the prompts unless the objective says otherwise: `mass` is the denominator, known from the
+batch alone, so that the learner can weigh micro-batches and workers to the mean over the whole step.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+
+from sluice.learner.batches.batch import GroupBatch, LoggedBatch
+from sluice.learner.scoring.shared_prefix import BranchScores
+
+
+def nll_per_prompt(scores: BranchScores) -> torch.Tensor:
+    """NLL `[B]` in nats of the ground truth."""
+    return -scores.target_log_probs_BL.sum(dim=-1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """The loss of one (micro-)batch, and what to report of it."""
+
+    loss: torch.Tensor  # scalar, the sum over the (micro-)batch divided by its `Objective.mass`; 0 where that is 0
+    metrics: dict[str, torch.Tensor]  # name -> [2], (sum, count), detached: sums of micro-batches and workers add up
+
+
+@dataclass(frozen=True, kw_only=True)
+class BranchInputs:
+    """Which branches of each prompt the learner must score, and under which distribution."""
+
+    branches_BSL: torch.Tensor  # int64 token ids, branch 0 is the ground truth
+    allowed_BSLV: torch.Tensor | None  # bool, see `GroupBatch`
+    temperature: float
+
+
+class Objective(ABC):
+    """A loss over one batch."""
+
+    needs_groups = True  # takes a GroupBatch; otherwise a LoggedBatch is enough
+    needs_reference = False  # takes the reference policy's log-probs
+    needs_values = False  # takes a value head: `BranchScores.values_BSL`
+
+    def inputs(self, batch: LoggedBatch) -> BranchInputs:
+        """The branches to score: the ground truth and the K candidates."""
+        assert isinstance(batch, GroupBatch), "this objective needs rollouts"
+        branches_BSL = torch.cat([batch.target_BL[:, None], batch.candidates_BKL], dim=1)
+        return BranchInputs(branches_BSL=branches_BSL, allowed_BSLV=batch.allowed_BSLV, temperature=batch.temperature)
+
+    def mass(self, batch: LoggedBatch) -> torch.Tensor:
+        """The float64 scalar that the loss of `batch` was divided by: its prompts, unless overridden."""
+        return torch.full((), batch.prompts, dtype=torch.float64, device=batch.target_BL.device)
+
+    @abstractmethod
+    def __call__(
+        self,
+        batch: LoggedBatch,
+        scores: BranchScores,
+        start: BranchScores,
+        reference_BSL: torch.Tensor | None,
+    ) -> Terms:
+        """The loss.
+
+        Args:
+            batch: as `inputs` saw it.
+            scores: the learner's, with gradient.
+            start: the same before the first update on this batch, detached.
+            reference_BSL: the reference policy's log-probs (rollouts' distribution); None unless `needs_reference`.
+        """

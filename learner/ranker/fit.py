@@ -1,0 +1,148 @@
+"""Fitting the built-in ranker on logged interactions.
+
+Each position of a training history predicts the next item against sampled and in-batch negatives: softmax cross-entropy
+over the distinct items C of the batch and of a uniform sample, each score corrected by the log of the item's chance
+of being in C (Bengio & Senecal 2008), so that popular items are not punished for being frequent negatives:
+
+    loss = -log softmax_C( s(x, .) - log q(.) )[y],     q(i) = 1 - (1 - 1/N)^n (1 - p_i)^b
+
+with n uniform negatives of N items, b positives in the batch and p_i the share of item i in the training part.
+Each head (`ranker_heads`) adds its weight times its loss on the outcome of the next interaction.
+"""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from transformers import get_cosine_with_min_lr_schedule_with_warmup
+
+from sluice.catalog.data.dataset import Dataset
+from sluice.learner.batches.windows import epoch_batches
+from sluice.learner.ranker.model import EnsembleRanker, SequenceRanker, build_member
+from sluice.learner.ranker.quality import judge_ranker
+from sluice.learner.settings import RankerSettings
+
+Progress = Callable[[int, int, dict[str, float]], None]
+
+
+def fit_ranker(
+    dataset: Dataset, settings: RankerSettings, seed: int, directory: Path, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Fit and save the ensemble; returns its quality on validation."""
+    members = []
+    for index in range(settings.ensemble):
+        torch.manual_seed(seed * 1000 + index)
+
+        def report(done: int, total: int, fields: dict[str, float], index: int = index) -> None:
+            if progress is not None:
+                progress(index * total + done, settings.ensemble * total, fields)
+
+        members.append(_fit_member(dataset, settings, np.random.default_rng((seed, index)), report))
+    fingerprint = hashlib.sha256()
+    for member in members:
+        for tensor in member.state_dict().values():
+            fingerprint.update(tensor.cpu().numpy().tobytes())
+    ranker = EnsembleRanker(members, fingerprint.hexdigest()[:12], dataset.settings.max_history, dataset.reward_column)
+    ranker.save(directory)
+    return judge_ranker(ranker, dataset, "valid")
+
+
+def _fit_member(
+    dataset: Dataset, settings: RankerSettings, generator: np.random.Generator, progress: Progress
+) -> SequenceRanker:
+    member = build_member(dataset, settings)
+    popularity = torch.from_numpy(dataset.item_shares)
+    epochs = [
+        list(
+            epoch_batches(
+                dataset, batch_interactions=settings.batch_interactions, shuffle_ties=True, generator=generator
+            )
+        )
+        for _ in range(settings.epochs)
+    ]
+    total = sum(len(batches) for batches in epochs)
+    optimizer = torch.optim.AdamW(member.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+    schedule = get_cosine_with_min_lr_schedule_with_warmup(optimizer, round(0.05 * total), total, min_lr_rate=0.02)
+    average = AveragedModel(member, multi_avg_fn=get_ema_multi_avg_fn(0.99))
+    done = 0
+    member.train()
+    for batches in epochs:
+        for rows in batches:
+            loss = _loss(member, dataset, rows, popularity, settings)
+            loss.backward()
+            nn.utils.clip_grad_norm_(member.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad(set_to_none=True)
+            average.update_parameters(member)
+            done += 1
+            progress(done, total, {"loss": float(loss.detach())})
+    fitted = average.module.eval()
+    if "dwell_seconds" in fitted.heads:
+        _settle_dwell(fitted, dataset, epochs[-1])
+    return fitted
+
+
+@torch.no_grad()
+def _settle_dwell(member: SequenceRanker, dataset: Dataset, batches: list[list[np.ndarray]]) -> None:
+    """One more pass over the training part, for what the dwell head takes from its errors."""
+    head, seen = member.heads["dwell_seconds"], []
+    vectors_ND = member.item_vectors()
+    for rows in batches:
+        items_BT, next_BT = _inputs(member, dataset, rows)
+        outcomes_BT = _next_outcomes(dataset, rows, "dwell_seconds")
+        known_BT = ~outcomes_BT.isnan()
+        z_P = head(member.encode(items_BT, vectors_ND)[known_BT], next_BT[known_BT], vectors_ND)
+        seen.append(torch.stack([z_P, outcomes_BT[known_BT]]))
+    z, outcomes = torch.cat(seen, dim=1)
+    if len(outcomes):
+        head.settle(z, outcomes)
+
+
+def _inputs(member: SequenceRanker, dataset: Dataset, rows: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Items `[B, T]` of windows of interaction rows, and the item after each; padding is row N."""
+    items_BT = nn.utils.rnn.pad_sequence(
+        [torch.from_numpy(dataset.sequence[row].astype(np.int64)) for row in rows],
+        batch_first=True,
+        padding_value=member.items,
+    )
+    return items_BT[:, :-1], items_BT[:, 1:]
+
+
+def _next_outcomes(dataset: Dataset, rows: list[np.ndarray], column: str) -> torch.Tensor:
+    """The outcome `[B, T]` of the interaction after each, NaN where there is none."""
+    outcomes = dataset.outcome(column)
+    return nn.utils.rnn.pad_sequence(
+        [torch.from_numpy(outcomes[row]) for row in rows], batch_first=True, padding_value=torch.nan
+    )[:, 1:]
+
+
+def _loss(
+    member: SequenceRanker,
+    dataset: Dataset,
+    rows: list[np.ndarray],
+    popularity_N: torch.Tensor,
+    settings: RankerSettings,
+) -> torch.Tensor:
+    pad = member.items
+    inputs_BT, next_BT = _inputs(member, dataset, rows)
+    real_BT = next_BT != pad
+    positives_P = next_BT[real_BT]
+    vectors_ND = member.item_vectors()
+    hidden = torch.rand(inputs_BT.shape) < settings.item_dropout
+    states_PD = member.encode(inputs_BT.masked_fill(hidden, pad), vectors_ND)[real_BT]
+    candidates_C = torch.unique(torch.cat([positives_P, torch.randint(0, pad, (settings.negatives,))]))
+    left_out = (1 - 1 / pad) ** settings.negatives
+    included_C = 1 - left_out * (1 - popularity_N[candidates_C]) ** len(positives_P)
+    scores_PC = member.relevance(states_PD, vectors_ND[candidates_C], member.bias[candidates_C]) - included_C.log()
+    loss = nn.functional.cross_entropy(scores_PC, torch.searchsorted(candidates_C, positives_P))
+    for column, head in member.heads.items():
+        z_P = head(states_PD, positives_P, vectors_ND)
+        outcomes_P = _next_outcomes(dataset, rows, column)[real_BT]
+        loss = loss + settings.head_weights[column] * head.loss(z_P, outcomes_P)
+    return loss

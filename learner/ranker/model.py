@@ -1,0 +1,238 @@
+"""The reward model: a ranker that scores candidate items under a history.
+
+`Ranker` is what the ranker service needs of any scorer. The built-in one is an ensemble of sequential encoders,
+
+    score(history, i) = <W gru(history), v_i> + b_i,      v_i = embedding_i + attributes_i A
+
+trained on logged interactions by `ranker_fit`, and so with their exposure bias. Further heads (`ranker_heads`) predict
+the rating, click and dwell time of the next interaction where the logs have them.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from sluice.catalog.data.dataset import Dataset
+from sluice.catalog.data.settings import OUTCOMES
+from sluice.catalog.errors import RankerError
+from sluice.learner.ranker.assessment import Assessment
+from sluice.learner.ranker.heads import HEADS
+from sluice.learner.settings import RankerSettings
+
+
+class Ranker(Protocol):
+    """Anything that scores candidates."""
+
+    version: str
+
+    def score(self, histories: list[np.ndarray], candidates: np.ndarray) -> np.ndarray:
+        """float32 `[B, C]` scores, higher is better, NaN at padding.
+
+        Args:
+            histories: B arrays of item rows (int32), oldest first.
+            candidates: int32 `[B, C]` item rows, -1 is padding.
+        """
+
+
+class AssessingRanker(Ranker, Protocol):
+    """A ranker that knows more of its candidates than a score; the ranker service asks `assess` where there is one."""
+
+    def assess(self, histories: list[np.ndarray], candidates: np.ndarray) -> Assessment:
+        """The scores of `score`, their spread over an ensemble and the predicted logged reward, as far as known."""
+
+
+class SequenceRanker(nn.Module):
+    """One member of the ensemble."""
+
+    def __init__(
+        self, attributes_NA: torch.Tensor, hidden_size: int, dropout: float, heads: Sequence[str] = ()
+    ) -> None:
+        """`attributes_NA` is the multi-hot attribute matrix of the N items; row N of the tables is padding.
+
+        `heads` are the outcomes to predict, of `sluice.catalog.settings.OUTCOMES`.
+        """
+        super().__init__()
+        self.items = attributes_NA.shape[0]
+        padded = torch.cat([attributes_NA, attributes_NA.new_zeros(1, attributes_NA.shape[1])])
+        self.register_buffer("attributes", padded, persistent=False)
+        self.embedding = nn.Embedding(self.items + 1, hidden_size, padding_idx=self.items)
+        self.attribute_projection = nn.Linear(attributes_NA.shape[1], hidden_size, bias=False)
+        self.bias = nn.Parameter(torch.zeros(self.items + 1))
+        self.encoder = nn.GRU(hidden_size, hidden_size, batch_first=True)
+        self.query = nn.Linear(hidden_size, hidden_size)
+        self.heads = nn.ModuleDict({column: HEADS[column](self.items, hidden_size) for column in heads})
+        self.input_dropout, self.output_dropout = nn.Dropout(dropout), nn.Dropout(dropout)
+        nn.init.normal_(self.embedding.weight, std=0.05)
+        nn.init.normal_(self.attribute_projection.weight, std=0.03)
+
+    def item_vectors(self) -> torch.Tensor:
+        """`[N + 1, D]`, the padding row last."""
+        return self.embedding.weight + self.attribute_projection(self.attributes)
+
+    @torch.no_grad()
+    def fill_padding(self) -> None:
+        """Make row N, which only pads histories, stand for an item that the ranker does not know: the mean of all that
+        it does."""
+        self.embedding.weight[self.items] = self.item_vectors()[:-1].mean(0)
+        for row in (self.bias, *(head.item for head in self.heads.values())):
+            row[self.items] = row[:-1].mean()
+
+    def encode(self, history_BT: torch.Tensor, vectors_ND: torch.Tensor) -> torch.Tensor:
+        """States `[B, T, D]` after each item of right-padded histories of item rows."""
+        states, _ = self.encoder(self.input_dropout(vectors_ND[history_BT]))
+        return self.output_dropout(states)
+
+    def relevance(self, states: torch.Tensor, vectors_CD: torch.Tensor, bias_C: torch.Tensor) -> torch.Tensor:
+        """Scores `[..., C]` of items given by their vectors and biases."""
+        return self.query(states) @ vectors_CD.T + bias_C
+
+    @torch.no_grad()
+    def last_states(self, histories: Sequence[np.ndarray], limit: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """States `[B, D]` at the end of each history, and the item vectors."""
+        longest = max(1, min(limit, max(len(history) for history in histories)))
+        padded = torch.full((len(histories), longest), self.items)
+        for row, history in enumerate(histories):
+            recent = np.array(history[-limit:], dtype=np.int64)
+            padded[row, : len(recent)] = torch.from_numpy(recent)
+        padded = padded.to(self.bias.device)
+        vectors = self.item_vectors()
+        last = ((padded != self.items).sum(1) - 1).clamp(min=0)
+        states = self.encode(padded, vectors)
+        return states[torch.arange(len(histories), device=states.device), last], vectors
+
+    @torch.no_grad()
+    def predict(
+        self, histories: Sequence[np.ndarray], candidates_BC: torch.Tensor, limit: int, head: str | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Scores of candidates (padding as row N), and the outcome that `head` predicts, in the unit of the log."""
+        states, vectors = self.last_states(histories, limit)
+        query = self.query(states)
+        scores = torch.einsum("bd,bcd->bc", query, vectors[candidates_BC]) + self.bias[candidates_BC]
+        if head is None:
+            return scores, None
+        outcome = self.heads[head]
+        return scores, outcome.value(outcome(states[:, None], candidates_BC, vectors))
+
+    @torch.no_grad()
+    def expected_outcomes(
+        self, histories: Sequence[np.ndarray], items_B: torch.Tensor, limit: int
+    ) -> dict[str, torch.Tensor]:
+        """By head, the prediction `[B]` of one item under each history, on the scale on which the head is judged."""
+        states, vectors = self.last_states(histories, limit)
+        return {column: head.expected(head(states, items_B, vectors)) for column, head in self.heads.items()}
+
+
+class EnsembleRanker:
+    """The mean score of n members."""
+
+    def __init__(
+        self, members: list[SequenceRanker], version: str, max_history: int, reward: str | None = None
+    ) -> None:
+        """`version` names the fitted weights, it travels with every score; `reward` is the logged reward's column."""
+        self.members = [member.eval() for member in members]
+        for member in self.members:
+            member.fill_padding()
+        self.version = version
+        self._max_history = max_history
+        self._value_head = reward if reward in members[0].heads else None
+
+    @property
+    def heads(self) -> list[str]:
+        """The outcomes that it predicts."""
+        return list(self.members[0].heads)
+
+    def score(self, histories: list[np.ndarray], candidates: np.ndarray) -> np.ndarray:
+        """See `Ranker.score`."""
+        return self._assess(histories, candidates, None).scores
+
+    def assess(self, histories: list[np.ndarray], candidates: np.ndarray) -> Assessment:
+        """The members' mean score, the deviation of their scores (ddof 1) and their mean predicted reward.
+
+        One member has no spread; without a head for the logged reward there are no values. Items that have come to the
+        catalogue since the ranker was fitted are all judged as the mean item.
+        """
+        return self._assess(histories, candidates, self._value_head)
+
+    def _assess(self, histories: list[np.ndarray], candidates: np.ndarray, head: str | None) -> Assessment:
+        padding = candidates < 0
+        device = self.members[0].bias.device
+        items = self.members[0].items
+        rows = np.where(padding | (candidates >= items), items, candidates)
+        rows_BC = torch.from_numpy(rows.astype(np.int64)).to(device)
+        parts = [member.predict(histories, rows_BC, self._max_history, head) for member in self.members]
+        scores_nBC = torch.stack([scores for scores, _ in parts])
+        found = {"scores": scores_nBC.mean(0)}
+        if len(parts) > 1:
+            found["spread"] = scores_nBC.std(0, correction=1)
+        if head is not None:
+            found["values"] = torch.stack([values for _, values in parts]).mean(0)
+        nan = np.float32(np.nan)
+        return Assessment.of(**{name: np.where(padding, nan, value.cpu().numpy()) for name, value in found.items()})
+
+    def expected_outcomes(self, histories: list[np.ndarray], items: np.ndarray) -> dict[str, np.ndarray]:
+        """By head, the members' mean prediction float64 `[B]` of one item each, on the head's `transform`ed scale."""
+        rows = torch.from_numpy(items.astype(np.int64)).to(self.members[0].bias.device)
+        parts = [member.expected_outcomes(histories, rows, self._max_history) for member in self.members]
+        return {head: np.mean([part[head].double().cpu().numpy() for part in parts], axis=0) for head in self.heads}
+
+    def save(self, directory: Path) -> None:
+        """Write the members and what is needed to load them."""
+        directory.mkdir(parents=True, exist_ok=True)
+        for index, member in enumerate(self.members):
+            save_file(member.state_dict(), directory / f"member-{index}.safetensors")
+        facts = {
+            "version": self.version,
+            "members": len(self.members),
+            "hidden_size": self.members[0].embedding.embedding_dim,
+            "items": self.members[0].items,
+            "heads": self.heads,
+            "max_history": self._max_history,
+        }
+        (directory / "ranker.json").write_text(json.dumps(facts, indent=1))
+
+    @classmethod
+    def load(cls, directory: Path, dataset: Dataset) -> "EnsembleRanker":
+        """Raises RankerError when the directory holds no ranker or one for another catalogue."""
+        try:
+            facts = json.loads((Path(directory) / "ranker.json").read_text())
+        except (OSError, ValueError) as error:
+            raise RankerError(f"{directory} holds no fitted ranker ({error}); run `sluice fit-ranker`") from None
+        if facts["items"] != dataset.items:
+            raise RankerError(
+                f"the ranker in {directory} knows {facts['items']} items, the catalogue has {dataset.items}; "
+                "run `sluice fit-ranker` again"
+            )
+        if "heads" not in facts:
+            raise RankerError(f"the ranker in {directory} was fitted by another version; run `sluice fit-ranker` again")
+        members = []
+        for index in range(facts["members"]):
+            member = SequenceRanker(dense_attributes(dataset), facts["hidden_size"], 0.0, facts["heads"])
+            member.load_state_dict(load_file(Path(directory) / f"member-{index}.safetensors"))
+            members.append(member)
+        return cls(members, facts["version"], facts["max_history"], dataset.reward_column)
+
+
+def dense_attributes(dataset: Dataset) -> torch.Tensor:
+    """Multi-hot `[N, A]`, at least one column wide."""
+    dense = np.asarray(dataset.attributes.todense(), dtype=np.float32)
+    return torch.from_numpy(dense if dense.shape[1] else np.zeros((dataset.items, 1), dtype=np.float32))
+
+
+def build_member(dataset: Dataset, settings: RankerSettings) -> SequenceRanker:
+    """A fresh member, with a head for every outcome that the training part has and whose weight is above 0."""
+    known = {
+        column: torch.from_numpy(values[dataset.in_training & ~np.isnan(values)])
+        for column in OUTCOMES
+        if settings.head_weights[column] > 0 and (values := dataset.outcome(column)) is not None
+    }
+    known = {column: values for column, values in known.items() if len(values)}
+    member = SequenceRanker(dense_attributes(dataset), settings.hidden_size, settings.dropout, list(known))
+    for column, values in known.items():
+        member.heads[column].fit_scale(values)
+    return member

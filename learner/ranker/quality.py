@@ -1,0 +1,114 @@
+"""How good a ranker is on held-out users: ranking, calibration, and the errors of its heads.
+
+Relevance is calibrated as a probability: the softmax of a user's scores over the rankable items. The events are each
+user's `TOP` likeliest items, observed is whether the item is the true next one. Over the whole catalogue nearly every
+probability is nearly zero and any ranker would look calibrated; the likeliest item alone, as for classifiers (Guo et
+al. 2017), says nothing of the candidates that a policy comes up with.  [ours]
+
+A head is judged on its own scale (see `ranker_heads`): stars, click probability, log(1 + seconds). Its root mean
+squared error stands beside two plain baselines, the user's past mean and the item's mean in training.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from sluice.catalog.data.dataset import Dataset
+from sluice.learner.ranker.calibration import calibration_curve
+from sluice.learner.ranker.model import EnsembleRanker
+from sluice.learner.ranking_metrics import per_user
+
+TOP = 10
+
+
+def judge_ranker(ranker: EnsembleRanker, dataset: Dataset, split: str, batch: int = 128) -> dict[str, Any]:
+    """Its quality on the examples of a split.
+
+    Returns:
+        HR, NDCG, MRR and AUC of ranking the target in the full catalogue; `users`; `relevance` and, for each head with
+        an outcome to judge it on, `heads.<column>`: `ece`, `events` and `curve`, for heads with `rmse` beside it.
+
+    AUC is the mean over users of the share of other rankable items that score below the target. Items already consumed
+    are not rankable when the data set says so.
+    """
+    examples = dataset.examples(split)
+    pairs = list(zip(examples.users.tolist(), examples.positions.tolist(), strict=True))
+    ranks, auc, likely, came = [], [], [], []
+    outcomes: list[dict[str, np.ndarray]] = []
+    everything = np.arange(dataset.items, dtype=np.int32)[None]
+    for start in range(0, len(pairs), batch):
+        part = pairs[start : start + batch]
+        histories = [dataset.history(*pair, dataset.settings.max_history) for pair in part]
+        targets = np.array([dataset.target(*pair) for pair in part])
+        scores = ranker.score(histories, np.repeat(everything, len(part), axis=0))
+        outcomes.append(ranker.expected_outcomes(histories, targets))
+        for row, pair, target in zip(scores, part, targets, strict=True):
+            value = row[target]
+            if dataset.settings.exclude_seen:
+                row[dataset.seen(*pair)] = np.nan
+            rankable = np.count_nonzero(~np.isnan(row)) - 1
+            above = np.count_nonzero(row > value)
+            ranks.append(above + 1)
+            auc.append(1 - above / max(rankable, 1))
+            items, probabilities = likeliest(row)
+            likely.append(probabilities)
+            came.append(items == target)
+    quality: dict[str, Any] = {name: float(value.mean()) for name, value in per_user(np.array(ranks)).items()}
+    quality["auc"] = float(np.mean(auc))
+    quality["users"] = len(pairs)
+    quality["relevance"] = calibration_curve(np.concatenate(likely), np.concatenate(came).astype(float)).as_json()
+    quality["heads"] = {}
+    for column in ranker.heads:
+        predicted = np.concatenate([one[column] for one in outcomes])
+        judged = _judge_head(ranker, dataset, column, examples.users, examples.positions, predicted)
+        if judged is not None:
+            quality["heads"][column] = judged
+    return quality
+
+
+def likeliest(scores: np.ndarray, top: int = TOP) -> tuple[np.ndarray, np.ndarray]:
+    """The `top` likeliest items of one user and their probabilities, the softmax of scores `[N]` that are not NaN."""
+    known = ~np.isnan(scores)
+    weights = np.where(known, np.exp(scores.astype(np.float64) - np.nanmax(scores)), 0.0)
+    items = np.argsort(-weights, kind="stable")[: min(top, np.count_nonzero(known))]
+    return items, weights[items] / weights.sum()
+
+
+def _judge_head(
+    ranker: EnsembleRanker,
+    dataset: Dataset,
+    column: str,
+    users: np.ndarray,
+    positions: np.ndarray,
+    predicted: np.ndarray,
+) -> dict[str, Any] | None:
+    """Calibration and errors of the predictions `[n]`; None where no outcome is known."""
+    logged = torch.from_numpy(np.array(dataset.outcome(column)))  # a copy: torch wants it writable
+    outcomes = ranker.members[0].heads[column].transform(logged).numpy()
+    actual = outcomes[dataset.offsets[users] + positions].astype(np.float64)
+    known = ~np.isnan(actual)
+    if not known.any():
+        return None
+    rivals = {"ranker": predicted, **plain_baselines(dataset, outcomes, users, positions)}
+    errors = {name: float(np.sqrt(np.mean((value - actual)[known] ** 2))) for name, value in rivals.items()}
+    return {"rmse": errors, **calibration_curve(predicted[known], actual[known]).as_json()}
+
+
+def plain_baselines(
+    dataset: Dataset, outcomes: np.ndarray, users: np.ndarray, positions: np.ndarray
+) -> dict[str, np.ndarray]:
+    """What two plain means predict for n interactions: of the user's past outcomes, and of the item's in training.
+
+    `outcomes` `[all interactions]` has NaN where nothing is known; a mean over nothing is that of the training part.
+    """
+    training = dataset.in_training & ~np.isnan(outcomes)
+    everybody = float(outcomes[training].mean())
+    items, known = dataset.sequence[training], outcomes[training]
+    counts = np.bincount(items, minlength=dataset.items)
+    sums = np.bincount(items, weights=known, minlength=dataset.items)
+    by_item = np.where(counts > 0, sums / np.maximum(counts, 1), everybody)
+    starts = dataset.offsets[users]
+    pasts = [outcomes[start : start + position] for start, position in zip(starts, positions, strict=True)]
+    by_user = [float(np.nanmean(past)) if (~np.isnan(past)).any() else everybody for past in pasts]
+    return {"user_mean": np.array(by_user), "item_mean": by_item[dataset.sequence[starts + positions]]}

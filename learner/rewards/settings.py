@@ -1,0 +1,89 @@
+"""Settings of the rewards, a list of components; their definitions: reward_components.py. Imports no torch."""
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from sluice.catalog.settings import Settings
+
+
+class RankerReward(Settings):
+    """The ranker's score of the candidate. `sigmoid` and `rank` lie in [0, 1], `zscore` is over the group."""
+
+    type: Literal["ranker"] = "ranker"
+    weight: float = 1.0
+    transform: Literal["raw", "sigmoid", "rank", "zscore"] = "raw"
+
+
+class RelevanceReward(Settings):
+    """A gate that multiplies the ranker's component: 1 where the candidate starts like something relevant, else 0."""
+
+    type: Literal["relevance"] = "relevance"
+    like: Literal["target", "history"] = "target"  # what is relevant: the logged item, or any item of the history
+    tokens: int = Field(default=1, ge=1)  # length of the common semantic-ID prefix that counts as like it
+
+
+class HitReward(Settings):
+    """1 for a candidate that is the logged item, else 0."""
+
+    type: Literal["hit"] = "hit"
+    weight: float = 1.0
+
+
+class RankPenaltyReward(Settings):
+    """ReRe's ranking reward: in a group with a hit, a miss costs the more the likelier it was; 1 over all places."""
+
+    type: Literal["rank_penalty"] = "rank_penalty"
+    weight: float = 1.0
+
+
+class DiversityReward(Settings):
+    """1 - the share of the group's other members with the same item, or the same first tokens."""
+
+    type: Literal["diversity"] = "diversity"
+    weight: float = 1.0
+    tokens: int | None = Field(default=None, ge=1)  # length of the semantic-ID prefix compared; null: the whole item
+
+
+class PopularityReward(Settings):
+    """-log of the item's share of the training interactions: a positive weight rewards what is rarely consumed."""
+
+    type: Literal["popularity"] = "popularity"
+    weight: float = 1.0
+
+
+class LoggedReward(Settings):
+    """What the logs say the logged item was worth (rating, dwell), for a candidate that is it; 0 for the others."""
+
+    type: Literal["logged"] = "logged"
+    weight: float = 1.0
+
+
+RewardComponent = Annotated[
+    RankerReward | RelevanceReward | HitReward | RankPenaltyReward | DiversityReward | PopularityReward | LoggedReward,
+    Field(discriminator="type"),
+]
+
+
+def check_rewards(components: Sequence[Settings]) -> None:
+    """Refuse compositions without a meaning.
+
+    Raises:
+        ValueError: no component, one type twice, a relevance gate without a non-negative ranker component, or nothing
+            but zero weights.
+    """
+    by_type = {component.type: component for component in components}
+    if len(by_type) < len(components):
+        raise ValueError("rewards has a type twice: give each type once, with its weight")
+    weights = [component.weight for component in components if not isinstance(component, RelevanceReward)]
+    if not any(weights):
+        raise ValueError("rewards has no component with a weight: add one, such as {type: ranker}")
+    if "relevance" in by_type:
+        ranker = by_type.get("ranker")
+        if ranker is None or ranker.transform not in ("sigmoid", "rank"):
+            found = "there is none" if ranker is None else f"its transform is {ranker.transform}"
+            raise ValueError(
+                "the relevance reward multiplies the ranker's, which must not be negative (0 would be a gain), and "
+                f"{found}: add {{type: ranker, transform: sigmoid}}, or rank"
+            )

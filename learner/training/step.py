@@ -1,0 +1,231 @@
+"""One optimizer step of post-training, in plain torch: scores, objective, backward, clip, AdamW, schedule.
+
+    for each update on the batch:
+        for each micro-batch:  scores <- scorer(branches);  loss <- objective;  backward of loss * its share of prompts
+        clip the gradient, AdamW
+    the reference follows
+
+The log-probs before the first update on a batch are those of its first forward, so they cost nothing extra: no
+parameter moves before every micro-batch has been through it. The model is in training mode only when
+`settings.dropout` is above 0: dropout makes ratios noisy, so that a base with dropout of its own must not bring it in
+by accident.
+"""
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from sluice.catalog.errors import RunError
+from sluice.learner.batches.batch import LoggedBatch
+from sluice.learner.kernels.compiled import compile_layers
+from sluice.learner.kernels.onednn import multiply_by_onednn
+from sluice.learner.kernels.sdpa import without_cudnn
+from sluice.learner.objectives.terms.base import Objective
+from sluice.learner.policy.plain_weights import PlainWeights
+from sluice.learner.policy.reference import Reference
+from sluice.learner.policy.sharding import ShardedScorer, local
+from sluice.learner.reduction import means
+from sluice.learner.scoring.shared_prefix import BranchScorer, BranchScores
+from sluice.learner.settings import LearnerSettings
+from sluice.learner.training.micro_batches import loss_weights, micro_batches, on_every_parameter
+from sluice.learner.training.optimizer import (
+    clip_gradient,
+    load_optimizer_state,
+    lr_factor,
+    optimizer_state,
+    parameter_groups,
+)
+
+Result = TypeVar("Result")
+
+
+class LearnerStep:
+    """The model, its reference, the objective and the optimizer."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        objective: Objective,
+        settings: LearnerSettings,
+        reference: PreTrainedModel | None = None,
+        wrap: Callable[[BranchScorer], nn.Module] | None = None,
+    ) -> None:
+        """Train the parameters of `model` that require a gradient, in place.
+
+        Args:
+            model: on its device already, unless `wrap` puts it there; with its adapters, if it is to have some.
+            objective: what to minimise.
+            settings: of the optimizer.
+            reference: a model whose parameters the reference starts with; None: those of `model`. Not kept.
+            wrap: makes the module that is called from the module that scores: DDP, or `sharding.shard`.
+        """
+        without_cudnn()
+        multiply_by_onednn(model)
+        self.model = model
+        self.objective = objective
+        self.settings = settings
+        self._value_head = None
+        if objective.needs_values:
+            like = next(model.parameters())
+            self._value_head = nn.Linear(model.config.hidden_size, 1).to(device=like.device, dtype=like.dtype)
+            nn.init.zeros_(self._value_head.weight)
+            nn.init.zeros_(self._value_head.bias)
+        if settings.compile:
+            compile_layers(model)
+        scorer = BranchScorer(model, self._value_head)
+        self._scorer = scorer if wrap is None else wrap(scorer)
+        self._trained = {name: p for name, p in scorer.named_parameters() if p.requires_grad}
+        self.reference = None
+        if objective.needs_reference:
+            start = None if reference is None else dict(reference.named_parameters())
+            self.reference = Reference(model, settings.reference, start)
+        self.optimizer = torch.optim.AdamW(
+            parameter_groups(self._trained.values(), settings.weight_decay), lr=settings.lr, fused=True
+        )
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: lr_factor(step, settings))
+        self._step = 0
+
+    @property
+    def step(self) -> int:
+        """Batches trained on."""
+        return self._step
+
+    @property
+    def in_policy_directory(self) -> bool:
+        """Whether the plain policy says all of the model; otherwise `state_dict` holds what is trained."""
+        return self.settings.lora is None and not isinstance(self._scorer, ShardedScorer)
+
+    def plain_weights(self) -> PlainWeights:
+        """The weights as engines and checkpoints take them."""
+        return PlainWeights(self.model, adapted=self.settings.lora is not None)
+
+    def run(self, function: Callable[[], Result]) -> Result:
+        """Call `function`, which uses the model by itself; with a sharded one all workers call it together, and each
+        makes as many forwards."""
+        return self._scorer.run(function) if isinstance(self._scorer, ShardedScorer) else function()
+
+    def update(self, batch: LoggedBatch) -> dict[str, float]:
+        """Train on one batch, `updates_per_batch` times.
+
+        Returns:
+            The metrics, means over prompts, micro-batches, updates and workers, with `lr`, `grad_norm` (before
+            clipping) and `reference_version` (the step that last changed the reference). A mean over nothing, such as
+            the reward of admitted prompts when none was, is NaN.
+
+        Raises:
+            RunError: a gradient is not finite; the update that had it was not taken.
+        """
+        parts = micro_batches(batch, self.settings.micro_batch_prompts, next(self.model.parameters()).device)
+        references = self._reference_log_probs(parts)
+        weights = loss_weights(self.objective, parts)
+        starts: list[BranchScores | None] = [None] * len(parts)
+        totals: dict[str, torch.Tensor] = {}
+        figures = {"lr": self.optimizer.param_groups[0]["lr"]}
+        if self.reference is not None:
+            figures["reference_version"] = float(self.reference.version)
+        self._begin_training()
+        for _ in range(self.settings.updates_per_batch):
+            for index, part in enumerate(parts):
+                with self._synchronised(index + 1 == len(parts)):
+                    scores = self._score(part)
+                    if starts[index] is None:
+                        starts[index] = scores.detach()
+                    terms = self.objective(part, scores, starts[index], references[index])
+                    (on_every_parameter(terms.loss, scores) * weights[index]).backward()
+                for name, value in terms.metrics.items():
+                    totals[name] = totals[name] + value if name in totals else value
+            norm = self._apply_gradient()
+            value = torch.stack([norm.detach().double(), norm.new_ones((), dtype=torch.float64)])
+            totals["grad_norm"] = totals["grad_norm"] + value if "grad_norm" in totals else value
+        self.model.eval()
+        values = means(totals)  # where the host waits for the device, for the only time
+        if not math.isfinite(values["grad_norm"]):
+            raise RunError(
+                f"the gradient norm of learner step {self._step} is {values['grad_norm']}, so the step was not taken: "
+                f"check that the ranker's scores are finite, or lower learner.lr {self.settings.lr}"
+            )
+        self._schedule.step()
+        self._step += 1
+        if self.reference is not None:
+            self.reference.follow(self._step)
+        return values | figures
+
+    def state_dict(self) -> dict[str, Any]:
+        """This worker's optimizer, schedule, step, reference and RNG, and the weights that the policy's directory does
+        not hold: the value head, adapters, this worker's shares."""
+        rng = {"torch": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            rng["cuda"] = torch.cuda.get_rng_state_all()
+        return {
+            "step": self._step,
+            "optimizer": optimizer_state(self.optimizer),
+            "schedule": self._schedule.state_dict(),
+            "weights": {name: local(p) for name, p in self._not_in_policy_directory().items()},
+            "reference": None if self.reference is None else self.reference.state_dict(),
+            "rng": rng,
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` gave, with the same settings, on a model that holds the policy's parameters."""
+        self._step = state["step"]
+        load_optimizer_state(self.optimizer, state["optimizer"])
+        self._schedule.load_state_dict(state["schedule"])
+        for name, parameter in self._not_in_policy_directory().items():
+            local(parameter).copy_(state["weights"][name])
+        if self.reference is not None:
+            self.reference.load_state_dict(state["reference"])
+        torch.set_rng_state(state["rng"]["torch"])
+        if "cuda" in state["rng"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(state["rng"]["cuda"])
+
+    def _not_in_policy_directory(self) -> dict[str, nn.Parameter]:
+        if not self.in_policy_directory:
+            return self._trained
+        return {name: p for name, p in self._trained.items() if name.startswith("value_head.")}
+
+    def _begin_training(self) -> None:
+        self.model.train(self.settings.dropout > 0)
+        if self.settings.lora is not None:
+            from sluice.learner.policy.lora import drop_in_adapters
+
+            drop_in_adapters(self.model, self.settings.lora.dropout > 0)
+
+    def _score(self, part: LoggedBatch) -> BranchScores:
+        inputs = self.objective.inputs(part)
+        half = self.settings.precision == "bfloat16"
+        with torch.autocast(part.target_BL.device.type, torch.bfloat16, enabled=half):
+            return self._scorer(
+                part.history_BT,
+                part.history_lengths_B.tolist(),  # no tensor, which DDP would move to the device
+                inputs.branches_BSL,
+                inputs.allowed_BSLV,
+                inputs.temperature,
+            )
+
+    @torch.no_grad()
+    def _reference_log_probs(self, parts: list[LoggedBatch]) -> list[torch.Tensor | None]:
+        if self.reference is None:
+            return [None] * len(parts)
+        self.model.eval()
+        with self.reference.in_place():
+            return [self._score(part).log_probs_BSL for part in parts]
+
+    def _synchronised(self, last: bool) -> AbstractContextManager:
+        """DDP adds gradients up over the micro-batches and exchanges them once, with the last; FSDP exchanges each."""
+        return nullcontext() if last or not hasattr(self._scorer, "no_sync") else self._scorer.no_sync()
+
+    def _apply_gradient(self) -> torch.Tensor:
+        """Take the step, unless the gradient is not finite, without waiting for the device; returns its norm."""
+        norm = clip_gradient(list(self._trained.values()), self.settings.max_grad_norm)
+        # What a gradient scaler says to a fused optimizer, which then leaves parameters and moments as they are.
+        self.optimizer.found_inf = (~torch.isfinite(norm)).float()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm

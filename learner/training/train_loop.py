@@ -1,0 +1,338 @@
+"""The Ray Train worker loop: batch -> gated update -> acknowledge -> publish -> validate -> checkpoint.
+
+    consumes   batches of a `BatchSource` (rollout queue or logs), numbered by optimizer step
+    produces   packed weights on the weight board every `publish_every` steps; metrics; checkpoints; the best policy
+    waits for  the source to fill a step (bounded by `learner.wait_s`), the other workers (collectives)
+
+All workers do the same number of steps. Rank 0 alone writes files, publishes weights and talks to the queue about
+checkpoints; every rank validates its share of the users.
+"""
+
+import logging
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed as dist
+
+from sluice.catalog.data.dataset import Dataset
+from sluice.catalog.trie.vocabulary import Vocabulary
+from sluice.learner.batches.prefetch import Prefetched
+from sluice.learner.batches.sources import BatchSource, Catalogues, LoggedSource, QueueSource, RolloutQueue, prompts_of
+from sluice.learner.evaluation.evaluate import subset
+from sluice.learner.objectives.build import build_objective
+from sluice.learner.objectives.settings.objective import Objective
+from sluice.learner.policy.dropout import dropout
+from sluice.learner.policy.packed_weights import PackedWeights, pack_one_by_one
+from sluice.learner.policy.policy import Policy, load_policy, save_policy
+from sluice.learner.policy.sharding import shard
+from sluice.learner.settings import EvaluationSettings, LearnerSettings
+from sluice.learner.timebook import Timebook, idle
+from sluice.learner.training.checkpoint import (
+    RunState,
+    add_to_best,
+    discard_unfinished,
+    read_rank,
+    read_state,
+    replace_best,
+    write_checkpoint,
+    write_rank,
+)
+from sluice.learner.training.metrics_log import MetricsLog
+from sluice.learner.training.step import LearnerStep
+from sluice.learner.training.validation import validate
+
+
+class Meter(Protocol):
+    """Where a component says what its time goes to (`sluice.cluster.metrics.MetricSet`)."""
+
+    def set_times(self, component: str, seconds: Mapping[str, float]) -> None:
+        """Seconds so far, by activity."""
+
+
+class Publisher(Protocol):
+    """What the loop needs of the weight board's client (`sluice.actors.boards.weight_board.WeightPublisher`)."""
+
+    def publish(self, weights: PackedWeights) -> None:
+        """Make the weights available to the rollout actors."""
+
+    def latest_version(self) -> int:
+        """Version on the board, 0 when nothing was published."""
+
+
+def version_after(step: int, version: int, publish_every: int) -> int:
+    """The weight version of the learner once `step` (from 0) is done, when it publishes every so many steps."""
+    return version + ((step + 1) % publish_every == 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """Everything a worker is told; travels pickled."""
+
+    metrics_path: str
+    data_directory: str
+    policy_directory: str  # the starting policy, with which the reference starts too
+    best_directory: str  # the policy with the best validation
+    best_checkpoint: str  # the whole checkpoint of it; a run of which Ray Train has no checkpoint goes on from here
+    last_directory: str
+    seed: int
+    objective: Objective
+    learner: LearnerSettings
+    evaluation: EvaluationSettings
+    publish_every: int
+    threads: int  # CPU threads of a worker
+    constrained: bool
+    temperature: float
+    beams: bool
+    queue: RolloutQueue | None  # None: learn from the logs alone
+    publisher: Publisher | None
+    open_vocabulary: Callable[[], Vocabulary] | None = None  # the copy of this node; None: made by every worker
+    catalogues: Catalogues | None = None  # None: the catalogue never changes
+    meter: Meter | None = None
+
+
+def _quieten_ray_train() -> None:
+    """It would print every checkpoint with its metrics. Its loggers are named after their modules, or their files."""
+    package = str(Path(ray.train.__file__).parent)
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith(("ray.train", package)):
+            logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def train_loop(options: dict[str, Any]) -> None:
+    """What `TorchTrainer` runs in each worker; `options["config"]` is a `LoopConfig`."""
+    config: LoopConfig = options["config"]
+    _quieten_ray_train()
+    torch.set_num_threads(config.threads)
+    worker = _Worker(config)
+    worker.start()
+    with dropout(worker.policy.model, residual=config.learner.dropout, embedding=config.learner.dropout):
+        for step in range(worker.step, config.learner.steps):
+            worker.train_step(step)
+            if (step + 1) % config.learner.evaluate_every == 0 or step + 1 == config.learner.steps:
+                worker.validate_and_checkpoint(step + 1)
+    worker.finish()
+
+
+def starting_policy(directory: str | Path, settings: LearnerSettings, seed: int) -> Policy:
+    """The policy that a run starts from, in float32 and with the adapters that `settings` ask for."""
+    policy = load_policy(directory)
+    policy.model.float()
+    if settings.lora is not None:
+        from sluice.learner.policy.lora import add_adapters
+
+        add_adapters(policy.model, settings.lora, policy.layout, seed)
+    return policy
+
+
+class _Worker:
+    """One rank's state."""
+
+    def __init__(self, config: LoopConfig) -> None:
+        context = ray.train.get_context()
+        self.config = config
+        self.time = Timebook("other")
+        self.rank, self.world = context.get_world_rank(), context.get_world_size()
+        self.dataset = Dataset.open(config.data_directory)
+        checkpoint = ray.train.get_checkpoint()
+        best = Path(config.best_checkpoint)
+        self._checkpoint = Path(checkpoint.to_directory()) if checkpoint else best if best.exists() else None
+        self.device = ray.train.torch.get_device()
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        # A resumed run starts here too: the reference and what LoRA freezes are the starting policy's.
+        self.policy = starting_policy(config.policy_directory, config.learner, config.seed)
+        self.vocabulary = (config.open_vocabulary or self._made_vocabulary)()
+        torch.manual_seed(config.seed + self.rank)
+        self.learner = self._learner()
+        self.source = self._source()
+        self.examples = subset(self.dataset.examples("valid"), config.evaluation.max_users)
+        self.step, self.version, self.best = 0, 0, (-1.0, -1.0)
+        self.log: MetricsLog | None = None
+
+    def _made_vocabulary(self) -> Vocabulary:
+        return Vocabulary.of(self.dataset.codes, self.policy.layout)
+
+    def _learner(self) -> LearnerStep:
+        if self.config.learner.sharding == "fsdp":
+            # Moves each layer to the device when it cuts it up, so that the device never holds all of them.
+            wrap = partial(shard, device=self.device)
+        else:
+            self.policy.model.to(self.device)
+            wrap = ray.train.torch.prepare_model if self.world > 1 else None
+        objective = build_objective(self.config.objective)
+        return LearnerStep(self.policy.model, objective=objective, settings=self.config.learner, wrap=wrap)
+
+    def _source(self) -> BatchSource:
+        config = self.config
+        share = config.learner.prompts_per_step // self.world
+        if config.queue is not None:
+            source: BatchSource = QueueSource(
+                config.queue,
+                self.dataset,
+                self.vocabulary,
+                rank=self.rank,
+                world=self.world,
+                share=share,
+                constrained=config.constrained,
+                temperature=config.temperature,
+                beams=config.beams,
+                catalogues=config.catalogues,
+            )
+        else:
+            prompts = prompts_of(self.dataset, config.learner.recent_positions)
+            source = LoggedSource(
+                self.dataset, prompts, self.vocabulary, seed=config.seed, rank=self.rank, world=self.world, share=share
+            )
+        return Prefetched(source, steps=config.learner.steps, next_version=self._version_after)
+
+    def start(self) -> None:
+        """Begin, or go on from the checkpoint that Ray Train hands over."""
+        state = read_state(self._checkpoint) if self._checkpoint else None
+        if state is not None:
+            self.step, self.version, self.best = state.step, state.version, state.best
+            if self.learner.in_policy_directory:
+                saved = load_policy(self._checkpoint / "policy").model
+                self.policy.model.load_state_dict(saved.state_dict())
+            self.learner.load_state_dict(read_rank(self._checkpoint, self.rank))
+        if self.rank == 0:
+            discard_unfinished(Path(self.config.best_checkpoint), Path(self.config.best_directory))
+            self.log = MetricsLog(Path(self.config.metrics_path), state.metrics_bytes if state else 0)
+            self.log.write("start", self.step, {"node": ray.get_runtime_context().get_node_id(), "workers": self.world})
+            self.source.restore(state.source if state else None)
+        if self.config.publisher is not None:
+            # Weights that were rolled back to a checkpoint are new to the rollout actors: they get a new version.
+            published = self._agree(self.config.publisher.latest_version() if self.rank == 0 else 0)
+            if published > 0 or state is not None:
+                self.version = max(published, self.version)
+                self._publish()
+        if state is None:
+            self._record_validation(0)
+        self._barrier()
+
+    def train_step(self, step: int) -> None:
+        """One optimizer step on this rank's share."""
+        before = self.time.seconds()
+        with self.time.during("wait_batch"):
+            batch, figures = self.source.next(step, self.version)
+        with self.time.during("update"):
+            values = self.learner.update(batch)
+        with self.time.during("acknowledge"):
+            self.source.acknowledge(step)
+        figures = self._mean(figures)
+        if self._version_after(step, self.version) > self.version:
+            self._publish()
+        now = self.time.seconds()
+        if self.log is not None:
+            figures |= {"step_s": sum(now.values()) - sum(before.values()), "idle_s": idle(now) - idle(before)}
+            self.log.write("step", step + 1, {**values, **figures, "learner_version": self.version})
+        if self.config.meter is not None:
+            self.config.meter.set_times(f"learner-{self.rank}", now)
+
+    def validate_and_checkpoint(self, step: int) -> None:
+        """Validate, and hand a checkpoint to Ray Train, which keeps the last ones; the best one is kept beside them."""
+        summary = self._record_validation(step)
+        with self.time.during("checkpoint"):
+            self._checkpoint_after(summary, step)
+
+    def _checkpoint_after(self, summary: dict[str, float], step: int) -> None:
+        score = (summary["hr@10"], summary["ndcg@10"])
+        is_best = score > self.best
+        self.best = max(score, self.best)
+        with tempfile.TemporaryDirectory() as name:
+            directory = Path(name)
+            self._write_part(directory, step)
+            if is_best:
+                self._keep_best(directory)
+            ray.train.report(summary | {"step": step}, checkpoint=ray.train.Checkpoint.from_directory(directory))
+
+    def finish(self) -> None:
+        """Leave the last policy and close the log."""
+        policy = self._plain_policy()
+        if policy is not None:
+            save_policy(policy, self.config.last_directory)
+            self.log.write("time", self.config.learner.steps, {"rank": self.rank, "seconds": self.time.seconds()})
+            self.log.close()
+        self._barrier()
+
+    def _write_part(self, directory: Path, step: int) -> None:
+        """This rank's files of a checkpoint."""
+        write_rank(directory, self.rank, self.learner.state_dict())
+        policy = self._plain_policy()
+        if policy is not None:
+            state = RunState(
+                step=step,
+                version=self.version,
+                best=self.best,
+                source=self.source.snapshot(),
+                metrics_bytes=self.log.size,
+            )
+            write_checkpoint(directory, state, policy)
+
+    def _keep_best(self, part: Path) -> None:
+        best = Path(self.config.best_checkpoint)
+        add_to_best(part, best)
+        self._barrier()
+        if self.rank == 0:
+            replace_best(best, Path(self.config.best_directory))
+        self._barrier()
+
+    def _record_validation(self, step: int) -> dict[str, float]:
+        with self.time.during("validate"):
+            results = validate(self.learner, self.vocabulary, self.dataset, self.examples, self.config.evaluation)
+        summary = results.summary(self.dataset.items)
+        if self.log is not None:
+            self.log.write("eval", step, {"split": "valid", **summary})
+        return summary
+
+    def _version_after(self, step: int, version: int) -> int:
+        """The learner's weight version once `step` is done."""
+        return version if self.config.publisher is None else version_after(step, version, self.config.publish_every)
+
+    def _publish(self) -> None:
+        with self.time.during("publish"):
+            self._publish_next()
+
+    def _publish_next(self) -> None:
+        self.version += 1
+        weights = self.learner.plain_weights()
+        if self.rank == 0:
+            packed = pack_one_by_one(weights.shapes(), weights.tensors(), self.version)
+            self.config.publisher.publish(packed)
+        else:
+            weights.draw()
+
+    def _plain_policy(self) -> Policy | None:
+        """The policy to save, on rank 0. All workers take part."""
+        weights = self.learner.plain_weights()
+        if self.rank > 0:
+            return weights.draw()
+        return self.policy if self.learner.in_policy_directory else weights.policy(like=self.policy)
+
+    def _mean(self, values: dict[str, float]) -> dict[str, float]:
+        if self.world == 1:
+            return values
+        tensor = torch.tensor([values[name] for name in sorted(values)], dtype=torch.float64, device=self.device)
+        with self.time.during("wait_workers"):
+            dist.all_reduce(tensor)
+        return dict(zip(sorted(values), (tensor / self.world).tolist(), strict=True))
+
+    def _agree(self, value: int) -> int:
+        if self.world == 1:
+            return value
+        shared = [value]
+        with self.time.during("wait_workers"):
+            dist.broadcast_object_list(shared, src=0)
+        return shared[0]
+
+    def _barrier(self) -> None:
+        if self.world > 1:
+            with self.time.during("wait_workers"):
+                dist.barrier()

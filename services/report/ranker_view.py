@@ -1,0 +1,131 @@
+"""The ranker's quality and the stratified analysis as shown: lines and a table for a terminal, charts for a page."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from sluice.services.report.charts import BLUE, GREEN, HeatCell, heat_map, reliability
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+# What a head's predictions and observations are, by column.
+_SCALES = {"rating": "rating", "click": "click", "dwell_seconds": "log(1 + dwell seconds)"}
+_LATER = {"control": "control", "best": "best checkpoint"}
+
+Cells = Sequence[Mapping[str, Any]]
+
+
+def quality_lines(quality: Mapping[str, Any] | None) -> list[str]:
+    """The ranker's quality on validation; nothing for a ranker that was not judged."""
+    if not quality:
+        return []
+    lines = [
+        f"ranker on validation: AUC {quality['auc']:.4f}, NDCG@10 {quality['ndcg@10']:.4f}, HR@10 "
+        f"{quality['hr@10']:.4f}, calibration error {quality['relevance']['ece']:.4f}"
+    ]
+    for head in heads(quality):
+        lines.append(
+            f"{head['scale']}: RMSE {head['ranker']:.4f} (user's mean {head['user_mean']:.4f}, item's mean "
+            f"{head['item_mean']:.4f}), calibration error {head['ece']:.4f}"
+        )
+    return lines
+
+
+def heads(quality: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """One row per head: its scale, the errors of the ranker and of both baselines, and the calibration error."""
+    judged = (quality or {}).get("heads", {})
+    return [{"scale": _SCALES[column], **one["rmse"], "ece": one["ece"]} for column, one in judged.items()]
+
+
+def calibration_charts(quality: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """The calibration curve of the relevance scores and of every head."""
+    if not quality:
+        return []
+    relevance = quality["relevance"]
+    charts = [_curve("Next item", relevance, ("predicted probability", "share that was the next item"))]
+    for column, judged in quality["heads"].items():
+        labels = ("predicted probability", "share clicked") if column == "click" else ("predicted mean", "actual mean")
+        charts.append(_curve(_SCALES[column].capitalize(), judged, labels))
+    return charts
+
+
+def heat_maps(cells: Cells) -> list[dict[str, Any]]:
+    """The cells' users, and what the control and the best checkpoint changed in each."""
+    if not cells:
+        return []
+    users = sum(cell["users"] for cell in cells)
+    rows, columns = (sorted({cell[key] for cell in cells}, key=_first_place) for key in ("policy_rank", "ranker_rank"))
+    labels = ("ranker's rank of the target", "policy's rank of it")
+
+    def chart(title: str, value: str, note: str, limit: float, color: str = GREEN) -> dict[str, Any]:
+        drawn = {
+            (cell["policy_rank"], cell["ranker_rank"]): HeatCell(value=_value(cell, value), text=_text(cell, value))
+            for cell in cells
+        }
+        svg = heat_map(drawn, rows=rows, columns=columns, labels=labels, limit=limit, salt=title, color=color)
+        return {"title": title, "svg": svg, "note": note}
+
+    note = "Users of the test split" + (", and how many of them the gate would admit." if _gated(cells) else ".")
+    charts = [chart("Users", "users", note, max(cell["users"] for cell in cells), BLUE)]
+    for kind, title, unit in (
+        ("hr", "HR@10", "Change of the share of users hit."),
+        ("gain", "rank of the target", "Mean log2(rank at the start / rank now): +1 is a rank halved."),
+    ):
+        limit = max(abs(_value(cell, f"{name}_{kind}")) for cell in cells for name in _LATER)
+        charts += [chart(f"Start to {label}: {title}", f"{name}_{kind}", unit, limit) for name, label in _LATER.items()]
+    charts[0]["note"] += f" {users:,} in all."
+    return charts
+
+
+def cells_table(cells: Cells) -> "Table":
+    """The cells for a terminal."""
+    from rich.table import Table
+
+    table = Table(title="HR@10 and rank gain from the start, by its and the ranker's rank", title_justify="left")
+    for title in ("start", "ranker"):
+        table.add_column(title)
+    for title in ("users", "admitted", "HR@10", "control", "best", "gain control", "gain best"):
+        table.add_column(title, justify="right")
+    for cell in cells:
+        changes = [_signed(_value(cell, f"{name}_{kind}")) for kind in ("hr", "gain") for name in _LATER]
+        admitted = f"{100 * cell['admitted']:.0f}%" if "admitted" in cell else "-"
+        start = f"{cell['start_hr@10']:.3f}"
+        table.add_row(cell["policy_rank"], cell["ranker_rank"], str(cell["users"]), admitted, start, *changes)
+    return table
+
+
+def _first_place(band: str) -> int:
+    """What bands such as 1-10, 11-50, >50 and not in 50 are sorted by."""
+    return int(re.search(r"\d+", band).group())
+
+
+def _gated(cells: Cells) -> bool:
+    return all("admitted" in cell for cell in cells)
+
+
+def _value(cell: Mapping[str, Any], value: str) -> float:
+    """`users`, or the change from the start to a later policy: `<policy>_hr`, `<policy>_gain`."""
+    if value == "users":
+        return cell["users"]
+    name, _, kind = value.partition("_")
+    return cell[f"{name}_hr@10"] - cell["start_hr@10"] if kind == "hr" else cell[f"{name}_rank_gain"]
+
+
+def _text(cell: Mapping[str, Any], value: str) -> str:
+    if value != "users":
+        return _signed(_value(cell, value))
+    return f"{cell['users']:,}" + (f"\n{100 * cell['admitted']:.0f}% admitted" if "admitted" in cell else "")
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.3f}"
+
+
+def _curve(title: str, judged: Mapping[str, Any], labels: tuple[str, str]) -> dict[str, Any]:
+    curve = judged["curve"]
+    return {
+        "title": title,
+        "svg": reliability(curve["predicted"], curve["observed"], curve["events"], labels, salt=title),
+        "note": f"Expected calibration error {judged['ece']:.4f} over {judged['events']:,} events.",
+    }

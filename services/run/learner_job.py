@@ -1,0 +1,111 @@
+"""One training of the learner as a Ray Train job: the post-training itself, or the control from the logs alone."""
+
+import shutil
+import threading
+from pathlib import Path
+from typing import Any
+
+import ray.train
+from ray.train.torch import TorchTrainer
+
+from sluice.actors.boards.weight_board import WeightPublisher
+from sluice.actors.queue.client import QueueClient
+from sluice.catalog.errors import RunError
+from sluice.cluster.environment import give_way
+from sluice.cluster.metrics import MetricSet
+from sluice.cluster.placement import learner_resources
+from sluice.learner.objectives.settings.objective import Objective
+from sluice.learner.training.train_loop import LoopConfig, train_loop
+from sluice.services.config import RunConfig
+from sluice.services.paths import RunPaths
+from sluice.services.progress import Progress, Reporter
+from sluice.services.run.fleet import Fleet
+from sluice.services.run.metrics_file import last_metrics
+
+_POLL_S = 1.0
+
+
+def fit(
+    config: RunConfig, paths: RunPaths, name: str, objective: Objective, reporter: Reporter, fleet: Fleet | None = None
+) -> None:
+    """One Ray Train run of the learner, shown as the phase `name`."""
+    queue: QueueClient | None = fleet.queue if fleet else None
+    publisher: WeightPublisher | None = fleet.publisher if fleet else None
+    is_control = name == "control"
+    loop = LoopConfig(
+        metrics_path=str(paths.metrics(name)),
+        data_directory=str(paths.data),
+        policy_directory=str(paths.policy),
+        best_directory=str(paths.control if is_control else paths.best),
+        best_checkpoint=str(paths.best_checkpoint(name)),
+        last_directory=str(paths.control_last if is_control else paths.last),
+        seed=config.seed,
+        objective=objective,
+        learner=config.learner,
+        evaluation=config.evaluation,
+        publish_every=config.weights.publish_every,
+        threads=max(1, int(config.cluster.learner_cpus)),
+        **config.rollout.decode.distribution,
+        queue=queue,
+        publisher=publisher,
+        open_vocabulary=fleet.open_vocabulary if fleet else None,
+        catalogues=fleet.catalogue_source if fleet else None,
+        meter=MetricSet(),
+    )
+    if is_control:
+        shutil.rmtree(paths.checkpoints / name, ignore_errors=True)
+        shutil.rmtree(paths.best_checkpoint(name), ignore_errors=True)
+    trainer = TorchTrainer(
+        _train_loop,
+        train_loop_config={"config": loop},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=config.learner.workers,
+            use_gpu=config.cluster.learner_gpus > 0,
+            resources_per_worker=learner_resources(config.cluster),
+        ),
+        run_config=ray.train.RunConfig(
+            name=name,
+            storage_path=str(paths.checkpoints),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.learner.keep_last),
+            failure_config=ray.train.FailureConfig(max_failures=config.cluster.max_learner_restarts),
+            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
+        ),
+    )
+    with reporter.phase(name) as progress, _watching(paths.metrics(name), config.learner.steps, progress):
+        try:
+            trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            if fleet is not None and fleet.failure is not None:
+                raise fleet.failure from error
+            raise RunError(f"{name} failed after {config.cluster.max_learner_restarts} restart(s): {error}") from error
+
+
+def _train_loop(options: dict[str, Any]) -> None:
+    """`train_loop` in a worker of Ray Train, which runs it in a thread beside Ray's own."""
+    give_way(but=threading.get_native_id())
+    train_loop(options)
+
+
+class _watching:
+    """Shows the progress of a training from its metrics file while `TorchTrainer.fit` blocks the driver."""
+
+    def __init__(self, metrics: Path, steps: int, progress: Progress) -> None:
+        self._metrics, self._total, self._progress = metrics, steps, progress
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="progress", daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *exception: object) -> None:
+        self._ended.set()
+        self._thread.join(timeout=10)
+
+    def _watch(self) -> None:
+        while not self._ended.wait(_POLL_S):
+            step = last_metrics(self._metrics, "step")
+            if step is not None:
+                shown = {"nll": step["nll"]}
+                if "gate_rate" in step:
+                    shown |= {"gate": step["gate_rate"], "stale": step["staleness"]}
+                self._progress(step["step"], self._total, shown)

@@ -1,0 +1,197 @@
+"""`sluice train`: the whole job, from logs to a better policy.
+
+    prepare -> pretrain -> fit-ranker      artefacts, built once
+    post-train                             rollouts -> ranker -> queue -> learner -> weight board -> rollouts
+    control                                the start continued with NLL alone, for as many steps, from the same prompts
+    judge                                  start, control, best and last on the test users, beside both baselines
+
+The driver only starts, watches and sums up; tensors never pass through it.
+"""
+
+import contextlib
+import functools
+import shutil
+import sys
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from sluice.catalog.data.dataset import Dataset
+from sluice.catalog.errors import ConfigError, RunError, SluiceError
+from sluice.cluster import session
+from sluice.learner.objectives.build import build_objective
+from sluice.learner.objectives.settings.objective import NllObjective
+from sluice.learner.policy.policy import load_policy
+from sluice.services.config import Resume, RunConfig
+from sluice.services.paths import RunPaths
+from sluice.services.progress import Reporter
+from sluice.services.report import report
+from sluice.services.report.ranker_view import quality_lines
+from sluice.services.run import manifest
+from sluice.services.run.fleet import Fleet, reserve_places, start_fleet
+from sluice.services.run.learner_job import fit
+from sluice.services.run.metrics_file import last_metrics, read_metrics
+from sluice.services.run.summary import judge, write_summary
+from sluice.services.run.tasks import State, run_tasks
+from sluice.services.stages import fit_ranker, prepare, pretrain
+
+_JOIN_S = 60.0  # for rollouts whose run was over before their engines were there
+
+
+def run(config: RunConfig, resume: Resume = None) -> int:
+    """Run the job, or `resume` it from its last or its best checkpoint; returns the exit code.
+
+    Raises:
+        RunError: the run directory already holds a post-training that is not to be resumed, or the run failed.
+    """
+    paths = RunPaths.of(config)
+    _check_fresh(paths, resume)
+    paths.root.mkdir(parents=True, exist_ok=True)
+    manifest.write(config, paths.root)
+    with Reporter.for_stream(sys.stdout) as reporter:
+        with reporter.phase("prepare") as progress:
+            prepared = prepare.prepare(config.data, paths.data, progress)
+        for warning in prepared.warnings:
+            reporter.line(f"warning: {warning}")
+        _check_rewards(config, Dataset.open(paths.data))
+        session.connect()
+        _start_and_ranker(config, reporter)
+        for line in quality_lines(fit_ranker.read_quality(paths)):
+            reporter.line(line)
+        outcome = _train(config, paths, reporter, resume)
+        with reporter.phase("judge") as progress:
+            summary = {**_header(config), **judge(config, progress), **outcome}
+        summary["wall_s"] = {name: round(seconds, 1) for name, seconds in reporter.seconds.items()}
+        write_summary(paths.summary, summary)
+        page = report.write(paths.root)
+        for line in report.terminal_lines(summary):
+            reporter.line(line)
+        reporter.line(f"summary  {paths.summary}")
+        reporter.line(f"report   {page}")
+    return 0
+
+
+def _start_and_ranker(config: RunConfig, reporter: Reporter) -> None:
+    """Both need the data alone, so they are trained beside each other."""
+    jobs = {
+        "pretrain": functools.partial(pretrain.run, config),
+        "fit-ranker": functools.partial(fit_ranker.run, config),
+    }
+    phases = {name: contextlib.ExitStack() for name in jobs}
+    shown = {name: stack.enter_context(reporter.phase(name)) for name, stack in phases.items()}
+
+    def watch(name: str, state: State, ended: bool) -> None:
+        shown[name](*state)
+        if ended:
+            phases[name].close()
+
+    run_tasks(jobs, config.cluster, watch)
+
+
+def _check_rewards(config: RunConfig, dataset: Dataset) -> None:
+    """Before hours of training: whether the log has the rewards that the objective learns from."""
+    if config.needs_logged_reward and dataset.reward_column is None:
+        raise ConfigError(
+            f"objective {config.objective.type} learns from logged rewards, and the log has none: name its column in "
+            "data.source.columns (rating, click or dwell_seconds), or choose another objective"
+        )
+
+
+def _check_fresh(paths: RunPaths, resume: Resume) -> None:
+    has_best = paths.best_checkpoint("train").exists()
+    has_begun = has_best or (paths.checkpoints / "train").exists()
+    if resume and not has_begun:
+        raise RunError(f"nothing to resume: {paths.root} holds no checkpoint of a post-training; leave out --resume")
+    if resume == "best" and not has_best:
+        raise RunError(f"{paths.root} holds no best checkpoint yet: give --resume to go on from its last one")
+    if has_begun and not resume:
+        raise RunError(
+            f"{paths.root} already holds a post-training: give --resume to go on with it, or another name, seed or "
+            "output to start a new one, or remove its checkpoints directory to train again from the same start"
+        )
+
+
+def _post_train(
+    config: RunConfig, paths: RunPaths, reporter: Reporter, resume: Resume, fleet: Fleet | None = None
+) -> None:
+    if resume == "best":
+        # Without checkpoints of Ray Train's the workers go on from the best one.
+        shutil.rmtree(paths.checkpoints / "train", ignore_errors=True)
+    fit(config, paths, "train", config.objective, reporter, fleet)
+
+
+def _train(config: RunConfig, paths: RunPaths, reporter: Reporter, resume: Resume) -> dict[str, Any]:
+    """Post-training and control; returns their part of the summary."""
+    if not build_objective(config.objective).needs_groups:
+        _post_train(config, paths, reporter, resume)
+        prompts = config.learner.steps * config.learner.prompts_per_step
+        return _figures(
+            paths, reporter, {"issued": prompts, "trained": prompts, "stale": 0, "invalid": 0, "in_flight": 0}
+        )
+    fleet = start_fleet(config, paths, load_policy(paths.policy).layout, reserve_places(config))
+    try:
+        # The engines load while the learner starts and validates the policy it begins with.
+        with _engines(fleet, config, reporter):
+            _post_train(config, paths, reporter, resume, fleet)
+        figures = _figures(paths, reporter, fleet.queue.status().accounting)
+        figures |= {"time": fleet.times() | figures["time"], "restarts": fleet.restarts, "rollouts": fleet.stats()}
+    finally:
+        fleet.stop()
+    last = last_metrics(paths.metrics("control"), "step")
+    if last is None or last["step"] != config.learner.steps or not (paths.control_last / "config.json").exists():
+        fit(config, paths, "control", NllObjective(), reporter)
+    return figures
+
+
+@contextlib.contextmanager
+def _engines(fleet: Fleet, config: RunConfig, reporter: Reporter) -> Iterator[None]:
+    """Lets the rollouts begin as soon as their engines are there, beside what happens inside."""
+
+    def begin() -> None:
+        with (
+            contextlib.suppress(SluiceError),
+            reporter.phase("engines") as progress,
+        ):  # the learner is told of a failure
+            progress(0, config.rollout.actors, {})
+            fleet.begin(config.cluster.start_timeout_s)
+            progress(config.rollout.actors, config.rollout.actors, {})
+
+    thread = threading.Thread(target=begin, name="engines", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join(timeout=_JOIN_S)
+
+
+def _figures(paths: RunPaths, reporter: Reporter, accounting: dict[str, int]) -> dict[str, Any]:
+    """What the training itself tells: accounting, gate, throughput."""
+    steps = read_metrics(paths.metrics("train"), "step")
+
+    def mean(name: str) -> float | None:
+        values = [step[name] for step in steps if name in step]
+        return sum(values) / len(values) if values else None
+
+    seconds = reporter.seconds["train"]
+    return {
+        "time": {f"learner-{row['rank']}": row["seconds"] for row in read_metrics(paths.metrics("train"), "time")},
+        "accounting": accounting,
+        "gate": {
+            "rate": mean("gate_rate"),
+            "difficulty": mean("difficulty"),
+            "discriminability": mean("discriminability"),
+        },
+        "throughput": {
+            "groups_per_s": accounting["trained"] / seconds,
+            "learner_steps": len(steps),
+            "weight_versions": steps[-1]["learner_version"] if steps else 0,
+            "staleness": mean("staleness"),
+        },
+    }
+
+
+def _header(config: RunConfig) -> dict[str, Any]:
+    header = {"objective": config.objective.type, "dataset": config.data.name, "seed": config.seed}
+    if build_objective(config.objective).needs_groups:
+        header["decode"] = config.rollout.decode.model_dump()
+    return header

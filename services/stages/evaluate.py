@@ -1,0 +1,41 @@
+"""`sluice evaluate`: a policy directory judged on the validation or test users of a prepared data set."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from sluice.catalog.data.dataset import Dataset
+from sluice.catalog.trie.vocabulary import Vocabulary
+from sluice.learner.evaluation.evaluate import UserResults, evaluate, subset
+from sluice.learner.policy.policy import load_policy
+from sluice.services.config import RunConfig
+from sluice.services.paths import RunPaths
+
+
+def evaluate_policy(
+    config: RunConfig,
+    policy_directory: Path,
+    split: str,
+    progress: Callable[[int, int, dict[str, float]], None] | None = None,
+) -> UserResults:
+    """Decode every user of `split`; validation honours `evaluation.max_users`, test takes all."""
+    dataset = Dataset.open(RunPaths.of(config).data)
+    policy = load_policy(policy_directory)
+    policy.model.to("cuda" if torch.cuda.is_available() else "cpu")
+    examples = dataset.examples(split)
+    if split == "valid":
+        examples = subset(examples, config.evaluation.max_users)
+    vocabulary = Vocabulary.of(dataset.codes, policy.layout)
+    return evaluate(policy.model, vocabulary, dataset, examples, config.evaluation, progress)
+
+
+def run(
+    config: RunConfig,
+    policy_directory: Path,
+    split: str,
+    progress: Callable[[int, int, dict[str, float]], None] | None = None,
+) -> dict[str, float]:
+    """The metrics of one policy directory."""
+    results = evaluate_policy(config, policy_directory, split, progress)
+    return results.summary(Dataset.open(RunPaths.of(config).data).items)

@@ -1,0 +1,42 @@
+"""`sluice fit-ranker`: train the built-in ranker ensemble on the logged interactions and judge it on validation."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sluice.catalog.data.dataset import Dataset
+from sluice.catalog.files import sha256_of
+from sluice.services.config import RunConfig
+from sluice.services.paths import RunPaths
+from sluice.services.stages.staging import build_once
+
+_QUALITY = "quality.json"
+
+
+def run(config: RunConfig, progress: Callable[[int, int, dict[str, float]], None]) -> Path:
+    """Leave the ranker and its `quality.json` at `<run>/ranker`; a user's own ranker needs no fitting."""
+    from sluice.learner.ranker.fit import fit_ranker
+
+    paths = RunPaths.of(config)
+    dataset = Dataset.open(paths.data)
+    inputs = {
+        "seed": config.seed,
+        "data": sha256_of(paths.data / "manifest.json"),
+        "ranker": config.ranker.model_dump(mode="json"),
+    }
+
+    def build(directory: Path) -> None:
+        if config.ranker.use != "builtin":
+            return
+        quality = fit_ranker(dataset, config.ranker, config.seed, directory, progress)
+        (directory / _QUALITY).write_text(json.dumps(quality, indent=1))
+
+    build_once(paths.ranker, inputs, build)
+    return paths.ranker
+
+
+def read_quality(paths: RunPaths) -> dict[str, Any] | None:
+    """What `run` found of the ranker on validation; None for a ranker of the user's own."""
+    path = paths.ranker / _QUALITY
+    return json.loads(path.read_text()) if path.is_file() else None

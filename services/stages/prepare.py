@@ -1,0 +1,287 @@
+"""`sluice prepare`: from raw logs and a catalogue to the Parquet contracts.
+
+    source --batches--> clean --rows--> buckets by user --sort--> interactions, users
+                          |                                            | row group by row group
+                      rejected.jsonl           examples, co-occurrence of the training part
+                                                                       |
+                                             item vectors, semantic IDs, catalogue
+
+Memory holds one batch or one bucket of rows at a time, beside what grows with the items (ids, attributes,
+co-occurrence). Everything is written to a directory beside the output and renamed into place at the end.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sluice.catalog.data.cleaning import LogCleaner, Rejections
+from sluice.catalog.data.cooccurrence import CoOccurrence, SharedUsers, mixed
+from sluice.catalog.data.dataset import FORMAT, MANIFEST, read_manifest
+from sluice.catalog.data.items import Items, attribute_matrix, read_items
+from sluice.catalog.data.partition import ItemIndex, UserBuckets
+from sluice.catalog.data.schema import CATALOGUE, EXAMPLES, INTERACTIONS, USERS
+from sluice.catalog.data.semantic_ids import item_vectors, level_sizes_of, residual_kmeans, resolve_collisions
+from sluice.catalog.data.settings import OUTCOMES, DataSettings, GlobalTime
+from sluice.catalog.data.sources import LogSource, open_source
+from sluice.catalog.data.splits import SPLITS, TRAIN, TimeCuts, find_cuts, label_splits, positions_of
+from sluice.catalog.errors import DataError
+from sluice.catalog.files import sha256_of
+from sluice.services.stages.staging import check_replaceable, is_current, staged
+
+REJECTED = "rejected.jsonl"
+_LIBRARIES = ("pyarrow", "numpy", "scipy", "faiss-cpu")
+
+Progress = Callable[[int, int, dict[str, float]], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """What `prepare` left behind."""
+
+    directory: Path
+    reused: bool  # the directory already held exactly this, nothing was done
+    manifest: dict[str, Any]
+    warnings: tuple[str, ...]  # what a user should know of this data set
+
+
+def prepare(settings: DataSettings, output: Path, progress: Progress = lambda done, total, fields: None) -> Prepared:
+    """Write the prepared data directory `output`, or leave it when it already holds the same.
+
+    `progress` counts rows: every row is read once, sorted once and split once.
+
+    Raises:
+        DataError: the source cannot be used; nothing is left behind then, and an earlier `output` is as it was.
+    """
+    source = open_source(settings.source)
+    fingerprint = source.fingerprint()
+    if is_current(output, settings, fingerprint):
+        manifest = read_manifest(output) or {}
+        return Prepared(directory=output, reused=True, manifest=manifest, warnings=_warnings(manifest))
+    check_replaceable(output)
+    with staged(output) as staging:
+        manifest = _Preparation(settings, source, staging, progress).run()
+        manifest["source"] = fingerprint
+        manifest["files"] = {path.name: sha256_of(path) for path in sorted(staging.iterdir())}
+        (staging / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+    return Prepared(directory=output, reused=False, manifest=manifest, warnings=_warnings(manifest))
+
+
+class _Preparation:
+    """One run of the pipeline, into an empty directory."""
+
+    def __init__(self, settings: DataSettings, source: LogSource, directory: Path, progress: Progress) -> None:
+        self._settings = settings
+        self._source = source
+        self._directory = directory
+        self._report = progress
+        self._rows = max(1, source.estimated_rows())
+        self._done = 0
+        self._counts: dict[str, Any] = {}
+
+    def run(self) -> dict[str, Any]:
+        log, catalogue = self._clean_and_sort()
+        cuts = self._cuts()
+        near, shared = self._split(cuts)
+        codes, level_sizes = self._semantic_ids(near, shared)
+        self._write_catalogue(codes)
+        return {
+            "format": FORMAT,
+            "name": self._settings.name,
+            "settings": self._settings.model_dump(mode="json"),
+            "counts": self._counts,
+            "level_sizes": list(level_sizes),
+            "time_cuts": None if cuts is None else {"valid_from": cuts.valid_from, "test_from": cuts.test_from},
+            "rejected": {rejections.table: rejections.summary() for rejections in (log, catalogue)},
+            "versions": {name: metadata.version(name) for name in _LIBRARIES},
+        }
+
+    def _clean_and_sort(self) -> tuple[Rejections, Rejections]:
+        rejected = self._directory / REJECTED
+        with rejected.open("w", encoding="utf-8") as sink:
+            log, catalogue = Rejections("interactions", sink), Rejections("catalogue", sink)
+            items = read_items(self._source, catalogue)
+            catalogue.check(self._settings.max_bad_share)
+            index = ItemIndex(items.ids if items else None)
+            buckets = self._partition(index, LogCleaner(log, index.known if items else None), log)
+        if not log.bad + catalogue.bad:
+            rejected.unlink()
+        if log.rows == 0:
+            raise DataError(f"the log is empty: {_named(self._source)} holds no row")
+        log.check(self._settings.max_bad_share)
+        ids, item_rows = index.ordered()
+        self._items = items or Items.bare(ids)
+        self._rows = log.rows
+        self._done = log.rows
+        self._write_interactions(buckets, item_rows)
+        return log, catalogue
+
+    def _partition(self, index: ItemIndex, cleaner: LogCleaner, log: Rejections) -> UserBuckets:
+        buckets = UserBuckets(self._directory, self._rows)
+        try:
+            for batch in self._source.batches():
+                rows = cleaner.clean(batch)
+                buckets.add(rows, index.numbers(rows.column("item_id")))
+                self._advance(len(batch.rows), {"rejected": float(log.bad)})
+        finally:
+            buckets.close()
+        return buckets
+
+    def _write_interactions(self, buckets: UserBuckets, item_rows: np.ndarray) -> None:
+        users = interactions = dropped_users = dropped_rows = 0
+        outcomes = dict.fromkeys(OUTCOMES, 0)
+        with (
+            pq.ParquetWriter(self._directory / "users.parquet", USERS) as user_file,
+            pq.ParquetWriter(self._directory / "interactions.parquet", INTERACTIONS) as interaction_file,
+        ):
+            for bucket in buckets.sorted(item_rows, self._settings.min_interactions):
+                dropped_users += bucket.dropped_users
+                dropped_rows += bucket.dropped_rows
+                rows = bucket.interactions.num_rows
+                if rows:
+                    user_file.write_table(pa.table({"user_id": bucket.user_ids}, schema=USERS))
+                    # One row group holds whole users: what follows works on one row group at a time.
+                    interaction_file.write_table(bucket.interactions, row_group_size=rows)
+                    for name in OUTCOMES:
+                        outcomes[name] += rows - bucket.interactions.column(name).null_count
+                users += len(bucket.user_ids)
+                interactions += rows
+                self._advance(rows + bucket.dropped_rows, {"users": float(users)})
+        if users == 0:
+            raise DataError(
+                f"no user of {_named(self._source)} has data.min_interactions {self._settings.min_interactions} usable "
+                f"interactions ({dropped_users} users with {dropped_rows} interactions have fewer)"
+            )
+        if outcomes.get(self._settings.reward) == 0:
+            raise DataError(
+                f"data.reward is {self._settings.reward}, but no usable interaction of {_named(self._source)} has one: "
+                "set data.reward to auto or none, or correct data.source.columns"
+            )
+        self._counts = {
+            "users": users,
+            "items": len(self._items.ids),
+            "interactions": interactions,
+            "interactions_with": outcomes,
+            "users_below_min_interactions": dropped_users,
+            "interactions_below_min_interactions": dropped_rows,
+        }
+
+    def _row_groups(self, columns: list[str]) -> Iterator[pa.Table]:
+        with pq.ParquetFile(self._directory / "interactions.parquet", memory_map=True) as file:
+            for group in range(file.num_row_groups):
+                yield file.read_row_group(group, columns=columns, use_threads=False)
+
+    def _cuts(self) -> TimeCuts | None:
+        split = self._settings.split
+        if not isinstance(split, GlobalTime):
+            return None
+        return find_cuts(lambda: (table.column(0).to_numpy() for table in self._row_groups(["timestamp"])), split)
+
+    def _split(self, cuts: TimeCuts | None) -> tuple[CoOccurrence, SharedUsers]:
+        """Write the examples; count what stands together in the training part, and what has users in common."""
+        near = CoOccurrence(len(self._items.ids), self._settings.semantic_ids.window)
+        shared = SharedUsers(len(self._items.ids))
+        examples, repeats = np.zeros(len(SPLITS), dtype=np.int64), np.zeros(len(SPLITS), dtype=np.int64)
+        training = 0
+        with pq.ParquetWriter(self._directory / "examples.parquet", EXAMPLES) as file:
+            for table in self._row_groups(["user", "item", "timestamp"]):
+                user, item, timestamp = (table.column(i).to_numpy() for i in range(3))
+                _, starts = np.unique(user, return_index=True)
+                offsets = np.append(starts, len(user))
+                labels = label_splits(offsets, timestamp, self._settings.split, cuts)
+                positions = positions_of(offsets)
+                for counts in (near, shared):
+                    counts.add(user[labels == TRAIN], item[labels == TRAIN])
+                training += int((labels == TRAIN).sum())
+                kept = positions > 0
+                examples += np.bincount(labels[kept], minlength=len(SPLITS))
+                repeats += np.bincount(labels[_seen_before(user, item, len(self._items.ids))], minlength=len(SPLITS))
+                split = pa.DictionaryArray.from_arrays(pa.array(labels[kept]), list(SPLITS))
+                columns = [pa.array(user[kept]), pa.array(positions[kept]), split]
+                file.write_table(pa.table(columns, schema=EXAMPLES), row_group_size=max(1, int(kept.sum())))
+                self._advance(len(user), {"examples": float(examples.sum())})
+        self._counts["training_interactions"] = training
+        self._counts["examples"] = dict(zip(SPLITS, examples.tolist(), strict=True))
+        self._counts["repeated_targets"] = dict(zip(SPLITS, repeats.tolist(), strict=True))
+        self._counts["items_without_training_interactions"] = int((near.popularity == 0).sum())
+        self._check_splits()
+        return near, shared
+
+    def _check_splits(self) -> None:
+        for split, count in self._counts["examples"].items():
+            if count == 0:
+                raise DataError(
+                    f"the {split} split of {_named(self._source)} has no example (an interaction with a history): "
+                    f"{self._counts['users']} users have {self._counts['interactions']} interactions. Give a longer "
+                    "log, or change data.split"
+                )
+
+    def _semantic_ids(self, near: CoOccurrence, shared: SharedUsers) -> tuple[np.ndarray, tuple[int, ...]]:
+        settings, items = self._settings.semantic_ids, self._items
+        if items.codes is not None:
+            codes, fitted = items.codes, ()
+        else:
+            attributes, names = attribute_matrix(items.attributes)
+            counts = mixed(near.matrix(), shared.matrix(), settings.user_share)
+            vectors = item_vectors(counts, attributes, names, items.embedding, settings)
+            codes, fitted = residual_kmeans(vectors, settings), settings.level_sizes
+        unique = resolve_collisions(codes, near.popularity)
+        self._counts["items_with_shared_codes"] = _sharing(codes)
+        return unique, level_sizes_of(unique, fitted)
+
+    def _write_catalogue(self, codes: np.ndarray) -> None:
+        offsets = pa.array(np.arange(0, codes.size + 1, codes.shape[1], dtype=np.int32))
+        columns = [
+            pa.array(self._items.ids, pa.string()),
+            pa.ListArray.from_arrays(offsets, pa.array(codes.reshape(-1))),
+            pa.array(self._items.attributes, pa.list_(pa.string())),
+            pa.array(self._items.titles, pa.string()),
+        ]
+        pq.write_table(pa.table(columns, schema=CATALOGUE), self._directory / "catalogue.parquet")
+
+    def _advance(self, rows: int, fields: dict[str, float]) -> None:
+        self._done += rows
+        self._report(self._done, max(3 * self._rows, self._done), fields)
+
+
+def _warnings(manifest: dict[str, Any]) -> tuple[str, ...]:
+    repeats, found = manifest["counts"]["repeated_targets"], []
+    hidden = {split: repeats[split] for split in ("valid", "test") if repeats[split]}
+    if hidden and manifest["settings"]["exclude_seen"]:
+        listed = ", ".join(
+            f"{count} of {manifest['counts']['examples'][split]} {split}" for split, count in hidden.items()
+        )
+        found.append(
+            f"data.exclude_seen keeps consumed items out of the ranking, but the targets of {listed} examples were "
+            "consumed before and can never be hit: set data.exclude_seen=false if people come back to items"
+        )
+    found += [
+        f"{rejected['bad']} of {rejected['rows']} rows of the {table} were left out; {REJECTED} lists them"
+        for table, rejected in manifest["rejected"].items()
+        if rejected["bad"]
+    ]
+    return tuple(found)
+
+
+def _seen_before(user: np.ndarray, item: np.ndarray, items: int) -> np.ndarray:
+    """bool [n]: the user has consumed the item at an earlier position."""
+    _, first = np.unique(user.astype(np.int64) * items + item, return_index=True)
+    repeated = np.ones(len(user), dtype=bool)
+    repeated[first] = False
+    return repeated
+
+
+def _sharing(codes: np.ndarray) -> int:
+    _, inverse, counts = np.unique(codes, axis=0, return_inverse=True, return_counts=True)
+    return int((counts[inverse.reshape(-1)] > 1).sum())
+
+
+def _named(source: LogSource) -> str:
+    first = str(source.files[0].path)
+    return first if len(source.files) == 1 else f"{first} and {len(source.files) - 1} more files"

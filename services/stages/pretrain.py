@@ -1,0 +1,52 @@
+"""`sluice pretrain`: build or adapt the policy and train it on the logs."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from sluice.catalog.data.dataset import Dataset
+from sluice.catalog.errors import PolicyError
+from sluice.catalog.files import sha256_of
+from sluice.learner.policy.policy import Policy, adapt_policy, build_policy, load_policy, save_policy
+from sluice.learner.training.pretrain import pretrain
+from sluice.services.config import RunConfig
+from sluice.services.paths import RunPaths
+from sluice.services.stages.staging import build_once
+
+
+def run(config: RunConfig, progress: Callable[[int, int, dict[str, float]], None]) -> Path:
+    """Leave the starting policy at `<run>/policy`; does nothing when it is there, built from the same inputs."""
+    paths = RunPaths.of(config)
+    dataset = Dataset.open(paths.data)
+    inputs = {
+        "seed": config.seed,
+        "data": sha256_of(paths.data / "manifest.json"),
+        "policy": config.policy.model_dump(mode="json"),
+        "pretrain": config.pretrain.model_dump(mode="json"),
+        "evaluation": config.evaluation.model_dump(mode="json"),
+    }
+
+    def build(directory: Path) -> None:
+        policy, validations = _initial(config, dataset), []
+        if config.pretrain.epochs > 0:
+            policy.model.to("cuda" if torch.cuda.is_available() else "cpu")
+            validations = pretrain(policy, dataset, config.pretrain, config.evaluation, config.seed, progress)
+        save_policy(policy, directory)
+        (directory / "validations.json").write_text(json.dumps(validations, indent=1))
+
+    build_once(paths.policy, inputs, build)
+    return paths.policy
+
+
+def _initial(config: RunConfig, dataset: Dataset) -> Policy:
+    base = config.policy.base
+    if base is None:
+        longest = 1 + (dataset.settings.max_history + 1) * len(dataset.level_sizes)
+        return build_policy(config.policy, dataset.level_sizes, longest, config.seed)
+    if not Path(base).is_dir():
+        raise PolicyError(f"policy.base {base} is not a directory; give a Hugging Face model directory")
+    if "sluice_level_sizes" in json.loads((Path(base) / "config.json").read_text()):
+        return load_policy(Path(base))
+    return adapt_policy(Path(base), dataset.level_sizes)

@@ -1,0 +1,91 @@
+"""Directories that are built once: from which inputs, and replaced all at once or not at all.
+
+A stage is skipped when its directory was built from the same inputs, by value. It is built beside its place and moved
+there when it is whole, so an interrupted build leaves nothing behind that looks finished.
+"""
+
+import json
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sluice.catalog.data.dataset import FILES, FORMAT, MANIFEST, read_manifest
+from sluice.catalog.data.settings import DataSettings
+from sluice.catalog.errors import DataError
+from sluice.catalog.files import sha256_of
+
+_STAMP = "inputs.json"
+
+
+def build_once(directory: Path, inputs: dict[str, Any], build: Callable[[Path], None]) -> bool:
+    """Build `directory` from `inputs` (JSON-able) unless it is there already; returns whether it was built now."""
+    if stage_inputs(directory) == _canonical(inputs):
+        return False
+    fresh = directory.with_name(directory.name + ".partial")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    build(fresh)
+    (fresh / _STAMP).write_text(json.dumps(inputs, indent=1, sort_keys=True))
+    shutil.rmtree(directory, ignore_errors=True)
+    fresh.rename(directory)
+    return True
+
+
+def stage_inputs(directory: Path) -> str | None:
+    """The inputs a finished stage was built from, in canonical form; None when there is none."""
+    try:
+        return _canonical(json.loads((directory / _STAMP).read_text()))
+    except (OSError, ValueError):
+        return None
+
+
+def _canonical(inputs: dict[str, Any]) -> str:
+    return json.dumps(inputs, sort_keys=True)
+
+
+@contextmanager
+def staged(output: Path) -> Iterator[Path]:
+    """A directory beside `output` that takes its place when the block ends well, and vanishes when it does not."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    tag = uuid.uuid4().hex[:8]
+    staging, old = (output.with_name(f".{output.name}.{kind}-{tag}") for kind in ("preparing", "replaced"))
+    staging.mkdir()
+    try:
+        yield staging
+        if output.exists():
+            output.rename(old)
+        try:
+            staging.rename(output)
+        except BaseException:
+            if old.exists():
+                old.rename(output)
+            raise
+    finally:
+        if staging.exists():
+            shutil.rmtree(staging)
+    if old.exists():
+        shutil.rmtree(old)
+
+
+def check_replaceable(output: Path) -> None:
+    """Raises DataError when `output` holds something that `prepare` did not write."""
+    if output.exists() and not output.is_dir():
+        raise DataError(f"the output {output} is a file; give a directory")
+    if output.is_dir() and any(output.iterdir()) and not (output / MANIFEST).is_file():
+        raise DataError(f"the output {output} holds other files and no {MANIFEST}; give an empty or a new directory")
+
+
+def is_current(output: Path, settings: DataSettings, fingerprint: list[dict[str, str | int]]) -> bool:
+    """Whether `output` holds what would be written: same settings, same source, files as they were written."""
+    manifest = read_manifest(output)
+    if manifest is None or manifest.get("format") != FORMAT:
+        return False
+    if manifest.get("settings") != settings.model_dump(mode="json") or manifest.get("source") != fingerprint:
+        return False
+    files = manifest.get("files", {})
+    if not set(FILES) <= set(files):
+        return False
+    return all((output / name).is_file() and sha256_of(output / name) == digest for name, digest in files.items())

@@ -1,0 +1,240 @@
+"""`sluice submit`: run `sluice train` as a Ray job, on a given cluster, on this machine's head, or on one of its own.
+
+On this machine the job runs with the interpreter of this command and writes where this command would: relative paths of
+the config are made absolute, because a job runs in a copy of the working directory. On another cluster the job's
+`python` and the cluster's storage count, so `output` should name storage that every node sees.
+"""
+
+import dataclasses
+import json
+import logging
+import os
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from sluice.catalog.errors import ConfigError
+from sluice.cluster.environment import job_environment
+from sluice.services.config import Resume, RunConfig, load_config
+from sluice.services.progress import MODE_VARIABLE
+from sluice.services.run.manifest import GIT_VARIABLE, git_state
+from sluice.services.submit.follow import Terminated, bounded, follow, others_running
+from sluice.services.submit.head import Head, ensure_token, find_head, start_head, use_token_if_any
+
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
+
+CONNECT_TIMEOUT_S = 60.0
+UPLOAD_TIMEOUT_S = 600.0
+AGENT_TIMEOUT_S = 90.0
+_NO_AGENT = "No available agent"  # Ray has no class of error for it
+_CHATTY = (
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env.packaging",
+)
+EXCLUDES = (
+    ".git/",
+    ".venv/",
+    "runs/",
+    "build/",
+    "dist/",
+    "*.egg-info/",
+    "__pycache__/",
+    ".pytest_cache/",
+    ".hypothesis/",
+    ".ruff_cache/",
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SubmitOptions:
+    """What the command line asked for."""
+
+    config: Path
+    overrides: tuple[str, ...] = ()
+    resume: Resume = None
+    detach: bool = False
+    address: str | None = None
+    keep_cluster: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class JobRequest:
+    """What goes to the job server."""
+
+    entrypoint: str
+    runtime_env: dict[str, Any]
+
+    def on(self, address: str | None) -> "JobRequest":
+        """The same for a cluster whose address is known: without it, Ray's own helpers in the job look for a cluster on
+        the machine, and take the latest when there are several."""
+        if not address:
+            return self
+        variables = self.runtime_env["env_vars"] | {"RAY_ADDRESS": address}
+        return dataclasses.replace(self, runtime_env=self.runtime_env | {"env_vars": variables})
+
+
+def submit(options: SubmitOptions) -> int:
+    """Submit, follow, and return the job's exit code (0 at once with `detach`)."""
+    config = load_config(options.config, options.overrides)  # a mistake should cost no cluster start
+    remote = options.address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS")
+    request = job_request(options, config, working_directory=Path.cwd(), local=remote is None)
+    with _sigterm_interrupts():
+        head = _remote_head(remote, config) if remote else _local_head()
+        leave_head = True
+        client = job = None
+        try:
+            client = _connect(head.url)
+            located = request.on(head.address)
+            job = bounded(lambda: _submit_job(client, located), UPLOAD_TIMEOUT_S, "submit the job")
+            _tell(f"job {job} on {head.url}")
+            if options.detach:
+                _tell(_how_to_follow(head, job))
+                return 0
+            outcome = follow(client, job)
+            leave_head = options.keep_cluster or not outcome.finished
+            if not outcome.finished:
+                _tell(f"the job goes on\n{_how_to_follow(head, job)}")
+            return outcome.exit_code
+        except BaseException:
+            leave_head = options.keep_cluster
+            raise
+        finally:
+            if not leave_head:
+                _end(head, client, job)
+
+
+def _end(head: Head, client: "JobSubmissionClient | None", own: str | None) -> None:
+    """End a head of ours, unless somebody's job has come to it meanwhile."""
+    others = others_running(client, own) if client is not None and head.process is not None else []
+    if not others:
+        head.stop()
+        return
+    assert head.process is not None
+    _tell(
+        f"the Ray head stays, since {', '.join(others)} still run{'s' if len(others) == 1 else ''} on it; "
+        f"end it after that: kill {head.process.pid}"
+    )
+
+
+def job_request(options: SubmitOptions, config: RunConfig, working_directory: Path, local: bool) -> JobRequest:
+    """The entrypoint and runtime environment of this run.
+
+    Raises:
+        ConfigError: the config lies outside the working directory, the only thing that another cluster gets to see.
+    """
+    file = (working_directory / options.config).resolve()
+    inside = file.is_relative_to(working_directory.resolve())
+    if not inside and not local:
+        raise ConfigError(
+            f"--config {options.config} lies outside {working_directory}, which is all that the cluster gets: "
+            "move it there"
+        )
+    overrides = [*options.overrides, *(absolute_paths(config, working_directory) if local else ())]
+    command = [
+        sys.executable if local else "python",
+        *("-m", "sluice", "train"),
+        *("--config", str(file.relative_to(working_directory.resolve()) if inside else file)),
+        *(part for override in overrides for part in ("--set", override)),
+        *(["--resume", options.resume] if options.resume else []),
+    ]
+    variables = {MODE_VARIABLE: "json", "PYTHONUNBUFFERED": "1"} | job_environment(os.environ)
+    state = git_state(Path(__file__).parent)
+    if state is not None:  # the job's copy of the working directory has no history of its own
+        variables[GIT_VARIABLE] = json.dumps(state)
+    excludes = [*EXCLUDES, *_output_inside(config, working_directory)]
+    return JobRequest(
+        entrypoint=shlex.join(command),
+        runtime_env={"working_dir": str(working_directory), "excludes": excludes, "env_vars": variables},
+    )
+
+
+def absolute_paths(config: RunConfig, working_directory: Path) -> list[str]:
+    """Overrides that make every relative path of the config absolute."""
+    paths: dict[str, str | tuple[str, ...] | None] = {"output": config.output, "policy.base": config.policy.base}
+    if config.data.source.type == "table":
+        paths["data.source.interactions"] = config.data.source.interactions
+        paths["data.source.catalogue"] = config.data.source.catalogue
+    overrides = []
+    for field, value in paths.items():
+        if isinstance(value, str):
+            overrides.append(f"{field}={json.dumps(_absolute(value, working_directory))}")
+        elif value is not None:
+            overrides.append(f"{field}={json.dumps([_absolute(one, working_directory) for one in value])}")
+    return overrides
+
+
+def _absolute(path: str, working_directory: Path) -> str:
+    return str(working_directory / Path(path).expanduser())
+
+
+def _output_inside(config: RunConfig, working_directory: Path) -> list[str]:
+    output = working_directory / Path(config.output).expanduser()
+    if output != working_directory and output.is_relative_to(working_directory):
+        return [f"/{output.relative_to(working_directory)}/"]
+    return []
+
+
+def _local_head() -> Head:
+    ensure_token()
+    return find_head() or start_head(_tell)
+
+
+def _remote_head(address: str, config: RunConfig) -> Head:
+    use_token_if_any()
+    if not Path(config.output).expanduser().is_absolute():
+        _tell(
+            f"output {config.output!r} is relative, so the run goes to {Path('~/sluice') / config.output} on the "
+            "cluster's head node; give storage that every node sees with --set output=/shared/runs"
+        )
+    return Head(url=address)
+
+
+def _connect(url: str) -> "JobSubmissionClient":
+    # Ray lets these two override the address it is given.
+    os.environ["RAY_API_SERVER_ADDRESS"] = url
+    from ray.job_submission import JobSubmissionClient
+
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    return bounded(lambda: JobSubmissionClient(url), CONNECT_TIMEOUT_S, f"connect to the job server {url}")
+
+
+def _submit_job(client: "JobSubmissionClient", request: JobRequest) -> str:
+    """The job's id. On a busy machine a new head's job server answers before there is a node agent to start a job."""
+    deadline_s = time.monotonic() + AGENT_TIMEOUT_S
+    while True:
+        try:
+            return client.submit_job(entrypoint=request.entrypoint, runtime_env=request.runtime_env)
+        except RuntimeError as error:
+            if _NO_AGENT not in str(error) or time.monotonic() > deadline_s:
+                raise
+        time.sleep(1.0)
+
+
+def _how_to_follow(head: Head, job: str) -> str:
+    prefix = f"RAY_AUTH_MODE={os.environ.get('RAY_AUTH_MODE', 'disabled')} RAY_API_SERVER_ADDRESS={head.url} ray job"
+    return f"  follow it: {prefix} logs --follow {job}\n  stop it:   {prefix} stop {job}\n  dashboard: {head.url}"
+
+
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

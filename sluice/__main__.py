@@ -1,0 +1,6 @@
+"""`python -m sluice`: the command line without an install, for example in a job's working directory."""
+
+from sluice.services.cli.main import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,29 @@
+"""Mutants of what decides how much is under way, what is fetched ahead, and where time is booked."""
+
+FLOW, PREFETCH, TIMEBOOK = "actors/queue/flow.py", "learner/batches/prefetch.py", "learner/timebook.py"
+IN_FLOW, IN_PREFETCH, IN_TIMEBOOK = (
+    ("actors/queue/test_flow.py",),
+    ("learner/batches/test_prefetch.py",),
+    ("learner/test_timebook.py",),
+)
+
+FLOW_MUTANTS = (
+    (FLOW, "HEADROOM = 1.25", "HEADROOM = 0.5", IN_FLOW),
+    (FLOW, "before + _SHARE * (latency_s - before)", "latency_s", IN_FLOW),
+    (FLOW, "median(self._group_seconds)", "max(self._group_seconds)", IN_FLOW),
+    (FLOW, "            self._step_groups += groups\n", "            pass\n", IN_FLOW),
+    (FLOW, "            self._forget()\n", "            pass\n", IN_FLOW),
+    (FLOW, "needed + self._step_groups + lease", "needed", IN_FLOW),
+    (FLOW, "max(1, self._max_staleness) * self._publish_every", "max(1, self._max_staleness)", IN_FLOW),
+    (FLOW, "max(1, self._max_staleness)", "self._max_staleness", IN_FLOW),
+    (FLOW, "min(enough, fresh), self._step_groups + lease)", "min(enough, fresh), 0)", IN_FLOW),
+    (FLOW, "min(self._max_groups, max(", "max(0, max(", IN_FLOW),
+    (FLOW, "len(self._group_seconds) < _STEPS", "len(self._group_seconds) < 1", IN_FLOW),
+    (PREFETCH, "if step + 1 < self._steps:", "if True:", IN_PREFETCH),
+    (PREFETCH, "self._next_version(step, learner_version)", "learner_version", IN_PREFETCH),
+    (PREFETCH, "ahead is not None and ahead[:2] != (step, learner_version)", "False", IN_PREFETCH),
+    (TIMEBOOK, "            self._switch(before)\n", "            pass\n", IN_TIMEBOOK),
+    (TIMEBOOK, "        self._switch(self._activity)\n        return", "        return", IN_TIMEBOOK),
+    (TIMEBOOK, "= self._activity, activity, now_s", "= self._activity, activity, self._since_s", IN_TIMEBOOK),
+    (TIMEBOOK, "if is_wait(activity))", ")", IN_TIMEBOOK),
+)

@@ -1,0 +1,120 @@
+"""Mutants of the ranker's side: heads, spread, calibration, baselines, the stratified analysis, what batches carry."""
+
+HEADS, RANKER, FIT = "learner/ranker/heads.py", "learner/ranker/model.py", "learner/ranker/fit.py"
+CALIBRATION, QUALITY = "learner/ranker/calibration.py", "learner/ranker/quality.py"
+STRATIFIED, COLLATE = "learner/evaluation/stratified.py", "learner/batches/collate.py"
+
+_HEADS = (
+    ("match + self.user(states)[..., 0] + self.item[items]", "match + self.user(states)[..., 0]"),
+    ("match + self.user(states)[..., 0] + self.item[items]", "match - self.user(states)[..., 0] + self.item[items]"),
+    ("transformed.std(correction=0)", "transformed.std(correction=1)"),
+    ("deviation if deviation > 0 else 1.0", "deviation"),
+    ("known = ~outcomes.isnan()", "known = outcomes.isnan()"),
+    ("/ known.sum().clamp(min=1)", "/ known.sum()"),
+    ("/ known.sum().clamp(min=1)", "/ len(known)"),
+    ("self.mean + self.deviation * z", "self.mean + z"),
+    ("self.mean + self.deviation * z", "self.mean - self.deviation * z"),
+    ("(z - (self.transform(outcomes) - self.mean) / self.deviation)", "(z - (self.transform(outcomes) - self.mean))"),
+    ("(z - (self.transform(outcomes) - self.mean) / self.deviation)", "(z - (outcomes - self.mean) / self.deviation)"),
+    ("- self.expected(z.double())).exp()", "+ self.expected(z.double())).exp()"),
+    ("(self.expected(z).exp() * self.smearing - 1)", "(self.expected(z).exp() - 1)"),
+    ("(self.expected(z).exp() * self.smearing - 1)", "(self.expected(z).exp() * self.smearing)"),
+    (".clamp(min=0)", ""),
+    ("return outcomes.log1p()", "return outcomes.log()"),
+    ("(outcomes.double().sum() + 1) / (len(outcomes) + 2)", "outcomes.double().mean()"),
+    ("torch.sigmoid(z + torch.logit(self.mean))", "torch.sigmoid(z - torch.logit(self.mean))"),
+    ("binary_cross_entropy_with_logits(z + torch.logit(self.mean)", "binary_cross_entropy_with_logits(z"),
+)
+
+_RANKER = (
+    ("scores_nBC.std(0, correction=1)", "scores_nBC.std(0, correction=0)"),
+    ("scores_nBC.std(0, correction=1)", "scores_nBC.var(0, correction=1)"),
+    ('{"scores": scores_nBC.mean(0)}', '{"scores": scores_nBC.sum(0)}'),
+    ("[values for _, values in parts]).mean(0)", "[values for _, values in parts]).sum(0)"),
+    ("outcome.value(outcome(states", "outcome.expected(outcome(states"),
+    ("np.where(padding, nan, value.cpu().numpy())", "value.cpu().numpy()"),
+    ("dataset.in_training & ~np.isnan(values)", "~np.isnan(values)"),
+    ("settings.head_weights[column] > 0 and ", ""),
+    ("reward if reward in members[0].heads else None", "next(iter(members[0].heads), None)"),
+)
+
+_FIT = (
+    ("- included_C.log()", "+ included_C.log()"),
+    ("- included_C.log()", ""),
+    ("(1 - 1 / pad) ** settings.negatives", "(1 / pad) ** settings.negatives"),
+    ("included_C = 1 - left_out", "included_C = left_out"),
+    ("** len(positives_P)", ""),
+    ("loss + settings.head_weights[column] * head.loss", "loss + head.loss"),
+    ("padding_value=torch.nan\n    )[:, 1:]", "padding_value=torch.nan\n    )[:, :-1]"),
+)
+
+_CALIBRATION = (
+    ("np.abs(self.predicted - self.observed)", "(self.predicted - self.observed)"),
+    ("np.abs(self.predicted - self.observed)", "(self.predicted - self.observed) ** 2"),
+    ("self.events / self.events.sum() *", "1 / len(self.events) *"),
+    ('side="left"', 'side="right"'),
+    ('method="inverted_cdf"', 'method="higher"'),
+    ("np.arange(1, bins) / bins", "np.arange(0, bins) / bins"),
+    ("mean_predicted, mean_observed =", "mean_observed, mean_predicted ="),
+)
+
+_QUALITY = (
+    ("weights[items] / weights.sum()", "weights[items] / weights[items].sum()"),
+    ("np.argsort(-weights", "np.argsort(weights"),
+    ("min(top, np.count_nonzero(known))", "top"),
+    ("came.append(items == target)", "came.append(items != target)"),
+    ("row[dataset.seen(*pair)] = np.nan", "pass"),
+    ("np.sqrt(np.mean((value - actual)[known] ** 2))", "np.mean((value - actual)[known] ** 2)"),
+    ("training = dataset.in_training & ~np.isnan(outcomes)", "training = ~np.isnan(outcomes)"),
+    ("outcomes[start : start + position]", "outcomes[start : start + position + 1]"),
+    ("dataset.sequence[starts + positions]", "dataset.sequence[starts + positions - 1]"),
+)
+
+_STRATIFIED = (
+    ("np.log2(before / after)", "np.log2(after / before)"),
+    ("np.log2(before / after)", "(before / after)"),
+    ("ranks == 0, beam_width + 1, ranks)", "ranks == 0, beam_width, ranks)"),
+    ("((ranks >= 1) & (ranks <= TOP)).mean()", "(ranks <= TOP).mean()"),
+    ("((ranks >= 1) & (ranks <= TOP)).mean()", "((ranks >= 1) & (ranks < TOP)).mean()"),
+    ('bands[f"{TOP + 1}-{beam_width}"] = ranks > TOP', 'bands[f"{TOP + 1}-{beam_width}"] = ranks >= TOP'),
+    ("(ranks > TOP) & (ranks <= 50)", "(ranks > TOP) & (ranks < 50)"),
+    ("admitted[inside].mean()", "admitted.mean()"),
+    ("np.append(own, targets[row])", "own"),
+    ("setdiff1d(shown, np.append(own, targets[row]))", "setdiff1d(shown, targets[row : row + 1])"),
+    ("places = -torch.arange", "places = torch.arange"),
+    ("beams=True,", "beams=False,"),
+    ("target_scores_B=scores[:, 0]", "target_scores_B=scores[:, 1]"),
+    ("scores[:, 1 + beams :]", "scores[:, beams:]"),
+)
+
+_COLLATE = (
+    ("if unknown.all():", "if unknown.any():"),
+    ("    if unknown.any():\n        raise", "    if False:\n        raise"),
+    ("[items_BK < 0, items_BK >= len(shares)], [np.nan, 0.0]", "[items_BK >= len(shares)], [0.0]"),
+    ("[items_BK < 0, items_BK >= len(shares)], [np.nan, 0.0]", "[items_BK < 0], [np.nan]"),
+    (
+        "np.asarray([g.user for g in decoded]), np.asarray([g.position for g in decoded])",
+        "np.asarray([g.position for g in decoded]), np.asarray([g.user for g in decoded])",
+    ),
+    ("_logged_rewards(dataset, examples.users, examples.positions)", "None"),
+    (
+        '_if_known(decoded, "target_value", "candidate_values")',
+        '_if_known(decoded, "target_spread", "candidate_values")',
+    ),
+    (
+        '_if_known(decoded, "target_spread", "candidate_spread")',
+        '_if_known(decoded, "target_score", "candidate_spread")',
+    ),
+)
+
+_AREAS = (
+    (HEADS, _HEADS, ("learner/ranker/test_heads.py",)),
+    (RANKER, _RANKER, ("learner/ranker/test_quality.py",)),
+    (FIT, _FIT, ("learner/ranker/test_quality.py",)),
+    (CALIBRATION, _CALIBRATION, ("learner/ranker/test_calibration.py",)),
+    (QUALITY, _QUALITY, ("learner/ranker/test_quality.py",)),
+    (STRATIFIED, _STRATIFIED, ("learner/evaluation/test_stratified.py",)),
+    (COLLATE, _COLLATE, ("learner/batches/test_collate.py",)),
+)
+
+RANKER_MUTANTS = tuple((file, old, new, tests) for file, edits, tests in _AREAS for old, new in edits)

@@ -1,0 +1,197 @@
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from sluice.catalog.data.dataset import FORMAT, Dataset
+from sluice.catalog.data.schema import CATALOGUE, EXAMPLES, INTERACTIONS, USERS
+from sluice.catalog.data.settings import DataSettings
+from sluice.catalog.errors import DataError
+
+SEQUENCES = [[2, 0, 1, 3], [1, 2, 0]]
+
+
+@pytest.fixture
+def directory(tmp_path):
+    """Two users, four items, leave-last-two-out, written by hand."""
+    pq.write_table(pa.table({"user_id": ["ann", "bob"]}, schema=USERS), tmp_path / "users.parquet")
+    catalogue = {
+        "item_id": list("wxyz"),
+        "codes": [[0, 1], [0, 0], [1, 1], [1, 0]],
+        "attributes": [["g=a"], [], ["g=b", "g=a"], ["y=1"]],
+        "title": ["W", None, "Y", "Z"],
+    }
+    pq.write_table(pa.table(catalogue, schema=CATALOGUE), tmp_path / "catalogue.parquet")
+    users = [0] * 4 + [1] * 3
+    interactions = {
+        "user": users,
+        "item": [2, 0, 1, 3, 1, 2, 0],
+        "timestamp": [1, 2, 3, 4, 1, 1, 9],
+        "rating": [5, None, 1, 2, 3, 4, 5],
+        **{name: [None] * 7 for name in ("click", "dwell_seconds", "exposed_by")},
+    }
+    table = pa.table(interactions, schema=INTERACTIONS)
+    with pq.ParquetWriter(tmp_path / "interactions.parquet", INTERACTIONS) as writer:
+        writer.write_table(table.slice(0, 4))
+        writer.write_table(table.slice(4))
+    split = pa.array(["train", "valid", "test", "valid", "test"]).cast(EXAMPLES.field("split").type)
+    examples = pa.table(
+        [pa.array([0, 0, 0, 1, 1], pa.int32()), pa.array([1, 2, 3, 1, 2], pa.int32()), split], schema=EXAMPLES
+    )
+    with pq.ParquetWriter(tmp_path / "examples.parquet", EXAMPLES) as writer:
+        writer.write_table(examples.slice(0, 3))
+        writer.write_table(examples.slice(3))
+    manifest = {
+        "format": FORMAT,
+        "settings": DataSettings(name="tiny").model_dump(mode="json"),
+        "counts": {"users": 2},
+        "level_sizes": [2, 2],
+        "time_cuts": None,
+    }
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    return tmp_path
+
+
+def test_what_it_holds(directory):
+    dataset = Dataset.open(str(directory))
+    assert (dataset.name, dataset.users, dataset.items, dataset.level_sizes) == ("tiny", 2, 4, (2, 2))
+    assert dataset.user_ids == ["ann", "bob"]
+    assert dataset.item_ids == list("wxyz") and dataset.titles == ["W", None, "Y", "Z"]
+    assert dataset.codes.dtype == np.int32 and dataset.codes.tolist() == [[0, 1], [0, 0], [1, 1], [1, 0]]
+    assert dataset.attribute_names == ["g=a", "g=b", "y=1"]
+    assert dataset.attributes.dtype == np.float32
+    assert dataset.attributes.toarray().tolist() == [[1, 0, 0], [0, 0, 0], [1, 1, 0], [0, 0, 1]]
+    assert dataset.offsets.dtype == np.int64 and dataset.offsets.tolist() == [0, 4, 7]
+    np.testing.assert_array_equal(dataset.ratings, np.array([5, np.nan, 1, 2, 3, 4, 5], dtype=np.float32))
+    assert dataset.timestamps.dtype == np.int64 and dataset.timestamps.tolist() == [1, 2, 3, 4, 1, 1, 9]
+    assert dataset.settings == DataSettings(name="tiny")
+
+
+def test_sequences_histories_and_targets(directory):
+    dataset = Dataset.open(directory)
+    assert [dataset.items_of(user).tolist() for user in range(2)] == SEQUENCES
+    assert dataset.items_of(1).dtype == np.int32 and dataset.items_of(1).base is not None
+    assert dataset.history(0, 3, None).tolist() == [2, 0, 1]
+    assert dataset.history(0, 3, 2).tolist() == [0, 1]
+    assert dataset.history(0, 3, 9).tolist() == [2, 0, 1]
+    assert dataset.history(1, 1, 5).tolist() == [1]
+    assert dataset.history(1, 0, 5).tolist() == []
+    assert dataset.seen(1, 2).tolist() == [1, 2]
+    assert [dataset.target(0, position) for position in range(4)] == SEQUENCES[0]
+    assert dataset.target(1, 0) == 1
+
+
+def test_examples_and_the_training_part(directory):
+    dataset = Dataset.open(directory)
+    found = {
+        split: (dataset.examples(split).users.tolist(), dataset.examples(split).positions.tolist())
+        for split in ("train", "valid", "test")
+    }
+    assert found == {"train": ([0], [1]), "valid": ([0, 1], [2, 1]), "test": ([0, 1], [3, 2])}
+    assert dataset.examples("valid").users.dtype == dataset.examples("valid").positions.dtype == np.int32
+    assert len(dataset.examples("test")) == 2
+    assert dataset.training_lengths.tolist() == [2, 1]
+    assert [dataset.training_items_of(user).tolist() for user in range(2)] == [[2, 0], [1]]
+    with pytest.raises(ValueError, match="none of train, valid, test"):
+        dataset.examples("validation")
+
+
+def test_ratings_are_none_when_there_are_none(directory):
+    path = directory / "interactions.parquet"
+    table = pq.read_table(path)
+    index = table.schema.get_field_index("rating")
+    pq.write_table(table.set_column(index, INTERACTIONS.field("rating"), pa.nulls(7, pa.float32())), path)
+    assert Dataset.open(directory).ratings is None
+
+
+def with_column(directory, name, values):
+    path = directory / "interactions.parquet"
+    table, field = pq.read_table(path), INTERACTIONS.field(name)
+    pq.write_table(table.set_column(table.schema.get_field_index(name), field, pa.array(values, field.type)), path)
+
+
+def with_reward(directory, reward):
+    manifest = json.loads((directory / "manifest.json").read_text())
+    columns = {"rating": "r", "click": "c", "dwell_seconds": "d"}
+    manifest["settings"] |= {
+        "reward": reward,
+        "source": {"type": "table", "interactions": ["log"], "columns": columns},
+    }
+    (directory / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_clicks_and_dwell_times_are_float_and_nan_where_missing(directory):
+    assert Dataset.open(directory).clicks is None and Dataset.open(directory).dwell_seconds is None
+    with_column(directory, "click", [True, False, None, True, False, True, None])
+    with_column(directory, "dwell_seconds", [1.5, None, 0, 2, 3, 4, 5])
+    dataset, nan = Dataset.open(directory), np.nan
+    assert dataset.clicks.dtype == np.float32
+    np.testing.assert_array_equal(dataset.clicks, [1, 0, nan, 1, 0, 1, nan])
+    np.testing.assert_array_equal(dataset.dwell_seconds, [1.5, nan, 0, 2, 3, 4, 5])
+    assert dataset.outcome("click") is dataset.clicks and dataset.outcome("rating") is dataset.ratings
+    assert dataset.outcome("dwell_seconds") is dataset.dwell_seconds
+
+
+def test_the_logged_reward_by_user_and_position(directory):
+    with_column(directory, "click", [True, False, None, True, False, True, None])
+    users, positions = np.array([1, 0, 0, 1], np.int32), np.array([2, 1, 3, 0], np.int32)
+    for reward, expected in (
+        ("auto", [5, np.nan, 2, 3]),  # the ratings
+        ("rating", [5, np.nan, 2, 3]),
+        ("click", [np.nan, 0, 1, 0]),
+    ):
+        with_reward(directory, reward)
+        found = Dataset.open(directory).logged_rewards(users, positions)
+        np.testing.assert_array_equal(found, np.array(expected, dtype=np.float32))
+        assert found.dtype == np.float32
+    with_reward(directory, "none")
+    assert Dataset.open(directory).logged_rewards(users, positions) is None
+    with_reward(directory, "dwell_seconds")
+    with pytest.raises(DataError, match=r"data\.reward is dwell_seconds, but no interaction of .* has one"):
+        _ = Dataset.open(directory).reward_column
+
+
+def test_without_ratings_auto_is_no_reward(directory):
+    with_column(directory, "rating", [None] * 7)
+    assert Dataset.open(directory).reward_column is None
+
+
+def test_item_shares_are_of_the_training_part(directory):
+    dataset = Dataset.open(directory)
+    assert dataset.in_training.tolist() == [True, True, False, False, True, False, False]
+    assert dataset.item_shares.dtype == np.float32  # items 2 and 0 of ann, 1 of bob
+    np.testing.assert_allclose(dataset.item_shares, [1 / 3, 1 / 3, 1 / 3, 0], rtol=1e-6)
+
+
+def test_a_directory_that_is_no_data_set(tmp_path):
+    with pytest.raises(DataError, match=r"is no prepared data set.*sluice prepare"):
+        Dataset.open(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": FORMAT + 1}, f"has format {FORMAT + 1}, this version reads {FORMAT}; prepare it again"),
+        ({"format": None}, "has format None"),
+        ({"settings": {"name": "x", "no_such": 1}}, "settings that cannot be read"),
+    ],
+)
+def test_a_manifest_of_another_version(directory, change, message):
+    path = directory / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(DataError, match=message):
+        Dataset.open(directory)
+
+
+def test_damage_is_named(directory):
+    (directory / "interactions.parquet").write_bytes(b"torn")
+    with pytest.raises(DataError, match=r"interactions\.parquet cannot be read"):
+        _ = Dataset.open(directory).offsets
+    (directory / "examples.parquet").unlink()
+    with pytest.raises(DataError, match=r"lacks examples\.parquet"):
+        Dataset.open(directory)
+    (directory / "manifest.json").write_text("{")
+    with pytest.raises(DataError, match=r"manifest\.json cannot be read"):
+        Dataset.open(directory)

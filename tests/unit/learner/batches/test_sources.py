@@ -1,0 +1,88 @@
+"""Batches from the logs, where every worker replays one feed and keeps its own part, and figures of those from the
+queue.
+"""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from sluice.catalog.rollout_group import encode
+from sluice.catalog.tokens import TokenLayout
+from sluice.catalog.trie.vocabulary import Vocabulary
+from sluice.learner.batches.sources import LoggedSource, QueueSource, prompts_of
+from tests.rollout_fakes import TinyDataset
+from tests.tiny_data import LENGTH, USERS, tiny_dataset
+from tests.unit.learner.batches.test_collate import VOCABULARY, group
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return tiny_dataset(tmp_path_factory.mktemp("sources"))
+
+
+def source(dataset, rank=0, world=1, share=4):
+    vocabulary = Vocabulary.of(dataset.codes, TokenLayout.fresh(dataset.level_sizes))
+    return LoggedSource(dataset, dataset.examples("train"), vocabulary, seed=5, rank=rank, world=world, share=share)
+
+
+def rows(batch):
+    return [
+        tuple(history) + tuple(target)
+        for history, target in zip(batch.history_BT.tolist(), batch.target_BL.tolist(), strict=True)
+    ]
+
+
+def test_ranks_share_a_step_without_overlap(dataset):
+    whole, _ = source(dataset, share=8).next(0, 0)
+    parts = [source(dataset, rank=rank, world=2).next(0, 0)[0] for rank in range(2)]
+    width = whole.history_BT.shape[1]
+
+    def targets(batch):
+        padded = np.zeros((batch.prompts, width), dtype=np.int64)
+        padded[:, : batch.history_BT.shape[1]] = batch.history_BT
+        return {tuple(row) for row in np.concatenate([padded, batch.target_BL.numpy()], axis=1).tolist()}
+
+    assert targets(parts[0]) | targets(parts[1]) == targets(whole)
+    assert not targets(parts[0]) & targets(parts[1])
+
+
+def test_a_resumed_source_goes_on_where_it_was(dataset):
+    straight = source(dataset)
+    expected = [rows(straight.next(step, 0)[0]) for step in range(6)]
+    resumed = source(dataset)
+    resumed.restore(straight.snapshot())
+    assert rows(resumed.next(4, 0)[0]) == expected[4]
+    assert rows(resumed.next(5, 0)[0]) == expected[5]
+    assert expected[4] != expected[3]
+
+
+def test_figures_of_stochastic_beams_say_how_likely_they_were_drawn():
+    def figures(*inclusion):
+        groups = [encode(group(inclusion_log_probs=np.log(np.asarray(q, dtype=np.float32)))) for q in inclusion]
+        queue = SimpleNamespace(pull=lambda *_: groups)
+        decoding = {"constrained": False, "temperature": 1.0, "beams": False}
+        queued = QueueSource(queue, TinyDataset(), VOCABULARY, rank=0, world=1, share=len(groups), **decoding)
+        return queued.next(0, learner_version=4)[1]
+
+    assert figures([0.5, 1.0], [0.25, 0.25])["inclusion"] == pytest.approx(0.5)
+    assert figures([0.5, 1.0])["staleness"] == 3
+    assert "inclusion" not in figures([], [])
+
+
+def test_a_batch_carries_the_logged_rewards(dataset):
+    batch, _ = source(dataset).next(0, 0)
+    items = [dataset.item_ids[item] for item in range(dataset.items)]
+    stars = {tuple(tokens): 1 + int(items[row][1:]) % 5 for row, tokens in enumerate(batch_tokens(dataset))}
+    assert batch.logged_rewards_B.tolist() == [stars[tuple(target)] for target in batch.target_BL.tolist()]
+
+
+def batch_tokens(dataset):
+    return Vocabulary.of(dataset.codes, TokenLayout.fresh(dataset.level_sizes)).item_tokens.tolist()
+
+
+def test_prompts_can_be_the_last_training_positions(dataset):
+    recent = prompts_of(dataset, 2)
+    assert len(recent.users) == 2 * USERS
+    assert set(recent.positions.tolist()) == {LENGTH - 4, LENGTH - 3}
+    assert len(prompts_of(dataset, None).users) == len(dataset.examples("train").users)

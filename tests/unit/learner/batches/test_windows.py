@@ -1,0 +1,64 @@
+"""Windows and batches of training histories."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sluice.learner.batches.windows import epoch_batches, thin, windows
+from tests.tiny_data import LENGTH, USERS, tiny_dataset
+
+
+@given(length=st.integers(2, 60), limit=st.integers(2, 20), data=st.data())
+def test_every_interaction_is_in_a_window_of_at_most_the_limit(length, limit, data):
+    offset = data.draw(st.integers(0, limit - 1))
+    pieces = windows(np.arange(length), limit, offset)
+    assert max(len(piece) for piece in pieces) <= limit
+    assert all((np.diff(piece) == 1).all() and len(piece) >= 2 for piece in pieces)
+    covered = set(np.concatenate(pieces))
+    # A first piece of a single interaction has nothing to predict from; nothing else may be missing.
+    assert covered >= set(range(1, length))
+
+
+def test_the_last_window_reaches_back_to_full_length():
+    assert [list(piece) for piece in windows(np.arange(7), 3, 2)] == [[0, 1], [2, 3, 4], [4, 5, 6]]
+    assert [list(piece) for piece in windows(np.arange(7), 3, 0)] == [[0, 1, 2], [3, 4, 5], [4, 5, 6]]
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return tiny_dataset(tmp_path_factory.mktemp("windows"))
+
+
+def test_an_epoch_covers_the_training_part_and_nothing_else(dataset):
+    generator = np.random.default_rng(0)
+    batches = list(epoch_batches(dataset, batch_interactions=30, shuffle_ties=True, generator=generator))
+    rows = np.unique(np.concatenate([row for batch in batches for row in batch]))
+    place = rows - dataset.offsets[np.searchsorted(dataset.offsets, rows, side="right") - 1]
+    assert place.max() == LENGTH - 3  # the last two of each user are validation and test
+    assert len(rows) >= USERS * (LENGTH - 3)
+    for batch in batches:
+        assert max(len(row) for row in batch) * len(batch) <= 30
+
+
+def test_thinning_loses_at_most_its_share_and_keeps_the_order():
+    generator = np.random.default_rng(0)
+    rows = np.arange(1000)
+    lost = [1 - len(thin(rows, 0.4, generator)) / 1000 for _ in range(300)]
+    assert 0 <= min(lost) < 0.02
+    assert 0.35 < max(lost) < 0.46
+    assert np.mean(lost) == pytest.approx(0.2, abs=0.02)
+    assert (np.diff(thin(rows, 0.9, generator)) > 0).all()
+    assert thin(rows, 0.0, generator) is rows
+    assert all(len(thin(np.arange(2), 0.99, generator)) == 2 for _ in range(50))
+
+
+def test_an_epoch_is_a_function_of_its_generator(dataset):
+    def epoch(seed):
+        batches = epoch_batches(
+            dataset, batch_interactions=30, shuffle_ties=True, generator=np.random.default_rng(seed)
+        )
+        return [[row.tolist() for row in batch] for batch in batches]
+
+    assert epoch(3) == epoch(3)
+    assert epoch(3) != epoch(4)

@@ -1,0 +1,117 @@
+"""Checkpoints and the metrics file that belongs to them."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from sluice.catalog.errors import RunError
+from sluice.learner.policy.policy import load_policy
+from sluice.learner.training.checkpoint import (
+    RunState,
+    add_to_best,
+    discard_unfinished,
+    read_rank,
+    read_state,
+    replace_best,
+    write_checkpoint,
+    write_rank,
+)
+from sluice.learner.training.metrics_log import MetricsLog
+from tests.unit.learner.learner_cases import tiny_policy
+
+STATE = RunState(
+    step=40, version=10, best=(0.25, 0.125), source={"cursor": 7, "outstanding": [[3, 1]]}, metrics_bytes=99
+)
+
+
+def test_a_checkpoint_comes_back_as_it_was(tmp_path):
+    policy = tiny_policy()
+    write_checkpoint(tmp_path, STATE, policy)
+    write_rank(tmp_path, 1, {"optimizer": {"lr": 0.5}, "rng": torch.arange(3)})
+    assert read_state(tmp_path) == STATE
+    assert read_rank(tmp_path, 1)["rng"].tolist() == [0, 1, 2]
+    loaded = dict(load_policy(tmp_path / "policy").model.named_parameters())
+    for name, parameter in policy.model.named_parameters():
+        assert torch.equal(loaded[name], parameter)
+
+
+def test_a_new_best_checkpoint_takes_the_place_of_the_old_one(tmp_path):
+    best, policies = tmp_path / "train-best", tmp_path / "best"
+    for step, seed in ((40, 0), (60, 1)):
+        policy = tiny_policy(seed=seed)
+        for rank in (0, 1):
+            part = tmp_path / f"part-{step}-{rank}"
+            part.mkdir()
+            write_rank(part, rank, {"step": step})
+            if rank == 0:
+                write_checkpoint(part, dataclasses.replace(STATE, step=step), policy)
+            add_to_best(part, best)
+        replace_best(best, policies)
+        assert read_state(best).step == step
+        assert [read_rank(best, rank)["step"] for rank in (0, 1)] == [step, step]
+        for place in (best / "policy", policies):
+            loaded = dict(load_policy(place).model.named_parameters())
+            assert all(torch.equal(loaded[name], value) for name, value in policy.model.named_parameters())
+
+
+def test_what_a_dead_worker_left_of_a_best_checkpoint_is_not_in_the_next(tmp_path):
+    best, policies = tmp_path / "train-best", tmp_path / "best"
+    for name, files in {"old": ("policy", "leftover"), "part": ("policy",)}.items():
+        for file in files:
+            (tmp_path / name / file).mkdir(parents=True)
+    add_to_best(tmp_path / "old", best)
+    discard_unfinished(best, policies)
+    assert not best.exists()
+    add_to_best(tmp_path / "part", best)
+    replace_best(best, policies)
+    assert [path.name for path in best.iterdir()] == ["policy"]
+
+
+def test_a_missing_worker_is_a_clear_error(tmp_path):
+    write_rank(tmp_path, 0, {})
+    with pytest.raises(RunError, match="no state of learner worker 1: resume with the same"):
+        read_rank(tmp_path, 1)
+
+
+def test_what_is_no_checkpoint_is_refused(tmp_path):
+    with pytest.raises(RunError, match="is not a checkpoint"):
+        read_state(tmp_path)
+    (tmp_path / "state.json").write_text(json.dumps({"format": 0}))
+    with pytest.raises(RunError, match="another checkpoint format"):
+        read_state(tmp_path)
+
+
+def test_a_resumed_log_repeats_no_step(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    log = MetricsLog(path, 0)
+    log.write("step", 1, {"nll": 2.5})
+    kept = log.size
+    log.write("step", 2, {"nll": 2.25})
+    log.close()
+    log = MetricsLog(path, kept)
+    log.write("step", 2, {"nll": 2.0})
+    log.close()
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(row["step"], row["nll"]) for row in rows] == [(1, 2.5), (2, 2.0)]
+
+
+def test_a_new_log_replaces_an_old_one(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("old\n")
+    log = MetricsLog(path, 0)
+    log.write("eval", 0, {"split": "valid", "hr@10": 0.5})
+    log.close()
+    (row,) = [json.loads(line) for line in path.read_text().splitlines()]
+    assert (row["kind"], row["split"], row["hr@10"]) == ("eval", "valid", 0.5)
+    assert list((tmp_path / "tensorboard" / "metrics").iterdir())
+
+
+def test_a_mean_over_nothing_is_left_out(tmp_path):
+    log = MetricsLog(tmp_path / "metrics.jsonl", 0)
+    log.write("step", 1, {"nll": 1.0, "reward_admitted": float("nan")})
+    log.close()
+    row = json.loads((tmp_path / "metrics.jsonl").read_text())
+    assert "reward_admitted" not in row
+    assert row["nll"] == 1.0

@@ -1,0 +1,110 @@
+"""The command line: quick, honest exit codes, and dispatch to the services by name."""
+
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from sluice.catalog.errors import ClusterError
+from sluice.services.cli import main as cli
+
+ROOT = Path(__file__).parents[4]
+CONFIG = str(ROOT / "configs" / "ml100k.yaml")
+
+COMMANDS = ("prepare", "pretrain", "fit-ranker", "train", "evaluate", "report", "submit", "catalogue", "config")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["submit", "--help"], ["config", "check", CONFIG]])
+def test_nothing_heavy_is_imported(arguments: list[str]):
+    script = (
+        "import sys\nfrom sluice.services.cli import main as cli\n"
+        f"try:\n    cli.main({arguments!r})\nexcept SystemExit:\n    pass\n"
+        "heavy = {'torch', 'ray', 'vllm', 'transformers', 'matplotlib', 'pyarrow', 'numpy'} & set(sys.modules)\n"
+        "print('HEAVY', sorted(heavy))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "HEAVY []"
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["--help"])
+    assert end.value.code == 0
+    out = capsys.readouterr().out
+    assert all(f"    {command}" in out for command in COMMANDS)
+
+
+def test_config_check_prints_the_resolved_config(capsys: pytest.CaptureFixture[str]):
+    assert cli.main(["config", "check", CONFIG, "--set", "learner.lr=1e-5", "--seed", "7"]) == 0
+    out = capsys.readouterr().out
+    assert "lr: 1.0e-05" in out and "seed: 7" in out and "max_staleness:" in out
+
+
+def test_config_check_takes_stochastic_beams(capsys: pytest.CaptureFixture[str]):
+    changes = ["--set", "rollout.decode.kind=stochastic_beam", "--set", "rollout.decode.constrained=true"]
+    assert cli.main(["config", "check", CONFIG, *changes, "--set", "rollout.decode.temperature=0.8"]) == 0
+    assert "kind: stochastic_beam" in capsys.readouterr().out
+    assert cli.main(["config", "check", CONFIG, *changes, "--set", "rollout.decode.top_p=0.9"]) == 2
+    message = capsys.readouterr().err
+    assert "rollout.decode: " in message and "top_p is 0.9, but stochastic beams are drawn from all" in message
+
+
+def test_a_users_mistake_is_one_message_and_its_code(capsys: pytest.CaptureFixture[str]):
+    assert cli.main(["config", "check", CONFIG, "--set", "learner.lr=-1"]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("sluice: ") and "learner.lr" in captured.err
+    assert captured.out == "" and "Traceback" not in captured.err
+
+
+@pytest.mark.parametrize(("error", "code"), [(ClusterError("gone"), 3), (KeyboardInterrupt(), 130)])
+def test_exit_codes(monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int):
+    def run(*_: object) -> int:
+        raise error
+
+    monkeypatch.setitem(sys.modules, "sluice.services.run.train", types.SimpleNamespace(run=run))
+    assert cli.main(["train", "--config", CONFIG]) == code
+
+
+def test_a_bug_is_not_hidden(monkeypatch: pytest.MonkeyPatch):
+    def run(*_: object) -> int:
+        raise ZeroDivisionError
+
+    monkeypatch.setitem(sys.modules, "sluice.services.run.train", types.SimpleNamespace(run=run))
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["train", "--config", CONFIG])
+
+
+def test_train_gets_config_and_resume_and_gives_its_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    seen = []
+    fake = types.SimpleNamespace(run=lambda config, resume: seen.append((config, resume)) or 4)
+    monkeypatch.setitem(sys.modules, "sluice.services.run.train", fake)
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", "--config", CONFIG, "--resume", "--seed", "5"]) == 4
+    (config, resume), *_ = seen
+    assert resume == "last"
+    assert config.directory == tmp_path / "runs" / "ml100k-seed5"
+    cli.main(["train", "--config", CONFIG, "--resume", "best"])
+    cli.main(["train", "--config", CONFIG])
+    assert [resume for _, resume in seen[1:]] == ["best", None]
+
+
+def test_prepare_goes_to_the_run_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    seen = []
+    fake = types.SimpleNamespace(prepare=lambda settings, output, progress: seen.append((settings.name, output)))
+    monkeypatch.setitem(sys.modules, "sluice.services.stages.prepare", fake)
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["prepare", "--config", CONFIG]) == 0
+    assert cli.main(["prepare", "--config", CONFIG, "--output", "elsewhere"]) == 0
+    assert [output for _, output in seen] == [tmp_path / "runs/ml100k-seed0/data", Path("elsewhere")]
+
+
+def test_pushing_to_no_run_is_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert cli.main(["catalogue", "push", str(tmp_path), "--add", "new.csv"]) == 4
+    assert "has no policy in it: give the run directory" in capsys.readouterr().err
+
+
+def test_evaluate_wants_a_directory(capsys: pytest.CaptureFixture[str]):
+    assert cli.main(["evaluate", "--config", CONFIG, "--policy", "nowhere"]) == 2
+    assert "--policy nowhere is no directory" in capsys.readouterr().err

@@ -1,0 +1,302 @@
+"""The report: numbers and verdicts on the page, missing parts, one self-contained file."""
+
+import json
+import math
+import random
+import re
+from pathlib import Path
+
+import pytest
+
+from sluice.catalog.errors import RunError
+from sluice.services.report import ranker_view, report
+from sluice.services.report.charts import running_mean
+
+SUMMARY = {
+    "objective": "adagrpo",
+    "dataset": "ml100k",
+    "seed": 0,
+    "decode": {"kind": "stochastic_beam", "candidates": 16, "temperature": 0.7, "top_p": 1.0, "constrained": True},
+    "metrics": {
+        "start": {
+            "hr@1": 0.031,
+            "hr@5": 0.12,
+            "hr@10": 0.2078,
+            "ndcg@10": 0.1051,
+            "mrr": 0.075,
+            "hallucination": 0.0412,
+        },
+        "control": {
+            "hr@1": 0.032,
+            "hr@5": 0.123,
+            "hr@10": 0.2121,
+            "ndcg@10": 0.1077,
+            "mrr": 0.0766,
+            "hallucination": 0.031,
+        },
+        "best": {
+            "hr@1": 0.036,
+            "hr@5": 0.131,
+            "hr@10": 0.2248,
+            "ndcg@10": 0.1146,
+            "mrr": 0.0811,
+            "hallucination": 0.0087,
+        },
+        "last": {
+            "hr@1": 0.034,
+            "hr@5": 0.129,
+            "hr@10": 0.2195,
+            "ndcg@10": 0.1123,
+            "mrr": 0.0799,
+            "hallucination": 0.0071,
+        },
+        "popularity": {"hr@10": 0.0859, "ndcg@10": 0.0449, "mrr": 0.033, "hallucination": 0.0},
+        "itemknn": {"hr@10": 0.1898, "ndcg@10": 0.1072, "mrr": 0.081, "hallucination": 0.0},
+    },
+    "intervals": {
+        "hr@10": {
+            "start": [0.1824, 0.2333],
+            "best": [0.1983, 0.2513],
+            "best-control": [0.0021, 0.0233],
+            "best-start": [-0.0011, 0.0351],
+            "last-start": [-0.05, -0.001],
+        }
+    },
+    "stratified": [
+        {
+            "policy_rank": policy,
+            "ranker_rank": ranker,
+            "users": users,
+            "admitted": admitted,
+            "start_hr@10": start,
+            "control_hr@10": control,
+            "best_hr@10": best,
+            "control_rank_gain": control_gain,
+            "best_rank_gain": best_gain,
+        }
+        for policy, ranker, users, admitted, start, control, best, control_gain, best_gain in (
+            ("1-10", "1-10", 120, 0.45, 1.0, 0.98, 0.95, -0.05, -0.25),
+            ("11-20", "1-10", 60, 0.9, 0.0, 0.1, 0.2, 0.25, 0.5),
+            ("11-20", ">50", 300, 0.0, 0.0, 0.0, 0.03, 0.125, -0.0625),
+            ("not in 20", ">50", 463, 0.0, 0.0, 0.0, 0.01, 0.01, 0.02),
+        )
+    ],
+    "ranker": {
+        "auc": 0.9312,
+        "ndcg@10": 0.1288,
+        "hr@10": 0.2344,
+        "relevance": {
+            "ece": 0.0123,
+            "events": 9430,
+            "curve": {"predicted": [0.004, 0.02, 0.08], "observed": [0.005, 0.018, 0.06], "events": [4000, 4000, 1430]},
+        },
+        "heads": {
+            "rating": {
+                "rmse": {"ranker": 1.0586, "user_mean": 1.1215, "item_mean": 1.0641},
+                "ece": 0.0917,
+                "events": 943,
+                "curve": {"predicted": [2.8, 3.5, 4.2], "observed": [2.9, 3.4, 4.1], "events": [300, 320, 323]},
+            },
+            "click": {
+                "rmse": {"ranker": 0.41, "user_mean": 0.44, "item_mean": 0.43},
+                "ece": 0.031,
+                "events": 943,
+                "curve": {"predicted": [0.1, 0.4], "observed": [0.12, 0.37], "events": [500, 443]},
+            },
+        },
+    },
+    "accounting": {"issued": 6480, "trained": 6400, "stale": 32, "invalid": 8, "in_flight": 40},
+    "gate": {"rate": 0.21, "difficulty": 0.83, "discriminability": 0.26},
+    "throughput": {"groups_per_s": 18.4, "learner_steps": 200, "weight_versions": 50},
+    "time": {
+        "learner-0": {"other": 9.0, "update": 300.0, "publish": 4.0, "wait_batch": 35.2},
+        "ranker-0": {"score": 80.0, "wait_company": 60.0, "wait_requests": 200.0},
+        "rollout-0": {"generate": 290.0, "load_weights": 6.0, "serve": 22.0, "wait_prompts": 20.0},
+    },
+    "wall_s": {
+        "prepare": 4.2,
+        "pretrain": 182.0,
+        "fit-ranker": 61.3,
+        "control": 75.1,
+        "engines": 31.0,
+        "train": 348.2,
+        "judge": 44.0,
+    },
+}
+
+
+def make_run(directory: Path) -> Path:
+    """A run directory as a finished run leaves it, with made-up numbers."""
+    noise = random.Random(0)
+    directory.mkdir(parents=True)
+    for name, control in (("metrics.jsonl", False), ("metrics-control.jsonl", True)):
+        rows = []
+        for step in range(201):
+            grown = 1 - math.exp(-step / 70)
+            if step % 25 == 0:
+                hr = 0.205 + (0.006 if control else 0.019) * grown + noise.gauss(0, 0.0012)
+                hallucination = 0.041 - (0.009 if control else 0.033) * grown
+                rows.append(
+                    {"kind": "eval", "step": step, "split": "valid", "hr@10": hr, "hallucination": hallucination}
+                )
+            if step:
+                row = {"kind": "step", "step": step, "nll": 5.9 - 0.2 * grown + noise.gauss(0, 0.08)}
+                if not control:
+                    row |= {
+                        "grpo": noise.gauss(-0.02, 0.02),
+                        "kl": 0.03 * grown + abs(noise.gauss(0, 0.002)),
+                        "gate_rate": min(1, max(0, noise.gauss(0.21, 0.06))),
+                        "difficulty": min(1, noise.gauss(0.83, 0.05)),
+                        "discriminability": noise.gauss(0.26, 0.06),
+                        "staleness": noise.choice([0, 1, 1, 2]),
+                        "ratio_mean": noise.gauss(1, 0.01),
+                        "clip_share": abs(noise.gauss(0.03, 0.01)),
+                        "reward_admitted": noise.gauss(0.6 + 0.3 * grown, 0.1),
+                        "reward_refused": noise.gauss(0.2, 0.1),
+                        "hit_share": abs(noise.gauss(0.05, 0.01)),
+                        "invalid_share": max(0, 0.2 - 0.15 * grown + noise.gauss(0, 0.02)),
+                        "entropy": 1.6 - 0.3 * grown,
+                    }
+                rows.append(row)
+        (directory / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (directory / "summary.json").write_text(json.dumps(SUMMARY))
+    (directory / "config.yaml").write_text("name: ml100k\nseed: 0\nlearner:\n  lr: 0.0001\n")
+    (directory / "manifest.json").write_text(json.dumps({"packages": {"ray": "2.60.0"}, "git": {"commit": "abc"}}))
+    return directory
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return report.write(make_run(tmp_path_factory.mktemp("runs") / "ml100k-seed0")).read_text()
+
+
+def text_of(html: str) -> str:
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", re.sub(r"<(style|svg).*?</\1>", "", html, flags=re.DOTALL)))
+
+
+def test_headline_numbers_are_on_the_page(page: str):
+    text = text_of(page)
+    assert "best checkpoint 0.0360 0.1310 0.2248 0.198" in text
+    assert "0.87%" in text  # hallucination of best
+    assert "ItemKNN - - 0.1898 0.1072 0.0810 -" in text  # a baseline cannot hallucinate
+
+
+def test_the_page_says_what_a_group_was(page: str):
+    what = "16 sequences sampled without replacement (stochastic beams), constrained to the catalogue, temperature 0.7"
+    assert f"adagrpo on ml100k, seed 0; a group is {what} " in text_of(page)
+    exact = SUMMARY["decode"] | {"kind": "beam", "constrained": False, "temperature": 1.0}
+    assert report.groups({"decode": exact}) == "the 16 likeliest sequences (beams, not samples), free, temperature 1"
+    assert report.groups({}) is None
+
+
+def test_verdicts_follow_the_interval():
+    verdicts = {row["pair"]: (row["verdict"], round(row["difference"], 4)) for row in report.differences(SUMMARY)}
+    assert verdicts == {
+        "best - control": ("better", 0.0127),
+        "best - start": ("not distinguishable", 0.017),
+        "last - start": ("worse", 0.0117),
+    }
+
+
+def test_accounting_identity():
+    assert report.accounting(SUMMARY)["holds"]
+    broken = {"accounting": SUMMARY["accounting"] | {"stale": 31}}
+    assert report.accounting(broken) == {
+        "counts": {"issued": 6480, "trained": 6400, "stale": 31, "invalid": 8, "in_flight": 40},
+        "total": 6479,
+        "holds": False,
+    }
+
+
+def test_a_broken_identity_is_said_on_the_page(tmp_path: Path):
+    run = make_run(tmp_path / "run")
+    (run / "summary.json").write_text(json.dumps(SUMMARY | {"accounting": SUMMARY["accounting"] | {"stale": 31}}))
+    text = text_of(report.write(run).read_text())
+    assert "issued 6,480 ≠ trained + stale + invalid + in flight 6,479 does not hold" in text
+
+
+def test_every_chart_is_drawn_and_nothing_is_fetched(page: str):
+    # 4 curves and planes, 10 of the training, time, wall time, 3 calibration curves, 5 heat maps
+    assert page.count("<svg") == 24
+    assert "not measured" not in text_of(page)
+    assert not re.findall(r"(?:src|href)=\"(?!#)[^\"]*\"|@import|url\((?!#)[^)]*\)", page)
+    assert "var(--ink)" in page and "#010203" not in page
+
+
+def test_the_page_says_where_the_time_went(page: str):
+    (bars,) = re.findall(r"<h3>Where the time of the post-training went</h3>.*?</section>", page, flags=re.DOTALL)
+    for name in ("learner-0", "ranker-0", "rollout-0", "wait company", "load weights", "generate"):
+        assert f">{name}<" in bars
+
+
+def test_ids_are_unique_within_the_page(page: str):
+    ids = re.findall(r'id="([^"]*)"', page)
+    assert ids and len(ids) == len(set(ids))
+
+
+def test_the_ranker_s_quality_is_on_the_page(page: str):
+    text = text_of(page)
+    assert "rating 1.0586 1.1215 1.0641 0.0917" in text and "click 0.4100 0.4400 0.4300 0.0310" in text
+    assert "0.9312 AUC" in text and "0.0123 calibration error, next item" in text
+    assert "Expected calibration error 0.0917 over 943 events." in text
+
+
+def test_heat_maps_hold_every_cell(page: str):
+    (users,) = re.findall(r"<h3>Users</h3>.*?</section>", page, flags=re.DOTALL)
+    assert "90% admitted" in users and "463" in users and "943 in all" in users
+    (control,) = re.findall(r"<h3>Start to control: HR@10</h3>.*?</section>", page, flags=re.DOTALL)
+    assert "-0.020" in control.replace("\u2212", "-") and "+0.100" in control
+    (gain,) = re.findall(r"<h3>Start to best checkpoint: rank of the target</h3>.*?</section>", page, flags=re.DOTALL)
+    assert "+0.500" in gain and "-0.062" in gain.replace("\u2212", "-")
+
+
+def test_heat_maps_without_a_gate():
+    cells = [{key: value for key, value in cell.items() if key != "admitted"} for cell in SUMMARY["stratified"]]
+    charts = ranker_view.heat_maps(cells)
+    assert len(charts) == 5 and "admitted" not in charts[0]["svg"] + charts[0]["note"]
+    assert ranker_view.heat_maps([]) == []
+
+
+def test_a_run_with_a_ranker_of_the_user_s(tmp_path: Path):
+    run = make_run(tmp_path / "run")
+    (run / "summary.json").write_text(json.dumps(SUMMARY | {"ranker": None}))
+    assert "only the built-in ranker is judged when it is fitted" in text_of(report.write(run).read_text())
+
+
+def test_quality_lines():
+    assert ranker_view.quality_lines(SUMMARY["ranker"])[:2] == [
+        "ranker on validation: AUC 0.9312, NDCG@10 0.1288, HR@10 0.2344, calibration error 0.0123",
+        "rating: RMSE 1.0586 (user's mean 1.1215, item's mean 1.0641), calibration error 0.0917",
+    ]
+    assert ranker_view.quality_lines(None) == []
+
+
+def test_missing_parts_are_said(tmp_path: Path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "metrics.jsonl").write_text('{"kind":"step","step":1,"nll":5.0}\n{"kind":"step","st')
+    text = text_of(report.write(run).read_text())
+    assert "not measured: the run has not been judged yet" in text
+    assert "Rollout groups not measured" in text
+
+
+def test_no_run_directory(tmp_path: Path):
+    with pytest.raises(RunError, match=r"no summary\.json and no metrics"):
+        report.write(tmp_path)
+
+
+def test_user_text_is_escaped(tmp_path: Path):
+    run = make_run(tmp_path / "run")
+    (run / "config.yaml").write_text("name: <script>alert(1)</script>")
+    assert "<script>" not in report.write(run).read_text()
+
+
+def test_terminal_lines_hold_the_table():
+    lines = "\n".join(report.terminal_lines(SUMMARY))
+    assert re.search(r"best checkpoint\W+0\.0360\W+0\.1310\W+0\.2248\W+0\.1146\W+0\.0811\W+0\.87%", lines)
+    assert "HR@10 best - control: +0.0127 [+0.0021, +0.0233] better" in lines
+    assert re.search(r"11-20\W+1-10\W+60\W+90%\W+0\.000\W+\+0\.100\W+\+0\.200\W+\+0\.250\W+\+0\.500", lines)
+
+
+def test_running_mean():
+    assert running_mean([1, 3, 5, 7], 2) == [1, 2, 4, 6]

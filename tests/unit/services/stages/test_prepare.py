@@ -1,0 +1,372 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pc_csv
+import pyarrow.parquet as pq
+import pytest
+
+from sluice.catalog.data import partition, sources
+from sluice.catalog.data.dataset import Dataset
+from sluice.catalog.data.schema import CATALOGUE, EXAMPLES, INTERACTIONS, USERS
+from sluice.catalog.data.settings import (
+    CatalogueColumns,
+    DataSettings,
+    GlobalTime,
+    InteractionColumns,
+    SemanticIdSettings,
+    TableSource,
+)
+from sluice.catalog.errors import DataError
+from sluice.services.stages import prepare as module
+from sluice.services.stages.prepare import prepare
+
+USERS_COUNT, ITEMS_COUNT = 40, 30
+
+
+def make_log(seed: int = 0) -> pa.Table:
+    """Users of 3 to 12 interactions with distinct items, all rows shuffled."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for user in range(USERS_COUNT):
+        items = rng.permutation(ITEMS_COUNT)[: rng.integers(3, 13)]
+        rows += [(f"u{user}", f"i{item}", 1000 + 100 * place + user, 1 + place % 5) for place, item in enumerate(items)]
+    order = rng.permutation(len(rows))
+    columns = list(zip(*[rows[i] for i in order], strict=True))
+    return pa.table(dict(zip(["user_id", "item_id", "timestamp", "rating"], map(list, columns), strict=True)))
+
+
+def make_items() -> pa.Table:
+    return pa.table(
+        {"item_id": [f"i{i}" for i in range(ITEMS_COUNT)], "kind": [f"k{i % 4}" for i in range(ITEMS_COUNT)]}
+    )
+
+
+def write(folder: Path, log: pa.Table, items: pa.Table | None = None, suffix: str = "parquet", **given) -> DataSettings:
+    folder.mkdir(parents=True, exist_ok=True)
+    save = pq.write_table if suffix == "parquet" else pc_csv.write_csv
+    save(log, folder / f"log.{suffix}")
+    if items is not None:
+        save(items, folder / f"items.{suffix}")
+    source = TableSource(
+        interactions=(str(folder / f"log.{suffix}"),),
+        columns=InteractionColumns(rating="rating"),
+        catalogue=str(folder / f"items.{suffix}") if items is not None else None,
+        catalogue_columns=CatalogueColumns(
+            attributes=("kind",) if items is not None and "kind" in items.column_names else (),
+            codes="codes" if items is not None and "codes" in items.column_names else None,
+        ),
+    )
+    ids = SemanticIdSettings(level_sizes=(4, 4), vector_dims=8)
+    return DataSettings(**({"name": "test", "source": source, "semantic_ids": ids} | given))
+
+
+def without(table: pa.Table, row: int, **changes) -> pa.Table:
+    """The table with some values of one row replaced."""
+    data = {name: table.column(name).to_pylist() for name in table.column_names}
+    for name, value in changes.items():
+        data[name][row] = value
+    return pa.table({name: pa.array(values, table.schema.field(name).type) for name, values in data.items()})
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.parquet"))}
+
+
+def last_row_of(log: pa.Table, user: str) -> int:
+    rows = [i for i, u in enumerate(log.column("user_id").to_pylist()) if u == user]
+    return max(rows, key=lambda i: log.column("timestamp")[i].as_py())
+
+
+def test_files_follow_the_schemas_and_the_sequences_the_log(tmp_path):
+    log = make_log()
+    result = prepare(write(tmp_path / "raw", log, make_items()), tmp_path / "out")
+    assert not result.reused and result.warnings == ()
+    for name, schema in [
+        ("users", USERS),
+        ("catalogue", CATALOGUE),
+        ("interactions", INTERACTIONS),
+        ("examples", EXAMPLES),
+    ]:
+        assert pq.read_schema(tmp_path / "out" / f"{name}.parquet").equals(schema), name
+    dataset = Dataset.open(tmp_path / "out")
+    rows = sorted(zip(*(log.column(n).to_pylist() for n in ("user_id", "timestamp", "item_id", "rating")), strict=True))
+    for user, name in enumerate(dataset.user_ids):
+        expected = [(item, rating) for u, _, item, rating in rows if u == name]
+        found = [dataset.item_ids[item] for item in dataset.items_of(user)]
+        start, end = dataset.offsets[user : user + 2]
+        assert list(zip(found, dataset.ratings[start:end].tolist(), strict=True)) == expected
+    assert sorted(dataset.user_ids) == sorted(f"u{i}" for i in range(USERS_COUNT))
+    assert result.manifest["counts"] | {"items_with_shared_codes": 0, "items_without_training_interactions": 0} == {
+        "users": 40,
+        "items": 30,
+        "interactions": len(rows),
+        "interactions_with": {"rating": len(rows), "click": 0, "dwell_seconds": 0},
+        "users_below_min_interactions": 0,
+        "interactions_below_min_interactions": 0,
+        "training_interactions": len(rows) - 80,
+        "examples": {"train": len(rows) - 120, "valid": 40, "test": 40},
+        "repeated_targets": {"train": 0, "valid": 0, "test": 0},
+        "items_with_shared_codes": 0,
+        "items_without_training_interactions": 0,
+    }
+
+
+def test_csv_and_parquet_give_the_same(tmp_path):
+    for suffix in ("parquet", "csv"):
+        prepare(write(tmp_path / suffix, make_log(), make_items(), suffix), tmp_path / f"out-{suffix}")
+    assert contents(tmp_path / "out-csv") == contents(tmp_path / "out-parquet")
+
+
+def test_the_result_does_not_depend_on_batches_and_buckets(tmp_path, monkeypatch):
+    settings = write(tmp_path / "raw", make_log(), make_items())
+    prepare(settings, tmp_path / "whole")
+    monkeypatch.setattr(sources, "BATCH_ROWS", 7)
+    monkeypatch.setattr(partition, "BUCKET_ROWS", 20)
+    prepare(settings, tmp_path / "pieces")
+    whole, pieces = Dataset.open(tmp_path / "whole"), Dataset.open(tmp_path / "pieces")
+    assert whole.user_ids == pieces.user_ids
+    assert (whole.codes == pieces.codes).all()
+    for name in ("interactions", "examples"):
+        tables = [pq.read_table(tmp_path / out / f"{name}.parquet") for out in ("whole", "pieces")]
+        assert tables[0].equals(tables[1].unify_dictionaries())
+
+
+def test_rows_of_one_second_keep_the_order_of_the_log(tmp_path):
+    items = [f"i{i}" for i in (5, 3, 9, 1, 7)]
+    log = pa.table({"user_id": ["a"] * 5, "item_id": items, "timestamp": [4, 4, 2, 4, 4], "rating": [1] * 5})
+    prepare(write(tmp_path / "raw", log), tmp_path / "out")
+    dataset = Dataset.open(tmp_path / "out")
+    assert [dataset.item_ids[i] for i in dataset.items_of(0)] == ["i9", "i5", "i3", "i1", "i7"]
+    assert dataset.item_ids == sorted(items)
+
+
+def test_semantic_ids_see_the_training_part_alone(tmp_path):
+    log, items = make_log(), make_items()
+    codes = []
+    first, last = log.column("user_id")[0].as_py(), last_row_of(log, "u7")
+    used = {i for u, i in zip(*(log.column(n).to_pylist() for n in ("user_id", "item_id")), strict=True) if u == "u7"}
+    other = next(f"i{i}" for i in range(ITEMS_COUNT) if f"i{i}" not in used)
+    in_training = min(
+        (i for i, u in enumerate(log.column("user_id").to_pylist()) if u == first),
+        key=lambda i: log.column("timestamp")[i].as_py(),
+    )
+    for name, table in [
+        ("as-is", log),
+        ("test-changed", without(log, last, item_id=other)),
+        ("training-changed", without(log, in_training, item_id=other)),
+    ]:
+        prepare(write(tmp_path / name, table, items), tmp_path / f"out-{name}")
+        codes.append(Dataset.open(tmp_path / f"out-{name}").codes.tolist())
+    assert codes[0] == codes[1]
+    assert codes[0] != codes[2]
+
+
+def test_bad_rows_stop_it_by_default_and_nothing_is_left_behind(tmp_path):
+    log = without(without(make_log(), 2, timestamp=-5), 5, user_id="")
+    with pytest.raises(DataError) as caught:
+        prepare(write(tmp_path / "raw", log, make_items()), tmp_path / "out")
+    assert f"{tmp_path}/raw/log.parquet, row 3, timestamp='-5': is negative" in str(caught.value)
+    assert "row 6, user_id='': is empty" in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["raw"]
+
+
+def test_a_negative_dwell_time_is_a_bad_row(tmp_path):
+    log = make_log()
+    seconds = pa.array([-0.5 if row == 7 else None if row == 8 else float(row) for row in range(log.num_rows)])
+    settings = write(tmp_path / "raw", log.append_column("seconds", seconds))
+    columns = InteractionColumns(rating="rating", dwell_seconds="seconds")
+    settings = settings.model_copy(update={"source": settings.source.model_copy(update={"columns": columns})})
+    with pytest.raises(DataError, match=r"dwell_seconds.*is negative"):
+        prepare(settings, tmp_path / "out")
+    lenient = settings.model_copy(update={"max_bad_share": 0.1})
+    counts = prepare(lenient, tmp_path / "out").manifest["counts"]
+    assert counts["interactions_with"]["dwell_seconds"] == counts["interactions"] - 1
+
+
+def test_bad_rows_within_the_share_are_left_out_and_listed(tmp_path):
+    log = without(without(make_log(), 2, timestamp=-5), 5, item_id="i999")
+    result = prepare(write(tmp_path / "raw", log, make_items(), max_bad_share=0.05), tmp_path / "out")
+    assert result.manifest["rejected"]["interactions"] == {
+        "rows": log.num_rows,
+        "bad": 2,
+        "by_reason": {"item_id is not in the catalogue": 1, "timestamp is negative": 1},
+    }
+    assert result.manifest["counts"]["interactions"] == log.num_rows - 2
+    listed = [json.loads(line) for line in (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()]
+    assert [(bad["row"], bad["column"], bad["value"]) for bad in listed] == [
+        (3, "timestamp", "-5"),
+        (6, "item_id", "i999"),
+    ]
+    assert "rejected.jsonl lists them" in result.warnings[0]
+
+
+def test_a_repeated_catalogue_row_is_reported(tmp_path):
+    items = pa.concat_tables([make_items(), make_items().slice(3, 1)])
+    with pytest.raises(DataError, match=r"items\.parquet, row 31, item_id='i3': stands in an earlier row"):
+        prepare(write(tmp_path / "raw", make_log(), items), tmp_path / "out")
+
+
+def test_it_is_not_done_twice_unless_something_changed(tmp_path):
+    settings, out = write(tmp_path / "raw", make_log(), make_items()), tmp_path / "out"
+    assert not prepare(settings, out).reused
+    before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
+    again = prepare(settings, out)
+    assert again.reused and again.manifest["counts"]["users"] == 40
+    assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before
+    assert not prepare(settings.model_copy(update={"max_history": 9}), out).reused
+    assert not prepare(settings, out).reused
+    write(tmp_path / "raw", make_log(seed=1), make_items())  # another log in the same place
+    assert not prepare(settings, out).reused
+    codes = out / "catalogue.parquet"
+    codes.write_bytes(codes.read_bytes()[:-1] + b"x")
+    assert not prepare(settings, out).reused
+    (out / "examples.parquet").unlink()
+    assert not prepare(settings, out).reused
+    assert prepare(settings, out).reused
+
+
+def test_a_failure_leaves_the_earlier_result_as_it_was(tmp_path, monkeypatch):
+    settings, out = write(tmp_path / "raw", make_log(), make_items()), tmp_path / "out"
+    prepare(settings, out)
+    before = contents(out)
+
+    def fail(*arguments):
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr(module, "residual_kmeans", fail)
+    with pytest.raises(RuntimeError, match="out of luck"):
+        prepare(settings.model_copy(update={"max_history": 9}), out)
+    assert contents(out) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "raw"]
+
+
+def test_a_directory_of_something_else_is_never_replaced(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.txt").write_text("years of work")
+    with pytest.raises(DataError, match="holds other files"):
+        prepare(write(tmp_path / "raw", make_log()), out)
+    assert (out / "thesis.txt").read_text() == "years of work"
+
+
+def test_users_with_few_interactions_are_left_out_and_counted(tmp_path):
+    log = make_log()
+    lengths = np.unique(log.column("user_id").to_pylist(), return_counts=True)[1]
+    result = prepare(write(tmp_path / "raw", log, make_items(), min_interactions=6), tmp_path / "out")
+    counts = result.manifest["counts"]
+    assert counts["users"] == (lengths >= 6).sum()
+    assert counts["users_below_min_interactions"] == (lengths < 6).sum() > 0
+    assert counts["interactions_below_min_interactions"] == lengths[lengths < 6].sum()
+    assert np.diff(Dataset.open(tmp_path / "out").offsets).min() == 6
+
+
+@pytest.mark.parametrize(
+    ("rows", "given", "message"),
+    [(0, {}, "the log is empty"), (2, {}, r"no user .* has data\.min_interactions 3"), (8, {}, "the train split")],
+)
+def test_logs_too_small_to_use(tmp_path, rows, given, message):
+    log = pa.table(
+        {
+            "user_id": pa.array([f"u{i // 3}" for i in range(rows)], pa.string()),
+            "item_id": pa.array([f"i{i}" for i in range(rows)], pa.string()),
+            "timestamp": pa.array(range(rows), pa.int64()),
+            "rating": pa.array([1.0] * rows, pa.float64()),
+        }
+    )
+    with pytest.raises(DataError, match=message):
+        prepare(write(tmp_path / "raw", log, **given), tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["raw"]
+
+
+def test_a_reward_that_no_row_has_stops_it(tmp_path):
+    log = make_log()
+    empty = log.set_column(3, "rating", pa.nulls(log.num_rows, pa.float64()))
+    with pytest.raises(DataError, match=r"data\.reward is rating, but no usable interaction of .*log\.parquet has one"):
+        prepare(write(tmp_path / "raw", empty, reward="rating"), tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["raw"]
+    prepare(write(tmp_path / "raw", empty), tmp_path / "out")
+    assert Dataset.open(tmp_path / "out").reward_column is None
+
+
+def test_global_time(tmp_path):
+    log = make_log()
+    split = GlobalTime(valid_share=0.2, test_share=0.1)
+    result = prepare(write(tmp_path / "raw", log, make_items(), split=split), tmp_path / "out")
+    times = np.sort(log.column("timestamp").to_numpy())
+    n = len(times)
+    cuts = {"valid_from": int(times[int(n * 0.7)]), "test_from": int(times[int(n * 0.9)])}
+    assert result.manifest["time_cuts"] == cuts
+    dataset = Dataset.open(tmp_path / "out")
+    for split_name, low, high in [
+        ("train", 0, cuts["valid_from"]),
+        ("valid", cuts["valid_from"], cuts["test_from"]),
+        ("test", cuts["test_from"], 10**9),
+    ]:
+        examples = dataset.examples(split_name)
+        at = dataset.timestamps[dataset.offsets[examples.users] + examples.positions]
+        assert len(examples) and (at >= low).all() and (at < high).all() and (examples.positions > 0).all()
+    total = sum(len(dataset.examples(s)) for s in ("train", "valid", "test"))
+    assert total == n - dataset.users
+    assert dataset.training_lengths.sum() == (times < cuts["valid_from"]).sum()
+
+
+def test_codes_of_the_user_are_kept_and_told_apart(tmp_path):
+    own = [[i % 5, i // 10] for i in range(ITEMS_COUNT)]  # every tuple twice
+    items = make_items().append_column("codes", pa.array(own, pa.list_(pa.int64())))
+    result = prepare(write(tmp_path / "raw", make_log(), items), tmp_path / "out")
+    dataset = Dataset.open(tmp_path / "out")
+    assert dataset.codes[:, :2].tolist() == own
+    assert dataset.level_sizes == (5, 3, 2)
+    assert len({tuple(row) for row in dataset.codes.tolist()}) == ITEMS_COUNT
+    assert result.manifest["counts"]["items_with_shared_codes"] == ITEMS_COUNT
+
+
+def test_codes_that_are_one_to_one_stay_as_they_are(tmp_path):
+    own = [[i % 5, i // 5] for i in range(ITEMS_COUNT)]
+    items = make_items().append_column("codes", pa.array(own, pa.list_(pa.int64())))
+    prepare(write(tmp_path / "raw", make_log(), items), tmp_path / "out")
+    dataset = Dataset.open(tmp_path / "out")
+    assert (dataset.codes.tolist(), dataset.level_sizes) == (own, (5, 6))
+
+
+def test_targets_that_can_never_be_hit_are_told(tmp_path):
+    log = make_log()
+    last = last_row_of(log, "u3")
+    again = next(
+        log.column("item_id")[i].as_py()
+        for i, u in enumerate(log.column("user_id").to_pylist())
+        if u == "u3" and i != last
+    )
+    log = without(log, last, item_id=again)
+    result = prepare(write(tmp_path / "raw", log, make_items()), tmp_path / "out")
+    assert result.manifest["counts"]["repeated_targets"] == {"train": 0, "valid": 0, "test": 1}
+    assert "1 of 40 test examples were consumed before" in result.warnings[0]
+    free = write(tmp_path / "raw", log, make_items(), exclude_seen=False)
+    assert prepare(free, tmp_path / "free").warnings == ()
+
+
+def test_progress_ends_at_its_total_and_never_goes_back(tmp_path):
+    seen = []
+    prepare(
+        write(tmp_path / "raw", make_log(), make_items()),
+        tmp_path / "out",
+        lambda done, total, fields: seen.append((done, total)),
+    )
+    done = [d for d, _ in seen]
+    assert done == sorted(done) and seen[-1][0] == seen[-1][1] == 3 * make_log().num_rows
+
+
+def test_movielens():
+    from tempfile import TemporaryDirectory
+
+    with TemporaryDirectory() as folder:
+        result = prepare(DataSettings(), Path(folder) / "ml")
+        dataset = Dataset.open(Path(folder) / "ml")
+        counts = result.manifest["counts"]
+        assert (counts["users"], counts["items"], counts["interactions"]) == (943, 1682, 100_000)
+        assert counts["examples"] == {"train": 97_171, "valid": 943, "test": 943}
+        assert dataset.codes.shape == (1682, 4)
+        assert len({tuple(row) for row in dataset.codes.tolist()}) == 1682
+        assert dataset.settings.exclude_seen

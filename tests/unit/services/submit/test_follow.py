@@ -1,0 +1,40 @@
+"""Following a job whose log hangs: what is still on its way is shown, and the command ends."""
+
+import asyncio
+import threading
+from types import SimpleNamespace
+
+import pytest
+
+from sluice.services.submit import follow as follow_module
+from sluice.services.submit.follow import Outcome, follow
+
+
+class Client:
+    """A job server whose log never ends. Its last line comes once the job's status has been asked for."""
+
+    def __init__(self, last_line: str):
+        self._last_line = last_line
+        self._asked = threading.Event()
+
+    async def tail_job_logs(self, job):
+        yield "first line\n"
+        while not self._asked.is_set():
+            await asyncio.sleep(0.01)
+        yield self._last_line
+        await asyncio.sleep(60)
+
+    def get_job_status(self, job):
+        self._asked.set()
+        return SimpleNamespace(value="FAILED")
+
+    def get_job_info(self, job):
+        return SimpleNamespace(status=SimpleNamespace(value="FAILED"), driver_exit_code=3)
+
+
+@pytest.mark.parametrize("last_line", ["why it failed\n", "why it failed"], ids=["whole", "without a line end"])
+def test_the_end_of_the_log_is_shown_though_the_job_is_over(last_line, monkeypatch, capsys):
+    monkeypatch.setattr(follow_module, "_STATUS_EVERY_S", 0.2)
+    monkeypatch.setattr(follow_module, "_DRAIN_S", 1.0)
+    assert follow(Client(last_line), "job") == Outcome(exit_code=3, finished=True)
+    assert capsys.readouterr().out.splitlines() == ["first line", "why it failed"]

@@ -1,0 +1,253 @@
+"""Submission: what goes to the job server, and what a job's end and log become. No Ray is started."""
+
+import json
+import shlex
+import socket
+import sys
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from sluice.catalog.errors import ClusterError, ConfigError
+from sluice.cluster.environment import ALLOCATOR
+from sluice.services.config import load_config
+from sluice.services.submit import head as head_module
+from sluice.services.submit import submit
+from sluice.services.submit.follow import LineSplitter, bounded, exit_code
+from sluice.services.submit.head import Head, free_ports
+from sluice.services.submit.submit import EXCLUDES, JobRequest, SubmitOptions, absolute_paths, job_request
+
+TABLE = """name: mine
+data:
+  source: {type: table, interactions: [clicks, /abs/more.csv], catalogue: items.parquet}
+policy: {base: models/base}
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "plain.yaml").write_text("name: plain\n")
+    (tmp_path / "configs" / "table.yaml").write_text(TABLE)
+    return tmp_path
+
+
+def request(checkout: Path, local: bool, name: str = "plain", **changes: object):
+    options = SubmitOptions(config=Path("configs") / f"{name}.yaml", **changes)
+    return job_request(options, load_config(checkout / options.config, options.overrides), checkout, local)
+
+
+def test_a_local_job_runs_this_interpreter_and_writes_where_we_would(checkout: Path):
+    got = shlex.split(request(checkout, True, overrides=("learner.lr=1e-5",), resume="best").entrypoint)
+    assert got == [
+        *(sys.executable, "-m", "sluice", "train", "--config", "configs/plain.yaml"),
+        *("--set", "learner.lr=1e-5", "--set", f'output="{checkout}/runs"', "--resume", "best"),
+    ]
+
+
+def test_a_remote_job_runs_the_clusters_python_and_keeps_paths(checkout: Path):
+    got = request(checkout, False).entrypoint
+    assert got == "python -m sluice train --config configs/plain.yaml"
+
+
+def test_the_job_reports_progress_as_marked_lines(checkout: Path):
+    environment = request(checkout, True).runtime_env
+    assert environment["working_dir"] == str(checkout)
+    assert environment["env_vars"]["SLUICE_PROGRESS"] == "json"
+
+
+def test_all_processes_of_a_job_know_which_cluster_is_theirs(checkout: Path):
+    plain = request(checkout, True)
+    located = plain.on("10.0.0.5:6379")
+    assert located.runtime_env["env_vars"] == plain.runtime_env["env_vars"] | {"RAY_ADDRESS": "10.0.0.5:6379"}
+    assert (located.entrypoint, located.runtime_env["excludes"]) == (plain.entrypoint, plain.runtime_env["excludes"])
+    assert "RAY_ADDRESS" not in plain.runtime_env["env_vars"]
+    assert plain.on(None) == plain
+
+
+def test_all_processes_of_the_job_keep_their_memory(checkout: Path):
+    assert request(checkout, True).runtime_env["env_vars"].items() >= ALLOCATOR.items()
+
+
+def test_caches_of_compiled_code_stay_where_the_user_put_them(checkout: Path, monkeypatch):
+    monkeypatch.delenv("VLLM_CACHE_ROOT", raising=False)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/volume/inductor")
+    variables = request(checkout, False).runtime_env["env_vars"]
+    assert variables["TORCHINDUCTOR_CACHE_DIR"] == "/volume/inductor"
+    assert "VLLM_CACHE_ROOT" not in variables
+
+
+def test_bulky_directories_stay_behind(checkout: Path):
+    environment = request(checkout, True, overrides=("output=out/mine",)).runtime_env
+    assert environment["excludes"] == [*EXCLUDES, "/out/mine/"]
+    assert {".venv/", ".git/", "runs/"} <= set(EXCLUDES)
+    assert request(checkout, True, overrides=("output=/elsewhere",)).runtime_env["excludes"] == list(EXCLUDES)
+
+
+def test_a_config_elsewhere_is_fine_here_but_not_for_a_cluster(
+    checkout: Path, tmp_path_factory: pytest.TempPathFactory
+):
+    outside = tmp_path_factory.mktemp("other") / "c.yaml"
+    outside.write_text("name: c")
+    options, config = SubmitOptions(config=outside), load_config(outside)
+    assert str(outside) in shlex.split(job_request(options, config, checkout, local=True).entrypoint)
+    with pytest.raises(ConfigError, match="move it there"):
+        job_request(options, config, checkout, local=False)
+
+
+def test_absolute_paths_are_overrides_that_load(checkout: Path):
+    path = checkout / "configs" / "table.yaml"
+    overrides = absolute_paths(load_config(path), checkout)
+    config = load_config(path, overrides)
+    assert config.output == f"{checkout}/runs"
+    assert config.policy.base == f"{checkout}/models/base"
+    assert config.data.source.interactions == (f"{checkout}/clicks", "/abs/more.csv")
+    assert config.data.source.catalogue == f"{checkout}/items.parquet"
+
+
+def test_an_absent_path_is_not_overridden(checkout: Path):
+    overrides = absolute_paths(load_config(checkout / "configs" / "plain.yaml"), checkout)
+    assert overrides == [f"output={json.dumps(str(checkout / 'runs'))}"]
+
+
+@pytest.mark.parametrize(
+    ("status", "driver", "code"),
+    [
+        ("SUCCEEDED", 0, 0),
+        ("SUCCEEDED", None, 0),
+        ("FAILED", 4, 4),
+        ("FAILED", None, 1),
+        ("FAILED", 0, 1),
+        ("FAILED", -9, 137),
+        ("STOPPED", None, 130),
+        ("STOPPED", -15, 130),
+    ],
+)
+def test_exit_code(status: str, driver: int | None, code: int):
+    assert exit_code(status, driver) == code
+
+
+def test_lines_are_whole_however_the_chunks_fall():
+    splitter = LineSplitter()
+    assert splitter.feed("one\ntw") == ["one"]
+    assert splitter.feed("o") == []
+    assert splitter.feed("\n\nlast") == ["two", ""]
+    assert splitter.flush() == ["last"]
+    assert splitter.flush() == []
+
+
+def test_bounded_passes_values_and_errors_and_gives_up():
+    def fail() -> int:
+        raise ValueError(7)
+
+    assert bounded(lambda: 3, 5.0, "count") == 3
+    with pytest.raises(ClusterError, match="could not count: 7"):
+        bounded(fail, 5.0, "count")
+    never = threading.Event()
+    with pytest.raises(ClusterError, match=r"could not wait: the job server did not answer within 0 s"):
+        bounded(never.wait, 0.01, "wait")
+    never.set()
+
+
+def test_free_ports_are_distinct_and_avoid_a_taken_one():
+    with socket.socket() as taken:
+        taken.bind(("0.0.0.0", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        ports = free_ports([port, port, port])
+    assert port not in ports
+    assert len(set(ports)) == 3
+    assert all(20000 <= other < 32000 for other in ports)
+
+
+def test_a_job_is_submitted_again_while_the_head_has_no_agent_yet(monkeypatch: pytest.MonkeyPatch):
+    answers = []
+
+    class Client:
+        def submit_job(self, entrypoint: str, runtime_env: dict):
+            answer = answers.pop(0)
+            if isinstance(answer, Exception):
+                raise answer
+            return f"{answer} {entrypoint}"
+
+    def submitted(*given: object) -> str:
+        answers[:] = given
+        return submit._submit_job(Client(), JobRequest(entrypoint="train", runtime_env={}))
+
+    no_agent = RuntimeError("status code 500: No available agent to submit job")
+    monkeypatch.setattr(submit.time, "sleep", lambda _: None)
+    assert submitted(no_agent, no_agent, "job-1") == "job-1 train"
+    with pytest.raises(RuntimeError, match="400"):
+        submitted(RuntimeError("status code 400: working_dir is no directory"), "job-2")
+    monkeypatch.setattr(submit, "AGENT_TIMEOUT_S", -1.0)
+    with pytest.raises(RuntimeError, match="No available agent"):
+        submitted(no_agent, "too late")
+
+
+class Process:
+    """A head's process, as far as ending it goes."""
+
+    pid = 4711
+
+    def __init__(self):
+        self.ended = False
+
+    def terminate(self):
+        self.ended = True
+
+    def wait(self, timeout: float):
+        del timeout
+
+
+class Jobs:
+    """A job server with these jobs: id -> status."""
+
+    def __init__(self, **jobs: str):
+        self.jobs = jobs
+
+    def list_jobs(self):
+        if "unreachable" in self.jobs:
+            raise ConnectionError("refused")
+        return [
+            SimpleNamespace(submission_id=name, job_id=None, status=SimpleNamespace(value=status))
+            for name, status in self.jobs.items()
+        ]
+
+
+@pytest.fixture
+def own_head(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """A head of ours, which later comers would find by its address."""
+    monkeypatch.setattr(head_module.os, "killpg", lambda pid, number: None)
+    address = tmp_path / "ray" / "ray_current_cluster"
+    address.parent.mkdir()
+    address.write_text("10.0.0.5:6379\n")
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    return Head(url="http://127.0.0.1:8265", address="10.0.0.5:6379", process=Process()), address
+
+
+@pytest.mark.parametrize(
+    "jobs", [{"ours": "RUNNING"}, {"ours": "SUCCEEDED", "before": "FAILED", "stopped": "STOPPED"}, {"unreachable": ""}]
+)
+def test_a_head_of_ours_ends_with_its_last_job_and_cannot_be_found_meanwhile(jobs, own_head):
+    head, address = own_head
+    submit._end(head, Jobs(**jobs), "ours")
+    assert head.process.ended
+    assert not address.exists()
+
+
+@pytest.mark.parametrize("status", ["RUNNING", "PENDING"])
+def test_a_head_on_which_somebody_elses_job_runs_stays(status, own_head, capsys):
+    head, address = own_head
+    submit._end(head, Jobs(ours="SUCCEEDED", theirs=status), "ours")
+    assert not head.process.ended and address.exists()
+    said = capsys.readouterr().err
+    assert "the Ray head stays, since theirs still runs on it; end it after that: kill 4711" in said
+
+
+def test_the_address_of_a_later_head_stays(own_head):
+    head, address = own_head
+    address.write_text("10.0.0.5:26379")
+    submit._end(head, None, None)
+    assert head.process.ended and address.exists()
