@@ -1,4 +1,4 @@
-# make setup | train | quickstart | test | gate | lint | mutate | docs | lock      (README.md says what each is for)
+# make setup | train | quickstart | test | floors | lint | mutate | docs | lock      (README.md says what each is for)
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -18,7 +18,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # The numeric libraries of every process stay on one thread; what may use more says so in the config.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup train quickstart test test-unit test-ray test-engine test-e2e test-gpu gate lint mutate lock docs clean
+.PHONY: setup train quickstart test test-unit test-ray test-engine test-e2e test-gpu floors lint mutate lock docs clean
 
 setup: $(STAMP)
 
@@ -59,8 +59,8 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-gate: setup
-	$(BIN)/sluice bench gate $(ARGS)
+floors: setup
+	$(BIN)/sluice bench floors $(ARGS)
 
 mutate: setup
 	$(BIN)/python -m tests.mutation $(ARGS)

@@ -1,4 +1,6 @@
-"""Calls to other actors that are under way: started now, asked for later, never waited for without a bound."""
+"""Calls to other actors that are under way: started now, asked for later, never waited for without a
+bound.
+"""
 
 import time
 from typing import Any, Generic, Protocol, TypeVar
@@ -45,10 +47,12 @@ class RayCall(Generic[Result]):
         Raises:
             RunError: no answer in time, or the actor is dead.
         """
-        return answer(self.reference, self._what, self._timeout_s, left_s=max(0.0, self._deadline_s - time.monotonic()))
+        return get_result(
+            self.reference, self._what, self._timeout_s, left_s=max(0.0, self._deadline_s - time.monotonic())
+        )
 
 
-def answer(reference: Any, what: str, timeout_s: float, *, left_s: float | None = None) -> Any:
+def get_result(reference: Any, what: str, timeout_s: float, *, left_s: float | None = None) -> Any:
     """The value of a remote call; `left_s` is what is left of the time, all of it by default.
 
     Raises:
@@ -58,7 +62,9 @@ def answer(reference: Any, what: str, timeout_s: float, *, left_s: float | None 
     try:
         return ray.get(reference, timeout=timeout_s if left_s is None else left_s)
     except GetTimeoutError:
-        raise RunError(f"{what} gave no answer within {timeout_s:g} s; its actor may be overloaded or wedged") from None
+        raise RunError(
+            f"{what} gave no answer within {timeout_s:g} s; its actor may be overloaded or wedged"
+        ) from None
     except RayTaskError as error:
         if isinstance(error.cause, SluiceError):
             raise error.cause from None
@@ -68,7 +74,9 @@ def answer(reference: Any, what: str, timeout_s: float, *, left_s: float | None 
 
 
 def reason_of(error: BaseException) -> str:
-    """One line that says what happened: the cause inside Ray's wrapping, by its class and its first line of text."""
+    """One line that says what happened: the cause inside Ray's wrapping, by its class and its first line of
+    text.
+    """
     cause = getattr(error, "cause", None) or error
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
     return f"{type(cause).__name__}: {lines[0] if lines else '(no message)'}"

@@ -1,4 +1,6 @@
-"""Settings of the services around the learner: rollouts, ranker pool, queue, weight board. Imports no torch."""
+"""Settings of the services around the learner: rollouts, ranker pool, queue, weight board. Imports no
+torch.
+"""
 
 from typing import Annotated, Any, Literal
 
@@ -10,8 +12,8 @@ from sluice.catalog.settings import Settings
 class DecodeSettings(Settings):
     """How the K candidates of a prompt are drawn; docs/rollouts.md compares the kinds."""
 
-    # sample: K independent samples; beam: the K likeliest sequences; stochastic_beam: K distinct ones, sampled without
-    # replacement, with the probability of each to be among them
+    # sample: K independent samples; beam: the K likeliest sequences; stochastic_beam: K distinct ones,
+    # sampled without replacement, with the probability of each to be among them
     kind: Literal["sample", "beam", "stochastic_beam"] = "sample"
     candidates: int = Field(default=16, ge=2)  # K
     temperature: float = Field(default=1.0, ge=0.01, le=2)  # the range that vLLM takes
@@ -24,7 +26,8 @@ class DecodeSettings(Settings):
             raise ValueError("beams take no temperature or top_p: leave both at 1.0")
         if self.kind == "stochastic_beam" and self.top_p != 1.0:
             raise ValueError(
-                f"top_p is {self.top_p}, but stochastic beams are drawn from all sequences: leave it at 1.0 and use "
+                f"top_p is {self.top_p}, but stochastic beams are drawn from all sequences: leave it at 1.0 "
+                f"and use "
                 "temperature, or take kind: sample"
             )
         return self
@@ -36,9 +39,15 @@ class DecodeSettings(Settings):
 
     @property
     def distribution(self) -> dict[str, Any]:
-        """What the learner must know to score candidates as they were drawn: arguments of `sluice.learner.batches.collate.collate`."""
+        """What the learner must know to score candidates as they were drawn: arguments of
+        `sluice.learner.batches.collate.collate`.
+        """
         # Stochastic beams are samples; exact beams were not drawn from anything.
-        return {"constrained": self.constrained, "temperature": self.temperature, "beams": self.kind == "beam"}
+        return {
+            "constrained": self.constrained,
+            "temperature": self.temperature,
+            "beams": self.kind == "beam",
+        }
 
 
 # Sizes of an attention head that vLLM's CPU kernels take.
@@ -63,20 +72,24 @@ class EngineSettings(Settings):
     @model_validator(mode="after")
     def _one_size_of_the_cache(self) -> "EngineSettings":
         if self.kv_cache_gib is not None and self.gpu_memory_share is not None:
-            raise ValueError("kv_cache_gib and gpu_memory_share both say how large the cache is: leave one of them out")
+            raise ValueError(
+                "kv_cache_gib and gpu_memory_share both say how large the cache is: leave one of them out"
+            )
         return self
 
 
 class TreeEngineSettings(Settings):
-    """One tree engine: torch alone, all candidates of a prompt as branches behind one history. See docs/engines.md."""
+    """One tree engine: torch alone, all candidates of a prompt as branches behind one history. See
+    docs/engines.md.
+    """
 
     type: Literal["tree"] = "tree"
     dtype: Literal["float32", "bfloat16"] = "float32"
     threads: int = Field(default=1, ge=1)  # CPU threads of an engine
     # Prompts of one engine step, between which weights are swapped; null: 32 on a CPU, 256 on a GPU.
     prompts_per_step: int | None = Field(default=None, ge=1)
-    # Keys and values remembered within one weight version, for prompts that extend earlier ones; 0: none; null: those
-    # of twelve steps, in a quarter of the memory that is free at most.
+    # Keys and values remembered within one weight version, for prompts that extend earlier ones; 0: none;
+    # null: those of twelve steps, in a quarter of the memory that is free at most.
     prefix_cache_mib: float | None = Field(default=None, ge=0)
 
 
@@ -86,7 +99,8 @@ def _engine_type(value: Any) -> str:
 
 
 AnyEngineSettings = Annotated[
-    Annotated[EngineSettings, Tag("vllm")] | Annotated[TreeEngineSettings, Tag("tree")], Discriminator(_engine_type)
+    Annotated[EngineSettings, Tag("vllm")] | Annotated[TreeEngineSettings, Tag("tree")],
+    Discriminator(_engine_type),
 ]
 
 
@@ -96,7 +110,9 @@ class RolloutSettings(Settings):
     actors: int = Field(default=1, ge=1)
     decode: DecodeSettings = DecodeSettings()
     engine: AnyEngineSettings = EngineSettings()
-    prompts_per_lease: int = Field(default=16, ge=2)  # one rollout batch; distractors come from its other prompts
+    prompts_per_lease: int = Field(
+        default=16, ge=2
+    )  # one rollout batch; distractors come from its other prompts
     leases_ahead: int = Field(default=2, ge=1)  # batches kept in the engine so that it never drains
     distractors: int = Field(default=4, ge=1)  # M
     cpus: float = Field(default=1.0, ge=0)
@@ -122,7 +138,9 @@ class QueueSettings(Settings):
     # measured: as few of them as keep the learner supplied, from the measured rates; full: always max_groups
     flow: Literal["measured", "full"] = "measured"
     max_mib: float = Field(default=256.0, gt=0)
-    max_staleness: int = Field(default=4, ge=0)  # weight versions between a group's oldest token and the learner
+    max_staleness: int = Field(
+        default=4, ge=0
+    )  # weight versions between a group's oldest token and the learner
 
 
 WeightTransport = Literal["object_store", "nixl"]
@@ -132,5 +150,6 @@ class WeightSettings(Settings):
     """When new weights go to the rollout actors, and how."""
 
     publish_every: int = Field(default=4, ge=1)  # optimizer steps
-    # object_store: one copy per node; nixl: Ray Direct Transport, learner's memory to actor's, by RDMA where there is
+    # object_store: one copy per node; nixl: Ray Direct Transport, learner's memory to actor's, by RDMA where
+    # there is
     transport: WeightTransport = "object_store"

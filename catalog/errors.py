@@ -1,7 +1,8 @@
 """The one hierarchy of errors that a user's mistake or a failed run raises.
 
 Each carries one finished message: what happened, the value, the bound and the remedy. They hold nothing but
-that message, so they survive pickling on their way out of a Ray worker. Anything that is not a `SluiceError` is a bug.
+that message, so they survive pickling on their way out of a Ray worker. Anything that is not a `SluiceError`
+is a bug.
 """
 
 

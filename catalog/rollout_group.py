@@ -1,5 +1,5 @@
-"""RolloutGroup, one prompt with its candidates and their scores, and its form on the wire: a row of an Arrow record
-batch, of which one stream goes through the object store per lease.
+"""RolloutGroup, one prompt with its candidates and their scores, and its form on the wire: a row of an Arrow
+record batch, of which one stream goes through the object store per lease.
 
 The schema carries its version in its metadata; a reader refuses any other.
 """
@@ -23,12 +23,17 @@ ROLLOUT_GROUP = pa.schema(
         pa.field("lease_id", pa.int64(), nullable=False),
         pa.field("user", pa.int32(), nullable=False),
         pa.field("position", pa.int32(), nullable=False),
-        pa.field("history", _int_list, nullable=False),  # [n] item rows, oldest first, as the prompt showed them
+        pa.field(
+            "history", _int_list, nullable=False
+        ),  # [n] item rows, oldest first, as the prompt showed them
         pa.field("excluded", _int_list, nullable=False),  # [E] item rows that constrained decoding left out
         pa.field("target_item", pa.int32(), nullable=False),
         pa.field("candidate_tokens", _int_list, nullable=False),  # [K*L] token ids
-        pa.field("behaviour_log_probs", _float_list, nullable=False),  # [K*L] nats, of the distribution drawn from
-        # [K] nats, log of the chance of being in the group; empty unless drawn without replacement (stochastic beams)
+        pa.field(
+            "behaviour_log_probs", _float_list, nullable=False
+        ),  # [K*L] nats, of the distribution drawn from
+        # [K] nats, log of the chance of being in the group; empty unless drawn without replacement
+        # (stochastic beams)
         pa.field("inclusion_log_probs", _float_list, nullable=False),
         pa.field("candidate_items", _int_list, nullable=False),  # [K] item rows, -1: no item of the catalogue
         pa.field("candidate_scores", _float_list, nullable=False),  # [K] ranker scores, NaN: no item
@@ -37,13 +42,21 @@ ROLLOUT_GROUP = pa.schema(
             "candidate_spread", _float_list, nullable=False
         ),  # [K] deviation of the score, NaN: no item, not known
         pa.field("target_spread", pa.float32(), nullable=False),
-        pa.field("candidate_values", _float_list, nullable=False),  # [K] predicted logged reward, NaN likewise
+        pa.field(
+            "candidate_values", _float_list, nullable=False
+        ),  # [K] predicted logged reward, NaN likewise
         pa.field("target_value", pa.float32(), nullable=False),
-        pa.field("distractor_items", _int_list, nullable=False),  # [M] item rows drawn from other prompts' candidates
+        pa.field(
+            "distractor_items", _int_list, nullable=False
+        ),  # [M] item rows drawn from other prompts' candidates
         pa.field("distractor_scores", _float_list, nullable=False),  # [M] scored under this prompt's history
-        pa.field("version_min", pa.int32(), nullable=False),  # oldest weights that produced a token of the group
+        pa.field(
+            "version_min", pa.int32(), nullable=False
+        ),  # oldest weights that produced a token of the group
         pa.field("version_max", pa.int32(), nullable=False),
-        pa.field("catalogue_version", pa.int32(), nullable=False),  # of the trie that names the candidates' items
+        pa.field(
+            "catalogue_version", pa.int32(), nullable=False
+        ),  # of the trie that names the candidates' items
         pa.field("ranker_version", pa.string(), nullable=False),
         pa.field("generate_s", pa.float32(), nullable=False),  # submit to last token
         pa.field("score_s", pa.float32(), nullable=False),  # ranker request to answer
@@ -67,11 +80,15 @@ class RolloutGroup:
     target_item: int
     candidate_tokens: np.ndarray  # [K, L] int32 token ids
     behaviour_log_probs: np.ndarray  # [K, L] float32 nats, of the distribution drawn from
-    inclusion_log_probs: np.ndarray  # [K] float32 nats, log of the chance of being in the group; [0]: see the schema
+    inclusion_log_probs: (
+        np.ndarray
+    )  # [K] float32 nats, log of the chance of being in the group; [0]: see the schema
     candidate_items: np.ndarray  # [K] int32 item rows, -1: no item of the catalogue
     candidate_scores: np.ndarray  # [K] float32, NaN: no item
     target_score: float
-    candidate_spread: np.ndarray  # [K] float32, deviation of the score over the ranker's ensemble, NaN: no item
+    candidate_spread: (
+        np.ndarray
+    )  # [K] float32, deviation of the score over the ranker's ensemble, NaN: no item
     target_spread: float  # NaN, and the candidates' with it: the ranker does not know it
     candidate_values: np.ndarray  # [K] float32, logged reward that the ranker predicts, NaN: no item
     target_value: float  # NaN likewise
@@ -82,13 +99,15 @@ class RolloutGroup:
     ranker_version: str
     generate_s: float  # submit to last token
     score_s: float  # ranker request to answer
-    catalogue_version: int = 0  # of the trie that constrained decoding chose from and that names the candidates' items
+    catalogue_version: int = (
+        0  # of the trie that constrained decoding chose from and that names the candidates' items
+    )
 
 
 _ARRAYS = {field.name: field.type.value_type for field in ROLLOUT_GROUP if pa.types.is_list(field.type)}
 
 
-def encode(*groups: RolloutGroup) -> pa.RecordBatch:
+def encode_groups(*groups: RolloutGroup) -> pa.RecordBatch:
     """The groups as rows, a few times faster together than one by one.
 
     Raises:
@@ -123,16 +142,18 @@ def from_stream(stream: bytes) -> pa.RecordBatch:
     return pa.ipc.open_stream(stream).read_next_batch()
 
 
-def decode(record: pa.RecordBatch) -> RolloutGroup:
+def decode_groups(record: pa.RecordBatch) -> RolloutGroup:
     """The group of a one-row record batch; its arrays are read-only views of the record.
 
     Raises:
-        DataError: the record has another version, other fields, not one row, or shapes that do not fit each other.
+        DataError: the record has another version, other fields, not one row, or shapes that do not fit each
+            other.
     """
     found = (record.schema.metadata or {}).get(_VERSION_KEY, b"none").decode()
     if found != str(ROLLOUT_GROUP_VERSION):
         raise DataError(
-            f"a rollout group has schema version {found}, this release reads {ROLLOUT_GROUP_VERSION}: run the "
+            f"a rollout group has schema version {found}, this release reads {ROLLOUT_GROUP_VERSION}: run "
+            f"the "
             "rollout actors and the learner from one release"
         )
     if not record.schema.equals(ROLLOUT_GROUP) or record.num_rows != 1:
@@ -148,7 +169,8 @@ def decode(record: pa.RecordBatch) -> RolloutGroup:
     for name in ("candidate_tokens", "behaviour_log_probs"):
         if len(values[name]) % count:
             raise DataError(
-                f"rollout group of lease {values['lease_id']}: {name} has {len(values[name])} values, which is no "
+                f"rollout group of lease {values['lease_id']}: {name} has {len(values[name])} values, which "
+                f"is no "
                 f"multiple of its {count} candidates"
             )
         values[name] = values[name].reshape(count, -1)
@@ -177,6 +199,7 @@ def _check(group: RolloutGroup) -> None:
         values = getattr(group, f"candidate_{name}")
         if (np.isnan(values) != ((group.candidate_items < 0) | np.isnan(known))).any():
             raise DataError(
-                f"rollout group of lease {group.lease_id}: candidate_{name} must be NaN exactly where candidate_items "
+                f"rollout group of lease {group.lease_id}: candidate_{name} must be NaN exactly where "
+                f"candidate_items "
                 f"is -1, got {values.tolist()} for {group.candidate_items.tolist()}"
             )

@@ -1,4 +1,6 @@
-"""Settings of the data: where the logs come from, how they are split, how semantic IDs are fitted. Imports no torch."""
+"""Settings of the data: where the logs come from, how they are split, how semantic IDs are fitted. Imports no
+torch.
+"""
 
 from pydantic import BaseModel, ConfigDict
 

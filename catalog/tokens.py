@@ -1,8 +1,8 @@
 """The semantic-ID alphabet: which token of the policy stands for which code of which level.
 
-An item is L codes, one per level; code c of level l has one token of its own, so a sequence of L tokens names an item
-or nothing. The layout depends on the policy's tokenizer (a fresh policy has no other tokens, an adapted one has its own
-vocabulary first), the codes do not.
+An item is L codes, one per level; code c of level l has one token of its own, so a sequence of L tokens names
+an item or nothing. The layout depends on the policy's tokenizer (a fresh policy has no other tokens, an
+adapted one has its own vocabulary first), the codes do not.
 """
 
 from dataclasses import dataclass
@@ -30,7 +30,14 @@ class TokenLayout:
     def fresh(cls, level_sizes: tuple[int, ...]) -> "TokenLayout":
         """The layout of a policy built from scratch: PAD, BOS, EOS, then the codes level by level."""
         offsets = tuple(3 + sum(level_sizes[:level]) for level in range(len(level_sizes)))
-        return cls(level_sizes=level_sizes, level_offsets=offsets, pad=0, bos=1, eos=2, vocab_size=3 + sum(level_sizes))
+        return cls(
+            level_sizes=level_sizes,
+            level_offsets=offsets,
+            pad=0,
+            bos=1,
+            eos=2,
+            vocab_size=3 + sum(level_sizes),
+        )
 
     @property
     def levels(self) -> int:

@@ -1,4 +1,6 @@
-"""How the processes of a run are set up: what they start with, and what those that never idle do once they are warm."""
+"""How the processes of a run are set up: what they start with, and what those that never idle do once they
+are warm.
+"""
 
 import contextlib
 import gc
@@ -6,17 +8,21 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-# How glibc's malloc keeps memory. Left to itself it gives the memory of freed tensors back to the system, above all in
-# a thread that is not the process's first, where Ray runs engines and Ray Train runs the learner; the next step gets it
-# back page by page. Read when a process starts, so it has to be in its environment; other C libraries ignore it.
+# How glibc's malloc keeps memory. Left to itself it gives the memory of freed tensors back to the system,
+# above all in a thread that is not the process's first, where Ray runs engines and Ray Train runs the
+# learner; the next step gets it back page by page. Read when a process starts, so it has to be in its
+# environment; other C libraries ignore it.
 ALLOCATOR = {
-    "MALLOC_ARENA_MAX": "1",  # one heap for all threads; the heaps of other threads are taken apart as they empty
+    # one heap for all threads; the heaps of other threads are taken apart as they empty
+    "MALLOC_ARENA_MAX": "1",
     "MALLOC_TRIM_THRESHOLD_": str(2**32),  # bytes at its end that are kept
-    "MALLOC_MMAP_THRESHOLD_": str(2**25),  # bytes from which an allocation is a mapping of its own: the most there is
+    "MALLOC_MMAP_THRESHOLD_": str(
+        2**25
+    ),  # bytes from which an allocation is a mapping of its own: the most there is
 }
 
-# Where libraries keep what they compile (torch.compile of the learner, vLLM graphs): by themselves under the home
-# directory and /tmp of each node; on a volume that outlives the nodes, compiling is done once.
+# Where libraries keep what they compile (torch.compile of the learner, vLLM graphs): by themselves under the
+# home directory and /tmp of each node; on a volume that outlives the nodes, compiling is done once.
 CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "VLLM_CACHE_ROOT")
 
 
@@ -25,12 +31,12 @@ def job_environment(own: Mapping[str, str]) -> dict[str, str]:
     return ALLOCATOR | {name: own[name] for name in CACHES if name in own}
 
 
-def collect_garbage_seldom() -> None:
+def raise_gc_threshold() -> None:
     """Look for reference cycles after 50,000 new objects instead of 700, and not among those there are now.
 
-    For a process that has built what it works with; call it again when that has been replaced. A step of an engine
-    makes thousands of objects that live for a few steps, and next to no cycles: at Python's own threshold it is
-    searched seven times a step, 2% of a rollout actor.
+    For a process that has built what it works with; call it again when that has been replaced. A step of an
+    engine makes thousands of objects that live for a few steps, and next to no cycles: at Python's own
+    threshold it is searched seven times a step, 2% of a rollout actor.
     """
     gc.unfreeze()
     gc.collect()
@@ -38,15 +44,15 @@ def collect_garbage_seldom() -> None:
     gc.set_threshold(50_000)
 
 
-def give_way(but: int | None = None) -> None:
+def lower_thread_priority(but: int | None = None) -> None:
     """Let the threads of this process, and what they start, not interrupt a thread that computes.
 
-    A thread that wakes up on a core (for a message, say) takes it from the one that runs there, which then has to fill
-    its caches again. That happened to an engine ten times a step, although another core was free; where all others are
-    Linux's SCHED_BATCH, which wait for the end of its time slice (3 ms) where no core is free, a third as often.
-    Processes inherit the policy: a head that gives way starts actors that do. `but` is the thread (native id) that
-    computes, whose policy is the ordinary one. Where a system has no such policy or does not allow it, all stays as it
-    is.
+    A thread that wakes up on a core (for a message, say) takes it from the one that runs there, which then
+    has to fill its caches again. That happened to an engine ten times a step, although another core was free;
+    where all others are Linux's SCHED_BATCH, which wait for the end of its time slice (3 ms) where no core is
+    free, a third as often. Processes inherit the policy: a head that gives way starts actors that do. `but`
+    is the thread (native id) that computes, whose policy is the ordinary one. Where a system has no such
+    policy or does not allow it, all stays as it is.
     """
     tasks = Path("/proc/self/task")
     if not hasattr(os, "SCHED_BATCH") or not tasks.is_dir():
@@ -55,8 +61,8 @@ def give_way(but: int | None = None) -> None:
         _schedule(thread, os.SCHED_OTHER if thread == but else os.SCHED_BATCH)
 
 
-def give_way_alone() -> None:
-    """`give_way` for the thread that calls, and the threads that it starts."""
+def lower_own_priority() -> None:
+    """`lower_thread_priority` for the thread that calls, and the threads that it starts."""
     if hasattr(os, "SCHED_BATCH"):
         _schedule(0, os.SCHED_BATCH)
 

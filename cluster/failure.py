@@ -12,7 +12,7 @@ class Decision:
     message: str
 
 
-def decide(component: str, *, restarts: int, bound: int, setting: str, reason: str) -> Decision:
+def decide_restart(component: str, *, restarts: int, bound: int, setting: str, reason: str) -> Decision:
     """What to do about `component`, which failed with `reason` after `restarts` restarts.
 
     `setting` names the field that holds `bound`, for the message.

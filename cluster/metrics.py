@@ -1,4 +1,5 @@
-"""The metrics of a run, for Prometheus through Ray: one table that says what exists, one class that reports to it.
+"""The metrics of a run, for Prometheus through Ray: one table that says what exists, one class that reports
+to it.
 
 Ray exposes them on each node's metrics port with the prefix `ray_`.
 """
@@ -51,7 +52,9 @@ METRICS: tuple[Metric, ...] = (
     _counter("sluice_groups_late_total", "groups", "groups refused because their lease had moved on"),
     _gauge("sluice_groups_per_second", "groups/s", "groups trained per second since the last report"),
     _gauge("sluice_rollout_groups", "groups", "groups finished by a rollout actor", "actor"),
-    _gauge("sluice_time_seconds", "s", "where a component's time went; wait_* is idle", "component", "activity"),
+    _gauge(
+        "sluice_time_seconds", "s", "where a component's time went; wait_* is idle", "component", "activity"
+    ),
     _gauge("sluice_weight_version", "version", "weights in use", "component"),
     _gauge("sluice_catalogue_version", "version", "catalogue in use", "component"),
     _seconds("sluice_weight_sync_seconds", "pause of an engine for new weights", "actor"),
@@ -100,7 +103,11 @@ class MetricSet:
                 raise TypeError(f"{name} is declared as a {metric.kind}, not a {kind}")
             description = f"{metric.description} [{metric.unit}]"
             if kind == "histogram":
-                self._live[name] = Histogram(name, description, boundaries=list(metric.bounds), tag_keys=metric.tags)
+                self._live[name] = Histogram(
+                    name, description, boundaries=list(metric.bounds), tag_keys=metric.tags
+                )
             else:
-                self._live[name] = {"gauge": Gauge, "counter": Counter}[kind](name, description, tag_keys=metric.tags)
+                self._live[name] = {"gauge": Gauge, "counter": Counter}[kind](
+                    name, description, tag_keys=metric.tags
+                )
         return self._live[name]

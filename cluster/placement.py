@@ -1,8 +1,10 @@
-"""Where the actors of a run go: a plan as a pure function of the settings, and its reservation on the cluster.
+"""Where the actors of a run go: a plan as a pure function of the settings, and its reservation on the
+cluster.
 
-Rollout and ranker actors get a bundle each in one placement group, so the run has either all of them or none, and a
-restarted actor finds its place again. The learner's workers are in the plan only to be counted: Ray Train makes a
-placement group of its own for them. Actors that need neither CPU nor GPU (queue, weight board) need no place.
+Rollout and ranker actors get a bundle each in one placement group, so the run has either all of them or none,
+and a restarted actor finds its place again. The learner's workers are in the plan only to be counted: Ray
+Train makes a placement group of its own for them. Actors that need neither CPU nor GPU (queue, weight board)
+need no place.
 """
 
 import time
@@ -51,7 +53,9 @@ class PlacementPlan:
         """The plan's demand by resource, learners included; labels are left out."""
         total: Counter[str] = Counter()
         for bundle in self.bundles + self.learners:
-            total.update({name: amount for name, amount in bundle.resources.items() if name in ("CPU", "GPU")})
+            total.update(
+                {name: amount for name, amount in bundle.resources.items() if name in ("CPU", "GPU")}
+            )
         return {name: round(amount, 3) for name, amount in total.items()}
 
     def describe(self) -> str:
@@ -60,10 +64,15 @@ class PlacementPlan:
         return "; ".join(f"{count} x {role} with {words}" for (role, words), count in groups.items())
 
 
-def plan(settings: ClusterSettings, *, rollouts: RoleNeeds, rankers: RoleNeeds, learner_workers: int) -> PlacementPlan:
-    """The places of a run. Rollout actors carry the rollout label, learner workers the learner's, rankers none."""
+def plan_placement(
+    settings: ClusterSettings, *, rollouts: RoleNeeds, rankers: RoleNeeds, learner_workers: int
+) -> PlacementPlan:
+    """The places of a run. Rollout actors carry the rollout label, learner workers the learner's, rankers
+    none.
+    """
     learners = tuple(
-        Bundle(role="learner", index=index, resources=learner_resources(settings)) for index in range(learner_workers)
+        Bundle(role="learner", index=index, resources=learner_resources(settings))
+        for index in range(learner_workers)
     )
     return PlacementPlan(
         bundles=_bundles("rollout", rollouts, settings.rollout_resource) + _bundles("ranker", rankers, None),
@@ -72,7 +81,9 @@ def plan(settings: ClusterSettings, *, rollouts: RoleNeeds, rankers: RoleNeeds, 
 
 
 def learner_resources(settings: ClusterSettings) -> dict[str, float]:
-    """What one learner worker takes (`ScalingConfig.resources_per_worker`), and any task that stands in for one."""
+    """What one learner worker takes (`ScalingConfig.resources_per_worker`), and any task that stands in for
+    one.
+    """
     return _resources(settings.learner_cpus, settings.learner_gpus, settings.learner_resource)
 
 
@@ -107,7 +118,7 @@ class Reservation:
             remove_placement_group(self._group)
 
 
-def reserve(wanted: PlacementPlan, timeout_s: float) -> Reservation:
+def reserve_placement(wanted: PlacementPlan, timeout_s: float) -> Reservation:
     """Reserve the plan's bundles, once it is sure that the learner's will fit beside them.
 
     Raises:
@@ -117,7 +128,8 @@ def reserve(wanted: PlacementPlan, timeout_s: float) -> Reservation:
     places = [bundle for bundle in wanted.bundles if bundle.resources]
     group = _granted(wanted, places, deadline_s, timeout_s)
     try:
-        # Granted and given back at once: Ray Train asks for the same in a moment. Without this it would wait for ever.
+        # Granted and given back at once: Ray Train asks for the same in a moment. Without this it would wait
+        # for ever.
         learners = _granted(wanted, list(wanted.learners), deadline_s, timeout_s)
     except ClusterError:
         if group is not None:
@@ -125,7 +137,9 @@ def reserve(wanted: PlacementPlan, timeout_s: float) -> Reservation:
         raise
     if learners is not None:
         remove_placement_group(learners)
-    return Reservation(wanted, group, {(bundle.role, bundle.index): place for place, bundle in enumerate(places)})
+    return Reservation(
+        wanted, group, {(bundle.role, bundle.index): place for place, bundle in enumerate(places)}
+    )
 
 
 def _granted(
@@ -136,24 +150,30 @@ def _granted(
     group = placement_group([bundle.resources for bundle in bundles], strategy="PACK")
     if not group.wait(max(0.1, deadline_s - time.monotonic())):
         remove_placement_group(group)
-        raise ClusterError(shortage(wanted, ray.cluster_resources(), ray.available_resources(), timeout_s))
+        raise ClusterError(
+            describe_shortage(wanted, ray.cluster_resources(), ray.available_resources(), timeout_s)
+        )
     return group
 
 
-def shortage(wanted: PlacementPlan, total: dict[str, float], free: dict[str, float], timeout_s: float) -> str:
+def describe_shortage(
+    wanted: PlacementPlan, total: dict[str, float], free: dict[str, float], timeout_s: float
+) -> str:
     """Why a plan was not granted: what it asks for against what the cluster has and what of it is free."""
     names = sorted({name for bundle in wanted.bundles + wanted.learners for name in bundle.resources})
     have = ", ".join(f"{name} {total.get(name, 0):g} ({free.get(name, 0):g} free)" for name in names)
     absent = [name for name in names if not total.get(name)]
     remedy = (
-        f"No node has the resource(s) {', '.join(absent)}: start nodes with them, or change cluster.*_resource or "
+        f"No node has the resource(s) {', '.join(absent)}: start nodes with them, or change "
+        f"cluster.*_resource or "
         "*.gpus"
         if absent
         else "Add nodes, stop what else runs there, or lower rollout.actors, rollout.cpus, ranker_pool.* or "
         "cluster.learner_cpus"
     )
     return (
-        f"the cluster did not grant the run's resources within {timeout_s:g} s. Asked for: {wanted.describe()} (in all "
+        f"the cluster did not grant the run's resources within {timeout_s:g} s. Asked for: "
+        f"{wanted.describe()} (in all "
         f"{_words(wanted.totals)}). The cluster has {have}. {remedy}"
     )
 

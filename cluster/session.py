@@ -11,7 +11,8 @@ from sluice.catalog.errors import ClusterError
 
 _AUTH_REMEDY = (
     "Ray has token authentication on by default: set RAY_AUTH_MODE=token, and have the cluster's token in "
-    "~/.ray/auth_token, in RAY_AUTH_TOKEN, or in the file that RAY_AUTH_TOKEN_PATH names (`ray get-auth-token` "
+    "~/.ray/auth_token, in RAY_AUTH_TOKEN, or in the file that RAY_AUTH_TOKEN_PATH names (`ray "
+    "get-auth-token` "
     "prints it on the head node)"
 )
 
@@ -27,7 +28,7 @@ class ClusterFacts:
     authentication: str  # the mode this process runs in: token or disabled
 
 
-def connect(address: str = "auto", namespace: str = "sluice") -> ClusterFacts:
+def connect_cluster(address: str = "auto", namespace: str = "sluice") -> ClusterFacts:
     """Join the running cluster; a process that already has joined one stays there.
 
     Raises:

@@ -1,7 +1,7 @@
 """Ranking metrics with one target per user, and their uncertainty. Pure numpy and scipy.
 
-A rank is 1-based; 0 means that the target is not in the list. HR@k, NDCG@k and MRR as usual for one relevant item:
-HR@k = 1[rank <= k], NDCG@k = 1[rank <= k] / log2(rank + 1), MRR = 1 / rank within the list, else 0.
+A rank is 1-based; 0 means that the target is not in the list. HR@k, NDCG@k and MRR as usual for one relevant
+item: HR@k = 1[rank <= k], NDCG@k = 1[rank <= k] / log2(rank + 1), MRR = 1 / rank within the list, else 0.
 """
 
 from collections.abc import Mapping
@@ -35,15 +35,22 @@ def bootstrap_mean(values: np.ndarray, seed: int = 0, resamples: int = 2000) -> 
         mean = float(np.mean(values))
         return mean, mean
     interval = stats.bootstrap(
-        (values,), np.mean, n_resamples=resamples, method="percentile", rng=np.random.default_rng(seed), batch=100
+        (values,),
+        np.mean,
+        n_resamples=resamples,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+        batch=100,
     ).confidence_interval
     return float(interval.low), float(interval.high)
 
 
-def intervals(
+def bootstrap_intervals(
     rows: Mapping[str, np.ndarray], metric: str, pairs: tuple[tuple[str, str], ...]
 ) -> dict[str, list[float]]:
-    """Bootstrap intervals of `metric` for each row's ranks, and of the paired difference `a - b` for each pair."""
+    """Bootstrap intervals of `metric` for each row's ranks, and of the paired difference `a - b` for each
+    pair.
+    """
     values = {name: per_user(ranks)[metric] for name, ranks in rows.items()}
     result = {name: list(bootstrap_mean(value)) for name, value in values.items()}
     for first, second in pairs:

@@ -5,15 +5,19 @@ import torch.distributed as dist
 
 
 def mean_of(values: torch.Tensor, where: torch.Tensor | None = None) -> torch.Tensor:
-    """The metric `[2]`, (sum, count), that reports the mean of `values` over the entries where `where` holds."""
+    """The metric `[2]`, (sum, count), that reports the mean of `values` over the entries where `where`
+    holds.
+    """
     values = values.detach().double()
     if where is None:
         return torch.stack([values.sum(), values.new_full((), values.numel())])
     return torch.stack([torch.where(where, values, 0.0).sum(), where.sum().double()])
 
 
-def means(totals: dict[str, torch.Tensor]) -> dict[str, float]:
-    """The means of (sum, count) metrics over all workers; one exchange and one copy to the host for all of them."""
+def reduce_means(totals: dict[str, torch.Tensor]) -> dict[str, float]:
+    """The means of (sum, count) metrics over all workers; one exchange and one copy to the host for all of
+    them.
+    """
     names = sorted(totals)
     table = torch.stack([totals[name] for name in names])
     if is_distributed():

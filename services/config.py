@@ -1,4 +1,6 @@
-"""The configuration of one run: one YAML file, overridden key by key, checked whole. Imports no torch, no Ray."""
+"""The configuration of one run: one YAML file, overridden key by key, checked whole. Imports no torch, no
+Ray.
+"""
 
 import re
 from collections.abc import Sequence
@@ -8,7 +10,13 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from sluice.actors.settings import CPU_HEAD_SIZES, QueueSettings, RankerPoolSettings, RolloutSettings, WeightSettings
+from sluice.actors.settings import (
+    CPU_HEAD_SIZES,
+    QueueSettings,
+    RankerPoolSettings,
+    RolloutSettings,
+    WeightSettings,
+)
 from sluice.catalog.data.settings import DataSettings
 from sluice.catalog.errors import ConfigError
 from sluice.catalog.settings import Settings
@@ -54,7 +62,8 @@ class RunConfig(Settings):
         needed = max(self.learner.prompts_per_step, self.rollout.prompts_per_lease)
         if self.queue.max_groups < needed:
             raise ValueError(
-                f"queue.max_groups {self.queue.max_groups} is below {needed}, the larger of learner.prompts_per_step "
+                f"queue.max_groups {self.queue.max_groups} is below {needed}, the larger of "
+                f"learner.prompts_per_step "
                 "and rollout.prompts_per_lease: the learner could never fill a step"
             )
         return self
@@ -71,7 +80,8 @@ class RunConfig(Settings):
             )
         if size < 32 or size % 16:
             raise ValueError(
-                f"policy.hidden_size / policy.heads is {size}; vLLM's attention kernels take head sizes of 32 and more "
+                f"policy.hidden_size / policy.heads is {size}; vLLM's attention kernels take head sizes of "
+                f"32 and more "
                 "that are multiples of 16"
             )
         return self
@@ -92,8 +102,10 @@ class RunConfig(Settings):
         grpo = getattr(self.objective, "grpo", None)
         if grpo and grpo.uses_engine_probabilities and self.rollout.decode.top_p < 1:
             raise ValueError(
-                f"rollout.decode.top_p {self.rollout.decode.top_p} makes the engine normalise over a nucleus that the "
-                "learner does not have, so every ratio is biased: set top_p to 1.0 (temperature may differ from 1), or "
+                f"rollout.decode.top_p {self.rollout.decode.top_p} makes the engine normalise over a nucleus "
+                f"that the "
+                "learner does not have, so every ratio is biased: set top_p to 1.0 (temperature may differ "
+                "from 1), or "
                 "objective.grpo.old_policy to batch_start with correction.level none"
             )
         return self
@@ -103,8 +115,10 @@ class RunConfig(Settings):
         grpo = getattr(self.objective, "grpo", None)
         if grpo and grpo.ground_truth == "inject" and self.rollout.decode.kind == "stochastic_beam":
             raise ValueError(
-                "objective.grpo.ground_truth inject puts an item into the group that nobody drew, and members of a "
-                "stochastic_beam group count by their chance of being drawn: set ground_truth to override or none, or "
+                "objective.grpo.ground_truth inject puts an item into the group that nobody drew, and "
+                "members of a "
+                "stochastic_beam group count by their chance of being drawn: set ground_truth to override or "
+                "none, or "
                 "rollout.decode.kind to sample"
             )
         return self
@@ -122,7 +136,8 @@ class RunConfig(Settings):
     def _logged_rewards_are_named(self) -> "RunConfig":
         if self.needs_logged_reward and self.data.reward == "none":
             raise ValueError(
-                f"objective {self.objective.type} learns from logged rewards, and data.reward is none: name the column "
+                f"objective {self.objective.type} learns from logged rewards, and data.reward is none: name "
+                f"the column "
                 "of the log that holds them (rating, click or dwell_seconds)"
             )
         return self
@@ -132,7 +147,8 @@ class RunConfig(Settings):
         decode = self.rollout.decode
         if self.objective.type == "cql" and (decode.kind == "beam" or decode.top_p < 1):
             raise ValueError(
-                f"objective cql sums over all items by sampling, which rollout.decode.kind {decode.kind} with top_p "
+                f"objective cql sums over all items by sampling, which rollout.decode.kind {decode.kind} "
+                f"with top_p "
                 f"{decode.top_p} does not allow: set kind to sample and top_p to 1.0"
             )
         return self
@@ -143,7 +159,8 @@ class RunConfig(Settings):
         builtin = self.ranker.use == "builtin"
         if pairs and pairs.type == "ranker_intervals" and builtin and self.ranker.ensemble < 2:
             raise ValueError(
-                f"objective.pairs.type ranker_intervals needs the spread over an ensemble, and ranker.ensemble is "
+                f"objective.pairs.type ranker_intervals needs the spread over an ensemble, and "
+                f"ranker.ensemble is "
                 f"{self.ranker.ensemble}: set it to 2 or more, or choose other pairs"
             )
         return self
@@ -153,8 +170,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read `path`, apply overrides such as `learner.lr=1e-5` (values are YAML), and check the result.
 
     Raises:
-        ConfigError: the file is missing or no YAML mapping, an override is malformed, or a value is wrong; the
-            message has one line per error with its field path, the value and the reason.
+        ConfigError: the file is missing or no YAML mapping, an override is malformed, or a value is wrong;
+            the message has one line per error with its field path, the value and the reason.
     """
     try:
         text = Path(path).read_text()
@@ -171,19 +188,23 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     try:
         return RunConfig.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError(f"{path} has {error.error_count()} error(s):\n" + "\n".join(_lines(error))) from None
+        raise ConfigError(
+            f"{path} has {error.error_count()} error(s):\n" + "\n".join(_lines(error))
+        ) from None
 
 
 def dump_config(config: RunConfig) -> str:
-    """The resolved config as YAML, every default written out; `load_config` reads it back to an equal config."""
+    """The resolved config as YAML, every default written out; `load_config` reads it back to an equal
+    config.
+    """
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
 def place_output(config: RunConfig, working_directory: Path, home: Path) -> RunConfig:
     """Make `output` absolute, so that it means the same in every process of the run.
 
-    A job's working directory is a copy that Ray deletes some time after the job, so a relative `output` of a job that
-    was submitted by hand goes under `<home>/sluice` instead.
+    A job's working directory is a copy that Ray deletes some time after the job, so a relative `output` of a
+    job that was submitted by hand goes under `<home>/sluice` instead.
     """
     base = home / "sluice" if _RAY_COPY.search(working_directory.as_posix()) else working_directory
     return config.model_copy(update={"output": str(base / Path(config.output).expanduser())})

@@ -1,7 +1,9 @@
-"""Progress of long work: phases with a rate and an ETA, shown as live bars, as marked JSON lines, or as plain lines.
+"""Progress of long work: phases with a rate and an ETA, shown as live bars, as marked JSON lines, or as plain
+lines.
 
-Work reports through a callback `(done, total, fields)` and knows nothing of terminals. A job that runs on a cluster
-writes marked lines into its log, and `sluice submit`, which follows that log, draws them as if the work were local.
+Work reports through a callback `(done, total, fields)` and knows nothing of terminals. A job that runs on a
+cluster writes marked lines into its log, and `sluice submit`, which follows that log, draws them as if the
+work were local.
 """
 
 import contextlib
@@ -114,7 +116,7 @@ class PlainSink:
     def show(self, update: Update) -> None:
         """Write the update as one line."""
         if self._throttle.admits(update):
-            print(describe(update), file=self._stream, flush=True)
+            print(describe_update(update), file=self._stream, flush=True)
 
     def line(self, text: str) -> None:
         """Write the line as it is."""
@@ -197,7 +199,9 @@ class Reporter:
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[Progress]:
-        """A named phase; yields the callback that its work reports to. One left by an error is not shown as done."""
+        """A named phase; yields the callback that its work reports to. One left by an error is not shown as
+        done.
+        """
         started = self._clock()
         last = Update(phase=name, done=0, total=0, elapsed_s=0.0, rate_per_s=None, eta_s=None, fields={})
         first: tuple[int, float] | None = None  # a resumed phase starts above zero: rates count from here
@@ -206,7 +210,7 @@ class Reporter:
             nonlocal last, first
             now = self._clock()
             first = first or (done, now)
-            rate, eta = pace(done - first[0], now - first[1], total - done)
+            rate, eta = rate_and_left(done - first[0], now - first[1], total - done)
             last = Update(
                 phase=name,
                 done=done,
@@ -220,11 +224,15 @@ class Reporter:
 
         yield report
         self.seconds[name] = self.seconds.get(name, 0.0) + self._clock() - started
-        state = asdict(last) | {"finished": True, "eta_s": 0.0, "elapsed_s": round(self._clock() - started, 3)}
+        state = asdict(last) | {
+            "finished": True,
+            "eta_s": 0.0,
+            "elapsed_s": round(self._clock() - started, 3),
+        }
         self._sink.show(Update(**state))
 
 
-def pace(done: int, elapsed_s: float, left: int) -> tuple[float | None, float | None]:
+def rate_and_left(done: int, elapsed_s: float, left: int) -> tuple[float | None, float | None]:
     """Rate per second and seconds left at that rate; None while nothing was done."""
     if done <= 0 or elapsed_s <= 0:
         return None, None
@@ -244,7 +252,7 @@ def sink_for(stream: TextIO, environment: Mapping[str, str]) -> Sink:
     return PlainSink(stream, Throttle(10.0))
 
 
-def describe(update: Update) -> str:
+def describe_update(update: Update) -> str:
     """The update as one plain line."""
     state = "done " if update.finished else ""
     return f"{update.phase}: {state}{_numbers(update)}"
@@ -255,9 +263,9 @@ def _numbers(update: Update) -> str:
     if update.rate_per_s is not None:
         parts.append(_rate(update.rate_per_s))
     if update.finished:
-        parts.append(f"in {duration(update.elapsed_s)}")
+        parts.append(f"in {format_duration(update.elapsed_s)}")
     elif update.eta_s is not None:
-        parts.append(f"{duration(update.eta_s)} left")
+        parts.append(f"{format_duration(update.eta_s)} left")
     parts += [f"{name} {_number(value)}" for name, value in update.fields.items()]
     return "  ".join(parts)
 
@@ -272,7 +280,7 @@ def _number(value: float) -> str:
     return f"{value:.4g}"
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Seconds as `42s`, `3m05s` or `2h03m`."""
     whole = round(seconds)
     if whole < 60:

@@ -1,4 +1,6 @@
-"""The reference that the shared-prefix learner is held to: one plain forward per prompt and branch, no padding."""
+"""The reference that the shared-prefix learner is held to: one plain forward per prompt and branch, no
+padding.
+"""
 
 import torch
 from torch import nn

@@ -1,4 +1,6 @@
-"""A tiny catalogue, and stand-ins for the engine and the ranker, for tests of the rollout side without vLLM."""
+"""A tiny catalogue, and stand-ins for the engine and the ranker, for tests of the rollout side without
+vLLM.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,8 +12,8 @@ from sluice.actors.engines.engine import GenerateRequest, Generation
 from sluice.catalog.data.settings import DataSettings
 from sluice.catalog.tokens import TokenLayout
 from sluice.catalog.trie.vocabulary import Vocabulary
-from sluice.learner.policy.packed_weights import PackedWeights, pack
-from sluice.learner.ranker.assessment import Assessment
+from sluice.learner.policy.packed_weights import PackedWeights, pack_weights
+from sluice.learner.ranker.output import RankerOutput
 
 # Eight items of three levels with two codes each: item row i has the bits of i as its codes.
 CODES = np.asarray([[i >> 2 & 1, i >> 1 & 1, i & 1] for i in range(8)], dtype=np.int32)
@@ -52,7 +54,8 @@ def examples(count: int) -> tuple[np.ndarray, np.ndarray]:
 class FakeEngine:
     """Each step finishes the oldest `per_step` requests with the items after the target's row as candidates.
 
-    While `stall_while` names a file that does not exist, groups after the first `stall_after` are never finished.
+    While `stall_while` names a file that does not exist, groups after the first `stall_after` are never
+    finished.
     """
 
     def __init__(
@@ -131,12 +134,12 @@ class RowRanker:
         return np.where(candidates < 0, np.nan, self.scale * candidates + lengths / 100).astype(np.float32)
 
 
-class AssessingRanker(RowRanker):
+class PredictingRanker(RowRanker):
     """Its spread of item i is i / 10, its value 10 i."""
 
-    def assess(self, histories: list[np.ndarray], candidates: np.ndarray) -> Assessment:
+    def predict(self, histories: list[np.ndarray], candidates: np.ndarray) -> RankerOutput:
         spread, values = (np.where(candidates < 0, np.nan, factor * candidates) for factor in (0.1, 10.0))
-        return Assessment.of(self.score(histories, candidates), spread, values)
+        return RankerOutput.of(self.score(histories, candidates), spread, values)
 
 
 class BrokenRanker(RowRanker):
@@ -148,4 +151,4 @@ class BrokenRanker(RowRanker):
 
 def weights_at(version: int) -> PackedWeights:
     """Weights of no policy, for engines that look at the version only."""
-    return pack([("w", torch.ones(4))], version)
+    return pack_weights([("w", torch.ones(4))], version)

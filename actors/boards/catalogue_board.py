@@ -1,8 +1,10 @@
-"""The catalogue board: where the newest version of the catalogue is (`sluice.actors.boards.version_board`). Whoever changes the
-catalogue publishes; rollout actors and learner workers take it up. Version 0 is the one that the run started with.
+"""The catalogue board: where the newest version of the catalogue is (`sluice.actors.boards.version_board`).
+Whoever changes the catalogue publishes; rollout actors and learner workers take it up. Version 0 is the one
+that the run started with.
 
-A version lies in the object store once per node, and its arrays are used there without a copy. It carries the tries of
-a few versions before it: a learner that missed one can still mask the groups that were generated with it.
+A version lies in the object store once per node, and its arrays are used there without a copy. It carries the
+tries of a few versions before it: a learner that missed one can still mask the groups that were generated
+with it.
 """
 
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 import ray
 
 from sluice.actors.boards.version_board import VersionBoard, VersionSource
-from sluice.actors.calls import answer
+from sluice.actors.calls import get_result
 from sluice.catalog.trie.vocabulary import Vocabulary
 
 
@@ -36,12 +38,16 @@ class CataloguePublisher:
             RunError: the board has a later one from somebody else, or is gone.
         """
         vocabulary = vocabulary.after(self.newest)
-        reference = self._handle.publish.remote(vocabulary.version, [ray.put(vocabulary)], vocabulary.trie.nbytes)
-        answer(reference, f"the catalogue board (publish version {vocabulary.version})", self._timeout_s)
+        reference = self._handle.publish.remote(
+            vocabulary.version, [ray.put(vocabulary)], vocabulary.trie.nbytes
+        )
+        get_result(reference, f"the catalogue board (publish version {vocabulary.version})", self._timeout_s)
         self.newest = vocabulary
 
 
 class CatalogueSource(VersionSource[Vocabulary]):
-    """The side that uses it; polled between engine steps, or asked when a group is newer than the catalogue."""
+    """The side that uses it; polled between engine steps, or asked when a group is newer than the
+    catalogue.
+    """
 
     board = "catalogue board"

@@ -1,9 +1,10 @@
-"""A board says where the newest version of something is: it holds one reference, to the copy in the object store.
+"""A board says where the newest version of something is: it holds one reference, to the copy in the object
+store.
 
-Whoever makes the versions publishes one after the other; whoever uses them asks for anything newer than what it has,
-through a long poll beside its own work, so that neither side ever waits for the other. An older copy is released as
-soon as a newer one is there: whoever is fetching it keeps it alive by its own reference. Version 0, which everybody
-begins with, is never published.
+Whoever makes the versions publishes one after the other; whoever uses them asks for anything newer than what
+it has, through a long poll beside its own work, so that neither side ever waits for the other. An older copy
+is released as soon as a newer one is there: whoever is fetching it keeps it alive by its own reference.
+Version 0, which everybody begins with, is never published.
 
 `sluice.actors.boards.weight_board` and `sluice.actors.boards.catalogue_board` are the boards there are.
 """
@@ -17,9 +18,9 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 import ray
 from ray.exceptions import GetTimeoutError, ObjectLostError
 
-from sluice.actors.calls import answer, reason_of
+from sluice.actors.calls import get_result, reason_of
 from sluice.catalog.errors import RunError, SluiceError
-from sluice.cluster.environment import give_way_alone
+from sluice.cluster.environment import lower_own_priority
 
 _POLL_S = 30.0
 _GRACE_S = 60.0  # how late the answer of a long poll may be: the time in which Ray restarts the board
@@ -46,7 +47,8 @@ class VersionBoard:
         self._changed = asyncio.Condition()
 
     async def publish(self, version: int, references: list[Any], nbytes: int) -> None:
-        """Replace what the board holds. `references` is a list so that Ray passes the references, not what they name.
+        """Replace what the board holds. `references` is a list so that Ray passes the references, not what
+        they name.
 
         Raises:
             RunError: the version is not higher than the one on the board.
@@ -54,7 +56,8 @@ class VersionBoard:
         async with self._changed:
             if version <= self._version:
                 raise RunError(
-                    f"{self.what} version {version} was published after version {self._version}; versions must "
+                    f"{self.what} version {version} was published after version {self._version}; versions "
+                    f"must "
                     "increase, so whoever starts again goes on from the board's latest version"
                 )
             self._version, self._references, self._nbytes = version, list(references), nbytes
@@ -62,7 +65,9 @@ class VersionBoard:
             self._changed.notify_all()
 
     async def latest(self, after_version: int, wait_s: float) -> tuple[int, list[Any]] | None:
-        """The newest version and its references once it is above `after_version`; None when `wait_s` passes without."""
+        """The newest version and its references once it is above `after_version`; None when `wait_s` passes
+        without.
+        """
         async with self._changed:
             try:
                 async with asyncio.timeout(wait_s):
@@ -74,7 +79,9 @@ class VersionBoard:
 
     async def status(self) -> BoardStatus:
         """Counts so far."""
-        return BoardStatus(version=self._version, nbytes=self._nbytes, published=self._published, served=self._served)
+        return BoardStatus(
+            version=self._version, nbytes=self._nbytes, published=self._published, served=self._served
+        )
 
 
 class Versioned(Protocol):
@@ -91,8 +98,8 @@ Thing = TypeVar("Thing", bound=Versioned)
 class VersionSource(Generic[Thing]):
     """The side that uses the versions. Picklable before the first `poll`.
 
-    A thread waits for new versions and fetches them to this node beside the caller's own work, so that the caller only
-    pauses to put them into use.
+    A thread waits for new versions and fetches them to this node beside the caller's own work, so that the
+    caller only pauses to put them into use.
     """
 
     board: ClassVar[str]  # for messages
@@ -104,7 +111,8 @@ class VersionSource(Generic[Thing]):
         self.lost = 0  # versions that died with the process that put them
 
     def poll(self, current_version: int) -> Thing | None:
-        """The newest above `current_version` of the versions that have arrived on this node since the last poll.
+        """The newest above `current_version` of the versions that have arrived on this node since the last
+        poll.
 
         Never blocks. A version is handed out once: a caller that loses it asks `newest`.
 
@@ -115,7 +123,9 @@ class VersionSource(Generic[Thing]):
         if self._arrived is None:
             self._arrived = queue.SimpleQueue()
             # A daemon: a long poll under way must not keep the actor's process from ending.
-            threading.Thread(target=self._follow, args=(current_version,), name=self.board, daemon=True).start()
+            threading.Thread(
+                target=self._follow, args=(current_version,), name=self.board, daemon=True
+            ).start()
         newest = None
         while not self._arrived.empty():
             newest = self._arrived.get()
@@ -131,20 +141,26 @@ class VersionSource(Generic[Thing]):
             RunError: the board gave no answer within `wait_s`.
             SluiceError: what `receive` raises.
         """
-        found = answer(self._handle.latest.remote(current_version, 0.0), f"the {self.board} (latest)", wait_s)
+        found = get_result(
+            self._handle.latest.remote(current_version, 0.0), f"the {self.board} (latest)", wait_s
+        )
         return None if found is None else self._fetch(found)
 
     def receive(self, arrived: Any) -> Thing:
-        """The version out of what its reference named; raises a SluiceError when that is not what was published."""
+        """The version out of what its reference named; raises a SluiceError when that is not what was
+        published.
+        """
         return arrived
 
     def _follow(self, after_version: int) -> None:
-        give_way_alone()
+        lower_own_priority()
         arrived, failures = self._arrived, 0
         while True:
             try:
-                found = answer(
-                    self._handle.latest.remote(after_version, _POLL_S), f"the {self.board} (latest)", _POLL_S + _GRACE_S
+                found = get_result(
+                    self._handle.latest.remote(after_version, _POLL_S),
+                    f"the {self.board} (latest)",
+                    _POLL_S + _GRACE_S,
                 )
             except RunError as error:
                 failures += 1
@@ -155,8 +171,8 @@ class VersionSource(Generic[Thing]):
             failures = 0
             if found is None:
                 continue
-            # Asking again for a lost version would bring the same dead reference. Whoever follows the process that put
-            # it publishes a higher version.
+            # Asking again for a lost version would bring the same dead reference. Whoever follows the process
+            # that put it publishes a higher version.
             after_version = found[0]
             try:
                 thing = self._fetch(found)
@@ -174,6 +190,10 @@ class VersionSource(Generic[Thing]):
         except (ObjectLostError, GetTimeoutError):
             self.lost += 1
             return None
-        except Exception as error:  # of a transport, say; a thread that ends in silence leaves its caller behind
-            raise RunError(f"version {version} of the {self.board} can't be fetched: {reason_of(error)}") from error
+        except (
+            Exception
+        ) as error:  # of a transport, say; a thread that ends in silence leaves its caller behind
+            raise RunError(
+                f"version {version} of the {self.board} can't be fetched: {reason_of(error)}"
+            ) from error
         return self.receive(arrived)

@@ -1,11 +1,11 @@
 """The weight board: where the newest weights are (`sluice.actors.boards.version_board`).
 
-The learner publishes version after version; rollout actors take them up. Version 0 is the starting policy, which every
-engine begins with.
+The learner publishes version after version; rollout actors take them up. Version 0 is the starting policy,
+which every engine begins with.
 
-How the bytes travel is `weights.transport`: through the object store, one copy per node, or by Ray Direct Transport,
-from the learner's memory into that of each actor that asks. The board holds a reference in either case, and a version
-lives as long as the board or somebody who is fetching it holds it.
+How the bytes travel is `weights.transport`: through the object store, one copy per node, or by Ray Direct
+Transport, from the learner's memory into that of each actor that asks. The board holds a reference in either
+case, and a version lives as long as the board or somebody who is fetching it holds it.
 """
 
 import importlib.util
@@ -17,7 +17,7 @@ import ray
 import torch
 
 from sluice.actors.boards.version_board import VersionBoard, VersionSource
-from sluice.actors.calls import answer
+from sluice.actors.calls import get_result
 from sluice.actors.settings import WeightTransport
 from sluice.catalog.errors import RunError
 from sluice.cluster.metrics import MetricSet
@@ -33,7 +33,9 @@ class WeightBoard(VersionBoard):
 class WeightPublisher:
     """The learner's side."""
 
-    def __init__(self, handle: Any, *, transport: WeightTransport = "object_store", timeout_s: float = 60.0) -> None:
+    def __init__(
+        self, handle: Any, *, transport: WeightTransport = "object_store", timeout_s: float = 60.0
+    ) -> None:
         self._handle, self._transport, self._timeout_s = handle, transport, timeout_s
         self._metrics = MetricSet()
 
@@ -45,24 +47,26 @@ class WeightPublisher:
         """
         started_s = time.monotonic()
         reference = self._handle.publish.remote(weights.version, [self._put(weights)], weights.nbytes)
-        answer(reference, f"the weight board (publish version {weights.version})", self._timeout_s)
+        get_result(reference, f"the weight board (publish version {weights.version})", self._timeout_s)
         seconds = time.monotonic() - started_s
         self._metrics.observe("sluice_weight_publish_seconds", seconds)
         return seconds
 
     def latest_version(self) -> int:
         """The version on the board, 0 when nothing was published."""
-        return answer(self._handle.status.remote(), "the weight board (status)", self._timeout_s).version
+        return get_result(self._handle.status.remote(), "the weight board (status)", self._timeout_s).version
 
     def _put(self, weights: PackedWeights) -> Any:
         if self._transport == "object_store":
             return ray.put(weights)
         if self._transport == "nixl" and importlib.util.find_spec("nixl") is None:
             raise RunError(
-                "weights.transport is nixl, but the learner's node has no nixl: `pip install nixl` on every node that "
+                "weights.transport is nixl, but the learner's node has no nixl: `pip install nixl` on every "
+                "node that "
                 "has learner workers or rollout actors, or set weights.transport to object_store"
             )
-        # Ray takes tensors out of what is put and leaves them where they are: who fetches reads them from here.
+        # Ray takes tensors out of what is put and leaves them where they are: who fetches reads them from
+        # here.
         tensors = {dtype: torch.from_numpy(buffer) for dtype, buffer in weights.buffers.items()}
         return ray.put(replace(weights, buffers=tensors), _tensor_transport=self._transport)
 

@@ -1,4 +1,6 @@
-"""What every engine refuses, before anything is generated or loaded: requests and weights that cannot be right."""
+"""What every engine refuses, before anything is generated or loaded: requests and weights that cannot be
+right.
+"""
 
 from collections.abc import Collection, Mapping, Sequence
 
@@ -33,10 +35,16 @@ def check_requests(
 def _check_request(
     request: GenerateRequest, decode: DecodeSettings, vocabulary: Vocabulary, max_prompt_tokens: int
 ) -> None:
-    name, length, layout, items = request.request_id, len(request.prompt), vocabulary.layout, vocabulary.trie.items
+    name, length, layout, items = (
+        request.request_id,
+        len(request.prompt),
+        vocabulary.layout,
+        vocabulary.trie.items,
+    )
     if not 1 <= length <= max_prompt_tokens:
         raise DataError(
-            f"request {name}: prompt of {length} tokens; this engine was started for 1 to {max_prompt_tokens}, so cut "
+            f"request {name}: prompt of {length} tokens; this engine was started for 1 to "
+            f"{max_prompt_tokens}, so cut "
             "the history or start the engine for longer prompts"
         )
     low, high = int(request.prompt.min()), int(request.prompt.max())
@@ -46,10 +54,13 @@ def _check_request(
             f"{layout.vocab_size - 1}"
         )
     needed = 1 if decode.kind == "sample" else decode.candidates
-    available = items - len(np.unique(request.excluded)) if decode.constrained else layout.vocab_size**layout.levels
+    available = (
+        items - len(np.unique(request.excluded)) if decode.constrained else layout.vocab_size**layout.levels
+    )
     if available < needed:
         raise DataError(
-            f"request {name}: {needed} distinct candidates wanted and {available} to choose from (catalogue of {items} "
+            f"request {name}: {needed} distinct candidates wanted and {available} to choose from (catalogue "
+            f"of {items} "
             "items less the excluded ones); lower rollout.decode.candidates or exclude fewer items"
         )
 
@@ -57,20 +68,23 @@ def _check_request(
 def check_weights(weights: PackedWeights, known: Mapping[str, tuple[int, ...]], tied: bool) -> None:
     """Raises PolicyError unless the weights are those of the parameters `known` (name -> shape).
 
-    `tied`: the output layer shares the embedding's weights, so it may be absent. Their bytes are not looked at: a
-    thread verifies those from their arrival on (`sluice.learner.policy.packed_weights.UnverifiedWeights`).
+    `tied`: the output layer shares the embedding's weights, so it may be absent. Their bytes are not looked
+    at: a thread verifies those from their arrival on
+    (`sluice.learner.policy.packed_weights.UnverifiedWeights`).
     """
     sent = {entry.name: entry.shape for entry in weights.manifest}
     for name, shape in sent.items():
         if known.get(name) != shape:
             raise PolicyError(
-                f"weights version {weights.version} hold {name} of shape {shape} where the engine's policy has "
+                f"weights version {weights.version} hold {name} of shape {shape} where the engine's policy "
+                f"has "
                 f"{known.get(name, 'none')}; learner and engine must start from the same policy"
             )
     absent = [name for name in known if name not in sent and not (tied and name == "lm_head.weight")]
     if absent:
         raise PolicyError(
-            f"weights version {weights.version} lack {len(absent)} parameters, {absent[0]} first; publish all of the "
+            f"weights version {weights.version} lack {len(absent)} parameters, {absent[0]} first; publish "
+            f"all of the "
             "policy's"
         )
 
@@ -79,10 +93,12 @@ def check_catalogue(later: Vocabulary, before: Vocabulary) -> None:
     """Raises DataError unless the version is higher, PolicyError unless it has the same tokens."""
     if later.version <= before.version:
         raise DataError(
-            f"catalogue version {later.version} can't replace version {before.version}: versions must increase"
+            f"catalogue version {later.version} can't replace version {before.version}: versions must "
+            f"increase"
         )
     if later.layout != before.layout:
         raise PolicyError(
-            f"catalogue version {later.version} is laid out for levels {list(later.layout.level_sizes)}, the engine's "
+            f"catalogue version {later.version} is laid out for levels {list(later.layout.level_sizes)}, the "
+            f"engine's "
             f"policy has {list(before.layout.level_sizes)}: lay it out with the policy's own layout"
         )

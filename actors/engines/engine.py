@@ -19,7 +19,9 @@ class GenerateRequest:
 
     request_id: str
     prompt: np.ndarray  # [T] int64 token ids, BOS first
-    excluded: np.ndarray  # [E] int32 item rows that constrained decoding must not produce; free decoding ignores them
+    excluded: (
+        np.ndarray
+    )  # [E] int32 item rows that constrained decoding must not produce; free decoding ignores them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +33,11 @@ class Generation:
     log_probs: np.ndarray  # [K, L] float32 nats, of the distribution drawn from (temperature, trie mask)
     version_min: int  # oldest weights that produced a token of it
     version_max: int  # newest
-    catalogue_version: int = 0  # of the catalogue that constrained decoding chose from and that names the items
-    # [K] float32 nats, log of each candidate's chance of being in the group (stochastic beams); None for samples, which
-    # are independent, and for exact beams, which are not drawn.
+    catalogue_version: int = (
+        0  # of the catalogue that constrained decoding chose from and that names the items
+    )
+    # [K] float32 nats, log of each candidate's chance of being in the group (stochastic beams); None for
+    # samples, which are independent, and for exact beams, which are not drawn.
     inclusion_log_probs: np.ndarray | None = None
 
 
@@ -59,10 +63,13 @@ class Engine(Protocol):
         """Advance the running requests by one engine step; returns the groups that it finished."""
 
     def load_weights(self, weights: PackedWeights) -> float:
-        """Swap in new weights between two steps, keeping every running request; returns the pause in seconds."""
+        """Swap in new weights between two steps, keeping every running request; returns the pause in
+        seconds.
+        """
 
     def load_catalogue(self, vocabulary: Vocabulary) -> float:
-        """Let requests submitted from now on choose from a later version of the catalogue; returns the pause in s.
+        """Let requests submitted from now on choose from a later version of the catalogue; returns the pause
+        in s.
 
         Requests under way finish with the version that they were submitted under.
         """

@@ -1,12 +1,13 @@
 """The rollout queue as an actor, and the two sides' access to it: `QueueClient` for learner and controller,
 `LeaseHolder` for a rollout actor. It holds references, never payloads.
 
-Every wait is a long poll with a bound: the actor's methods come back empty-handed after `wait_s`, and whoever called
-decides whether to ask again. Callers stand in line for prompts, for room and for groups; a change serves the heads of
-the lines and wakes nobody else, so the cost of a group does not grow with the number of callers.
+Every wait is a long poll with a bound: the actor's methods come back empty-handed after `wait_s`, and whoever
+called decides whether to ask again. Callers stand in line for prompts, for room and for groups; a change
+serves the heads of the lines and wakes nobody else, so the cost of a group does not grow with the number of
+callers.
 
-A queue actor that Ray restarted has lost its state; it says so, gives out no work and takes none until `restore` brings
-a checkpoint's snapshot.
+A queue actor that Ray restarted has lost its state; it says so, gives out no work and takes none until
+`restore` brings a checkpoint's snapshot.
 """
 
 import asyncio
@@ -21,15 +22,17 @@ import ray
 from sluice.actors.queue.flow import FlowControl
 from sluice.actors.queue.leases import Lease, PulledGroup, Push, PushReply, QueueStatus
 from sluice.actors.queue.ledger import RolloutLedger
-from sluice.actors.queue.waiting_line import Line
+from sluice.actors.queue.wait_list import WaitList
 from sluice.actors.settings import QueueSettings
 from sluice.catalog.data.dataset import Examples
 from sluice.catalog.data.feed import PromptFeed
 from sluice.catalog.errors import RunError
-from sluice.cluster.environment import give_way
+from sluice.cluster.environment import lower_thread_priority
 from sluice.cluster.metrics import MetricSet
 
-_TICK_S = 1.0  # how soon expired leases are seen when nothing else happens, and how often metrics are published
+_TICK_S = (
+    1.0  # how soon expired leases are seen when nothing else happens, and how often metrics are published
+)
 
 Found = TypeVar("Found")
 
@@ -47,9 +50,10 @@ class QueueActor:
         lease_deadline_s: float = 600.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`prompts` gives the examples to draw from; a factory keeps them out of the arguments that Ray must hold.
-        `publish_every` is the learner's steps from one weight version to the next."""
-        give_way()
+        """`prompts` gives the examples to draw from; a factory keeps them out of the arguments that Ray must
+        hold. `publish_every` is the learner's steps from one weight version to the next.
+        """
+        lower_thread_priority()
         examples = prompts()
         self._flow = FlowControl(
             max_groups=settings.max_groups, max_staleness=settings.max_staleness, publish_every=publish_every
@@ -63,7 +67,7 @@ class QueueActor:
             flow=self._flow if settings.flow == "measured" else None,
         )
         self._clock = clock
-        self._for_prompts, self._for_room, self._for_groups = Line(), Line(), Line()
+        self._for_prompts, self._for_room, self._for_groups = WaitList(), WaitList(), WaitList()
         self._ticking: asyncio.Task | None = None
         self._restored = not _was_restarted()
         self._failure: str | None = None
@@ -85,7 +89,9 @@ class QueueActor:
             reply = self._ledger.push(actor, incarnation, pushes, self._clock())
             return None if len(reply.full) == len(pushes) else reply
 
-        reply = PushReply(late=tuple(push.lease_id for push in pushes))  # what a queue that was not restored answers
+        reply = PushReply(
+            late=tuple(push.lease_id for push in pushes)
+        )  # what a queue that was not restored answers
         return await self._until(self._for_room, attempt, wait_s) or reply
 
     async def reject(self, actor: str, incarnation: str, leases: Sequence[Lease], reason: str) -> int:
@@ -93,8 +99,10 @@ class QueueActor:
         return await self._once(lambda: self._ledger.reject(actor, incarnation, leases, reason))
 
     async def revoke(self, actor: str, reason: str, keep_queued: bool = False) -> int:
-        """Take back what a dead or stopped actor holds; a lease that it still waits for is not granted any more."""
-        self._for_prompts.dismiss(actor)
+        """Take back what a dead or stopped actor holds; a lease that it still waits for is not granted any
+        more.
+        """
+        self._for_prompts.release(actor)
         return await self._once(lambda: self._ledger.revoke(actor, reason, keep_queued=keep_queued))
 
     async def pull(
@@ -103,7 +111,8 @@ class QueueActor:
         """The groups of (step, rank), or None when there were not enough within `wait_s`."""
         if not self._restored:
             raise RunError(
-                "the queue actor was restarted and lost its state; restore the queue from the last checkpoint before "
+                "the queue actor was restarted and lost its state; restore the queue from the last "
+                "checkpoint before "
                 "pulling from it"
             )
 
@@ -156,10 +165,11 @@ class QueueActor:
         return replace(self._ledger.status(), restored=self._restored)
 
     async def _until(
-        self, line: Line, attempt: Callable[[], Found | None], wait_s: float, who: str = ""
+        self, line: WaitList, attempt: Callable[[], Found | None], wait_s: float, who: str = ""
     ) -> Found | None:
-        """The first truthy value of `attempt`, which is tried now and whenever its turn in `line` comes; None after
-        `wait_s`."""
+        """The first truthy value of `attempt`, which is tried now and whenever its turn in `line` comes; None
+        after `wait_s`.
+        """
         if self._ticking is None:
             self._ticking = asyncio.get_running_loop().create_task(self._tick())
         self._ledger.expire(self._clock())
@@ -169,7 +179,7 @@ class QueueActor:
         if found or wait_s <= 0:
             return found
         try:
-            return await asyncio.wait_for(line.join(attempt, who), wait_s)
+            return await asyncio.wait_for(line.add(attempt, who), wait_s)
         except TimeoutError:
             return None
 
@@ -180,12 +190,14 @@ class QueueActor:
         return count
 
     def _serve(self) -> None:
-        """Let the lines try again after a change. Groups and room make each other possible, prompts nothing else."""
+        """Let the lines try again after a change. Groups and room make each other possible, prompts nothing
+        else.
+        """
         if not self._restored:
             return
-        while self._for_groups.serve(everyone=True) or self._for_room.serve():
+        while self._for_groups.wake(everyone=True) or self._for_room.wake():
             continue
-        self._for_prompts.serve()
+        self._for_prompts.wake()
 
     async def _tick(self) -> None:
         while True:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import ray
 from ray.exceptions import GetTimeoutError, ObjectLostError
 
-from sluice.actors.calls import answer
+from sluice.actors.calls import get_result
 from sluice.actors.queue.lease_holder import LeaseHolder
 from sluice.actors.queue.leases import GRACE_S, POLL_S, PulledGroup, QueueStatus
 from sluice.catalog.errors import RunError
@@ -23,15 +23,20 @@ class QueueClient:
 
     handle: Any  # of a QueueActor
     wait_s: float  # longest wait for a step's groups
-    start_s: float = 0.0  # longest wait for a first rollout actor to ask for prompts: the engines may be loading
+    start_s: float = (
+        0.0  # longest wait for a first rollout actor to ask for prompts: the engines may be loading
+    )
     fetch_s: float = 30.0  # longest wait for one object to come from another node
 
-    def pull(self, step: int, rank: int, world: int, count: int, learner_version: int) -> list[pa.RecordBatch]:
-        """The `count` groups of this rank; the same ones when asked again. Groups that died with their rollout actor
-        are reported and replaced.
+    def pull(
+        self, step: int, rank: int, world: int, count: int, learner_version: int
+    ) -> list[pa.RecordBatch]:
+        """The `count` groups of this rank; the same ones when asked again. Groups that died with their
+        rollout actor are reported and replaced.
 
         Raises:
-            RunError: the groups did not come within `wait_s`; the message has the queue's state and the last error.
+            RunError: the groups did not come within `wait_s`; the message has the queue's state and the last
+                error.
         """
         deadline_s = time.monotonic() + self.wait_s
         fetched: dict[int, pa.RecordBatch] = {}
@@ -77,7 +82,9 @@ class QueueClient:
         return LeaseHolder(handle=self.handle, actor=actor, incarnation=incarnation)
 
     def _call(self, method: str, *arguments: Any) -> Any:
-        return answer(getattr(self.handle, method).remote(*arguments), f"the rollout queue ({method})", GRACE_S)
+        return get_result(
+            getattr(self.handle, method).remote(*arguments), f"the rollout queue ({method})", GRACE_S
+        )
 
     def _allotted(self, step: int, rank: int, world: int, count: int, version: int, deadline_s: float) -> Any:
         started_s, asked = time.monotonic(), False
@@ -86,9 +93,9 @@ class QueueClient:
             if poll_s <= 0:
                 status = self.status()
                 bound_s = self.wait_s if status.actors else max(self.wait_s, self.start_s)
-                raise RunError(starved(status, step=step, needed=world * count, wait_s=bound_s))
+                raise RunError(starvation_message(status, step=step, needed=world * count, wait_s=bound_s))
             reference = self.handle.pull.remote(step, rank, world, count, version, poll_s)
-            groups = answer(reference, "the rollout queue (pull)", poll_s + GRACE_S)
+            groups = get_result(reference, "the rollout queue (pull)", poll_s + GRACE_S)
             if groups is not None:
                 return groups
             if self.start_s and not asked:
@@ -98,7 +105,9 @@ class QueueClient:
                 deadline_s = max(deadline_s, until_s if asked else min(until_s, started_s + self.start_s))
 
     def _fetch(self, groups: Sequence[PulledGroup]) -> dict[int, pa.RecordBatch]:
-        """The groups that could be fetched within `fetch_s`, by lease id; the caller reports what is missing."""
+        """The groups that could be fetched within `fetch_s`, by lease id; the caller reports what is
+        missing.
+        """
         if not groups:
             return {}
         references = list({group.reference for group in groups})
@@ -114,18 +123,26 @@ class QueueClient:
         }
 
 
-def starved(status: QueueStatus, *, step: int, needed: int, wait_s: float) -> str:
+def starvation_message(status: QueueStatus, *, step: int, needed: int, wait_s: float) -> str:
     """Why a learner gave up waiting, and what to do."""
     text = (
         f"waited {wait_s:g} s for {needed} rollout groups of step {step}, but {status.queued} are queued: "
         f"{status.leased} are "
-        f"with rollout actors {status.leased_by}, {status.waiting} wait to be issued again, {status.pulled} are "
+        f"with rollout actors {status.leased_by}, {status.waiting} wait to be issued again, {status.pulled} "
+        f"are "
         "pulled; so "
-        f"far {status.issued} issued, {status.trained} trained, {status.stale} stale, {status.invalid} invalid. "
+        f"far {status.issued} issued, {status.trained} trained, {status.stale} stale, {status.invalid} "
+        f"invalid. "
         f"Last error of the rollout side: {status.last_error or 'none'}. "
     )
     if status.queued and status.queued_bytes * (status.queued + 1) > status.max_bytes * status.queued:
-        return text + f"The queue is full by bytes ({status.queued_bytes} of {status.max_bytes}): raise queue.max_mib."
+        return (
+            text
+            + f"The queue is full by bytes ({status.queued_bytes} of {status.max_bytes}): raise queue.max_mib."
+        )
     if status.stale > status.trained:
-        return text + "More groups went stale than were trained: raise queue.max_staleness or weights.publish_every."
+        return (
+            text
+            + "More groups went stale than were trained: raise queue.max_staleness or weights.publish_every."
+        )
     return text + "If the rollout actors are alive but slow, raise learner.wait_s or rollout.actors."

@@ -1,15 +1,17 @@
 """Flow control: how many groups should be on their way to the learner, from the rates that are measured.
 
-By Little's law, groups that take W seconds from lease to queue and are trained on at r groups per second keep r x W of
-them with the rollout actors. Fewer, and the learner starves; more, and they wait in the queue and grow stale. So
+By Little's law, groups that take W seconds from lease to queue and are trained on at r groups per second keep
+r x W of them with the rollout actors. Fewer, and the learner starves; more, and they wait in the queue and
+grow stale. So
 
-    limit = HEADROOM x r x W + the groups of one step, ready when the learner asks + one lease, which is granted whole
+    limit = HEADROOM x r x W + the groups of one step, ready when the learner asks + one lease, which is
+    granted whole
 
-and, since a group that has `ahead` others before it is `ahead / (publish_every x groups of a step)` weight versions old
-when its turn comes, never more than `max_staleness x publish_every` steps' worth.
+and, since a group that has `ahead` others before it is `ahead / (publish_every x groups of a step)` weight
+versions old when its turn comes, never more than `max_staleness x publish_every` steps' worth.
 
-A learner that starves makes r the rate of the rollout actors, whose r x W is all that they hold already: then the limit
-stands above that, and it is their own `leases_ahead` that ends them.
+A learner that starves makes r the rate of the rollout actors, whose r x W is all that they hold already: then
+the limit stands above that, and it is their own `leases_ahead` that ends them.
 """
 
 import math

@@ -27,12 +27,15 @@ class LeaseHolder:
         reference = self.handle.lease.remote(self.actor, self.incarnation, count, self.poll_s)
         return RayCall(reference, "the rollout queue (lease)", self.poll_s + GRACE_S)
 
-    def put(self, leases: Sequence[Lease], records: pa.RecordBatch, versions: Sequence[tuple[int, int]]) -> list[Push]:
-        """Put the groups of some leases into the object store, one row each, with their oldest and newest version.
+    def put(
+        self, leases: Sequence[Lease], records: pa.RecordBatch, versions: Sequence[tuple[int, int]]
+    ) -> list[Push]:
+        """Put the groups of some leases into the object store, one row each, with their oldest and newest
+        version.
 
-        They are one object: putting sixteen small ones takes ten times as long. It is freed when the last of its groups
-        has been trained on; until then each counts for its share of the bytes. The object is an Arrow IPC stream: as a
-        record batch it would be pickled array by array, which takes twice as long.
+        They are one object: putting sixteen small ones takes ten times as long. It is freed when the last of
+        its groups has been trained on; until then each counts for its share of the bytes. The object is an
+        Arrow IPC stream: as a record batch it would be pickled array by array, which takes twice as long.
         """
         stream = to_stream(records)
         reference = ray.put(stream)
@@ -62,4 +65,6 @@ class LeaseHolder:
 
     def release(self, reason: str) -> Call[int]:
         """Hand back what is leased, keeping what is queued."""
-        return RayCall(self.handle.revoke.remote(self.actor, reason, True), "the rollout queue (release)", GRACE_S)
+        return RayCall(
+            self.handle.revoke.remote(self.actor, reason, True), "the rollout queue (release)", GRACE_S
+        )

@@ -1,11 +1,13 @@
-"""What goes into and comes out of the rollout ledger: leases, finished groups, replies, the state of the queue."""
+"""What goes into and comes out of the rollout ledger: leases, finished groups, replies, the state of the
+queue.
+"""
 
 from dataclasses import dataclass
 from typing import Any
 
 POLL_S = 5.0  # bound of one long poll
-# On top of a long poll's own bound: how late its answer may be before the queue counts as unreachable. It covers the
-# time in which Ray restarts the queue actor.
+# On top of a long poll's own bound: how late its answer may be before the queue counts as unreachable. It
+# covers the time in which Ray restarts the queue actor.
 GRACE_S = 60.0
 
 

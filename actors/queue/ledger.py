@@ -4,57 +4,31 @@
     leased, queued, pulled -> waiting -> leased    (expired, revoked, lost: issued again under the same id)
     leased -> invalid;  queued -> stale
 
-Each prompt drawn from the feed is in exactly one state until it leaves as trained, stale or invalid, so at any moment
-`issued = trained + stale + invalid + leased + queued + pulled + waiting`. The clock is passed in; nothing here waits.
+Each prompt drawn from the feed is in exactly one state until it leaves as trained, stale or invalid, so at
+any moment `issued = trained + stale + invalid + leased + queued + pulled + waiting`. The clock is passed in;
+nothing here waits.
 
-No call looks at more prompts than it hands out, so the cost of a group does not grow with what is in flight; only
-`revoke`, `snapshot` and `status` look at everything.
+No call looks at more prompts than it hands out, so the cost of a group does not grow with what is in flight;
+only `revoke`, `snapshot` and `status` look at everything.
 
-Bounds: `leased + queued <= max_groups` and the queued bytes never exceed `max_bytes`. Both are kept when leasing (with
-the mean size of the groups seen so far standing for those still to come) and the bytes once more when pushing.
+Bounds: `leased + queued <= max_groups` and the queued bytes never exceed `max_bytes`. Both are kept when
+leasing (with the mean size of the groups seen so far standing for those still to come) and the bytes once
+more when pushing.
 """
 
 from collections import Counter, OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
-from enum import Enum
 from itertools import islice
 from typing import Any
 
 from sluice.actors.queue.flow import FlowControl
 from sluice.actors.queue.leases import Lease, PulledGroup, Push, PushReply, QueueStatus
+from sluice.actors.queue.ledger_entries import LedgerEntry, LedgerStep, PromptState
 from sluice.catalog.data.feed import PromptFeed
 from sluice.catalog.errors import RunError
 
 SNAPSHOT_VERSION = 1
 _COUNTERS = ("issued", "trained", "stale", "invalid", "reissued", "late", "staleness_sum", "staleness_max")
-
-
-class _State(Enum):
-    WAITING, LEASED, QUEUED, PULLED = range(4)
-
-
-@dataclass(kw_only=True)
-class _Entry:
-    lease_id: int
-    user: int
-    position: int
-    attempt: int = 0
-    state: _State = _State.WAITING
-    actor: str = ""
-    incarnation: str = ""
-    leased_s: float = 0.0
-    deadline_s: float = 0.0
-    push: Push | None = None
-
-
-@dataclass(kw_only=True)
-class _Step:
-    world: int
-    count: int
-    learner_version: int
-    slots: list[list[int]]  # [world], lease ids of each rank
-    acked: set[int]
 
 
 class RolloutLedger:
@@ -71,8 +45,9 @@ class RolloutLedger:
         expected_bytes: int = 4096,
         flow: FlowControl | None = None,
     ) -> None:
-        """`expected_bytes` is the size assumed of a group until the first one is pushed; `flow` may lower `max_groups`,
-        and is told when groups come."""
+        """`expected_bytes` is the size assumed of a group until the first one is pushed; `flow` may lower
+        `max_groups`, and is told when groups come.
+        """
         self._feed, self._flow = feed, flow
         self._max_groups, self._max_bytes, self._max_staleness = max_groups, max_bytes, max_staleness
         self._lease_deadline_s = lease_deadline_s
@@ -85,13 +60,15 @@ class RolloutLedger:
         self._reset()
 
     def _reset(self) -> None:
-        self._entries: dict[int, _Entry] = {}
-        # Ordered dicts, not dicts: taking the oldest entry of a dict walks over everything taken before it. The leased
-        # ones lie in order of their deadlines.
-        self._by_state: dict[_State, OrderedDict[int, _Entry]] = {state: OrderedDict() for state in _State}
+        self._entries: dict[int, LedgerEntry] = {}
+        # Ordered dicts, not dicts: taking the oldest entry of a dict walks over everything taken before it.
+        # The leased ones lie in order of their deadlines.
+        self._by_state: dict[PromptState, OrderedDict[int, LedgerEntry]] = {
+            state: OrderedDict() for state in PromptState
+        }
         self._queued_by_version: dict[int, set[int]] = {}  # version_min -> lease ids
         self._queued_bytes = 0
-        self._steps: dict[int, _Step] = {}
+        self._steps: dict[int, LedgerStep] = {}
         self._highest_step = -1
         self._wanted = 0  # groups that a learner was last refused
         self._incarnations: dict[str, str] = {}
@@ -102,8 +79,8 @@ class RolloutLedger:
     def lease(self, actor: str, incarnation: str, count: int, now_s: float) -> tuple[Lease, ...]:
         """Up to `count` prompts, those waiting to be issued again first; none while the queue is full.
 
-        A new incarnation of an actor means that the old process is gone, and with it all it had leased or put. What the
-        old one had asked for before it died, and is heard of only now, is not granted.
+        A new incarnation of an actor means that the old process is gone, and with it all it had leased or
+        put. What the old one had asked for before it died, and is heard of only now, is not granted.
         """
         if incarnation in self._gone:
             return ()
@@ -115,14 +92,16 @@ class RolloutLedger:
             self._incarnations[actor] = incarnation
         granted = []
         for _ in range(self._grant(count)):
-            entry = next(iter(self._by_state[_State.WAITING].values()), None) or self._draw()
+            entry = next(iter(self._by_state[PromptState.WAITING].values()), None) or self._draw()
             entry.attempt += 1
             self._count["reissued"] += entry.attempt > 1
             entry.actor, entry.incarnation = actor, incarnation
             entry.leased_s, entry.deadline_s = now_s, now_s + self._lease_deadline_s
-            self._move(entry, _State.LEASED)
+            self._move(entry, PromptState.LEASED)
             granted.append(
-                Lease(lease_id=entry.lease_id, attempt=entry.attempt, user=entry.user, position=entry.position)
+                Lease(
+                    lease_id=entry.lease_id, attempt=entry.attempt, user=entry.user, position=entry.position
+                )
             )
         return tuple(granted)
 
@@ -137,18 +116,22 @@ class RolloutLedger:
             elif push.nbytes > self._max_bytes:
                 self._leave(entry, "invalid")
                 self.last_error = (
-                    f"{actor}: a group of {push.nbytes} bytes does not fit a queue of {self._max_bytes} bytes: raise "
+                    f"{actor}: a group of {push.nbytes} bytes does not fit a queue of {self._max_bytes} "
+                    f"bytes: raise "
                     "queue.max_mib"
                 )
                 fate["oversized"].append(push.lease_id)
             elif self._queued_bytes + push.nbytes > self._max_bytes:
                 entry.deadline_s = now_s + self._lease_deadline_s
-                self._by_state[_State.LEASED].move_to_end(entry.lease_id)
+                self._by_state[PromptState.LEASED].move_to_end(entry.lease_id)
                 fate["full"].append(push.lease_id)
             else:
-                self._pushed_groups, self._pushed_bytes = self._pushed_groups + 1, self._pushed_bytes + push.nbytes
+                self._pushed_groups, self._pushed_bytes = (
+                    self._pushed_groups + 1,
+                    self._pushed_bytes + push.nbytes,
+                )
                 entry.push = push
-                self._move(entry, _State.QUEUED)
+                self._move(entry, PromptState.QUEUED)
                 if self._flow is not None:
                     self._flow.queued(now_s - entry.leased_s)
                 fate["accepted"].append(push.lease_id)
@@ -166,22 +149,22 @@ class RolloutLedger:
     def revoke(self, actor: str, reason: str, *, keep_queued: bool = False) -> int:
         """Take back all that an actor holds: its leases, and its queued groups, whose objects died with it.
 
-        `keep_queued` leaves the queued groups, for an actor that stopped but whose process lives. Groups already pulled
-        stay with the learner, which reports those that it cannot fetch as lost.
+        `keep_queued` leaves the queued groups, for an actor that stopped but whose process lives. Groups
+        already pulled stay with the learner, which reports those that it cannot fetch as lost.
         """
-        states = (_State.LEASED,) if keep_queued else (_State.LEASED, _State.QUEUED)
+        states = (PromptState.LEASED,) if keep_queued else (PromptState.LEASED, PromptState.QUEUED)
         taken = [e for state in states for e in self._by_state[state].values() if e.actor == actor]
         for entry in taken:
-            self._move(entry, _State.WAITING)
+            self._move(entry, PromptState.WAITING)
         if reason:
             self.last_error = f"{actor}: {reason}"
         return len(taken)
 
     def expire(self, now_s: float) -> int:
         """Take back leases past their deadline, so that a wedged actor cannot hold prompts for ever."""
-        overdue, leased = 0, self._by_state[_State.LEASED]
+        overdue, leased = 0, self._by_state[PromptState.LEASED]
         while leased and (entry := next(iter(leased.values()))).deadline_s <= now_s:
-            self._move(entry, _State.WAITING)
+            self._move(entry, PromptState.WAITING)
             self.last_error = f"{entry.actor}: held a lease longer than {self._lease_deadline_s:g} s"
             overdue += 1
         return overdue
@@ -193,11 +176,12 @@ class RolloutLedger:
     ) -> tuple[PulledGroup, ...] | None:
         """The `count` groups of (step, rank), or None while there are not enough fresh ones queued.
 
-        The first rank to ask decides for the whole step, all or nothing; whoever asks again gets the same groups, with
-        replacements for those reported lost.
+        The first rank to ask decides for the whole step, all or nothing; whoever asks again gets the same
+        groups, with replacements for those reported lost.
 
         Raises:
-            RunError: the ranks of a step disagree about its shape, or this rank's part was already trained on.
+            RunError: the ranks of a step disagree about its shape, or this rank's part was already trained
+                on.
         """
         self._drop_stale(learner_version)
         if step not in self._steps and not self._open_step(step, world, count, learner_version):
@@ -205,7 +189,8 @@ class RolloutLedger:
         state = self._steps[step]
         if (state.world, state.count) != (world, count) or not 0 <= rank < world:
             raise RunError(
-                f"rank {rank} pulled step {step} as {world} x {count} groups, but it was allotted as {state.world} x "
+                f"rank {rank} pulled step {step} as {world} x {count} groups, but it was allotted as "
+                f"{state.world} x "
                 f"{state.count}"
             )
         if rank in state.acked:
@@ -215,12 +200,14 @@ class RolloutLedger:
         return tuple(PulledGroup.of(self._entries[lease_id].push) for lease_id in state.slots[rank])
 
     def lost(self, step: int, rank: int, lease_ids: Sequence[int]) -> int:
-        """Groups of (step, rank) that could not be fetched: issue them again, and leave their slots to be filled."""
+        """Groups of (step, rank) that could not be fetched: issue them again, and leave their slots to be
+        filled.
+        """
         slots = self._steps[step].slots[rank] if step in self._steps else []
         gone = [lease_id for lease_id in lease_ids if lease_id in slots]
         for lease_id in gone:
             slots.remove(lease_id)
-            self._move(self._entries[lease_id], _State.WAITING)
+            self._move(self._entries[lease_id], PromptState.WAITING)
         return len(gone)
 
     def ack(self, step: int, rank: int) -> int:
@@ -235,7 +222,9 @@ class RolloutLedger:
         if state is None or rank in state.acked:
             return 0
         if len(state.slots[rank]) != state.count:
-            raise RunError(f"rank {rank} acknowledged step {step} while {state.count} groups were not all delivered")
+            raise RunError(
+                f"rank {rank} acknowledged step {step} while {state.count} groups were not all delivered"
+            )
         for lease_id in state.slots[rank]:
             entry = self._entries[lease_id]
             staleness = max(0, state.learner_version - entry.push.version_min)
@@ -262,21 +251,24 @@ class RolloutLedger:
         }
 
     def restore(self, snapshot: dict[str, Any] | None) -> None:
-        """Go back to `snapshot` (None: the very start): what was out is issued again first, then the feed goes on.
+        """Go back to `snapshot` (None: the very start): what was out is issued again first, then the feed
+        goes on.
 
-        A ledger that was live keeps its lease ids and attempts above all it ever gave out, so nothing that an actor
-        pushes for an older life can be taken for the answer to a newer lease.
+        A ledger that was live keeps its lease ids and attempts above all it ever gave out, so nothing that an
+        actor pushes for an older life can be taken for the answer to a newer lease.
 
         Raises:
             RunError: the snapshot has another version, or belongs to another feed.
         """
         if snapshot is not None and snapshot.get("version") != SNAPSHOT_VERSION:
             raise RunError(
-                f"the checkpoint's queue has version {snapshot.get('version')}, this release reads {SNAPSHOT_VERSION}: "
+                f"the checkpoint's queue has version {snapshot.get('version')}, this release reads "
+                f"{SNAPSHOT_VERSION}: "
                 "resume with the release that wrote it"
             )
         if snapshot is None and self._highest_step < 0 and not self._count["trained"]:
-            return  # no learner has seen a group yet: what the rollouts did meanwhile belongs to the very start
+            # no learner has seen a group yet: what the rollouts did meanwhile belongs to the very start
+            return
         if snapshot is None:
             self._feed.rewind()
         else:
@@ -288,7 +280,7 @@ class RolloutLedger:
             self._count.update(snapshot["counters"])
             for lease_id, user, position, attempt in snapshot["outstanding"]:
                 highest = max(attempt, attempts.get(lease_id, 0))
-                self._insert(_Entry(lease_id=lease_id, user=user, position=position, attempt=highest))
+                self._insert(LedgerEntry(lease_id=lease_id, user=user, position=position, attempt=highest))
 
     def status(self) -> QueueStatus:
         """All counts at this moment."""
@@ -305,34 +297,34 @@ class RolloutLedger:
             last_error=self.last_error,
             restored=True,
             actors=len(self._incarnations),
-            leased_by=dict(Counter(entry.actor for entry in self._by_state[_State.LEASED].values())),
+            leased_by=dict(Counter(entry.actor for entry in self._by_state[PromptState.LEASED].values())),
         )
 
     def _grant(self, count: int) -> int:
         """How many of `count` prompts may be leased now."""
-        leased, queued = len(self._by_state[_State.LEASED]), len(self._by_state[_State.QUEUED])
+        leased, queued = len(self._by_state[PromptState.LEASED]), len(self._by_state[PromptState.QUEUED])
         expected = self._pushed_bytes / self._pushed_groups if self._pushed_groups else self._expected_bytes
         by_bytes = int((self._max_bytes - self._queued_bytes) / max(1.0, expected)) - leased
         self._limit = self._max_groups if self._flow is None else self._flow.limit(count)
         free = max(0, min(self._limit - leased - queued, by_bytes))
         if free >= count:
             return count
-        # A cut batch has fewer prompts to take distractors from, so it is granted only where waiting cannot help:
-        # nothing is on its way, and the learner lacks groups (or nothing is queued at all).
+        # A cut batch has fewer prompts to take distractors from, so it is granted only where waiting cannot
+        # help: nothing is on its way, and the learner lacks groups (or nothing is queued at all).
         if leased or (queued and queued >= self._wanted):
             return 0
         return free if queued else max(1, free)
 
-    def _draw(self) -> _Entry:
+    def _draw(self) -> LedgerEntry:
         user, position = self._feed.draw()
-        entry = _Entry(lease_id=self._next_id, user=user, position=position)
+        entry = LedgerEntry(lease_id=self._next_id, user=user, position=position)
         self._next_id += 1
         self._count["issued"] += 1
         self._insert(entry)
         return entry
 
-    def _held(self, actor: str, incarnation: str, lease_id: int, attempt: int) -> _Entry | None:
-        entry = self._by_state[_State.LEASED].get(lease_id)
+    def _held(self, actor: str, incarnation: str, lease_id: int, attempt: int) -> LedgerEntry | None:
+        entry = self._by_state[PromptState.LEASED].get(lease_id)
         holder = (actor, incarnation, attempt)
         return entry if entry and (entry.actor, entry.incarnation, entry.attempt) == holder else None
 
@@ -341,11 +333,13 @@ class RolloutLedger:
         if oldest is None:
             return False
         slots = [oldest[rank * count : (rank + 1) * count] for rank in range(world)]
-        self._steps[step] = _Step(world=world, count=count, learner_version=learner_version, slots=slots, acked=set())
+        self._steps[step] = LedgerStep(
+            world=world, count=count, learner_version=learner_version, slots=slots, acked=set()
+        )
         self._highest_step = max(self._highest_step, step)
         return True
 
-    def _fill(self, state: _Step, rank: int) -> bool:
+    def _fill(self, state: LedgerStep, rank: int) -> bool:
         missing = state.count - len(state.slots[rank])
         if missing == 0:
             return True
@@ -355,42 +349,44 @@ class RolloutLedger:
 
     def _take_queued(self, count: int) -> list[int] | None:
         """Pull the `count` oldest groups; None, and a note of how many are wanted, when there are fewer."""
-        queued = self._by_state[_State.QUEUED]
+        queued = self._by_state[PromptState.QUEUED]
         self._wanted = count if len(queued) < count else 0
         if self._wanted:
             return None
         taken = list(islice(queued.values(), count))
         for entry in taken:
-            self._move(entry, _State.PULLED)
+            self._move(entry, PromptState.PULLED)
         return [entry.lease_id for entry in taken]
 
     def _drop_stale(self, learner_version: int) -> None:
-        old = [version for version in self._queued_by_version if learner_version - version > self._max_staleness]
+        old = [
+            version for version in self._queued_by_version if learner_version - version > self._max_staleness
+        ]
         for lease_id in sorted(one for version in old for one in self._queued_by_version[version]):
             self._leave(self._entries[lease_id], "stale")
 
-    def _insert(self, entry: _Entry) -> None:
+    def _insert(self, entry: LedgerEntry) -> None:
         self._entries[entry.lease_id] = entry
         self._by_state[entry.state][entry.lease_id] = entry
 
-    def _move(self, entry: _Entry, state: _State) -> None:
+    def _move(self, entry: LedgerEntry, state: PromptState) -> None:
         self._withdraw(entry)
         entry.state = state
         self._by_state[state][entry.lease_id] = entry
-        if state is _State.QUEUED:
+        if state is PromptState.QUEUED:
             self._queued_bytes += entry.push.nbytes
             self._queued_by_version.setdefault(entry.push.version_min, set()).add(entry.lease_id)
-        elif state is not _State.PULLED:
+        elif state is not PromptState.PULLED:
             entry.push = None  # the reference must go, or the group's memory would stay
 
-    def _leave(self, entry: _Entry, counter: str) -> None:
+    def _leave(self, entry: LedgerEntry, counter: str) -> None:
         self._withdraw(entry)
         del self._entries[entry.lease_id]
         self._count[counter] += 1
 
-    def _withdraw(self, entry: _Entry) -> None:
+    def _withdraw(self, entry: LedgerEntry) -> None:
         del self._by_state[entry.state][entry.lease_id]
-        if entry.state is _State.QUEUED:
+        if entry.state is PromptState.QUEUED:
             self._queued_bytes -= entry.push.nbytes
             alike = self._queued_by_version[entry.push.version_min]
             alike.remove(entry.lease_id)

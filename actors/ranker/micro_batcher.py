@@ -1,7 +1,7 @@
 """The ranker behind an actor: requests of many callers are put together into micro-batches.
 
-A batch is scored as soon as it has `max_batch` prompts, or `max_wait_s` after its first request. Scoring runs in a
-thread, so that further requests gather meanwhile.
+A batch is scored as soon as it has `max_batch` prompts, or `max_wait_s` after its first request. Scoring runs
+in a thread, so that further requests gather meanwhile.
 """
 
 import asyncio
@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from sluice.catalog.errors import RankerError
-from sluice.learner.ranker.assessment import Assessment, assess, check_assessment
+from sluice.learner.activity_clock import ActivityClock
 from sluice.learner.ranker.model import Ranker
-from sluice.learner.timebook import Timebook
+from sluice.learner.ranker.output import RankerOutput, ask_ranker, check_output
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class _Request:
     answer: asyncio.Future
 
 
-class RankerService:
+class MicroBatcher:
     """The micro-batcher. Belongs to one event loop."""
 
     def __init__(self, ranker: Ranker, *, max_batch: int, max_wait_s: float) -> None:
@@ -42,7 +42,7 @@ class RankerService:
         self._pending: list[_Request] = []
         self._arrived = asyncio.Event()
         self._worker: asyncio.Task | None = None
-        self._time: Timebook | None = None
+        self._time: ActivityClock | None = None
         self._counts = {"requests": 0, "batches": 0, "prompts": 0, "failures": 0}
 
     @property
@@ -56,14 +56,15 @@ class RankerService:
             **self._counts, version=self.version, time=self._time.seconds() if self._time is not None else {}
         )
 
-    async def assess(self, histories: list[np.ndarray], candidates: np.ndarray) -> Assessment:
+    async def predict(self, histories: list[np.ndarray], candidates: np.ndarray) -> RankerOutput:
         """What the ranker says of one request, computed together with whatever else is waiting.
 
         Raises:
-            RankerError: the ranker failed on this request, or its answer breaks the contract (`check_assessment`).
+            RankerError: the ranker failed on this request, or its answer breaks the contract
+                (`check_output`).
         """
         if self._worker is None:
-            self._time = Timebook("score")
+            self._time = ActivityClock("score")
             self._worker = asyncio.get_running_loop().create_task(self._run())
         request = _Request(
             histories=histories, candidates=candidates, answer=asyncio.get_running_loop().create_future()
@@ -88,11 +89,11 @@ class RankerService:
 
     async def _gather(self) -> None:
         """Wait for a first request, then for company."""
-        with self._time.during("wait_requests"):
+        with self._time.activity("wait_requests"):
             while not self._pending:
                 self._arrived.clear()
                 await self._arrived.wait()
-        with self._time.during("wait_company"):
+        with self._time.activity("wait_company"):
             await self._fill()
 
     async def _fill(self) -> None:
@@ -106,13 +107,17 @@ class RankerService:
                 return
 
     def _take(self) -> list[_Request]:
-        """The oldest requests that fit one batch; a request larger than that comes alone, and is scored in parts."""
+        """The oldest requests that fit one batch; a request larger than that comes alone, and is scored in
+        parts.
+        """
         taken: list[_Request] = []
         room = self._max_batch
         while self._pending and (not taken or len(self._pending[0].histories) <= room):
             taken.append(self._pending.pop(0))
             room -= len(taken[-1].histories)
-        return [request for request in taken if not request.answer.done()]  # a caller that gave up is not served
+        return [
+            request for request in taken if not request.answer.done()
+        ]  # a caller that gave up is not served
 
     async def _serve(self, batch: list[_Request]) -> None:
         if not batch:
@@ -123,11 +128,11 @@ class RankerService:
         parts = []
         for first in range(0, len(histories), self._max_batch):
             rows = slice(first, first + self._max_batch)
-            answer = await asyncio.to_thread(assess, self._ranker, histories[rows], candidates[rows])
-            parts.append(check_assessment(candidates[rows], answer))
+            answer = await asyncio.to_thread(ask_ranker, self._ranker, histories[rows], candidates[rows])
+            parts.append(check_output(candidates[rows], answer))
             self._counts["batches"] += 1
         self._counts["prompts"] += len(histories)
-        whole, row = Assessment.concatenate(parts), 0
+        whole, row = RankerOutput.concatenate(parts), 0
         for request in batch:
             rows, columns = request.candidates.shape
             _settle(request, answer=whole.cut(row, rows, columns))
@@ -149,11 +154,15 @@ def _widen(candidates: np.ndarray, width: int) -> np.ndarray:
 
 def _ranker_error(error: Exception) -> RankerError:
     return (
-        error if isinstance(error, RankerError) else RankerError(f"the ranker failed: {type(error).__name__}: {error}")
+        error
+        if isinstance(error, RankerError)
+        else RankerError(f"the ranker failed: {type(error).__name__}: {error}")
     )
 
 
-def _settle(request: _Request, *, answer: Assessment | None = None, error: RankerError | None = None) -> None:
+def _settle(
+    request: _Request, *, answer: RankerOutput | None = None, error: RankerError | None = None
+) -> None:
     if request.answer.done():  # the caller gave up in the meantime
         return
     if error is not None:

@@ -1,7 +1,8 @@
-"""The ranker pool: the actor around the micro-batcher, and the client that spreads requests over the replicas.
+"""The ranker pool: the actor around the micro-batcher, and the client that spreads requests over the
+replicas.
 
-A request is tried at most `attempts` times, each time at the next replica and with `timeout_s` of its own, so a dead,
-slow or broken replica costs one attempt.
+A request is tried at most `attempts` times, each time at the next replica and with `timeout_s` of its own, so
+a dead, slow or broken replica costs one attempt.
 """
 
 import os
@@ -15,12 +16,12 @@ import ray
 from ray.exceptions import RayError
 
 from sluice.actors.calls import reason_of
-from sluice.actors.ranker.micro_batcher import RankerService, RankerStats
+from sluice.actors.ranker.micro_batcher import MicroBatcher, RankerStats
 from sluice.catalog.errors import RankerError
-from sluice.cluster.environment import give_way
+from sluice.cluster.environment import lower_thread_priority
 from sluice.cluster.metrics import MetricSet
-from sluice.learner.ranker.assessment import Assessment, check_assessment
 from sluice.learner.ranker.model import Ranker
+from sluice.learner.ranker.output import RankerOutput, check_output
 
 _REPORT_EVERY_S = 2.0
 
@@ -29,15 +30,20 @@ class RankerActor:
     """One replica. Decorate with `ray.remote` where it is launched."""
 
     def __init__(
-        self, ranker_factory: Callable[[], Ranker], *, max_batch: int, max_wait_ms: float, name: str = "ranker"
+        self,
+        ranker_factory: Callable[[], Ranker],
+        *,
+        max_batch: int,
+        max_wait_ms: float,
+        name: str = "ranker",
     ) -> None:
-        give_way()
+        lower_thread_priority()
         self._name, self._metrics, self._reported_s = name, MetricSet(), 0.0
-        self._service = RankerService(ranker_factory(), max_batch=max_batch, max_wait_s=max_wait_ms / 1000)
+        self._service = MicroBatcher(ranker_factory(), max_batch=max_batch, max_wait_s=max_wait_ms / 1000)
 
-    async def assess(self, histories: list[np.ndarray], candidates: np.ndarray) -> tuple[Assessment, str]:
+    async def predict(self, histories: list[np.ndarray], candidates: np.ndarray) -> tuple[RankerOutput, str]:
         """What the ranker says of the candidates, and its version."""
-        answer = await self._service.assess(histories, candidates)
+        answer = await self._service.predict(histories, candidates)
         if time.monotonic() - self._reported_s > _REPORT_EVERY_S:
             self._reported_s = time.monotonic()
             self._metrics.set_times(self._name, self._service.stats().time)
@@ -56,7 +62,7 @@ class RankerActor:
 class RankerAnswer:
     """What came back on one request."""
 
-    assessment: Assessment  # [B, C]
+    output: RankerOutput  # [B, C]
     version: str
     attempts: int
     latency_s: float  # request to answer, failed attempts included
@@ -69,7 +75,7 @@ class RankerClient:
         self._handles, self._timeout_s, self._attempts = tuple(handles), timeout_s, attempts
         self._next: int | None = None
 
-    def assess(self, histories: list[np.ndarray], candidates: np.ndarray) -> RankerAnswer:
+    def predict(self, histories: list[np.ndarray], candidates: np.ndarray) -> RankerAnswer:
         """Ask, and wait for the answer.
 
         Raises:
@@ -81,11 +87,15 @@ class RankerClient:
         return call.result()
 
     def submit(self, histories: list[np.ndarray], candidates: np.ndarray) -> "RankerCall":
-        """Ask without waiting; `ready()` of the call has to be polled, since it is what starts the next attempt."""
+        """Ask without waiting; `ready()` of the call has to be polled, since it is what starts the next
+        attempt.
+        """
         if self._next is None:
             self._next = os.getpid()  # clients of different processes begin at different replicas
         self._next += 1
-        order = [self._handles[(self._next + attempt) % len(self._handles)] for attempt in range(self._attempts)]
+        order = [
+            self._handles[(self._next + attempt) % len(self._handles)] for attempt in range(self._attempts)
+        ]
         return RankerCall(order, histories, candidates, timeout_s=self._timeout_s)
 
 
@@ -126,7 +136,7 @@ class RankerCall:
 
     def _ask(self) -> None:
         replica = self._replicas[len(self._reasons)]
-        self.reference = replica.assess.remote(self._histories, self._candidates)
+        self.reference = replica.predict.remote(self._histories, self._candidates)
         self._deadline_s = time.monotonic() + self._timeout_s
 
     def _take(self, answered: bool) -> None:
@@ -134,9 +144,9 @@ class RankerCall:
             if not answered:
                 ray.cancel(self.reference)
                 raise RankerError(f"no answer within {self._timeout_s:g} s")
-            assessment, version = ray.get(self.reference, timeout=self._timeout_s)
+            output, version = ray.get(self.reference, timeout=self._timeout_s)
             self._answer = RankerAnswer(
-                assessment=check_assessment(self._candidates, assessment),
+                output=check_output(self._candidates, output),
                 version=version,
                 attempts=len(self._reasons) + 1,
                 latency_s=time.monotonic() - self._started_s,

@@ -1,13 +1,14 @@
 """The rollout actor: a thin shell that gives a `RolloutWorker` its engine, its clients and a thread.
 
-`run` works until `stop`; the two live in different concurrency groups, so `stop` and `stats` answer while `run` is
-busy. Launch it with `ray.remote(**LAUNCH)(RolloutActor)`, and make it work with
+`run` works until `stop`; the two live in different concurrency groups, so `stop` and `stats` answer while
+`run` is busy. Launch it with `ray.remote(**LAUNCH)(RolloutActor)`, and make it work with
 `handle.run.remote(handle.start.remote())`.
 
-Ray does not retry a `run` that fails: whoever watches it takes the actor's leases back first. While the actor is being
-restarted, Ray refuses every call that must not be retried, `run` among them; `start` may be retried, as often as the
-actor may be restarted, so it waits for the new process, and `run` waits for the answer of `start`. Calls may overtake
-each other, since those that Ray refused would otherwise be waited for as if they were late.
+Ray does not retry a `run` that fails: whoever watches it takes the actor's leases back first. While the actor
+is being restarted, Ray refuses every call that must not be retried, `run` among them; `start` may be retried,
+as often as the actor may be restarted, so it waits for the new process, and `run` waits for the answer of
+`start`. Calls may overtake each other, since those that Ray refused would otherwise be waited for as if they
+were late.
 """
 
 import threading
@@ -26,7 +27,7 @@ from sluice.actors.ranker.pool import RankerClient
 from sluice.actors.rollout.worker import RolloutStats, RolloutWorker
 from sluice.actors.settings import RolloutSettings
 from sluice.catalog.trie.vocabulary import Vocabulary
-from sluice.cluster.environment import collect_garbage_seldom, give_way
+from sluice.cluster.environment import lower_thread_priority, raise_gc_threshold
 from sluice.cluster.metrics import MetricSet
 
 _IDLE_WAIT_S = 0.2  # how soon new weights or a stop are noticed while nothing else happens
@@ -54,8 +55,8 @@ class RolloutActor:
     ) -> None:
         """`name` stays the same over restarts; the queue knows the actor's leases by it.
 
-        The catalogue comes with `start` and `run`: Ray restarts an actor from its constructor's arguments, which should
-        not depend on an object in some node's store.
+        The catalogue comes with `start` and `run`: Ray restarts an actor from its constructor's arguments,
+        which should not depend on an object in some node's store.
         """
         self._name, self._engine_factory, self._dataset_factory = name, engine_factory, dataset_factory
         self._catalogues = catalogues
@@ -73,10 +74,12 @@ class RolloutActor:
         """Build the engine, if that has not been done; returns the seconds it took. `run` does it too."""
         started_s = time.monotonic()
         if self._engine is None:
-            give_way(but=threading.get_native_id())  # before the engine has threads of its own, which compute too
+            lower_thread_priority(
+                but=threading.get_native_id()
+            )  # before the engine has threads of its own, which compute too
             self._dataset = self._dataset_factory()
             self._engine = self._engine_factory(vocabulary)
-            collect_garbage_seldom()
+            raise_gc_threshold()
         return time.monotonic() - started_s
 
     def run(self, started: float, vocabulary: Vocabulary) -> RolloutStats:
@@ -102,7 +105,9 @@ class RolloutActor:
             newer = self._weights.newest(self._engine.version, _FIRST_VERSION_S)
             if newer is not None:
                 worker.load(newer)
-            later = self._catalogues.newest(vocabulary.version, _FIRST_VERSION_S) if self._catalogues else None
+            later = (
+                self._catalogues.newest(vocabulary.version, _FIRST_VERSION_S) if self._catalogues else None
+            )
             if later is not None:
                 worker.load_catalogue(later)
             while not self._stopped.is_set():

@@ -1,7 +1,8 @@
-"""From generated candidates to rollout groups: distractors, the question to the ranker, the finished groups. All pure.
+"""From generated candidates to rollout groups: distractors, the question to the ranker, the finished groups.
+All pure.
 
-A batch is the prompts of one lease call: what other prompts of the batch generated is where a prompt's distractors
-come from (algorithms section 1).
+A batch is the prompts of one lease call: what other prompts of the batch generated is where a prompt's
+distractors come from (algorithms section 1).
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from sluice.actors.queue.leases import Lease
 from sluice.catalog.errors import RunError
 from sluice.catalog.rollout_group import RolloutGroup
 from sluice.catalog.trie.vocabulary import Vocabulary
-from sluice.learner.ranker.assessment import Assessment
+from sluice.learner.ranker.output import RankerOutput
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +29,7 @@ class Prompt:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drawn:
+class UnscoredGroups:
     """B prompts with their K candidates and up to M distractors, and what the ranker is asked about them."""
 
     prompts: Sequence[Prompt]
@@ -36,8 +37,12 @@ class Drawn:
     generate_s: Sequence[float]
     candidate_items: np.ndarray  # [B, K] int32 item rows, -1: no item
     distractor_items: np.ndarray  # [B, M] int32 item rows, -1: the batch offered fewer
-    asked: np.ndarray  # [B, 1 + K + M] int32 item rows, each once per prompt, the ground truth first; -1 = padding
-    places: np.ndarray  # [B, 1 + K + M] columns of `asked`: of ground truth, candidates, distractors; 1 + K + M: none
+    asked: (
+        np.ndarray
+    )  # [B, 1 + K + M] int32 item rows, each once per prompt, the ground truth first; -1 = padding
+    places: (
+        np.ndarray
+    )  # [B, 1 + K + M] columns of `asked`: of ground truth, candidates, distractors; 1 + K + M: none
 
     @property
     def histories(self) -> list[np.ndarray]:
@@ -45,7 +50,7 @@ class Drawn:
         return [prompt.history for prompt in self.prompts]
 
 
-def draw(
+def assemble_groups(
     prompts: Sequence[Prompt],
     generations: Sequence[Generation],
     generate_s: Sequence[float],
@@ -53,12 +58,12 @@ def draw(
     vocabulary: Vocabulary,
     distractors: int,
     seed: int,
-) -> Drawn:
+) -> UnscoredGroups:
     """Candidate items by the trie each was generated with, and up to M `distractors` for each prompt.
 
-    A prompt's distractors are drawn without replacement from the distinct items that the *other* prompts generated,
-    less its ground truth and its own candidates. The draw depends on `seed`, the batch's lease ids and what was
-    generated alone.
+    A prompt's distractors are drawn without replacement from the distinct items that the *other* prompts
+    generated, less its ground truth and its own candidates. The draw depends on `seed`, the batch's lease ids
+    and what was generated alone.
 
     Raises:
         RunError: the engine returned groups of different shapes, or sequences of the wrong length.
@@ -67,7 +72,8 @@ def draw(
     levels = vocabulary.layout.levels
     if len(shapes) != 1 or next(iter(shapes))[1] != levels:
         raise RunError(
-            f"the engine returned groups of shapes {sorted(shapes)}; all must be [K, {levels}], one token per level"
+            f"the engine returned groups of shapes {sorted(shapes)}; all must be [K, {levels}], one token "
+            f"per level"
         )
     versions = np.asarray([generation.catalogue_version for generation in generations])
     candidate_items = vocabulary.lookup(np.stack([generation.tokens for generation in generations]), versions)
@@ -75,7 +81,7 @@ def draw(
     generator = np.random.default_rng([seed, *(prompt.lease.lease_id for prompt in prompts)])
     distractor_items = _distractors(target_items, candidate_items, distractors, generator)
     asked, places = _distinct(np.concatenate([target_items, candidate_items, distractor_items], axis=1))
-    return Drawn(
+    return UnscoredGroups(
         prompts=prompts,
         generations=generations,
         generate_s=generate_s,
@@ -86,10 +92,12 @@ def draw(
     )
 
 
-def finish(drawn: Drawn, assessment: Assessment, *, ranker_version: str, score_s: float) -> list[RolloutGroup]:
+def score_groups(
+    drawn: UnscoredGroups, output: RankerOutput, *, ranker_version: str, score_s: float
+) -> list[RolloutGroup]:
     """Rollout groups from the ranker's answer `[B, 1 + K + M]` to what it was asked."""
     scores, spread, values = (
-        _at(column, drawn.places) for column in (assessment.scores, assessment.spread, assessment.values)
+        _at(column, drawn.places) for column in (output.scores, output.spread, output.values)
     )
     own = slice(1, 1 + drawn.candidate_items.shape[1])
     nothing = np.empty(0, dtype=np.float32)
@@ -145,8 +153,8 @@ def _distractors(
 
 
 def _distinct(items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Each row's distinct items of `[B, W]` in the order in which they appear, padded with -1, and the column that each
-    item has there; W for -1, no item.
+    """Each row's distinct items of `[B, W]` in the order in which they appear, padded with -1, and the column
+    that each item has there; W for -1, no item.
     """
     width = items.shape[1]
     first = (items[:, :, None] == items[:, None, :]).argmax(axis=2)

@@ -1,11 +1,11 @@
-"""What a rollout actor does, one move at a time: leases in, candidates out of the engine, scores from the ranker,
-groups into the queue, new weights between engine steps.
+"""What a rollout actor does, one move at a time: leases in, candidates out of the engine, scores from the
+ranker, groups into the queue, new weights between engine steps.
 
-`advance` makes every move that is possible now and never waits for another actor: leases, scores and pushes are calls
-under way that it looks at in passing, so the engine steps whenever it has a request. It looks at them after an engine
-step and makes new ones after that, so nearly all have been answered by then: asking Ray about one that has not takes
-longer. Several lease batches are kept in the engine (`leases_ahead`) and one more before it, so it does not drain while
-the next one is being asked for.
+`advance` makes every move that is possible now and never waits for another actor: leases, scores and pushes
+are calls under way that it looks at in passing, so the engine steps whenever it has a request. It looks at
+them after an engine step and makes new ones after that, so nearly all have been answered by then: asking Ray
+about one that has not takes longer. Several lease batches are kept in the engine (`leases_ahead`) and one
+more before it, so it does not drain while the next one is being asked for.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,45 +19,54 @@ import pyarrow as pa
 from sluice.actors.calls import Call
 from sluice.actors.engines.engine import Engine, GenerateRequest, Generation
 from sluice.actors.queue.leases import Lease, Push, PushReply
-from sluice.actors.rollout.groups import Drawn, Prompt, draw, finish
+from sluice.actors.rollout.groups import Prompt, UnscoredGroups, assemble_groups, score_groups
 from sluice.actors.settings import RolloutSettings
 from sluice.catalog.errors import RankerError
-from sluice.catalog.rollout_group import encode
+from sluice.catalog.rollout_group import encode_groups
 from sluice.catalog.trie.vocabulary import Vocabulary
+from sluice.learner.activity_clock import WAIT, ActivityClock
 from sluice.learner.policy.packed_weights import UnverifiedWeights
-from sluice.learner.timebook import WAIT, Timebook
 
 
 class Queue(Protocol):
     """What the worker needs of the rollout queue (`sluice.actors.queue.actor.LeaseHolder`)."""
 
-    def lease(self, count: int) -> Call[tuple[Lease, ...]]: ...  # noqa: D102
+    def lease(self, count: int) -> Call[tuple[Lease, ...]]:
+        """Ask for prompts."""
 
-    def put(  # noqa: D102
+    def put(
         self, leases: Sequence[Lease], records: pa.RecordBatch, versions: Sequence[tuple[int, int]]
-    ) -> list[Push]: ...
+    ) -> list[Push]:
+        """Put groups into the object store."""
 
-    def push(self, pushes: Sequence[Push]) -> Call[PushReply]: ...  # noqa: D102
+    def push(self, pushes: Sequence[Push]) -> Call[PushReply]:
+        """Hand groups over."""
 
-    def reject(self, leases: Sequence[Lease], reason: str) -> Call[int]: ...  # noqa: D102
+    def reject(self, leases: Sequence[Lease], reason: str) -> Call[int]:
+        """Give leases up."""
 
 
 class Scorer(Protocol):
-    """What it needs of the ranker pool (`sluice.actors.ranker.pool.RankerClient`); the answer is a `RankerAnswer`."""
+    """What it needs of the ranker pool (`sluice.actors.ranker.pool.RankerClient`); the answer is a
+    `RankerAnswer`.
+    """
 
-    def submit(self, histories: list[np.ndarray], candidates: np.ndarray) -> Call[Any]: ...  # noqa: D102
+    def submit(self, histories: list[np.ndarray], candidates: np.ndarray) -> Call[Any]:
+        """Ask for scores."""
 
 
 class Weights(Protocol):
     """What it needs of the weight board (`sluice.actors.boards.weight_board.WeightSource`)."""
 
-    def poll(self, current_version: int) -> UnverifiedWeights | None: ...  # noqa: D102
+    def poll(self, current_version: int) -> UnverifiedWeights | None:
+        """Newer weights that have arrived."""
 
 
 class Catalogues(Protocol):
     """What it needs of the catalogue board (`sluice.actors.boards.catalogue_board.CatalogueSource`)."""
 
-    def poll(self, current_version: int) -> Vocabulary | None: ...  # noqa: D102
+    def poll(self, current_version: int) -> Vocabulary | None:
+        """A newer catalogue that has arrived."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +79,9 @@ class RolloutStats:
     late: int = 0  # finished after the lease had moved on
     swaps: int = 0
     score_s: float = 0.0  # ranker requests to answers, while generating went on
-    # Since the worker began, by activity: generate (engine steps), load_weights and load_catalogue (engine pauses),
-    # serve (everything else that the worker does), and with an idle engine wait_prompts, wait_ranker, wait_room.
+    # Since the worker began, by activity: generate (engine steps), load_weights and load_catalogue (engine
+    # pauses), serve (everything else that the worker does), and with an idle engine wait_prompts,
+    # wait_ranker, wait_room.
     time: dict[str, float] = field(default_factory=dict)
     version: int = 0
     catalogue_version: int = 0
@@ -88,7 +98,7 @@ class _Batch:
 
 @dataclass(kw_only=True)
 class _Scoring:
-    drawn: Drawn
+    drawn: UnscoredGroups
     call: Call[Any]
 
 
@@ -109,7 +119,9 @@ class RolloutWorker:
         clock: Callable[[], float],
         catalogues: Catalogues | None = None,
     ) -> None:
-        """`seed` decides the distractors, together with each lease's id. Without `catalogues` nothing ever changes."""
+        """`seed` decides the distractors, together with each lease's id. Without `catalogues` nothing ever
+        changes.
+        """
         self._engine, self._queue, self._ranker, self._weights = engine, queue, ranker, weights
         self._dataset, self._vocabulary, self._settings, self._seed = dataset, vocabulary, settings, seed
         self._clock, self._catalogues = clock, catalogues
@@ -122,7 +134,7 @@ class RolloutWorker:
         self._rejecting: list[Call[int]] = []
         self._count = dict.fromkeys(("batches", "groups", "invalid", "late", "swaps"), 0)
         self._score_s = 0.0
-        self._time = Timebook("serve", clock)
+        self._time = ActivityClock("serve", clock)
 
     def advance(self) -> bool:
         """Make every move that is possible; False when there was none, so that the caller may wait.
@@ -145,9 +157,10 @@ class RolloutWorker:
         """Give the engine new weights now.
 
         Raises:
-            PolicyError: they are not the policy's, or arrived damaged: in either case the engine is to be discarded.
+            PolicyError: they are not the policy's, or arrived damaged: in either case the engine is to be
+                discarded.
         """
-        with self._time.during("load_weights"), newer.verifying() as weights:
+        with self._time.activity("load_weights"), newer.verifying() as weights:
             self._engine.load_weights(weights)
         self._count["swaps"] += 1
 
@@ -157,15 +170,23 @@ class RolloutWorker:
         Raises:
             DataError: it is no later version of the catalogue in use.
         """
-        with self._time.during("load_catalogue"):
+        with self._time.activity("load_catalogue"):
             self._vocabulary = vocabulary.after(self._vocabulary)
             self._engine.load_catalogue(self._vocabulary)
 
     @contextmanager
     def waiting(self) -> Iterator[list[Any]]:
         """Around the caller's wait for a next move; gives the references whose arrival makes one possible."""
-        reason = "prompts" if self._leasing else "ranker" if self._scoring else "room" if self._pushing else "prompts"
-        with self._time.during(WAIT + reason):
+        reason = (
+            "prompts"
+            if self._leasing
+            else "ranker"
+            if self._scoring
+            else "room"
+            if self._pushing
+            else "prompts"
+        )
+        with self._time.activity(WAIT + reason):
             yield self._waiting_on()
 
     def stats(self) -> RolloutStats:
@@ -180,7 +201,11 @@ class RolloutWorker:
         )
 
     def _waiting_on(self) -> list[Any]:
-        calls = [scoring.call for scoring in self._scoring] + [call for _, call in self._pushing] + self._rejecting
+        calls = (
+            [scoring.call for scoring in self._scoring]
+            + [call for _, call in self._pushing]
+            + self._rejecting
+        )
         return [call.reference for call in calls + ([self._leasing] if self._leasing else [])]
 
     def _swap(self) -> bool:
@@ -199,11 +224,11 @@ class RolloutWorker:
 
     def _lease(self) -> bool:
         if self._leasing is None:
-            # Batches behind the engine are bounded too: a slow ranker must slow the generation down, not pile groups
-            # up.
+            # Batches behind the engine are bounded too: a slow ranker must slow the generation down, not pile
+            # groups up.
             behind = len(self._scoring) + len(self._pushing)
-            # One batch more than the engine takes at once: its prompts move up one by one as others end, and no step is
-            # made half empty while a lease is on its way.
+            # One batch more than the engine takes at once: its prompts move up one by one as others end, and
+            # no step is made half empty while a lease is on its way.
             if len(self._generating) <= self._settings.leases_ahead and behind <= self._settings.leases_ahead:
                 self._leasing = self._queue.lease(self._settings.prompts_per_lease)
                 return True
@@ -240,7 +265,7 @@ class RolloutWorker:
     def _generate(self) -> bool:
         if not self._engine.in_flight:
             return False
-        with self._time.during("generate"):
+        with self._time.activity("generate"):
             generations = self._engine.step()
         now_s = self._clock()
         for generation in generations:
@@ -260,7 +285,7 @@ class RolloutWorker:
 
     def _submit_to_ranker(self, batch: _Batch) -> None:
         ids = [_request_id(prompt.lease) for prompt in batch.prompts]
-        drawn = draw(
+        drawn = assemble_groups(
             batch.prompts,
             [batch.generations[one] for one in ids],
             [batch.finished_s[one] - batch.submitted_s for one in ids],
@@ -283,9 +308,11 @@ class RolloutWorker:
                 continue
             self._count["batches"] += 1
             self._score_s += answer.latency_s
-            groups = finish(scoring.drawn, answer.assessment, ranker_version=answer.version, score_s=answer.latency_s)
+            groups = score_groups(
+                scoring.drawn, answer.output, ranker_version=answer.version, score_s=answer.latency_s
+            )
             pushes = self._queue.put(
-                leases, encode(*groups), [(group.version_min, group.version_max) for group in groups]
+                leases, encode_groups(*groups), [(group.version_min, group.version_max) for group in groups]
             )
             self._pushing.append((pushes, self._queue.push(pushes)))
         return bool(ready)

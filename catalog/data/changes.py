@@ -1,7 +1,8 @@
 """Changes of the catalogue of a run that has begun: items to add, items to retire.
 
-They lie in the run's directory as Parquet files, one per version of the catalogue (`schema.CATALOGUE_CHANGE`), so they
-outlive every process, and whoever opens the directory comes to the same catalogue.
+They lie in the run's directory as Parquet files, one per version of the catalogue
+(`schema.CATALOGUE_CHANGE`), so they outlive every process, and whoever opens the directory comes to the same
+catalogue.
 """
 
 import os
@@ -21,7 +22,8 @@ from sluice.catalog.data.sources import read_batches, table_file
 from sluice.catalog.errors import DataError
 from sluice.catalog.trie.vocabulary import Vocabulary
 
-# One version of a run's catalogue after the first: an item that is new, or one that is retired (`codes` null).
+# One version of a run's catalogue after the first: an item that is new, or one that is retired (`codes`
+# null).
 CATALOGUE_CHANGE = pa.schema(
     [pa.field("item_id", pa.string(), nullable=False), pa.field("codes", pa.list_(pa.int32()))]
 )
@@ -37,8 +39,8 @@ class ItemRow:
 
 
 def read_item_rows(path: Path, *, codes: bool) -> list[ItemRow]:
-    """The rows of a file with a column `item_id`, and with `codes` a column of that name too: a list, or text with
-    numbers in it.
+    """The rows of a file with a column `item_id`, and with `codes` a column of that name too: a list, or text
+    with numbers in it.
 
     Raises:
         DataError: the file cannot be read, lacks a column, or a row has no id, an id twice or no codes.
@@ -66,9 +68,11 @@ def read_item_rows(path: Path, *, codes: bool) -> list[ItemRow]:
 class ChangingCatalogue:
     """The newest version of a run's catalogue, as its directory of changes has it."""
 
-    def __init__(self, item_ids: Callable[[], Sequence[str]], vocabulary: Vocabulary, directory: Path) -> None:
-        """`vocabulary` is version 0, of the data set with these `item_ids`, which are asked for with the first change;
-        `directory` need not be there yet.
+    def __init__(
+        self, item_ids: Callable[[], Sequence[str]], vocabulary: Vocabulary, directory: Path
+    ) -> None:
+        """`vocabulary` is version 0, of the data set with these `item_ids`, which are asked for with the
+        first change; `directory` need not be there yet.
         """
         self._item_ids, self._directory = item_ids, directory
         self.vocabulary = vocabulary
@@ -90,11 +94,12 @@ class ChangingCatalogue:
             yield self.vocabulary
 
     def push(self, add: Sequence[ItemRow], retire: Sequence[ItemRow]) -> Vocabulary:
-        """Write the next version. Codes of `add` that lack the last level get the lowest one that is free there.
+        """Write the next version. Codes of `add` that lack the last level get the lowest one that is free
+        there.
 
         Raises:
-            DataError: an item is there already or is not there, its codes are taken or are none of the policy's,
-                nothing changes, or somebody else has just written a version.
+            DataError: an item is there already or is not there, its codes are taken or are none of the
+                policy's, nothing changes, or somebody else has just written a version.
         """
         if not add and not retire:
             raise DataError("nothing to push: give items to add or items to retire")
@@ -136,16 +141,21 @@ class ChangingCatalogue:
             codes = list(row.codes)
             if len(codes) not in (layout.levels, layout.levels - 1):
                 raise DataError(
-                    f"{row.where}: has {len(codes)} codes; the catalogue has {layout.levels} levels, of which the last "
+                    f"{row.where}: has {len(codes)} codes; the catalogue has {layout.levels} levels, of "
+                    f"which the last "
                     "may be left out"
                 )
             for level, (code, size) in enumerate(zip(codes, sizes, strict=False), start=1):
                 if not 0 <= code < size:
-                    raise DataError(f"{row.where}: code {code} of level {level} is none of the policy's 0..{size - 1}")
+                    raise DataError(
+                        f"{row.where}: code {code} of level {level} is none of the policy's 0..{size - 1}"
+                    )
             if len(codes) < layout.levels:
                 last = taken.lowest_free(codes)
                 if last is None:
-                    raise DataError(f"{row.where}: all {sizes[-1]} items that codes {codes} can have are taken")
+                    raise DataError(
+                        f"{row.where}: all {sizes[-1]} items that codes {codes} can have are taken"
+                    )
                 codes.append(last)
             if not taken.take(codes):
                 raise DataError(f"{row.where}: codes {codes} belong to another item, retired or not")
@@ -159,7 +169,9 @@ class _Taken:
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._sizes = vocabulary.layout.level_sizes
         codes = vocabulary.item_tokens - np.asarray(vocabulary.layout.level_offsets)
-        self._numbers = np.sort(np.ravel_multi_index(codes.T, self._sizes))  # of all codes in lexicographic order
+        self._numbers = np.sort(
+            np.ravel_multi_index(codes.T, self._sizes)
+        )  # of all codes in lexicographic order
         self._since: set[int] = set()
 
     def take(self, codes: Sequence[int]) -> bool:

@@ -1,8 +1,8 @@
-"""Which rows of a log can be used: every value is judged once, and every row refused is reported with file, row and
-reason.
+"""Which rows of a log can be used: every value is judged once, and every row refused is reported with file,
+row and reason.
 
-Ids are compared as text. A whole or decimal number is a timestamp as it stands (decimals are cut off); dates and
-date-times become microseconds since 1970 (UTC when they name no zone). One log must not mix the two.
+Ids are compared as text. A whole or decimal number is a timestamp as it stands (decimals are cut off); dates
+and date-times become microseconds since 1970 (UTC when they name no zone). One log must not mix the two.
 """
 
 import datetime
@@ -119,8 +119,14 @@ class LogCleaner:
         ratings = judge.numbers("rating")
         click = judge.booleans("click")
         dwell = judge.numbers("dwell_seconds")
-        judge.refuse("dwell_seconds", pc.less(dwell, 0).fill_null(False).to_numpy(zero_copy_only=False), "is negative")
-        exposed = as_text(batch.columns["exposed_by"]) if "exposed_by" in batch.columns else pa.nulls(n, pa.string())
+        judge.refuse(
+            "dwell_seconds", pc.less(dwell, 0).fill_null(False).to_numpy(zero_copy_only=False), "is negative"
+        )
+        exposed = (
+            as_text(batch.columns["exposed_by"])
+            if "exposed_by" in batch.columns
+            else pa.nulls(n, pa.string())
+        )
         keep = pa.array(judge.close())
         columns = [users, items, pa.array(timestamps), ratings, click, dwell, exposed]
         return pa.record_batch([column.filter(keep) for column in columns], schema=CLEAN_LOG)
@@ -137,7 +143,9 @@ class LogCleaner:
         if self._time_kind is None and len(usable):
             self._time_kind = str(kinds[usable[0]])
         if self._time_kind:
-            judge.refuse("timestamp", kinds != self._time_kind, f"is no {self._time_kind} as the rows before it are")
+            judge.refuse(
+                "timestamp", kinds != self._time_kind, f"is no {self._time_kind} as the rows before it are"
+            )
         return values
 
 
@@ -157,7 +165,9 @@ class _Judge:
         for index in np.flatnonzero(bad & self.good):
             value = str(self.batch.columns[column][index].as_py())
             row = int(self.batch.rows[index])
-            self._found.append(BadRow(file=self.batch.file, row=row, column=column, value=value, reason=reason))
+            self._found.append(
+                BadRow(file=self.batch.file, row=row, column=column, value=value, reason=reason)
+            )
         self.good &= ~bad
 
     def ids(self, column: str) -> pa.Array:
@@ -172,17 +182,19 @@ class _Judge:
             return pa.nulls(len(self.good), pa.float32())
         raw = self.batch.columns[column]
         values = parse_numbers(raw)
-        unusable = ~np.isfinite(values) & ~missing(raw)
+        unusable = ~np.isfinite(values) & ~is_missing(raw)
         self.refuse(column, unusable, "is no number")
         return pa.array(values.astype(np.float32), mask=~np.isfinite(values))
 
     def booleans(self, column: str) -> pa.Array:
         if column not in self.batch.columns:
             return pa.nulls(len(self.good), pa.bool_())
-        encoded = pc.utf8_lower(pc.utf8_trim_whitespace(as_text(self.batch.columns[column]))).dictionary_encode()
+        encoded = pc.utf8_lower(
+            pc.utf8_trim_whitespace(as_text(self.batch.columns[column]))
+        ).dictionary_encode()
         truth = [(_TRUTH | _FALSEHOOD).get(text) for text in encoded.dictionary.to_pylist()]
         values = pa.array(truth, pa.bool_()).take(encoded.indices)
-        unusable = values.is_null().to_numpy(zero_copy_only=False) & ~missing(self.batch.columns[column])
+        unusable = values.is_null().to_numpy(zero_copy_only=False) & ~is_missing(self.batch.columns[column])
         self.refuse(column, unusable, "is neither true nor false")
         return values
 
@@ -195,13 +207,15 @@ class _Judge:
 
 
 def as_text(values: pa.Array) -> pa.Array:
-    """Any scalar column as text; whole floats lose their `.0`, so that an id reads the same from every file type."""
+    """Any scalar column as text; whole floats lose their `.0`, so that an id reads the same from every file
+    type.
+    """
     if pa.types.is_dictionary(values.type):
         values = values.dictionary_decode()
     return values.cast(pa.string())
 
 
-def missing(values: pa.Array) -> np.ndarray:
+def is_missing(values: pa.Array) -> np.ndarray:
     """bool [n]: null, NaN, or text of nothing but spaces."""
     if pa.types.is_floating(values.type):
         return values.is_null(nan_is_null=True).to_numpy(zero_copy_only=False)
@@ -211,7 +225,11 @@ def missing(values: pa.Array) -> np.ndarray:
 
 def parse_numbers(values: pa.Array) -> np.ndarray:
     """float64 [n]; NaN where there is no number. `nan` and `inf` as text are no numbers."""
-    if pa.types.is_integer(values.type) or pa.types.is_floating(values.type) or pa.types.is_decimal(values.type):
+    if (
+        pa.types.is_integer(values.type)
+        or pa.types.is_floating(values.type)
+        or pa.types.is_decimal(values.type)
+    ):
         return values.cast(pa.float64(), safe=False).fill_null(np.nan).to_numpy(zero_copy_only=False)
     text = as_text(values)
     numeric = pc.match_substring_regex(text, _NUMBER)
@@ -221,11 +239,13 @@ def parse_numbers(values: pa.Array) -> np.ndarray:
 
 def parse_times(values: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     """Timestamps int64 [n] and what each is: "number", "date", "null" or "bad" (then its timestamp is 0)."""
-    kinds = np.where(missing(values), "null", "bad").astype("<U6")
+    kinds = np.where(is_missing(values), "null", "bad").astype("<U6")
     result = np.zeros(len(values), dtype=np.int64)
     if pa.types.is_timestamp(values.type) or pa.types.is_date(values.type):
         there = kinds != "null"
-        micros = values.cast(pa.timestamp("us", getattr(values.type, "tz", None)), safe=False).cast(pa.int64())
+        micros = values.cast(pa.timestamp("us", getattr(values.type, "tz", None)), safe=False).cast(
+            pa.int64()
+        )
         result[there] = micros.fill_null(0).to_numpy(zero_copy_only=False)[there]
         kinds[there] = "date"
         return result, kinds
@@ -246,7 +266,9 @@ def parse_times(values: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     kinds[is_whole | decimal] = "number"
     for index in np.flatnonzero(decimal & (np.abs(np.nan_to_num(numbers)) > _FLOAT_LIMIT)):
         digits = text[index].as_py().strip()
-        if re.fullmatch(_SIGNED, digits):  # nanoseconds, say: too long for the fast path, too precise for a float
+        if re.fullmatch(
+            _SIGNED, digits
+        ):  # nanoseconds, say: too long for the fast path, too precise for a float
             result[index] = int(digits)
     for index in np.flatnonzero(kinds == "bad"):
         micros = _micros(text[index].as_py())

@@ -1,4 +1,6 @@
-"""Which items stand near each other in histories: the raw material of item vectors and of the ItemKNN baseline."""
+"""Which items stand near each other in histories: the raw material of item vectors and of the ItemKNN
+baseline.
+"""
 
 import numpy as np
 import scipy.sparse as sp
@@ -7,7 +9,9 @@ _PENDING_PAIRS = 1 << 22
 
 
 class CoOccurrence:
-    """Counts, streamed: how often two items stand at most `window` places apart, a pair k apart counting 1/sqrt(k)."""
+    """Counts, streamed: how often two items stand at most `window` places apart, a pair k apart counting
+    1/sqrt(k).
+    """
 
     def __init__(self, items: int, window: int) -> None:
         self.popularity = np.zeros(items, dtype=np.int64)  # [N] occurrences
@@ -17,7 +21,9 @@ class CoOccurrence:
         self._pending_pairs = 0
 
     def add(self, users: np.ndarray, items: np.ndarray) -> None:
-        """Count sequences: `items` in order of time, and whose they are; the rows of a user stand together."""
+        """Count sequences: `items` in order of time, and whose they are; the rows of a user stand
+        together.
+        """
         self.popularity += np.bincount(items, minlength=len(self.popularity))
         for lag in range(1, min(self._window, len(items) - 1) + 1):
             same = (users[lag:] == users[:-lag]) & (items[lag:] != items[:-lag])
@@ -42,7 +48,9 @@ class CoOccurrence:
 
 
 class SharedUsers:
-    """How many users two items share, streamed; a user of n items counts 1/n, so that heavy users do not dominate."""
+    """How many users two items share, streamed; a user of n items counts 1/n, so that heavy users do not
+    dominate.
+    """
 
     def __init__(self, items: int) -> None:
         self._sum = sp.csr_matrix((items, items), dtype=np.float64)
@@ -52,7 +60,9 @@ class SharedUsers:
         if len(items) == 0:
             return
         row = np.cumsum(np.append(0, users[1:] != users[:-1]))
-        consumed = sp.csr_matrix((np.ones(len(items)), (row, items)), shape=(int(row[-1]) + 1, self._sum.shape[0]))
+        consumed = sp.csr_matrix(
+            (np.ones(len(items)), (row, items)), shape=(int(row[-1]) + 1, self._sum.shape[0])
+        )
         consumed.data[:] = 1.0  # an item consumed twice counts once
         scaled = sp.diags(1 / np.sqrt(np.diff(consumed.indptr))) @ consumed
         self._sum = self._sum + scaled.T @ scaled
@@ -62,7 +72,7 @@ class SharedUsers:
         return (self._sum - sp.diags(self._sum.diagonal())).tocsr()
 
 
-def mixed(near: sp.csr_matrix, shared: sp.csr_matrix, share: float) -> sp.csr_matrix:
+def mix_counts(near: sp.csr_matrix, shared: sp.csr_matrix, share: float) -> sp.csr_matrix:
     """Both kinds of counts as one, each scaled to sum 1 first; `share` is that of the shared users."""
     parts = [
         counts * (weight / counts.sum())

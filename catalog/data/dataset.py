@@ -1,7 +1,8 @@
-"""A prepared data directory as arrays: what every later part reads users, histories, targets and semantic IDs from.
+"""A prepared data directory as arrays: what every later part reads users, histories, targets and semantic IDs
+from.
 
-Users and items are row numbers. The sequences of all users lie in one array, user u's at `offsets[u] : offsets[u + 1]`,
-so a history is a view and costs nothing. Columns that a part does not ask for are not read.
+Users and items are row numbers. The sequences of all users lie in one array, user u's at `offsets[u] :
+offsets[u + 1]`, so a history is a view and costs nothing. Columns that a part does not ask for are not read.
 """
 
 import json
@@ -61,14 +62,18 @@ class Dataset:
             raise DataError(f"{directory} is no prepared data set (it has no {MANIFEST}); {remedy}")
         if manifest.get("format") != FORMAT:
             found = manifest.get("format")
-            raise DataError(f"{directory / MANIFEST} has format {found!r}, this version reads {FORMAT}; {remedy}")
+            raise DataError(
+                f"{directory / MANIFEST} has format {found!r}, this version reads {FORMAT}; {remedy}"
+            )
         absent = [name for name in FILES if not (directory / name).is_file()]
         if absent:
             raise DataError(f"{directory} lacks {', '.join(absent)}; {remedy}")
         try:
             settings = DataSettings.model_validate(manifest["settings"])
         except (KeyError, ValidationError) as error:
-            raise DataError(f"{directory / MANIFEST} holds settings that cannot be read ({error}); {remedy}") from None
+            raise DataError(
+                f"{directory / MANIFEST} holds settings that cannot be read ({error}); {remedy}"
+            ) from None
         return cls(directory, manifest, settings)
 
     @property
@@ -155,7 +160,9 @@ class Dataset:
         return self._optional("dwell_seconds")
 
     def outcome(self, column: str) -> np.ndarray | None:
-        """The ratings, clicks or dwell times, by the name of their column in `sluice.catalog.settings.OUTCOMES`."""
+        """The ratings, clicks or dwell times, by the name of their column in
+        `sluice.catalog.settings.OUTCOMES`.
+        """
         return getattr(self, _OUTCOME_ARRAYS[column])
 
     @cached_property
@@ -169,11 +176,14 @@ class Dataset:
         if wanted == "auto":
             return "rating" if self.ratings is not None else None
         if wanted in OUTCOMES and self.outcome(wanted) is None:
-            raise DataError(f"data.reward is {wanted}, but no interaction of {self.directory} has one; set it to none")
+            raise DataError(
+                f"data.reward is {wanted}, but no interaction of {self.directory} has one; set it to none"
+            )
         return wanted if wanted in OUTCOMES else None
 
     def logged_rewards(self, users: np.ndarray, positions: np.ndarray) -> np.ndarray | None:
-        """What the logs say that n interactions were worth, float32 [n] in the log's unit, NaN where they say nothing.
+        """What the logs say that n interactions were worth, float32 [n] in the log's unit, NaN where they say
+        nothing.
 
         `users` and `positions` are int [n]; None when the data set has no logged reward at all.
         """
@@ -196,7 +206,9 @@ class Dataset:
     def training_lengths(self) -> np.ndarray:
         """int64 [U], how many leading interactions of each user are the training part."""
         cuts = self.manifest["time_cuts"]
-        labels = label_splits(self.offsets, self.timestamps, self.settings.split, TimeCuts(**cuts) if cuts else None)
+        labels = label_splits(
+            self.offsets, self.timestamps, self.settings.split, TimeCuts(**cuts) if cuts else None
+        )
         return training_lengths(self.offsets, labels)
 
     def items_of(self, user: int) -> np.ndarray:
@@ -217,7 +229,9 @@ class Dataset:
         return Examples(users=users[chosen], positions=positions[chosen])
 
     def history(self, user: int, position: int, limit: int | None) -> np.ndarray:
-        """int32 item rows, oldest first: the last `limit` before `position` (a view), all of them for None."""
+        """int32 item rows, oldest first: the last `limit` before `position` (a view), all of them for
+        None.
+        """
         start = self.offsets[user]
         first = 0 if limit is None else max(0, position - limit)
         return self.sequence[start + first : start + position]
@@ -238,7 +252,9 @@ class Dataset:
     def _examples(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         split = self._column("examples.parquet", "split")
         label = np.asarray([SPLITS.index(name) for name in split.dictionary.to_pylist()], dtype=np.int8)
-        users, positions = (self._column("examples.parquet", name).to_numpy() for name in ("user", "position"))
+        users, positions = (
+            self._column("examples.parquet", name).to_numpy() for name in ("user", "position")
+        )
         return users, positions, label[split.indices.to_numpy()]
 
     def _optional(self, name: str) -> np.ndarray | None:
@@ -268,4 +284,6 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read: {error}; delete {directory} and run `sluice prepare` again") from None
+        raise DataError(
+            f"{path} cannot be read: {error}; delete {directory} and run `sluice prepare` again"
+        ) from None

@@ -1,7 +1,7 @@
 """The prompt feed: every training example once per epoch, in an order that (seed, epoch) alone decides.
 
-A feed is a place in that order, so a checkpoint holds four numbers and a restored feed goes on with the very next
-example.
+A feed is a place in that order, so a checkpoint holds four numbers and a restored feed goes on with the very
+next example.
 """
 
 from typing import Any
@@ -22,8 +22,10 @@ class PromptFeed:
         """
         if len(users) == 0 or len(users) != len(positions):
             raise DataError(
-                f"the prompt feed got {len(users)} users and {len(positions)} positions; it needs at least one "
-                "training example and as many of the one as of the other: check the train split in examples.parquet"
+                f"the prompt feed got {len(users)} users and {len(positions)} positions; it needs at least "
+                f"one "
+                "training example and as many of the one as of the other: check the train split in "
+                "examples.parquet"
             )
         self._users, self._positions, self._seed = users, positions, seed
         self._enter(epoch=0, cursor=0)
@@ -48,18 +50,25 @@ class PromptFeed:
 
     def snapshot(self) -> dict[str, Any]:
         """The place in the order, as JSON-able values."""
-        return {"seed": self._seed, "examples": len(self._users), "epoch": self._epoch, "cursor": self._cursor}
+        return {
+            "seed": self._seed,
+            "examples": len(self._users),
+            "epoch": self._epoch,
+            "cursor": self._cursor,
+        }
 
     def restore(self, snapshot: dict[str, Any]) -> None:
         """Go to the place that `snapshot` returned.
 
         Raises:
-            RunError: the snapshot belongs to another seed or another number of examples, hence to another order.
+            RunError: the snapshot belongs to another seed or another number of examples, hence to another
+                order.
         """
         for field, mine in (("seed", self._seed), ("examples", len(self._users))):
             if snapshot[field] != mine:
                 raise RunError(
-                    f"the checkpoint's prompt feed has {field} {snapshot[field]}, this run has {mine}: resume "
+                    f"the checkpoint's prompt feed has {field} {snapshot[field]}, this run has {mine}: "
+                    f"resume "
                     "with the data and the seed that the checkpoint was made with, or start a new run"
                 )
         self._enter(epoch=snapshot["epoch"], cursor=snapshot["cursor"])

@@ -1,9 +1,9 @@
-"""The items of a catalogue before they have semantic IDs: ids, titles, attributes, and embeddings or codes if the user
-has them.
+"""The items of a catalogue before they have semantic IDs: ids, titles, attributes, and embeddings or codes if
+the user has them.
 
-An attribute is a text `name=value`. Text columns may hold several values separated by `|`, or be lists; a column of
-numbers with fractions becomes ten equally filled bins. Lists of numbers in text files are separated by spaces, commas,
-`;` or `|`.
+An attribute is a text `name=value`. Text columns may hold several values separated by `|`, or be lists; a
+column of numbers with fractions becomes ten equally filled bins. Lists of numbers in text files are separated
+by spaces, commas, `;` or `|`.
 """
 
 import re
@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import scipy.sparse as sp
 
-from sluice.catalog.data.cleaning import SHOWN, BadRow, Rejections, as_text, missing, parse_numbers
+from sluice.catalog.data.cleaning import SHOWN, BadRow, Rejections, as_text, is_missing, parse_numbers
 from sluice.catalog.data.sources import LogSource, RawBatch
 from sluice.catalog.errors import DataError
 
@@ -101,10 +101,13 @@ class _Where:
     ids: list[str]
 
     def fail(self, column: str, bad: list[tuple[int, object]], rule: str) -> DataError:
-        shown = [f"  {self.file}, row {self.rows[i]}, item {self.ids[i]!r}: {value!r}" for i, value in bad[:SHOWN]]
+        shown = [
+            f"  {self.file}, row {self.rows[i]}, item {self.ids[i]!r}: {value!r}" for i, value in bad[:SHOWN]
+        ]
         more = [f"  and {len(bad) - SHOWN} more"] if len(bad) > SHOWN else []
         return DataError(
-            f"column {column} of the catalogue: {rule}; {len(bad)} item(s) break this:\n" + "\n".join(shown + more)
+            f"column {column} of the catalogue: {rule}; {len(bad)} item(s) break this:\n"
+            + "\n".join(shown + more)
         )
 
 
@@ -117,7 +120,11 @@ def _keep(batch: RawBatch, seen: set[str], rejections: Rejections) -> pa.Array:
     ]
     for index, item in enumerate(as_text(batch.columns["item_id"]).to_pylist()):
         reason = (
-            "is empty" if item is None or not item.strip() else "stands in an earlier row" if item in seen else None
+            "is empty"
+            if item is None or not item.strip()
+            else "stands in an earlier row"
+            if item in seen
+            else None
         )
         if reason:
             row = int(batch.rows[index])
@@ -143,8 +150,10 @@ def _attribute(name: str, values: pa.Array, words: bool) -> list[list[str]]:
     elif words:
         parts = [(text or "").split() for text in as_text(values).to_pylist()]
     else:
-        numbers = parse_numbers(values) if not pa.types.is_boolean(values.type) else np.full(len(values), np.nan)
-        if np.isfinite(numbers).any() and (np.isfinite(numbers) | missing(values)).all():
+        numbers = (
+            parse_numbers(values) if not pa.types.is_boolean(values.type) else np.full(len(values), np.nan)
+        )
+        if np.isfinite(numbers).any() and (np.isfinite(numbers) | is_missing(values)).all():
             parts = _bins(numbers)
         else:
             parts = [(text or "").split("|") for text in as_text(values).to_pylist()]
@@ -158,7 +167,9 @@ def _bins(numbers: np.ndarray) -> list[list[str]]:
         return [[f"{int(value)}"] if ok else [] for value, ok in zip(numbers, there, strict=True)]
     edges = np.unique(np.quantile(numbers[there], np.linspace(0, 1, _BINS + 1)))
     bin_of = np.clip(
-        np.searchsorted(edges, np.where(there, numbers, edges[0]), side="right") - 1, 0, max(0, len(edges) - 2)
+        np.searchsorted(edges, np.where(there, numbers, edges[0]), side="right") - 1,
+        0,
+        max(0, len(edges) - 2),
     )
     return [
         [f"{edges[b]:g}..{edges[min(b + 1, len(edges) - 1)]:g}"] if ok else []
@@ -175,7 +186,9 @@ def _years(values: pa.Array) -> list[list[str]]:
 def number_lists(values: pa.Array) -> list[list[float] | None]:
     """Lists of numbers, from list columns or from text; None where there is none or it cannot be read."""
     if not pa.types.is_nested(values.type):
-        texts = [[part for part in _SEPARATORS.split(text or "") if part] for text in as_text(values).to_pylist()]
+        texts = [
+            [part for part in _SEPARATORS.split(text or "") if part] for text in as_text(values).to_pylist()
+        ]
         values = pa.array(texts, pa.list_(pa.string()))
     result: list[list[float] | None] = []
     for row in values.to_pylist():
@@ -189,9 +202,13 @@ def number_lists(values: pa.Array) -> list[list[float] | None]:
 def _embedding(values: pa.Array, where: _Where) -> np.ndarray:
     lists = number_lists(values)
     width = next((len(row) for row in lists if row), 0)
-    bad = [(i, row) for i, row in enumerate(lists) if not row or len(row) != width or not np.isfinite(row).all()]
+    bad = [
+        (i, row) for i, row in enumerate(lists) if not row or len(row) != width or not np.isfinite(row).all()
+    ]
     if bad:
-        raise where.fail("embedding", bad, f"every item needs {width or 'some'} finite numbers, as the first item has")
+        raise where.fail(
+            "embedding", bad, f"every item needs {width or 'some'} finite numbers, as the first item has"
+        )
     return np.asarray(lists, dtype=np.float32)
 
 
@@ -205,8 +222,6 @@ def _codes(values: pa.Array, where: _Where) -> np.ndarray:
         if not row or len(row) != levels or any(code != code // 1 or not 0 <= code < limit for code in row)
     ]
     if bad:
-        rule = (
-            f"every item needs {levels or 'some'} whole numbers from 0 on, one per level, as many as the first item has"
-        )
+        rule = f"every item needs {levels or 'some'} whole numbers from 0 on, one per level, as many as the first item has"
         raise where.fail("codes", bad, rule)
     return np.asarray(lists, dtype=np.int32)

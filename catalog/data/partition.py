@@ -1,8 +1,8 @@
-"""Sorting a log that is too large to hold: rows go to buckets on disk by a hash of the user, and each bucket is sorted
-alone.
+"""Sorting a log that is too large to hold: rows go to buckets on disk by a hash of the user, and each bucket
+is sorted alone.
 
-Buckets are ranges of the hash and users within a bucket are in order of (hash, id), so the order of all users does not
-depend on how many buckets there are.
+Buckets are ranges of the hash and users within a bucket are in order of (hash, id), so the order of all users
+does not depend on how many buckets there are.
 """
 
 import zlib
@@ -18,7 +18,9 @@ from sluice.catalog.data.schema import INTERACTIONS
 BUCKET_ROWS = 1_000_000
 MAX_BUCKETS = 256
 
-_BUCKETED = pa.schema([pa.field("user_id", pa.string()), *[INTERACTIONS.field(i) for i in range(1, len(INTERACTIONS))]])
+_BUCKETED = pa.schema(
+    [pa.field("user_id", pa.string()), *[INTERACTIONS.field(i) for i in range(1, len(INTERACTIONS))]]
+)
 
 
 class ItemIndex:
@@ -41,13 +43,17 @@ class ItemIndex:
         """int32 [n]; a new id gets the next number when there is no catalogue."""
         encoded = ids.dictionary_encode()
         if self._open:
-            found = [self._number.setdefault(item, len(self._number)) for item in encoded.dictionary.to_pylist()]
+            found = [
+                self._number.setdefault(item, len(self._number)) for item in encoded.dictionary.to_pylist()
+            ]
         else:
             found = [self._number[item] for item in encoded.dictionary.to_pylist()]
         return np.asarray(found, dtype=np.int32)[encoded.indices.to_numpy()]
 
     def ordered(self) -> tuple[list[str], np.ndarray]:
-        """The ids in order of rows (sorted when there is no catalogue), and the row of each number, int32 [N]."""
+        """The ids in order of rows (sorted when there is no catalogue), and the row of each number, int32
+        [N].
+        """
         ids = list(self._number)
         if not self._open:
             return ids, np.arange(len(ids), dtype=np.int32)
@@ -93,7 +99,9 @@ class UserBuckets:
             writer.close()
 
     def sorted(self, item_rows: np.ndarray, min_interactions: int) -> Iterator[SortedBucket]:
-        """Every bucket in turn, sorted; `item_rows` maps item numbers to rows. A bucket's file goes once it is read."""
+        """Every bucket in turn, sorted; `item_rows` maps item numbers to rows. A bucket's file goes once it
+        is read.
+        """
         first_user = 0
         for path in self._paths:
             with pa.memory_map(str(path)) as stream:

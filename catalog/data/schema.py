@@ -1,7 +1,8 @@
-"""The Arrow schemas of the contracts: what lies on disk after `prepare`, and what travels through the rollout queue.
+"""The Arrow schemas of the contracts: what lies on disk after `prepare`, and what travels through the rollout
+queue.
 
-Inside Sluice an item is its row number in `catalogue.parquet` and a user its row number in `users.parquet` (int32); the
-user's own ids stay in those two files.
+Inside Sluice an item is its row number in `catalogue.parquet` and a user its row number in `users.parquet`
+(int32); the user's own ids stay in those two files.
 """
 
 import pyarrow as pa
@@ -12,7 +13,9 @@ CATALOGUE = pa.schema(
     [
         pa.field("item_id", pa.string(), nullable=False),
         pa.field("codes", pa.list_(pa.int32()), nullable=False),  # [L], one per level
-        pa.field("attributes", pa.list_(pa.string()), nullable=False),  # "genre=Comedy", "year=1995"; may be empty
+        pa.field(
+            "attributes", pa.list_(pa.string()), nullable=False
+        ),  # "genre=Comedy", "year=1995"; may be empty
         pa.field("title", pa.string()),
     ]
 )

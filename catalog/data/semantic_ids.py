@@ -1,10 +1,11 @@
-"""Semantic IDs: every item a short tuple of codes, near items sharing their first codes, no two items the same tuple.
+"""Semantic IDs: every item a short tuple of codes, near items sharing their first codes, no two items the
+same tuple.
 
-Item vectors are the truncated SVD of the positive pointwise mutual information of items that occur close to each other
-in *training* histories or have users in common there (Levy and Goldberg 2014), beside the item's attributes and the
-user's embedding if there is one.
-Residual k-means (faiss) turns a vector into one code per level: each level codes what the levels before it left over.
-Items that still share all codes are told apart by a collision code, the most popular item first.
+Item vectors are the truncated SVD of the positive pointwise mutual information of items that occur close to
+each other in *training* histories or have users in common there (Levy and Goldberg 2014), beside the item's
+attributes and the user's embedding if there is one. Residual k-means (faiss) turns a vector into one code per
+level: each level codes what the levels before it left over. Items that still share all codes are told apart
+by a collision code, the most popular item first.
 
 Everything is seeded and k-means runs on one thread: equal input gives equal codes on one machine.
 """
@@ -22,7 +23,9 @@ _CONTEXT_SMOOTHING = 0.75  # of Levy, Goldberg and Dagan 2015: keeps rare contex
 
 
 def ppmi(counts: sp.csr_matrix) -> sp.csr_matrix:
-    """max(0, log P(i, j) / (P(i) P'(j))) of symmetric counts, P' smoothed; float32, zero where nothing was counted."""
+    """max(0, log P(i, j) / (P(i) P'(j))) of symmetric counts, P' smoothed; float32, zero where nothing was
+    counted.
+    """
     total = counts.sum()
     if total == 0:
         return counts.astype(np.float32)
@@ -31,13 +34,17 @@ def ppmi(counts: sp.csr_matrix) -> sp.csr_matrix:
     context /= context.sum()
     pairs = counts.tocoo()
     value = np.log((pairs.data / total) / (row[pairs.row] * context[pairs.col]))
-    result = sp.csr_matrix((np.maximum(value, 0).astype(np.float32), (pairs.row, pairs.col)), shape=counts.shape)
+    result = sp.csr_matrix(
+        (np.maximum(value, 0).astype(np.float32), (pairs.row, pairs.col)), shape=counts.shape
+    )
     result.eliminate_zeros()
     return result
 
 
 def truncated_svd(matrix: sp.csr_matrix, dims: int, seed: int, power: float) -> np.ndarray:
-    """U * S^power of the `dims` leading singular vectors, float32 `[N, <= dims]`, as Halko et al. 2011 find them."""
+    """U * S^power of the `dims` leading singular vectors, float32 `[N, <= dims]`, as Halko et al. 2011 find
+    them.
+    """
     dims = min(dims, *matrix.shape)
     width = min(dims + _OVERSAMPLING, *matrix.shape)
     basis = np.random.default_rng(seed).standard_normal((matrix.shape[1], width)).astype(np.float32)
@@ -56,10 +63,11 @@ def item_vectors(
     embedding: np.ndarray | None,
     settings: SemanticIdSettings,
 ) -> np.ndarray:
-    """Float32 `[N, d]`: co-occurrence of norm 1, attributes of norm `attribute_weight`, the embedding of norm 1, side
-    by side.
+    """Float32 `[N, d]`: co-occurrence of norm 1, attributes of norm `attribute_weight`, the embedding of norm
+    1, side by side.
 
-    Every attribute (the part of a name before `=`) weighs the same. An item of which nothing is known is a zero row.
+    Every attribute (the part of a name before `=`) weighs the same. An item of which nothing is known is a
+    zero row.
     """
     parts = [_unit(truncated_svd(ppmi(counts), settings.vector_dims, settings.seed, power=0.5))]
     if settings.attribute_weight and attribute_names:
@@ -71,7 +79,9 @@ def item_vectors(
             blocks.append(sp.diags(1 / np.maximum(norm, 1)) @ block)
         joined = sp.hstack(blocks, format="csr").astype(np.float32)
         if joined.shape[1] > settings.vector_dims:
-            dense = truncated_svd(joined, settings.vector_dims, settings.seed, power=1.0)  # U * S keeps the distances
+            dense = truncated_svd(
+                joined, settings.vector_dims, settings.seed, power=1.0
+            )  # U * S keeps the distances
         else:
             dense = joined.toarray()
         parts.append(settings.attribute_weight * _unit(dense))
@@ -81,7 +91,9 @@ def item_vectors(
 
 
 def residual_kmeans(vectors: np.ndarray, settings: SemanticIdSettings) -> np.ndarray:
-    """Codes int32 `[N, L]`, level l below `level_sizes[l]`; items of which nothing is known are spread at random."""
+    """Codes int32 `[N, L]`, level l below `level_sizes[l]`; items of which nothing is known are spread at
+    random.
+    """
     known = np.linalg.norm(vectors, axis=1) > 0
     rng = np.random.default_rng(settings.seed)
     residual = vectors[known].astype(np.float32)
@@ -107,7 +119,9 @@ def _kmeans(rows: np.ndarray, size: int, iterations: int, seed: int) -> tuple[np
         max_points_per_centroid=256,
     )
     threads = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)  # the order of summation, and so the last bit, must not depend on the machine's cores
+    faiss.omp_set_num_threads(
+        1
+    )  # the order of summation, and so the last bit, must not depend on the machine's cores
     try:
         kmeans.train(rows)
         _, nearest = kmeans.index.search(rows, 1)
@@ -117,7 +131,8 @@ def _kmeans(rows: np.ndarray, size: int, iterations: int, seed: int) -> tuple[np
 
 
 def resolve_collisions(codes: np.ndarray, popularity: np.ndarray) -> np.ndarray:
-    """Make codes one to one: a further level numbers the items that share a tuple, the most popular (then the first) 0.
+    """Make codes one to one: a further level numbers the items that share a tuple, the most popular (then the
+    first) 0.
 
     Codes that are one to one already come back as they are, without a further level.
     """

@@ -1,4 +1,6 @@
-"""Settings of the data: where the logs come from, how they are split, how semantic IDs are fitted. Imports no torch."""
+"""Settings of the data: where the logs come from, how they are split, how semantic IDs are fitted. Imports no
+torch.
+"""
 
 from typing import Annotated, Literal
 
@@ -45,7 +47,11 @@ class TableSource(Settings):
     catalogue_columns: CatalogueColumns = CatalogueColumns()
 
 
-OUTCOMES = ("rating", "click", "dwell_seconds")  # what a log may say of an interaction beside that it took place
+OUTCOMES = (
+    "rating",
+    "click",
+    "dwell_seconds",
+)  # what a log may say of an interaction beside that it took place
 
 
 Source = Annotated[MovieLensSource | TableSource, Field(discriminator="type")]
@@ -69,7 +75,9 @@ Split = Annotated[LeaveLastTwoOut | GlobalTime, Field(discriminator="type")]
 
 
 class SemanticIdSettings(Settings):
-    """Residual k-means over item vectors (co-occurrence in the training part, attributes, the user's embedding)."""
+    """Residual k-means over item vectors (co-occurrence in the training part, attributes, the user's
+    embedding).
+    """
 
     level_sizes: tuple[int, ...] = (32, 32, 32)  # codes per level, the collision level comes on top
     vector_dims: int = Field(default=64, ge=2)  # of the truncated SVD of the co-occurrence matrix
@@ -77,7 +85,9 @@ class SemanticIdSettings(Settings):
     user_share: float = Field(
         default=0.5, ge=0, le=1
     )  # weight of having users in common against standing near each other
-    attribute_weight: float = Field(default=0.3, ge=0)  # norm of the attribute part against the co-occurrence part
+    attribute_weight: float = Field(
+        default=0.3, ge=0
+    )  # norm of the attribute part against the co-occurrence part
     iterations: int = Field(default=50, ge=1)
     seed: int = 0
 
@@ -100,15 +110,20 @@ class DataSettings(Settings):
         True  # nobody consumes an item twice: keep consumed items out of rankings and constrained decoding
     )
     min_interactions: int = Field(default=3, ge=1)  # users with fewer are left out, and counted
-    max_bad_share: float = Field(default=0.0, ge=0, le=1)  # share of rows that may be unusable before prepare gives up
+    max_bad_share: float = Field(
+        default=0.0, ge=0, le=1
+    )  # share of rows that may be unusable before prepare gives up
     max_history: int = Field(default=50, ge=1)  # items of history that the policy and the ranker see
-    # The logged reward: which column says what an interaction was worth. auto: the rating where the log has ratings.
+    # The logged reward: which column says what an interaction was worth. auto: the rating where the log has
+    # ratings.
     reward: Literal["auto", "rating", "click", "dwell_seconds", "none"] = "auto"
 
     @model_validator(mode="after")
     def _leave_two_needs_three(self) -> "DataSettings":
         if self.split.type == "leave_last_two_out" and self.min_interactions < 3:
-            raise ValueError("leave_last_two_out needs min_interactions >= 3 (one each to train, validate and test)")
+            raise ValueError(
+                "leave_last_two_out needs min_interactions >= 3 (one each to train, validate and test)"
+            )
         return self
 
     @model_validator(mode="after")
@@ -116,10 +131,15 @@ class DataSettings(Settings):
         if self.reward not in OUTCOMES:
             return self
         if isinstance(self.source, MovieLensSource):
-            logged, remedy = self.reward == "rating", "MovieLens has ratings alone: set reward to rating, auto or none"
+            logged, remedy = (
+                self.reward == "rating",
+                "MovieLens has ratings alone: set reward to rating, auto or none",
+            )
         else:
             logged = getattr(self.source.columns, self.reward) is not None
-            remedy = f"name that column of the log in source.columns.{self.reward}, or set reward to auto or none"
+            remedy = (
+                f"name that column of the log in source.columns.{self.reward}, or set reward to auto or none"
+            )
         if not logged:
             raise ValueError(f"reward {self.reward!r} is no column of the source: {remedy}")
         return self

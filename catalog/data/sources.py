@@ -1,9 +1,9 @@
-"""Where logs and catalogues come from: MovieLens-100K out of the installed recbole wheel, or the user's Parquet and CSV
-files.
+"""Where logs and catalogues come from: MovieLens-100K out of the installed recbole wheel, or the user's
+Parquet and CSV files.
 
-A source yields raw columns under the names of the contract, batch by batch and in file order, together with the 1-based
-data row that each value stands in. It judges no value (catalog/data/cleaning.py does); it only knows files, columns and
-types.
+A source yields raw columns under the names of the contract, batch by batch and in file order, together with
+the 1-based data row that each value stands in. It judges no value (catalog/data/cleaning.py does); it only
+knows files, columns and types.
 """
 
 import csv
@@ -25,7 +25,16 @@ from sluice.catalog.files import sha256_of
 BATCH_ROWS = 65_536
 _DELIMITERS = {".csv": ",", ".tsv": "\t", ".inter": "\t", ".item": "\t"}
 _PARQUET = (".parquet", ".pq")
-_SINGLE_VALUED = {"user_id", "item_id", "timestamp", "rating", "click", "dwell_seconds", "exposed_by", "title"}
+_SINGLE_VALUED = {
+    "user_id",
+    "item_id",
+    "timestamp",
+    "rating",
+    "click",
+    "dwell_seconds",
+    "exposed_by",
+    "title",
+}
 _CSV_BYTES_PER_ROW = 24  # a low guess: it only sizes the partition and the progress bar
 _BLOCK_BYTES = 1 << 22
 _MOVIELENS = "recbole/dataset_example/ml-100k/ml-100k"
@@ -51,7 +60,9 @@ class TableFile:
 
 @dataclass(frozen=True, kw_only=True)
 class RawBatch:
-    """Some rows of one file, unjudged. `malformed` are rows of a text file with too many or too few fields."""
+    """Some rows of one file, unjudged. `malformed` are rows of a text file with too many or too few
+    fields.
+    """
 
     file: str
     columns: dict[str, pa.Array]  # contract name -> values, all of one length n
@@ -88,7 +99,9 @@ class LogSource:
         """The catalogue in file order; nothing when there is none. Attributes come as `attribute:<name>`."""
         if self.catalogue:
             named = {f"attribute:{name}": column for name, column in self.attribute_columns.items()}
-            yield from read_batches(self.catalogue, self.catalogue_columns | named, "data.source.catalogue_columns")
+            yield from read_batches(
+                self.catalogue, self.catalogue_columns | named, "data.source.catalogue_columns"
+            )
 
 
 def open_source(source: Source) -> LogSource:
@@ -126,7 +139,9 @@ def _movielens() -> LogSource:
     paths = {suffix: Path(str(wheel.locate_file(_MOVIELENS + suffix))) for suffix in (".inter", ".item")}
     for path in paths.values():
         if not path.is_file():
-            raise DataError(f"recbole {wheel.version} does not ship {path.name}: install recbole==1.2.1, which does")
+            raise DataError(
+                f"recbole {wheel.version} does not ship {path.name}: install recbole==1.2.1, which does"
+            )
     log, catalogue = (TableFile(path=path, delimiter="\t") for path in paths.values())
     return LogSource(
         files=(log,),
@@ -159,7 +174,9 @@ def _tables(source: TableSource) -> LogSource:
 def _expand(path: Path) -> list[TableFile]:
     if not path.is_dir():
         return [table_file(path)]
-    found = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith((".", "_")) and _kind(p))
+    found = sorted(
+        p for p in path.rglob("*") if p.is_file() and not p.name.startswith((".", "_")) and _kind(p)
+    )
     if not found:
         raise DataError(f"data.source.interactions: the directory {path} holds no {_suffixes()} file")
     return [table_file(p) for p in found]
@@ -205,7 +222,8 @@ def _check_columns(path: Path, columns: dict[str, str], available: list[str], se
         listed = f"{setting}.attributes" if name.startswith("attribute:") else f"{setting}.{name}"
         remedy = " or, when the rows already stand in order of time, to null" if name == "timestamp" else ""
         raise DataError(
-            f"{path} has no column {column!r} ({listed}); it has {', '.join(map(repr, available)) or 'none'}. "
+            f"{path} has no column {column!r} ({listed}); it has "
+            f"{', '.join(map(repr, available)) or 'none'}. "
             f"Set {listed} to one of them{remedy}"
         )
 
@@ -217,12 +235,16 @@ def _read_parquet(path: Path, columns: dict[str, str], setting: str | None) -> I
     for name, column in columns.items():
         if pa.types.is_nested(schema.field(column).type) and name in _SINGLE_VALUED:
             mapped = f" ({setting}.{name})" if setting else ""
-            raise DataError(f"{path}: column {column!r}{mapped} is {schema.field(column).type}, not single values")
+            raise DataError(
+                f"{path}: column {column!r}{mapped} is {schema.field(column).type}, not single values"
+            )
     row = 1
     try:
         for batch in file.iter_batches(BATCH_ROWS, columns=sorted(set(columns.values())), use_threads=False):
             rows = np.arange(row, row + batch.num_rows, dtype=np.int64)
-            yield RawBatch(file=str(path), columns={n: batch.column(c) for n, c in columns.items()}, rows=rows)
+            yield RawBatch(
+                file=str(path), columns={n: batch.column(c) for n, c in columns.items()}, rows=rows
+            )
             row += batch.num_rows
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{path} is damaged after data row {row - 1}: {error}") from None
@@ -231,7 +253,9 @@ def _read_parquet(path: Path, columns: dict[str, str], setting: str | None) -> I
 def _read_text(file: TableFile, columns: dict[str, str], setting: str | None) -> Iterator[RawBatch]:
     path = file.path
     _check_columns(path, columns, _header(file), setting)
-    skipped: list[tuple[int, str]] = []  # rows of a wrong number of fields, in order; the reader may run ahead of us
+    skipped: list[
+        tuple[int, str]
+    ] = []  # rows of a wrong number of fields, in order; the reader may run ahead of us
 
     def skip(bad: pc_csv.InvalidRow) -> str:
         # Arrow counts the header as row 1 and empty lines not at all.
@@ -274,7 +298,9 @@ def _read_text(file: TableFile, columns: dict[str, str], setting: str | None) ->
         raise DataError(f"{path} cannot be read after data row {row - 1}: {error}") from None
     if taken < len(skipped):
         nothing = {name: pa.array([], pa.string()) for name in columns}
-        yield RawBatch(file=str(path), columns=nothing, rows=np.empty(0, dtype=np.int64), malformed=skipped[taken:])
+        yield RawBatch(
+            file=str(path), columns=nothing, rows=np.empty(0, dtype=np.int64), malformed=skipped[taken:]
+        )
 
 
 def _header(file: TableFile) -> list[str]:

@@ -1,8 +1,8 @@
 """Which interactions train, which validate, which test.
 
-Sequences are in order of time, so the training part of a user is always a prefix of the user's sequence, the validation
-part comes next, the test part last. An example needs a history: the first interaction of a user is never a target,
-though it counts as part of its split.
+Sequences are in order of time, so the training part of a user is always a prefix of the user's sequence, the
+validation part comes next, the test part last. An example needs a history: the first interaction of a user is
+never a target, though it counts as part of its split.
 """
 
 from collections.abc import Callable, Iterable
@@ -27,16 +27,20 @@ class TimeCuts:
     test_from: int
 
 
-def label_splits(offsets: np.ndarray, timestamps: np.ndarray, split: Split, cuts: TimeCuts | None) -> np.ndarray:
-    """The split of every interaction, int8 `[n]`, for sequences `offsets[u] : offsets[u + 1]` in order of time."""
+def label_splits(
+    offsets: np.ndarray, timestamps: np.ndarray, split: Split, cuts: TimeCuts | None
+) -> np.ndarray:
+    """The split of every interaction, int8 `[n]`, for sequences `offsets[u] : offsets[u + 1]` in order of
+    time.
+    """
     if isinstance(split, LeaveLastTwoOut):
         from_end = np.repeat(offsets[1:], np.diff(offsets)) - np.arange(len(timestamps))
         return np.select([from_end == 1, from_end == 2], [TEST, VALID], TRAIN).astype(np.int8)
     if cuts is None:
         raise ValueError("a global split needs its cuts")
-    return np.select([timestamps >= cuts.test_from, timestamps >= cuts.valid_from], [TEST, VALID], TRAIN).astype(
-        np.int8
-    )
+    return np.select(
+        [timestamps >= cuts.test_from, timestamps >= cuts.valid_from], [TEST, VALID], TRAIN
+    ).astype(np.int8)
 
 
 def training_lengths(offsets: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -51,10 +55,12 @@ def positions_of(offsets: np.ndarray) -> np.ndarray:
 
 
 def find_cuts(chunks: Callable[[], Iterable[np.ndarray]], split: GlobalTime) -> TimeCuts:
-    """The cuts of a global split over timestamps that are too many to hold: `chunks()` streams them anew on every call.
+    """The cuts of a global split over timestamps that are too many to hold: `chunks()` streams them anew on
+    every call.
 
-    With n timestamps in order, `test_from` is the one at place floor(n * (1 - test_share)) counted from 0, `valid_from`
-    the one at floor(n * (1 - test_share - valid_share)); equal timestamps go together, to the later part.
+    With n timestamps in order, `test_from` is the one at place floor(n * (1 - test_share)) counted from 0,
+    `valid_from` the one at floor(n * (1 - test_share - valid_share)); equal timestamps go together, to the
+    later part.
 
     Raises:
         DataError: the shares leave a part empty, because there are too few distinct timestamps.
@@ -65,15 +71,19 @@ def find_cuts(chunks: Callable[[], Iterable[np.ndarray]], split: GlobalTime) -> 
     earliest = min((int(chunk.min()) for chunk in chunks() if len(chunk)), default=0)
     if not earliest < valid_from < test_from:
         raise DataError(
-            f"the global time split leaves a part empty: the earliest timestamp is {earliest}, validation would begin "
-            f"at {valid_from} and test at {test_from}. Many interactions share a time, or there are too few ({n}): "
+            f"the global time split leaves a part empty: the earliest timestamp is {earliest}, validation "
+            f"would begin "
+            f"at {valid_from} and test at {test_from}. Many interactions share a time, or there are too few "
+            f"({n}): "
             "change data.split.valid_share and data.split.test_share, or use leave_last_two_out"
         )
     return TimeCuts(valid_from=valid_from, test_from=test_from)
 
 
 def _at_place(chunks: Callable[[], Iterable[np.ndarray]], place: int) -> int:
-    """The value at a place of the sorted stream, by histograms of ever narrower ranges: exact, in constant memory."""
+    """The value at a place of the sorted stream, by histograms of ever narrower ranges: exact, in constant
+    memory.
+    """
     low = min((int(chunk.min()) for chunk in chunks() if len(chunk)), default=0)
     high = max((int(chunk.max()) for chunk in chunks() if len(chunk)), default=0)
     while low < high:

@@ -62,7 +62,8 @@ class TrieArrays:
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Map what `save` wrote: pages are read when a query first needs them, and processes of a node share them.
+        """Map what `save` wrote: pages are read when a query first needs them, and processes of a node share
+        them.
 
         Raises:
             DataError: there is no trie.
@@ -75,7 +76,9 @@ class TrieArrays:
 
 
 def bits_row_bytes(width: int) -> int:
-    """Bytes of a node's bits: one bit per token and at least one more, to which a mask may write what is not meant."""
+    """Bytes of a node's bits: one bit per token and at least one more, to which a mask may write what is not
+    meant.
+    """
     return width // 8 + 1
 
 

@@ -1,10 +1,11 @@
 """How the arrays of a trie are made: one sort of all items, then boundaries level by level, on whole arrays.
 
-The tokens of an item are packed into one integer, with the item row in its low bits where both fit into 63, because
-sorting plain int64 is several times as fast as sorting indices. Items with more bits are sorted by columns.
+The tokens of an item are packed into one integer, with the item row in its low bits where both fit into 63,
+because sorting plain int64 is several times as fast as sorting indices. Items with more bits are sorted by
+columns.
 
-What passes over all items does so part by part, a thread per core: numpy lets go of Python's lock in its loops. The
-arrays are the same for any number of parts.
+What passes over all items does so part by part, a thread per core: numpy lets go of Python's lock in its
+loops. The arrays are the same for any number of parts.
 """
 
 import os
@@ -43,7 +44,8 @@ def build_arrays(item_tokens: np.ndarray, retired: np.ndarray) -> dict[str, np.n
     if len(opens[-1]) < rows:
         twin = int(np.setdiff1d(np.arange(rows), opens[-1])[0])
         raise DataError(
-            f"items in rows {order[twin - 1]} and {order[twin]} have the same semantic ID; every item needs its own"
+            f"items in rows {order[twin - 1]} and {order[twin]} have the same semantic ID; every item needs "
+            f"its own"
         )
     if not live.all():
         keep = live[order]
@@ -89,7 +91,7 @@ def _parts(rows: int) -> list[slice]:
     return [slice(*bounds[number : number + 2]) for number in range(count)]
 
 
-def _beside(work: Callable[[slice], T], parts: list[slice]) -> list[T]:
+def _in_parallel(work: Callable[[slice], T], parts: list[slice]) -> list[T]:
     """What `work` gives for each part."""
     if len(parts) == 1:
         return [work(parts[0])]
@@ -100,7 +102,7 @@ def _beside(work: Callable[[slice], T], parts: list[slice]) -> list[T]:
 def _extremes(tokens: np.ndarray, parts: list[slice]) -> tuple[np.ndarray, np.ndarray]:
     """int64 `[levels]`: the lowest and the highest token of each level."""
     columns = tokens.T  # a column at a time: numpy is slow on the short rows
-    found = _beside(
+    found = _in_parallel(
         lambda part: [(column[part].min(), column[part].max()) for column in columns],
         parts,
     )
@@ -111,13 +113,17 @@ def _extremes(tokens: np.ndarray, parts: list[slice]) -> tuple[np.ndarray, np.nd
 def _sorted(
     tokens: np.ndarray, low: np.ndarray, width: np.ndarray, parts: list[slice]
 ) -> tuple[np.ndarray, list[np.ndarray]]:
-    """int32 `[rows]`: item rows in the order of their tokens, and the codes (tokens less `low`) of each level in it."""
+    """int32 `[rows]`: item rows in the order of their tokens, and the codes (tokens less `low`) of each level
+    in it.
+    """
     rows, levels = tokens.shape
     level_bits = [int(size - 1).bit_length() for size in width]
     row_bits = int(rows - 1).bit_length()
     if sum(level_bits) + row_bits > _KEY_BITS:
         order = np.lexsort(tokens.T[::-1])
-        return order.astype(np.int32), [(tokens[order, level] - low[level]).astype(np.int32) for level in range(levels)]
+        return order.astype(np.int32), [
+            (tokens[order, level] - low[level]).astype(np.int32) for level in range(levels)
+        ]
     keys = np.empty(rows, dtype=np.int64)
     order = np.empty(rows, dtype=np.int32)
     columns = [np.empty(rows, dtype=np.int32) for _ in range(levels)]
@@ -140,10 +146,12 @@ def _sorted(
             np.bitwise_and(own, (1 << level_bits[level]) - 1, out=columns[level][part], casting="unsafe")
             own >>= level_bits[level]
 
-    _beside(pack, parts)
+    _in_parallel(pack, parts)
     if len(parts) > 1:
-        keys.partition([part.start for part in parts[1:]])  # each part gets the keys that it will hold when sorted
-    _beside(sort_and_unpack, parts)
+        keys.partition(
+            [part.start for part in parts[1:]]
+        )  # each part gets the keys that it will hold when sorted
+    _in_parallel(sort_and_unpack, parts)
     return order, columns
 
 
@@ -155,7 +163,7 @@ def _inverse(order: np.ndarray, rows: int, parts: list[slice]) -> np.ndarray:
         within = slice(part.start, min(part.stop, len(order)))
         places[order[within]] = np.arange(within.start, max(within.start, within.stop), dtype=np.int32)
 
-    _beside(place, parts)
+    _in_parallel(place, parts)
     return places
 
 
@@ -171,9 +179,13 @@ def _openings(columns: list[np.ndarray]) -> list[np.ndarray]:
 
 
 def _bits(codes: np.ndarray, counts: np.ndarray, row_bytes: int) -> np.ndarray:
-    """uint8 `[nodes * row_bytes]`: bit `code` of each node's row is set for each of its `counts` children's codes."""
+    """uint8 `[nodes * row_bytes]`: bit `code` of each node's row is set for each of its `counts` children's
+    codes.
+    """
     place = np.repeat(np.arange(len(counts)) * row_bytes, counts) + (codes >> 3)
     first = np.flatnonzero(np.append(True, place[1:] != place[:-1]))
     bits = np.zeros(len(counts) * row_bytes, dtype=np.uint8)
-    bits[place[first]] = np.bitwise_or.reduceat(np.left_shift(1, codes & 7, dtype=np.uint8, casting="unsafe"), first)
+    bits[place[first]] = np.bitwise_or.reduceat(
+        np.left_shift(1, codes & 7, dtype=np.uint8, casting="unsafe"), first
+    )
     return bits

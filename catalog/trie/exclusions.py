@@ -1,8 +1,8 @@
 """The items that each of several requests must not produce, in the form that a trie's mask needs.
 
-A node is covered when every item below it is excluded. Excluding e items covers few nodes beside their own leaves, and
-the covered children of a node are one range of the sorted covered nodes, so a mask costs the same whatever the size of
-the catalogue.
+A node is covered when every item below it is excluded. Excluding e items covers few nodes beside their own
+leaves, and the covered children of a node are one range of the sorted covered nodes, so a mask costs the same
+whatever the size of the catalogue.
 """
 
 from collections.abc import Sequence
@@ -57,7 +57,9 @@ class Exclusions:
         for request in range(self.requests):
             part = Exclusions.__new__(Exclusions)
             part._longest = self._longest
-            part._set(self._keys[bounds[request] : bounds[request + 1]] - request * self._stride, self._stride, 1)
+            part._set(
+                self._keys[bounds[request] : bounds[request + 1]] - request * self._stride, self._stride, 1
+            )
             parts.append(part)
         return parts
 

@@ -1,8 +1,8 @@
 """The queries of a trie as tensor operations, one implementation for numpy's memory, the CPU and a GPU.
 
-A step is a binary search among a node's children. A mask reads a level's bits where it has them and otherwise writes
-the children's tokens; either way it touches the token range of one level, not the vocabulary. The number of operations
-depends on the number of levels alone, and nothing waits for the device.
+A step is a binary search among a node's children. A mask reads a level's bits where it has them and otherwise
+writes the children's tokens; either way it touches the token range of one level, not the vocabulary. The
+number of operations depends on the number of levels alone, and nothing waits for the device.
 """
 
 from collections.abc import Iterator
@@ -41,7 +41,9 @@ class TrieTensors:
     def step(self, nodes: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """The child (int32) of each node along each token (int64, same shapes), DEAD where there is none."""
         most = max(self._most_children)
-        return descend(torch, self._token, self._first_child, most, nodes, tokens.clip(-1, self.vocab_size).int())
+        return child_along(
+            torch, self._token, self._first_child, most, nodes, tokens.clip(-1, self.vocab_size).int()
+        )
 
     def allowed(
         self,
@@ -50,7 +52,8 @@ class TrieTensors:
         exclusions: Exclusions | None = None,
         requests: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """bool `[R, width[level]]`: which tokens from `token_low[level]` on may follow nodes `[R]` of depth `level`.
+        """bool `[R, width[level]]`: which tokens from `token_low[level]` on may follow nodes `[R]` of depth
+        `level`.
 
         All tensors are int64 and on this device. `requests` `[R]` are those of `exclusions`.
         """
@@ -72,7 +75,9 @@ class TrieTensors:
     def mask(
         self, nodes: np.ndarray, exclusions: Exclusions | None = None, requests: np.ndarray | None = None
     ) -> torch.Tensor:
-        """Allowed next tokens, bool `[R, vocab_size]`, of nodes `[R]` at any depth; none at a leaf or off the trie."""
+        """Allowed next tokens, bool `[R, vocab_size]`, of nodes `[R]` at any depth; none at a leaf or off the
+        trie.
+        """
         mask = torch.zeros(len(nodes), self.vocab_size, dtype=torch.bool, device=self.device)
         for level, rows, at, owners in self._by_level(nodes, requests):
             low, high = self.token_low[level], self.token_low[level] + self.width[level]
@@ -91,7 +96,8 @@ class TrieTensors:
         exclusions: Exclusions | None = None,
         requests: np.ndarray | None = None,
     ) -> torch.Tensor:
-        """Set to -inf, in place, what the mask of `nodes` `[R]` forbids in the `rows` (None: all) of `[B, V]` logits.
+        """Set to -inf, in place, what the mask of `nodes` `[R]` forbids in the `rows` (None: all) of `[B, V]`
+        logits.
 
         Every node must be an inner one. V may be larger than the trie's vocabulary.
         """
@@ -118,7 +124,9 @@ class TrieTensors:
         exclusions: Exclusions | None,
         requests: torch.Tensor | None,
     ) -> torch.Tensor:
-        """`[R, width]` of values of `byte` `[256, 8]`, in which byte 0 forbids its first token and byte 1 allows it."""
+        """`[R, width]` of values of `byte` `[256, 8]`, in which byte 0 forbids its first token and byte 1
+        allows it.
+        """
         bits, width, forbidden, permitted = self._bits[level], self.width[level], byte[0, 0], byte[1, 0]
         excluding = exclusions is not None and len(exclusions) > 0
         if bits is None or excluding:
@@ -128,7 +136,9 @@ class TrieTensors:
             table = byte.index_select(0, rows.flatten().int()).view(len(nodes), -1)
         else:
             table = forbidden.repeat(len(nodes), width + 1)
-            children = first[:, None] + torch.arange(self._most_children[level], dtype=torch.int32, device=self.device)
+            children = first[:, None] + torch.arange(
+                self._most_children[level], dtype=torch.int32, device=self.device
+            )
             self._mark(table, level, children, children < end[:, None], permitted)
         if excluding:
             children, meant = exclusions.children(requests, first, end)
@@ -136,9 +146,16 @@ class TrieTensors:
         return table[:, :width]
 
     def _mark(
-        self, table: torch.Tensor, level: int, children: torch.Tensor, meant: torch.Tensor, value: torch.Tensor
+        self,
+        table: torch.Tensor,
+        level: int,
+        children: torch.Tensor,
+        meant: torch.Tensor,
+        value: torch.Tensor,
     ) -> None:
-        """Write `value` at the children's tokens; the column behind the level's last takes what is not meant."""
+        """Write `value` at the children's tokens; the column behind the level's last takes what is not
+        meant.
+        """
         token = self._token[children.clamp(0, len(self._token) - 1)].long() - self.token_low[level]
         table.scatter_(1, torch.where(meant, token, self.width[level]), value.expand_as(token))
 
@@ -153,16 +170,23 @@ class TrieTensors:
             if len(rows) == 0:
                 continue
             at = None if len(rows) == len(nodes) else torch.from_numpy(rows).to(self.device)
-            owners = None if requests is None else torch.from_numpy(requests[rows].astype(np.int64)).to(self.device)
+            owners = (
+                None
+                if requests is None
+                else torch.from_numpy(requests[rows].astype(np.int64)).to(self.device)
+            )
             yield level, at, torch.from_numpy(nodes[rows]).to(self.device), owners
 
 
-def descend(xp: Any, token: Array, first_child: Array, most_children: int, nodes: Array, tokens: Array) -> Array:
-    """The child of each node along each token, DEAD where there is none: a binary search among the node's children.
+def child_along(
+    xp: Any, token: Array, first_child: Array, most_children: int, nodes: Array, tokens: Array
+) -> Array:
+    """The child of each node along each token, DEAD where there is none: a binary search among the node's
+    children.
 
     Args:
-        xp: numpy or torch, whichever the arrays are of. A step of a thousand rows is dozens of tiny operations, which
-            numpy starts in a third of the time that torch takes.
+        xp: numpy or torch, whichever the arrays are of. A step of a thousand rows is dozens of tiny
+            operations, which numpy starts in a third of the time that torch takes.
         token: int32 `[nodes]`.
         first_child: int32 `[inner nodes + 1]`.
         most_children: of any node.
@@ -172,8 +196,8 @@ def descend(xp: Any, token: Array, first_child: Array, most_children: int, nodes
     low, end = children_of(xp, first_child, nodes)
     last = end - 1
     for power in reversed(range(most_children.bit_length())):
-        # All children before `low` come before the token; jump 2^power more if they do too. It jumps past the end only
-        # when every child comes before the token.
+        # All children before `low` come before the token; jump 2^power more if they do too. It jumps past the
+        # end only when every child comes before the token.
         jump = low + (1 << power)
         low = xp.where(token[xp.minimum(jump - 1, last)] < tokens, jump, low)
     found = (low < end) & (token[xp.minimum(low, last)] == tokens)

@@ -1,12 +1,14 @@
 """The prefix trie of all semantic IDs, as flat arrays: which tokens may follow, for a whole batch at once.
 
-Nodes are numbered depth by depth, in the order of their tokens: 0 is the root, the last N are the items, -1 is off the
-trie. The children of a node are therefore one contiguous range of nodes with ascending tokens. A level at which nodes
-have many children also keeps a bit per node and token, as long as that takes no more bytes than the tokens do.
+Nodes are numbered depth by depth, in the order of their tokens: 0 is the root, the last N are the items, -1
+is off the trie. The children of a node are therefore one contiguous range of nodes with ascending tokens. A
+level at which nodes have many children also keeps a bit per node and token, as long as that takes no more
+bytes than the tokens do.
 
-The arrays stay numpy's: they can be memory-mapped, and an object store hands them out without a copy. The queries, in
-`sluice.catalog.trie.tensors`, run on the same memory or on a copy on a device. No query loops over requests or items. An
-excluded item is taken out per request: a child is forbidden when every item below it is excluded.
+The arrays stay numpy's: they can be memory-mapped, and an object store hands them out without a copy. The
+queries, in `sluice.catalog.trie.tensors`, run on the same memory or on a copy on a device. No query loops
+over requests or items. An excluded item is taken out per request: a child is forbidden when every item below
+it is excluded.
 """
 
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ import torch
 from sluice.catalog.trie.arrays import DEAD, TrieArrays
 from sluice.catalog.trie.build import build_arrays
 from sluice.catalog.trie.exclusions import Exclusions
-from sluice.catalog.trie.tensors import TrieTensors, descend
+from sluice.catalog.trie.tensors import TrieTensors, child_along
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -55,14 +57,16 @@ class Trie(TrieArrays):
         """The child of each node along each token (same shapes), DEAD where there is none."""
         tokens = np.clip(tokens, -1, self.vocab_size).astype(np.int32)
         most = int(self.most_children.max())
-        return descend(np, self.token, self.first_child, most, np.asarray(nodes), tokens)
+        return child_along(np, self.token, self.first_child, most, np.asarray(nodes), tokens)
 
     def child_count(self, node: int) -> int:
         """Children of an inner node."""
         return int(self.first_child[node + 1] - self.first_child[node])
 
     def walk(self, tokens: np.ndarray) -> np.ndarray:
-        """Nodes `[..., L + 1]` along token sequences `[..., L]`, root first; DEAD once a sequence leaves the trie."""
+        """Nodes `[..., L + 1]` along token sequences `[..., L]`, root first; DEAD once a sequence leaves the
+        trie.
+        """
         path = [np.zeros(tokens.shape[:-1], dtype=np.int32)]
         for level in range(tokens.shape[-1]):
             path.append(self.step(path[-1], tokens[..., level]))
@@ -77,7 +81,8 @@ class Trie(TrieArrays):
     def mask(
         self, nodes: np.ndarray, exclusions: Exclusions | None = None, requests: np.ndarray | None = None
     ) -> np.ndarray:
-        """Allowed next tokens, bool `[R, vocab_size]`, for nodes `[R]`; nothing is allowed at a leaf or off the trie.
+        """Allowed next tokens, bool `[R, vocab_size]`, for nodes `[R]`; nothing is allowed at a leaf or off
+        the trie.
 
         `requests` `[R]` says which request of `exclusions` each node belongs to.
         """

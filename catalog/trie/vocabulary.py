@@ -1,9 +1,11 @@
 """The catalogue as a policy sees it: the tokens of every item, the trie of the live ones, and how it changes.
 
-The codes belong to the data set, the layout to the policy; only together do they say which token sequences are items.
+The codes belong to the data set, the layout to the policy; only together do they say which token sequences
+are items.
 
-A catalogue has a version. The next one may add items, as further rows, and retire items, which keep their row and their
-tokens (histories name them) but leave the trie. Nothing else changes, so an item row means the same in every version.
+A catalogue has a version. The next one may add items, as further rows, and retire items, which keep their row
+and their tokens (histories name them) but leave the trie. Nothing else changes, so an item row means the same
+in every version.
 """
 
 from dataclasses import dataclass, replace
@@ -31,7 +33,8 @@ class Vocabulary:
     def of(
         cls, codes: np.ndarray, layout: TokenLayout, *, version: int = 0, retired: np.ndarray = _NONE
     ) -> "Vocabulary":
-        """Lay the codes `[N, L]` of a catalogue out in a policy's tokens; item rows in `retired` can't be generated.
+        """Lay the codes `[N, L]` of a catalogue out in a policy's tokens; item rows in `retired` can't be
+        generated.
 
         Raises:
             PolicyError: the catalogue has more levels or more codes per level than the policy has tokens for.
@@ -40,8 +43,10 @@ class Vocabulary:
         codes = np.asarray(codes)
         if codes.ndim != 2 or codes.shape[1] != layout.levels:
             raise PolicyError(
-                f"the catalogue's codes have shape {list(codes.shape)}, but the policy has {layout.levels} levels "
-                f"{list(layout.level_sizes)}: use the policy that was trained for this data set, or prepare it again"
+                f"the catalogue's codes have shape {list(codes.shape)}, but the policy has {layout.levels} "
+                f"levels "
+                f"{list(layout.level_sizes)}: use the policy that was trained for this data set, or prepare "
+                f"it again"
             )
         outside = (codes < 0) | (codes >= np.asarray(layout.level_sizes))
         if outside.any():
@@ -53,7 +58,9 @@ class Vocabulary:
         return cls._with(layout, layout.encode(codes), version, retired)
 
     @classmethod
-    def _with(cls, layout: TokenLayout, item_tokens: np.ndarray, version: int, retired: np.ndarray) -> "Vocabulary":
+    def _with(
+        cls, layout: TokenLayout, item_tokens: np.ndarray, version: int, retired: np.ndarray
+    ) -> "Vocabulary":
         trie = Trie.build(item_tokens, layout.vocab_size, version=version, retired=retired)
         return cls(layout=layout, item_tokens=item_tokens, trie=trie)
 
@@ -68,41 +75,48 @@ class Vocabulary:
         return np.flatnonzero(self.trie.item_leaf < 0)
 
     def changed(self, *, new_codes: np.ndarray | None = None, retire: np.ndarray = _NONE) -> "Vocabulary":
-        """The next version: items with `new_codes` `[n, L]` as further rows, and the item rows in `retire` gone.
+        """The next version: items with `new_codes` `[n, L]` as further rows, and the item rows in `retire`
+        gone.
 
         Raises:
             PolicyError: a new item has codes that the policy has no tokens for.
-            DataError: a new item has the codes of another, retired ones included; `retire` names no live item; or
-                nothing is left.
+            DataError: a new item has the codes of another, retired ones included; `retire` names no live
+                item; or nothing is left.
         """
         retire = np.asarray(retire, dtype=np.int64)
         rows = len(self.item_tokens)
         if len(unknown := retire[(retire < 0) | (retire >= rows)]):
             raise DataError(f"item row {unknown[0]} can't be retired: the catalogue has rows 0..{rows - 1}")
         if len(gone := retire[self.trie.item_leaf[retire] < 0]):
-            raise DataError(f"item row {gone[0]} can't be retired: it was retired before version {self.version + 1}")
+            raise DataError(
+                f"item row {gone[0]} can't be retired: it was retired before version {self.version + 1}"
+            )
         item_tokens = self.item_tokens
         if new_codes is not None:
-            # Laid out on its own first, so that a code that does not fit is an error that names its row among the new.
+            # Laid out on its own first, so that a code that does not fit is an error that names its row among
+            # the new.
             new = Vocabulary.of(new_codes, self.layout)
             item_tokens = np.concatenate([item_tokens, new.item_tokens])
         retired = np.concatenate([self.retired, retire])
         return Vocabulary._with(self.layout, item_tokens, self.version + 1, retired)
 
     def after(self, before: "Vocabulary") -> "Vocabulary":
-        """This version in the place of `before`, whose trie is kept, with those before it, for groups on their way.
+        """This version in the place of `before`, whose trie is kept, with those before it, for groups on
+        their way.
 
         Raises:
             DataError: the version is not higher, or an item row has other tokens than before.
         """
         if self.version <= before.version:
             raise DataError(
-                f"catalogue version {self.version} can't replace version {before.version}: versions must increase"
+                f"catalogue version {self.version} can't replace version {before.version}: versions must "
+                f"increase"
             )
         kept = self.item_tokens[: len(before.item_tokens)]
         if self.layout != before.layout or not np.array_equal(kept, before.item_tokens):
             raise DataError(
-                f"catalogue version {self.version} gives item rows other tokens than version {before.version}; a new "
+                f"catalogue version {self.version} gives item rows other tokens than version "
+                f"{before.version}; a new "
                 "version appends items and retires items, so make it with Vocabulary.changed"
             )
         known = {trie.version: trie for trie in (*before.earlier, before.trie, *self.earlier)}
@@ -119,12 +133,14 @@ class Vocabulary:
                 return trie
         known = [trie.version for trie in (self.trie, *self.earlier)]
         raise RunError(
-            f"a group was generated with catalogue version {version}, known here are {known}: give the learner a "
+            f"a group was generated with catalogue version {version}, known here are {known}: give the "
+            f"learner a "
             "catalogue before the engines, and change it less often than groups are trained"
         )
 
     def lookup(self, tokens: np.ndarray, versions: np.ndarray) -> np.ndarray:
-        """Item rows [B, ...] of token sequences `[B, ..., L]`, each by the catalogue of its version [B]; -1: no item.
+        """Item rows [B, ...] of token sequences `[B, ..., L]`, each by the catalogue of its version [B]; -1:
+        no item.
 
         Raises:
             RunError: a version is not known here.

@@ -1,10 +1,12 @@
-"""Every objective on a bandit whose optimum is known: `python docs/scripts/bandit.py` prints a table and draws docs/bandit.svg.
+"""Every objective on a bandit whose optimum is known: `python docs/scripts/bandit.py` prints a table and
+draws docs/bandit.svg.
 
-Two contexts, nine items of two tokens, and a policy that is a table of logits over the code tree, with a table of
-values. Expectations are exact: a batch holds every (context, logged item, group of K candidates), and the gradient that
-the objective gives to each row's scores is multiplied with the row's probability before it goes on to the tables. That
-is the expected gradient of a step with sampled rows, up to a positive factor. The exit status is 1 when an objective
-misses the optimum that its theory gives, or when the gate does not hold the policy where the ranker is wrong.
+Two contexts, nine items of two tokens, and a policy that is a table of logits over the code tree, with a
+table of values. Expectations are exact: a batch holds every (context, logged item, group of K candidates),
+and the gradient that the objective gives to each row's scores is multiplied with the row's probability before
+it goes on to the tables. That is the expected gradient of a step with sampled rows, up to a positive factor.
+The exit status is 1 when an objective misses the optimum that its theory gives, or when the gate does not
+hold the policy where the ranker is wrong.
 
 An objective more is a `Case` more.
 """
@@ -27,7 +29,7 @@ import matplotlib.pyplot as plt
 
 from sluice.catalog.settings import Settings
 from sluice.learner.batches.batch import GroupBatch
-from sluice.learner.gate.gate import gate
+from sluice.learner.gate.gate import compute_gate
 from sluice.learner.gate.settings import GateSettings
 from sluice.learner.objectives.build import build_objective
 from sluice.learner.objectives.settings.objective import (
@@ -80,7 +82,9 @@ class Case:
     name: str
     settings: Settings
     says: str = ""  # the optimum in words
-    optimum: Callable[[Bandit], torch.Tensor] | None = None  # probabilities [X, N]; None: an order of the items
+    optimum: Callable[[Bandit], torch.Tensor] | None = (
+        None  # probabilities [X, N]; None: an order of the items
+    )
     candidates: int = 0  # K
     logged: bool = True  # it looks at the logged item
     fixed: bool = False  # candidates are drawn from the reference, not from the policy
@@ -113,9 +117,11 @@ def random_bandit(seed: int = 0) -> Bandit:
     """A ranker that is right, and a starting policy that differs from the logging policy."""
     generator = torch.Generator().manual_seed(seed)
     logged_XN, reference_XN = (
-        torch.randn(CONTEXTS, ITEMS, generator=generator, dtype=torch.float64).softmax(dim=-1) for _ in range(2)
+        torch.randn(CONTEXTS, ITEMS, generator=generator, dtype=torch.float64).softmax(dim=-1)
+        for _ in range(2)
     )
-    # Evenly spaced: between two items that are nearly as good, policy gradients without a deviation are slow to choose.
+    # Evenly spaced: between two items that are nearly as good, policy gradients without a deviation are slow
+    # to choose.
     places_XN = torch.stack([torch.randperm(ITEMS, generator=generator) for _ in range(CONTEXTS)])
     reward_XN = 2 * places_XN.double() / (ITEMS - 1)
     return Bandit(logged_XN=logged_XN, reward_XN=reward_XN, ranker_XN=reward_XN, reference_XN=reference_XN)
@@ -145,7 +151,10 @@ class Rows:
         self.context_B, target_B, group_B = torch.tensor(rows).unbind(dim=-1)
         self.group_BK = torch.tensor(groups, dtype=torch.int64).view(len(groups), case.candidates)[group_B]
         self.branch_BS = torch.cat([target_B[:, None], self.group_BK], dim=1)
-        orders = [math.factorial(case.candidates) / math.prod(map(math.factorial, Counter(g).values())) for g in groups]
+        orders = [
+            math.factorial(case.candidates) / math.prod(map(math.factorial, Counter(g).values()))
+            for g in groups
+        ]
         weight_B = torch.tensor(orders, dtype=torch.float64)[group_B]
         if case.logged:
             weight_B = weight_B * bandit.logged_XN[self.context_B, target_B]
@@ -164,7 +173,9 @@ class Rows:
             target_items_B=target_B,
             candidate_scores_BK=scores_BK,
             target_scores_B=bandit.ranker_XN[self.context_B, target_B],
-            distractor_scores_BM=torch.full((len(rows), 1), torch.nan),  # none: their half of the gate is vacuous
+            distractor_scores_BM=torch.full(
+                (len(rows), 1), torch.nan
+            ),  # none: their half of the gate is vacuous
             candidate_spread_BK=torch.zeros_like(scores_BK),
             target_spread_B=torch.zeros_like(weight_B),
             candidate_values_BK=scores_BK,
@@ -186,7 +197,11 @@ class Rows:
 
 def train(case: Case, bandit: Bandit) -> list[torch.Tensor]:
     """The policy's probabilities `[X, N]` before each step and after the last."""
-    policy, rows, objective = TreePolicy(bandit.reference_XN), Rows(bandit, case), build_objective(case.settings)
+    policy, rows, objective = (
+        TreePolicy(bandit.reference_XN),
+        Rows(bandit, case),
+        build_objective(case.settings),
+    )
     with torch.no_grad():
         reference_XNL, _ = policy()
     optimizer = torch.optim.Adam(policy.parameters(), lr=LR)
@@ -211,7 +226,9 @@ def train(case: Case, bandit: Bandit) -> list[torch.Tensor]:
 
 
 def misordered(bandit: Bandit, policy_XN: torch.Tensor) -> torch.Tensor:
-    """Share `[X]` of the pairs of the reference's samples whose better item did not gain more than the other."""
+    """Share `[X]` of the pairs of the reference's samples whose better item did not gain more than the
+    other.
+    """
     gain_XN = (policy_XN / bandit.reference_XN).log()
     pair_XNN = bandit.reference_XN[:, :, None] * bandit.reference_XN[:, None]
     better_XNN = pair_XNN * (bandit.ranker_XN[:, :, None] > bandit.ranker_XN[:, None])
@@ -230,10 +247,16 @@ def normalised(weights_XN: torch.Tensor) -> torch.Tensor:
 
 
 def ipo_optimum(bandit: Bandit, tau: float = 0.5) -> torch.Tensor:
-    """pi_ref exp(P(y preferred to a sample of pi_ref) / tau), an item being preferred to itself half of the time."""
+    """pi_ref exp(P(y preferred to a sample of pi_ref) / tau), an item being preferred to itself half of the
+    time.
+    """
     r_XN = bandit.ranker_XN
-    preferred_XNN = (r_XN[:, :, None] > r_XN[:, None, :]).double() + 0.5 * torch.eye(ITEMS, dtype=torch.float64)
-    return normalised(bandit.reference_XN * ((preferred_XNN * bandit.reference_XN[:, None]).sum(dim=-1) / tau).exp())
+    preferred_XNN = (r_XN[:, :, None] > r_XN[:, None, :]).double() + 0.5 * torch.eye(
+        ITEMS, dtype=torch.float64
+    )
+    return normalised(
+        bandit.reference_XN * ((preferred_XNN * bandit.reference_XN[:, None]).sum(dim=-1) / tau).exp()
+    )
 
 
 def cql_optimum(bandit: Bandit, alpha: float = 0.5) -> torch.Tensor:
@@ -242,7 +265,9 @@ def cql_optimum(bandit: Bandit, alpha: float = 0.5) -> torch.Tensor:
     for _ in range(100):
         soft_XN = q_XN.softmax(dim=-1)
         slope_XN = alpha * (soft_XN - p_XN) + 2 * p_XN * (q_XN - bandit.reward_XN)
-        curve_XNN = torch.diag_embed(alpha * soft_XN + 2 * p_XN) - alpha * soft_XN[:, :, None] * soft_XN[:, None, :]
+        curve_XNN = (
+            torch.diag_embed(alpha * soft_XN + 2 * p_XN) - alpha * soft_XN[:, :, None] * soft_XN[:, None, :]
+        )
         q_XN = q_XN - torch.linalg.solve(curve_XNN, slope_XN)
     return q_XN.softmax(dim=-1)
 
@@ -258,8 +283,9 @@ def often_taken(bandit: Bandit) -> torch.Tensor:
 
 
 def relevant(bandit: Bandit) -> torch.Tensor:
-    """All on the item of the largest preference times relevance, the chance that the logged item shares its first
-    code."""
+    """All on the item of the largest preference times relevance, the chance that the logged item shares its
+    first code.
+    """
     family_XN = bandit.logged_XN.view(-1, CODES, CODES).sum(dim=-1).repeat_interleave(CODES, dim=-1)
     return nn.functional.one_hot((bandit.ranker_XN.sigmoid() * family_XN).argmax(dim=-1), ITEMS).double()
 
@@ -290,7 +316,9 @@ BEST = "the best item"
 RELEVANT = GrpoSrObjective(
     alpha=0,
     grpo=GrpoSrSettings(
-        advantage="dr_grpo", ground_truth="none", rewards=(RankerReward(transform="sigmoid"), RelevanceReward())
+        advantage="dr_grpo",
+        ground_truth="none",
+        rewards=(RankerReward(transform="sigmoid"), RelevanceReward()),
     ),
 )
 IN_ORDER, IPO = "every pair in order (share wrong)", "pi_ref exp(P(y > pi_ref) / tau)"
@@ -331,7 +359,7 @@ def admission_rate(bandit: Bandit) -> float:
     with torch.no_grad():
         log_probs_XNL, _ = TreePolicy(bandit.reference_XN)()
     batch, weight_B = rows.drawn_from(log_probs_XNL)
-    admitted_B = gate(batch, rows.branches(log_probs_XNL)[:, 0].sum(dim=-1), GATE).admitted_B
+    admitted_B = compute_gate(batch, rows.branches(log_probs_XNL)[:, 0].sum(dim=-1), GATE).admitted_B
     return (weight_B[admitted_B].sum() / weight_B.sum()).item()
 
 
@@ -368,7 +396,12 @@ def study_gate(axes: plt.Axes) -> bool:
     """
     bandit = half_corrupted()
     rate = admission_rate(bandit)
-    cases = (mixture("supervised", 0.0), mixture("ungated", WEIGHT), GATED, mixture("random gate", WEIGHT * rate))
+    cases = (
+        mixture("supervised", 0.0),
+        mixture("ungated", WEIGHT),
+        GATED,
+        mixture("random gate", WEIGHT * rate),
+    )
     print(f"\nthe gate admits {rate:.3f} of the prompts at the start, and the random gate as many")
     print(f"{'':12} {'moved, ranker right':>20} {'wrong':>8} {'reward, right':>16} {'wrong':>8}")
     moved, gained = {}, {}
@@ -377,11 +410,14 @@ def study_gate(axes: plt.Axes) -> bool:
         right, wrong = moved[case.name] = distance(last_XN, bandit.logged_XN).tolist()
         gained[case.name] = ((last_XN - bandit.logged_XN) * bandit.reward_XN).sum(dim=-1).tolist()
         print(
-            "{:12} {:20.4f} {:8.4f} {:+16.4f} {:+8.4f}".format(case.name, right, wrong, *gained[case.name]), flush=True
+            "{:12} {:20.4f} {:8.4f} {:+16.4f} {:+8.4f}".format(case.name, right, wrong, *gained[case.name]),
+            flush=True,
         )
         axes.bar(place - 0.2, right, width=0.4, color="#2e8b57", label=None if place else "right")
         axes.bar(place + 0.2, wrong, width=0.4, color="#d9822b", label=None if place else "wrong")
-    axes.set(xticks=range(len(cases)), xticklabels=[case.name for case in cases], ylabel="total variation distance")
+    axes.set(
+        xticks=range(len(cases)), xticklabels=[case.name for case in cases], ylabel="total variation distance"
+    )
     axes.set_title("moved away from the supervised solution")
     axes.legend(title="where the ranker is", frameon=False)
     return moved["gated"][1] < 0.25 * moved["ungated"][1] and gained["gated"][0] > 0

@@ -34,8 +34,9 @@ def render() -> str:
 
 
 def _section(path: str, model: type[Settings], title: str, seen: dict[type[Settings], str]) -> list[str]:
-    """The section of `model` and of what is below it; a class that was listed before, or lists with the same classes,
-    are only referred to."""
+    """The section of `model` and of what is below it; a class that was listed before, or lists with the same
+    classes, are only referred to.
+    """
     seen[model] = title
     comments = _comments(model)
     rows, below = [], []
@@ -49,7 +50,9 @@ def _section(path: str, model: type[Settings], title: str, seen: dict[type[Setti
             continue
         if len(children) == 1:
             kind = title.partition(" of type ")[2]
-            below += _section(f"{dotted}.", children[0], f"`{dotted}`" + (f" for type {kind}" if kind else ""), seen)
+            below += _section(
+                f"{dotted}.", children[0], f"`{dotted}`" + (f" for type {kind}" if kind else ""), seen
+            )
             continue
         for child in children:
             if child not in seen:
@@ -57,7 +60,9 @@ def _section(path: str, model: type[Settings], title: str, seen: dict[type[Setti
                 below += _section(f"{dotted}.", child, f"`{dotted}` of type `{kind}`", seen)
         if children:
             kinds = ", ".join(f"`{child.model_fields['type'].default}`" for child in children)
-            rows.append(f"| `{dotted}.type` | one of {kinds} | {_default(field)} | {comments.get(name, '')} |")
+            rows.append(
+                f"| `{dotted}.type` | one of {kinds} | {_default(field)} | {comments.get(name, '')} |"
+            )
         elif name != "type":
             rows.append(f"| `{dotted}` | {_type(field)} | {_default(field)} | {comments.get(name, '')} |")
     text = inspect.cleandoc(model.__doc__ or "")
@@ -84,12 +89,16 @@ def _name(annotation: object) -> str:
     if typing.get_origin(annotation) is typing.Literal:
         return ", ".join(f"`{value}`" for value in typing.get_args(annotation))
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        return " or ".join("null" if part is types.NoneType else _name(part) for part in typing.get_args(annotation))
+        return " or ".join(
+            "null" if part is types.NoneType else _name(part) for part in typing.get_args(annotation)
+        )
     if typing.get_origin(annotation) is tuple:
         return f"list of {_name(typing.get_args(annotation)[0])}"
     if typing.get_origin(annotation) is dict:
         return "mapping"
-    return {str: "text", int: "integer", float: "number", bool: "true or false"}.get(annotation, str(annotation))
+    return {str: "text", int: "integer", float: "number", bool: "true or false"}.get(
+        annotation, str(annotation)
+    )
 
 
 def _default(field: FieldInfo) -> str:
@@ -99,7 +108,9 @@ def _default(field: FieldInfo) -> str:
     if isinstance(value, Settings):
         return f"`{value.type}`" if hasattr(value, "type") else ""
     if isinstance(value, tuple) and value and isinstance(value[0], Settings):
-        return ", ".join(f"`{item.model_dump(exclude_defaults=True) | {'type': item.type}}`" for item in value)
+        return ", ".join(
+            f"`{item.model_dump(exclude_defaults=True) | {'type': item.type}}`" for item in value
+        )
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return f"`{list(value) if isinstance(value, tuple) else value}`"

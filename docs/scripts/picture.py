@@ -1,4 +1,6 @@
-"""Draws the README's picture from a run directory: `python docs/scripts/picture.py runs/ml100k-seed0 docs/ml100k.svg`."""
+"""Draws the README's picture from a run directory: `python docs/scripts/picture.py runs/ml100k-seed0
+docs/ml100k.svg`.
+"""
 
 import json
 import sys
@@ -28,7 +30,9 @@ def draw(run_directory: Path, picture: Path) -> None:
         ("AdaGRPO", "metrics", COLORS["best"]),
         ("NLL alone", "metrics-control", COLORS["control"]),
     ):
-        left.plot(*evaluations(run_directory / f"{file}.jsonl"), marker="o", markersize=3, color=color, label=label)
+        left.plot(
+            *evaluations(run_directory / f"{file}.jsonl"), marker="o", markersize=3, color=color, label=label
+        )
     left.set_ylim(0, 1.1 * left.get_ylim()[1])
     left.set(xlabel="optimizer step", ylabel="HR@10", title="validation")
     left.legend(frameon=False)
@@ -36,7 +40,9 @@ def draw(run_directory: Path, picture: Path) -> None:
         value, (low, high) = summary["metrics"][row]["hr@10"], summary["intervals"]["hr@10"][row]
         color = COLORS.get(row, "#b9bec6")
         right.barh(place, value, color=color)
-        right.errorbar(value, place, xerr=[[value - low], [high - value]], color="black", linewidth=0.8, capsize=2)
+        right.errorbar(
+            value, place, xerr=[[value - low], [high - value]], color="black", linewidth=0.8, capsize=2
+        )
     right.set(yticks=range(len(ROWS)), yticklabels=ROWS, xlabel="HR@10, 95% interval", title="test users")
     right.invert_yaxis()
     for axes in (left, right):

@@ -1,4 +1,6 @@
-"""Prints the results of several runs as a Markdown table: `python docs/scripts/results.py runs/ml100k-seed*`."""
+"""Prints the results of several runs as a Markdown table: `python docs/scripts/results.py
+runs/ml100k-seed*`.
+"""
 
 import json
 import sys
@@ -8,7 +10,9 @@ ROWS = ("popularity", "itemknn", "ranker", "start", "control", "control_last", "
 
 
 def table(directories: list[Path]) -> str:
-    """HR@10 / NDCG@10 of every row on the test users, then the paired difference best - control with its interval."""
+    """HR@10 / NDCG@10 of every row on the test users, then the paired difference best - control with its
+    interval.
+    """
     summaries = [json.loads((directory / "summary.json").read_text()) for directory in directories]
     header = ["test HR@10 / NDCG@10", *(f"seed {summary['seed']}" for summary in summaries)]
     lines = [header, ["---"] * len(header)]

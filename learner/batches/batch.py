@@ -1,8 +1,8 @@
 """The learner's batch: one prompt with its ground truth and K candidates per row, as tensors.
 
 Dimension suffixes used throughout `learner/`:
-    B prompts, K candidates of a prompt, L tokens of an item, M distractors of a prompt, T history tokens, V vocabulary,
-    S = K + 1 branches of a prompt: branch 0 is the ground truth, branches 1..K the candidates.
+    B prompts, K candidates of a prompt, L tokens of an item, M distractors of a prompt, T history tokens, V
+    vocabulary, S = K + 1 branches of a prompt: branch 0 is the ground truth, branches 1..K the candidates.
 """
 
 from dataclasses import dataclass, fields
@@ -17,8 +17,8 @@ class LoggedBatch:
     history_BT: torch.Tensor  # int64 token ids, right-padded with PAD
     history_lengths_B: torch.Tensor  # int64, tokens incl. BOS; on the host, which lays the packed row out
     target_BL: torch.Tensor  # int64 token ids of the ground truth
-    # float32, what the logs say the ground truth was worth (rating, dwell), NaN: nothing; None: the logs have no such
-    # column, or the objective does not ask for it.
+    # float32, what the logs say the ground truth was worth (rating, dwell), NaN: nothing; None: the logs have
+    # no such column, or the objective does not ask for it.
     logged_rewards_B: torch.Tensor | None = None
 
     @property
@@ -38,7 +38,8 @@ class GroupBatch(LoggedBatch):
     candidate_scores_BK: torch.Tensor  # float32 ranker scores, NaN where candidate_items is -1
     target_scores_B: torch.Tensor  # float32
     distractor_scores_BM: torch.Tensor  # float32, scored under this prompt's history
-    # bool [B, S, L, V]: tokens allowed at each step when decoding was trie-constrained; None when it was free.
+    # bool [B, S, L, V]: tokens allowed at each step when decoding was trie-constrained; None when it was
+    # free.
     allowed_BSLV: torch.Tensor | None
     temperature: float  # of the rollouts; log-probs on both sides are at this temperature
     beams: bool  # candidates are the exact top-K beams, not samples; stochastic beams are samples
@@ -46,11 +47,17 @@ class GroupBatch(LoggedBatch):
     # (stochastic beams); None where candidates are independent samples, or exact beams.
     inclusion_log_probs_BK: torch.Tensor | None = None
     # What only some objectives and rewards ask for; None when the ranker or the data set does not have it.
-    candidate_spread_BK: torch.Tensor | None = None  # float32, deviation of the score over the ranker's ensemble
+    candidate_spread_BK: torch.Tensor | None = (
+        None  # float32, deviation of the score over the ranker's ensemble
+    )
     target_spread_B: torch.Tensor | None = None
-    candidate_values_BK: torch.Tensor | None = None  # float32, logged reward that the ranker predicts, NaN: no item
+    candidate_values_BK: torch.Tensor | None = (
+        None  # float32, logged reward that the ranker predicts, NaN: no item
+    )
     target_values_B: torch.Tensor | None = None
-    candidate_popularity_BK: torch.Tensor | None = None  # float32, share of the training interactions, NaN: no item
+    candidate_popularity_BK: torch.Tensor | None = (
+        None  # float32, share of the training interactions, NaN: no item
+    )
 
     @property
     def valid_BK(self) -> torch.Tensor:

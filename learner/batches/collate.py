@@ -8,7 +8,7 @@ import pyarrow as pa
 import torch
 
 from sluice.catalog.errors import DataError, RunError
-from sluice.catalog.rollout_group import RolloutGroup, decode
+from sluice.catalog.rollout_group import RolloutGroup, decode_groups
 from sluice.catalog.tokens import TokenLayout
 from sluice.catalog.trie.exclusions import Exclusions
 from sluice.catalog.trie.vocabulary import Vocabulary
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from sluice.catalog.data.dataset import Dataset, Examples
 
 
-def collate(
+def collate_groups(
     groups: Sequence[pa.RecordBatch],
     dataset: "Dataset",
     vocabulary: Vocabulary,
@@ -30,14 +30,17 @@ def collate(
     """One batch of B groups. `constrained`, `temperature` and `beams` are those of the rollouts' decoding.
 
     Raises:
-        DataError: a record is no rollout group of this release, or the groups differ in K or L, in how they were drawn,
-            or in whether the ranker knew the spread or the values.
-        RunError: a constrained group holds a candidate that its decoding forbade, or its catalogue is not known here.
+        DataError: a record is no rollout group of this release, or the groups differ in K or L, in how they
+            were drawn, or in whether the ranker knew the spread or the values.
+        RunError: a constrained group holds a candidate that its decoding forbade, or its catalogue is not
+            known here.
     """
-    decoded = [decode(record) for record in groups]
+    decoded = [decode_groups(record) for record in groups]
     shapes = {group.candidate_tokens.shape for group in decoded}
     if len(shapes) != 1:
-        raise DataError(f"a batch needs groups of one shape [K, L], got {sorted(shapes)}: one decoding per queue")
+        raise DataError(
+            f"a batch needs groups of one shape [K, L], got {sorted(shapes)}: one decoding per queue"
+        )
     targets = np.asarray([group.target_item for group in decoded], dtype=np.int64)
     target_BL = vocabulary.item_tokens[targets]
     candidates_BKL = np.stack([group.candidate_tokens for group in decoded]).astype(np.int64)
@@ -94,7 +97,8 @@ def _if_known(groups: Sequence[RolloutGroup], told_by: str, name: str) -> torch.
         return None
     if unknown.any():
         raise DataError(
-            f"the ranker gave a {told_by} to {(~unknown).sum()} of {len(groups)} groups of a batch: it must give one "
+            f"the ranker gave a {told_by} to {(~unknown).sum()} of {len(groups)} groups of a batch: it must "
+            f"give one "
             "to all prompts or to none, and all ranker actors must run one version"
         )
     return _float32(np.stack([getattr(group, name) for group in groups]))
@@ -102,7 +106,8 @@ def _if_known(groups: Sequence[RolloutGroup], told_by: str, name: str) -> torch.
 
 def _popularity(groups: Sequence[RolloutGroup], dataset: "Dataset") -> torch.Tensor:
     items_BK, shares = np.stack([group.candidate_items for group in groups]), dataset.item_shares
-    # A later version of the catalogue has items that are not in the data set, and so in none of its interactions.
+    # A later version of the catalogue has items that are not in the data set, and so in none of its
+    # interactions.
     known_BK = shares.take(items_BK, mode="clip")
     return _float32(np.select([items_BK < 0, items_BK >= len(shares)], [np.nan, 0.0], known_BK))
 
@@ -124,7 +129,8 @@ def _inclusion(groups: Sequence[RolloutGroup]) -> torch.Tensor | None:
         return None
     if with_them < len(groups):
         raise DataError(
-            f"{with_them} of {len(groups)} groups carry inclusion probabilities (stochastic beams), the others none: "
+            f"{with_them} of {len(groups)} groups carry inclusion probabilities (stochastic beams), the "
+            f"others none: "
             "one decoding per queue"
         )
     return _float32(np.stack([group.inclusion_log_probs for group in groups]))
@@ -141,10 +147,11 @@ def _distractor_scores(groups: Sequence[RolloutGroup]) -> torch.Tensor:
 def _allowed(
     groups: Sequence[RolloutGroup], target_BL: np.ndarray, candidates_BKL: np.ndarray, vocabulary: Vocabulary
 ) -> torch.Tensor:
-    """bool [B, S, L, V]: what the decoder's mask allowed at every step of every branch, in each group's own catalogue.
+    """bool [B, S, L, V]: what the decoder's mask allowed at every step of every branch, in each group's own
+    catalogue.
 
-    The ground truth is allowed on its own branch even where the user had consumed it before, since an excluded target
-    would have an infinite loss.
+    The ground truth is allowed on its own branch even where the user had consumed it before, since an
+    excluded target would have an infinite loss.
     """
     branches_BSL = np.concatenate([target_BL[:, None], candidates_BKL], axis=1)
     prompts, branches, levels = branches_BSL.shape

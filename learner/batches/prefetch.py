@@ -13,9 +13,9 @@ Batch = tuple[LoggedBatch, dict[str, float]]
 class Prefetched:
     """A batch source that waits for, fetches and collates the next step's share in a thread.
 
-    The groups of that step are allotted earlier than they would be, but at the weight version that the learner will
-    train on them with, so the staleness bound means what it meant. Until they are trained on, a checkpoint counts them
-    as outstanding.
+    The groups of that step are allotted earlier than they would be, but at the weight version that the
+    learner will train on them with, so the staleness bound means what it meant. Until they are trained on, a
+    checkpoint counts them as outstanding.
     """
 
     def __init__(self, source: BatchSource, *, steps: int, next_version: Callable[[int, int], int]) -> None:
@@ -37,7 +37,9 @@ class Prefetched:
             raise RuntimeError(
                 f"step {step} at weight version {learner_version} was asked for, but {ahead[:2]} was fetched"
             )
-        future = ahead[2] if ahead is not None else self._thread.submit(self._source.next, step, learner_version)
+        future = (
+            ahead[2] if ahead is not None else self._thread.submit(self._source.next, step, learner_version)
+        )
         batch = future.result()
         if step + 1 < self._steps:
             version = self._next_version(step, learner_version)

@@ -1,7 +1,7 @@
 """Where a learner worker's batches come from: the rollout queue, or the logs alone.
 
-Both hand out numbered steps, want an acknowledgement after the optimizer step, and give a snapshot for the checkpoint
-from which they go on without skipping or repeating a prompt.
+Both hand out numbered steps, want an acknowledgement after the optimizer step, and give a snapshot for the
+checkpoint from which they go on without skipping or repeating a prompt.
 """
 
 from pathlib import Path
@@ -13,7 +13,7 @@ from sluice.catalog.data.dataset import Dataset, Examples
 from sluice.catalog.data.feed import PromptFeed
 from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.learner.batches.batch import GroupBatch, LoggedBatch
-from sluice.learner.batches.collate import collate, collate_logged
+from sluice.learner.batches.collate import collate_groups, collate_logged
 
 
 def prompts_of(dataset: Dataset, recent: int | None) -> Examples:
@@ -51,7 +51,9 @@ class RolloutQueue(Protocol):
 
 
 class Catalogues(Protocol):
-    """What the learner needs of the catalogue board (`sluice.actors.boards.catalogue_board.CatalogueSource`)."""
+    """What the learner needs of the catalogue board
+    (`sluice.actors.boards.catalogue_board.CatalogueSource`).
+    """
 
     def newest(self, current_version: int, wait_s: float) -> Vocabulary | None:
         """The newest version of the catalogue above the current one, waited for; None when there is none."""
@@ -90,7 +92,12 @@ class QueueSource:
         beams: bool,
         catalogues: Catalogues | None = None,
     ) -> None:
-        self._queue, self._dataset, self._vocabulary, self._catalogues = queue, dataset, vocabulary, catalogues
+        self._queue, self._dataset, self._vocabulary, self._catalogues = (
+            queue,
+            dataset,
+            vocabulary,
+            catalogues,
+        )
         self._rank, self._world, self._share = rank, world, share
         self._decoding = {"constrained": constrained, "temperature": temperature, "beams": beams}
 
@@ -103,7 +110,7 @@ class QueueSource:
             for name in ("generate_s", "score_s")
         }
         self._follow_catalogue(max(group.column("catalogue_version")[0].as_py() for group in groups))
-        batch = collate(groups, self._dataset, self._vocabulary, **self._decoding)
+        batch = collate_groups(groups, self._dataset, self._vocabulary, **self._decoding)
         figures = {"staleness": float(learner_version - oldest.mean()), **seconds}
         if batch.inclusion_log_probs_BK is not None:
             figures["inclusion"] = float(batch.inclusion_log_probs_BK.exp().mean())
@@ -163,7 +170,9 @@ class LoggedSource:
         """Nothing is outstanding between steps."""
 
     def snapshot(self) -> dict[str, Any]:
-        """Nothing: the feed is a function of its seed, and `next` replays it up to the step that it is asked for."""
+        """Nothing: the feed is a function of its seed, and `next` replays it up to the step that it is asked
+        for.
+        """
         return {}
 
     def restore(self, snapshot: dict[str, Any] | None) -> None:

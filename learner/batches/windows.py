@@ -9,10 +9,11 @@ from sluice.catalog.data.dataset import Dataset
 SHORTEST_WINDOW = 2  # interactions; from one alone there is nothing to learn
 
 
-def windows(interactions: np.ndarray, limit: int, offset: int) -> list[np.ndarray]:
+def cut_windows(interactions: np.ndarray, limit: int, offset: int) -> list[np.ndarray]:
     """Cut a sequence `[n]` into windows of at most `limit`; `offset` (0..limit-1) moves the cuts.
 
-    Every interaction is in at least one window of two or more, and the last window reaches back to full length.
+    Every interaction is in at least one window of two or more, and the last window reaches back to full
+    length.
     """
     if len(interactions) <= limit:
         return [interactions]
@@ -21,8 +22,10 @@ def windows(interactions: np.ndarray, limit: int, offset: int) -> list[np.ndarra
     return [piece for piece in pieces if len(piece) >= SHORTEST_WINDOW]
 
 
-def thin(interactions: np.ndarray, most: float, generator: np.random.Generator) -> np.ndarray:
-    """Leave out each interaction with one probability drawn from 0..most; at least `SHORTEST_WINDOW` are left."""
+def drop_items(interactions: np.ndarray, most: float, generator: np.random.Generator) -> np.ndarray:
+    """Leave out each interaction with one probability drawn from 0..most; at least `SHORTEST_WINDOW` are
+    left.
+    """
     if most == 0:
         return interactions
     kept = interactions[generator.random(len(interactions)) >= generator.random() * most]
@@ -44,8 +47,8 @@ def epoch_batches(
         batch_interactions: most windows x longest window of a batch.
         shuffle_ties: put interactions of one user and timestamp in random order.
         generator: decides cuts, ties, losses and the order of the batches.
-        item_dropout: each window loses a share of its interactions drawn from 0..item_dropout, so that what follows is
-            predicted from other histories each epoch.
+        item_dropout: each window loses a share of its interactions drawn from 0..item_dropout, so that what
+            follows is predicted from other histories each epoch.
     """
     limit = dataset.settings.max_history
     pieces = []
@@ -55,8 +58,8 @@ def epoch_batches(
         rows = np.arange(dataset.offsets[user], dataset.offsets[user] + length)
         if shuffle_ties:
             rows = rows[np.lexsort((generator.random(length), dataset.timestamps[rows]))]
-        cut = windows(rows, limit, int(generator.integers(limit)))
-        pieces.extend(thin(piece, item_dropout, generator) for piece in cut)
+        cut = cut_windows(rows, limit, int(generator.integers(limit)))
+        pieces.extend(drop_items(piece, item_dropout, generator) for piece in cut)
     lengths = np.array([len(piece) for piece in pieces])
     # Like lengths together, but not always the same ones.
     order = np.argsort(lengths + 4 * generator.random(len(pieces)))

@@ -1,11 +1,13 @@
-"""Attention of tree decoding: histories read themselves, branches read a shared history and their own ancestors.
+"""Attention of tree decoding: histories read themselves, branches read a shared history and their own
+ancestors.
 
-`HistoryAttention` serves the one forward of the histories and keeps their keys and values; `BranchAttention` serves one
-forward per code level. Both take packed tokens from `sluice.learner.decoding.forward`. A history is never copied per branch: the
-queries of all branches of a prompt meet its keys in one matrix product.
+`HistoryAttention` serves the one forward of the histories and keeps their keys and values; `BranchAttention`
+serves one forward per code level. Both take packed tokens from `sluice.learner.decoding.forward`. A history
+is never copied per branch: the queries of all branches of a prompt meet its keys in one matrix product.
 
-Dimension suffixes as in `sluice.learner.decoding.forward`, and B prompts, R rows of histories, T tokens of the longest, W branches
-of a prompt, A ancestors of a branch including itself, Q = H / G query heads per key-value head.
+Dimension suffixes as in `sluice.learner.decoding.forward`, and B prompts, R rows of histories, T tokens of
+the longest, W branches of a prompt, A ancestors of a branch including itself, Q = H / G query heads per
+key-value head.
 """
 
 import math
@@ -16,18 +18,20 @@ import torch
 import torch.nn.functional as F
 
 from sluice.learner.kernels import onednn
-from sluice.learner.kernels.onednn import by_onednn
+from sluice.learner.kernels.onednn import onednn_matmul
 
-# Rows attend together when the shortest has at least this share of the longest one's tokens. Padding is arithmetic, and
-# copies before and behind; calls are what costs on a GPU.
+# Rows attend together when the shortest has at least this share of the longest one's tokens. Padding is
+# arithmetic, and copies before and behind; calls are what costs on a GPU.
 _LIKE_LENGTHS = {"cpu": 1.0, "cuda": 0.8}
 _BLOCK = 32  # tokens
 _SCORES = 2**20  # numbers of a block's scores at a time, which a processor's cache should hold
 
 
 def _by_blocks(device: torch.device) -> bool:
-    """Whether rows of which nothing is known attend by blocks of tokens: torch's flash kernel for CPUs takes MKL."""
-    return device.type == "cpu" and onednn.multiplies()
+    """Whether rows of which nothing is known attend by blocks of tokens: torch's flash kernel for CPUs takes
+    MKL.
+    """
+    return device.type == "cpu" and onednn.onednn_is_exact()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +74,9 @@ class RowGeometry:
 
 @dataclass(frozen=True, kw_only=True)
 class KnownRow:
-    """The first tokens of a row, computed before: keys and values of each layer `[R', G, T', E]`, and where in them."""
+    """The first tokens of a row, computed before: keys and values of each layer `[R', G, T', E]`, and where
+    in them.
+    """
 
     keys: list[torch.Tensor]
     values: list[torch.Tensor]
@@ -158,12 +164,16 @@ class _Together:
 
 
 def _causal_by_blocks(
-    queries_RHTE: torch.Tensor, keys_RGTE: torch.Tensor, values_RGTE: torch.Tensor, lengths_R: np.ndarray, scale: float
+    queries_RHTE: torch.Tensor,
+    keys_RGTE: torch.Tensor,
+    values_RGTE: torch.Tensor,
+    lengths_R: np.ndarray,
+    scale: float,
 ) -> torch.Tensor:
     """Causal attention of rows of `lengths_R` tokens, longest first: `[R, H, T, E]`.
 
-    The queries of a block of tokens meet the keys up to the block's end, in all rows that are so long, in one product.
-    Half precision is computed in float32.
+    The queries of a block of tokens meet the keys up to the block's end, in all rows that are so long, in one
+    product. Half precision is computed in float32.
     """
     dtype = torch.promote_types(queries_RHTE.dtype, torch.float32)
     groups, longest, size = keys_RGTE.shape[1:]
@@ -175,7 +185,7 @@ def _causal_by_blocks(
     later_SS = queries_XQTE.new_full((_BLOCK, _BLOCK), -torch.inf).triu_(1)
     together = max(1, _SCORES // (per_group * _BLOCK * longest))  # heads
     scratch = queries_XQTE.new_empty(min(together, len(queries_XQTE)) * per_group * _BLOCK * longest)
-    with by_onednn():
+    with onednn_matmul():
         for start in range(0, longest, _BLOCK):
             block = slice(start, min(start + _BLOCK, longest))
             heads, width = groups * int((lengths_R > start).sum()), block.stop - start
@@ -184,7 +194,9 @@ def _causal_by_blocks(
                 shape = (some.stop - first, per_group * width, block.stop)
                 scores_XMT = scratch[: math.prod(shape)].view(shape)
                 block_XME = queries_XQTE[some, :, block].reshape(-1, per_group * width, size)
-                torch.bmm(block_XME, keys_XTE[some, : block.stop].contiguous().transpose(1, 2), out=scores_XMT)
+                torch.bmm(
+                    block_XME, keys_XTE[some, : block.stop].contiguous().transpose(1, 2), out=scores_XMT
+                )
                 scores_XMT.unflatten(1, (per_group, width))[..., block] += later_SS[:width, :width]
                 torch.softmax(scores_XMT, dim=-1, out=scores_XMT)
                 read_XME = torch.bmm(scores_XMT, values_XTE[some, : block.stop])
@@ -218,13 +230,17 @@ class HistoryAttention:
         self._row_P = None if in_order else torch.from_numpy(wanted[0]).to(device)  # None: one of each row
         past_P1 = torch.from_numpy(wanted[1]).to(device)[:, None]
         self._mask_P11T = (torch.arange(geometry.longest, device=device) <= past_P1)[:, None, None]
-        self.keys: list[torch.Tensor] = []  # of each layer, [R, G, T, E]; beyond a row's end something of its own
+        self.keys: list[
+            torch.Tensor
+        ] = []  # of each layer, [R, G, T, E]; beyond a row's end something of its own
         self.values: list[torch.Tensor] = []
 
     def keep(self, layer: int, keys_NGE: torch.Tensor, values_NGE: torch.Tensor) -> None:
         """See `tree_forward.Attention`."""
         self.keys.append(self._rows(keys_NGE, {row: one.keys[layer] for row, one in self._known.items()}))
-        self.values.append(self._rows(values_NGE, {row: one.values[layer] for row, one in self._known.items()}))
+        self.values.append(
+            self._rows(values_NGE, {row: one.values[layer] for row, one in self._known.items()})
+        )
 
     def attend(
         self, layer: int, queries_NHE: torch.Tensor, scale: float, wanted_P: torch.Tensor | None
@@ -239,9 +255,9 @@ class HistoryAttention:
             keys, values = keys[self._row_P], values[self._row_P]
         keys, values = (_per_query_head(part, queries_NHE.shape[1]) for part in (keys, values))
         queries_PH1E = queries_NHE[:, :, None]
-        return F.scaled_dot_product_attention(queries_PH1E, keys, values, attn_mask=self._mask_P11T, scale=scale)[
-            :, :, 0
-        ]
+        return F.scaled_dot_product_attention(
+            queries_PH1E, keys, values, attn_mask=self._mask_P11T, scale=scale
+        )[:, :, 0]
 
     def _rows(self, new_NGE: torch.Tensor, known: dict[int, torch.Tensor]) -> torch.Tensor:
         rows_RGTE = self._spread.rows(new_NGE).contiguous()
@@ -272,7 +288,9 @@ class BranchAttention:
         self._parent_N: torch.Tensor | None = None
 
     def grow(self, parent_BW: torch.Tensor | None) -> None:
-        """Say which branch of the level before each branch of the next forward goes on from; None: there is none."""
+        """Say which branch of the level before each branch of the next forward goes on from; None: there is
+        none.
+        """
         self._parent_N = None
         if parent_BW is not None:
             width = self._own[0][0].shape[0] // parent_BW.shape[0]
@@ -301,10 +319,11 @@ class BranchAttention:
         queries_NGQE = (queries_NHE * scale).unflatten(1, (groups, -1))
         queries_BWGQE = queries_NGQE.unflatten(0, (prompts, -1))
         width, per_group = queries_BWGQE.shape[1], queries_BWGQE.shape[3]
-        # All queries of a key-value head meet its keys in one product: M = W * Q of them, for each of X = B * G heads.
+        # All queries of a key-value head meet its keys in one product: M = W * Q of them, for each of X = B *
+        # G heads.
         queries_XME = queries_BWGQE.transpose(1, 2).reshape(prompts * groups, width * per_group, size)
         scores_BGMt = queries_NHE.new_empty(prompts, groups, width * per_group, longest + ancestors)
-        with by_onednn():
+        with onednn_matmul():
             history_XMT = torch.bmm(queries_XME, keys_BGTE.flatten(0, 1).transpose(1, 2))
         history_BGMT = history_XMT.unflatten(0, (prompts, groups))
         if self._bias_B11T is None:
@@ -315,7 +334,7 @@ class BranchAttention:
         own_BGWQA = own_NAGQ.view(prompts, width, ancestors, groups, per_group).permute(0, 3, 1, 4, 2)
         scores_BGMt[..., longest:] = own_BGWQA.flatten(2, 3)
         weights_BGMt = torch.softmax(scores_BGMt.float(), dim=-1).to(scores_BGMt.dtype)
-        with by_onednn():
+        with onednn_matmul():
             read_XME = torch.bmm(weights_BGMt[..., :longest].flatten(0, 1), values_BGTE.flatten(0, 1))
         read_BGWQE = read_XME.view(prompts, groups, width, per_group, size)
         own_BGWQA = weights_BGMt[..., longest:].unflatten(2, (width, per_group))

@@ -1,15 +1,16 @@
 """A policy's decoder over packed tokens, with the attention left to the caller.
 
-Tree decoding needs attention that no model has: candidates that read one shared history and their own ancestors. All
-else of a decoder works token by token, so N tokens of any number of prompts run through it as one row without padding,
-and every layer hands its queries, keys and values to an `Attention`.
+Tree decoding needs attention that no model has: candidates that read one shared history and their own
+ancestors. All else of a decoder works token by token, so N tokens of any number of prompts run through it as
+one row without padding, and every layer hands its queries, keys and values to an `Attention`.
 
-Llama and Qwen decoders are run layer by layer from here: that leaves out what nobody reads (the last layer computes
-queries and feed-forward for the wanted tokens only) and most of the passes over memory. Every other architecture runs
-through transformers with our attention in place of its own; same results, more time. So does a sharded decoder, whose
-layers are whole only while they are called.
+Llama and Qwen decoders are run layer by layer from here: that leaves out what nobody reads (the last layer
+computes queries and feed-forward for the wanted tokens only) and most of the passes over memory. Every other
+architecture runs through transformers with our attention in place of its own; same results, more time. So
+does a sharded decoder, whose layers are whole only while they are called.
 
-Dimension suffixes: N packed tokens, H query heads, G key-value heads, D hidden size, E head size, P wanted tokens.
+Dimension suffixes: N packed tokens, H query heads, G key-value heads, D hidden size, E head size, P wanted
+tokens.
 """
 
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from torch.distributed.tensor import DTensor
 from transformers import AttentionInterface, PreTrainedModel
 
 from sluice.catalog.errors import PolicyError
-from sluice.learner.kernels.onednn import linear
+from sluice.learner.kernels.onednn import onednn_linear
 
 _LEAN = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model")
 _ATTENTION = "sluice_tree"
@@ -46,7 +47,9 @@ Forward = Callable[[torch.Tensor, torch.Tensor, Attention, torch.Tensor | None],
 
 
 def forward_of(model: PreTrainedModel) -> Forward:
-    """The fastest forward for a causal LM. It reads the model's parameters when it is called, and copies none."""
+    """The fastest forward for a causal LM. It reads the model's parameters when it is called, and copies
+    none.
+    """
     decoder = model.get_decoder()
     return _Lean(decoder) if _is_lean(decoder) else _General(decoder)
 
@@ -68,7 +71,11 @@ class _Lean:
         self._decoder = decoder
 
     def __call__(
-        self, tokens_N: torch.Tensor, positions_N: torch.Tensor, attention: Attention, wanted_P: torch.Tensor | None
+        self,
+        tokens_N: torch.Tensor,
+        positions_N: torch.Tensor,
+        attention: Attention,
+        wanted_P: torch.Tensor | None,
     ) -> torch.Tensor:
         decoder = self._decoder
         x_ND = decoder.embed_tokens(tokens_N)
@@ -82,19 +89,26 @@ class _Lean:
                 x_ND, angles = x_ND[chosen_P], tuple(part[chosen_P] for part in angles)
             queries_NHE = _rotate(queries_NHE, angles)
             read_NHE = attention.attend(index, queries_NHE, attn.scaling, chosen_P)
-            x_ND = project(attn.o_proj, read_NHE.flatten(1)).add_(x_ND)
+            x_ND = project_tokens(attn.o_proj, read_NHE.flatten(1)).add_(x_ND)
             mlp, normed_ND = layer.mlp, _norm(layer.post_attention_layernorm, x_ND)
-            gated_NF = mlp.act_fn(project(mlp.gate_proj, normed_ND)).mul_(project(mlp.up_proj, normed_ND))
-            x_ND = project(mlp.down_proj, gated_NF).add_(x_ND)
+            gated_NF = mlp.act_fn(project_tokens(mlp.gate_proj, normed_ND)).mul_(
+                project_tokens(mlp.up_proj, normed_ND)
+            )
+            x_ND = project_tokens(mlp.down_proj, gated_NF).add_(x_ND)
         return _norm(decoder.norm, x_ND)
 
     def _heads_of(
-        self, index: int, layer: nn.Module, x_ND: torch.Tensor, tokens_N: torch.Tensor, chosen_P: torch.Tensor | None
+        self,
+        index: int,
+        layer: nn.Module,
+        x_ND: torch.Tensor,
+        tokens_N: torch.Tensor,
+        chosen_P: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Queries, of the chosen tokens, keys and values before positions come in.
 
-        In the first layer they depend on the token alone, so where tokens outnumber the vocabulary they are computed
-        once for each of its V tokens.
+        In the first layer they depend on the token alone, so where tokens outnumber the vocabulary they are
+        computed once for each of its V tokens.
         """
         attn, vocabulary = layer.self_attn, len(self._decoder.embed_tokens.weight)
         by_token = index == 0 and 2 * vocabulary < len(tokens_N)
@@ -103,9 +117,9 @@ class _Lean:
         normed_ND = _norm(layer.input_layernorm, x_ND)
         asking_ND = normed_ND if chosen_P is None or by_token else normed_ND[chosen_P]
         heads = (
-            _heads(attn, project(attn.q_proj, asking_ND), "q_norm"),
-            _heads(attn, project(attn.k_proj, normed_ND), "k_norm"),
-            project(attn.v_proj, normed_ND).unflatten(-1, (-1, attn.head_dim)),
+            _heads(attn, project_tokens(attn.q_proj, asking_ND), "q_norm"),
+            _heads(attn, project_tokens(attn.k_proj, normed_ND), "k_norm"),
+            project_tokens(attn.v_proj, normed_ND).unflatten(-1, (-1, attn.head_dim)),
         )
         if not by_token:
             return heads
@@ -113,7 +127,7 @@ class _Lean:
         return tuple(part_VHE.index_select(0, which) for part_VHE, which in zip(heads, tokens, strict=True))
 
 
-def project(module: nn.Module, x: torch.Tensor, rows: slice = slice(None)) -> torch.Tensor:
+def project_tokens(module: nn.Module, x: torch.Tensor, rows: slice = slice(None)) -> torch.Tensor:
     """`module(x)` without gradients, or some rows of it: outputs `[..., rows]`.
 
     In float32 on a CPU plain linear layers are computed by oneDNN (`sluice.learner.kernels.onednn`).
@@ -121,7 +135,7 @@ def project(module: nn.Module, x: torch.Tensor, rows: slice = slice(None)) -> to
     if type(module) is not nn.Linear:  # adapted by peft, for example
         return module(x)[..., rows]
     weight, bias = module.weight[rows], None if module.bias is None else module.bias[rows]
-    return linear(x, weight, bias)
+    return onednn_linear(x, weight, bias)
 
 
 def _norm(norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -140,7 +154,9 @@ def _heads(attn: nn.Module, projected: torch.Tensor, norm: str) -> torch.Tensor:
     return _norm(getattr(attn, norm), heads) if hasattr(attn, norm) else heads
 
 
-def _angles(decoder: nn.Module, x_ND: torch.Tensor, positions_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _angles(
+    decoder: nn.Module, x_ND: torch.Tensor, positions_N: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Cosines, and sines of which the first half is negative, `[N, H, E]`."""
     cos_NE, sin_NE = (part[0] for part in decoder.rotary_emb(x_ND, position_ids=positions_N[None]))
     first, second = sin_NE.chunk(2, dim=-1)
@@ -164,7 +180,11 @@ class _General:
         self._decoder = decoder
 
     def __call__(
-        self, tokens_N: torch.Tensor, positions_N: torch.Tensor, attention: Attention, wanted_P: torch.Tensor | None
+        self,
+        tokens_N: torch.Tensor,
+        positions_N: torch.Tensor,
+        attention: Attention,
+        wanted_P: torch.Tensor | None,
     ) -> torch.Tensor:
         with _in_place_of_its_own(self._decoder, attention) as called:
             hidden_ND = self._decoder(
@@ -176,8 +196,10 @@ class _General:
             ).last_hidden_state[0]
         if sorted(called) != list(range(self._decoder.config.num_hidden_layers)):
             raise PolicyError(
-                f"{type(self._decoder).__name__} does not send every layer's attention through transformers' attention "
-                "interface, which tree decoding needs; use a model that does (Llama, Qwen, GPT-2, Phi, ... style)"
+                f"{type(self._decoder).__name__} does not send every layer's attention through transformers' "
+                f"attention "
+                "interface, which tree decoding needs; use a model that does (Llama, Qwen, GPT-2, Phi, ... "
+                "style)"
             )
         return hidden_ND if wanted_P is None else hidden_ND[wanted_P]
 
@@ -199,7 +221,8 @@ def _dispatch(
     """transformers' attention signature, tensors `[1, heads, N, E]`."""
     if sliding_window is not None or softcap is not None:
         raise PolicyError(
-            f"{type(module).__name__} has sliding-window or soft-capped attention, which tree decoding does not compute"
+            f"{type(module).__name__} has sliding-window or soft-capped attention, which tree decoding does "
+            f"not compute"
         )
     attention, called = _running[-1]
     called.append(module.layer_idx)

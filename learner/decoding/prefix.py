@@ -1,8 +1,9 @@
 """Histories run through the model once: none twice within a batch, nor again while their batch is remembered.
 
-A history that another one of the batch goes on from is read off the longer one on its way, since causal attention does
-not see what comes later. `PrefixCache` keeps the keys and values of past batches, so that a history which extends an
-old one computes its new tokens only. Both give the results of running every history alone.
+A history that another one of the batch goes on from is read off the longer one on its way, since causal
+attention does not see what comes later. `PrefixCache` keeps the keys and values of past batches, so that a
+history which extends an old one computes its new tokens only. Both give the results of running every history
+alone.
 
 Dimension suffixes as in `sluice.learner.decoding.attention`.
 """
@@ -19,8 +20,8 @@ from sluice.learner.decoding.attention import HistoryAttention, KnownRow, RowGeo
 from sluice.learner.decoding.forward import Forward
 
 _TOKEN_BYTES = 8
-# The share of a history that is worth finding: many histories have their first items in common, and rows of which
-# something is known attend apart from the others, on a CPU more slowly.
+# The share of a history that is worth finding: many histories have their first items in common, and rows of
+# which something is known attend apart from the others, on a CPU more slowly.
 _LEAST_SHARE = 0.25
 
 
@@ -35,11 +36,15 @@ class Prefix:
 
 
 def prefix_bytes(model: PreTrainedModel, tokens: int, stride: int) -> int:
-    """What a `PrefixCache` keeps of a history of so many tokens: keys and values, and the tokens that find them."""
+    """What a `PrefixCache` keeps of a history of so many tokens: keys and values, and the tokens that find
+    them.
+    """
     config = model.config
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    return 2 * config.num_hidden_layers * heads * size * tokens * model.dtype.itemsize + _start_bytes(tokens, stride)
+    return 2 * config.num_hidden_layers * heads * size * tokens * model.dtype.itemsize + _start_bytes(
+        tokens, stride
+    )
 
 
 def _start_bytes(tokens: int, stride: int) -> int:
@@ -64,16 +69,20 @@ class _Batch:
 class PrefixCache:
     """Keys and values of the latest batches, found by the tokens that a history starts with.
 
-    Batches are kept whole and dropped oldest first. A row that is found is part of the new batch too, so what is
-    dropped is what has not been used for longest. Starts are numbered, and found item by item: by the number of the
-    start before and the tokens of the item. Items end every `stride` tokens after BOS.
+    Batches are kept whole and dropped oldest first. A row that is found is part of the new batch too, so what
+    is dropped is what has not been used for longest. Starts are numbered, and found item by item: by the
+    number of the start before and the tokens of the item. Items end every `stride` tokens after BOS.
     """
 
     def __init__(self, max_bytes: int, stride: int) -> None:
-        """`max_bytes` bounds the tensors and the tokens that find them; a batch above it leaves all as it was."""
+        """`max_bytes` bounds the tensors and the tokens that find them; a batch above it leaves all as it
+        was.
+        """
         self._max_bytes, self._stride = max_bytes, stride
         self._batches: deque[_Batch] = deque()
-        self._numbers: dict[tuple[int, bytes], int] = {}  # (of the start before, the item's tokens) -> of this start
+        self._numbers: dict[
+            tuple[int, bytes], int
+        ] = {}  # (of the start before, the item's tokens) -> of this start
         self._places: dict[int, tuple[_Batch, int]] = {}  # number -> the latest row that starts so
         self._last = 0
         self.nbytes = 0
@@ -81,7 +90,9 @@ class PrefixCache:
         self.found_tokens = 0  # of these, tokens not computed again
 
     def find(self, tokens: np.ndarray, limit: int) -> KnownRow | None:
-        """The longest start of `tokens` that is known, of at most `limit` tokens and no less than a quarter of them."""
+        """The longest start of `tokens` that is known, of at most `limit` tokens and no less than a quarter
+        of them.
+        """
         self.asked_tokens += len(tokens)
         number, length = 0, 0
         for until, item in self._items(tokens[:limit]):
@@ -140,10 +151,16 @@ class PrefixCache:
             before = until
 
 
-def prefill(
-    forward: Forward, history_BT: np.ndarray, lengths_B: np.ndarray, device: torch.device, cache: PrefixCache | None
+def prefill_histories(
+    forward: Forward,
+    history_BT: np.ndarray,
+    lengths_B: np.ndarray,
+    device: torch.device,
+    cache: PrefixCache | None,
 ) -> Prefix:
-    """Run right-padded histories `[B, T]` of `lengths_B` tokens (at least 1 each), padded with any of the tokens."""
+    """Run right-padded histories `[B, T]` of `lengths_B` tokens (at least 1 each), padded with any of the
+    tokens.
+    """
     row_B, prompt_R = share_rows(history_BT, lengths_B)
     known: dict[int, KnownRow] = {}
     if cache is not None:
@@ -169,7 +186,9 @@ def prefill(
     first_R = np.searchsorted(row_N, np.arange(len(rows)))
     wanted_B = torch.from_numpy(first_R[row_B] + end_B - geometry.known_R[row_B])
     tokens_N = torch.from_numpy(history_BT[prompt_R[row_N], position_N])
-    hidden_BD = forward(tokens_N.to(device), torch.from_numpy(position_N).to(device), attention, wanted_B.to(device))
+    hidden_BD = forward(
+        tokens_N.to(device), torch.from_numpy(position_N).to(device), attention, wanted_B.to(device)
+    )
     if cache is not None:
         cache.add(rows, attention.keys, attention.values)
     one_each = bool((row_B == np.arange(len(row_B))).all())

@@ -1,14 +1,16 @@
-"""Tree decoding: one prefill of the histories, then one forward per code level for all candidates of all prompts.
+"""Tree decoding: one prefill of the histories, then one forward per code level for all candidates of all
+prompts.
 
-The W candidates of a prompt are branches behind one history: each attends to the history and to its own ancestors, so
-the history is computed and kept once however many there are. Results equal decoding every candidate by itself.
+The W candidates of a prompt are branches behind one history: each attends to the history and to its own
+ancestors, so the history is computed and kept once however many there are. Results equal decoding every
+candidate by itself.
 
     prefill -> Prefix -> beams: the W likeliest        -> Candidates
                       -> sample: K independent draws   -> Candidates
                       -> stochastic_beams: K distinct draws, without replacement -> Candidates
 
-Dimension suffixes: B prompts, T history tokens, W candidates of a prompt, L tokens of an item, C tokens to choose from
-at a level (its codes, or the vocabulary), D hidden size.
+Dimension suffixes: B prompts, T history tokens, W candidates of a prompt, L tokens of an item, C tokens to
+choose from at a level (its codes, or the vocabulary), D hidden size.
 """
 
 from collections.abc import Sequence
@@ -22,9 +24,16 @@ from transformers import PreTrainedModel
 from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.learner.decoding.attention import BranchAttention
 from sluice.learner.decoding.device_trie import DeviceTrie
-from sluice.learner.decoding.draw import distinct, draw, log_inclusion, log_softmax, nucleus, perturbed
-from sluice.learner.decoding.forward import forward_of, project
-from sluice.learner.decoding.prefix import Prefix, PrefixCache, prefill
+from sluice.learner.decoding.draw import (
+    distinct_values,
+    draw_codes,
+    log_inclusion,
+    log_softmax,
+    nucleus_logits,
+    perturb_totals,
+)
+from sluice.learner.decoding.forward import forward_of, project_tokens
+from sluice.learner.decoding.prefix import Prefix, PrefixCache, prefill_histories
 from sluice.learner.kernels.sdpa import without_cudnn
 
 
@@ -34,7 +43,9 @@ class Candidates:
 
     tokens_BWL: np.ndarray  # int64
     log_probs_BWL: np.ndarray  # float32 nats of each token; some are -inf where there are fewer than W beams
-    inclusion_log_probs_BW: np.ndarray | None = None  # float32 nats, chance of each to be drawn; stochastic beams only
+    inclusion_log_probs_BW: np.ndarray | None = (
+        None  # float32 nats, chance of each to be drawn; stochastic beams only
+    )
 
     @property
     def log_probs_BW(self) -> np.ndarray:
@@ -54,8 +65,14 @@ class TreeDecoder:
             cache_bytes: bound of what is remembered of past histories; `forget` when the model has changed.
         """
         without_cudnn()
-        self._forward, self._head, self._device = forward_of(model), model.get_output_embeddings(), model.device
-        self.catalogue = DeviceTrie(vocabulary, self._device)  # a later version may take its place between decodings
+        self._forward, self._head, self._device = (
+            forward_of(model),
+            model.get_output_embeddings(),
+            model.device,
+        )
+        self.catalogue = DeviceTrie(
+            vocabulary, self._device
+        )  # a later version may take its place between decodings
         self.layout = vocabulary.layout
         # Histories end where items end: after BOS and every L tokens.
         self.cache = PrefixCache(cache_bytes, stride=self.layout.levels) if cache_bytes else None
@@ -63,7 +80,9 @@ class TreeDecoder:
     @torch.no_grad()
     def prefill(self, history_BT: torch.Tensor, lengths_B: torch.Tensor) -> Prefix:
         """Run right-padded histories `[B, T]` of `lengths_B` tokens."""
-        return prefill(self._forward, history_BT.cpu().numpy(), lengths_B.cpu().numpy(), self._device, self.cache)
+        return prefill_histories(
+            self._forward, history_BT.cpu().numpy(), lengths_B.cpu().numpy(), self._device, self.cache
+        )
 
     def forget(self) -> None:
         """Drop what is remembered of past histories; needed whenever the model's parameters have changed."""
@@ -83,13 +102,14 @@ class TreeDecoder:
         """The `width` likeliest token sequences of each prompt, best first.
 
         Args:
-            prefix: of `prefill`; it can be used again afterwards.
+            prefix: of `prefill_histories`; it can be used again afterwards.
             width: W.
             constrained: only items of the catalogue.
             excluded: item rows to leave out, per prompt; for constrained decoding only.
-            renormalise: give each token's log-prob among the tokens allowed there, and order by that: the distribution
-                that constrained sampling draws from. Otherwise scores of constrained beams stay those of the free
-                policy, log p(item | history), and the order is the policy's own order of the items allowed.
+            renormalise: give each token's log-prob among the tokens allowed there, and order by that: the
+                distribution that constrained sampling draws from. Otherwise scores of constrained beams stay
+                those of the free policy, log p(item | history), and the order is the policy's own order of
+                the items allowed.
         """
         tree = _Tree(self, prefix, constrained, excluded)
         total_BW = torch.zeros(len(prefix.lengths_B), 1, device=self._device)
@@ -117,7 +137,7 @@ class TreeDecoder:
         Candidates that agree so far are one branch, computed once.
 
         Args:
-            prefix: of `prefill`; it can be used again afterwards.
+            prefix: of `prefill_histories`; it can be used again afterwards.
             streams: the random numbers of each prompt.
             count: K.
             temperature: divides the logits.
@@ -131,8 +151,8 @@ class TreeDecoder:
         branch_BK = torch.zeros(uniforms_BKL.shape[:2], dtype=torch.int64, device=self._device)
         while not tree.complete:
             log_p_BWC = tree.log_probs(over_allowed=True, temperature=temperature, top_p=top_p)
-            choice_BK = draw(log_p_BWC, branch_BK, uniforms_BKL[..., tree.level])
-            flat_BW, branch_BK = distinct(branch_BK * log_p_BWC.shape[2] + choice_BK)
+            choice_BK = draw_codes(log_p_BWC, branch_BK, uniforms_BKL[..., tree.level])
+            flat_BW, branch_BK = distinct_values(branch_BK * log_p_BWC.shape[2] + choice_BK)
             tree.grow(log_p_BWC, flat_BW)
         return tree.candidates(branch_BK)
 
@@ -155,7 +175,7 @@ class TreeDecoder:
         same samples but a kappa that makes that estimator biased.
 
         Args:
-            prefix: of `prefill`; it can be used again afterwards.
+            prefix: of `prefill_histories`; it can be used again afterwards.
             streams: the random numbers of each prompt.
             count: K.
             temperature: divides the logits.
@@ -168,7 +188,7 @@ class TreeDecoder:
         while not tree.complete:
             log_p_BWC = tree.log_probs(over_allowed=True, temperature=temperature)
             total_BWC = total_BW[..., None] + log_p_BWC
-            perturbed_BWC = perturbed(total_BWC, self._gumbel(streams, *log_p_BWC.shape[1:]), largest_BW)
+            perturbed_BWC = perturb_totals(total_BWC, self._gumbel(streams, *log_p_BWC.shape[1:]), largest_BW)
             kept = min(count + 1, perturbed_BWC[0].numel())  # one more than wanted: it gives kappa
             largest_BW, flat_BW = perturbed_BWC.flatten(1).topk(kept, dim=1)
             total_BW = total_BWC.flatten(1).gather(1, flat_BW)
@@ -184,7 +204,7 @@ class TreeDecoder:
 
     def logits(self, hidden: torch.Tensor, tokens: slice) -> torch.Tensor:
         """Float32 logits of some of the tokens."""
-        return project(self._head, hidden, tokens).float()
+        return project_tokens(self._head, hidden, tokens).float()
 
 
 class _Tree:
@@ -225,12 +245,12 @@ class _Tree:
         needed = codes if self._constrained and over_allowed else slice(0, layout.vocab_size)
         logits = self._decoder.logits(self._hidden_BWD, needed) / temperature
         if not self._constrained:
-            return log_softmax(nucleus(logits, top_p) if top_p < 1 else logits)
+            return log_softmax(nucleus_logits(logits, top_p) if top_p < 1 else logits)
         allowed_BWC = self._trie.allowed(level, self._node_BW, self._exclusions)
         if not over_allowed:
             return log_softmax(logits)[..., codes].masked_fill(~allowed_BWC, -torch.inf)
         logits = logits.masked_fill_(~allowed_BWC, -torch.inf)
-        return log_softmax(nucleus(logits, top_p) if top_p < 1 else logits)
+        return log_softmax(nucleus_logits(logits, top_p) if top_p < 1 else logits)
 
     def grow(self, log_p_BWC: torch.Tensor, flat_BW: torch.Tensor) -> None:
         """Go on from the chosen places of `log_p_BWC`, flattened over W and C."""

@@ -1,7 +1,7 @@
 """The two baselines that stand in every table: what is popular, and what goes with the items just consumed.
 
-Both are fitted on the training part alone and score the whole catalogue for a history; who ranks takes the seen items
-out.
+Both are fitted on the training part alone and score the whole catalogue for a history; who ranks takes the
+seen items out.
 """
 
 from typing import Self
@@ -40,9 +40,9 @@ class Popularity:
 class ItemKNN:
     """Cosine-normalised co-occurrence with the items of the history, recent ones weighing more.
 
-    score(i) = sum over the history's items j, a places before the newest, of DECAY^a * C(i, j) / sqrt(n_i * n_j), with
-    C the count of i and j at most WINDOW places apart (k apart counting 1/sqrt(k)) and n the number of occurrences.
-    Items that nothing connects to the history follow in order of popularity.
+    score(i) = sum over the history's items j, a places before the newest, of DECAY^a * C(i, j) / sqrt(n_i *
+    n_j), with C the count of i and j at most WINDOW places apart (k apart counting 1/sqrt(k)) and n the
+    number of occurrences. Items that nothing connects to the history follow in order of popularity.
     """
 
     def __init__(self, counts: sp.csr_matrix, popularity: np.ndarray) -> None:
@@ -63,7 +63,9 @@ class ItemKNN:
         rows = np.repeat(np.arange(len(recent)), [len(history) for history in recent])
         columns = np.concatenate([np.empty(0, dtype=np.int32), *recent])
         weights = np.concatenate([np.empty(0), *(DECAY ** np.arange(len(h) - 1, -1, -1) for h in recent)])
-        query = sp.csr_matrix((weights.astype(np.float32), (rows, columns)), shape=(len(recent), len(self._prior)))
+        query = sp.csr_matrix(
+            (weights.astype(np.float32), (rows, columns)), shape=(len(recent), len(self._prior))
+        )
         return (query @ self._similarity).toarray() + self._prior
 
 

@@ -1,8 +1,9 @@
 """Full-catalogue evaluation of a policy: one target per user, decoded with beams from one prefill.
 
-HR, NDCG and MRR come from constrained beams (items the user has consumed left out when the data set says so) or, when
-`constrained` is off, from free beams, in which a sequence that is no item takes up a place. Hallucination is always
-measured on free beams: decoded top-k sequences that are no item / decoded top-k sequences.
+HR, NDCG and MRR come from constrained beams (items the user has consumed left out when the data set says so)
+or, when `constrained` is off, from free beams, in which a sequence that is no item takes up a place.
+Hallucination is always measured on free beams: decoded top-k sequences that are no item / decoded top-k
+sequences.
 """
 
 from collections.abc import Callable
@@ -33,7 +34,9 @@ class UserResults:
     @classmethod
     def concatenate(cls, parts: list["UserResults"]) -> "UserResults":
         """One result of several shards, in order of user."""
-        fields = {name: np.concatenate([getattr(part, name) for part in parts]) for name in cls.__dataclass_fields__}
+        fields = {
+            name: np.concatenate([getattr(part, name) for part in parts]) for name in cls.__dataclass_fields__
+        }
         order = np.argsort(fields["users"], kind="stable")
         return cls(**{name: value[order] for name, value in fields.items()})
 
@@ -48,7 +51,7 @@ class UserResults:
         }
 
 
-def subset(examples: Examples, size: int | None, seed: int = 0) -> Examples:
+def sample_examples(examples: Examples, size: int | None, seed: int = 0) -> Examples:
     """A fixed random subset of `size` examples (all when None or larger)."""
     if size is None or size >= len(examples.users):
         return examples
@@ -56,7 +59,7 @@ def subset(examples: Examples, size: int | None, seed: int = 0) -> Examples:
     return Examples(users=examples.users[chosen], positions=examples.positions[chosen])
 
 
-def evaluate(
+def evaluate_policy(
     model: PreTrainedModel,
     vocabulary: Vocabulary,
     dataset: Dataset,
@@ -85,7 +88,11 @@ def evaluate(
 
 
 def _evaluate_batch(
-    decoder: TreeDecoder, vocabulary: Vocabulary, dataset: Dataset, examples: Examples, settings: EvaluationSettings
+    decoder: TreeDecoder,
+    vocabulary: Vocabulary,
+    dataset: Dataset,
+    examples: Examples,
+    settings: EvaluationSettings,
 ) -> UserResults:
     pairs = list(zip(examples.users.tolist(), examples.positions.tolist(), strict=True))
     logged = collate_logged(dataset, examples, vocabulary)

@@ -1,14 +1,16 @@
-"""AdaGRPO's stratified analysis (arXiv 2606.08480): the policy's rank of the ground truth (GT) against the ranker's.
+"""AdaGRPO's stratified analysis (arXiv 2606.08480): the policy's rank of the ground truth (GT) against the
+ranker's.
 
-Every test user falls into one cell by where the starting policy and where the ranker place the item that the user took.
-Expected [paper]: reward-driven updates help where the policy is unsure and the ranker discriminates, and do nothing or
-harm elsewhere. What is measured in each cell, and the gate at test time, are ours:
+Every test user falls into one cell by where the starting policy and where the ranker place the item that the
+user took. Expected [paper]: reward-driven updates help where the policy is unsure and the ranker
+discriminates, and do nothing or harm elsewhere. What is measured in each cell, and the gate at test time, are
+ours:
 
 - the change of HR@10 from the start to a later policy;
-- the rank gain, mean over users of log2(rank at the start / rank now): +1 is a rank halved. A GT that is not among the
-  W beams counts as rank W + 1;
-- the share of users whom the gate would admit, with the ten best beams of the start in the place of the K candidates of
-  a training prompt, and distractors from other users' ten best.
+- the rank gain, mean over users of log2(rank at the start / rank now): +1 is a rank halved. A GT that is not
+  among the W beams counts as rank W + 1;
+- the share of users whom the gate would admit, with the ten best beams of the start in the place of the K
+  candidates of a training prompt, and distractors from other users' ten best.
 """
 
 from collections.abc import Mapping
@@ -20,15 +22,18 @@ import torch
 from sluice.catalog.data.dataset import Dataset
 from sluice.learner.batches.batch import GroupBatch
 from sluice.learner.evaluation.evaluate import TOP, UserResults
-from sluice.learner.gate.gate import gate
+from sluice.learner.gate.gate import compute_gate
 from sluice.learner.gate.settings import GateSettings
 from sluice.learner.ranker.model import Ranker
 
 LATER = ("control", "best")  # the policies that are compared with the start
 
 
-def stratify(
-    results: Mapping[str, UserResults], ranker: UserResults, beam_width: int, admitted: np.ndarray | None = None
+def stratify_users(
+    results: Mapping[str, UserResults],
+    ranker: UserResults,
+    beam_width: int,
+    admitted: np.ndarray | None = None,
 ) -> list[dict[str, Any]]:
     """The cells that hold a user, by the policy's band of ranks, then by the ranker's.
 
@@ -86,7 +91,12 @@ def rank_gain(before: np.ndarray, after: np.ndarray, beam_width: int) -> float:
 
 
 def gate_at_start(
-    start: UserResults, dataset: Dataset, ranker: Ranker, settings: GateSettings, distractors: int, batch: int = 64
+    start: UserResults,
+    dataset: Dataset,
+    ranker: Ranker,
+    settings: GateSettings,
+    distractors: int,
+    batch: int = 64,
 ) -> np.ndarray:
     """bool `[n]`: whom of the test users the gate would admit, given the starting policy's results on them.
 
@@ -105,18 +115,23 @@ def gate_at_start(
     scores = np.concatenate(
         [
             ranker.score(
-                [dataset.history(*pair, dataset.settings.max_history) for pair in pairs[first : first + batch]],
+                [
+                    dataset.history(*pair, dataset.settings.max_history)
+                    for pair in pairs[first : first + batch]
+                ],
                 asked[first : first + batch],
             )
             for first in range(0, len(pairs), batch)
         ]
     )
     group = _as_group(start.top_items, targets, torch.from_numpy(np.asarray(scores, dtype=np.float32)))
-    return gate(group, torch.zeros(len(pairs)), settings).admitted_B.numpy()
+    return compute_gate(group, torch.zeros(len(pairs)), settings).admitted_B.numpy()
 
 
 def _as_group(top_items: np.ndarray, targets: np.ndarray, scores: torch.Tensor) -> GroupBatch:
-    """Beams of one token each, the item row itself; their log-probs need only be in the order of the places."""
+    """Beams of one token each, the item row itself; their log-probs need only be in the order of the
+    places.
+    """
     items_BK = torch.from_numpy(top_items.astype(np.int64))
     users, beams = items_BK.shape
     places = -torch.arange(beams, dtype=torch.float32)

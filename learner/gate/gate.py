@@ -7,18 +7,19 @@ R, discriminability: (a) the ranker places GT within the top tau*K of {GT} + val
 distractor, a candidate of another prompt scored under this one, ranks below the head.  [note]
 
 How the ranks are taken [ours]:
-- The rank of x is 1 + the number of distinct others that score strictly higher, so ties share the better place. A
-  ranker that scores everything alike therefore passes (a) but fails (b): it is refused.
+- The rank of x is 1 + the number of distinct others that score strictly higher, so ties share the better
+  place. A ranker that scores everything alike therefore passes (a) but fails (b): it is refused.
 - Candidates with equal tokens count once. A candidate that equals GT is GT, never its rival.
-- A hallucination is a rival for the policy's rank, which asks what the policy prefers, but not for the ranker's.
-- NaN distractor scores are padding and ignored; a prompt without any distractor has nothing to fail (b) with, so it is
-  vacuous.
-- tau*K and rho*K are rounded down to whole places; tau*K below 1 admits nothing through R and calls every prompt
-  difficult.
+- A hallucination is a rival for the policy's rank, which asks what the policy prefers, but not for the
+  ranker's.
+- NaN distractor scores are padding and ignored; a prompt without any distractor has nothing to fail (b) with,
+  so it is vacuous.
+- tau*K and rho*K are rounded down to whole places; tau*K below 1 admits nothing through R and calls every
+  prompt difficult.
 - A GT without a finite ranker score is refused: the ranker said nothing of it.
 
-Beside the gate of the paper there are two to compare it with, see `sluice.learner.gate.variants`: one that admits groups by
-chance, and a soft one whose value lies between 0 and 1.
+Beside the gate of the paper there are two to compare it with, see `sluice.learner.gate.variants`: one that
+admits groups by chance, and a soft one whose value lies between 0 and 1.
 """
 
 import math
@@ -28,7 +29,7 @@ import torch
 
 from sluice.learner.batches.batch import GroupBatch
 from sluice.learner.gate.settings import GateSettings
-from sluice.learner.gate.variants import chance, soft_gate
+from sluice.learner.gate.variants import admission_chance, soft_gate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +51,12 @@ class GateResult:
 
 
 @torch.no_grad()
-def gate(batch: GroupBatch, target_log_prob_B: torch.Tensor, settings: GateSettings) -> GateResult:
+def compute_gate(batch: GroupBatch, target_log_prob_B: torch.Tensor, settings: GateSettings) -> GateResult:
     """Decide which prompts are admitted.
 
-    `target_log_prob_B` is GT's log-prob summed over its tokens, under the distribution that the rollouts were drawn
-    from (temperature, allowed tokens); exact beams do not need it, since GT's place is read from the beams.
+    `target_log_prob_B` is GT's log-prob summed over its tokens, under the distribution that the rollouts were
+    drawn from (temperature, allowed tokens); exact beams do not need it, since GT's place is read from the
+    beams.
     """
     candidates = batch.candidates_BKL.shape[1]
     head = whole_places(settings.tau, candidates)
@@ -66,7 +68,7 @@ def gate(batch: GroupBatch, target_log_prob_B: torch.Tensor, settings: GateSetti
     below_B = distractors_below(margins_BM)
     discriminability_B = agrees_B & below_B
     if settings.mode == "random":
-        gate_B = (chance(batch, settings.random_seed) < settings.random_rate).float()
+        gate_B = (admission_chance(batch, settings.random_seed) < settings.random_rate).float()
     elif settings.mode == "soft":
         gate_B = soft_gate(policy_rank_B, ranker_rank_B, margins_BM, head, settings)
         gate_B = torch.where(torch.isfinite(batch.target_scores_B), gate_B, 0.0)
@@ -88,15 +90,17 @@ def gate(batch: GroupBatch, target_log_prob_B: torch.Tensor, settings: GateSetti
 
 
 def whole_places(fraction: float, candidates: int) -> int:
-    """`fraction * K` rounded down; the slack keeps products such as 0.29 * 100 = 28.999999999999996 at their 29."""
+    """`fraction * K` rounded down; the slack keeps products such as 0.29 * 100 = 28.999999999999996 at their
+    29.
+    """
     return math.floor(fraction * candidates + 1e-6)
 
 
 def policy_rank(batch: GroupBatch, target_log_prob_B: torch.Tensor) -> torch.Tensor:
     """GT's rank `[B]` among the candidates by likelihood under the behaviour policy.
 
-    Samples, with or without replacement: 1 + number of distinct candidates o != y* with l_b(o) > l(y*). Exact beams:
-    GT's place among the beams, K+1 if absent.
+    Samples, with or without replacement: 1 + number of distinct candidates o != y* with l_b(o) > l(y*). Exact
+    beams: GT's place among the beams, K+1 if absent.
     """
     rivals_BK = batch.distinct_BK & ~batch.hit_BK
     likelihood_BK = batch.behaviour_log_probs_BKL.sum(dim=-1)
@@ -109,14 +113,17 @@ def policy_rank(batch: GroupBatch, target_log_prob_B: torch.Tensor) -> torch.Ten
 
 def ranker_rank(batch: GroupBatch) -> torch.Tensor:
     """GT's rank `[B]` by ranker score among {GT} + valid distinct candidates."""
-    return 1 + (_ranker_rivals(batch) & (batch.candidate_scores_BK > batch.target_scores_B[:, None])).sum(dim=-1)
+    return 1 + (_ranker_rivals(batch) & (batch.candidate_scores_BK > batch.target_scores_B[:, None])).sum(
+        dim=-1
+    )
 
 
 def distractor_margins(batch: GroupBatch, settings: GateSettings) -> torch.Tensor:
-    """By how many places each distractor meets condition (b), float32 `[B, M]`: 1 or more where it does, NaN: padding.
+    """By how many places each distractor meets condition (b), float32 `[B, M]`: 1 or more where it does, NaN:
+    padding.
 
-    Ranks are in the pool {GT} + valid distinct candidates + distractors. `below_head`: a distractor has rank > rho*K.
-    `within_bottom`: it is among the last rho*K of the pool.
+    Ranks are in the pool {GT} + valid distinct candidates + distractors. `below_head`: a distractor has rank
+    > rho*K. `within_bottom`: it is among the last rho*K of the pool.
     """
     places = whole_places(settings.rho, batch.candidates_BKL.shape[1])
     rivals_BK = _ranker_rivals(batch)

@@ -10,24 +10,32 @@ from sluice.catalog.settings import Settings
 class GateSettings(Settings):
     """When the GRPO term of a prompt is admitted; algorithms section 1. tau and rho are fractions of K."""
 
-    # `hard` is the gate of the paper; `random` admits groups by chance at `random_rate`, to compare with; `soft` is an
-    # experiment: a number in [0, 1] that multiplies the term.
+    # `hard` is the gate of the paper; `random` admits groups by chance at `random_rate`, to compare with;
+    # `soft` is an experiment: a number in [0, 1] that multiplies the term.
     mode: Literal["hard", "random", "soft"] = "hard"
     tau: float = Field(default=0.25, gt=0, le=1)
     rho: float = Field(default=0.5, gt=0)
     distractor_rule: Literal["below_head", "within_bottom"] = "below_head"
     parts: Literal["both", "difficulty", "discriminability"] = "both"
-    random_rate: float | None = Field(default=None, ge=0, le=1)  # give the `gate_rate` of the run to compare with
+    random_rate: float | None = Field(
+        default=None, ge=0, le=1
+    )  # give the `gate_rate` of the run to compare with
     random_seed: int = Field(default=0, ge=0)
-    softness: float = Field(default=1.0, gt=0)  # places over which the soft gate opens; near 0 it is the hard one
+    softness: float = Field(
+        default=1.0, gt=0
+    )  # places over which the soft gate opens; near 0 it is the hard one
 
     @model_validator(mode="after")
     def _mode(self) -> "GateSettings":
         random = self.mode == "random"
         if random and self.random_rate is None:
-            raise ValueError("mode random needs random_rate: give the gate_rate of the run that it is compared with")
+            raise ValueError(
+                "mode random needs random_rate: give the gate_rate of the run that it is compared with"
+            )
         if random and self.parts != "both":
-            raise ValueError(f"parts {self.parts} has no effect with mode random, which looks at nothing: remove it")
+            raise ValueError(
+                f"parts {self.parts} has no effect with mode random, which looks at nothing: remove it"
+            )
         if not random and (self.random_rate is not None or self.random_seed):
             raise ValueError(f"random_rate and random_seed need mode random, and mode is {self.mode}")
         if self.mode != "soft" and self.softness != 1.0:

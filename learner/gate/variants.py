@@ -1,10 +1,12 @@
-"""Gates to compare AdaGRPO's with: by chance, and soft. Both are experiments of ours; `sluice.learner.gate.gate` has the paper's.
+"""Gates to compare AdaGRPO's with: by chance, and soft. Both are experiments of ours;
+`sluice.learner.gate.gate` has the paper's.
 
-By chance: a group is admitted iff a uniform number, a hash of the seed and of all its tokens, is below the rate. The
-number depends on nothing else, so all updates on a batch, all micro-batches and a resumed run agree; a prompt that is
-rolled out again gets a new one, as the real gate may decide anew.
+By chance: a group is admitted iff a uniform number, a hash of the seed and of all its tokens, is below the
+rate. The number depends on nothing else, so all updates on a batch, all micro-batches and a resumed run
+agree; a prompt that is rolled out again gets a new one, as the real gate may decide anew.
 
-Soft: with sigma(m) = sigmoid(m / softness), margins m in places, half a place inside each of the hard gate's bounds,
+Soft: with sigma(m) = sigmoid(m / softness), margins m in places, half a place inside each of the hard gate's
+bounds,
 
     gate = D * R
     D = sigma(policy_rank - head - 1/2)
@@ -21,7 +23,7 @@ from sluice.learner.gate.settings import GateSettings
 _WORD = 0x7FFFFFFFFFFFFFFF  # torch has no unsigned shift, so words keep 63 bits
 
 
-def chance(batch: GroupBatch, seed: int) -> torch.Tensor:
+def admission_chance(batch: GroupBatch, seed: int) -> torch.Tensor:
     """A uniform number in [0, 1) for each prompt's group, float64 `[B]`, made of its tokens and the seed."""
     places_T = torch.arange(batch.history_BT.shape[1], device=batch.history_BT.device)
     real_BT = places_T < to_device(batch.history_lengths_B, places_T.device)[:, None]
@@ -39,11 +41,15 @@ def soft_gate(
     head: int,
     settings: GateSettings,
 ) -> torch.Tensor:
-    """The soft gate `[B]`, float32. `margins_BM` as `sluice.learner.gate.gate.distractor_margins` gives them; `head` is tau*K."""
+    """The soft gate `[B]`, float32. `margins_BM` as `sluice.learner.gate.gate.distractor_margins` gives them;
+    `head` is tau*K.
+    """
     difficulty_B = torch.sigmoid((policy_rank_B - head - 0.5) / settings.softness)
     agrees_B = torch.sigmoid((head + 0.5 - ranker_rank_B) / settings.softness)
     # A prompt without distractors has nothing to fail with.
-    least_B = torch.nn.functional.pad(margins_BM.nan_to_num(nan=torch.inf), (0, 1), value=torch.inf).amin(dim=-1)
+    least_B = torch.nn.functional.pad(margins_BM.nan_to_num(nan=torch.inf), (0, 1), value=torch.inf).amin(
+        dim=-1
+    )
     discriminability_B = agrees_B * torch.sigmoid((least_B - 0.5) / settings.softness)
     return {
         "both": difficulty_B * discriminability_B,
@@ -53,7 +59,9 @@ def soft_gate(
 
 
 def _mixed(words: torch.Tensor) -> torch.Tensor:
-    """The finaliser of splitmix64 (Steele et al. 2014) on int64, whose products wrap around; results keep 63 bits."""
+    """The finaliser of splitmix64 (Steele et al. 2014) on int64, whose products wrap around; results keep 63
+    bits.
+    """
     words = ((words + 0x1E3779B97F4A7C15) & _WORD).clone()
     words = ((words ^ (words >> 30)) * 0x3F58476D1CE4E5B9) & _WORD
     words = ((words ^ (words >> 27)) * 0x14D049BB133111EB) & _WORD

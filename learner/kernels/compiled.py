@@ -1,8 +1,8 @@
 """torch.compile of what lies between the matrix products of a decoder layer: feed-forward and norms.
 
-The attention over packed rows depends on the lengths of the batch's histories, so a graph of it would be made anew for
-every batch. Feed-forward and norms see rows of tokens and nothing else: one graph with a free number of rows does for
-all batches.
+The attention over packed rows depends on the lengths of the batch's histories, so a graph of it would be made
+anew for every batch. Feed-forward and norms see rows of tokens and nothing else: one graph with a free number
+of rows does for all batches.
 """
 
 from transformers import PreTrainedModel
@@ -15,8 +15,8 @@ _PARTS = ("mlp", "input_layernorm", "post_attention_layernorm", "self_attn.q_nor
 def compile_layers(model: PreTrainedModel, backend: str = "inductor") -> int:
     """Compile the known parts of every layer in place; parameters keep their names. Returns how many parts.
 
-    The compiling itself happens at the first forward and backward, and takes a minute or two on a CPU, where it needs a
-    C++ compiler.
+    The compiling itself happens at the first forward and backward, and takes a minute or two on a CPU, where
+    it needs a C++ compiler.
 
     Raises:
         PolicyError: the decoder has none of the parts.
@@ -29,7 +29,8 @@ def compile_layers(model: PreTrainedModel, backend: str = "inductor") -> int:
     ]
     if not found:
         raise PolicyError(
-            f"learner.compile knows no part of a {type(model).__name__} to compile (it looks for {', '.join(_PARTS)} "
+            f"learner.compile knows no part of a {type(model).__name__} to compile (it looks for "
+            f"{', '.join(_PARTS)} "
             "in its layers): set learner.compile to false"
         )
     for module in found:

@@ -1,9 +1,9 @@
 """Products in float32 on a CPU by oneDNN instead of MKL; linear layers by it, with their gradients.
 
-MKL leaves AVX-512 out on AMD's processors: less than half as fast there. torch hands float32 products to oneDNN only
-when it may compute them in bfloat16. On processors without matrix tiles (Intel's AMX) oneDNN makes no use of that and
-computes in float32, so there the permission buys the faster library and costs no digit. Whether it does is tried out
-once per process.
+MKL leaves AVX-512 out on AMD's processors: less than half as fast there. torch hands float32 products to
+oneDNN only when it may compute them in bfloat16. On processors without matrix tiles (Intel's AMX) oneDNN
+makes no use of that and computes in float32, so there the permission buys the faster library and costs no
+digit. Whether it does is tried out once per process.
 
 The three products of a linear layer are
 
@@ -25,12 +25,12 @@ _SMALL = 2**20  # multiplications of a product that MKL is as quick with: a call
 
 
 @contextmanager
-def by_onednn() -> Iterator[None]:
+def onednn_matmul() -> Iterator[None]:
     """While the context lasts, float32 products on the CPU are oneDNN's, if it computes them in float32.
 
-    For products of some size (`_SMALL`), on processors that torch takes oneDNN for. The setting is the process's: the
-    first to come changes it and the last to go puts it back, and no thread may compile meanwhile (torch's compiler asks
-    for the precision in a way that this setting makes an error).
+    For products of some size (`_SMALL`), on processors that torch takes oneDNN for. The setting is the
+    process's: the first to come changes it and the last to go puts it back, and no thread may compile
+    meanwhile (torch's compiler asks for the precision in a way that this setting makes an error).
     """
     _setting.enter()
     try:
@@ -62,7 +62,7 @@ class _Setting:
 _setting = _Setting()
 
 
-def multiplies() -> bool:
+def onednn_is_exact() -> bool:
     """Whether oneDNN may compute float32 products here."""
     return _precision() == "bf16"
 
@@ -76,7 +76,12 @@ def _precision() -> str:
 
     def products(of: torch.Tensor) -> list[torch.Tensor]:
         first, second = of
-        return [first @ second, first @ second.transpose(1, 2), first.flatten(0, 1) @ second[0].T, first[0] @ second[0]]
+        return [
+            first @ second,
+            first @ second.transpose(1, 2),
+            first.flatten(0, 1) @ second[0].T,
+            first[0] @ second[0],
+        ]
 
     try:
         setting.fp32_precision = "bf16"
@@ -84,26 +89,30 @@ def _precision() -> str:
     finally:
         setting.fp32_precision = before
     wanted = products(numbers.double())
-    exact = all(torch.allclose(one.double(), other, rtol=1e-5) for one, other in zip(found, wanted, strict=True))
+    exact = all(
+        torch.allclose(one.double(), other, rtol=1e-5) for one, other in zip(found, wanted, strict=True)
+    )
     return "bf16" if exact else "ieee"
 
 
-def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+def onednn_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """`x @ weight.T + bias`, x `[..., D]`, weight `[O, D]`: by oneDNN where it may multiply these."""
     if not _takes(x, weight):
         return F.linear(x, weight, bias)
     return (_Linear.apply if torch.is_grad_enabled() else _product)(x, weight, bias)
 
 
-def multiply_by_onednn(model: nn.Module) -> None:
-    """Let every plain `nn.Linear` of a model compute by `linear`; once is enough, twice does no harm."""
+def use_onednn_matmul(model: nn.Module) -> None:
+    """Let every plain `nn.Linear` of a model compute by `onednn_linear`; once is enough, twice does no
+    harm.
+    """
     for module in model.modules():
         if type(module) is nn.Linear:
             module.forward = partial(_forward, module)
 
 
 def _forward(module: nn.Linear, x: torch.Tensor) -> torch.Tensor:
-    return linear(x, module.weight, module.bias)
+    return onednn_linear(x, module.weight, module.bias)
 
 
 def _takes(x: torch.Tensor, weight: torch.Tensor) -> bool:
@@ -121,7 +130,7 @@ def _takes(x: torch.Tensor, weight: torch.Tensor) -> bool:
 def _product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     if x.numel() * weight.shape[0] < _SMALL:
         return F.linear(x, weight, bias)
-    with by_onednn():
+    with onednn_matmul():
         return F.linear(x, weight, bias)
 
 

@@ -2,15 +2,16 @@
 
     L = sum over prompts of w NLL(x, y*) / mass,    w = min(exp(A / beta), max_weight),    A = r(x, y*) - V(x)
 
-[formula: ours; the source prints it as an image] r is the logged reward, no importance weights; w carries no gradient.
-beta bounds how far the policy leaves the logs: on a bandit the optimum is pi(y | x) proportional to p(y | x) exp(r /
-beta), with p the logging policy, and as beta grows w -> 1, which is plain NLL. algorithms section 3.
+[formula: ours; the source prints it as an image] r is the logged reward, no importance weights; w carries no
+gradient. beta bounds how far the policy leaves the logs: on a bandit the optimum is pi(y | x) proportional to
+p(y | x) exp(r / beta), with p the logging policy, and as beta grows w -> 1, which is plain NLL. algorithms
+section 3.
 
-- V(x) is the mean reward that the ranker predicts for the policy's valid candidates, repetitions counted as drawn; the
-  mass is the sum of the weights (they are normalised per batch). Only the ground truth is scored.
-- Or V(x) is a value head: its value of the prompt at the batch start, fitted by the mean of (V - r)^2. Its weights are
-  unknown before the forward, and a mean over their sum would need all micro-batches first; so the mass is what the
-  weights add up to at A = 0, the rows with a reward. [ours]
+- V(x) is the mean reward that the ranker predicts for the policy's valid candidates, repetitions counted as
+  drawn; the mass is the sum of the weights (they are normalised per batch). Only the ground truth is scored.
+- Or V(x) is a value head: its value of the prompt at the batch start, fitted by the mean of (V - r)^2. Its
+  weights are unknown before the forward, and a mean over their sum would need all micro-batches first; so the
+  mass is what the weights add up to at A = 0, the rows with a reward. [ours]
 - A row whose advantage is unknown (no logged reward, no valid candidate) weighs `missing_weight`. [ours]
 """
 
@@ -45,7 +46,8 @@ def candidate_baseline(batch: LoggedBatch) -> torch.Tensor:
     assert isinstance(batch, GroupBatch), "this baseline needs rollouts"
     if batch.candidate_values_BK is None:
         raise RankerError(
-            "a_sft with baseline candidates needs a ranker that predicts the logged reward of the candidates, and this "
+            "a_sft with baseline candidates needs a ranker that predicts the logged reward of the "
+            "candidates, and this "
             "one does not: use one that does, or set objective.baseline.type to value_head"
         )
     return batch.candidate_values_BK.double().masked_fill(~batch.valid_BK, torch.nan).nanmean(dim=-1)
@@ -67,7 +69,9 @@ class AdvantageSftLoss(Objective):
     def mass(self, batch: LoggedBatch) -> torch.Tensor:
         """The sum of the weights; with a value head their sum at A = 0."""
         rewards_B = logged_rewards(batch)
-        return self._weights(rewards_B * 0 if self.needs_values else rewards_B - candidate_baseline(batch)).sum()
+        return self._weights(
+            rewards_B * 0 if self.needs_values else rewards_B - candidate_baseline(batch)
+        ).sum()
 
     def __call__(
         self,
@@ -87,7 +91,9 @@ class AdvantageSftLoss(Objective):
             "nll": mean_of(nll_B),
             "nll_weighted": weighted_mean_of(nll_B, weights_B),
             "weight": mean_of(weights_B),
-            "weight_clipped": mean_of(advantages_B / self.settings.beta > math.log(self.settings.max_weight), known_B),
+            "weight_clipped": mean_of(
+                advantages_B / self.settings.beta > math.log(self.settings.max_weight), known_B
+            ),
             "advantage": mean_of(advantages_B, known_B),
             "rewarded_share": mean_of(known_B),
             "entropy": mean_of(scores.entropy_BSL),
@@ -97,7 +103,9 @@ class AdvantageSftLoss(Objective):
             loss_B = loss_B + self.settings.baseline.weight * error_B
             metrics["value_error"] = mean_of(error_B, known_B)
         loss = mean_over(loss_B, mass)
-        return Terms(loss=loss, metrics=metrics | {"loss": torch.stack([loss_B.detach().double().sum(), mass])})
+        return Terms(
+            loss=loss, metrics=metrics | {"loss": torch.stack([loss_B.detach().double().sum(), mass])}
+        )
 
     def _weights(self, advantages_B: torch.Tensor) -> torch.Tensor:
         settings = self.settings

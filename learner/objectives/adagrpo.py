@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from sluice.learner.batches.batch import GroupBatch, LoggedBatch
-from sluice.learner.gate.gate import GateResult, gate
+from sluice.learner.gate.gate import GateResult, compute_gate
 from sluice.learner.gate.settings import GateSettings
 from sluice.learner.objectives.grpo import grpo_term
 from sluice.learner.objectives.mixture import mixture_terms
@@ -35,9 +35,11 @@ class AdaGrpoLoss(Objective):
         start: BranchScores,
         reference_BSL: torch.Tensor | None,
     ) -> Terms:
-        """The gated mixture. The gate is that of the batch start, so that it holds for all updates on the batch."""
+        """The gated mixture. The gate is that of the batch start, so that it holds for all updates on the
+        batch.
+        """
         assert isinstance(batch, GroupBatch)
-        result = gate(batch, start.log_probs_BSL[:, 0].sum(dim=-1), self.gate_settings)
+        result = compute_gate(batch, start.log_probs_BSL[:, 0].sum(dim=-1), self.gate_settings)
         term = grpo_term(batch, scores, start.log_probs_BSL, reference_BSL, self.settings)
         terms = mixture_terms(scores, term, self.weight, result.gate_B)
         return replace(terms, metrics=terms.metrics | gate_metrics(result))

@@ -57,7 +57,9 @@ _BUILDERS: dict[type, Callable[[Any], Objective]] = {
 
 
 def build_objective(settings: ObjectiveSettings) -> Objective:
-    """The objective that `settings` describe; a new one needs a file here, a class in the settings and a line above."""
+    """The objective that `settings` describe; a new one needs a file here, a class in the settings and a line
+    above.
+    """
     if type(settings) not in _BUILDERS:
         raise TypeError(f"no objective is built from {type(settings).__name__}")
     return _BUILDERS[type(settings)](settings)

@@ -2,24 +2,24 @@
 
     L = mean over rewarded prompts of alpha * [ logsumexp_a Q(x, a) - Q(x, y*) ] + (Q(x, y*) - r)^2
 
-r is the logged reward, y* the logged item; no importance weights of the logs. algorithms section 3. The Q-function is
-the policy itself [ours]:
+r is the logged reward, y* the logged item; no importance weights of the logs. algorithms section 3. The
+Q-function is the policy itself [ours]:
 
     Q(x, a) = V(x) + scale * log pi(a | x)
 
-with V the value head at the prompt and log pi the sum over the item's tokens under the rollouts' distribution. Any
-Q-function can be written so, and decoding pi greedily is greedy in Q. Over all token sequences logsumexp_a Q is
-exactly V at scale 1.
+with V the value head at the prompt and log pi the sum over the item's tokens under the rollouts'
+distribution. Any Q-function can be written so, and decoding pi greedily is greedy in Q. Over all token
+sequences logsumexp_a Q is exactly V at scale 1.
 
 The logsumexp is over items. The logged item is in it exactly, the others by importance sampling [ours]:
 
     logsumexp ~ log( exp Q(y*) + (1/K) sum over valid candidates o_i != y* of exp Q(o_i) / pi_b(o_i) )
 
-pi_b being the engine's recorded probabilities. A hallucination is no item: it adds nothing and still counts in K. The
-sum is unbiased where pi_b reaches every item; its logarithm is too low by about half the sum's squared coefficient of
-variation, which falls as 1/K (Jensen), and never below Q(y*), so that the conservative term is never negative. For
-groups drawn without replacement 1/(K pi_b) becomes one over the inclusion probability. Beams are no sample, and
-refused.
+pi_b being the engine's recorded probabilities. A hallucination is no item: it adds nothing and still counts
+in K. The sum is unbiased where pi_b reaches every item; its logarithm is too low by about half the sum's
+squared coefficient of variation, which falls as 1/K (Jensen), and never below Q(y*), so that the conservative
+term is never negative. For groups drawn without replacement 1/(K pi_b) becomes one over the inclusion
+probability. Beams are no sample, and refused.
 """
 
 import math
@@ -36,7 +36,8 @@ from sluice.learner.scoring.shared_prefix import BranchScores
 
 
 def sampling_log_weights(batch: GroupBatch) -> torch.Tensor:
-    """log of what each candidate stands for `[B, K]` in a sum over the items other than the logged one; -inf: nothing.
+    """log of what each candidate stands for `[B, K]` in a sum over the items other than the logged one; -inf:
+    nothing.
 
     Raises:
         ConfigError: the candidates are beams, whose chance of being there is not known.
@@ -45,7 +46,8 @@ def sampling_log_weights(batch: GroupBatch) -> torch.Tensor:
         log_weights_BK = -batch.inclusion_log_probs_BK
     elif batch.beams:
         raise ConfigError(
-            "cql sums over items by sampling, and beams are no sample: set rollout.decode.kind to one that draws its "
+            "cql sums over items by sampling, and beams are no sample: set rollout.decode.kind to one that "
+            "draws its "
             "candidates"
         )
     else:
@@ -53,7 +55,9 @@ def sampling_log_weights(batch: GroupBatch) -> torch.Tensor:
     return log_weights_BK.masked_fill(~batch.valid_BK | batch.hit_BK, -torch.inf)
 
 
-def log_sum_items(logged_B: torch.Tensor, sampled_BK: torch.Tensor, log_weights_BK: torch.Tensor) -> torch.Tensor:
+def log_sum_items(
+    logged_B: torch.Tensor, sampled_BK: torch.Tensor, log_weights_BK: torch.Tensor
+) -> torch.Tensor:
     """log( exp Q(y*) + sum_i weight_i exp Q(o_i) ) `[B]`; a weight of 0 takes no part and has no gradient."""
     weighted_BK = torch.where(log_weights_BK > -torch.inf, sampled_BK + log_weights_BK, -torch.inf)
     return torch.cat([logged_B[:, None], weighted_BK], dim=1).logsumexp(dim=-1)

@@ -2,8 +2,9 @@
 
     L = mean over pairs of -log sigmoid(beta h),    h = (l - l_ref)(chosen) - (l - l_ref)(rejected)
 
-At the reference the loss is log 2. Where one item is always preferred h grows without bound; with the logged item over
-samples of the reference the optimum is pi proportional to pi_ref (p / pi_ref)^(1 / beta), with p the logging policy.
+At the reference the loss is log 2. Where one item is always preferred h grows without bound; with the logged
+item over samples of the reference the optimum is pi proportional to pi_ref (p / pi_ref)^(1 / beta), with p
+the logging policy.
 """
 
 import torch

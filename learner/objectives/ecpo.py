@@ -3,10 +3,10 @@
     surrogate_it = min(rho A, clip(rho, 1 - low, 1 + high) A),    rho = pi / pi_old'
     pi_old' = max( sg(pi) / (1 + high + delta), pi_old )
 
-GRPO's minimum leaves rho A without a bound where A < 0 and rho is large, and one such token can dominate a step. Here
-rho never exceeds 1 + high + delta, delta 0.1; the gradient there is (1 + high + delta) A grad log pi instead of
-rho A grad log pi. Where A >= 0 the clip at 1 + high cuts in before, so nothing changes. The source has one epsilon for
-low and high, and no KL.
+GRPO's minimum leaves rho A without a bound where A < 0 and rho is large, and one such token can dominate a
+step. Here rho never exceeds 1 + high + delta, delta 0.1; the gradient there is (1 + high + delta) A grad log
+pi instead of rho A grad log pi. Where A >= 0 the clip at 1 + high cuts in before, so nothing changes. The
+source has one epsilon for low and high, and no KL.
 """
 
 import math
@@ -16,13 +16,21 @@ import torch
 from sluice.learner.batches.batch import GroupBatch
 from sluice.learner.objectives.grpo import clipped_surrogate, clipped_tokens
 from sluice.learner.objectives.settings.objective import EcpoSettings
-from sluice.learner.objectives.terms.group_term import GroupLoss, GroupTerm, group_metrics, group_of, off_policy_term
+from sluice.learner.objectives.terms.group_term import (
+    GroupLoss,
+    GroupTerm,
+    group_metrics,
+    group_of,
+    off_policy_term,
+)
 from sluice.learner.reduction import mean_of
 from sluice.learner.scoring.shared_prefix import BranchScores
 
 
 @torch.no_grad()
-def early_clipped_old(log_probs_BKL: torch.Tensor, old_BKL: torch.Tensor, largest_ratio: float) -> torch.Tensor:
+def early_clipped_old(
+    log_probs_BKL: torch.Tensor, old_BKL: torch.Tensor, largest_ratio: float
+) -> torch.Tensor:
     """log pi_old' `[B, K, L]`: the old policy, raised where the ratio to it would exceed `largest_ratio`."""
     return torch.maximum(log_probs_BKL - math.log(largest_ratio), old_BKL)
 
@@ -33,13 +41,19 @@ class EcpoLoss(GroupLoss):
     settings: EcpoSettings
 
     def term(
-        self, batch: GroupBatch, scores: BranchScores, start_BSL: torch.Tensor, reference_BSL: torch.Tensor | None
+        self,
+        batch: GroupBatch,
+        scores: BranchScores,
+        start_BSL: torch.Tensor,
+        reference_BSL: torch.Tensor | None,
     ) -> GroupTerm:
         """The term of each prompt."""
         group = group_of(batch, scores, start_BSL, self.settings)
         low, high = self.settings.clip_low, self.settings.clip_high
         old_BKL = group.old(self.settings)
-        raised_BKL = early_clipped_old(group.log_probs_BKL, old_BKL, 1 + high + self.settings.early_clip_margin)
+        raised_BKL = early_clipped_old(
+            group.log_probs_BKL, old_BKL, 1 + high + self.settings.early_clip_margin
+        )
         log_ratio_BKL = group.log_probs_BKL - raised_BKL
         metrics = {
             "ratio_mean": mean_of(log_ratio_BKL.exp()),

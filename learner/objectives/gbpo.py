@@ -1,26 +1,35 @@
-"""GBPO, gradient-bounded policy optimisation (OneRec-V2, arXiv 2508.20900): no clip, yet no gradient that explodes.
+"""GBPO, gradient-bounded policy optimisation (OneRec-V2, arXiv 2508.20900): no clip, yet no gradient that
+explodes.
 
     surrogate_it = pi / pi_old' * A
     pi_old' = max(pi_old, sg(pi))      where A >= 0
               max(pi_old, 1 - sg(pi))  where A < 0
 
-Every token keeps a gradient, and its size is bounded: A >= 0 by A grad log pi (the ratio is at most 1), A < 0 by
-|A| pi / (1 - pi) grad log pi, the size that binary cross-entropy gives a negative. The source applies it to items that
-were exposed and to their logged feedback; here it is given the candidates of a group and their rewards. [ours] pi is
-the probability of a token.
+Every token keeps a gradient, and its size is bounded: A >= 0 by A grad log pi (the ratio is at most 1), A < 0
+by |A| pi / (1 - pi) grad log pi, the size that binary cross-entropy gives a negative. The source applies it
+to items that were exposed and to their logged feedback; here it is given the candidates of a group and their
+rewards. [ours] pi is the probability of a token.
 """
 
 import torch
 
 from sluice.learner.batches.batch import GroupBatch
 from sluice.learner.objectives.settings.objective import GbpoSettings
-from sluice.learner.objectives.terms.group_term import GroupLoss, GroupTerm, group_metrics, group_of, off_policy_term
+from sluice.learner.objectives.terms.group_term import (
+    GroupLoss,
+    GroupTerm,
+    group_metrics,
+    group_of,
+    off_policy_term,
+)
 from sluice.learner.reduction import mean_of
 from sluice.learner.scoring.shared_prefix import BranchScores
 
 
 @torch.no_grad()
-def bounded_old(log_probs_BKL: torch.Tensor, old_BKL: torch.Tensor, advantages_BK: torch.Tensor) -> torch.Tensor:
+def bounded_old(
+    log_probs_BKL: torch.Tensor, old_BKL: torch.Tensor, advantages_BK: torch.Tensor
+) -> torch.Tensor:
     """log pi_old' `[B, K, L]`."""
     # log(1 - p); rounding may put log p above 0, and p = 1 gives -inf, which the maximum passes over
     complement_BKL = (-torch.expm1(log_probs_BKL.clamp(max=0.0))).log()
@@ -34,7 +43,11 @@ class GbpoLoss(GroupLoss):
     settings: GbpoSettings
 
     def term(
-        self, batch: GroupBatch, scores: BranchScores, start_BSL: torch.Tensor, reference_BSL: torch.Tensor | None
+        self,
+        batch: GroupBatch,
+        scores: BranchScores,
+        start_BSL: torch.Tensor,
+        reference_BSL: torch.Tensor | None,
     ) -> GroupTerm:
         """The term of each prompt."""
         group = group_of(batch, scores, start_BSL, self.settings)

@@ -1,18 +1,21 @@
-"""The group-relative policy gradient (GRPO, arXiv 2402.03300) and its relatives, alone or as the term of a mixture.
+"""The group-relative policy gradient (GRPO, arXiv 2402.03300) and its relatives, alone or as the term of a
+mixture.
 
     surrogate_it = min(rho_it A_i, clip(rho_it, 1 - low, 1 + high) A_i),    rho = pi / pi_old
 
-The sum over the group, the correction and the KL to the reference are those of `sluice.learner.objectives.terms.group_term`;
-advantages (GRPO, Dr.GRPO, RLOO) those of `sluice.learner.objectives.terms.advantages`. pi_old is the behaviour policy as the engine recorded
-it, or the learner at the start of the batch.
+The sum over the group, the correction and the KL to the reference are those of
+`sluice.learner.objectives.terms.group_term`; advantages (GRPO, Dr.GRPO, RLOO) those of
+`sluice.learner.objectives.terms.advantages`. pi_old is the behaviour policy as the engine recorded it, or the
+learner at the start of the batch.
 
 The ratio is that of each token; of the whole candidate, rho_i = prod_t rho_it; or GSPO's (arXiv 2507.18071)
-rho_i = (prod_t rho_it)^(1/L), whose clip bounds are as narrow as 3e-4 and 4e-4. At ratio 1 the gradient of the first
-and third is (1/L) sum_t A grad log pi; that of the second is L times as long, the gradient of the expected reward.
+rho_i = (prod_t rho_it)^(1/L), whose clip bounds are as narrow as 3e-4 and 4e-4. At ratio 1 the gradient of
+the first and third is (1/L) sum_t A grad log pi; that of the second is L times as long, the gradient of the
+expected reward.
 
-DAPO (arXiv 2503.14476): clip_high above clip_low, no KL, and groups whose rewards are all equal left out: the mean is
-then over the other groups of the whole step, `mass`. Its dynamic sampling, which draws new groups for those left out,
-is replaced by leaving them out. [ours]
+DAPO (arXiv 2503.14476): clip_high above clip_low, no KL, and groups whose rewards are all equal left out: the
+mean is then over the other groups of the whole step, `mass`. Its dynamic sampling, which draws new groups for
+those left out, is replaced by leaving them out. [ours]
 """
 
 from typing import Literal
@@ -23,7 +26,13 @@ from sluice.learner.batches.batch import GroupBatch, LoggedBatch
 from sluice.learner.objectives.settings.objective import GrpoSettings
 from sluice.learner.objectives.terms.advantages import all_equal
 from sluice.learner.objectives.terms.base import Terms
-from sluice.learner.objectives.terms.group_term import GroupLoss, GroupTerm, group_metrics, group_of, off_policy_term
+from sluice.learner.objectives.terms.group_term import (
+    GroupLoss,
+    GroupTerm,
+    group_metrics,
+    group_of,
+    off_policy_term,
+)
 from sluice.learner.reduction import mean_of
 from sluice.learner.rewards.rewards import group_rewards
 from sluice.learner.scoring.shared_prefix import BranchScores
@@ -82,7 +91,11 @@ class GrpoLoss(GroupLoss):
     settings: GrpoSettings
 
     def term(
-        self, batch: GroupBatch, scores: BranchScores, start_BSL: torch.Tensor, reference_BSL: torch.Tensor | None
+        self,
+        batch: GroupBatch,
+        scores: BranchScores,
+        start_BSL: torch.Tensor,
+        reference_BSL: torch.Tensor | None,
     ) -> GroupTerm:
         """L_GRPO of each prompt."""
         return grpo_term(batch, scores, start_BSL, reference_BSL, self.settings)
@@ -92,7 +105,8 @@ class GrpoLoss(GroupLoss):
         if not self.settings.drop_equal_groups:
             return super().mass(batch)
         assert isinstance(batch, GroupBatch)
-        # The settings refuse to drop groups where GT is injected, so that the rewards follow from the batch alone.
+        # The settings refuse to drop groups where GT is injected, so that the rewards follow from the batch
+        # alone.
         rewards = group_rewards(
             batch, self.settings.rewards, self.settings.ground_truth, self.settings.invalid_margin
         ).rewards_BK
@@ -113,5 +127,9 @@ class GrpoLoss(GroupLoss):
         kept_B = ~all_equal(term.rewards.rewards_BK)
         loss = torch.where(kept_B, term.loss_B, 0.0).sum() / kept_B.sum().clamp(min=1)
         terms = self.terms(scores, term, loss)
-        kept = {"loss": mean_of(term.loss_B, kept_B), "grpo": mean_of(term.loss_B, kept_B), "kept": mean_of(kept_B)}
+        kept = {
+            "loss": mean_of(term.loss_B, kept_B),
+            "grpo": mean_of(term.loss_B, kept_B),
+            "kept": mean_of(kept_B),
+        }
         return Terms(loss=loss, metrics=terms.metrics | kept)

@@ -2,10 +2,10 @@
 
     L(x) = -(1/K) sum_i (1/L) sum_t pi_it / sg(pi_it) A_i  -  alpha * sum over positives v of log pi(v | x)
 
-sg stops the gradient: the ratio is 1, and its gradient that of log pi, so there is nothing to clip and no KL. [paper]
-The reward is preference times a relevance gate, and positives take the group's maximum [note]: the defaults of the
-settings. What is relevant, and that log pi(v) is the item's log-prob under the plain policy (the NLL of the other
-objectives), is ours; the data has one positive per prompt. [ours]
+sg stops the gradient: the ratio is 1, and its gradient that of log pi, so there is nothing to clip and no KL.
+[paper] The reward is preference times a relevance gate, and positives take the group's maximum [note]: the
+defaults of the settings. What is relevant, and that log pi(v) is the item's log-prob under the plain policy
+(the NLL of the other objectives), is ours; the data has one positive per prompt. [ours]
 
 Groups of an older policy count as if they were the current one's: keep `queue.max_staleness` low.
 """
@@ -17,7 +17,13 @@ import torch
 from sluice.learner.batches.batch import GroupBatch, LoggedBatch
 from sluice.learner.objectives.settings.objective import GrpoSrSettings
 from sluice.learner.objectives.terms.base import Terms, nll_per_prompt
-from sluice.learner.objectives.terms.group_term import GroupLoss, GroupTerm, group_metrics, group_of, over_group
+from sluice.learner.objectives.terms.group_term import (
+    GroupLoss,
+    GroupTerm,
+    group_metrics,
+    group_of,
+    over_group,
+)
 from sluice.learner.reduction import mean_of
 from sluice.learner.scoring.shared_prefix import BranchScores
 
@@ -38,13 +44,19 @@ class GrpoSrLoss(GroupLoss):
         self.alpha = alpha
 
     def term(
-        self, batch: GroupBatch, scores: BranchScores, start_BSL: torch.Tensor, reference_BSL: torch.Tensor | None
+        self,
+        batch: GroupBatch,
+        scores: BranchScores,
+        start_BSL: torch.Tensor,
+        reference_BSL: torch.Tensor | None,
     ) -> GroupTerm:
         """The first sum, of each prompt."""
         group = group_of(batch, scores, start_BSL, self.settings)
         surrogate_BKL = own_ratio(group.log_probs_BKL) * group.advantages_BK[..., None]
         metrics = group_metrics(batch, scores, group)
-        return GroupTerm(loss_B=-over_group(surrogate_BKL, group.weights), rewards=group.rewards, metrics=metrics)
+        return GroupTerm(
+            loss_B=-over_group(surrogate_BKL, group.weights), rewards=group.rewards, metrics=metrics
+        )
 
     def __call__(
         self,

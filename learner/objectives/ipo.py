@@ -2,9 +2,9 @@
 
     L = mean over pairs of (h - 1 / (2 tau))^2,    h = (l - l_ref)(chosen) - (l - l_ref)(rejected)
 
-Every pair is drawn to the same finite margin, so that certain preferences do not drive the policy away from the
-reference without bound. With pairs of two independent samples of mu the optimum is pi proportional to pi_ref exp(P(y
-preferred to a sample of mu) / tau).
+Every pair is drawn to the same finite margin, so that certain preferences do not drive the policy away from
+the reference without bound. With pairs of two independent samples of mu the optimum is pi proportional to
+pi_ref exp(P(y preferred to a sample of mu) / tau).
 """
 
 import torch

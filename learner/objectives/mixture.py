@@ -19,8 +19,8 @@ from sluice.learner.scoring.shared_prefix import BranchScores
 def mixture_terms(scores: BranchScores, term: GroupTerm, weight: float, gate_B: torch.Tensor) -> Terms:
     """NLL on every prompt, the group-relative term times the gate `[B]`, in [0, 1].
 
-    Where the gate is 0 the term is replaced by zero rather than multiplied: the loss and its gradient then equal pure
-    NLL to the bit, and nothing that overflows in a refused prompt can reach the others.
+    Where the gate is 0 the term is replaced by zero rather than multiplied: the loss and its gradient then
+    equal pure NLL to the bit, and nothing that overflows in a refused prompt can reach the others.
     """
     nll_B = nll_per_prompt(scores)
     admitted_grpo_B = torch.where(gate_B > 0, gate_B * term.loss_B, 0.0)

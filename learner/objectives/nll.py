@@ -2,9 +2,9 @@
 
     NLL(x, y*) = - sum over the L tokens of y* of log pi(token | history, tokens before)
 
-A sum over tokens, so it is the negative log-likelihood of the item; the loss is its mean over prompts. Always under
-the plain policy (whole vocabulary, temperature 1), however the rollouts were drawn: what is anchored is what free
-decoding uses.
+A sum over tokens, so it is the negative log-likelihood of the item; the loss is its mean over prompts. Always
+under the plain policy (whole vocabulary, temperature 1), however the rollouts were drawn: what is anchored is
+what free decoding uses.
 """
 
 import torch

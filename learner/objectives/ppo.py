@@ -6,15 +6,15 @@
     L = mean over prompts, candidates and tokens of
         -min(rho A, clip(rho, 1 - clip, 1 + clip) A) + value_weight * max((V - R)^2, (V_clipped - R)^2)
 
-rho = pi / pi_start; R = A + V_start; V_clipped = V_start + clip(V - V_start, -value_clip, value_clip). Advantages,
-returns and the KL penalty (k1) are those of the batch start and carry no gradient. All log-probs are of the rollouts'
-distribution.
+rho = pi / pi_start; R = A + V_start; V_clipped = V_start + clip(V - V_start, -value_clip, value_clip).
+Advantages, returns and the KL penalty (k1) are those of the batch start and carry no gradient. All log-probs
+are of the rollouts' distribution.
 
-- V_t is the value of the state before token t. Advantages are not whitened: their mean and deviation over a batch
-  would differ between its micro-batches; the value head takes the baseline's part. [ours]
+- V_t is the value of the state before token t. Advantages are not whitened: their mean and deviation over a
+  batch would differ between its micro-batches; the value head takes the baseline's part. [ours]
 - pi_start is the learner at the start of the batch, so staleness of the rollouts is not corrected for. [ours]
-- A hallucination gets the group's lowest reward minus a margin; a prompt without any valid candidate has no reward and
-  does not count. [ours]
+- A hallucination gets the group's lowest reward minus a margin; a prompt without any valid candidate has no
+  reward and does not count. [ours]
 
 On a bandit the optimum is pi proportional to pi_ref exp(r / kl_coef).
 """
@@ -32,7 +32,9 @@ from sluice.learner.scoring.shared_prefix import BranchScores
 
 
 @torch.no_grad()
-def gae(rewards: torch.Tensor, values: torch.Tensor, gamma: float, gae_lambda: float) -> torch.Tensor:
+def generalised_advantages(
+    rewards: torch.Tensor, values: torch.Tensor, gamma: float, gae_lambda: float
+) -> torch.Tensor:
     """Generalised advantage estimates `[..., L]` of rewards after and values before each of L tokens."""
     advantages, later = [], torch.zeros_like(values[..., 0])
     next_value = torch.zeros_like(later)
@@ -89,10 +91,14 @@ class PpoLoss(Objective):
             log_ratio_BKL = start_BKL - reference_BSL[:, 1:]
             rewards_BKL = rewards_BKL - settings.kl_coef * log_ratio_BKL
             metrics["kl"] = mean_of(log_ratio_BKL)
-        advantages_BKL = gae(rewards_BKL, start_values_BKL, settings.gamma, settings.gae_lambda)
+        advantages_BKL = generalised_advantages(
+            rewards_BKL, start_values_BKL, settings.gamma, settings.gae_lambda
+        )
         returns_BKL = advantages_BKL + start_values_BKL
         ratio_BKL = log_probs_BKL - start_BKL
-        surrogate_BKL = clipped_surrogate(ratio_BKL[..., None], advantages_BKL, settings.clip, settings.clip)[..., 0]
+        surrogate_BKL = clipped_surrogate(ratio_BKL[..., None], advantages_BKL, settings.clip, settings.clip)[
+            ..., 0
+        ]
         value_loss_BKL = clipped_value_loss(values_BKL, start_values_BKL, returns_BKL, settings.value_clip)
         policy_B, value_B = -surrogate_BKL.mean(dim=(1, 2)), value_loss_BKL.mean(dim=(1, 2))
         loss_B = torch.where(counts_B, policy_B + settings.value_weight * value_B, 0.0)

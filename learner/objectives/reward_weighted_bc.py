@@ -4,8 +4,8 @@
 
 r is the logged reward of the logged item (rating, dwell); no importance weights. algorithms section 3.
 
-- The mean is over the sum of the weights, so that the loss and the learning rate that suits it do not depend on the
-  unit of the reward. [ours]
+- The mean is over the sum of the weights, so that the loss and the learning rate that suits it do not depend
+  on the unit of the reward. [ours]
 - A negative reward weighs 0: a negative weight on an NLL has no minimum. [ours]
 - A row without a reward weighs `missing_weight`, and 1 - `rewarded_share` tells how many there are. [ours]
 

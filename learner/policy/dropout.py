@@ -1,7 +1,7 @@
 """Dropout for Hugging Face causal LMs whose architecture has none outside attention.
 
-Applied to the input embeddings and to what attention and feed-forward add to the residual stream, through forward hooks
-that act in training mode only, so the saved model stays the plain architecture.
+Applied to the input embeddings and to what attention and feed-forward add to the residual stream, through
+forward hooks that act in training mode only, so the saved model stays the plain architecture.
 """
 
 from collections.abc import Iterator
@@ -19,13 +19,15 @@ _RESIDUAL_WRITERS = ("o_proj", "down_proj", "c_proj")
 
 
 @contextmanager
-def dropout(model: PreTrainedModel, *, residual: float, embedding: float) -> Iterator[None]:
+def dropout_enabled(model: PreTrainedModel, *, residual: float, embedding: float) -> Iterator[None]:
     """Drop with these probabilities while the context lasts: block outputs, and input embeddings.
 
     Raises:
         PolicyError: the architecture has no layer by a name known to write to the residual stream.
     """
-    writers = [module for name, module in model.named_modules() if name.rpartition(".")[2] in _RESIDUAL_WRITERS]
+    writers = [
+        module for name, module in model.named_modules() if name.rpartition(".")[2] in _RESIDUAL_WRITERS
+    ]
     if residual > 0 and not writers:
         raise PolicyError(
             f"dropout {residual} cannot be applied to a {type(model).__name__}: it has no layer named "

@@ -1,12 +1,13 @@
 """LoRA: low-rank adapters (peft) beside frozen weights, and the plain weights that they amount to.
 
-An adapted linear layer computes W x + (alpha / rank) B A x with W frozen; B starts at zero, so that the policy starts
-as its base to the bit. Norms and biases stay frozen. The embeddings of the semantic-ID tokens are usually new and have
-to be learned: `train_tokens` trains those rows, and only those, in place of the base's. An output embedding that is
-tied to the input embedding uses the same rows; one of its own has its own rows trained.
+An adapted linear layer computes W x + (alpha / rank) B A x with W frozen; B starts at zero, so that the
+policy starts as its base to the bit. Norms and biases stay frozen. The embeddings of the semantic-ID tokens
+are usually new and have to be learned: `train_tokens` trains those rows, and only those, in place of the
+base's. An output embedding that is tied to the input embedding uses the same rows; one of its own has its own
+rows trained.
 
-Engines, checkpoints and the judge know nothing of adapters. They get W + (alpha / rank) B A under the names that the
-parameters had before, computed beside the weights that are trained.
+Engines, checkpoints and the judge know nothing of adapters. They get W + (alpha / rank) B A under the names
+that the parameters had before, computed beside the weights that are trained.
 
 Imported only when a run has `sluice.learner.policy.lora`: peft takes seconds to import.
 """
@@ -22,7 +23,7 @@ from transformers import PreTrainedModel
 
 from sluice.catalog.errors import PolicyError
 from sluice.catalog.tokens import TokenLayout
-from sluice.learner.policy.sharding import whole
+from sluice.learner.policy.sharding import gather_whole
 from sluice.learner.settings import LoraSettings
 
 _ADAPTER = "default"
@@ -33,7 +34,8 @@ def add_adapters(model: PreTrainedModel, settings: LoraSettings, layout: TokenLa
     """Freeze `model` and put adapters into it, with matrices A that depend on `seed` alone.
 
     Raises:
-        PolicyError: the model has no linear layer by the name of a target, or something else would be adapted.
+        PolicyError: the model has no linear layer by the name of a target, or something else would be
+            adapted.
     """
     _check_targets(model, settings)
     config = LoraConfig(
@@ -50,7 +52,8 @@ def add_adapters(model: PreTrainedModel, settings: LoraSettings, layout: TokenLa
     odd = {type(part.get_base_layer()).__name__ for part in _adapted(model)} - {"Linear"}
     if odd:
         raise PolicyError(
-            f"learner.lora adapts nn.Linear alone, and {type(model).__name__} computes with {', '.join(sorted(odd))}: "
+            f"learner.lora adapts nn.Linear alone, and {type(model).__name__} computes with "
+            f"{', '.join(sorted(odd))}: "
             "leave learner.lora out"
         )
 
@@ -62,7 +65,9 @@ def drop_in_adapters(model: nn.Module, active: bool) -> None:
 
 
 def plain_shapes(model: nn.Module) -> Iterator[tuple[str, torch.Size, torch.dtype]]:
-    """Name, shape and dtype of every parameter of the policy without adapters, as `plain_parameters` gives them."""
+    """Name, shape and dtype of every parameter of the policy without adapters, as `plain_parameters` gives
+    them.
+    """
     for name, parameter in model.named_parameters():
         if not _is_adapter(name):
             yield _plain(name), parameter.shape, parameter.dtype
@@ -71,38 +76,44 @@ def plain_shapes(model: nn.Module) -> Iterator[tuple[str, torch.Size, torch.dtyp
 def plain_parameters(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """Every parameter with its adapter merged in, whole, under its name in the policy without adapters.
 
-    One at a time, and beside the trained weights, which stay as they are. With a sharded model every worker has to
-    draw them all.
+    One at a time, and beside the trained weights, which stay as they are. With a sharded model every worker
+    has to draw them all.
     """
     owners = dict(model.named_modules())
     for name, parameter in model.named_parameters():
         if not _is_adapter(name):
-            value = whole(parameter)
+            value = gather_whole(parameter)
             owner, _, kind = name.partition(".base_layer.")
-            yield _plain(name), merged(owners[owner], value) if kind == "weight" else value
+            yield _plain(name), merge_adapters(owners[owner], value) if kind == "weight" else value
 
 
-def merged(layer: nn.Module, weight: torch.Tensor) -> torch.Tensor:
-    """The weight that the adapted `layer` amounts to, `[out, in]` or `[vocabulary, width]`; `weight` is its base's."""
+def merge_adapters(layer: nn.Module, weight: torch.Tensor) -> torch.Tensor:
+    """The weight that the adapted `layer` amounts to, `[out, in]` or `[vocabulary, width]`; `weight` is its
+    base's.
+    """
     if isinstance(layer, LoraLayer):
-        a_RI, b_OR = (whole(part[_ADAPTER].weight) for part in (layer.lora_A, layer.lora_B))
+        a_RI, b_OR = (gather_whole(part[_ADAPTER].weight) for part in (layer.lora_A, layer.lora_B))
         return weight + layer.scaling[_ADAPTER] * (b_OR @ a_RI)
     assert isinstance(layer, TrainableTokensLayer), f"no merging for {type(layer).__name__}"
     rows = torch.tensor(layer.token_indices[_ADAPTER], device=weight.device)
-    return weight.index_copy(0, rows, whole(layer.trainable_tokens_delta[_ADAPTER]))
+    return weight.index_copy(0, rows, gather_whole(layer.trainable_tokens_delta[_ADAPTER]))
 
 
 def _check_targets(model: PreTrainedModel, settings: LoraSettings) -> None:
-    linear = {name.rpartition(".")[2]: part for name, part in model.named_modules() if isinstance(part, nn.Linear)}
+    linear = {
+        name.rpartition(".")[2]: part for name, part in model.named_modules() if isinstance(part, nn.Linear)
+    }
     wrong = [target for target in settings.targets or () if target not in linear]
     if wrong or not linear:
         raise PolicyError(
-            f"learner.lora.targets: {type(model).__name__} has no linear layer named {', '.join(wrong) or 'anything'}; "
+            f"learner.lora.targets: {type(model).__name__} has no linear layer named "
+            f"{', '.join(wrong) or 'anything'}; "
             f"it has {', '.join(sorted(linear)) or 'none, so it cannot be trained with LoRA'}"
         )
     if model.get_output_embeddings() in [linear[target] for target in settings.targets or ()]:
         raise PolicyError(
-            "learner.lora.targets: the output embedding takes no adapter, since it may be tied to the input embedding; "
+            "learner.lora.targets: the output embedding takes no adapter, since it may be tied to the input "
+            "embedding; "
             "leave it out and set train_tokens to train the semantic-ID tokens"
         )
 
@@ -115,7 +126,8 @@ def _trained_rows(model: PreTrainedModel, layout: TokenLayout) -> dict[str, list
     owners = [embedding] if head.weight is embedding.weight else [embedding, head]
     if getattr(head, "bias", None) is not None:
         raise PolicyError(
-            f"the output embedding of {type(model).__name__} has a bias, which peft drops where it trains tokens; set "
+            f"the output embedding of {type(model).__name__} has a bias, which peft drops where it trains "
+            f"tokens; set "
             "learner.lora.train_tokens to false"
         )
     return {name: tokens for name, part in model.named_modules() if any(part is owner for owner in owners)}

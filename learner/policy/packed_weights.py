@@ -1,9 +1,10 @@
 """Weights as one flat buffer per dtype: what travels from the learner to the rollout engines.
 
-`pack` copies every parameter once (`pack_one_by_one` without having more than one of them at hand); `tensors` gives
-views back without a copy. Each part of a buffer has a checksum, and so have the manifest and these: a torn or foreign
-buffer is refused. Who takes weights up may use the time that this takes (`UnverifiedWeights`). Each tensor has a
-checksum of its own too: what has that of the tensor in place already need not be loaded again.
+`pack` copies every parameter once (`pack_one_by_one` without having more than one of them at hand); `tensors`
+gives views back without a copy. Each part of a buffer has a checksum, and so have the manifest and these: a
+torn or foreign buffer is refused. Who takes weights up may use the time that this takes
+(`UnverifiedWeights`). Each tensor has a checksum of its own too: what has that of the tensor in place already
+need not be loaded again.
 """
 
 import warnings
@@ -51,19 +52,22 @@ class PackedWeights:
     def verify_manifest(self) -> None:
         """Raises PolicyError when it is not the one that was packed."""
         if _checksum(self.manifest, self.checksums) != self.checksum:
-            raise PolicyError(f"weights version {self.version} arrived damaged: the manifest is not the one packed")
+            raise PolicyError(
+                f"weights version {self.version} arrived damaged: the manifest is not the one packed"
+            )
 
     def verify_bytes(self) -> None:
         """Raises PolicyError when they are not those that the manifest speaks of.
 
-        A buffer is hashed in few calls, which let go of Python's lock: a thread that verifies beside an engine at work
-        would otherwise wait for the lock once per tensor, up to 5 ms each time. One after the other, which leaves the
-        other cores to the engine.
+        A buffer is hashed in few calls, which let go of Python's lock: a thread that verifies beside an
+        engine at work would otherwise wait for the lock once per tensor, up to 5 ms each time. One after the
+        other, which leaves the other cores to the engine.
         """
         for dtype, expected in self.checksums.items():
             if _checksums(self.buffers[dtype], map) != expected:
                 raise PolicyError(
-                    f"weights version {self.version} arrived damaged: the checksums of the {dtype} buffer do not hold; "
+                    f"weights version {self.version} arrived damaged: the checksums of the {dtype} buffer do "
+                    f"not hold; "
                     f"damaged are {', '.join(self._damaged(dtype))}"
                 )
 
@@ -71,18 +75,27 @@ class PackedWeights:
         """Each parameter (of `names`) by name, as a view of the buffers: copy before writing."""
         for entry in self.manifest:
             if names is None or entry.name in names:
-                yield entry.name, _as_tensor(self._bytes_of(entry)).view(_DTYPES[entry.dtype]).view(entry.shape)
+                yield (
+                    entry.name,
+                    _as_tensor(self._bytes_of(entry)).view(_DTYPES[entry.dtype]).view(entry.shape),
+                )
 
     def changed(self, loaded: Iterable[TensorEntry]) -> set[str]:
-        """Names of the parameters to load where those of the manifest `loaded` are in place: every one that differs,
-        and with it all of its block (`model.layers.0.mlp`, say), since engines fuse what lies in one."""
+        """Names of the parameters to load where those of the manifest `loaded` are in place: every one that
+        differs, and with it all of its block (`model.layers.0.mlp`, say), since engines fuse what lies in
+        one.
+        """
         before = {entry.name: entry.checksum for entry in loaded}
         blocks = {_block(entry.name) for entry in self.manifest if before.get(entry.name) != entry.checksum}
         return {entry.name for entry in self.manifest if _block(entry.name) in blocks}
 
     def _damaged(self, dtype: str) -> list[str]:
         entries = [entry for entry in self.manifest if entry.dtype == dtype]
-        return [entry.name for entry in entries if xxhash.xxh3_64_intdigest(self._bytes_of(entry)) != entry.checksum]
+        return [
+            entry.name
+            for entry in entries
+            if xxhash.xxh3_64_intdigest(self._bytes_of(entry)) != entry.checksum
+        ]
 
     def _bytes_of(self, entry: TensorEntry) -> np.ndarray:
         count = int(np.prod(entry.shape, dtype=np.int64)) * _DTYPES[entry.dtype].itemsize
@@ -110,8 +123,8 @@ class UnverifiedWeights:
         """The weights, to be loaded in the block, at whose end their bytes are verified.
 
         Raises:
-            PolicyError: at the end of the block, and in the place of whatever ended it: they arrived damaged, so what
-                they were loaded into is void.
+            PolicyError: at the end of the block, and in the place of whatever ended it: they arrived damaged,
+                so what they were loaded into is void.
         """
         try:
             yield self._weights
@@ -119,8 +132,10 @@ class UnverifiedWeights:
             self._verified.result()
 
 
-def pack(parameters: Iterable[tuple[str, torch.Tensor]], version: int) -> PackedWeights:
-    """Copy `parameters` (`model.named_parameters()`, say, in which tied weights appear once) into flat buffers."""
+def pack_weights(parameters: Iterable[tuple[str, torch.Tensor]], version: int) -> PackedWeights:
+    """Copy `parameters` (`model.named_parameters()`, say, in which tied weights appear once) into flat
+    buffers.
+    """
     parameters = list(parameters)
     shapes = [(name, tensor.shape, tensor.dtype) for name, tensor in parameters]
     return pack_one_by_one(shapes, (tensor for _, tensor in parameters), version)
@@ -139,7 +154,9 @@ def pack_one_by_one(
     for name, shape, kind in shapes:
         dtype = str(kind)
         if dtype not in _DTYPES:
-            raise PolicyError(f"parameter {name} has dtype {dtype}; weights travel as one of {', '.join(_DTYPES)}")
+            raise PolicyError(
+                f"parameter {name} has dtype {dtype}; weights travel as one of {', '.join(_DTYPES)}"
+            )
         places.append((name, tuple(shape), kind, offsets.get(dtype, 0)))
         offsets[dtype] = offsets.get(dtype, 0) + shape.numel() * kind.itemsize
     buffers = {dtype: np.empty(size, dtype=np.uint8) for dtype, size in offsets.items()}

@@ -1,7 +1,8 @@
-"""The plain policy out of whatever is trained: sharded parameters gathered, adapters merged, names as they were.
+"""The plain policy out of whatever is trained: sharded parameters gathered, adapters merged, names as they
+were.
 
-What engines and checkpoints get. Parameters come one at a time, so that no worker holds more than one of them whole
-unless it keeps them; with a sharded policy all workers draw them together.
+What engines and checkpoints get. Parameters come one at a time, so that no worker holds more than one of them
+whole unless it keeps them; with a sharded policy all workers draw them together.
 """
 
 from collections.abc import Iterator
@@ -11,14 +12,16 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from sluice.learner.policy.policy import Policy
-from sluice.learner.policy.sharding import whole
+from sluice.learner.policy.sharding import gather_whole
 
 
 class PlainWeights:
     """The weights of a policy under training, by the names of the plain policy."""
 
     def __init__(self, model: nn.Module, adapted: bool) -> None:
-        """Read `model` as it is when the weights are drawn; `adapted`: it has the adapters of `sluice.learner.policy.lora`."""
+        """Read `model` as it is when the weights are drawn; `adapted`: it has the adapters of
+        `sluice.learner.policy.lora`.
+        """
         self._model = model
         self._adapted = adapted
 
@@ -28,7 +31,9 @@ class PlainWeights:
             from sluice.learner.policy.lora import plain_shapes
 
             return list(plain_shapes(self._model))
-        return [(name, parameter.shape, parameter.dtype) for name, parameter in self._model.named_parameters()]
+        return [
+            (name, parameter.shape, parameter.dtype) for name, parameter in self._model.named_parameters()
+        ]
 
     def tensors(self) -> Iterator[torch.Tensor]:
         """Every parameter, whole, on the policy's device."""
@@ -37,7 +42,7 @@ class PlainWeights:
 
             yield from (value for _, value in plain_parameters(self._model))
         else:
-            yield from (whole(parameter) for parameter in self._model.parameters())
+            yield from (gather_whole(parameter) for parameter in self._model.parameters())
 
     def draw(self) -> None:
         """Take part in the gathering, if there is any, and keep nothing."""
@@ -46,7 +51,9 @@ class PlainWeights:
                 pass
 
     def policy(self, like: Policy) -> Policy:
-        """A policy of its own on the CPU with these weights, to save; `like` has its architecture and tokenizer."""
+        """A policy of its own on the CPU with these weights, to save; `like` has its architecture and
+        tokenizer.
+        """
         names = [name for name, _, _ in self.shapes()]
         values = dict(zip(names, (value.to("cpu") for value in self.tensors()), strict=True))
         with torch.device("meta"):

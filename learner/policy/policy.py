@@ -1,8 +1,8 @@
 """The policy: a Hugging Face causal LM, its tokenizer and where the semantic-ID tokens sit in its vocabulary.
 
-A policy directory is a plain Hugging Face directory (config, safetensors, tokenizer) that transformers and vLLM load
-as it is. Its config carries one entry of ours, `sluice_level_sizes`: with it and the tokenizer the token layout is
-recovered, and each must fit the other.
+A policy directory is a plain Hugging Face directory (config, safetensors, tokenizer) that transformers and
+vLLM load as it is. Its config carries one entry of ours, `sluice_level_sizes`: with it and the tokenizer the
+token layout is recovered, and each must fit the other.
 """
 
 import json
@@ -42,7 +42,9 @@ class Policy:
     layout: TokenLayout
 
 
-def build_policy(settings: PolicySettings, level_sizes: tuple[int, ...], max_positions: int, seed: int) -> Policy:
+def build_policy(
+    settings: PolicySettings, level_sizes: tuple[int, ...], max_positions: int, seed: int
+) -> Policy:
     """A fresh float32 policy of Qwen3 architecture that knows nothing but semantic-ID tokens.
 
     `max_positions` is the longest row in tokens: BOS, the history and the item to predict.
@@ -76,12 +78,13 @@ def build_policy(settings: PolicySettings, level_sizes: tuple[int, ...], max_pos
 def adapt_policy(base_dir: str | Path, level_sizes: tuple[int, ...], seed: int = 0) -> Policy:
     """An existing causal LM with one new token per level and code, in float32.
 
-    The new embeddings are drawn around the mean of the old ones with their spread. A base without a BOS starts prompts
-    with its EOS, which separated its documents; a base without a PAD pads with EOS too, since padding is always
-    masked.
+    The new embeddings are drawn around the mean of the old ones with their spread. A base without a BOS
+    starts prompts with its EOS, which separated its documents; a base without a PAD pads with EOS too, since
+    padding is always masked.
 
     Raises:
-        PolicyError: the directory is no causal LM that Sluice can train, or was adapted to other level sizes before.
+        PolicyError: the directory is no causal LM that Sluice can train, or was adapted to other level sizes
+            before.
     """
     level_sizes = tuple(level_sizes)
     model, tokenizer = _load_parts(base_dir)
@@ -89,11 +92,14 @@ def adapt_policy(base_dir: str | Path, level_sizes: tuple[int, ...], seed: int =
     already = getattr(model.config, LEVEL_SIZES_KEY, None)
     if already is not None and tuple(already) != level_sizes:
         raise PolicyError(
-            f"{base_dir} already has semantic-ID tokens for level sizes {list(already)}, not {list(level_sizes)}: "
+            f"{base_dir} already has semantic-ID tokens for level sizes {list(already)}, not "
+            f"{list(level_sizes)}: "
             "start from the model as it was before, or prepare the data with those level sizes"
         )
     if tokenizer.eos_token_id is None:
-        raise PolicyError(f"the tokenizer in {base_dir} has no EOS token: set `eos_token` in its tokenizer_config.json")
+        raise PolicyError(
+            f"the tokenizer in {base_dir} has no EOS token: set `eos_token` in its tokenizer_config.json"
+        )
     tokenizer.bos_token = tokenizer.bos_token or tokenizer.eos_token
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     known = len(tokenizer)
@@ -109,9 +115,8 @@ def load_policy(directory: str | Path) -> Policy:
     """Read a policy directory.
 
     Raises:
-        PolicyError: it cannot be read, its tokenizer does not fit its level sizes, or its architecture cannot be
-        trained on
-            shared prefixes.
+        PolicyError: it cannot be read, its tokenizer does not fit its level sizes, or its architecture cannot
+            be trained on shared prefixes.
     """
     return _policy(*_load_parts(directory), directory)
 
@@ -156,7 +161,9 @@ def _policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, director
     return Policy(model=model, tokenizer=tokenizer, layout=layout)
 
 
-def _recover_layout(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, directory: str | Path) -> TokenLayout:
+def _recover_layout(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, directory: str | Path
+) -> TokenLayout:
     sizes = getattr(model.config, LEVEL_SIZES_KEY, None)
     if (
         not isinstance(sizes, list | tuple)
@@ -164,7 +171,8 @@ def _recover_layout(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, 
         or not all(isinstance(size, int) and size > 0 for size in sizes)
     ):
         raise PolicyError(
-            f"config.json in {directory} has {LEVEL_SIZES_KEY} {sizes!r}, not a list of codes per level: this model "
+            f"config.json in {directory} has {LEVEL_SIZES_KEY} {sizes!r}, not a list of codes per level: "
+            f"this model "
             "has no semantic-ID tokens; name it as policy.base, and `sluice pretrain` adds them"
         )
     vocabulary = tokenizer.get_vocab()
@@ -174,18 +182,25 @@ def _recover_layout(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, 
             found = vocabulary.get(token_name(level, code))
             if found is None or found != offset + code:
                 raise PolicyError(
-                    f"the tokenizer in {directory} gives {token_name(level, code)} the id {found}, but the codes of a "
-                    f"level need consecutive ids: it does not fit {LEVEL_SIZES_KEY} {list(sizes)} in config.json"
+                    f"the tokenizer in {directory} gives {token_name(level, code)} the id {found}, but the "
+                    f"codes of a "
+                    f"level need consecutive ids: it does not fit {LEVEL_SIZES_KEY} {list(sizes)} in "
+                    f"config.json"
                 )
     special = {"pad": tokenizer.pad_token_id, "bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id}
     missing = [name for name, token in special.items() if token is None]
     if missing:
-        raise PolicyError(f"the tokenizer in {directory} has no {', '.join(missing)} token: set it in its config")
+        raise PolicyError(
+            f"the tokenizer in {directory} has no {', '.join(missing)} token: set it in its config"
+        )
     vocab_size = model.get_input_embeddings().weight.shape[0]
-    highest = max(*special.values(), *(offset + size - 1 for offset, size in zip(offsets, sizes, strict=True)))
+    highest = max(
+        *special.values(), *(offset + size - 1 for offset, size in zip(offsets, sizes, strict=True))
+    )
     if highest >= vocab_size:
         raise PolicyError(
-            f"the tokenizer in {directory} uses token id {highest}, but the model has {vocab_size} embeddings: they do "
+            f"the tokenizer in {directory} uses token id {highest}, but the model has {vocab_size} "
+            f"embeddings: they do "
             "not belong together"
         )
     return TokenLayout(level_sizes=tuple(sizes), level_offsets=offsets, vocab_size=vocab_size, **special)
@@ -205,16 +220,20 @@ def _fresh_tokenizer(level_sizes: tuple[int, ...]) -> PreTrainedTokenizerFast:
 
 @torch.no_grad()
 def _grow_embeddings(model: PreTrainedModel, known: int, needed: int, seed: int) -> None:
-    """Make room for tokens `known..needed-1` and draw their embeddings around those of the tokens before them.
+    """Make room for tokens `known..needed-1` and draw their embeddings around those of the tokens before
+    them.
 
-    Many bases have more embeddings than tokens; those spare rows are untrained, so they are drawn like new ones.
+    Many bases have more embeddings than tokens; those spare rows are untrained, so they are drawn like new
+    ones.
     """
     if needed == known:
         return
     if needed > model.get_input_embeddings().weight.shape[0]:
         model.resize_token_embeddings(needed, mean_resizing=False)
     generator = torch.Generator().manual_seed(seed)
-    weights = {id(part.weight): part.weight for part in (model.get_input_embeddings(), model.get_output_embeddings())}
+    weights = {
+        id(part.weight): part.weight for part in (model.get_input_embeddings(), model.get_output_embeddings())
+    }
     for weight in weights.values():
         old = weight[:known]
         noise = torch.randn((needed - known, weight.shape[1]), generator=generator, dtype=weight.dtype)
@@ -223,11 +242,15 @@ def _grow_embeddings(model: PreTrainedModel, known: int, needed: int, seed: int)
 
 @torch.no_grad()
 def _check_shared_prefix(model: PreTrainedModel, layout: TokenLayout, directory: str | Path) -> None:
-    """Refuse an architecture that does not honour the masks and positions of `shared_prefix`, or has no linear head."""
+    """Refuse an architecture that does not honour the masks and positions of `shared_prefix`, or has no
+    linear head.
+    """
     first_L = torch.tensor(layout.level_offsets)
     branches_SL = torch.stack([first_L, first_L + torch.tensor(layout.level_sizes) - 1])
     history_T = torch.cat([torch.tensor([layout.bos]), first_L])
-    remedy = "Sluice trains causal LMs of Llama or Qwen style: sdpa attention, position ids, a linear output head"
+    remedy = (
+        "Sluice trains causal LMs of Llama or Qwen style: sdpa attention, position ids, a linear output head"
+    )
     try:
         scores = branch_log_probs(model, history_T[None], torch.tensor([len(history_T)]), branches_SL[None])
         rows = torch.cat([history_T.expand(2, -1), branches_SL], dim=1)
@@ -237,11 +260,17 @@ def _check_shared_prefix(model: PreTrainedModel, layout: TokenLayout, directory:
             f"{type(model).__name__} in {directory} fails on shared prefixes ({error}). {remedy}"
         ) from error
     log_p = torch.log_softmax(logits[:, len(history_T) - 1 : -1], dim=-1)
-    error = (scores.log_probs_BSL[0].float() - log_p.gather(-1, branches_SL[..., None])[..., 0]).abs().max().item()
+    error = (
+        (scores.log_probs_BSL[0].float() - log_p.gather(-1, branches_SL[..., None])[..., 0])
+        .abs()
+        .max()
+        .item()
+    )
     bound = 1e-3 if model.dtype in (torch.float32, torch.float64) else 0.1
     if not error <= bound:
         raise PolicyError(
-            f"{type(model).__name__} in {directory} scores branches of a shared prefix {error:.2g} nats off (bound "
+            f"{type(model).__name__} in {directory} scores branches of a shared prefix {error:.2g} nats off "
+            f"(bound "
             f"{bound}). {remedy}"
         )
 

@@ -1,14 +1,15 @@
 """The reference policy of KL terms and preferences, as other values of the parameters that are trained.
 
-It shares the module and whatever is frozen with the policy: `in_place` exchanges its values with the policy's, and
-back. So it costs one copy of what is trained, which is little with LoRA, where it is the base without its adapters to
-begin with; and it is sharded, if the policy is.
+It shares the module and whatever is frozen with the policy: `in_place` exchanges its values with the
+policy's, and back. So it costs one copy of what is trained, which is little with LoRA, where it is the base
+without its adapters to begin with; and it is sharded, if the policy is.
 
     frozen   the policy as it was at the start
     synced   the policy at the last step that was a multiple of `every`
     ema      r <- decay * r + (1 - decay) * policy, after every step
 
-[ours] A step is a batch, however many updates it gets; with LoRA the average is of A and B, not of their product.
+[ours] A step is a batch, however many updates it gets; with LoRA the average is of A and B, not of their
+product.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,7 +20,7 @@ import torch
 from torch import nn
 
 from sluice.catalog.errors import RunError
-from sluice.learner.policy.sharding import local, share_of
+from sluice.learner.policy.sharding import cut_share, local_share
 from sluice.learner.settings import EmaReference, ReferenceSettings, SyncedReference
 
 
@@ -33,7 +34,7 @@ class Reference:
         self._settings = settings
         self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._values = {
-            name: (local(p) if start is None else share_of(p, start[name].detach())).clone()
+            name: (local_share(p) if start is None else cut_share(p, start[name].detach())).clone()
             for name, p in self._parameters.items()
         }
         self._version = 0
@@ -63,15 +64,17 @@ class Reference:
         match self._settings:
             case SyncedReference(every=every) if step % every == 0:
                 for name, parameter in self._parameters.items():
-                    self._values[name].copy_(local(parameter))
+                    self._values[name].copy_(local_share(parameter))
                 self._version = step
             case EmaReference(decay=decay):
                 for name, parameter in self._parameters.items():
-                    self._values[name].lerp_(local(parameter), 1 - decay)
+                    self._values[name].lerp_(local_share(parameter), 1 - decay)
                 self._version = step
 
     def state_dict(self) -> dict[str, Any] | None:
-        """This worker's share, to go on from; nothing for a frozen reference, which is made from the start again."""
+        """This worker's share, to go on from; nothing for a frozen reference, which is made from the start
+        again.
+        """
         if self._settings.type == "frozen":
             return None
         return {"type": self._settings.type, "version": self._version, "values": self._values}
@@ -91,9 +94,10 @@ class Reference:
 
     @torch.no_grad()
     def _exchange(self) -> None:
-        # By value: FSDP gathers from the memory of a share, so the policy's tensors have to stay where they are.
+        # By value: FSDP gathers from the memory of a share, so the policy's tensors have to stay where they
+        # are.
         for name, parameter in self._parameters.items():
-            mine, theirs = self._values[name], local(parameter)
+            mine, theirs = self._values[name], local_share(parameter)
             kept = theirs.clone()
             theirs.copy_(mine)
             mine.copy_(kept)

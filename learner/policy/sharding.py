@@ -1,9 +1,9 @@
 """A policy that is shared out over the workers with FSDP2 (`torch.distributed.fsdp.fully_shard`).
 
-Every decoder layer is one unit and what is left (embeddings, final norm, value head) another: a unit is gathered for
-its own forward and backward and given back at once, so a worker holds one whole layer at a time. Outside of that a
-parameter is a `DTensor`, of which the worker has a share of the rows. Gradients arrive reduced, as shares, with each
-micro-batch, so that accumulating them needs no memory for whole gradients.
+Every decoder layer is one unit and what is left (embeddings, final norm, value head) another: a unit is
+gathered for its own forward and backward and given back at once, so a worker holds one whole layer at a time.
+Outside of that a parameter is a `DTensor`, of which the worker has a share of the rows. Gradients arrive
+reduced, as shares, with each micro-batch, so that accumulating them needs no memory for whole gradients.
 
 What must see the parameters whole runs as a forward of the root: `ShardedScorer.run`.
 """
@@ -37,13 +37,15 @@ class ShardedScorer(nn.Module):
         return type(scores)(*(part if part is None else part.clone() for part in scores))
 
     def run(self, function: Callable[[], Result]) -> Result:
-        """Call `function`, which may call any part of the model. All workers call it together, and each has to make
-        the same number of forwards, since every forward of a layer is an exchange."""
+        """Call `function`, which may call any part of the model. All workers call it together, and each has
+        to make the same number of forwards, since every forward of a layer is an exchange.
+        """
         return function()
 
 
-def shard(scorer: BranchScorer, device: torch.device) -> ShardedScorer:
-    """Share the scorer's parameters out over all workers, each on its `device`; the scorer may still be on the CPU.
+def shard_scorer(scorer: BranchScorer, device: torch.device) -> ShardedScorer:
+    """Share the scorer's parameters out over all workers, each on its `device`; the scorer may still be on
+    the CPU.
 
     Raises:
         PolicyError: the decoder has no list of layers to shard by.
@@ -51,7 +53,8 @@ def shard(scorer: BranchScorer, device: torch.device) -> ShardedScorer:
     layers = getattr(scorer.model.get_decoder(), "layers", None)
     if not isinstance(layers, nn.ModuleList):
         raise PolicyError(
-            f"{type(scorer.model).__name__} cannot be sharded: its decoder has no list of layers named `layers`; set "
+            f"{type(scorer.model).__name__} cannot be sharded: its decoder has no list of layers named "
+            f"`layers`; set "
             "learner.sharding to ddp"
         )
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
@@ -64,20 +67,26 @@ def shard(scorer: BranchScorer, device: torch.device) -> ShardedScorer:
     return root
 
 
-def local(tensor: torch.Tensor) -> torch.Tensor:
-    """This worker's share, sharing its memory; the tensor itself when it is not sharded. Carries no gradient."""
+def local_share(tensor: torch.Tensor) -> torch.Tensor:
+    """This worker's share, sharing its memory; the tensor itself when it is not sharded. Carries no
+    gradient.
+    """
     tensor = tensor.detach()
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """The whole tensor, gathered from all workers (who must all call this) when it is sharded. Carries no gradient."""
+def gather_whole(tensor: torch.Tensor) -> torch.Tensor:
+    """The whole tensor, gathered from all workers (who must all call this) when it is sharded. Carries no
+    gradient.
+    """
     tensor = tensor.detach()
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def like(parameter: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
-    """A worker's `share` of something shaped like `parameter`, as a tensor that is sharded as `parameter` is."""
+def sharded_like(parameter: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+    """A worker's `share` of something shaped like `parameter`, as a tensor that is sharded as `parameter`
+    is.
+    """
     if not isinstance(parameter, DTensor):
         return share
     return DTensor.from_local(
@@ -90,7 +99,7 @@ def like(parameter: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
     )
 
 
-def share_of(parameter: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+def cut_share(parameter: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     """This worker's share of a whole `value` that all workers have, cut as `parameter` is."""
     if not isinstance(parameter, DTensor):
         return value.to(parameter.device)

@@ -1,13 +1,14 @@
 """Fitting the built-in ranker on logged interactions.
 
-Each position of a training history predicts the next item against sampled and in-batch negatives: softmax cross-entropy
-over the distinct items C of the batch and of a uniform sample, each score corrected by the log of the item's chance
-of being in C (Bengio & Senecal 2008), so that popular items are not punished for being frequent negatives:
+Each position of a training history predicts the next item against sampled and in-batch negatives: softmax
+cross-entropy over the distinct items C of the batch and of a uniform sample, each score corrected by the log
+of the item's chance of being in C (Bengio & Senecal 2008), so that popular items are not punished for being
+frequent negatives:
 
     loss = -log softmax_C( s(x, .) - log q(.) )[y],     q(i) = 1 - (1 - 1/N)^n (1 - p_i)^b
 
-with n uniform negatives of N items, b positives in the batch and p_i the share of item i in the training part.
-Each head (`ranker_heads`) adds its weight times its loss on the outcome of the next interaction.
+with n uniform negatives of N items, b positives in the batch and p_i the share of item i in the training
+part. Each head (`ranker_heads`) adds its weight times its loss on the outcome of the next interaction.
 """
 
 import hashlib
@@ -47,7 +48,9 @@ def fit_ranker(
     for member in members:
         for tensor in member.state_dict().values():
             fingerprint.update(tensor.cpu().numpy().tobytes())
-    ranker = EnsembleRanker(members, fingerprint.hexdigest()[:12], dataset.settings.max_history, dataset.reward_column)
+    ranker = EnsembleRanker(
+        members, fingerprint.hexdigest()[:12], dataset.settings.max_history, dataset.reward_column
+    )
     ranker.save(directory)
     return judge_ranker(ranker, dataset, "valid")
 
@@ -60,14 +63,19 @@ def _fit_member(
     epochs = [
         list(
             epoch_batches(
-                dataset, batch_interactions=settings.batch_interactions, shuffle_ties=True, generator=generator
+                dataset,
+                batch_interactions=settings.batch_interactions,
+                shuffle_ties=True,
+                generator=generator,
             )
         )
         for _ in range(settings.epochs)
     ]
     total = sum(len(batches) for batches in epochs)
     optimizer = torch.optim.AdamW(member.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
-    schedule = get_cosine_with_min_lr_schedule_with_warmup(optimizer, round(0.05 * total), total, min_lr_rate=0.02)
+    schedule = get_cosine_with_min_lr_schedule_with_warmup(
+        optimizer, round(0.05 * total), total, min_lr_rate=0.02
+    )
     average = AveragedModel(member, multi_avg_fn=get_ema_multi_avg_fn(0.99))
     done = 0
     member.train()
@@ -104,7 +112,9 @@ def _settle_dwell(member: SequenceRanker, dataset: Dataset, batches: list[list[n
         head.settle(z, outcomes)
 
 
-def _inputs(member: SequenceRanker, dataset: Dataset, rows: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
+def _inputs(
+    member: SequenceRanker, dataset: Dataset, rows: list[np.ndarray]
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Items `[B, T]` of windows of interaction rows, and the item after each; padding is row N."""
     items_BT = nn.utils.rnn.pad_sequence(
         [torch.from_numpy(dataset.sequence[row].astype(np.int64)) for row in rows],
@@ -139,7 +149,9 @@ def _loss(
     candidates_C = torch.unique(torch.cat([positives_P, torch.randint(0, pad, (settings.negatives,))]))
     left_out = (1 - 1 / pad) ** settings.negatives
     included_C = 1 - left_out * (1 - popularity_N[candidates_C]) ** len(positives_P)
-    scores_PC = member.relevance(states_PD, vectors_ND[candidates_C], member.bias[candidates_C]) - included_C.log()
+    scores_PC = (
+        member.relevance(states_PD, vectors_ND[candidates_C], member.bias[candidates_C]) - included_C.log()
+    )
     loss = nn.functional.cross_entropy(scores_PC, torch.searchsorted(candidates_C, positives_P))
     for column, head in member.heads.items():
         z_P = head(states_PD, positives_P, vectors_ND)

@@ -1,19 +1,20 @@
-"""What the ranker predicts of an interaction beside its taking place: one head for each outcome that the logs have.
+"""What the ranker predicts of an interaction beside its taking place: one head for each outcome that the logs
+have.
 
 Every head is linear in the state h of the history and the vector v of the item,
 
     z(x, i) = <Q h, v_i> + <u, h> + c + e_i
 
-on a standardised scale, so that the weights of the heads mean the same on any data. This module alone knows the scales
-(m and s are the mean and the deviation of t(y) over the training part):
+on a standardised scale, so that the weights of the heads mean the same on any data. This module alone knows
+the scales (m and s are the mean and the deviation of t(y) over the training part):
 
     head            t(y)              prediction of t(y)           loss, mean over known outcomes
     rating          y                 m + s z                      (z - (y - m)/s)^2
     dwell_seconds   log(1 + y)        m + s z                      (z - (t(y) - m)/s)^2
     click           y in {0, 1}       sigmoid(z + logit m)         binary cross-entropy
 
-The dwell time itself is predicted as exp(m + s z) f - 1, with f the mean of exp(t(y) - m - s z) over the training part:
-without that factor it would be a median (the smearing estimate of Duan, 1983).
+The dwell time itself is predicted as exp(m + s z) f - 1, with f the mean of exp(t(y) - m - s z) over the
+training part: without that factor it would be a median (the smearing estimate of Duan, 1983).
 """
 
 import torch
@@ -38,7 +39,9 @@ class OutcomeHead(nn.Module):
         return match + self.user(states)[..., 0] + self.item[items]
 
     def fit_scale(self, outcomes: torch.Tensor) -> None:
-        """Take m and s from the n >= 1 known outcomes `[n]` of the training part; s is 1 if they are all equal."""
+        """Take m and s from the n >= 1 known outcomes `[n]` of the training part; s is 1 if they are all
+        equal.
+        """
         transformed = self.transform(outcomes.double())
         self.mean.fill_(transformed.mean())
         deviation = transformed.std(correction=0)
@@ -98,7 +101,13 @@ class ClickHead(OutcomeHead):
         return torch.sigmoid(z + torch.logit(self.mean))
 
     def _losses(self, z: torch.Tensor, outcomes: torch.Tensor) -> torch.Tensor:
-        return nn.functional.binary_cross_entropy_with_logits(z + torch.logit(self.mean), outcomes, reduction="none")
+        return nn.functional.binary_cross_entropy_with_logits(
+            z + torch.logit(self.mean), outcomes, reduction="none"
+        )
 
 
-HEADS = {"rating": OutcomeHead, "click": ClickHead, "dwell_seconds": DwellHead}  # by catalog.data.settings.OUTCOMES
+HEADS = {
+    "rating": OutcomeHead,
+    "click": ClickHead,
+    "dwell_seconds": DwellHead,
+}  # by catalog.data.settings.OUTCOMES

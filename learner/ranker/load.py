@@ -11,8 +11,8 @@ from sluice.learner.settings import RankerSettings
 
 
 def load_ranker(settings: RankerSettings, directory: str | Path, dataset: Any) -> Ranker:
-    """The ranker that the settings name: the built-in one from `directory`, or the user's `module:Class`, constructed
-    as `Class(dataset, **options)`.
+    """The ranker that the settings name: the built-in one from `directory`, or the user's `module:Class`,
+    constructed as `Class(dataset, **options)`.
 
     Raises:
         RankerError: it cannot be imported or constructed, or lacks `score` or `version`.
@@ -47,6 +47,8 @@ def load_ranker(settings: RankerSettings, directory: str | Path, dataset: Any) -
     return ranker
 
 
-def open_ranker(settings: RankerSettings, directory: str | Path, dataset_factory: Callable[[], Any]) -> Ranker:
+def open_ranker(
+    settings: RankerSettings, directory: str | Path, dataset_factory: Callable[[], Any]
+) -> Ranker:
     """`load_ranker` for a process that has yet to open the data set."""
     return load_ranker(settings, directory, dataset_factory())

@@ -1,11 +1,12 @@
 """The reward model: a ranker that scores candidate items under a history.
 
-`Ranker` is what the ranker service needs of any scorer. The built-in one is an ensemble of sequential encoders,
+`Ranker` is what the ranker service needs of any scorer. The built-in one is an ensemble of sequential
+encoders,
 
     score(history, i) = <W gru(history), v_i> + b_i,      v_i = embedding_i + attributes_i A
 
-trained on logged interactions by `ranker_fit`, and so with their exposure bias. Further heads (`ranker_heads`) predict
-the rating, click and dwell time of the next interaction where the logs have them.
+trained on logged interactions by `ranker_fit`, and so with their exposure bias. Further heads
+(`ranker_heads`) predict the rating, click and dwell time of the next interaction where the logs have them.
 """
 
 import json
@@ -21,8 +22,8 @@ from torch import nn
 from sluice.catalog.data.dataset import Dataset
 from sluice.catalog.data.settings import OUTCOMES
 from sluice.catalog.errors import RankerError
-from sluice.learner.ranker.assessment import Assessment
 from sluice.learner.ranker.heads import HEADS
+from sluice.learner.ranker.output import RankerOutput
 from sluice.learner.settings import RankerSettings
 
 
@@ -40,11 +41,15 @@ class Ranker(Protocol):
         """
 
 
-class AssessingRanker(Ranker, Protocol):
-    """A ranker that knows more of its candidates than a score; the ranker service asks `assess` where there is one."""
+class PredictingRanker(Ranker, Protocol):
+    """A ranker that knows more of its candidates than a score; the ranker service asks `predict` where there
+    is one.
+    """
 
-    def assess(self, histories: list[np.ndarray], candidates: np.ndarray) -> Assessment:
-        """The scores of `score`, their spread over an ensemble and the predicted logged reward, as far as known."""
+    def predict(self, histories: list[np.ndarray], candidates: np.ndarray) -> RankerOutput:
+        """The scores of `score`, their spread over an ensemble and the predicted logged reward, as far as
+        known.
+        """
 
 
 class SequenceRanker(nn.Module):
@@ -77,8 +82,9 @@ class SequenceRanker(nn.Module):
 
     @torch.no_grad()
     def fill_padding(self) -> None:
-        """Make row N, which only pads histories, stand for an item that the ranker does not know: the mean of all that
-        it does."""
+        """Make row N, which only pads histories, stand for an item that the ranker does not know: the mean of
+        all that it does.
+        """
         self.embedding.weight[self.items] = self.item_vectors()[:-1].mean(0)
         for row in (self.bias, *(head.item for head in self.heads.values())):
             row[self.items] = row[:-1].mean()
@@ -107,10 +113,16 @@ class SequenceRanker(nn.Module):
         return states[torch.arange(len(histories), device=states.device), last], vectors
 
     @torch.no_grad()
-    def predict(
-        self, histories: Sequence[np.ndarray], candidates_BC: torch.Tensor, limit: int, head: str | None = None
+    def score_candidates(
+        self,
+        histories: Sequence[np.ndarray],
+        candidates_BC: torch.Tensor,
+        limit: int,
+        head: str | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Scores of candidates (padding as row N), and the outcome that `head` predicts, in the unit of the log."""
+        """Scores of candidates (padding as row N), and the outcome that `head` predicts, in the unit of the
+        log.
+        """
         states, vectors = self.last_states(histories, limit)
         query = self.query(states)
         scores = torch.einsum("bd,bcd->bc", query, vectors[candidates_BC]) + self.bias[candidates_BC]
@@ -123,7 +135,9 @@ class SequenceRanker(nn.Module):
     def expected_outcomes(
         self, histories: Sequence[np.ndarray], items_B: torch.Tensor, limit: int
     ) -> dict[str, torch.Tensor]:
-        """By head, the prediction `[B]` of one item under each history, on the scale on which the head is judged."""
+        """By head, the prediction `[B]` of one item under each history, on the scale on which the head is
+        judged.
+        """
         states, vectors = self.last_states(histories, limit)
         return {column: head.expected(head(states, items_B, vectors)) for column, head in self.heads.items()}
 
@@ -134,7 +148,9 @@ class EnsembleRanker:
     def __init__(
         self, members: list[SequenceRanker], version: str, max_history: int, reward: str | None = None
     ) -> None:
-        """`version` names the fitted weights, it travels with every score; `reward` is the logged reward's column."""
+        """`version` names the fitted weights, it travels with every score; `reward` is the logged reward's
+        column.
+        """
         self.members = [member.eval() for member in members]
         for member in self.members:
             member.fill_padding()
@@ -149,23 +165,25 @@ class EnsembleRanker:
 
     def score(self, histories: list[np.ndarray], candidates: np.ndarray) -> np.ndarray:
         """See `Ranker.score`."""
-        return self._assess(histories, candidates, None).scores
+        return self._predict(histories, candidates, None).scores
 
-    def assess(self, histories: list[np.ndarray], candidates: np.ndarray) -> Assessment:
+    def predict(self, histories: list[np.ndarray], candidates: np.ndarray) -> RankerOutput:
         """The members' mean score, the deviation of their scores (ddof 1) and their mean predicted reward.
 
-        One member has no spread; without a head for the logged reward there are no values. Items that have come to the
-        catalogue since the ranker was fitted are all judged as the mean item.
+        One member has no spread; without a head for the logged reward there are no values. Items that have
+        come to the catalogue since the ranker was fitted are all judged as the mean item.
         """
-        return self._assess(histories, candidates, self._value_head)
+        return self._predict(histories, candidates, self._value_head)
 
-    def _assess(self, histories: list[np.ndarray], candidates: np.ndarray, head: str | None) -> Assessment:
+    def _predict(self, histories: list[np.ndarray], candidates: np.ndarray, head: str | None) -> RankerOutput:
         padding = candidates < 0
         device = self.members[0].bias.device
         items = self.members[0].items
         rows = np.where(padding | (candidates >= items), items, candidates)
         rows_BC = torch.from_numpy(rows.astype(np.int64)).to(device)
-        parts = [member.predict(histories, rows_BC, self._max_history, head) for member in self.members]
+        parts = [
+            member.score_candidates(histories, rows_BC, self._max_history, head) for member in self.members
+        ]
         scores_nBC = torch.stack([scores for scores, _ in parts])
         found = {"scores": scores_nBC.mean(0)}
         if len(parts) > 1:
@@ -173,13 +191,20 @@ class EnsembleRanker:
         if head is not None:
             found["values"] = torch.stack([values for _, values in parts]).mean(0)
         nan = np.float32(np.nan)
-        return Assessment.of(**{name: np.where(padding, nan, value.cpu().numpy()) for name, value in found.items()})
+        return RankerOutput.of(
+            **{name: np.where(padding, nan, value.cpu().numpy()) for name, value in found.items()}
+        )
 
     def expected_outcomes(self, histories: list[np.ndarray], items: np.ndarray) -> dict[str, np.ndarray]:
-        """By head, the members' mean prediction float64 `[B]` of one item each, on the head's `transform`ed scale."""
+        """By head, the members' mean prediction float64 `[B]` of one item each, on the head's `transform`ed
+        scale.
+        """
         rows = torch.from_numpy(items.astype(np.int64)).to(self.members[0].bias.device)
         parts = [member.expected_outcomes(histories, rows, self._max_history) for member in self.members]
-        return {head: np.mean([part[head].double().cpu().numpy() for part in parts], axis=0) for head in self.heads}
+        return {
+            head: np.mean([part[head].double().cpu().numpy() for part in parts], axis=0)
+            for head in self.heads
+        }
 
     def save(self, directory: Path) -> None:
         """Write the members and what is needed to load them."""
@@ -202,14 +227,18 @@ class EnsembleRanker:
         try:
             facts = json.loads((Path(directory) / "ranker.json").read_text())
         except (OSError, ValueError) as error:
-            raise RankerError(f"{directory} holds no fitted ranker ({error}); run `sluice fit-ranker`") from None
+            raise RankerError(
+                f"{directory} holds no fitted ranker ({error}); run `sluice fit-ranker`"
+            ) from None
         if facts["items"] != dataset.items:
             raise RankerError(
                 f"the ranker in {directory} knows {facts['items']} items, the catalogue has {dataset.items}; "
                 "run `sluice fit-ranker` again"
             )
         if "heads" not in facts:
-            raise RankerError(f"the ranker in {directory} was fitted by another version; run `sluice fit-ranker` again")
+            raise RankerError(
+                f"the ranker in {directory} was fitted by another version; run `sluice fit-ranker` again"
+            )
         members = []
         for index in range(facts["members"]):
             member = SequenceRanker(dense_attributes(dataset), facts["hidden_size"], 0.0, facts["heads"])
@@ -225,7 +254,9 @@ def dense_attributes(dataset: Dataset) -> torch.Tensor:
 
 
 def build_member(dataset: Dataset, settings: RankerSettings) -> SequenceRanker:
-    """A fresh member, with a head for every outcome that the training part has and whose weight is above 0."""
+    """A fresh member, with a head for every outcome that the training part has and whose weight is above
+    0.
+    """
     known = {
         column: torch.from_numpy(values[dataset.in_training & ~np.isnan(values)])
         for column in OUTCOMES

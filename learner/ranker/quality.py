@@ -5,8 +5,8 @@ user's `TOP` likeliest items, observed is whether the item is the true next one.
 probability is nearly zero and any ranker would look calibrated; the likeliest item alone, as for classifiers (Guo et
 al. 2017), says nothing of the candidates that a policy comes up with.  [ours]
 
-A head is judged on its own scale (see `ranker_heads`): stars, click probability, log(1 + seconds). Its root mean
-squared error stands beside two plain baselines, the user's past mean and the item's mean in training.
+A head is judged on its own scale (see `ranker_heads`): stars, click probability, log(1 + seconds). Its root
+mean squared error stands beside two plain baselines, the user's past mean and the item's mean in training.
 """
 
 from typing import Any
@@ -26,11 +26,12 @@ def judge_ranker(ranker: EnsembleRanker, dataset: Dataset, split: str, batch: in
     """Its quality on the examples of a split.
 
     Returns:
-        HR, NDCG, MRR and AUC of ranking the target in the full catalogue; `users`; `relevance` and, for each head with
-        an outcome to judge it on, `heads.<column>`: `ece`, `events` and `curve`, for heads with `rmse` beside it.
+        HR, NDCG, MRR and AUC of ranking the target in the full catalogue; `users`; `relevance` and, for each
+        head with an outcome to judge it on, `heads.<column>`: `ece`, `events` and `curve`, for heads with
+        `rmse` beside it.
 
-    AUC is the mean over users of the share of other rankable items that score below the target. Items already consumed
-    are not rankable when the data set says so.
+    AUC is the mean over users of the share of other rankable items that score below the target. Items already
+    consumed are not rankable when the data set says so.
     """
     examples = dataset.examples(split)
     pairs = list(zip(examples.users.tolist(), examples.positions.tolist(), strict=True))
@@ -51,13 +52,15 @@ def judge_ranker(ranker: EnsembleRanker, dataset: Dataset, split: str, batch: in
             above = np.count_nonzero(row > value)
             ranks.append(above + 1)
             auc.append(1 - above / max(rankable, 1))
-            items, probabilities = likeliest(row)
+            items, probabilities = likeliest_items(row)
             likely.append(probabilities)
             came.append(items == target)
     quality: dict[str, Any] = {name: float(value.mean()) for name, value in per_user(np.array(ranks)).items()}
     quality["auc"] = float(np.mean(auc))
     quality["users"] = len(pairs)
-    quality["relevance"] = calibration_curve(np.concatenate(likely), np.concatenate(came).astype(float)).as_json()
+    quality["relevance"] = calibration_curve(
+        np.concatenate(likely), np.concatenate(came).astype(float)
+    ).as_json()
     quality["heads"] = {}
     for column in ranker.heads:
         predicted = np.concatenate([one[column] for one in outcomes])
@@ -67,8 +70,10 @@ def judge_ranker(ranker: EnsembleRanker, dataset: Dataset, split: str, batch: in
     return quality
 
 
-def likeliest(scores: np.ndarray, top: int = TOP) -> tuple[np.ndarray, np.ndarray]:
-    """The `top` likeliest items of one user and their probabilities, the softmax of scores `[N]` that are not NaN."""
+def likeliest_items(scores: np.ndarray, top: int = TOP) -> tuple[np.ndarray, np.ndarray]:
+    """The `top` likeliest items of one user and their probabilities, the softmax of scores `[N]` that are not
+    NaN.
+    """
     known = ~np.isnan(scores)
     weights = np.where(known, np.exp(scores.astype(np.float64) - np.nanmax(scores)), 0.0)
     items = np.argsort(-weights, kind="stable")[: min(top, np.count_nonzero(known))]
@@ -98,9 +103,11 @@ def _judge_head(
 def plain_baselines(
     dataset: Dataset, outcomes: np.ndarray, users: np.ndarray, positions: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """What two plain means predict for n interactions: of the user's past outcomes, and of the item's in training.
+    """What two plain means predict for n interactions: of the user's past outcomes, and of the item's in
+    training.
 
-    `outcomes` `[all interactions]` has NaN where nothing is known; a mean over nothing is that of the training part.
+    `outcomes` `[all interactions]` has NaN where nothing is known; a mean over nothing is that of the
+    training part.
     """
     training = dataset.in_training & ~np.isnan(outcomes)
     everybody = float(outcomes[training].mean())

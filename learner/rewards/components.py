@@ -1,22 +1,24 @@
-"""The components of a reward, each a pure function of a batch; `sluice.learner.rewards.settings` names and weighs them.
+"""The components of a reward, each a pure function of a batch; `sluice.learner.rewards.settings` names and
+weighs them.
 
     r(x, o) = sum over components of weight * value(x, o),   the ranker's value multiplied by the relevance gate
 
-Where a component compares candidates of a group, it compares the valid ones (items of the catalogue) [ours]; what the
-functions return for the others is not used, see `sluice.learner.rewards.rewards`.
+Where a component compares candidates of a group, it compares the valid ones (items of the catalogue) [ours];
+what the functions return for the others is not used, see `sluice.learner.rewards.rewards`.
 
-- ranker: s(x, o) raw; sigmoid(s); `rank`: the share of the other valid candidates that score lower, ties counting
-  half; `zscore`: (s - mean) / (std + 1e-4), ddof 1. [ours: the transforms]
-- relevance: GRPO-SR (arXiv 2604.14878) multiplies the preference by a relevance gate [note]. 1 where o shares its
-  first tokens with the ground truth, or with any item of the history, else 0. [ours: what counts as relevant]
+- ranker: s(x, o) raw; sigmoid(s); `rank`: the share of the other valid candidates that score lower, ties
+  counting half; `zscore`: (s - mean) / (std + 1e-4), ddof 1. [ours: the transforms]
+- relevance: GRPO-SR (arXiv 2604.14878) multiplies the preference by a relevance gate [note]. 1 where o shares
+  its first tokens with the ground truth, or with any item of the history, else 0. [ours: what counts as
+  relevant]
 - hit: 1[o = y*], and rank_penalty: ReRe (arXiv 2510.12211), MiniOneRec. The candidate on place k (from 0, by
-  likelihood under the behaviour policy) gets -w_k, w_k = (1 / log2(k + 2)) / sum over K places; a hit gets 0 though it
-  holds its place; the whole group gets 0 when nothing hit. Beams stand in this order already [note]; equal candidates
-  of a sampled group share the better place. [ours]
+  likelihood under the behaviour policy) gets -w_k, w_k = (1 / log2(k + 2)) / sum over K places; a hit gets 0
+  though it holds its place; the whole group gets 0 when nothing hit. Beams stand in this order already
+  [note]; equal candidates of a sampled group share the better place. [ours]
 - diversity: 1 - the share of the K - 1 other candidates with the same first tokens, or the same item. [ours]
 - popularity: -log(share of the training interactions), at most -log(1e-6) for what was never consumed. [ours]
-- logged: the logged reward of the ground truth for a candidate that is it, 0 for other candidates and where the logs
-  say nothing. [ours]
+- logged: the logged reward of the ground truth for a candidate that is it, 0 for other candidates and where
+  the logs say nothing. [ours]
 """
 
 import torch
@@ -48,17 +50,17 @@ def component_values(batch: GroupBatch, component: RewardComponent) -> torch.Ten
         case RankerReward():
             value_BK = ranker_values(batch, component.transform)
         case RelevanceReward():
-            value_BK = relevance(batch, component.like, component.tokens)
+            value_BK = relevance_values(batch, component.like, component.tokens)
         case HitReward():
             value_BK = batch.hit_BK
         case RankPenaltyReward():
-            value_BK = rank_penalty(batch)
+            value_BK = rank_penalty_values(batch)
         case DiversityReward():
-            value_BK = diversity(batch, component.tokens)
+            value_BK = diversity_values(batch, component.tokens)
         case PopularityReward():
-            value_BK = popularity(batch)
+            value_BK = popularity_values(batch)
         case LoggedReward():
-            value_BK = logged(batch)
+            value_BK = logged_values(batch)
     return value_BK.to(batch.candidate_scores_BK.dtype)
 
 
@@ -83,7 +85,7 @@ def ranker_values(batch: GroupBatch, transform: str) -> torch.Tensor:
     return centred_BK / (variance_B1.sqrt() + STD_FLOOR)
 
 
-def relevance(batch: GroupBatch, like: str, tokens: int) -> torch.Tensor:
+def relevance_values(batch: GroupBatch, like: str, tokens: int) -> torch.Tensor:
     """bool `[B, K]`: the candidate's first `tokens` tokens are those of something relevant."""
     head_BKP = batch.candidates_BKL[..., :tokens]
     if like == "target":
@@ -98,7 +100,7 @@ def relevance(batch: GroupBatch, like: str, tokens: int) -> torch.Tensor:
     return same_BKN.any(dim=-1)
 
 
-def rank_penalty(batch: GroupBatch) -> torch.Tensor:
+def rank_penalty_values(batch: GroupBatch) -> torch.Tensor:
     """ReRe's ranking reward `[B, K]`: at most 0, and 0 throughout a group without a hit."""
     candidates = batch.candidates_BKL.shape[1]
     likelihood_BK = batch.behaviour_log_probs_BKL.sum(dim=-1)
@@ -113,28 +115,32 @@ def rank_penalty(batch: GroupBatch) -> torch.Tensor:
     return torch.where(counts_BK, penalty_BK, 0.0)
 
 
-def diversity(batch: GroupBatch, tokens: int | None) -> torch.Tensor:
-    """1 - the share of the other candidates with the same first `tokens` tokens (None: all of them); `[B, K]`."""
+def diversity_values(batch: GroupBatch, tokens: int | None) -> torch.Tensor:
+    """1 - the share of the other candidates with the same first `tokens` tokens (None: all of them); `[B,
+    K]`.
+    """
     head_BKP = batch.candidates_BKL[..., :tokens]
     same_BK = (head_BKP[:, :, None] == head_BKP[:, None]).all(dim=-1).sum(dim=-1) - 1
     return 1 - same_BK / (head_BKP.shape[1] - 1)
 
 
-def popularity(batch: GroupBatch) -> torch.Tensor:
+def popularity_values(batch: GroupBatch) -> torch.Tensor:
     """-log of each candidate's share of the training interactions, nats `[B, K]`."""
     if batch.candidate_popularity_BK is None:
         raise DataError(
-            "the popularity reward needs candidate_popularity, each item's share of the training interactions, which "
+            "the popularity reward needs candidate_popularity, each item's share of the training "
+            "interactions, which "
             "this batch does not have: remove the component from objective.grpo.rewards"
         )
     return -batch.candidate_popularity_BK.clamp(min=RAREST_SHARE).log()
 
 
-def logged(batch: GroupBatch) -> torch.Tensor:
+def logged_values(batch: GroupBatch) -> torch.Tensor:
     """The logged reward for a candidate that is the ground truth, else 0; `[B, K]`."""
     if batch.logged_rewards_B is None:
         raise DataError(
-            "the logged reward needs logs with a rating, click or dwell column: name it in data.source.columns, or "
+            "the logged reward needs logs with a rating, click or dwell column: name it in "
+            "data.source.columns, or "
             "remove the component from objective.grpo.rewards"
         )
     worth_B1 = batch.logged_rewards_B.nan_to_num(nan=0.0)[:, None]

@@ -1,14 +1,16 @@
-"""The rewards of a group: the sum of the configured components, hallucinations, and how the ground truth (GT) enters.
+"""The rewards of a group: the sum of the configured components, hallucinations, and how the ground truth (GT)
+enters.
 
 - The components and their sum: `sluice.learner.rewards.components`.
-- A hallucination gets the group's lowest valid reward minus a margin and stays in the group. [ours] A group without
-  any valid candidate has no reward to compare: all its rewards are 0, so its advantages are too. [ours]
-- `override`: a candidate that equals GT takes the group's maximum reward (GRPO-SR, arXiv 2604.14878). The source does
-  so for any positive of the same session; our data has one positive per prompt. [ours]
-- `inject`: when no candidate hit, GT replaces the candidate least like it, with GT's own reward (as ReCast does). Least
-  like it means: the shortest common prefix of semantic-ID tokens with GT, then the lowest likelihood under the
-  behaviour policy, then the first. [ours] Nobody drew GT, so its behaviour log-prob is the learner's own, detached;
-  among likelihoods GT holds the place of the candidate that it replaced. [ours]
+- A hallucination gets the group's lowest valid reward minus a margin and stays in the group. [ours] A group
+  without any valid candidate has no reward to compare: all its rewards are 0, so its advantages are too.
+  [ours]
+- `override`: a candidate that equals GT takes the group's maximum reward (GRPO-SR, arXiv 2604.14878). The
+  source does so for any positive of the same session; our data has one positive per prompt. [ours]
+- `inject`: when no candidate hit, GT replaces the candidate least like it, with GT's own reward (as ReCast
+  does). Least like it means: the shortest common prefix of semantic-ID tokens with GT, then the lowest
+  likelihood under the behaviour policy, then the first. [ours] Nobody drew GT, so its behaviour log-prob is
+  the learner's own, detached; among likelihoods GT holds the place of the candidate that it replaced. [ours]
 """
 
 from collections.abc import Sequence
@@ -30,7 +32,8 @@ class GroupRewards:
     rewards_BK: torch.Tensor  # float32
     branch_BK: torch.Tensor  # int64, index of the member's branch: k + 1, or 0 where GT was injected
     injected_BK: torch.Tensor  # bool, the member is an injected GT
-    # `reward/<type>` of each component: its own value before the weight, over the valid members. See `Terms.metrics`.
+    # `reward/<type>` of each component: its own value before the weight, over the valid members. See
+    # `Terms.metrics`.
     metrics: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
@@ -44,15 +47,19 @@ def group_rewards(
 ) -> GroupRewards:
     """The rewards of each prompt's group. `injectable_B`: GT could have been drawn at all (None: always)."""
     candidates = batch.candidates_BKL.shape[1]
-    branch_BK = torch.arange(1, candidates + 1, device=batch.target_BL.device).expand_as(batch.candidate_items_BK)
+    branch_BK = torch.arange(1, candidates + 1, device=batch.target_BL.device).expand_as(
+        batch.candidate_items_BK
+    )
     injected_BK = torch.zeros_like(batch.valid_BK)
     if ground_truth == "inject":
-        wanted_B = ~batch.hit_BK.any(dim=-1) if injectable_B is None else injectable_B & ~batch.hit_BK.any(dim=-1)
+        wanted_B = (
+            ~batch.hit_BK.any(dim=-1) if injectable_B is None else injectable_B & ~batch.hit_BK.any(dim=-1)
+        )
         injected_BK = wanted_B[:, None] & (branch_BK == 1 + least_like_target(batch)[:, None])
         batch = with_target_at(batch, injected_BK)
         branch_BK = branch_BK.masked_fill(injected_BK, 0)
     values = {component.type: component_values(batch, component) for component in components}
-    rewards_BK = penalised(composed(values, components), batch.valid_BK, invalid_margin)
+    rewards_BK = penalise_invalid(compose_rewards(values, components), batch.valid_BK, invalid_margin)
     if ground_truth == "override":
         best_B1 = rewards_BK.amax(dim=-1, keepdim=True)
         rewards_BK = torch.where(batch.hit_BK, best_B1, rewards_BK)
@@ -60,8 +67,10 @@ def group_rewards(
     return GroupRewards(rewards_BK=rewards_BK, branch_BK=branch_BK, injected_BK=injected_BK, metrics=metrics)
 
 
-def composed(values: dict[str, torch.Tensor], components: Sequence[RewardComponent]) -> torch.Tensor:
-    """The weighted sum `[B, K]` of the components' values; the relevance gate multiplies the ranker's. [ours]"""
+def compose_rewards(values: dict[str, torch.Tensor], components: Sequence[RewardComponent]) -> torch.Tensor:
+    """The weighted sum `[B, K]` of the components' values; the relevance gate multiplies the ranker's.
+    [ours]
+    """
     gated = dict(values)
     if "relevance" in gated:
         gated["ranker"] = gated["ranker"] * gated.pop("relevance")
@@ -74,24 +83,32 @@ def composed(values: dict[str, torch.Tensor], components: Sequence[RewardCompone
 
 
 def with_target_at(batch: GroupBatch, injected_BK: torch.Tensor) -> GroupBatch:
-    """The batch with GT in the marked places; likelihood and popularity there stay those of what it replaces."""
+    """The batch with GT in the marked places; likelihood and popularity there stay those of what it
+    replaces.
+    """
     return replace(
         batch,
         candidates_BKL=torch.where(injected_BK[..., None], batch.target_BL[:, None], batch.candidates_BKL),
         candidate_items_BK=torch.where(injected_BK, batch.target_items_B[:, None], batch.candidate_items_BK),
-        candidate_scores_BK=torch.where(injected_BK, batch.target_scores_B[:, None], batch.candidate_scores_BK),
+        candidate_scores_BK=torch.where(
+            injected_BK, batch.target_scores_B[:, None], batch.candidate_scores_BK
+        ),
     )
 
 
-def penalised(scores_BK: torch.Tensor, valid_BK: torch.Tensor, invalid_margin: float) -> torch.Tensor:
-    """The scores, the lowest valid one minus the margin for invalid candidates; all 0 in a group without valid ones."""
+def penalise_invalid(scores_BK: torch.Tensor, valid_BK: torch.Tensor, invalid_margin: float) -> torch.Tensor:
+    """The scores, the lowest valid one minus the margin for invalid candidates; all 0 in a group without
+    valid ones.
+    """
     lowest_B1 = scores_BK.masked_fill(~valid_BK, torch.inf).amin(dim=-1, keepdim=True)
     rewards_BK = torch.where(valid_BK, scores_BK, lowest_B1 - invalid_margin)
     return torch.where(valid_BK.any(dim=-1, keepdim=True), rewards_BK, 0.0)
 
 
 def least_like_target(batch: GroupBatch) -> torch.Tensor:
-    """Index `[B]` of the candidate with the shortest common prefix with GT; ties: the least likely, then the first."""
+    """Index `[B]` of the candidate with the shortest common prefix with GT; ties: the least likely, then the
+    first.
+    """
     agree_BKL = batch.candidates_BKL == batch.target_BL[:, None, :]
     prefix_BK = agree_BKL.long().cumprod(dim=-1).sum(dim=-1)
     shortest_BK = prefix_BK == prefix_BK.amin(dim=-1, keepdim=True)

@@ -1,4 +1,6 @@
-"""Settings of the rewards, a list of components; their definitions: reward_components.py. Imports no torch."""
+"""Settings of the rewards, a list of components; their definitions: reward_components.py. Imports no
+torch.
+"""
 
 from collections.abc import Sequence
 from typing import Annotated, Literal
@@ -17,10 +19,14 @@ class RankerReward(Settings):
 
 
 class RelevanceReward(Settings):
-    """A gate that multiplies the ranker's component: 1 where the candidate starts like something relevant, else 0."""
+    """A gate that multiplies the ranker's component: 1 where the candidate starts like something relevant,
+    else 0.
+    """
 
     type: Literal["relevance"] = "relevance"
-    like: Literal["target", "history"] = "target"  # what is relevant: the logged item, or any item of the history
+    like: Literal["target", "history"] = (
+        "target"  # what is relevant: the logged item, or any item of the history
+    )
     tokens: int = Field(default=1, ge=1)  # length of the common semantic-ID prefix that counts as like it
 
 
@@ -32,7 +38,9 @@ class HitReward(Settings):
 
 
 class RankPenaltyReward(Settings):
-    """ReRe's ranking reward: in a group with a hit, a miss costs the more the likelier it was; 1 over all places."""
+    """ReRe's ranking reward: in a group with a hit, a miss costs the more the likelier it was; 1 over all
+    places.
+    """
 
     type: Literal["rank_penalty"] = "rank_penalty"
     weight: float = 1.0
@@ -43,25 +51,37 @@ class DiversityReward(Settings):
 
     type: Literal["diversity"] = "diversity"
     weight: float = 1.0
-    tokens: int | None = Field(default=None, ge=1)  # length of the semantic-ID prefix compared; null: the whole item
+    tokens: int | None = Field(
+        default=None, ge=1
+    )  # length of the semantic-ID prefix compared; null: the whole item
 
 
 class PopularityReward(Settings):
-    """-log of the item's share of the training interactions: a positive weight rewards what is rarely consumed."""
+    """-log of the item's share of the training interactions: a positive weight rewards what is rarely
+    consumed.
+    """
 
     type: Literal["popularity"] = "popularity"
     weight: float = 1.0
 
 
 class LoggedReward(Settings):
-    """What the logs say the logged item was worth (rating, dwell), for a candidate that is it; 0 for the others."""
+    """What the logs say the logged item was worth (rating, dwell), for a candidate that is it; 0 for the
+    others.
+    """
 
     type: Literal["logged"] = "logged"
     weight: float = 1.0
 
 
 RewardComponent = Annotated[
-    RankerReward | RelevanceReward | HitReward | RankPenaltyReward | DiversityReward | PopularityReward | LoggedReward,
+    RankerReward
+    | RelevanceReward
+    | HitReward
+    | RankPenaltyReward
+    | DiversityReward
+    | PopularityReward
+    | LoggedReward,
     Field(discriminator="type"),
 ]
 
@@ -70,8 +90,8 @@ def check_rewards(components: Sequence[Settings]) -> None:
     """Refuse compositions without a meaning.
 
     Raises:
-        ValueError: no component, one type twice, a relevance gate without a non-negative ranker component, or nothing
-            but zero weights.
+        ValueError: no component, one type twice, a relevance gate without a non-negative ranker component, or
+            nothing but zero weights.
     """
     by_type = {component.type: component for component in components}
     if len(by_type) < len(components):
@@ -84,6 +104,7 @@ def check_rewards(components: Sequence[Settings]) -> None:
         if ranker is None or ranker.transform not in ("sigmoid", "rank"):
             found = "there is none" if ranker is None else f"its transform is {ranker.transform}"
             raise ValueError(
-                "the relevance reward multiplies the ranker's, which must not be negative (0 would be a gain), and "
+                "the relevance reward multiplies the ranker's, which must not be negative (0 would be a "
+                "gain), and "
                 f"{found}: add {{type: ranker, transform: sigmoid}}, or rank"
             )

@@ -4,19 +4,20 @@ One row holds the tokens of B prompts without any padding,
 
     [ history_1 | history_2 | ... | history_B | branches of 1 | branches of 2 | ... | branches of B ]
 
-A history token attends to its own history up to itself; a branch token to the whole history of its prompt and to its
-own branch up to itself. Two ways compute the same attention, both exact:
+A history token attends to its own history up to itself; a branch token to the whole history of its prompt and
+to its own branch up to itself. Two ways compute the same attention, both exact:
 
-- On the CPU: PyTorch's flash kernel once per history (causal) and once for its branches against the same keys, no mask
-  at all; the few keys of a token's own branch are a small batched product. The two parts of a branch token's softmax
-  are merged by their log-sum-exps, and the kernel's own backward is right for its part when it is given the merged
-  output and log-sum-exp (the identity that ring attention, arXiv 2310.01889, rests on).
-- On other devices, and for attention with dropout: the tokens go into one block per prompt, padded to the longest, and
-  scaled_dot_product_attention is called twice for all prompts: histories causally, branches under a boolean mask over
-  history and branches. It costs padding and the products between branches, which the mask throws away, and saves a
-  GPU the launch of a dozen kernels per prompt and layer.
+- On the CPU: PyTorch's flash kernel once per history (causal) and once for its branches against the same
+  keys, no mask at all; the few keys of a token's own branch are a small batched product. The two parts of a
+  branch token's softmax are merged by their log-sum-exps, and the kernel's own backward is right for its part
+  when it is given the merged output and log-sum-exp (the identity that ring attention, arXiv 2310.01889,
+  rests on).
+- On other devices, and for attention with dropout: the tokens go into one block per prompt, padded to the
+  longest, and scaled_dot_product_attention is called twice for all prompts: histories causally, branches
+  under a boolean mask over history and branches. It costs padding and the products between branches, which
+  the mask throws away, and saves a GPU the launch of a dozen kernels per prompt and layer.
 
-transformers' attention layers find `attend` in their registry under `NAME`.
+transformers' attention layers find `attend_row` in their registry under `NAME`.
 """
 
 from collections.abc import Iterator
@@ -52,7 +53,8 @@ class PackedRow:
     history_lengths: tuple[int, ...]  # tokens of each prompt's history, B of them
     branches: int  # S of every prompt
     fed: int  # F, tokens fed per branch; a branch's last token is predicted only
-    # The queries are only those whose outputs predict a token, M = B + B*S*F: each history's last, and all branches'.
+    # The queries are only those whose outputs predict a token, M = B + B*S*F: each history's last, and all
+    # branches'.
     last_only: bool = False
 
     @property
@@ -86,7 +88,7 @@ class PackedRow:
             branch_query, branch = branch_query + width, branch + width
 
 
-def attend(
+def attend_row(
     module: nn.Module,
     query_1HMd: torch.Tensor,
     key_1GNd: torch.Tensor,
@@ -105,7 +107,9 @@ def attend(
         ValueError: the model asks for attention that is not this one.
     """
     if sliding_window is not None and packed_row.longest > sliding_window:
-        raise ValueError(f"{packed_row.longest} tokens do not fit the model's sliding window of {sliding_window}")
+        raise ValueError(
+            f"{packed_row.longest} tokens do not fit the model's sliding window of {sliding_window}"
+        )
     foreign = sorted(name for name in ("softcap", "s_aux", "position_bias") if others.get(name) is not None)
     if foreign or attention_mask is not None:
         raise ValueError(f"attention with {', '.join(foreign) or 'a mask'} does not work on a packed row")
@@ -120,14 +124,18 @@ def attend(
     return masked_attention(query_1HMd, key_1GNd, value_1GNd, packed_row, scale, dropout), None
 
 
-AttentionInterface.register(NAME, attend)
+AttentionInterface.register(NAME, attend_row)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Blocks:
-    """One block per prompt, all of the same size: where the history tokens go, and which keys there are to see."""
+    """One block per prompt, all of the same size: where the history tokens go, and which keys there are to
+    see.
+    """
 
-    longest: int  # T; with the R branch tokens of a prompt a multiple of 8, as the kernels that take masks want it
+    longest: (
+        int  # T; with the R branch tokens of a prompt a multiple of 8, as the kernels that take masks want it
+    )
     place_n: torch.Tensor  # of each history token among the B*T
     real_B11T: torch.Tensor  # bool: there is a history token
     seen_B1RX: torch.Tensor  # bool: which of the X = T + R keys each branch token sees
@@ -154,7 +162,9 @@ def _blocks(lengths: tuple[int, ...], branches: int, fed: int, device: torch.dev
         [real_BT[:, None].expand(-1, width, -1), own_RR.expand(len(lengths), -1, -1)],
         dim=2,
     )
-    return _Blocks(longest=longest, place_n=place_n, real_B11T=real_BT[:, None, None], seen_B1RX=seen_BRX[:, None])
+    return _Blocks(
+        longest=longest, place_n=place_n, real_B11T=real_BT[:, None, None], seen_B1RX=seen_BRX[:, None]
+    )
 
 
 def masked_attention(
@@ -194,7 +204,9 @@ def masked_attention(
 
 
 class MergedAttention(torch.autograd.Function):
-    """The attention of a packed row whose branches have tokens, by the CPU's flash kernel and log-sum-exps."""
+    """The attention of a packed row whose branches have tokens, by the CPU's flash kernel and
+    log-sum-exps.
+    """
 
     @staticmethod
     def forward(
@@ -210,7 +222,9 @@ class MergedAttention(torch.autograd.Function):
         for span in row.spans():
             key, value = key_1HNd[:, :, span.history], value_1HNd[:, :, span.history]
             causal, branch = not row.last_only, query_1HMd[:, :, span.branch_queries]
-            output, log_sum = _flash(query_1HMd[:, :, span.history_queries], key, value, 0.0, causal, scale=scale)
+            output, log_sum = _flash(
+                query_1HMd[:, :, span.history_queries], key, value, 0.0, causal, scale=scale
+            )
             histories.append(output)
             history_sums.append(log_sum)
             output, log_sum = _flash(branch, key, value, 0.0, False, scale=scale)
@@ -219,7 +233,8 @@ class MergedAttention(torch.autograd.Function):
         # The kernel's `[1, H, n, d]` are views of `[1, n, H, d]`, which is what the output projection reads.
         output_1MHd = torch.cat([part.transpose(1, 2) for part in histories + branches], dim=1)
 
-        # Column 0 of the softmax is the whole history, column 1 + lag the branch's token that many places before.
+        # Column 0 of the softmax is the whole history, column 1 + lag the branch's token that many places
+        # before.
         query_CFHd, output_CFHd = _of_branches(row, row.query_start, query_1HMd, output_1MHd.transpose(1, 2))
         key_CFHd, value_CFHd = _of_branches(row, row.branch_start, key_1HNd, value_1HNd)
         history_CFH = torch.cat(branch_sums, dim=2)[0].T.unflatten(0, (-1, row.fed))
@@ -272,7 +287,9 @@ class MergedAttention(torch.autograd.Function):
         query_CFHd, output_CFHd, gradient_CFHd, d_query_CFHd = _of_branches(
             row, row.query_start, query, output, gradient, d_query
         )
-        key_CFHd, value_CFHd, d_key_CFHd, d_value_CFHd = _of_branches(row, row.branch_start, key, value, d_key, d_value)
+        key_CFHd, value_CFHd, d_key_CFHd, d_value_CFHd = _of_branches(
+            row, row.branch_start, key, value, d_key, d_value
+        )
         inner_CFH = (gradient_CFHd * output_CFHd).sum(dim=-1)
         d_key_CFHd.zero_()
         d_value_CFHd.zero_()

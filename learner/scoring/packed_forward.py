@@ -1,9 +1,10 @@
 """One forward of a transformers decoder over a packed row, to the hidden states that predict a token.
 
-The decoder runs as it is, with `branch_attention` in the place of its attention. Of its last layer only a history's
-last token and the branch tokens are read: the other history tokens are needed for their keys and values alone. Where
-the layer is one of `LLAMA_STYLE`, whose parts are known, it computes just that, with its own modules; another
-architecture's last layer computes everything, and the rows that predict nothing are dropped after it.
+The decoder runs as it is, with `branch_attention` in the place of its attention. Of its last layer only a
+history's last token and the branch tokens are read: the other history tokens are needed for their keys and
+values alone. Where the layer is one of `LLAMA_STYLE`, whose parts are known, it computes just that, with its
+own modules; another architecture's last layer computes everything, and the rows that predict nothing are
+dropped after it.
 """
 
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 
 from sluice.learner.batches.batch import to_device
-from sluice.learner.scoring.branch_attention import NAME, PackedRow, attend
+from sluice.learner.scoring.branch_attention import NAME, PackedRow, attend_row
 
 LLAMA_STYLE = (LlamaDecoderLayer, MistralDecoderLayer, Qwen2DecoderLayer, Qwen3DecoderLayer)
 
@@ -29,13 +30,16 @@ LLAMA_STYLE = (LlamaDecoderLayer, MistralDecoderLayer, Qwen2DecoderLayer, Qwen3D
 def packed_forward(
     model: PreTrainedModel, tokens_N: torch.Tensor, positions_N: torch.Tensor, row: PackedRow
 ) -> torch.Tensor:
-    """Last hidden states `[M, D]` of the M = B + B*S*F tokens that predict one: the histories' last, the branches'.
+    """Last hidden states `[M, D]` of the M = B + B*S*F tokens that predict one: the histories' last, the
+    branches'.
 
     Raises:
         ValueError: the model asks for attention that a packed row does not have, or recomputes activations.
     """
     if torch.is_grad_enabled() and model.training and model.is_gradient_checkpointing:
-        raise ValueError("activations recomputed in the backward are not those of a packed row: turn checkpointing off")
+        raise ValueError(
+            "activations recomputed in the backward are not those of a packed row: turn checkpointing off"
+        )
     decoder = model.get_decoder()
     layers = getattr(decoder, "layers", None)
     last = layers[-1] if layers is not None and isinstance(layers[-1], LLAMA_STYLE) else None
@@ -77,7 +81,9 @@ def _predicting_layer(
     packed_row: PackedRow,
     **_others: Any,
 ) -> torch.Tensor:
-    """A Llama-style layer with keys and values of all N tokens, and the rest of the M that predict one: `[1, M, D]`."""
+    """A Llama-style layer with keys and values of all N tokens, and the rest of the M that predict one: `[1,
+    M, D]`.
+    """
     attention = layer.self_attn
     rows_M = _predicting(packed_row, hidden_1ND.device)
     normed_1ND = layer.input_layernorm(hidden_1ND)
@@ -92,7 +98,7 @@ def _predicting_layer(
 
     query_1HMd = heads(attention.q_proj(normed_1ND[:, rows_M]), getattr(attention, "q_norm", None))
     key_1GNd = heads(attention.k_proj(normed_1ND), getattr(attention, "k_norm", None))
-    output_1MHd, _ = attend(
+    output_1MHd, _ = attend_row(
         attention,
         rotated(query_1HMd, cos_1Nd[:, rows_M], sin_1Nd[:, rows_M]),
         rotated(key_1GNd, cos_1Nd, sin_1Nd),
@@ -110,5 +116,7 @@ def _predicting_layer(
 def _predicting(row: PackedRow, device: torch.device) -> torch.Tensor:
     """The places of the M tokens that predict one."""
     last_B = to_device(torch.tensor(row.history_lengths).cumsum(0) - 1, device)
-    branches = torch.arange(row.branches * row.fed * len(row.history_lengths), device=device) + row.branch_start
+    branches = (
+        torch.arange(row.branches * row.fed * len(row.history_lengths), device=device) + row.branch_start
+    )
     return torch.cat([last_B, branches])

@@ -1,18 +1,20 @@
 """Log-probs of several short continuations of one history in a single forward.
 
-A prompt's ground truth and K candidates share their history, which is many times longer than they are. A forward takes
-one row of all prompts without padding, every history once and behind them the branches,
+A prompt's ground truth and K candidates share their history, which is many times longer than they are. A
+forward takes one row of all prompts without padding, every history once and behind them the branches,
 
-    [ history_1 | ... | history_B | branch_1[:L-1] of 1 | ... | branch_S[:L-1] of 1 | ... | branch_S[:L-1] of B ]
+    [ history_1 | ... | history_B | branch_1[:L-1] of 1 | ... | branch_S[:L-1] of 1 | ... | branch_S[:L-1] of
+    B ]
 
-where a branch token attends to its prompt's history and to its own branch up to itself (`branch_attention`), and has
-the position it would have if its branch stood alone. The last token of a branch is predicted but never fed, so a prompt
-costs T + S*(L-1) tokens, against S*(T+L-1) for one row per branch, and not even all of the last layer for these
-(`packed_forward`). Any transformers model that takes its attention from transformers' registry and honours explicit
-position ids computes exactly what it would for one row per branch; `policy.py` checks that of every policy it loads.
+where a branch token attends to its prompt's history and to its own branch up to itself (`branch_attention`),
+and has the position it would have if its branch stood alone. The last token of a branch is predicted but
+never fed, so a prompt costs T + S*(L-1) tokens, against S*(T+L-1) for one row per branch, and not even all of
+the last layer for these (`packed_forward`). Any transformers model that takes its attention from
+transformers' registry and honours explicit position ids computes exactly what it would for one row per
+branch; `policy.py` checks that of every policy it loads.
 
-The output embedding is applied only where a token is predicted: once at the end of the history, whose distribution all
-branches share, and at every branch token.
+The output embedding is applied only where a token is predicted: once at the end of the history, whose
+distribution all branches share, and at every branch token.
 """
 
 from collections.abc import Sequence
@@ -36,9 +38,13 @@ class BranchScores(NamedTuple):
     log_probs_BSL: (
         torch.Tensor
     )  # nats under the rollouts' distribution (temperature, allowed tokens); -inf: not allowed
-    target_log_probs_BL: torch.Tensor  # nats of branch 0 under the plain policy: temperature 1, whole vocabulary
+    target_log_probs_BL: (
+        torch.Tensor
+    )  # nats of branch 0 under the plain policy: temperature 1, whole vocabulary
     entropy_BSL: torch.Tensor  # nats, of the rollouts' distribution before each token; carries no gradient
-    values_BSL: torch.Tensor | None = None  # of the value head, of the state before each token; None without a head
+    values_BSL: torch.Tensor | None = (
+        None  # of the value head, of the state before each token; None without a head
+    )
 
     def detach(self) -> "BranchScores":
         """The same numbers without their gradients."""
@@ -46,7 +52,9 @@ class BranchScores(NamedTuple):
 
 
 class BranchScorer(nn.Module):
-    """`branch_log_probs` as a module, so that what wraps it (DDP, FSDP) sees the forward and synchronises gradients."""
+    """`branch_log_probs` as a module, so that what wraps it (DDP, FSDP) sees the forward and synchronises
+    gradients.
+    """
 
     def __init__(self, model: PreTrainedModel, value_head: nn.Module | None = None) -> None:
         """Score with `model` and `value_head`, whose parameters become this module's."""
@@ -64,7 +72,13 @@ class BranchScorer(nn.Module):
     ) -> BranchScores:
         """See `branch_log_probs`."""
         return branch_log_probs(
-            self.model, history_BT, history_lengths_B, branches_BSL, allowed_BSLV, temperature, self.value_head
+            self.model,
+            history_BT,
+            history_lengths_B,
+            branches_BSL,
+            allowed_BSLV,
+            temperature,
+            self.value_head,
         )
 
 
@@ -80,18 +94,19 @@ def branch_log_probs(
     """Score S branches of L tokens per prompt.
 
     Args:
-        model: a causal LM with attention from transformers' registry, whose logits are its output embedding of the last
-            hidden state.
+        model: a causal LM with attention from transformers' registry, whose logits are its output embedding
+            of the last hidden state.
         history_BT: token ids, right-padded with any token.
-        history_lengths_B: tokens of each history, at least 1. Numbers, or a tensor on the host: the row is laid out
-            there, so that the host never waits for the device.
+        history_lengths_B: tokens of each history, at least 1. Numbers, or a tensor on the host: the row is
+            laid out there, so that the host never waits for the device.
         branches_BSL: token ids of the branches.
         allowed_BSLV: tokens allowed at each step; the log-probs are normalised over them. None: all.
         temperature: of the rollouts' distribution.
         value_head: maps hidden states `[..., D]` to values `[..., 1]`.
 
     Returns:
-        The scores. A token that is not allowed has log-prob -inf and no gradient, whatever its row of the mask holds.
+        The scores. A token that is not allowed has log-prob -inf and no gradient, whatever its row of the
+        mask holds.
     """
     prompts, branches, levels = branches_BSL.shape
     hidden_MD = _hidden_states(model, history_BT, history_lengths_B, branches_BSL[:, :, :-1])
@@ -113,7 +128,9 @@ def branch_log_probs(
 def _hidden_states(
     model: PreTrainedModel, history_BT: torch.Tensor, history_lengths_B: Lengths, fed_BSF: torch.Tensor
 ) -> torch.Tensor:
-    """What predicts a token, `[B + B*S*F, D]`: the last hidden state of each history, then those of the branches."""
+    """What predicts a token, `[B + B*S*F, D]`: the last hidden state of each history, then those of the
+    branches.
+    """
     prompts, branches, fed = fed_BSF.shape
     lengths_B = torch.as_tensor(history_lengths_B, device="cpu")
     row = PackedRow(history_lengths=tuple(lengths_B.tolist()), branches=branches, fed=fed)
@@ -134,7 +151,9 @@ def _hidden_states(
 def _predicting_rows(prompts: int, branches: int, levels: int, device: torch.device) -> torch.Tensor:
     """Which row of `_hidden_states` predicts each token, `[B, S, L]`; a prompt's first tokens share one."""
     first_BS1 = torch.arange(prompts, device=device)[:, None, None].expand(-1, branches, 1)
-    rest_BSF = prompts + torch.arange(prompts * branches * (levels - 1), device=device).view(prompts, branches, -1)
+    rest_BSF = prompts + torch.arange(prompts * branches * (levels - 1), device=device).view(
+        prompts, branches, -1
+    )
     return torch.cat([first_BS1, rest_BSF], dim=-1)
 
 
@@ -145,14 +164,17 @@ def _score(
     allowed: torch.Tensor | None,
     temperature: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probs and entropies, in the shape of `tokens`, of tokens under their rows; `allowed` is `[*tokens, V]`."""
+    """Log-probs and entropies, in the shape of `tokens`, of tokens under their rows; `allowed` is `[*tokens,
+    V]`.
+    """
     if temperature != 1.0:
         logits_NV = logits_NV / temperature
     if allowed is None:
         log_probs, entropy_N = TokenLogProbs.apply(logits_NV, rows, tokens)
         return log_probs, entropy_N[rows]
     possible = allowed.gather(-1, tokens[..., None])[..., 0]
-    # The lowest finite number, not -inf: a row whose token is not allowed may allow nothing at all, which would be 0/0.
+    # The lowest finite number, not -inf: a row whose token is not allowed may allow nothing at all, which
+    # would be 0/0.
     lowest = torch.finfo(logits_NV.dtype).min
     logits_PV = logits_NV[rows.flatten()].masked_fill(~allowed.flatten(0, -2), lowest)
     own_rows = torch.arange(rows.numel(), device=rows.device).view(rows.shape)

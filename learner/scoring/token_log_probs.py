@@ -1,9 +1,11 @@
-"""Log-probs of a few tokens of many distributions, and the distributions' entropies, in one pass over the logits.
+"""Log-probs of a few tokens of many distributions, and the distributions' entropies, in one pass over the
+logits.
 
     log p(v) = x_v - log sum_u exp x_u        H = - sum_v p(v) log p(v)        d log p(v) / d x_u = [u = v] - p(u)
 
-Autograd through log_softmax and gather would keep the log-probs, make a second full-size tensor for the gather's
-gradient and a third for the softmax's; here the probabilities are kept, for the gradient and the entropy alike.
+Autograd through log_softmax and gather would keep the log-probs, make a second full-size tensor for the
+gather's gradient and a third for the softmax's; here the probabilities are kept, for the gradient and the
+entropy alike.
 """
 
 from typing import Any
@@ -18,9 +20,11 @@ class TokenLogProbs(torch.autograd.Function):
     def forward(
         ctx: Any, logits_NV: torch.Tensor, rows: torch.Tensor, tokens: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-probs, in nats and in the shape of `tokens`, of each token under its row, and the entropies `[N]`.
+        """Log-probs, in nats and in the shape of `tokens`, of each token under its row, and the entropies
+        `[N]`.
 
-        The entropies carry no gradient. Logits must be finite: the lowest finite number makes a token impossible.
+        The entropies carry no gradient. Logits must be finite: the lowest finite number makes a token
+        impossible.
         """
         log_p_NV = torch.log_softmax(logits_NV, dim=-1)
         chosen, p_NV = log_p_NV[rows, tokens], log_p_NV.exp()

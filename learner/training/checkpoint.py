@@ -4,11 +4,11 @@
     state.json    step, weight version, best validation so far, the source's snapshot (feed cursor, outstanding leases,
                   counters), bytes of the metrics file
     rank-<r>.pt   of each worker: optimizer, scheduler and random states, a synced or averaged reference, and the
-                  weights that policy/ does not hold as they are trained: value head, adapters (policy/ has them merged
-                  in), the worker's shares of a sharded policy
+                  weights that policy/ does not hold as they are trained: value head, adapters (policy/ has
+                  them merged in), the worker's shares of a sharded policy
 
-Ray Train moves the directories and keeps the last ones. The one with the best validation is kept here, where every
-worker adds its part.
+Ray Train moves the directories and keeps the last ones. The one with the best validation is kept here, where
+every worker adds its part.
 """
 
 import json
@@ -48,12 +48,16 @@ def write_rank(directory: Path, rank: int, state: dict[str, Any]) -> None:
 
 
 def add_to_best(part: Path, best: Path) -> None:
-    """Lay one worker's files beside the best checkpoint so far; `replace_best` follows when all have done so."""
+    """Lay one worker's files beside the best checkpoint so far; `replace_best` follows when all have done
+    so.
+    """
     shutil.copytree(part, _fresh(best), dirs_exist_ok=True)
 
 
 def replace_best(best: Path, policy_directory: Path) -> None:
-    """What `add_to_best` laid down becomes the best checkpoint, and its policy the one at `policy_directory`."""
+    """What `add_to_best` laid down becomes the best checkpoint, and its policy the one at
+    `policy_directory`.
+    """
     _replace(_fresh(best), best)
     shutil.copytree(best / "policy", _fresh(policy_directory))
     _replace(_fresh(policy_directory), policy_directory)
@@ -86,7 +90,9 @@ def read_state(directory: Path) -> RunState:
     except (OSError, ValueError) as error:
         raise RunError(f"{directory} is not a checkpoint: state.json cannot be read ({error})") from None
     if raw.pop("format", None) != FORMAT:
-        raise RunError(f"{directory} has another checkpoint format than {FORMAT}; it was written by another version")
+        raise RunError(
+            f"{directory} has another checkpoint format than {FORMAT}; it was written by another version"
+        )
     return RunState(**{**raw, "best": tuple(raw["best"])})
 
 
@@ -94,6 +100,8 @@ def read_rank(directory: Path, rank: int) -> dict[str, Any]:
     """One worker's own part. Raises RunError when the run had fewer workers than now."""
     path = directory / f"rank-{rank}.pt"
     if not path.exists():
-        raise RunError(f"{directory} has no state of learner worker {rank}: resume with the same learner.workers")
+        raise RunError(
+            f"{directory} has no state of learner worker {rank}: resume with the same learner.workers"
+        )
     # To the CPU: the worker may have another device than the one that wrote it.
     return torch.load(path, map_location="cpu", weights_only=False)

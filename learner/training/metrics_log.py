@@ -31,8 +31,14 @@ class MetricsLog:
         return self._path.stat().st_size
 
     def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
-        """One line; numbers also go to TensorBoard as `<kind>/<name>`. A mean over nothing (NaN) is left out."""
-        known = {name: value for name, value in values.items() if not isinstance(value, float) or math.isfinite(value)}
+        """One line; numbers also go to TensorBoard as `<kind>/<name>`. A mean over nothing (NaN) is left
+        out.
+        """
+        known = {
+            name: value
+            for name, value in values.items()
+            if not isinstance(value, float) or math.isfinite(value)
+        }
         line = {"kind": kind, "step": step, "time_s": round(time.monotonic() - self._started, 3), **known}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()

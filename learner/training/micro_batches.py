@@ -1,4 +1,6 @@
-"""A batch in slices that fit one forward, what each slice's loss counts, and the means of what the slices report."""
+"""A batch in slices that fit one forward, what each slice's loss counts, and the means of what the slices
+report.
+"""
 
 from dataclasses import replace
 
@@ -12,8 +14,9 @@ from sluice.learner.scoring.shared_prefix import BranchScores
 
 
 def micro_batches(batch: LoggedBatch, prompts: int | None, device: torch.device) -> list[LoggedBatch]:
-    """Slices of at most `prompts` prompts of like length, each history cut to its slice's longest; on the device but
-    for the lengths."""
+    """Slices of at most `prompts` prompts of like length, each history cut to its slice's longest; on the
+    device but for the lengths.
+    """
     size = prompts or batch.prompts
     by_length = batch.history_lengths_B.argsort()
     parts = []
@@ -21,14 +24,17 @@ def micro_batches(batch: LoggedBatch, prompts: int | None, device: torch.device)
         rows = by_length[low : low + size]
         tensors = {name: value[rows] for name, value in tensors_of(batch).items()}
         tensors["history_BT"] = tensors["history_BT"][:, : int(tensors["history_lengths_B"].max())]
-        moved = {name: to_device(value, device) for name, value in tensors.items() if name != "history_lengths_B"}
+        moved = {
+            name: to_device(value, device) for name, value in tensors.items() if name != "history_lengths_B"
+        }
         parts.append(replace(batch, history_lengths_B=tensors["history_lengths_B"], **moved))
     return parts
 
 
 def loss_weights(objective: Objective, parts: list[LoggedBatch]) -> torch.Tensor:
-    """What each micro-batch's loss counts `[parts]`: its share of the mass of all parts and workers, times the workers,
-    over which DDP and FSDP take the mean. Stays on the device, so that nothing waits for it."""
+    """What each micro-batch's loss counts `[parts]`: its share of the mass of all parts and workers, times
+    the workers, over which DDP and FSDP take the mean. Stays on the device, so that nothing waits for it.
+    """
     masses = torch.stack([objective.mass(part) for part in parts])
     total, workers = masses.sum(), 1
     if is_distributed():
@@ -40,8 +46,9 @@ def loss_weights(objective: Objective, parts: list[LoggedBatch]) -> torch.Tensor
 def on_every_parameter(loss: torch.Tensor, scores: BranchScores) -> torch.Tensor:
     """`loss`, plus a zero that depends on every score.
 
-    Workers exchange the gradient of a parameter when all of them have one. An objective may leave a score out for lack
-    of data (no pair in this micro-batch, no value asked for), and then the workers would wait for each other.
+    Workers exchange the gradient of a parameter when all of them have one. An objective may leave a score out
+    for lack of data (no pair in this micro-batch, no value asked for), and then the workers would wait for
+    each other.
     """
     if loss.requires_grad and not is_distributed():
         return loss

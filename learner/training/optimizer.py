@@ -1,7 +1,8 @@
-"""AdamW as the learner uses it: which parameters decay, the schedule, one clipped step, and its state in a checkpoint.
+"""AdamW as the learner uses it: which parameters decay, the schedule, one clipped step, and its state in a
+checkpoint.
 
-A sharded parameter (FSDP) is a `DTensor`: its gradient and its moments are shards too, and a checkpoint holds each
-worker's own.
+A sharded parameter (FSDP) is a `DTensor`: its gradient and its moments are shards too, and a checkpoint holds
+each worker's own.
 """
 
 import math
@@ -12,12 +13,14 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
-from sluice.learner.policy.sharding import like, local
+from sluice.learner.policy.sharding import local_share, sharded_like
 from sluice.learner.settings import LearnerSettings
 
 
 def lr_factor(step: int, settings: LearnerSettings) -> float:
-    """Share of the full learning rate at a step (from 0): linear warm-up, then constant or a cosine to 0 at the end."""
+    """Share of the full learning rate at a step (from 0): linear warm-up, then constant or a cosine to 0 at
+    the end.
+    """
     if step < settings.warmup_steps:
         return (step + 1) / settings.warmup_steps
     if settings.schedule == "constant":
@@ -45,7 +48,10 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """`optimizer.state_dict()` with this worker's shards as plain tensors."""
     state = optimizer.state_dict()
     moments = {
-        index: {name: local(value) if isinstance(value, torch.Tensor) else value for name, value in values.items()}
+        index: {
+            name: local_share(value) if isinstance(value, torch.Tensor) else value
+            for name, value in values.items()
+        }
         for index, values in state["state"].items()
     }
     return {**state, "state": moments}
@@ -57,4 +63,4 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]
     for parameter, values in optimizer.state.items():
         for name, value in values.items():
             if isinstance(value, torch.Tensor) and value.ndim > 0:  # the count of steps is no moment
-                values[name] = like(parameter, value)
+                values[name] = sharded_like(parameter, value)

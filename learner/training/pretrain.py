@@ -1,7 +1,8 @@
-"""Supervised pretraining of the policy: next-token NLL over users' training histories, all positions supervised.
+"""Supervised pretraining of the policy: next-token NLL over users' training histories, all positions
+supervised.
 
-The weights kept are the exponential moving average at the best validation HR@10. The schedule counts optimizer steps,
-never seconds, so that a run does not depend on how fast the machine is.
+The weights kept are the exponential moving average at the best validation HR@10. The schedule counts
+optimizer steps, never seconds, so that a run does not depend on how fast the machine is.
 """
 
 import copy
@@ -17,14 +18,14 @@ from transformers import get_cosine_with_min_lr_schedule_with_warmup
 from sluice.catalog.data.dataset import Dataset
 from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.learner.batches.windows import epoch_batches
-from sluice.learner.evaluation.evaluate import evaluate, subset
-from sluice.learner.kernels.onednn import multiply_by_onednn
-from sluice.learner.policy.dropout import dropout
+from sluice.learner.evaluation.evaluate import evaluate_policy, sample_examples
+from sluice.learner.kernels.onednn import use_onednn_matmul
+from sluice.learner.policy.dropout import dropout_enabled
 from sluice.learner.policy.policy import Policy
 from sluice.learner.settings import EvaluationSettings, PretrainSettings
 
 
-def pretrain(
+def pretrain_policy(
     policy: Policy,
     dataset: Dataset,
     settings: PretrainSettings,
@@ -32,11 +33,13 @@ def pretrain(
     seed: int,
     progress: Callable[[int, int, dict[str, float]], None] | None = None,
 ) -> list[dict[str, float]]:
-    """Train `policy.model` in place and leave it at its best validation HR@10; returns the validations, in order."""
+    """Train `policy.model` in place and leave it at its best validation HR@10; returns the validations, in
+    order.
+    """
     torch.manual_seed(seed)
     generator = np.random.default_rng(seed)
     model, vocabulary = policy.model, Vocabulary.of(dataset.codes, policy.layout)
-    multiply_by_onednn(model)
+    use_onednn_matmul(model)
     epochs = [
         list(
             epoch_batches(
@@ -50,15 +53,17 @@ def pretrain(
         for _ in range(settings.epochs)
     ]
     total = sum(len(batches) for batches in epochs)
-    optimizer = torch.optim.AdamW(_parameter_groups(model, settings.weight_decay), lr=settings.lr, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(
+        _parameter_groups(model, settings.weight_decay), lr=settings.lr, betas=(0.9, 0.98)
+    )
     schedule = get_cosine_with_min_lr_schedule_with_warmup(
         optimizer, round(settings.warmup_share * total), total, min_lr_rate=settings.final_lr_share
     )
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.average_decay))
-    examples = subset(dataset.examples("valid"), evaluation.max_users)
+    examples = sample_examples(dataset.examples("valid"), evaluation.max_users)
     best, best_weights, validations = -1.0, None, []
     step = since_best = 0
-    with dropout(model, residual=settings.dropout, embedding=settings.embedding_dropout):
+    with dropout_enabled(model, residual=settings.dropout, embedding=settings.embedding_dropout):
         for epoch, batches in enumerate(epochs, start=1):
             model.train()
             for rows in batches:
@@ -70,7 +75,7 @@ def pretrain(
                     progress(step, total, {"nll": loss} | ({"hr@10": best} if validations else {}))
             if epoch % settings.validate_every and epoch != settings.epochs:
                 continue
-            results = evaluate(average.module, vocabulary, dataset, examples, evaluation)
+            results = evaluate_policy(average.module, vocabulary, dataset, examples, evaluation)
             validations.append({"epoch": float(epoch), **results.summary(dataset.items)})
             since_best += 1
             if validations[-1]["hr@10"] > best:
@@ -86,7 +91,9 @@ def pretrain(
 def _tokens(rows: list[np.ndarray], dataset: Dataset, vocabulary: Vocabulary) -> torch.Tensor:
     prompts = [vocabulary.layout.prompt(vocabulary.item_tokens, dataset.sequence[row]) for row in rows]
     return nn.utils.rnn.pad_sequence(
-        [torch.from_numpy(prompt) for prompt in prompts], batch_first=True, padding_value=vocabulary.layout.pad
+        [torch.from_numpy(prompt) for prompt in prompts],
+        batch_first=True,
+        padding_value=vocabulary.layout.pad,
     )
 
 

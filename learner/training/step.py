@@ -5,10 +5,10 @@
         clip the gradient, AdamW
     the reference follows
 
-The log-probs before the first update on a batch are those of its first forward, so they cost nothing extra: no
-parameter moves before every micro-batch has been through it. The model is in training mode only when
-`settings.dropout` is above 0: dropout makes ratios noisy, so that a base with dropout of its own must not bring it in
-by accident.
+The log-probs before the first update on a batch are those of its first forward, so they cost nothing extra:
+no parameter moves before every micro-batch has been through it. The model is in training mode only when
+`settings.dropout` is above 0: dropout makes ratios noisy, so that a base with dropout of its own must not
+bring it in by accident.
 """
 
 import math
@@ -23,13 +23,13 @@ from transformers import PreTrainedModel
 from sluice.catalog.errors import RunError
 from sluice.learner.batches.batch import LoggedBatch
 from sluice.learner.kernels.compiled import compile_layers
-from sluice.learner.kernels.onednn import multiply_by_onednn
+from sluice.learner.kernels.onednn import use_onednn_matmul
 from sluice.learner.kernels.sdpa import without_cudnn
 from sluice.learner.objectives.terms.base import Objective
 from sluice.learner.policy.plain_weights import PlainWeights
 from sluice.learner.policy.reference import Reference
-from sluice.learner.policy.sharding import ShardedScorer, local
-from sluice.learner.reduction import means
+from sluice.learner.policy.sharding import ShardedScorer, local_share
+from sluice.learner.reduction import reduce_means
 from sluice.learner.scoring.shared_prefix import BranchScorer, BranchScores
 from sluice.learner.settings import LearnerSettings
 from sluice.learner.training.micro_batches import loss_weights, micro_batches, on_every_parameter
@@ -59,14 +59,15 @@ class LearnerStep:
         """Train the parameters of `model` that require a gradient, in place.
 
         Args:
-            model: on its device already, unless `wrap` puts it there; with its adapters, if it is to have some.
+            model: on its device already, unless `wrap` puts it there; with its adapters, if it is to have
+                some.
             objective: what to minimise.
             settings: of the optimizer.
             reference: a model whose parameters the reference starts with; None: those of `model`. Not kept.
             wrap: makes the module that is called from the module that scores: DDP, or `sharding.shard`.
         """
         without_cudnn()
-        multiply_by_onednn(model)
+        use_onednn_matmul(model)
         self.model = model
         self.objective = objective
         self.settings = settings
@@ -88,7 +89,9 @@ class LearnerStep:
         self.optimizer = torch.optim.AdamW(
             parameter_groups(self._trained.values(), settings.weight_decay), lr=settings.lr, fused=True
         )
-        self._schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: lr_factor(step, settings))
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, lambda step: lr_factor(step, settings)
+        )
         self._step = 0
 
     @property
@@ -106,17 +109,18 @@ class LearnerStep:
         return PlainWeights(self.model, adapted=self.settings.lora is not None)
 
     def run(self, function: Callable[[], Result]) -> Result:
-        """Call `function`, which uses the model by itself; with a sharded one all workers call it together, and each
-        makes as many forwards."""
+        """Call `function`, which uses the model by itself; with a sharded one all workers call it together,
+        and each makes as many forwards.
+        """
         return self._scorer.run(function) if isinstance(self._scorer, ShardedScorer) else function()
 
     def update(self, batch: LoggedBatch) -> dict[str, float]:
         """Train on one batch, `updates_per_batch` times.
 
         Returns:
-            The metrics, means over prompts, micro-batches, updates and workers, with `lr`, `grad_norm` (before
-            clipping) and `reference_version` (the step that last changed the reference). A mean over nothing, such as
-            the reward of admitted prompts when none was, is NaN.
+            The metrics, means over prompts, micro-batches, updates and workers, with `lr`, `grad_norm`
+            (before clipping) and `reference_version` (the step that last changed the reference). A mean over
+            nothing, such as the reward of admitted prompts when none was, is NaN.
 
         Raises:
             RunError: a gradient is not finite; the update that had it was not taken.
@@ -144,10 +148,11 @@ class LearnerStep:
             value = torch.stack([norm.detach().double(), norm.new_ones((), dtype=torch.float64)])
             totals["grad_norm"] = totals["grad_norm"] + value if "grad_norm" in totals else value
         self.model.eval()
-        values = means(totals)  # where the host waits for the device, for the only time
+        values = reduce_means(totals)  # where the host waits for the device, for the only time
         if not math.isfinite(values["grad_norm"]):
             raise RunError(
-                f"the gradient norm of learner step {self._step} is {values['grad_norm']}, so the step was not taken: "
+                f"the gradient norm of learner step {self._step} is {values['grad_norm']}, so the step was "
+                f"not taken: "
                 f"check that the ranker's scores are finite, or lower learner.lr {self.settings.lr}"
             )
         self._schedule.step()
@@ -157,8 +162,9 @@ class LearnerStep:
         return values | figures
 
     def state_dict(self) -> dict[str, Any]:
-        """This worker's optimizer, schedule, step, reference and RNG, and the weights that the policy's directory does
-        not hold: the value head, adapters, this worker's shares."""
+        """This worker's optimizer, schedule, step, reference and RNG, and the weights that the policy's
+        directory does not hold: the value head, adapters, this worker's shares.
+        """
         rng = {"torch": torch.get_rng_state()}
         if torch.cuda.is_available():
             rng["cuda"] = torch.cuda.get_rng_state_all()
@@ -166,19 +172,21 @@ class LearnerStep:
             "step": self._step,
             "optimizer": optimizer_state(self.optimizer),
             "schedule": self._schedule.state_dict(),
-            "weights": {name: local(p) for name, p in self._not_in_policy_directory().items()},
+            "weights": {name: local_share(p) for name, p in self._not_in_policy_directory().items()},
             "reference": None if self.reference is None else self.reference.state_dict(),
             "rng": rng,
         }
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` gave, with the same settings, on a model that holds the policy's parameters."""
+        """Go on from what `state_dict` gave, with the same settings, on a model that holds the policy's
+        parameters.
+        """
         self._step = state["step"]
         load_optimizer_state(self.optimizer, state["optimizer"])
         self._schedule.load_state_dict(state["schedule"])
         for name, parameter in self._not_in_policy_directory().items():
-            local(parameter).copy_(state["weights"][name])
+            local_share(parameter).copy_(state["weights"][name])
         if self.reference is not None:
             self.reference.load_state_dict(state["reference"])
         torch.set_rng_state(state["rng"]["torch"])
@@ -218,13 +226,18 @@ class LearnerStep:
             return [self._score(part).log_probs_BSL for part in parts]
 
     def _synchronised(self, last: bool) -> AbstractContextManager:
-        """DDP adds gradients up over the micro-batches and exchanges them once, with the last; FSDP exchanges each."""
+        """DDP adds gradients up over the micro-batches and exchanges them once, with the last; FSDP exchanges
+        each.
+        """
         return nullcontext() if last or not hasattr(self._scorer, "no_sync") else self._scorer.no_sync()
 
     def _apply_gradient(self) -> torch.Tensor:
-        """Take the step, unless the gradient is not finite, without waiting for the device; returns its norm."""
+        """Take the step, unless the gradient is not finite, without waiting for the device; returns its
+        norm.
+        """
         norm = clip_gradient(list(self._trained.values()), self.settings.max_grad_norm)
-        # What a gradient scaler says to a fused optimizer, which then leaves parameters and moments as they are.
+        # What a gradient scaler says to a fused optimizer, which then leaves parameters and moments as they
+        # are.
         self.optimizer.found_inf = (~torch.isfinite(norm)).float()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

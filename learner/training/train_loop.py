@@ -4,8 +4,8 @@
     produces   packed weights on the weight board every `publish_every` steps; metrics; checkpoints; the best policy
     waits for  the source to fill a step (bounded by `learner.wait_s`), the other workers (collectives)
 
-All workers do the same number of steps. Rank 0 alone writes files, publishes weights and talks to the queue about
-checkpoints; every rank validates its share of the users.
+All workers do the same number of steps. Rank 0 alone writes files, publishes weights and talks to the queue
+about checkpoints; every rank validates its share of the users.
 """
 
 import logging
@@ -24,17 +24,24 @@ import torch.distributed as dist
 
 from sluice.catalog.data.dataset import Dataset
 from sluice.catalog.trie.vocabulary import Vocabulary
+from sluice.learner.activity_clock import ActivityClock, idle_seconds
 from sluice.learner.batches.prefetch import Prefetched
-from sluice.learner.batches.sources import BatchSource, Catalogues, LoggedSource, QueueSource, RolloutQueue, prompts_of
-from sluice.learner.evaluation.evaluate import subset
+from sluice.learner.batches.sources import (
+    BatchSource,
+    Catalogues,
+    LoggedSource,
+    QueueSource,
+    RolloutQueue,
+    prompts_of,
+)
+from sluice.learner.evaluation.evaluate import sample_examples
 from sluice.learner.objectives.build import build_objective
 from sluice.learner.objectives.settings.objective import Objective
-from sluice.learner.policy.dropout import dropout
+from sluice.learner.policy.dropout import dropout_enabled
 from sluice.learner.policy.packed_weights import PackedWeights, pack_one_by_one
 from sluice.learner.policy.policy import Policy, load_policy, save_policy
-from sluice.learner.policy.sharding import shard
+from sluice.learner.policy.sharding import shard_scorer
 from sluice.learner.settings import EvaluationSettings, LearnerSettings
-from sluice.learner.timebook import Timebook, idle
 from sluice.learner.training.checkpoint import (
     RunState,
     add_to_best,
@@ -47,7 +54,7 @@ from sluice.learner.training.checkpoint import (
 )
 from sluice.learner.training.metrics_log import MetricsLog
 from sluice.learner.training.step import LearnerStep
-from sluice.learner.training.validation import validate
+from sluice.learner.training.validation import validate_policy
 
 
 class Meter(Protocol):
@@ -58,7 +65,9 @@ class Meter(Protocol):
 
 
 class Publisher(Protocol):
-    """What the loop needs of the weight board's client (`sluice.actors.boards.weight_board.WeightPublisher`)."""
+    """What the loop needs of the weight board's client
+    (`sluice.actors.boards.weight_board.WeightPublisher`).
+    """
 
     def publish(self, weights: PackedWeights) -> None:
         """Make the weights available to the rollout actors."""
@@ -68,7 +77,9 @@ class Publisher(Protocol):
 
 
 def version_after(step: int, version: int, publish_every: int) -> int:
-    """The weight version of the learner once `step` (from 0) is done, when it publishes every so many steps."""
+    """The weight version of the learner once `step` (from 0) is done, when it publishes every so many
+    steps.
+    """
     return version + ((step + 1) % publish_every == 0)
 
 
@@ -80,7 +91,9 @@ class LoopConfig:
     data_directory: str
     policy_directory: str  # the starting policy, with which the reference starts too
     best_directory: str  # the policy with the best validation
-    best_checkpoint: str  # the whole checkpoint of it; a run of which Ray Train has no checkpoint goes on from here
+    best_checkpoint: (
+        str  # the whole checkpoint of it; a run of which Ray Train has no checkpoint goes on from here
+    )
     last_directory: str
     seed: int
     objective: Objective
@@ -93,13 +106,17 @@ class LoopConfig:
     beams: bool
     queue: RolloutQueue | None  # None: learn from the logs alone
     publisher: Publisher | None
-    open_vocabulary: Callable[[], Vocabulary] | None = None  # the copy of this node; None: made by every worker
+    open_vocabulary: Callable[[], Vocabulary] | None = (
+        None  # the copy of this node; None: made by every worker
+    )
     catalogues: Catalogues | None = None  # None: the catalogue never changes
     meter: Meter | None = None
 
 
 def _quieten_ray_train() -> None:
-    """It would print every checkpoint with its metrics. Its loggers are named after their modules, or their files."""
+    """It would print every checkpoint with its metrics. Its loggers are named after their modules, or their
+    files.
+    """
     package = str(Path(ray.train.__file__).parent)
     for name in list(logging.root.manager.loggerDict):
         if name.startswith(("ray.train", package)):
@@ -113,7 +130,9 @@ def train_loop(options: dict[str, Any]) -> None:
     torch.set_num_threads(config.threads)
     worker = _Worker(config)
     worker.start()
-    with dropout(worker.policy.model, residual=config.learner.dropout, embedding=config.learner.dropout):
+    with dropout_enabled(
+        worker.policy.model, residual=config.learner.dropout, embedding=config.learner.dropout
+    ):
         for step in range(worker.step, config.learner.steps):
             worker.train_step(step)
             if (step + 1) % config.learner.evaluate_every == 0 or step + 1 == config.learner.steps:
@@ -138,7 +157,7 @@ class _Worker:
     def __init__(self, config: LoopConfig) -> None:
         context = ray.train.get_context()
         self.config = config
-        self.time = Timebook("other")
+        self.time = ActivityClock("other")
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self.dataset = Dataset.open(config.data_directory)
         checkpoint = ray.train.get_checkpoint()
@@ -153,7 +172,7 @@ class _Worker:
         torch.manual_seed(config.seed + self.rank)
         self.learner = self._learner()
         self.source = self._source()
-        self.examples = subset(self.dataset.examples("valid"), config.evaluation.max_users)
+        self.examples = sample_examples(self.dataset.examples("valid"), config.evaluation.max_users)
         self.step, self.version, self.best = 0, 0, (-1.0, -1.0)
         self.log: MetricsLog | None = None
 
@@ -163,7 +182,7 @@ class _Worker:
     def _learner(self) -> LearnerStep:
         if self.config.learner.sharding == "fsdp":
             # Moves each layer to the device when it cuts it up, so that the device never holds all of them.
-            wrap = partial(shard, device=self.device)
+            wrap = partial(shard_scorer, device=self.device)
         else:
             self.policy.model.to(self.device)
             wrap = ray.train.torch.prepare_model if self.world > 1 else None
@@ -189,7 +208,13 @@ class _Worker:
         else:
             prompts = prompts_of(self.dataset, config.learner.recent_positions)
             source = LoggedSource(
-                self.dataset, prompts, self.vocabulary, seed=config.seed, rank=self.rank, world=self.world, share=share
+                self.dataset,
+                prompts,
+                self.vocabulary,
+                seed=config.seed,
+                rank=self.rank,
+                world=self.world,
+                share=share,
             )
         return Prefetched(source, steps=config.learner.steps, next_version=self._version_after)
 
@@ -205,10 +230,13 @@ class _Worker:
         if self.rank == 0:
             discard_unfinished(Path(self.config.best_checkpoint), Path(self.config.best_directory))
             self.log = MetricsLog(Path(self.config.metrics_path), state.metrics_bytes if state else 0)
-            self.log.write("start", self.step, {"node": ray.get_runtime_context().get_node_id(), "workers": self.world})
+            self.log.write(
+                "start", self.step, {"node": ray.get_runtime_context().get_node_id(), "workers": self.world}
+            )
             self.source.restore(state.source if state else None)
         if self.config.publisher is not None:
-            # Weights that were rolled back to a checkpoint are new to the rollout actors: they get a new version.
+            # Weights that were rolled back to a checkpoint are new to the rollout actors: they get a new
+            # version.
             published = self._agree(self.config.publisher.latest_version() if self.rank == 0 else 0)
             if published > 0 or state is not None:
                 self.version = max(published, self.version)
@@ -220,26 +248,31 @@ class _Worker:
     def train_step(self, step: int) -> None:
         """One optimizer step on this rank's share."""
         before = self.time.seconds()
-        with self.time.during("wait_batch"):
+        with self.time.activity("wait_batch"):
             batch, figures = self.source.next(step, self.version)
-        with self.time.during("update"):
+        with self.time.activity("update"):
             values = self.learner.update(batch)
-        with self.time.during("acknowledge"):
+        with self.time.activity("acknowledge"):
             self.source.acknowledge(step)
         figures = self._mean(figures)
         if self._version_after(step, self.version) > self.version:
             self._publish()
         now = self.time.seconds()
         if self.log is not None:
-            figures |= {"step_s": sum(now.values()) - sum(before.values()), "idle_s": idle(now) - idle(before)}
+            figures |= {
+                "step_s": sum(now.values()) - sum(before.values()),
+                "idle_s": idle_seconds(now) - idle_seconds(before),
+            }
             self.log.write("step", step + 1, {**values, **figures, "learner_version": self.version})
         if self.config.meter is not None:
             self.config.meter.set_times(f"learner-{self.rank}", now)
 
     def validate_and_checkpoint(self, step: int) -> None:
-        """Validate, and hand a checkpoint to Ray Train, which keeps the last ones; the best one is kept beside them."""
+        """Validate, and hand a checkpoint to Ray Train, which keeps the last ones; the best one is kept
+        beside them.
+        """
         summary = self._record_validation(step)
-        with self.time.during("checkpoint"):
+        with self.time.activity("checkpoint"):
             self._checkpoint_after(summary, step)
 
     def _checkpoint_after(self, summary: dict[str, float], step: int) -> None:
@@ -251,14 +284,18 @@ class _Worker:
             self._write_part(directory, step)
             if is_best:
                 self._keep_best(directory)
-            ray.train.report(summary | {"step": step}, checkpoint=ray.train.Checkpoint.from_directory(directory))
+            ray.train.report(
+                summary | {"step": step}, checkpoint=ray.train.Checkpoint.from_directory(directory)
+            )
 
     def finish(self) -> None:
         """Leave the last policy and close the log."""
         policy = self._plain_policy()
         if policy is not None:
             save_policy(policy, self.config.last_directory)
-            self.log.write("time", self.config.learner.steps, {"rank": self.rank, "seconds": self.time.seconds()})
+            self.log.write(
+                "time", self.config.learner.steps, {"rank": self.rank, "seconds": self.time.seconds()}
+            )
             self.log.close()
         self._barrier()
 
@@ -285,8 +322,10 @@ class _Worker:
         self._barrier()
 
     def _record_validation(self, step: int) -> dict[str, float]:
-        with self.time.during("validate"):
-            results = validate(self.learner, self.vocabulary, self.dataset, self.examples, self.config.evaluation)
+        with self.time.activity("validate"):
+            results = validate_policy(
+                self.learner, self.vocabulary, self.dataset, self.examples, self.config.evaluation
+            )
         summary = results.summary(self.dataset.items)
         if self.log is not None:
             self.log.write("eval", step, {"split": "valid", **summary})
@@ -294,10 +333,14 @@ class _Worker:
 
     def _version_after(self, step: int, version: int) -> int:
         """The learner's weight version once `step` is done."""
-        return version if self.config.publisher is None else version_after(step, version, self.config.publish_every)
+        return (
+            version
+            if self.config.publisher is None
+            else version_after(step, version, self.config.publish_every)
+        )
 
     def _publish(self) -> None:
-        with self.time.during("publish"):
+        with self.time.activity("publish"):
             self._publish_next()
 
     def _publish_next(self) -> None:
@@ -319,8 +362,10 @@ class _Worker:
     def _mean(self, values: dict[str, float]) -> dict[str, float]:
         if self.world == 1:
             return values
-        tensor = torch.tensor([values[name] for name in sorted(values)], dtype=torch.float64, device=self.device)
-        with self.time.during("wait_workers"):
+        tensor = torch.tensor(
+            [values[name] for name in sorted(values)], dtype=torch.float64, device=self.device
+        )
+        with self.time.activity("wait_workers"):
             dist.all_reduce(tensor)
         return dict(zip(sorted(values), (tensor / self.world).tolist(), strict=True))
 
@@ -328,11 +373,11 @@ class _Worker:
         if self.world == 1:
             return value
         shared = [value]
-        with self.time.during("wait_workers"):
+        with self.time.activity("wait_workers"):
             dist.broadcast_object_list(shared, src=0)
         return shared[0]
 
     def _barrier(self) -> None:
         if self.world > 1:
-            with self.time.during("wait_workers"):
+            with self.time.activity("wait_workers"):
                 dist.barrier()

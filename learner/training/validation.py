@@ -5,23 +5,25 @@ import torch.distributed as dist
 
 from sluice.catalog.data.dataset import Dataset, Examples
 from sluice.catalog.trie.vocabulary import Vocabulary
-from sluice.learner.evaluation.evaluate import UserResults, evaluate
+from sluice.learner.evaluation.evaluate import UserResults, evaluate_policy
 from sluice.learner.settings import EvaluationSettings
 from sluice.learner.training.step import LearnerStep
 
 
-def validate(
+def validate_policy(
     learner: LearnerStep,
     vocabulary: Vocabulary,
     dataset: Dataset,
     examples: Examples,
     settings: EvaluationSettings,
 ) -> UserResults:
-    """What decoding gives for the users of `examples`, one example each, on every worker; all call it together."""
+    """What decoding gives for the users of `examples`, one example each, on every worker; all call it
+    together.
+    """
     together = dist.is_available() and dist.is_initialized()
     rank, world = (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
     mine = equal_share(examples, rank, world)
-    part = learner.run(lambda: evaluate(learner.model, vocabulary, dataset, mine, settings))
+    part = learner.run(lambda: evaluate_policy(learner.model, vocabulary, dataset, mine, settings))
     if world == 1:
         return part
     parts: list[UserResults] = [None] * world
@@ -31,8 +33,9 @@ def validate(
 
 
 def equal_share(examples: Examples, rank: int, world: int) -> Examples:
-    """Every `world`-th example from `rank` on, filled up with the first so that all shares have one size: the workers
-    of a sharded policy have to make the same number of forwards."""
+    """Every `world`-th example from `rank` on, filled up with the first so that all shares have one size: the
+    workers of a sharded policy have to make the same number of forwards.
+    """
     rows = np.arange(rank, len(examples), world)
     size = -(-len(examples) // world)
     rows = np.pad(rows, (0, size - len(rows)))

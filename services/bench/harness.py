@@ -1,7 +1,8 @@
 """`sluice bench NAME`: measurements that compare two or more sides in one run, and print JSON.
 
-Each bench is a module of this package with `run(options) -> dict`: the sides are timed in alternating order, a
-figure is the median of `repeats`, and the answer carries a description of the machine. Nothing here asserts a time.
+Each bench is a module of this package with `run(options) -> dict`: the sides are timed in alternating order,
+a figure is the median of `repeats`, and the answer carries a description of the machine. Nothing here asserts
+a time.
 """
 
 import importlib
@@ -32,20 +33,25 @@ BENCHES: dict[str, Bench] = {
     "queue": Bench(
         "system.queue", "groups per second and latency through the rollout queue, by producers and consumers"
     ),
-    "floors": Bench("floors", "the quick ratios of trie, learner and beam against generous floors; fails below one"),
+    "floors": Bench(
+        "floors", "the quick ratios of trie, learner and beam against generous floors; fails below one"
+    ),
     "coldstart": Bench("system.coldstart", "from sluice submit to the first optimizer step, by phase"),
     "overlap": Bench(
-        "system.overlap", "steps of the whole loop against each of its parts alone, and against a loop without overlap"
+        "system.overlap",
+        "steps of the whole loop against each of its parts alone, and against a loop without overlap",
     ),
     "rollout": Bench(
         "system.rollout",
         "groups per second through the whole rollout service against a bare loop of vLLM's LLM.generate",
     ),
     "sync": Bench(
-        "system.sync", "publish-to-active of new weights on n engines against a bare load, and the pause of generation"
+        "system.sync",
+        "publish-to-active of new weights on n engines against a bare load, and the pause of generation",
     ),
     "scale": Bench(
-        "system.scale", "throughput and cost of the control plane with 4 to 256 rollout actors on simulated engines"
+        "system.scale",
+        "throughput and cost of the control plane with 4 to 256 rollout actors on simulated engines",
     ),
     "learner": Bench(
         "learner.learner",
@@ -58,10 +64,12 @@ BENCHES: dict[str, Bench] = {
     "beam": Bench("engines.beam", "constrained beams: tree decoder against transformers generate"),
     "engines": Bench("engines.engines", "sampling: tree engine against vLLM engine"),
     "constrained": Bench(
-        "engines.constrained", "trie-constrained against free sampling in the vLLM engine, over catalogue sizes"
+        "engines.constrained",
+        "trie-constrained against free sampling in the vLLM engine, over catalogue sizes",
     ),
     "trie": Bench(
-        "engines.trie", "the mask of 1,024 prefixes by the trie against a dictionary of prefixes, over catalogue sizes"
+        "engines.trie",
+        "the mask of 1,024 prefixes by the trie against a dictionary of prefixes, over catalogue sizes",
     ),
 }
 
@@ -92,7 +100,7 @@ def run_bench(name: str, options: BenchOptions, output: Path | None) -> int:
     result = {
         "bench": name,
         "compares": BENCHES[name].compares,
-        "machine": machine(options),
+        "machine": describe_machine(options),
         **bench_module(name).run(options),
     }
     text = json.dumps(result, indent=1)
@@ -107,15 +115,16 @@ def bench_module(name: str) -> ModuleType:
     return importlib.import_module(f"{__package__}.{BENCHES[name].module}")
 
 
-def note(text: str) -> None:
+def print_note(text: str) -> None:
     """A line of progress, kept apart from the JSON."""
     print(text, file=sys.stderr, flush=True)
 
 
-def alternate(
+def time_alternately(
     sides: Mapping[str, Callable[[], Any]], repeats: int, clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, list[float]]:
-    """Seconds of every run of every side: one warm-up each, then `repeats` rounds, every other one in reverse order.
+    """Seconds of every run of every side: one warm-up each, then `repeats` rounds, every other one in reverse
+    order.
 
     A run on this process's GPU ends when the GPU is done.
     """
@@ -144,37 +153,44 @@ def in_turn(sides: Sequence[Side], round_number: int) -> Sequence[Side]:
     return sides if round_number % 2 == 0 else sides[::-1]
 
 
-def medians(seconds: Mapping[str, list[float]]) -> dict[str, float]:
+def median_seconds(seconds: Mapping[str, list[float]]) -> dict[str, float]:
     """The median of every side."""
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def machine(options: BenchOptions) -> dict[str, Any]:
+def describe_machine(options: BenchOptions) -> dict[str, Any]:
     """The machine and the code, and what else figures depend on."""
     import torch
 
-    from sluice.services.run.manifest import describe
+    from sluice.services.run.manifest import describe_run
 
-    facts = describe(Path(__file__).parent, os.environ)
-    facts = {**facts.pop("host"), **facts, "threads": options.threads, "matmul_gflops": round(matmul_gflops(), 1)}
+    facts = describe_run(Path(__file__).parent, os.environ)
+    facts = {
+        **facts.pop("host"),
+        **facts,
+        "threads": options.threads,
+        "matmul_gflops": round(matmul_gflops(), 1),
+    }
     if torch.cuda.is_available():
         facts["gpu"] = torch.cuda.get_device_name()
     return facts
 
 
 def matmul_gflops(size: int = 1024, seconds: float = 0.5, device: str = "cpu") -> float:
-    """The best float32 matmul rate seen within about `seconds`, in GFLOP/s, with the library that the learner takes."""
+    """The best float32 matmul rate seen within about `seconds`, in GFLOP/s, with the library that the learner
+    takes.
+    """
     import torch
 
-    from sluice.learner.kernels.onednn import linear
+    from sluice.learner.kernels.onednn import onednn_linear
 
     first, second = torch.randn(size, size, device=device), torch.randn(size, size, device=device)
-    linear(first, second)
+    onednn_linear(first, second)
     _finish()
     best, until_s = 0.0, time.perf_counter() + seconds
     while time.perf_counter() < until_s:
         started_s = time.perf_counter()
-        linear(first, second)
+        onednn_linear(first, second)
         _finish()
         best = max(best, 2 * size**3 / (time.perf_counter() - started_s) / 1e9)
     return best

@@ -1,4 +1,6 @@
-"""The command line. `--help` and `config check` import neither torch nor Ray nor vLLM, so they answer at once."""
+"""The command line. `--help` and `config check` import neither torch nor Ray nor vLLM, so they answer at
+once.
+"""
 
 import argparse
 import json
@@ -58,13 +60,17 @@ def build_parser() -> argparse.ArgumentParser:
     _add_config(add("pretrain", _pretrain, "train the starting policy by next-token NLL"))
     _add_config(add("fit-ranker", _fit_ranker, "train the built-in ranker on the logged interactions"))
 
-    train = add("train", _train, "run the whole thing here: data, policy, ranker, post-training, evaluation, report")
+    train = add(
+        "train", _train, "run the whole thing here: data, policy, ranker, post-training, evaluation, report"
+    )
     _add_config(train)
     _add_resume(train)
 
     evaluate = add("evaluate", _evaluate, "measure a policy directory over the full catalogue")
     _add_config(evaluate)
-    evaluate.add_argument("--policy", type=Path, required=True, metavar="DIR", help="a Hugging Face model directory")
+    evaluate.add_argument(
+        "--policy", type=Path, required=True, metavar="DIR", help="a Hugging Face model directory"
+    )
     evaluate.add_argument("--split", choices=["valid", "test"], default="valid")
 
     report = add("report", _report, "write report.html of a run directory again")
@@ -137,7 +143,9 @@ def _add_resume(parser: argparse.ArgumentParser) -> None:
 def _add_submit(submit: argparse.ArgumentParser) -> None:
     _add_config(submit)
     _add_resume(submit)
-    submit.add_argument("--detach", action="store_true", help="return once the job is submitted, and leave it running")
+    submit.add_argument(
+        "--detach", action="store_true", help="return once the job is submitted, and leave it running"
+    )
     submit.add_argument(
         "--address",
         metavar="URL",
@@ -164,12 +172,12 @@ def _check(options: argparse.Namespace) -> int:
 
 def _prepare(options: argparse.Namespace) -> int:
     from sluice.services.progress import Reporter
-    from sluice.services.stages.prepare import prepare
+    from sluice.services.stages.prepare import prepare_data
 
     config = _config(options)
     output = options.output or config.directory / "data"
     with Reporter.for_stream(sys.stdout) as reporter, reporter.phase("prepare") as progress:
-        result = prepare(config.data, output, progress)
+        result = prepare_data(config.data, output, progress)
     return _done(output, result)
 
 
@@ -179,7 +187,7 @@ def _pretrain(options: argparse.Namespace) -> int:
 
     config = _config(options)
     with Reporter.for_stream(sys.stdout) as reporter, reporter.phase("pretrain") as progress:
-        result = pretrain.run(config, progress)
+        result = pretrain.run_pretraining(config, progress)
     return _done(config.directory / "policy", result)
 
 
@@ -191,7 +199,7 @@ def _fit_ranker(options: argparse.Namespace) -> int:
 
     config = _config(options)
     with Reporter.for_stream(sys.stdout) as reporter, reporter.phase("fit-ranker") as progress:
-        result = fit_ranker.run(config, progress)
+        result = fit_ranker.run_ranker_fit(config, progress)
     for line in quality_lines(fit_ranker.read_quality(RunPaths.of(config))):
         print(line)
     return _done(config.directory / "ranker", result)
@@ -200,7 +208,7 @@ def _fit_ranker(options: argparse.Namespace) -> int:
 def _train(options: argparse.Namespace) -> int:
     from sluice.services.run import train
 
-    return train.run(_config(options), options.resume)
+    return train.run_training(_config(options), options.resume)
 
 
 def _evaluate(options: argparse.Namespace) -> int:
@@ -211,34 +219,36 @@ def _evaluate(options: argparse.Namespace) -> int:
 
     config = _config(options)
     with Reporter.for_stream(sys.stdout) as reporter, reporter.phase("evaluate") as progress:
-        result = evaluate.run(config, options.policy, options.split, progress)
+        result = evaluate.run_evaluation(config, options.policy, options.split, progress)
     return _done(options.policy, result)
 
 
 def _bench(options: argparse.Namespace) -> int:
-    settings = BenchOptions(repeats=options.repeats, threads=options.threads, quick=options.quick, seed=options.seed)
+    settings = BenchOptions(
+        repeats=options.repeats, threads=options.threads, quick=options.quick, seed=options.seed
+    )
     return run_bench(options.name, settings, options.json)
 
 
 def _report(options: argparse.Namespace) -> int:
     from sluice.services.report import report
 
-    print(report.write(options.run_directory))
+    print(report.write_report(options.run_directory))
     return 0
 
 
 def _push(options: argparse.Namespace) -> int:
-    from sluice.services.stages.catalogue import push
+    from sluice.services.stages.catalogue import push_change
 
-    version = push(options.run_directory, options.add, options.retire)
+    version = push_change(options.run_directory, options.add, options.retire)
     print(f"catalogue version {version.version}: {version.trie.items} items, {len(version.retired)} retired")
     return 0
 
 
 def _submit(options: argparse.Namespace) -> int:
-    from sluice.services.submit.submit import SubmitOptions, submit
+    from sluice.services.submit.submit import SubmitOptions, submit_job
 
-    return submit(
+    return submit_job(
         SubmitOptions(
             config=Path(options.config),
             overrides=tuple(_overrides(options)),

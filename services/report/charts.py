@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from sluice.learner.timebook import is_wait
+from sluice.learner.activity_clock import is_wait
 
 BLUE, ORANGE, GREEN, RED = "#3b82f6", "#e8890c", "#12a150", "#e5484d"
 PURPLE, TEAL, GREY = "#8e5cf0", "#0fa3a3", "#8893a3"
@@ -60,10 +60,12 @@ class Spot:
     y_interval: tuple[float, float] | None = None
 
 
-def lines(
+def line_chart(
     series: Sequence[Series], y_label: str, percent: bool = False, levels: Mapping[str, float] | None = None
 ) -> str | None:
-    """Curves over optimizer steps; `levels` are horizontal lines with a name. None when there is nothing to draw."""
+    """Curves over optimizer steps; `levels` are horizontal lines with a name. None when there is nothing to
+    draw.
+    """
     series = [one for one in series if one.points]
     if not series:
         return None
@@ -83,8 +85,10 @@ def lines(
         return _svg(figure)
 
 
-def plane(paths: Sequence[Series], spots: Sequence[Spot], salt: str) -> str | None:
-    """The retrieval-validity plane: hallucination to the right, HR@10 up; the better corner is at the top left."""
+def plane_chart(paths: Sequence[Series], spots: Sequence[Spot], salt: str) -> str | None:
+    """The retrieval-validity plane: hallucination to the right, HR@10 up; the better corner is at the top
+    left.
+    """
     paths = [path for path in paths if path.points]
     if not paths and not spots:
         return None
@@ -129,7 +133,9 @@ def stacked_bar(parts: Mapping[str, float], unit: str) -> str | None:
 
 
 def time_bars(times: Mapping[str, Mapping[str, float]]) -> str | None:
-    """A bar per component: the share of its own time that each activity took, its waits last, pale and hatched."""
+    """A bar per component: the share of its own time that each activity took, its waits last, pale and
+    hatched.
+    """
     times = {component: seconds for component, seconds in times.items() if sum(seconds.values()) > 0}
     if not times:
         return None
@@ -140,12 +146,21 @@ def time_bars(times: Mapping[str, Mapping[str, float]]) -> str | None:
         figure, axes = _figure(height=1.2 + 0.3 * len(times) + 0.16 * len(activities) / 2)
         lefts = dict.fromkeys(times, 0.0)
         for index, activity in enumerate(activities):
-            shares = {name: seconds.get(activity, 0.0) / sum(seconds.values()) for name, seconds in times.items()}
-            look = {"hatch": "////", "fill": False, "edgecolor": colors[index % len(colors)], "linewidth": 0.6}
+            shares = {
+                name: seconds.get(activity, 0.0) / sum(seconds.values()) for name, seconds in times.items()
+            }
+            look = {
+                "hatch": "////",
+                "fill": False,
+                "edgecolor": colors[index % len(colors)],
+                "linewidth": 0.6,
+            }
             if not is_wait(activity):
                 look = {"color": colors[index % len(colors)]}
             label = activity.replace("_", " ")
-            axes.barh(list(times), list(shares.values()), left=list(lefts.values()), height=0.6, label=label, **look)
+            axes.barh(
+                list(times), list(shares.values()), left=list(lefts.values()), height=0.6, label=label, **look
+            )
             lefts = {name: lefts[name] + share for name, share in shares.items()}
         axes.invert_yaxis()
         axes.set_xlim(0, 1)
@@ -172,14 +187,18 @@ def heat_map(
     salt: str,
     color: str = GREEN,
 ) -> str:
-    """Cells by (row, column), of those that there are; `labels` of x and y; a value of `limit` has the full colour."""
+    """Cells by (row, column), of those that there are; `labels` of x and y; a value of `limit` has the full
+    colour.
+    """
     with matplotlib.rc_context(_STYLE | {"svg.hashsalt": salt, "axes.grid": False}):
         figure, axes = _figure(height=0.7 + 0.62 * len(rows))
         for (row, column), cell in cells.items():
             x, y = columns.index(column), rows.index(row)
             strength = 0.06 + 0.69 * min(1.0, abs(cell.value) / limit if limit > 0 else 0.0)
             face = color if cell.value > 0 else RED if cell.value < 0 else GREY
-            axes.add_patch(Rectangle((x + 0.03, y + 0.04), 0.94, 0.92, facecolor=face, alpha=strength, linewidth=0))
+            axes.add_patch(
+                Rectangle((x + 0.03, y + 0.04), 0.94, 0.92, facecolor=face, alpha=strength, linewidth=0)
+            )
             axes.text(x + 0.5, y + 0.5, cell.text, ha="center", va="center", fontsize=9, linespacing=1.35)
         axes.set_xlim(0, len(columns))
         axes.set_ylim(len(rows), 0)
@@ -192,14 +211,22 @@ def heat_map(
         return _svg(figure)
 
 
-def reliability(
-    predicted: Sequence[float], observed: Sequence[float], events: Sequence[int], labels: tuple[str, str], salt: str
+def reliability_chart(
+    predicted: Sequence[float],
+    observed: Sequence[float],
+    events: Sequence[int],
+    labels: tuple[str, str],
+    salt: str,
 ) -> str:
-    """A calibration curve beside the diagonal, on which every prediction comes true; dots grow with their events."""
+    """A calibration curve beside the diagonal, on which every prediction comes true; dots grow with their
+    events.
+    """
     with matplotlib.rc_context(_STYLE | {"svg.hashsalt": salt}):
         figure, axes = _figure(height=3.1)
         low, high = min(*predicted, *observed), max(*predicted, *observed)
-        axes.plot([low, high], [low, high], color=GREY, linewidth=1, linestyle=(0, (4, 3)), label="calibrated")
+        axes.plot(
+            [low, high], [low, high], color=GREY, linewidth=1, linestyle=(0, (4, 3)), label="calibrated"
+        )
         axes.plot(predicted, observed, color=BLUE, linewidth=1, alpha=0.55)
         sizes = [16 + 44 * count / max(events) for count in events]
         axes.scatter(predicted, observed, s=sizes, color=BLUE, linewidths=0, label="bins", zorder=3)
@@ -239,12 +266,18 @@ def _draw(axes: Axes, series: Series) -> None:
 
 def _svg(figure: Figure) -> str:
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    figure.savefig(
+        buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
+    )
     text = buffer.getvalue()
     text = text[text.index("<svg") :].replace(_INK, "var(--ink)").replace(_GRID, "var(--grid)")
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r'<g id="[^"]*"', "<g", text)  # several pictures share one page, and nothing refers to groups
+    text = re.sub(
+        r'<g id="[^"]*"', "<g", text
+    )  # several pictures share one page, and nothing refers to groups
     text = re.sub(r"font-family: [^;\"]*", "font-family: inherit", text).replace(">*{", ">svg *{")
     return re.sub(
-        r'<svg ([^>]*?)width="[^"]*"', r"<svg \1", re.sub(r'(<svg [^>]*?) height="[^"]*"', r"\1", text, count=1)
+        r'<svg ([^>]*?)width="[^"]*"',
+        r"<svg \1",
+        re.sub(r'(<svg [^>]*?) height="[^"]*"', r"\1", text, count=1),
     )

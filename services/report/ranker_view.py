@@ -1,10 +1,12 @@
-"""The ranker's quality and the stratified analysis as shown: lines and a table for a terminal, charts for a page."""
+"""The ranker's quality and the stratified analysis as shown: lines and a table for a terminal, charts for a
+page.
+"""
 
 import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sluice.services.report.charts import BLUE, GREEN, HeatCell, heat_map, reliability
+from sluice.services.report.charts import BLUE, GREEN, HeatCell, heat_map, reliability_chart
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -24,7 +26,7 @@ def quality_lines(quality: Mapping[str, Any] | None) -> list[str]:
         f"ranker on validation: AUC {quality['auc']:.4f}, NDCG@10 {quality['ndcg@10']:.4f}, HR@10 "
         f"{quality['hr@10']:.4f}, calibration error {quality['relevance']['ece']:.4f}"
     ]
-    for head in heads(quality):
+    for head in head_rows(quality):
         lines.append(
             f"{head['scale']}: RMSE {head['ranker']:.4f} (user's mean {head['user_mean']:.4f}, item's mean "
             f"{head['item_mean']:.4f}), calibration error {head['ece']:.4f}"
@@ -32,8 +34,10 @@ def quality_lines(quality: Mapping[str, Any] | None) -> list[str]:
     return lines
 
 
-def heads(quality: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """One row per head: its scale, the errors of the ranker and of both baselines, and the calibration error."""
+def head_rows(quality: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """One row per head: its scale, the errors of the ranker and of both baselines, and the calibration
+    error.
+    """
     judged = (quality or {}).get("heads", {})
     return [{"scale": _SCALES[column], **one["rmse"], "ece": one["ece"]} for column, one in judged.items()]
 
@@ -45,7 +49,11 @@ def calibration_charts(quality: Mapping[str, Any] | None) -> list[dict[str, Any]
     relevance = quality["relevance"]
     charts = [_curve("Next item", relevance, ("predicted probability", "share that was the next item"))]
     for column, judged in quality["heads"].items():
-        labels = ("predicted probability", "share clicked") if column == "click" else ("predicted mean", "actual mean")
+        labels = (
+            ("predicted probability", "share clicked")
+            if column == "click"
+            else ("predicted mean", "actual mean")
+        )
         charts.append(_curve(_SCALES[column].capitalize(), judged, labels))
     return charts
 
@@ -55,25 +63,34 @@ def heat_maps(cells: Cells) -> list[dict[str, Any]]:
     if not cells:
         return []
     users = sum(cell["users"] for cell in cells)
-    rows, columns = (sorted({cell[key] for cell in cells}, key=_first_place) for key in ("policy_rank", "ranker_rank"))
+    rows, columns = (
+        sorted({cell[key] for cell in cells}, key=_first_place) for key in ("policy_rank", "ranker_rank")
+    )
     labels = ("ranker's rank of the target", "policy's rank of it")
 
     def chart(title: str, value: str, note: str, limit: float, color: str = GREEN) -> dict[str, Any]:
         drawn = {
-            (cell["policy_rank"], cell["ranker_rank"]): HeatCell(value=_value(cell, value), text=_text(cell, value))
+            (cell["policy_rank"], cell["ranker_rank"]): HeatCell(
+                value=_value(cell, value), text=_text(cell, value)
+            )
             for cell in cells
         }
         svg = heat_map(drawn, rows=rows, columns=columns, labels=labels, limit=limit, salt=title, color=color)
         return {"title": title, "svg": svg, "note": note}
 
-    note = "Users of the test split" + (", and how many of them the gate would admit." if _gated(cells) else ".")
+    note = "Users of the test split" + (
+        ", and how many of them the gate would admit." if _gated(cells) else "."
+    )
     charts = [chart("Users", "users", note, max(cell["users"] for cell in cells), BLUE)]
     for kind, title, unit in (
         ("hr", "HR@10", "Change of the share of users hit."),
         ("gain", "rank of the target", "Mean log2(rank at the start / rank now): +1 is a rank halved."),
     ):
         limit = max(abs(_value(cell, f"{name}_{kind}")) for cell in cells for name in _LATER)
-        charts += [chart(f"Start to {label}: {title}", f"{name}_{kind}", unit, limit) for name, label in _LATER.items()]
+        charts += [
+            chart(f"Start to {label}: {title}", f"{name}_{kind}", unit, limit)
+            for name, label in _LATER.items()
+        ]
     charts[0]["note"] += f" {users:,} in all."
     return charts
 
@@ -82,7 +99,9 @@ def cells_table(cells: Cells) -> "Table":
     """The cells for a terminal."""
     from rich.table import Table
 
-    table = Table(title="HR@10 and rank gain from the start, by its and the ranker's rank", title_justify="left")
+    table = Table(
+        title="HR@10 and rank gain from the start, by its and the ranker's rank", title_justify="left"
+    )
     for title in ("start", "ranker"):
         table.add_column(title)
     for title in ("users", "admitted", "HR@10", "control", "best", "gain control", "gain best"):
@@ -126,6 +145,6 @@ def _curve(title: str, judged: Mapping[str, Any], labels: tuple[str, str]) -> di
     curve = judged["curve"]
     return {
         "title": title,
-        "svg": reliability(curve["predicted"], curve["observed"], curve["events"], labels, salt=title),
+        "svg": reliability_chart(curve["predicted"], curve["observed"], curve["events"], labels, salt=title),
         "note": f"Expected calibration error {judged['ece']:.4f} over {judged['events']:,} events.",
     }

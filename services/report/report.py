@@ -1,4 +1,5 @@
-"""`report.html` of a run directory, one self-contained page from its summary and metrics; and the terminal's table.
+"""`report.html` of a run directory, one self-contained page from its summary and metrics; and the terminal's
+table.
 
 Whatever a run has not left is shown as "not measured", so a page can be written at any time.
 """
@@ -19,8 +20,8 @@ from sluice.services.report.charts import (
     RED,
     Series,
     Spot,
-    lines,
-    plane,
+    line_chart,
+    plane_chart,
     stacked_bar,
     time_bars,
 )
@@ -51,7 +52,7 @@ _COLORS = {"start": GREY, "control": ORANGE, "best": GREEN, "last": BLUE}
 Rows = list[dict[str, Any]]
 
 
-def write(run_directory: Path) -> Path:
+def write_report(run_directory: Path) -> Path:
     """Write `report.html` from whatever the run directory holds; returns its path.
 
     Raises:
@@ -66,19 +67,23 @@ def write(run_directory: Path) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    page = environment.get_template("report.html.j2").render(context(run_directory))
+    page = environment.get_template("report.html.j2").render(report_context(run_directory))
     path = run_directory / "report.html"
     path.write_text(page)
     return path
 
 
-def context(run_directory: Path) -> dict[str, Any]:
+def report_context(run_directory: Path) -> dict[str, Any]:
     """Everything that the template shows."""
     summary = _json(run_directory / "summary.json") or {}
-    metrics, control = _lines(run_directory / "metrics.jsonl"), _lines(run_directory / "metrics-control.jsonl")
+    metrics, control = (
+        _lines(run_directory / "metrics.jsonl"),
+        _lines(run_directory / "metrics-control.jsonl"),
+    )
     if not summary and not metrics and not control:
         raise RunError(
-            f"{run_directory} has no summary.json and no metrics: give a run directory, <output>/<name>-seed<seed>"
+            f"{run_directory} has no summary.json and no metrics: give a run directory, "
+            f"<output>/<name>-seed<seed>"
         )
     config = run_directory / "config.yaml"
     steps, evaluations = _of_kind(metrics, "step"), _of_kind(metrics, "eval")
@@ -86,15 +91,15 @@ def context(run_directory: Path) -> dict[str, Any]:
     return {
         "name": run_directory.name,
         "summary": summary,
-        "groups": groups(summary),
-        "headline": headline(summary),
-        "differences": differences(summary),
+        "groups": group_rows(summary),
+        "headline": headline_rows(summary),
+        "differences": difference_rows(summary),
         "stratified": summary.get("stratified") or [],
         "heat_maps": ranker_view.heat_maps(summary.get("stratified") or []),
         "ranker": summary.get("ranker") or {},
-        "heads": ranker_view.heads(summary.get("ranker")),
+        "heads": ranker_view.head_rows(summary.get("ranker")),
         "calibration": ranker_view.calibration_charts(summary.get("ranker")),
-        "accounting": accounting(summary),
+        "accounting": accounting_rows(summary),
         "throughput": summary.get("throughput") or {},
         "gate": summary.get("gate") or {},
         "curves": _curves(summary, evaluations, control_evaluations),
@@ -103,13 +108,15 @@ def context(run_directory: Path) -> dict[str, Any]:
         "wall": stacked_bar(summary.get("wall_s") or {}, "s"),
         "config": config.read_text() if config.is_file() else None,
         "manifest": json.dumps(_json(run_directory / "manifest.json") or {}, indent=1),
-        "percent": percent,
-        "number": number,
+        "percent": format_percent,
+        "number": format_number,
     }
 
 
-def headline(summary: Mapping[str, Any]) -> Rows:
-    """One row per policy and baseline: its name, its cells by column, and the interval of HR@10 if there is one."""
+def headline_rows(summary: Mapping[str, Any]) -> Rows:
+    """One row per policy and baseline: its name, its cells by column, and the interval of HR@10 if there is
+    one.
+    """
     metrics, intervals = summary.get("metrics") or {}, (summary.get("intervals") or {}).get("hr@10") or {}
     return [
         {
@@ -123,7 +130,7 @@ def headline(summary: Mapping[str, Any]) -> Rows:
     ]
 
 
-def groups(summary: Mapping[str, Any]) -> str | None:
+def group_rows(summary: Mapping[str, Any]) -> str | None:
     """What a group of rollouts was, since beams are not samples; None when the run had none."""
     decode = summary.get("decode")
     if not decode:
@@ -137,13 +144,20 @@ def groups(summary: Mapping[str, Any]) -> str | None:
     return f"{kind}, {form}, temperature {{temperature:g}}".format(**decode)
 
 
-def differences(summary: Mapping[str, Any]) -> Rows:
-    """Paired differences `a - b` of HR@10 and NDCG@10 with their intervals, and whether these leave out zero."""
+def difference_rows(summary: Mapping[str, Any]) -> Rows:
+    """Paired differences `a - b` of HR@10 and NDCG@10 with their intervals, and whether these leave out
+    zero.
+    """
     metrics, rows = summary.get("metrics") or {}, []
     for metric, intervals in (summary.get("intervals") or {}).items():
         for pair, (low, high) in intervals.items():
             first, _, second = pair.partition("-")
-            if first in metrics and second in metrics and metric in metrics[first] and metric in metrics[second]:
+            if (
+                first in metrics
+                and second in metrics
+                and metric in metrics[first]
+                and metric in metrics[second]
+            ):
                 verdict = "better" if low > 0 else "worse" if high < 0 else "not distinguishable"
                 rows.append(
                     {
@@ -158,7 +172,7 @@ def differences(summary: Mapping[str, Any]) -> Rows:
     return rows
 
 
-def accounting(summary: Mapping[str, Any]) -> dict[str, Any] | None:
+def accounting_rows(summary: Mapping[str, Any]) -> dict[str, Any] | None:
     """The counts and whether issued = trained + stale + invalid + in flight holds."""
     counts = summary.get("accounting")
     if not counts:
@@ -178,7 +192,7 @@ def terminal_table(summary: Mapping[str, Any]) -> "Table":
     table.add_column("")
     for title in COLUMNS.values():
         table.add_column(title, justify="right")
-    for row in headline(summary):
+    for row in headline_rows(summary):
         style = "bold" if row["key"] == "best" else None
         table.add_row(row["label"], *row["cells"], style=style)
     return table
@@ -196,21 +210,25 @@ def terminal_lines(summary: Mapping[str, Any], width: int = 110) -> list[str]:
     compared = [
         f"{row['metric']} {row['pair']}: {row['difference']:+.4f} "
         f"[{row['low']:+.4f}, {row['high']:+.4f}] {row['verdict']}"
-        for row in differences(summary)
+        for row in difference_rows(summary)
         if row["metric"] == COLUMNS["hr@10"]
     ]
     cells = io.StringIO()
-    Console(file=cells, width=width, color_system=None).print(ranker_view.cells_table(summary.get("stratified") or []))
-    stratified = [line.rstrip() for line in cells.getvalue().splitlines()] if summary.get("stratified") else []
+    Console(file=cells, width=width, color_system=None).print(
+        ranker_view.cells_table(summary.get("stratified") or [])
+    )
+    stratified = (
+        [line.rstrip() for line in cells.getvalue().splitlines()] if summary.get("stratified") else []
+    )
     return [*table, *compared, *stratified]
 
 
-def percent(value: float | None) -> str:
+def format_percent(value: float | None) -> str:
     """A share as percent."""
     return "not measured" if value is None else f"{100 * value:.2f}%"
 
 
-def number(value: float | None) -> str:
+def format_number(value: float | None) -> str:
     """A figure with as many digits as it needs."""
     if value is None:
         return "not measured"
@@ -220,7 +238,7 @@ def number(value: float | None) -> str:
 def _cell(values: Mapping[str, float], column: str, row: str) -> str:
     if column == "hallucination":
         # What ranks the catalogue itself cannot make an item up.
-        return "-" if row in ("popularity", "itemknn", "ranker") else percent(values.get(column))
+        return "-" if row in ("popularity", "itemknn", "ranker") else format_percent(values.get(column))
     return "-" if values.get(column) is None else f"{values[column]:.4f}"
 
 
@@ -235,7 +253,9 @@ def _curves(summary: Mapping[str, Any], evaluations: Rows, control: Rows) -> Row
         ]
 
     def path(label: str, color: str, rows: Rows) -> Series:
-        points = [(row["hallucination"], row["hr@10"]) for row in rows if {"hallucination", "hr@10"} <= row.keys()]
+        points = [
+            (row["hallucination"], row["hr@10"]) for row in rows if {"hallucination", "hr@10"} <= row.keys()
+        ]
         return Series(label=label, color=color, points=points)
 
     spots = [
@@ -251,16 +271,19 @@ def _curves(summary: Mapping[str, Any], evaluations: Rows, control: Rows) -> Row
     ]
     paths = [path("post-training", BLUE, evaluations), path("control", ORANGE, control)]
     return [
-        _chart("HR@10 on validation", lines(both("hr@10"), "HR@10")),
-        _chart("Hallucination on validation", lines(both("hallucination"), "share of the top 10", percent=True)),
+        _chart("HR@10 on validation", line_chart(both("hr@10"), "HR@10")),
+        _chart(
+            "Hallucination on validation",
+            line_chart(both("hallucination"), "share of the top 10", percent=True),
+        ),
         _chart(
             "Retrieval-validity plane while training (validation)",
-            plane(paths, [], "valid"),
+            plane_chart(paths, [], "valid"),
             "Up is better retrieval, left is fewer made-up items. Dots grow with the training step.",
         ),
         _chart(
             "Retrieval-validity plane at the end (test)",
-            plane([], spots, "test"),
+            plane_chart([], spots, "test"),
             "Bars are 95% bootstrap intervals over users, where computed.",
         ),
     ]
@@ -301,7 +324,7 @@ def _training(steps: Rows) -> Rows:
         ("KL to the starting policy", [curve("KL", "kl", ORANGE)], "nats per token", False),
         ("Entropy of the policy", [curve("entropy", "entropy", GREY)], "nats per token", False),
     ]
-    return [_chart(title, lines(series, unit, percent=share)) for title, series, unit, share in charts]
+    return [_chart(title, line_chart(series, unit, percent=share)) for title, series, unit, share in charts]
 
 
 def _chart(title: str, svg: str | None, note: str = "") -> dict[str, Any]:

@@ -15,7 +15,9 @@ def _environment(config: RunConfig) -> dict[str, str]:
 
 
 def open_engine(config: RunConfig, paths: RunPaths, vocabulary: Vocabulary, seed: int) -> Engine:
-    """Runs inside the rollout actor, whose environment is what `_environment` says before vLLM is imported."""
+    """Runs inside the rollout actor, whose environment is what `_environment` says before vLLM is
+    imported.
+    """
     arguments = {
         "policy_dir": paths.policy,
         "vocabulary": vocabulary,

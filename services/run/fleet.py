@@ -1,4 +1,5 @@
-"""The actors of one run: rollout queue, weight board, ranker pool and rollout pool, started together and kept alive.
+"""The actors of one run: rollout queue, weight board, ranker pool and rollout pool, started together and kept
+alive.
 
 consumes   the health of each rollout actor's `run()` reference
 produces   restarts (the dead actor's prompts are issued again first) until the bound, then one clear error
@@ -18,7 +19,7 @@ from ray.exceptions import RayError
 
 from sluice.actors.boards.catalogue_board import CatalogueBoard, CataloguePublisher, CatalogueSource
 from sluice.actors.boards.weight_board import WeightBoard, WeightPublisher, WeightSource
-from sluice.actors.calls import RayCall, answer, reason_of
+from sluice.actors.calls import RayCall, get_result, reason_of
 from sluice.actors.queue.actor import QueueActor
 from sluice.actors.queue.client import QueueClient
 from sluice.actors.ranker.pool import RankerActor, RankerClient
@@ -29,7 +30,7 @@ from sluice.catalog.errors import ClusterError, DataError, RunError, SluiceError
 from sluice.catalog.tokens import TokenLayout
 from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.cluster import placement
-from sluice.cluster.failure import decide
+from sluice.cluster.failure import decide_restart
 from sluice.cluster.metrics import MetricSet
 from sluice.learner.batches.sources import open_prompts
 from sluice.learner.ranker.load import open_ranker
@@ -59,7 +60,9 @@ class _Rollout:
         self.running = self.handle.run.remote(self.started, self.vocabulary)
 
     def begin_again(self) -> None:
-        """Run in the actor that replaces a dead one: `start` is retried until Ray has replaced it, `run` never is."""
+        """Run in the actor that replaces a dead one: `start` is retried until Ray has replaced it, `run`
+        never is.
+        """
         self.started = self.handle.start.remote(self.vocabulary)
         self.begin()
 
@@ -107,12 +110,13 @@ class Fleet:
         _, late = ray.wait(list(starting), num_returns=len(starting), timeout=timeout_s)
         if late:
             raise ClusterError(
-                f"the engines of {', '.join(starting[ref] for ref in late)} were not ready within {timeout_s:.0f} s; "
+                f"the engines of {', '.join(starting[ref] for ref in late)} were not ready within "
+                f"{timeout_s:.0f} s; "
                 "raise cluster.start_timeout_s, or look at the actors' logs in the Ray dashboard"
             )
         self._follow_catalogue()  # what was pushed before a run was resumed is there from its first prompt on
         for rollout in self.rollouts:
-            answer(rollout.started, f"the engine of {rollout.name}", _ANSWER_S)
+            get_result(rollout.started, f"the engine of {rollout.name}", _ANSWER_S)
             rollout.begin()
         self._supervisor = threading.Thread(target=self._supervise, name="fleet-supervisor", daemon=True)
         self._supervisor.start()
@@ -139,13 +143,17 @@ class Fleet:
         return {name: {**counts[name], "node": node} for name, node in nodes.items()}
 
     def times(self) -> dict[str, dict[str, float]]:
-        """Where the time of each rollout actor and ranker went so far, by activity; who does not answer is left out."""
+        """Where the time of each rollout actor and ranker went so far, by activity; who does not answer is
+        left out.
+        """
         handles = {f"ranker-{number}": handle for number, handle in enumerate(self.rankers)}
         handles |= {rollout.name: rollout.handle for rollout in self.rollouts}
         return {name: stats.time for name, stats in sorted(self._ask("stats", handles).items())}
 
     def _ask(self, method: str, handles: dict[str, ActorHandle]) -> dict[str, Any]:
-        """The actors' answers by name. What a dead actor counted is lost, which is no reason to lose the run."""
+        """The actors' answers by name. What a dead actor counted is lost, which is no reason to lose the
+        run.
+        """
         calls = {
             name: RayCall(getattr(handle, method).remote(), f"{name}.{method}", _STATS_S)
             for name, handle in handles.items()
@@ -171,7 +179,9 @@ class Fleet:
             self.failure = error
 
     def _follow_catalogue(self) -> None:
-        """Publish what has been pushed. A change that cannot be read or published stops the changes, not the run."""
+        """Publish what has been pushed. A change that cannot be read or published stops the changes, not the
+        run.
+        """
         if self._changes is None:
             return
         try:
@@ -179,7 +189,8 @@ class Fleet:
                 self.catalogues.publish(vocabulary)
                 retired = len(vocabulary.retired)
                 print(
-                    f"catalogue: version {vocabulary.version} with {vocabulary.trie.items} items, {retired} retired",
+                    f"catalogue: version {vocabulary.version} with {vocabulary.trie.items} items, {retired} "
+                    f"retired",
                     flush=True,
                 )
         except (DataError, RunError) as error:
@@ -192,7 +203,7 @@ class Fleet:
             reason = "its run ended though nobody stopped it"
         except ray.exceptions.RayError as error:
             reason = reason_of(error)
-        decision = decide(
+        decision = decide_restart(
             f"rollout actor {rollout.name}",
             restarts=rollout.restarts,
             bound=self.max_restarts,
@@ -218,16 +229,18 @@ def reserve_places(config: RunConfig) -> placement.Reservation:
         ClusterError: the cluster did not grant them within `cluster.placement_timeout_s`.
     """
     rollout, pool = config.rollout, config.ranker_pool
-    plan = placement.plan(
+    plan = placement.plan_placement(
         config.cluster,
         rollouts=placement.RoleNeeds(count=rollout.actors, cpus=rollout.cpus, gpus=rollout.gpus),
         rankers=placement.RoleNeeds(count=pool.actors, cpus=pool.cpus, gpus=pool.gpus),
         learner_workers=config.learner.workers,
     )
-    return placement.reserve(plan, config.cluster.placement_timeout_s)
+    return placement.reserve_placement(plan, config.cluster.placement_timeout_s)
 
 
-def start_fleet(config: RunConfig, paths: RunPaths, layout: TokenLayout, reservation: placement.Reservation) -> Fleet:
+def start_fleet(
+    config: RunConfig, paths: RunPaths, layout: TokenLayout, reservation: placement.Reservation
+) -> Fleet:
     """Create all actors; they load in parallel and nothing waits for them here."""
     # A rollout actor has a few calls at the queue and one at each board, most of them waiting.
     light = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "max_concurrency": 10_000}
@@ -266,7 +279,9 @@ def start_fleet(config: RunConfig, paths: RunPaths, layout: TokenLayout, reserva
         for index in range(config.ranker_pool.actors)
     ]
     queue = QueueClient(queue_actor, wait_s=config.learner.wait_s, start_s=config.cluster.start_timeout_s)
-    ranker = RankerClient(tuple(rankers), timeout_s=config.ranker_pool.timeout_s, attempts=config.ranker_pool.attempts)
+    ranker = RankerClient(
+        tuple(rankers), timeout_s=config.ranker_pool.timeout_s, attempts=config.ranker_pool.attempts
+    )
     rollouts = []
     for index in range(config.rollout.actors):
         name = f"rollout-{index}"

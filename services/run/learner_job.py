@@ -1,4 +1,6 @@
-"""One training of the learner as a Ray Train job: the post-training itself, or the control from the logs alone."""
+"""One training of the learner as a Ray Train job: the post-training itself, or the control from the logs
+alone.
+"""
 
 import shutil
 import threading
@@ -11,7 +13,7 @@ from ray.train.torch import TorchTrainer
 from sluice.actors.boards.weight_board import WeightPublisher
 from sluice.actors.queue.client import QueueClient
 from sluice.catalog.errors import RunError
-from sluice.cluster.environment import give_way
+from sluice.cluster.environment import lower_thread_priority
 from sluice.cluster.metrics import MetricSet
 from sluice.cluster.placement import learner_resources
 from sluice.learner.objectives.settings.objective import Objective
@@ -25,8 +27,13 @@ from sluice.services.run.metrics_file import last_metrics
 _POLL_S = 1.0
 
 
-def fit(
-    config: RunConfig, paths: RunPaths, name: str, objective: Objective, reporter: Reporter, fleet: Fleet | None = None
+def run_learner(
+    config: RunConfig,
+    paths: RunPaths,
+    name: str,
+    objective: Objective,
+    reporter: Reporter,
+    fleet: Fleet | None = None,
 ) -> None:
     """One Ray Train run of the learner, shown as the phase `name`."""
     queue: QueueClient | None = fleet.queue if fleet else None
@@ -77,12 +84,14 @@ def fit(
         except ray.train.TrainingFailedError as error:
             if fleet is not None and fleet.failure is not None:
                 raise fleet.failure from error
-            raise RunError(f"{name} failed after {config.cluster.max_learner_restarts} restart(s): {error}") from error
+            raise RunError(
+                f"{name} failed after {config.cluster.max_learner_restarts} restart(s): {error}"
+            ) from error
 
 
 def _train_loop(options: dict[str, Any]) -> None:
     """`train_loop` in a worker of Ray Train, which runs it in a thread beside Ray's own."""
-    give_way(but=threading.get_native_id())
+    lower_thread_priority(but=threading.get_native_id())
     train_loop(options)
 
 

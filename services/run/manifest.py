@@ -1,4 +1,6 @@
-"""What a run was made with: versions, commit, machine. Written once at its start, beside the resolved config."""
+"""What a run was made with: versions, commit, machine. Written once at its start, beside the resolved
+config.
+"""
 
 import json
 import os
@@ -16,16 +18,16 @@ GIT_VARIABLE = "SLUICE_GIT"  # what `sluice submit` tells a job about the checko
 _GIT_TIMEOUT_S = 10.0
 
 
-def write(config: RunConfig, run_directory: Path) -> None:
+def write_manifest(config: RunConfig, run_directory: Path) -> None:
     """Write `config.yaml` and `manifest.json` into the run directory."""
     run_directory.mkdir(parents=True, exist_ok=True)
     (run_directory / "config.yaml").write_text(dump_config(config))
     (run_directory / "manifest.json").write_text(
-        json.dumps(describe(Path(__file__).parent, os.environ), indent=1) + "\n"
+        json.dumps(describe_run(Path(__file__).parent, os.environ), indent=1) + "\n"
     )
 
 
-def describe(source: Path, environment: Mapping[str, str]) -> dict[str, Any]:
+def describe_run(source: Path, environment: Mapping[str, str]) -> dict[str, Any]:
     """The manifest's content; `source` is a directory of the running code."""
     told = environment.get(GIT_VARIABLE)
     return {
@@ -43,7 +45,9 @@ def describe(source: Path, environment: Mapping[str, str]) -> dict[str, Any]:
 
 
 def git_state(source: Path) -> dict[str, Any] | None:
-    """Commit and whether the tree differs from it; None when the code is no git checkout, as in a job's copy."""
+    """Commit and whether the tree differs from it; None when the code is no git checkout, as in a job's
+    copy.
+    """
     commit = _git(source, "rev-parse", "HEAD")
     if not commit:
         return None
@@ -53,7 +57,12 @@ def git_state(source: Path) -> dict[str, Any] | None:
 def _git(source: Path, *arguments: str) -> str | None:
     try:
         done = subprocess.run(
-            ["git", *arguments], cwd=source, capture_output=True, text=True, timeout=_GIT_TIMEOUT_S, check=False
+            ["git", *arguments],
+            cwd=source,
+            capture_output=True,
+            text=True,
+            timeout=_GIT_TIMEOUT_S,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None

@@ -1,4 +1,6 @@
-"""The final judgement: every policy and both baselines on the test users, by the same code, in `summary.json`."""
+"""The final judgement: every policy and both baselines on the test users, by the same code, in
+`summary.json`.
+"""
 
 import functools
 import json
@@ -11,23 +13,32 @@ import numpy as np
 from sluice.catalog.data.dataset import Dataset, Examples
 from sluice.learner.evaluation.baselines import ItemKNN, Popularity
 from sluice.learner.evaluation.evaluate import TOP, UserResults
-from sluice.learner.evaluation.stratified import gate_at_start, stratify
+from sluice.learner.evaluation.stratified import gate_at_start, stratify_users
 from sluice.learner.objectives.build import build_objective
 from sluice.learner.ranker.load import load_ranker
 from sluice.learner.ranker.model import Ranker
-from sluice.learner.ranking_metrics import intervals, rank_of
+from sluice.learner.ranking_metrics import bootstrap_intervals, rank_of
 from sluice.services.config import RunConfig
 from sluice.services.paths import RunPaths
 from sluice.services.run.tasks import State, run_tasks
-from sluice.services.stages.evaluate import evaluate_policy
+from sluice.services.stages.evaluate import evaluate_run
 from sluice.services.stages.fit_ranker import read_quality
 
-PAIRS = (("best", "control"), ("best", "start"), ("last", "control"), ("control", "start"), ("best", "itemknn"))
+PAIRS = (
+    ("best", "control"),
+    ("best", "start"),
+    ("last", "control"),
+    ("control", "start"),
+    ("best", "itemknn"),
+)
 
 
-def judge(config: RunConfig, progress: Callable[[int, int, dict[str, float]], None]) -> dict[str, Any]:
-    """`metrics`, `intervals` and `stratified`, of every policy that the run left and both baselines on the test users;
-    and `ranker`, what its fitting found on validation."""
+def judge_policies(
+    config: RunConfig, progress: Callable[[int, int, dict[str, float]], None]
+) -> dict[str, Any]:
+    """`metrics`, `bootstrap_intervals` and `stratified`, of every policy that the run left and both baselines
+    on the test users; and `ranker`, what its fitting found on validation.
+    """
     paths = RunPaths.of(config)
     places = {
         "start": paths.policy,
@@ -37,7 +48,7 @@ def judge(config: RunConfig, progress: Callable[[int, int, dict[str, float]], No
         "last": paths.last,
     }
     places = {name: place for name, place in places.items() if place.exists()}
-    jobs = {name: functools.partial(evaluate_policy, config, place, "test") for name, place in places.items()}
+    jobs = {name: functools.partial(evaluate_run, config, place, "test") for name, place in places.items()}
     ended = []
 
     def watch(name: str, _state: State, has_ended: bool) -> None:
@@ -51,16 +62,18 @@ def judge(config: RunConfig, progress: Callable[[int, int, dict[str, float]], No
     ranks = {name: result.ranks for name, result in results.items()}
     summary = {
         "metrics": {name: result.summary(dataset.items) for name, result in results.items()},
-        "intervals": {metric: intervals(ranks, metric, PAIRS) for metric in ("hr@10", "ndcg@10")},
+        "intervals": {metric: bootstrap_intervals(ranks, metric, PAIRS) for metric in ("hr@10", "ndcg@10")},
     }
     if build_objective(config.objective).needs_groups:
         ranker = load_ranker(config.ranker, paths.ranker, dataset)
-        ranked = judge_scores(dataset, dataset.examples("test"), _full_catalogue(ranker, dataset.items), batch=64)
+        ranked = judge_scores(
+            dataset, dataset.examples("test"), _full_catalogue(ranker, dataset.items), batch=64
+        )
         summary["metrics"]["ranker"] = ranked.summary(dataset.items)
         settings, admitted = getattr(config.objective, "gate", None), None
         if settings is not None:
             admitted = gate_at_start(results["start"], dataset, ranker, settings, config.rollout.distractors)
-        summary["stratified"] = stratify(results, ranked, config.evaluation.beam_width, admitted)
+        summary["stratified"] = stratify_users(results, ranked, config.evaluation.beam_width, admitted)
     summary["ranker"] = read_quality(paths)
     progress(len(places) + 1, len(places) + 1, {})
     return summary
@@ -74,7 +87,9 @@ def _full_catalogue(ranker: Ranker, items: int) -> Callable[[list[np.ndarray]], 
 def judge_scores(
     dataset: Dataset, examples: Examples, score: Callable[[list[np.ndarray]], np.ndarray], batch: int = 256
 ) -> UserResults:
-    """Full-catalogue ranking by `score(histories) -> [B, N]`, seen items left out when the data set says so."""
+    """Full-catalogue ranking by `score(histories) -> [B, N]`, seen items left out when the data set says
+    so.
+    """
     ranks, tops = [], []
     for start in range(0, len(examples.users), batch):
         pairs = list(

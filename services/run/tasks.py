@@ -1,7 +1,8 @@
-"""Heavy single-process work (training the start and the ranker, judging policies) as Ray tasks beside each other.
+"""Heavy single-process work (training the start and the ranker, judging policies) as Ray tasks beside each
+other.
 
-Each task gets the resources of one learner worker, so it lands where the learner would, and as many run at once as the
-cluster has room for. Progress comes back through one small actor that the driver reads.
+Each task gets the resources of one learner worker, so it lands where the learner would, and as many run at
+once as the cluster has room for. Progress comes back through one small actor that the driver reads.
 """
 
 import time
@@ -11,7 +12,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from sluice.actors.calls import answer
+from sluice.actors.calls import get_result
 from sluice.catalog.errors import RunError
 from sluice.cluster.placement import as_options, learner_resources
 from sluice.cluster.settings import ClusterSettings
@@ -89,7 +90,7 @@ def _run(name: str, job: Callable[[Progress], Any], board: Any) -> Any:
 
 def _result(name: str, reference: Any) -> Any:
     try:
-        return answer(reference, name, _RESULT_S)
+        return get_result(reference, name, _RESULT_S)
     except RayTaskError:
         raise
     except RayError as error:

@@ -29,41 +29,42 @@ from sluice.services.report import report
 from sluice.services.report.ranker_view import quality_lines
 from sluice.services.run import manifest
 from sluice.services.run.fleet import Fleet, reserve_places, start_fleet
-from sluice.services.run.learner_job import fit
+from sluice.services.run.learner_job import run_learner
 from sluice.services.run.metrics_file import last_metrics, read_metrics
-from sluice.services.run.summary import judge, write_summary
+from sluice.services.run.summary import judge_policies, write_summary
 from sluice.services.run.tasks import State, run_tasks
 from sluice.services.stages import fit_ranker, prepare, pretrain
 
 _JOIN_S = 60.0  # for rollouts whose run was over before their engines were there
 
 
-def run(config: RunConfig, resume: Resume = None) -> int:
+def run_training(config: RunConfig, resume: Resume = None) -> int:
     """Run the job, or `resume` it from its last or its best checkpoint; returns the exit code.
 
     Raises:
-        RunError: the run directory already holds a post-training that is not to be resumed, or the run failed.
+        RunError: the run directory already holds a post-training that is not to be resumed, or the run
+            failed.
     """
     paths = RunPaths.of(config)
     _check_fresh(paths, resume)
     paths.root.mkdir(parents=True, exist_ok=True)
-    manifest.write(config, paths.root)
+    manifest.write_manifest(config, paths.root)
     with Reporter.for_stream(sys.stdout) as reporter:
         with reporter.phase("prepare") as progress:
-            prepared = prepare.prepare(config.data, paths.data, progress)
+            prepared = prepare.prepare_data(config.data, paths.data, progress)
         for warning in prepared.warnings:
             reporter.line(f"warning: {warning}")
         _check_rewards(config, Dataset.open(paths.data))
-        session.connect()
+        session.connect_cluster()
         _start_and_ranker(config, reporter)
         for line in quality_lines(fit_ranker.read_quality(paths)):
             reporter.line(line)
         outcome = _train(config, paths, reporter, resume)
         with reporter.phase("judge") as progress:
-            summary = {**_header(config), **judge(config, progress), **outcome}
+            summary = {**_header(config), **judge_policies(config, progress), **outcome}
         summary["wall_s"] = {name: round(seconds, 1) for name, seconds in reporter.seconds.items()}
         write_summary(paths.summary, summary)
-        page = report.write(paths.root)
+        page = report.write_report(paths.root)
         for line in report.terminal_lines(summary):
             reporter.line(line)
         reporter.line(f"summary  {paths.summary}")
@@ -74,8 +75,8 @@ def run(config: RunConfig, resume: Resume = None) -> int:
 def _start_and_ranker(config: RunConfig, reporter: Reporter) -> None:
     """Both need the data alone, so they are trained beside each other."""
     jobs = {
-        "pretrain": functools.partial(pretrain.run, config),
-        "fit-ranker": functools.partial(fit_ranker.run, config),
+        "pretrain": functools.partial(pretrain.run_pretraining, config),
+        "fit-ranker": functools.partial(fit_ranker.run_ranker_fit, config),
     }
     phases = {name: contextlib.ExitStack() for name in jobs}
     shown = {name: stack.enter_context(reporter.phase(name)) for name, stack in phases.items()}
@@ -92,7 +93,8 @@ def _check_rewards(config: RunConfig, dataset: Dataset) -> None:
     """Before hours of training: whether the log has the rewards that the objective learns from."""
     if config.needs_logged_reward and dataset.reward_column is None:
         raise ConfigError(
-            f"objective {config.objective.type} learns from logged rewards, and the log has none: name its column in "
+            f"objective {config.objective.type} learns from logged rewards, and the log has none: name its "
+            f"column in "
             "data.source.columns (rating, click or dwell_seconds), or choose another objective"
         )
 
@@ -101,13 +103,17 @@ def _check_fresh(paths: RunPaths, resume: Resume) -> None:
     has_best = paths.best_checkpoint("train").exists()
     has_begun = has_best or (paths.checkpoints / "train").exists()
     if resume and not has_begun:
-        raise RunError(f"nothing to resume: {paths.root} holds no checkpoint of a post-training; leave out --resume")
+        raise RunError(
+            f"nothing to resume: {paths.root} holds no checkpoint of a post-training; leave out --resume"
+        )
     if resume == "best" and not has_best:
         raise RunError(f"{paths.root} holds no best checkpoint yet: give --resume to go on from its last one")
     if has_begun and not resume:
         raise RunError(
-            f"{paths.root} already holds a post-training: give --resume to go on with it, or another name, seed or "
-            "output to start a new one, or remove its checkpoints directory to train again from the same start"
+            f"{paths.root} already holds a post-training: give --resume to go on with it, or another name, "
+            f"seed or "
+            "output to start a new one, or remove its checkpoints directory to train again from the same "
+            "start"
         )
 
 
@@ -117,7 +123,7 @@ def _post_train(
     if resume == "best":
         # Without checkpoints of Ray Train's the workers go on from the best one.
         shutil.rmtree(paths.checkpoints / "train", ignore_errors=True)
-    fit(config, paths, "train", config.objective, reporter, fleet)
+    run_learner(config, paths, "train", config.objective, reporter, fleet)
 
 
 def _train(config: RunConfig, paths: RunPaths, reporter: Reporter, resume: Resume) -> dict[str, Any]:
@@ -134,12 +140,20 @@ def _train(config: RunConfig, paths: RunPaths, reporter: Reporter, resume: Resum
         with _engines(fleet, config, reporter):
             _post_train(config, paths, reporter, resume, fleet)
         figures = _figures(paths, reporter, fleet.queue.status().accounting)
-        figures |= {"time": fleet.times() | figures["time"], "restarts": fleet.restarts, "rollouts": fleet.stats()}
+        figures |= {
+            "time": fleet.times() | figures["time"],
+            "restarts": fleet.restarts,
+            "rollouts": fleet.stats(),
+        }
     finally:
         fleet.stop()
     last = last_metrics(paths.metrics("control"), "step")
-    if last is None or last["step"] != config.learner.steps or not (paths.control_last / "config.json").exists():
-        fit(config, paths, "control", NllObjective(), reporter)
+    if (
+        last is None
+        or last["step"] != config.learner.steps
+        or not (paths.control_last / "config.json").exists()
+    ):
+        run_learner(config, paths, "control", NllObjective(), reporter)
     return figures
 
 
@@ -174,7 +188,9 @@ def _figures(paths: RunPaths, reporter: Reporter, accounting: dict[str, int]) ->
 
     seconds = reporter.seconds["train"]
     return {
-        "time": {f"learner-{row['rank']}": row["seconds"] for row in read_metrics(paths.metrics("train"), "time")},
+        "time": {
+            f"learner-{row['rank']}": row["seconds"] for row in read_metrics(paths.metrics("train"), "time")
+        },
         "accounting": accounting,
         "gate": {
             "rate": mean("gate_rate"),

@@ -10,7 +10,7 @@ from sluice.learner.policy.policy import load_policy
 from sluice.services.paths import RunPaths
 
 
-def push(run_directory: Path, add: Path | None, retire: Path | None) -> Vocabulary:
+def push_change(run_directory: Path, add: Path | None, retire: Path | None) -> Vocabulary:
     """Write the next version into the run's directory, from where the run takes it up; returns it.
 
     Raises:

@@ -7,13 +7,13 @@ import torch
 
 from sluice.catalog.data.dataset import Dataset
 from sluice.catalog.trie.vocabulary import Vocabulary
-from sluice.learner.evaluation.evaluate import UserResults, evaluate, subset
+from sluice.learner.evaluation.evaluate import UserResults, evaluate_policy, sample_examples
 from sluice.learner.policy.policy import load_policy
 from sluice.services.config import RunConfig
 from sluice.services.paths import RunPaths
 
 
-def evaluate_policy(
+def evaluate_run(
     config: RunConfig,
     policy_directory: Path,
     split: str,
@@ -25,17 +25,17 @@ def evaluate_policy(
     policy.model.to("cuda" if torch.cuda.is_available() else "cpu")
     examples = dataset.examples(split)
     if split == "valid":
-        examples = subset(examples, config.evaluation.max_users)
+        examples = sample_examples(examples, config.evaluation.max_users)
     vocabulary = Vocabulary.of(dataset.codes, policy.layout)
-    return evaluate(policy.model, vocabulary, dataset, examples, config.evaluation, progress)
+    return evaluate_policy(policy.model, vocabulary, dataset, examples, config.evaluation, progress)
 
 
-def run(
+def run_evaluation(
     config: RunConfig,
     policy_directory: Path,
     split: str,
     progress: Callable[[int, int, dict[str, float]], None] | None = None,
 ) -> dict[str, float]:
     """The metrics of one policy directory."""
-    results = evaluate_policy(config, policy_directory, split, progress)
+    results = evaluate_run(config, policy_directory, split, progress)
     return results.summary(Dataset.open(RunPaths.of(config).data).items)

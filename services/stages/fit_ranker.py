@@ -1,4 +1,6 @@
-"""`sluice fit-ranker`: train the built-in ranker ensemble on the logged interactions and judge it on validation."""
+"""`sluice fit-ranker`: train the built-in ranker ensemble on the logged interactions and judge it on
+validation.
+"""
 
 import json
 from collections.abc import Callable
@@ -14,7 +16,7 @@ from sluice.services.stages.staging import build_once
 _QUALITY = "quality.json"
 
 
-def run(config: RunConfig, progress: Callable[[int, int, dict[str, float]], None]) -> Path:
+def run_ranker_fit(config: RunConfig, progress: Callable[[int, int, dict[str, float]], None]) -> Path:
     """Leave the ranker and its `quality.json` at `<run>/ranker`; a user's own ranker needs no fitting."""
     from sluice.learner.ranker.fit import fit_ranker
 

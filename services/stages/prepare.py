@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sluice.catalog.data.cleaning import LogCleaner, Rejections
-from sluice.catalog.data.cooccurrence import CoOccurrence, SharedUsers, mixed
+from sluice.catalog.data.cooccurrence import CoOccurrence, SharedUsers, mix_counts
 from sluice.catalog.data.dataset import FORMAT, MANIFEST, read_manifest
 from sluice.catalog.data.items import Items, attribute_matrix, read_items
 from sluice.catalog.data.partition import ItemIndex, UserBuckets
@@ -33,7 +33,7 @@ from sluice.catalog.data.sources import LogSource, open_source
 from sluice.catalog.data.splits import SPLITS, TRAIN, TimeCuts, find_cuts, label_splits, positions_of
 from sluice.catalog.errors import DataError
 from sluice.catalog.files import sha256_of
-from sluice.services.stages.staging import check_replaceable, is_current, staged
+from sluice.services.stages.staging import check_replaceable, is_current, staged_directory
 
 REJECTED = "rejected.jsonl"
 _LIBRARIES = ("pyarrow", "numpy", "scipy", "faiss-cpu")
@@ -51,13 +51,16 @@ class Prepared:
     warnings: tuple[str, ...]  # what a user should know of this data set
 
 
-def prepare(settings: DataSettings, output: Path, progress: Progress = lambda done, total, fields: None) -> Prepared:
+def prepare_data(
+    settings: DataSettings, output: Path, progress: Progress = lambda done, total, fields: None
+) -> Prepared:
     """Write the prepared data directory `output`, or leave it when it already holds the same.
 
     `progress` counts rows: every row is read once, sorted once and split once.
 
     Raises:
-        DataError: the source cannot be used; nothing is left behind then, and an earlier `output` is as it was.
+        DataError: the source cannot be used; nothing is left behind then, and an earlier `output` is as it
+            was.
     """
     source = open_source(settings.source)
     fingerprint = source.fingerprint()
@@ -65,7 +68,7 @@ def prepare(settings: DataSettings, output: Path, progress: Progress = lambda do
         manifest = read_manifest(output) or {}
         return Prepared(directory=output, reused=True, manifest=manifest, warnings=_warnings(manifest))
     check_replaceable(output)
-    with staged(output) as staging:
+    with staged_directory(output) as staging:
         manifest = _Preparation(settings, source, staging, progress).run()
         manifest["source"] = fingerprint
         manifest["files"] = {path.name: sha256_of(path) for path in sorted(staging.iterdir())}
@@ -76,7 +79,9 @@ def prepare(settings: DataSettings, output: Path, progress: Progress = lambda do
 class _Preparation:
     """One run of the pipeline, into an empty directory."""
 
-    def __init__(self, settings: DataSettings, source: LogSource, directory: Path, progress: Progress) -> None:
+    def __init__(
+        self, settings: DataSettings, source: LogSource, directory: Path, progress: Progress
+    ) -> None:
         self._settings = settings
         self._source = source
         self._directory = directory
@@ -97,7 +102,9 @@ class _Preparation:
             "settings": self._settings.model_dump(mode="json"),
             "counts": self._counts,
             "level_sizes": list(level_sizes),
-            "time_cuts": None if cuts is None else {"valid_from": cuts.valid_from, "test_from": cuts.test_from},
+            "time_cuts": None
+            if cuts is None
+            else {"valid_from": cuts.valid_from, "test_from": cuts.test_from},
             "rejected": {rejections.table: rejections.summary() for rejections in (log, catalogue)},
             "versions": {name: metadata.version(name) for name in _LIBRARIES},
         }
@@ -155,12 +162,14 @@ class _Preparation:
                 self._advance(rows + bucket.dropped_rows, {"users": float(users)})
         if users == 0:
             raise DataError(
-                f"no user of {_named(self._source)} has data.min_interactions {self._settings.min_interactions} usable "
+                f"no user of {_named(self._source)} has data.min_interactions "
+                f"{self._settings.min_interactions} usable "
                 f"interactions ({dropped_users} users with {dropped_rows} interactions have fewer)"
             )
         if outcomes.get(self._settings.reward) == 0:
             raise DataError(
-                f"data.reward is {self._settings.reward}, but no usable interaction of {_named(self._source)} has one: "
+                f"data.reward is {self._settings.reward}, but no usable interaction of "
+                f"{_named(self._source)} has one: "
                 "set data.reward to auto or none, or correct data.source.columns"
             )
         self._counts = {
@@ -181,10 +190,14 @@ class _Preparation:
         split = self._settings.split
         if not isinstance(split, GlobalTime):
             return None
-        return find_cuts(lambda: (table.column(0).to_numpy() for table in self._row_groups(["timestamp"])), split)
+        return find_cuts(
+            lambda: (table.column(0).to_numpy() for table in self._row_groups(["timestamp"])), split
+        )
 
     def _split(self, cuts: TimeCuts | None) -> tuple[CoOccurrence, SharedUsers]:
-        """Write the examples; count what stands together in the training part, and what has users in common."""
+        """Write the examples; count what stands together in the training part, and what has users in
+        common.
+        """
         near = CoOccurrence(len(self._items.ids), self._settings.semantic_ids.window)
         shared = SharedUsers(len(self._items.ids))
         examples, repeats = np.zeros(len(SPLITS), dtype=np.int64), np.zeros(len(SPLITS), dtype=np.int64)
@@ -201,7 +214,9 @@ class _Preparation:
                 training += int((labels == TRAIN).sum())
                 kept = positions > 0
                 examples += np.bincount(labels[kept], minlength=len(SPLITS))
-                repeats += np.bincount(labels[_seen_before(user, item, len(self._items.ids))], minlength=len(SPLITS))
+                repeats += np.bincount(
+                    labels[_seen_before(user, item, len(self._items.ids))], minlength=len(SPLITS)
+                )
                 split = pa.DictionaryArray.from_arrays(pa.array(labels[kept]), list(SPLITS))
                 columns = [pa.array(user[kept]), pa.array(positions[kept]), split]
                 file.write_table(pa.table(columns, schema=EXAMPLES), row_group_size=max(1, int(kept.sum())))
@@ -217,8 +232,10 @@ class _Preparation:
         for split, count in self._counts["examples"].items():
             if count == 0:
                 raise DataError(
-                    f"the {split} split of {_named(self._source)} has no example (an interaction with a history): "
-                    f"{self._counts['users']} users have {self._counts['interactions']} interactions. Give a longer "
+                    f"the {split} split of {_named(self._source)} has no example (an interaction with a "
+                    f"history): "
+                    f"{self._counts['users']} users have {self._counts['interactions']} interactions. Give a "
+                    f"longer "
                     "log, or change data.split"
                 )
 
@@ -228,7 +245,7 @@ class _Preparation:
             codes, fitted = items.codes, ()
         else:
             attributes, names = attribute_matrix(items.attributes)
-            counts = mixed(near.matrix(), shared.matrix(), settings.user_share)
+            counts = mix_counts(near.matrix(), shared.matrix(), settings.user_share)
             vectors = item_vectors(counts, attributes, names, items.embedding, settings)
             codes, fitted = residual_kmeans(vectors, settings), settings.level_sizes
         unique = resolve_collisions(codes, near.popularity)
@@ -258,7 +275,8 @@ def _warnings(manifest: dict[str, Any]) -> tuple[str, ...]:
             f"{count} of {manifest['counts']['examples'][split]} {split}" for split, count in hidden.items()
         )
         found.append(
-            f"data.exclude_seen keeps consumed items out of the ranking, but the targets of {listed} examples were "
+            f"data.exclude_seen keeps consumed items out of the ranking, but the targets of {listed} "
+            f"examples were "
             "consumed before and can never be hit: set data.exclude_seen=false if people come back to items"
         )
     found += [

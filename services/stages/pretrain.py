@@ -10,14 +10,16 @@ from sluice.catalog.data.dataset import Dataset
 from sluice.catalog.errors import PolicyError
 from sluice.catalog.files import sha256_of
 from sluice.learner.policy.policy import Policy, adapt_policy, build_policy, load_policy, save_policy
-from sluice.learner.training.pretrain import pretrain
+from sluice.learner.training.pretrain import pretrain_policy
 from sluice.services.config import RunConfig
 from sluice.services.paths import RunPaths
 from sluice.services.stages.staging import build_once
 
 
-def run(config: RunConfig, progress: Callable[[int, int, dict[str, float]], None]) -> Path:
-    """Leave the starting policy at `<run>/policy`; does nothing when it is there, built from the same inputs."""
+def run_pretraining(config: RunConfig, progress: Callable[[int, int, dict[str, float]], None]) -> Path:
+    """Leave the starting policy at `<run>/policy`; does nothing when it is there, built from the same
+    inputs.
+    """
     paths = RunPaths.of(config)
     dataset = Dataset.open(paths.data)
     inputs = {
@@ -32,7 +34,9 @@ def run(config: RunConfig, progress: Callable[[int, int, dict[str, float]], None
         policy, validations = _initial(config, dataset), []
         if config.pretrain.epochs > 0:
             policy.model.to("cuda" if torch.cuda.is_available() else "cpu")
-            validations = pretrain(policy, dataset, config.pretrain, config.evaluation, config.seed, progress)
+            validations = pretrain_policy(
+                policy, dataset, config.pretrain, config.evaluation, config.seed, progress
+            )
         save_policy(policy, directory)
         (directory / "validations.json").write_text(json.dumps(validations, indent=1))
 

@@ -1,7 +1,7 @@
 """Directories that are built once: from which inputs, and replaced all at once or not at all.
 
-A stage is skipped when its directory was built from the same inputs, by value. It is built beside its place and moved
-there when it is whole, so an interrupted build leaves nothing behind that looks finished.
+A stage is skipped when its directory was built from the same inputs, by value. It is built beside its place
+and moved there when it is whole, so an interrupted build leaves nothing behind that looks finished.
 """
 
 import json
@@ -21,7 +21,9 @@ _STAMP = "inputs.json"
 
 
 def build_once(directory: Path, inputs: dict[str, Any], build: Callable[[Path], None]) -> bool:
-    """Build `directory` from `inputs` (JSON-able) unless it is there already; returns whether it was built now."""
+    """Build `directory` from `inputs` (JSON-able) unless it is there already; returns whether it was built
+    now.
+    """
     if stage_inputs(directory) == _canonical(inputs):
         return False
     fresh = directory.with_name(directory.name + ".partial")
@@ -47,8 +49,10 @@ def _canonical(inputs: dict[str, Any]) -> str:
 
 
 @contextmanager
-def staged(output: Path) -> Iterator[Path]:
-    """A directory beside `output` that takes its place when the block ends well, and vanishes when it does not."""
+def staged_directory(output: Path) -> Iterator[Path]:
+    """A directory beside `output` that takes its place when the block ends well, and vanishes when it does
+    not.
+    """
     output.parent.mkdir(parents=True, exist_ok=True)
     tag = uuid.uuid4().hex[:8]
     staging, old = (output.with_name(f".{output.name}.{kind}-{tag}") for kind in ("preparing", "replaced"))
@@ -75,11 +79,15 @@ def check_replaceable(output: Path) -> None:
     if output.exists() and not output.is_dir():
         raise DataError(f"the output {output} is a file; give a directory")
     if output.is_dir() and any(output.iterdir()) and not (output / MANIFEST).is_file():
-        raise DataError(f"the output {output} holds other files and no {MANIFEST}; give an empty or a new directory")
+        raise DataError(
+            f"the output {output} holds other files and no {MANIFEST}; give an empty or a new directory"
+        )
 
 
 def is_current(output: Path, settings: DataSettings, fingerprint: list[dict[str, str | int]]) -> bool:
-    """Whether `output` holds what would be written: same settings, same source, files as they were written."""
+    """Whether `output` holds what would be written: same settings, same source, files as they were
+    written.
+    """
     manifest = read_manifest(output)
     if manifest is None or manifest.get("format") != FORMAT:
         return False
@@ -88,4 +96,6 @@ def is_current(output: Path, settings: DataSettings, fingerprint: list[dict[str,
     files = manifest.get("files", {})
     if not set(FILES) <= set(files):
         return False
-    return all((output / name).is_file() and sha256_of(output / name) == digest for name, digest in files.items())
+    return all(
+        (output / name).is_file() and sha256_of(output / name) == digest for name, digest in files.items()
+    )

@@ -41,12 +41,16 @@ class Outcome:
 
 
 class LogStream:
-    """The job's log as a queue of chunks, read in a thread that reconnects and never repeats what it delivered."""
+    """The job's log as a queue of chunks, read in a thread that reconnects and never repeats what it
+    delivered.
+    """
 
     def __init__(self, client: "JobSubmissionClient", job: str):
         self._client = client
         self._job = job
-        self.chunks: queue.SimpleQueue[str | Exception | None] = queue.SimpleQueue()  # None: the log has ended
+        self.chunks: queue.SimpleQueue[str | Exception | None] = (
+            queue.SimpleQueue()
+        )  # None: the log has ended
         # A daemon: a connection that hangs must not keep the command from ending.
         threading.Thread(target=lambda: asyncio.run(self._pump()), name="job-log", daemon=True).start()
 
@@ -87,7 +91,7 @@ class LineSplitter:
         return [rest] if rest else []
 
 
-def follow(client: "JobSubmissionClient", job: str) -> Outcome:
+def follow_job(client: "JobSubmissionClient", job: str) -> Outcome:
     """Show the job's log and progress until it ends, or until the user leaves it.
 
     Raises:
@@ -103,7 +107,7 @@ def follow(client: "JobSubmissionClient", job: str) -> Outcome:
                 if stop == "wanted":
                     stop = "asked"
                     sink.line("stopping the job; Ctrl-C again leaves it to the cluster")
-                    bounded(lambda: client.stop_job(job), _REQUEST_TIMEOUT_S, "stop the job")
+                    call_with_bound(lambda: client.stop_job(job), _REQUEST_TIMEOUT_S, "stop the job")
                 chunk = _next(log.chunks)
                 if isinstance(chunk, Exception):
                     raise ClusterError(f"lost the log of job {job} ({chunk}); the job may still be running")
@@ -129,7 +133,9 @@ def follow(client: "JobSubmissionClient", job: str) -> Outcome:
 
 
 def exit_code(status: str, driver_exit_code: int | None) -> int:
-    """The code to return for a job that has ended: the driver's own, 128+n for signal n, 130 for a stopped job."""
+    """The code to return for a job that has ended: the driver's own, 128+n for signal n, 130 for a stopped
+    job.
+    """
     if status == "SUCCEEDED":
         return 0
     if status == "STOPPED":
@@ -140,16 +146,18 @@ def exit_code(status: str, driver_exit_code: int | None) -> int:
 
 
 def others_running(client: "JobSubmissionClient", own: str | None) -> list[str]:
-    """The jobs on the cluster that have not ended, but for our own; none when the job server does not answer."""
+    """The jobs on the cluster that have not ended, but for our own; none when the job server does not
+    answer.
+    """
     try:
-        jobs = bounded(client.list_jobs, _REQUEST_TIMEOUT_S, "list the cluster's jobs")
+        jobs = call_with_bound(client.list_jobs, _REQUEST_TIMEOUT_S, "list the cluster's jobs")
     except ClusterError:  # nothing runs on a head that is gone
         return []
     names = [job.submission_id or job.job_id for job in jobs if job.status.value not in _TERMINAL]
     return sorted(name for name in names if name != own)
 
 
-def bounded(call: Callable[[], T], timeout_s: float, what: str) -> T:
+def call_with_bound(call: Callable[[], T], timeout_s: float, what: str) -> T:
     """`call()` in a thread, given up after `timeout_s`: Ray's HTTP client itself waits for ever."""
     box: queue.SimpleQueue[tuple[T | None, Exception | None]] = queue.SimpleQueue()
 
@@ -163,7 +171,9 @@ def bounded(call: Callable[[], T], timeout_s: float, what: str) -> T:
     try:
         value, error = box.get(timeout=timeout_s)
     except queue.Empty:
-        raise ClusterError(f"could not {what}: the job server did not answer within {timeout_s:.0f} s") from None
+        raise ClusterError(
+            f"could not {what}: the job server did not answer within {timeout_s:.0f} s"
+        ) from None
     if error is not None:
         raise ClusterError(f"could not {what}: {error}") from error
     return value  # type: ignore[return-value]
@@ -192,22 +202,29 @@ def _decide(interrupt: KeyboardInterrupt, job: str) -> Choice:
     if isinstance(interrupt, Terminated) or not sys.stdin.isatty():
         return "stop"
     with contextlib.suppress(KeyboardInterrupt, EOFError):
-        answer = input(f"\nJob {job}: [s]top it, [l]eave it running, or Enter to go on watching? ").strip().lower()
+        answer = (
+            input(f"\nJob {job}: [s]top it, [l]eave it running, or Enter to go on watching? ").strip().lower()
+        )
         return {"s": "stop", "l": "leave"}.get(answer[:1], "watch")  # type: ignore[return-value]
     return "leave"
 
 
 def _status(client: "JobSubmissionClient", job: str) -> str:
-    return str(bounded(lambda: client.get_job_status(job), _REQUEST_TIMEOUT_S, "read the job's status").value)
+    return str(
+        call_with_bound(lambda: client.get_job_status(job), _REQUEST_TIMEOUT_S, "read the job's status").value
+    )
 
 
 def _await_exit_code(client: "JobSubmissionClient", job: str) -> int:
     deadline = time.monotonic() + LOST_AFTER_S
     while time.monotonic() < deadline:
-        details = bounded(lambda: client.get_job_info(job), _REQUEST_TIMEOUT_S, "read the job's result")
+        details = call_with_bound(
+            lambda: client.get_job_info(job), _REQUEST_TIMEOUT_S, "read the job's result"
+        )
         if details.status.value in _TERMINAL:
             return exit_code(details.status.value, details.driver_exit_code)
         time.sleep(0.2)
     raise ClusterError(
-        f"the log of job {job} ended but {LOST_AFTER_S:.0f} s later its status still is not final: see the dashboard"
+        f"the log of job {job} ended but {LOST_AFTER_S:.0f} s later its status still is not final: see the "
+        f"dashboard"
     )

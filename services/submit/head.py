@@ -1,7 +1,9 @@
-"""A Ray head on this machine: find the one that runs, or start one of our own and end it with everything it started.
+"""A Ray head on this machine: find the one that runs, or start one of our own and end it with everything it
+started.
 
-Ray's own `ray stop` ends processes by name across the machine, whoever started them. The head here runs in a session of
-its own (`ray start --head --block`), so that ending that session's process group touches nothing else.
+Ray's own `ray stop` ends processes by name across the machine, whoever started them. The head here runs in a
+session of its own (`ray start --head --block`), so that ending that session's process group touches nothing
+else.
 
 Token authentication stays on: the token lies in `~/.ray/auth_token`, readable by its owner alone.
 """
@@ -22,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sluice.catalog.errors import ClusterError
-from sluice.cluster.environment import give_way
+from sluice.cluster.environment import lower_thread_priority
 
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 40.0  # a raylet drains for up to 30 s
@@ -48,7 +50,8 @@ class Head:
         """End our head's whole process group; a head that was there before us is left alone."""
         if self.process is None:
             return
-        # First of all: whoever looks for a head from now on must not find this one, which takes a while to end.
+        # First of all: whoever looks for a head from now on must not find this one, which takes a while to
+        # end.
         if _address() == self.address:
             _address_file().unlink(missing_ok=True)
         _end_group(self.process)
@@ -57,7 +60,8 @@ class Head:
 
 
 def ensure_token() -> None:
-    """Turn on token authentication for this process and its children, making the user's token if there is none.
+    """Turn on token authentication for this process and its children, making the user's token if there is
+    none.
 
     Has to be called before Ray is imported: Ray reads the mode at import.
     """
@@ -105,11 +109,22 @@ def start_head(tell: Callable[[str], None]) -> Head:
     log = Path(tempfile.mkstemp(prefix="sluice-ray-head-", suffix=".log")[1])
     options = dict(zip(_DEFAULT_PORTS, free_ports(list(_DEFAULT_PORTS.values())), strict=True))
     arguments = [part for name, value in options.items() for part in (name, str(value))]
-    command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--include-dashboard=true"]
-    # `python` in a job's entrypoint is this interpreter, as it is in the shell of whoever activated the environment.
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
+    command = [
+        sys.executable,
+        "-m",
+        "ray.scripts.scripts",
+        "start",
+        "--head",
+        "--block",
+        "--include-dashboard=true",
+    ]
+    # `python` in a job's entrypoint is this interpreter, as it is in the shell of whoever activated the
+    # environment.
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    }
     tell(f"starting a local Ray head (log: {log})")
-    give_way()
+    lower_thread_priority()
     with log.open("wb") as stream:
         process = subprocess.Popen(
             [*command, "--disable-usage-stats", *arguments],
@@ -140,11 +155,15 @@ def free_ports(preferred: Sequence[int]) -> list[int]:
 def _hold(held: contextlib.ExitStack, candidates: Iterable[int]) -> int:
     for port in candidates:
         probe = held.enter_context(socket.socket())
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port that was closed a moment ago is free
+        probe.setsockopt(
+            socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+        )  # a port that was closed a moment ago is free
         with contextlib.suppress(OSError):
             probe.bind(("0.0.0.0", port))
             return port
-    raise ClusterError("no free TCP port between 20000 and 32000 for the Ray head: close something, or give --address")
+    raise ClusterError(
+        "no free TCP port between 20000 and 32000 for the Ray head: close something, or give --address"
+    )
 
 
 def _await_job_server(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
@@ -159,7 +178,8 @@ def _await_job_server(url: str, process: subprocess.Popen[bytes], log: Path) -> 
             return
         time.sleep(0.2)
     raise ClusterError(
-        f"the Ray head did not answer on {url} within {START_TIMEOUT_S:.0f} s; its log ends with:\n{_tail(log)}"
+        f"the Ray head did not answer on {url} within {START_TIMEOUT_S:.0f} s; its log ends "
+        f"with:\n{_tail(log)}"
     )
 
 
@@ -206,7 +226,11 @@ def _address() -> str:
 
 
 def _address_file() -> Path:
-    return Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp") / "ray" / "ray_current_cluster"
+    return (
+        Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp")
+        / "ray"
+        / "ray_current_cluster"
+    )
 
 
 def _token_file() -> Path:

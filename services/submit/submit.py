@@ -1,8 +1,10 @@
-"""`sluice submit`: run `sluice train` as a Ray job, on a given cluster, on this machine's head, or on one of its own.
+"""`sluice submit`: run `sluice train` as a Ray job, on a given cluster, on this machine's head, or on one of
+its own.
 
-On this machine the job runs with the interpreter of this command and writes where this command would: relative paths of
-the config are made absolute, because a job runs in a copy of the working directory. On another cluster the job's
-`python` and the cluster's storage count, so `output` should name storage that every node sees.
+On this machine the job runs with the interpreter of this command and writes where this command would:
+relative paths of the config are made absolute, because a job runs in a copy of the working directory. On
+another cluster the job's `python` and the cluster's storage count, so `output` should name storage that every
+node sees.
 """
 
 import dataclasses
@@ -24,7 +26,7 @@ from sluice.cluster.environment import job_environment
 from sluice.services.config import Resume, RunConfig, load_config
 from sluice.services.progress import MODE_VARIABLE
 from sluice.services.run.manifest import GIT_VARIABLE, git_state
-from sluice.services.submit.follow import Terminated, bounded, follow, others_running
+from sluice.services.submit.follow import Terminated, call_with_bound, follow_job, others_running
 from sluice.services.submit.head import Head, ensure_token, find_head, start_head, use_token_if_any
 
 if TYPE_CHECKING:
@@ -73,15 +75,16 @@ class JobRequest:
     runtime_env: dict[str, Any]
 
     def on(self, address: str | None) -> "JobRequest":
-        """The same for a cluster whose address is known: without it, Ray's own helpers in the job look for a cluster on
-        the machine, and take the latest when there are several."""
+        """The same for a cluster whose address is known: without it, Ray's own helpers in the job look for a
+        cluster on the machine, and take the latest when there are several.
+        """
         if not address:
             return self
         variables = self.runtime_env["env_vars"] | {"RAY_ADDRESS": address}
         return dataclasses.replace(self, runtime_env=self.runtime_env | {"env_vars": variables})
 
 
-def submit(options: SubmitOptions) -> int:
+def submit_job(options: SubmitOptions) -> int:
     """Submit, follow, and return the job's exit code (0 at once with `detach`)."""
     config = load_config(options.config, options.overrides)  # a mistake should cost no cluster start
     remote = options.address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS")
@@ -93,12 +96,12 @@ def submit(options: SubmitOptions) -> int:
         try:
             client = _connect(head.url)
             located = request.on(head.address)
-            job = bounded(lambda: _submit_job(client, located), UPLOAD_TIMEOUT_S, "submit the job")
+            job = call_with_bound(lambda: _submit_job(client, located), UPLOAD_TIMEOUT_S, "submit the job")
             _tell(f"job {job} on {head.url}")
             if options.detach:
                 _tell(_how_to_follow(head, job))
                 return 0
-            outcome = follow(client, job)
+            outcome = follow_job(client, job)
             leave_head = options.keep_cluster or not outcome.finished
             if not outcome.finished:
                 _tell(f"the job goes on\n{_how_to_follow(head, job)}")
@@ -124,17 +127,21 @@ def _end(head: Head, client: "JobSubmissionClient | None", own: str | None) -> N
     )
 
 
-def job_request(options: SubmitOptions, config: RunConfig, working_directory: Path, local: bool) -> JobRequest:
+def job_request(
+    options: SubmitOptions, config: RunConfig, working_directory: Path, local: bool
+) -> JobRequest:
     """The entrypoint and runtime environment of this run.
 
     Raises:
-        ConfigError: the config lies outside the working directory, the only thing that another cluster gets to see.
+        ConfigError: the config lies outside the working directory, the only thing that another cluster gets
+            to see.
     """
     file = (working_directory / options.config).resolve()
     inside = file.is_relative_to(working_directory.resolve())
     if not inside and not local:
         raise ConfigError(
-            f"--config {options.config} lies outside {working_directory}, which is all that the cluster gets: "
+            f"--config {options.config} lies outside {working_directory}, which is all that the cluster "
+            f"gets: "
             "move it there"
         )
     overrides = [*options.overrides, *(absolute_paths(config, working_directory) if local else ())]
@@ -158,7 +165,10 @@ def job_request(options: SubmitOptions, config: RunConfig, working_directory: Pa
 
 def absolute_paths(config: RunConfig, working_directory: Path) -> list[str]:
     """Overrides that make every relative path of the config absolute."""
-    paths: dict[str, str | tuple[str, ...] | None] = {"output": config.output, "policy.base": config.policy.base}
+    paths: dict[str, str | tuple[str, ...] | None] = {
+        "output": config.output,
+        "policy.base": config.policy.base,
+    }
     if config.data.source.type == "table":
         paths["data.source.interactions"] = config.data.source.interactions
         paths["data.source.catalogue"] = config.data.source.catalogue
@@ -191,7 +201,8 @@ def _remote_head(address: str, config: RunConfig) -> Head:
     use_token_if_any()
     if not Path(config.output).expanduser().is_absolute():
         _tell(
-            f"output {config.output!r} is relative, so the run goes to {Path('~/sluice') / config.output} on the "
+            f"output {config.output!r} is relative, so the run goes to {Path('~/sluice') / config.output} on "
+            f"the "
             "cluster's head node; give storage that every node sees with --set output=/shared/runs"
         )
     return Head(url=address)
@@ -204,11 +215,15 @@ def _connect(url: str) -> "JobSubmissionClient":
 
     for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.WARNING)
-    return bounded(lambda: JobSubmissionClient(url), CONNECT_TIMEOUT_S, f"connect to the job server {url}")
+    return call_with_bound(
+        lambda: JobSubmissionClient(url), CONNECT_TIMEOUT_S, f"connect to the job server {url}"
+    )
 
 
 def _submit_job(client: "JobSubmissionClient", request: JobRequest) -> str:
-    """The job's id. On a busy machine a new head's job server answers before there is a node agent to start a job."""
+    """The job's id. On a busy machine a new head's job server answers before there is a node agent to start a
+    job.
+    """
     deadline_s = time.monotonic() + AGENT_TIMEOUT_S
     while True:
         try:

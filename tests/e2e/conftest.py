@@ -45,9 +45,13 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def environment() -> Iterator[dict[str, str]]:
-    """Ray's files apart from those of any cluster that runs on this machine; the path is short for socket names."""
+    """Ray's files apart from those of any cluster that runs on this machine; the path is short for socket
+    names.
+    """
     directory = tempfile.mkdtemp(prefix="sl-", dir="/tmp")
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "SLUICE_", "VLLM_"))}
+    inherited = {
+        name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "SLUICE_", "VLLM_"))
+    }
     yield inherited | {
         "RAY_TMPDIR": directory,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",

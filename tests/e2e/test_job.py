@@ -1,4 +1,6 @@
-"""The job as a user runs it: submitted, followed, resumed; every file of the run directory as it is promised."""
+"""The job as a user runs it: submitted, followed, resumed; every file of the run directory as it is
+promised.
+"""
 
 import json
 import os
@@ -20,7 +22,9 @@ POLICIES = ("start", "control", "best", "last")
 
 
 def patiently(submit):
-    """As `sluice submit` does: a new head's job server answers before there is a node agent to start a job."""
+    """As `sluice submit` does: a new head's job server answers before there is a node agent to start a
+    job.
+    """
     deadline_s = time.monotonic() + 60
     while True:
         try:
@@ -56,7 +60,9 @@ def test_the_summary_has_every_promised_field(submitted):
     assert set(summary["gate"]) == {"rate", "difficulty", "discriminability"}
     assert summary["throughput"]["learner_steps"] == 8
     assert summary["throughput"]["groups_per_s"] > 0
-    assert {"prepare", "pretrain", "fit-ranker", "control", "engines", "train", "judge"} <= set(summary["wall_s"])
+    assert {"prepare", "pretrain", "fit-ranker", "control", "engines", "train", "judge"} <= set(
+        summary["wall_s"]
+    )
 
 
 def test_every_prompt_is_accounted_for(submitted):
@@ -94,7 +100,9 @@ def test_the_run_directory_is_complete(submitted):
     assert "Reporting training result" not in output  # Ray Train's, with all metrics of every checkpoint
     for policy in ("policy", "best", "last", "control"):
         assert load_policy(directory / policy).layout.levels == 3
-    assert [one["epoch"] for one in json.loads((directory / "policy" / "validations.json").read_text())][-1] >= 1
+    assert [one["epoch"] for one in json.loads((directory / "policy" / "validations.json").read_text())][
+        -1
+    ] >= 1
     kept = [place for place in (directory / "checkpoints" / "train").iterdir() if place.is_dir()]
     assert len(kept) == 2  # learner.keep_last
 

@@ -20,7 +20,9 @@ def test_rollouts_and_learner_on_different_nodes(job, environment):
 
     assert nodes["learner"] != nodes["rollout"]
     assert [start["node"] for start in metrics_of(directory, "start")] == [nodes["learner"]]
-    assert {name: counts["node"] for name, counts in summary["rollouts"].items()} == {"rollout-0": nodes["rollout"]}
+    assert {name: counts["node"] for name, counts in summary["rollouts"].items()} == {
+        "rollout-0": nodes["rollout"]
+    }
 
     counts = summary["accounting"]
     assert counts["trained"] == 8 * 6

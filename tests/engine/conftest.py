@@ -52,14 +52,18 @@ class World:
         )
 
     def next_log_probs(self, request, prefixes, decode, policy=0) -> np.ndarray:
-        """[P, V]: log-probs of the next token after each prefix [P, l], by transformers and a mask made by listing."""
+        """[P, V]: log-probs of the next token after each prefix [P, l], by transformers and a mask made by
+        listing.
+        """
         prefixes = np.asarray(prefixes, dtype=np.int64)
         rows = np.concatenate([np.tile(request.prompt, (len(prefixes), 1)), prefixes], axis=1)
         with torch.no_grad():
             logits = self.policies[policy].model(torch.from_numpy(rows)).logits[:, -1].float()
         if decode.constrained:
             allowed = [
-                item for row, item in enumerate(self.items.tolist()) if row not in set(request.excluded.tolist())
+                item
+                for row, item in enumerate(self.items.tolist())
+                if row not in set(request.excluded.tolist())
             ]
             for at, prefix in enumerate(prefixes.tolist()):
                 follow = {item[len(prefix)] for item in allowed if item[: len(prefix)] == prefix}
@@ -71,7 +75,9 @@ class World:
         """[K, L]: log-prob of each token of the candidates [K, L]."""
         columns = [
             np.take_along_axis(
-                self.next_log_probs(request, tokens[:, :level], decode, policy), tokens[:, level, None], axis=1
+                self.next_log_probs(request, tokens[:, :level], decode, policy),
+                tokens[:, level, None],
+                axis=1,
             )
             for level in range(tokens.shape[1])
         ]
@@ -104,7 +110,9 @@ def world(tmp_path_factory) -> World:
 
 @pytest.fixture(scope="session")
 def vllm_environment():
-    """The environment an engine needs. What vLLM itself changes in the process is undone for the tests that follow."""
+    """The environment an engine needs. What vLLM itself changes in the process is undone for the tests that
+    follow.
+    """
     set_num_threads, before = torch.set_num_threads, dict(os.environ)
     os.environ.update(engine_environment(ENGINE))
     yield
@@ -137,10 +145,10 @@ def session_engine(world, vllm_environment):
 @pytest.fixture
 def engine(session_engine, world):
     """The session's engine on the first policy as version 0, with nothing in flight and an empty cache."""
-    from sluice.learner.policy.packed_weights import pack
+    from sluice.learner.policy.packed_weights import pack_weights
 
     assert session_engine.in_flight == 0
-    session_engine.load_weights(pack(world.policies[0].model.named_parameters(), 0))
+    session_engine.load_weights(pack_weights(world.policies[0].model.named_parameters(), 0))
     yield session_engine
     for _ in range(100):  # a failed test must not fail the next one
         if session_engine.in_flight == 0:
@@ -149,7 +157,9 @@ def engine(session_engine, world):
 
 
 def assert_bad_requests_are_refused_at_once(engine, world: World) -> None:
-    """By any engine: nothing of a call with a bad request is taken in, and good ones are served afterwards."""
+    """By any engine: nothing of a call with a bad request is taken in, and good ones are served
+    afterwards.
+    """
     sample, beam = DecodeSettings(candidates=16), DecodeSettings(kind="beam", candidates=16, constrained=True)
     constrained = DecodeSettings(candidates=16, temperature=1.3, constrained=True)
     good = world.request("good", 1)
@@ -159,7 +169,11 @@ def assert_bad_requests_are_refused_at_once(engine, world: World) -> None:
         (world.request("long", 34), sample, "prompt of 103 tokens; this engine was started for 1 to 100"),
         (empty, sample, "prompt of 0 tokens"),
         (foreign, sample, "token 18; the policy has tokens 0 to 17"),
-        (world.request("none", 1, range(40)), constrained, "1 distinct candidates wanted and 0 to choose from"),
+        (
+            world.request("none", 1, range(40)),
+            constrained,
+            "1 distinct candidates wanted and 0 to choose from",
+        ),
         (world.request("few", 1, range(25)), beam, "16 distinct candidates wanted and 15 to choose from"),
     ):
         with pytest.raises(DataError, match=message):

@@ -30,7 +30,9 @@ def unused_codes(vocabulary: Vocabulary) -> np.ndarray:
 
 
 def items_of(vocabulary: Vocabulary, generation) -> set[int]:
-    return set(vocabulary.lookup(generation.tokens[None], np.array([generation.catalogue_version]))[0].tolist())
+    return set(
+        vocabulary.lookup(generation.tokens[None], np.array([generation.catalogue_version]))[0].tolist()
+    )
 
 
 def test_new_items_can_be_generated_and_retired_ones_can_not(engine, world, current):
@@ -39,7 +41,9 @@ def test_new_items_can_be_generated_and_retired_ones_can_not(engine, world, curr
     assert seconds > 0
     assert engine.catalogue_version == current.version + 1
     for name, excluded, left in (("a", [], 5), ("b", [0, 41], 3)):
-        every = DecodeSettings(candidates=left, constrained=True, kind="beam")  # as many beams as items: all of them
+        every = DecodeSettings(
+            candidates=left, constrained=True, kind="beam"
+        )  # as many beams as items: all of them
         engine.submit([world.request(name, 6, excluded)], every)
     done = drain(engine)
     assert items_of(newer, done["a"]) == {0, 1, 40, 41, 42}
@@ -78,7 +82,9 @@ def test_log_probs_are_normalised_over_the_catalogue_of_the_request(engine, worl
     np.testing.assert_allclose(
         done["odd"].log_probs, world.log_probs(request, done["odd"].tokens, CONSTRAINED), atol=2e-4
     )
-    retired = replace(later, excluded=np.arange(0, 40, 2, dtype=np.int32))  # the same distribution, by listing
+    retired = replace(
+        later, excluded=np.arange(0, 40, 2, dtype=np.int32)
+    )  # the same distribution, by listing
     np.testing.assert_allclose(
         done["even"].log_probs, world.log_probs(retired, done["even"].tokens, CONSTRAINED), atol=2e-4
     )

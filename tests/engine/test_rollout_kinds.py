@@ -9,13 +9,13 @@ import torch
 from scipy.stats import chisquare
 
 from sluice.actors.queue.leases import Lease
-from sluice.actors.rollout.groups import Prompt, draw, finish
+from sluice.actors.rollout.groups import Prompt, assemble_groups, score_groups
 from sluice.actors.settings import DecodeSettings
 from sluice.catalog.errors import DataError
-from sluice.catalog.rollout_group import encode
-from sluice.learner.batches.collate import collate
-from sluice.learner.policy.packed_weights import pack
-from sluice.learner.ranker.assessment import Assessment
+from sluice.catalog.rollout_group import encode_groups
+from sluice.learner.batches.collate import collate_groups
+from sluice.learner.policy.packed_weights import pack_weights
+from sluice.learner.ranker.output import RankerOutput
 from sluice.learner.scoring.shared_prefix import branch_log_probs
 from tests.engine.conftest import drain
 from tests.rollout_fakes import TinyDataset
@@ -24,7 +24,12 @@ pytestmark = pytest.mark.engine
 
 KINDS = [
     DecodeSettings(kind=kind, candidates=12, constrained=constrained, temperature=temperature)
-    for kind, temperature in (("sample", 0.7), ("beam", 1.0), ("stochastic_beam", 1.0), ("stochastic_beam", 1.4))
+    for kind, temperature in (
+        ("sample", 0.7),
+        ("beam", 1.0),
+        ("stochastic_beam", 1.0),
+        ("stochastic_beam", 1.4),
+    )
     for constrained in (False, True)
 ]
 kinds = pytest.mark.parametrize(
@@ -102,10 +107,10 @@ def test_engine_and_learner_mean_the_same_distribution(engine, world, decode):
     done = generate(engine, requests, decode)
     generations = [done[request.request_id] for request in requests]
     vocabulary = world.catalogue(engine.catalogue_version)
-    drawn = draw(prompts, generations, [0.0] * 3, vocabulary=vocabulary, distractors=2, seed=0)
-    groups = finish(drawn, Assessment.of(np.zeros((3, 1 + 12 + 2))), ranker_version="r", score_s=0.0)
-    batch = collate(
-        [encode(group) for group in groups],
+    drawn = assemble_groups(prompts, generations, [0.0] * 3, vocabulary=vocabulary, distractors=2, seed=0)
+    groups = score_groups(drawn, RankerOutput.of(np.zeros((3, 1 + 12 + 2))), ranker_version="r", score_s=0.0)
+    batch = collate_groups(
+        [encode_groups(group) for group in groups],
         TinyDataset(),  # another catalogue's, but neither popularity nor logged rewards matter here
         vocabulary,
         constrained=decode.constrained,
@@ -131,7 +136,9 @@ def test_engine_and_learner_mean_the_same_distribution(engine, world, decode):
 
 
 def included(probabilities, count):
-    """Probability of each item to be among the first `count` drawn without replacement, by listing every order."""
+    """Probability of each item to be among the first `count` drawn without replacement, by listing every
+    order.
+    """
     total = np.zeros(len(probabilities))
     for order in itertools.permutations(range(len(probabilities)), count):
         chance, left = 1.0, 1.0
@@ -155,7 +162,11 @@ def check_estimator(done, values_of, expected):
 
 
 def test_constrained_stochastic_beams_sample_items_without_replacement(engine, world):
-    left, decode, count = [1, 4, 6, 13, 18, 22, 29, 30, 36, 39], stochastic(3, constrained=True, temperature=1.5), 600
+    left, decode, count = (
+        [1, 4, 6, 13, 18, 22, 29, 30, 36, 39],
+        stochastic(3, constrained=True, temperature=1.5),
+        600,
+    )
     request = world.request("items", 7, np.setdiff1d(np.arange(40), left))
     probabilities = np.exp(world.log_probs(request, world.items[left], decode).sum(axis=1), dtype=np.float64)
     assert probabilities.sum() == pytest.approx(1, abs=1e-5)
@@ -233,7 +244,7 @@ def test_a_swap_between_levels_is_in_the_log_probs(engine, world):
     request = world.request("swap", 15)
     engine.submit([request], decode)
     engine.step()
-    engine.load_weights(pack(world.policies[1].model.named_parameters(), 1))
+    engine.load_weights(pack_weights(world.policies[1].model.named_parameters(), 1))
     generation = drain(engine)["swap"]
     assert (generation.version_min, generation.version_max) == (0, 1)
     old, new = (world.log_probs(request, generation.tokens, decode, policy) for policy in (0, 1))

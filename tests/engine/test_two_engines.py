@@ -8,7 +8,7 @@ from scipy.stats import chi2_contingency, ks_2samp
 
 from sluice.actors.engines.tree import TreeEngine
 from sluice.actors.settings import DecodeSettings, TreeEngineSettings
-from sluice.learner.policy.packed_weights import pack
+from sluice.learner.policy.packed_weights import pack_weights
 from tests.engine.conftest import MAX_PROMPT, drain
 
 pytestmark = pytest.mark.engine
@@ -40,7 +40,7 @@ def generate(engine, requests, decode):
 
 def swap(world, *engines):
     for engine in engines:
-        engine.load_weights(pack(world.policies[1].model.named_parameters(), 1))
+        engine.load_weights(pack_weights(world.policies[1].model.named_parameters(), 1))
 
 
 @pytest.mark.parametrize("policy", [0, 1])
@@ -55,7 +55,9 @@ def test_beams_are_the_same(engine, tree, world, constrained, policy):
         one, other = by_vllm[request.request_id], by_tree[request.request_id]
         assert (one.tokens == other.tokens).all()
         np.testing.assert_allclose(one.log_probs, other.log_probs, atol=1e-4, rtol=0)
-        assert (one.version_min, one.version_max) == (other.version_min, other.version_max) == (policy, policy)
+        assert (
+            (one.version_min, one.version_max) == (other.version_min, other.version_max) == (policy, policy)
+        )
 
 
 @pytest.mark.parametrize("constrained", [True, False])
@@ -73,7 +75,9 @@ def test_a_sampled_token_has_the_same_log_prob(engine, tree, world, constrained,
                 for level in range(3):  # the distribution depends on the tokens before it
                     prefix = tuple(tokens[: level + 1])
                     common += prefix in known
-                    assert known.setdefault(prefix, log_probs[level]) == pytest.approx(log_probs[level], abs=1e-4)
+                    assert known.setdefault(prefix, log_probs[level]) == pytest.approx(
+                        log_probs[level], abs=1e-4
+                    )
     assert common > 500  # of 2 x 6 x 64 x 3 tokens
 
 
@@ -123,7 +127,9 @@ def test_stochastic_beams_are_of_one_distribution(engine, tree, world):
 
 
 def threshold(generation):
-    """kappa of q = 1 - exp(-exp(l - kappa)), by the candidate of the least q, the furthest from rounding to 1."""
+    """kappa of q = 1 - exp(-exp(l - kappa)), by the candidate of the least q, the furthest from rounding to
+    1.
+    """
     place = generation.inclusion_log_probs.argmin()
     q = np.exp(generation.inclusion_log_probs[place], dtype=np.float64)
     return generation.log_probs[place].sum(dtype=np.float64) - np.log(-np.log1p(-q))

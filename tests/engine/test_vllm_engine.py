@@ -11,7 +11,7 @@ from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
 from sluice.actors.settings import CPU_HEAD_SIZES, DecodeSettings, EngineSettings
 from sluice.catalog.errors import ConfigError, PolicyError
-from sluice.learner.policy.packed_weights import pack
+from sluice.learner.policy.packed_weights import pack_weights
 from tests.engine.conftest import ENGINE, MAX_PROMPT, assert_bad_requests_are_refused_at_once, drain
 
 pytestmark = pytest.mark.engine
@@ -37,7 +37,7 @@ def generate(engine, requests, decode):
 
 
 def weights(world, policy, version):
-    return pack(world.policies[policy].model.named_parameters(), version)
+    return pack_weights(world.policies[policy].model.named_parameters(), version)
 
 
 def close(actual, expected):
@@ -70,7 +70,9 @@ def test_top_p_renormalises_over_the_nucleus(engine, world):
 
 
 def test_free_decoding_goes_on_after_eos(engine, world):
-    generation = generate(engine, [world.request("eos", 5)], DecodeSettings(candidates=400, temperature=2.0))["eos"]
+    generation = generate(engine, [world.request("eos", 5)], DecodeSettings(candidates=400, temperature=2.0))[
+        "eos"
+    ]
     assert (generation.tokens[:, 0] == world.layout.eos).any()
     assert generation.tokens.shape == (400, 3)
 
@@ -104,7 +106,10 @@ def test_free_constrained_and_beam_requests_share_a_batch(engine, world):
     assert engine.in_flight == 3
     done = drain(engine)
     for request, decode in ((free, FREE), (constrained, CONSTRAINED), (beams, beam)):
-        close(done[request.request_id].log_probs, world.log_probs(request, done[request.request_id].tokens, decode))
+        close(
+            done[request.request_id].log_probs,
+            world.log_probs(request, done[request.request_id].tokens, decode),
+        )
     assert (world.vocabulary.trie.lookup(done["a"].tokens) < 0).any()
 
 
@@ -149,7 +154,10 @@ def beam_search(world, request, decode):
         grown = []
         for prefix, total in beams:
             log_p = world.next_log_probs(request, np.asarray([prefix]), decode)[0]
-            grown += [((*prefix, token), total + log_p[token]) for token in np.flatnonzero(np.isfinite(log_p)).tolist()]
+            grown += [
+                ((*prefix, token), total + log_p[token])
+                for token in np.flatnonzero(np.isfinite(log_p)).tolist()
+            ]
         beams = sorted(grown, key=lambda beam: -beam[1])[: decode.candidates]
     return np.asarray([prefix for prefix, _ in beams]), np.asarray([total for _, total in beams])
 
@@ -187,7 +195,9 @@ def test_narrow_beams_follow_the_textbook(engine, world, constrained):
 
 
 def test_after_a_swap_the_engine_has_the_new_probabilities(engine, world):
-    generate(engine, requests_of(world, "before"), SAMPLE)  # fills the cache with the old weights' keys and values
+    generate(
+        engine, requests_of(world, "before"), SAMPLE
+    )  # fills the cache with the old weights' keys and values
     pause = engine.load_weights(weights(world, 1, 3))
     assert pause > 0 and engine.version == 3
     for decode in (FREE, CONSTRAINED):
@@ -247,9 +257,11 @@ def test_what_has_not_changed_is_not_loaded_again(engine, world, monkeypatch):
     loaded = []
     rpc = engine._llm.collective_rpc
     monkeypatch.setattr(
-        engine._llm, "collective_rpc", lambda name, **more: (loaded.append((name, more)), rpc(name, **more))[1]
+        engine._llm,
+        "collective_rpc",
+        lambda name, **more: (loaded.append((name, more)), rpc(name, **more))[1],
     )
-    engine.load_weights(pack(world.policies[1].model.named_parameters(), 2))
+    engine.load_weights(pack_weights(world.policies[1].model.named_parameters(), 2))
     assert (loaded, engine.version) == ([], 2)
     request = world.request("same", 6)
     generation = generate(engine, [request], SAMPLE)["same"]
@@ -259,9 +271,9 @@ def test_what_has_not_changed_is_not_loaded_again(engine, world, monkeypatch):
     mixed = dict(world.policies[1].model.named_parameters())
     other = dict(world.policies[0].model.named_parameters())
     block = {name for name in mixed if name.startswith("model.layers.1.mlp.")}
-    engine.load_weights(pack((mixed | {name: other[name] for name in block}).items(), 3))
+    engine.load_weights(pack_weights((mixed | {name: other[name] for name in block}).items(), 3))
     assert dict(loaded)["update_weights"]["kwargs"]["update_info"]["names"] == block
-    engine.load_weights(pack(other.items(), 4))
+    engine.load_weights(pack_weights(other.items(), 4))
     request = world.request("back", 6)
     generation = generate(engine, [request], SAMPLE)["back"]
     close(generation.log_probs, world.log_probs(request, generation.tokens, SAMPLE, policy=0))
@@ -271,9 +283,15 @@ def test_wrong_weights_are_refused_and_the_engine_goes_on(engine, world):
     some = dict(world.policies[1].model.named_parameters())
     norm = some.pop("model.norm.weight")
     wrong = [
-        (pack(some.items(), 5), "lack 1 parameters, model.norm.weight first"),
-        (pack([*some.items(), ("model.norm.weight", torch.cat([norm, norm]))], 6), r"shape \(128,\) where .* \(64,\)"),
-        (pack([*some.items(), ("model.norm.weight", norm), ("head.weight", norm)], 7), "hold head.weight"),
+        (pack_weights(some.items(), 5), "lack 1 parameters, model.norm.weight first"),
+        (
+            pack_weights([*some.items(), ("model.norm.weight", torch.cat([norm, norm]))], 6),
+            r"shape \(128,\) where .* \(64,\)",
+        ),
+        (
+            pack_weights([*some.items(), ("model.norm.weight", norm), ("head.weight", norm)], 7),
+            "hold head.weight",
+        ),
     ]
     for packed, message in wrong:
         with pytest.raises(PolicyError, match=message):
@@ -319,7 +337,11 @@ def test_the_blocks_of_a_prompt_are_hashed_once_for_all_candidates(engine, world
     requests = [world.request("hashed", 24), world.request("hashed too", 10), world.request("short", 2)]
     generate(engine, requests, SAMPLE)
     assert [hashed.count(len(request.prompt)) for request in requests] == [1, 1, 1]
-    assert [{len(found) for found in given[tuple(request.prompt.tolist())]} for request in requests] == [{2}, {0}, {0}]
+    assert [{len(found) for found in given[tuple(request.prompt.tolist())]} for request in requests] == [
+        {2},
+        {0},
+        {0},
+    ]
     assert all(len(found) == 16 for found in given.values())
 
 
@@ -329,10 +351,13 @@ def test_requests_that_cannot_be_served_are_refused_at_once(engine, world):
 
 def test_sizes_are_derived_from_the_workload(engine):
     values = {name: value for name, (value, _) in engine.derivation.items()}
-    # Cache: 2 x (1 + 8 prompts x (4 shared + 16 x 2 own)) blocks, each 2 x 2 layers x 2 heads x 32 x 32 x 4 bytes.
+    # Cache: 2 x (1 + 8 prompts x (4 shared + 16 x 2 own)) blocks, each 2 x 2 layers x 2 heads x 32 x 32 x 4
+    # bytes.
     here = {"block_size": 32, "max_batched_tokens": 4096, "kv_cache_bytes": 2 * 289 * 32768}
     on_gpu = {"block_size": 16, "max_batched_tokens": 8192, "kv_cache_bytes": 12 * 313 * 16384}
-    assert values == {"max_model_len": 103, "max_sequences": 128} | (on_gpu if torch.cuda.is_available() else here)
+    assert values == {"max_model_len": 103, "max_sequences": 128} | (
+        on_gpu if torch.cuda.is_available() else here
+    )
 
 
 def open_engine(world, **changes):

@@ -21,20 +21,27 @@ def processor(tmp_path, vllm_environment):
 
     Trie.build(ITEMS, 6).save(tmp_path / "trie.npz")
     config = SimpleNamespace(
-        additional_config={TRIE_PATH: str(tmp_path / "trie.npz")}, scheduler_config=SimpleNamespace(max_num_seqs=8)
+        additional_config={TRIE_PATH: str(tmp_path / "trie.npz")},
+        scheduler_config=SimpleNamespace(max_num_seqs=8),
     )
     return TrieLogitsProcessor(config, torch.device("cpu"), False)
 
 
 def update(processor, size, added=(), removed=(), moved=()):
-    """`added` holds (row, excluded item rows or FREE, output list) or, with a fourth field, the node to go on from."""
+    """`added` holds (row, excluded item rows or FREE, output list) or, with a fourth field, the node to go on
+    from.
+    """
     from vllm.v1.sample.logits_processor.interface import BatchUpdate
 
-    from sluice.actors.engines.vllm.trie import constraint
+    from sluice.actors.engines.vllm.trie import trie_constraint
 
     rows = []
     for row, excluded, outputs, *node in added:
-        extra = None if excluded is FREE else constraint(*(node or [0]), np.asarray(excluded, dtype=np.int32))
+        extra = (
+            None
+            if excluded is FREE
+            else trie_constraint(*(node or [0]), np.asarray(excluded, dtype=np.int32))
+        )
         rows.append((row, SimpleNamespace(extra_args=extra), [9, 9], outputs))
     processor.update_state(BatchUpdate(batch_size=size, removed=removed, added=rows, moved=moved))
 

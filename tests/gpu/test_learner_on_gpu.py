@@ -7,10 +7,17 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from sluice.learner.policy.packed_weights import pack
+from sluice.learner.policy.packed_weights import pack_weights
 from tests.unit.learner.learner_cases import in_double, tiny_policy
 from tests.unit.learner.training.test_device_waits import CASES, gradient
-from tests.unit.learner.training.test_step import SETTINGS, differ, half_open, half_trusted, learner_of, weights_of
+from tests.unit.learner.training.test_step import (
+    SETTINGS,
+    differ,
+    half_open,
+    half_trusted,
+    learner_of,
+    weights_of,
+)
 
 
 @contextmanager
@@ -42,14 +49,18 @@ def on_gpu(settings=SETTINGS, **grpo):
 
 @pytest.mark.parametrize("constrained", [False, True])
 def test_updates_are_those_of_the_cpu(constrained):
-    settings = SETTINGS.model_copy(update={"updates_per_batch": 2, "micro_batch_prompts": 3, "max_grad_norm": 1.0})
+    settings = SETTINGS.model_copy(
+        update={"updates_per_batch": 2, "micro_batch_prompts": 3, "max_grad_norm": 1.0}
+    )
     here, there = learner_of(half_open(kl_beta=0.1), settings), on_gpu(settings, kl_beta=0.1)
     for seed in range(3):
         batch = half_trusted(constrained=constrained, temperature=0.8, seed=seed)
         assert there.update(batch) == pytest.approx(here.update(batch), rel=1e-5, abs=1e-6, nan_ok=True)
     moved = {name: value.cpu() for name, value in weights_of(there).items()}
     assert differ(moved, weights_of(here)) < 1e-5
-    assert pack(there.model.named_parameters(), 1).checksums == pack(moved.items(), 1).checksums
+    assert (
+        pack_weights(there.model.named_parameters(), 1).checksums == pack_weights(moved.items(), 1).checksums
+    )
 
 
 @pytest.mark.parametrize("name", CASES)

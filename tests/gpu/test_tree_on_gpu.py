@@ -7,7 +7,7 @@ import torch
 from sluice.catalog.tokens import TokenLayout
 from sluice.catalog.trie.exclusions import Exclusions
 from sluice.catalog.trie.trie import Trie
-from sluice.learner.decoding.draw import streams
+from sluice.learner.decoding.draw import random_streams
 from sluice.learner.decoding.tree import TreeDecoder
 from sluice.services.bench.engines.trie import random_codes
 from tests.unit.learner.tree_cases import models, padded, vocabulary
@@ -63,7 +63,7 @@ def test_decoding_is_that_of_the_cpu(name, kind):
         decoder = TreeDecoder(models()[name]().to(device), vocabulary(), 2**20)
         for _ in range(2):  # the second time by the prefix cache
             prefix = decoder.prefill(rows_BT, lengths_B)
-            random = streams([bytes([row]) * 16 for row in range(len(lengths_B))])
+            random = random_streams([bytes([row]) * 16 for row in range(len(lengths_B))])
             constrained = not kind.startswith("free")
             if "beams" in kind and kind != "stochastic_beams":
                 found.append(decoder.beams(prefix, 5, constrained=constrained))
@@ -75,4 +75,6 @@ def test_decoding_is_that_of_the_cpu(name, kind):
     for other in found[1:]:
         same_BW = (first.tokens_BWL == other.tokens_BWL).all(axis=2)
         assert same_BW.mean() > 0.97  # a draw on the edge between two tokens may fall on either side
-        np.testing.assert_allclose(other.log_probs_BWL[same_BW], first.log_probs_BWL[same_BW], atol=1e-4, rtol=1e-4)
+        np.testing.assert_allclose(
+            other.log_probs_BWL[same_BW], first.log_probs_BWL[same_BW], atol=1e-4, rtol=1e-4
+        )

@@ -1,11 +1,11 @@
 """Checks that the tests of the learning core can fail: `python -m tests.mutation [PART OF A FILE NAME]`.
 
-Every mutant of `tests/mutation/mutants.py` is applied to a copy of the sources, and the tests named with it are run there until
-the first failure. A mutant that no test kills makes the exit status 1. So do a copy whose tests fail unmutated, and a
-mutant that no longer fits the source.
+Every mutant of `tests/mutation/mutants.py` is applied to a copy of the sources, and the tests named with it
+are run there until the first failure. A mutant that no test kills makes the exit status 1. So do a copy whose
+tests fail unmutated, and a mutant that no longer fits the source.
 
-torch and transformers are imported once; each run is a fork of this process, so a mutant costs seconds less than a
-fresh one.
+torch and transformers are imported once; each run is a fork of this process, so a mutant costs seconds less
+than a fresh one.
 """
 
 import importlib
@@ -19,7 +19,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import CohereForCausalLM, LlamaForCausalLM, Qwen3ForCausalLM  # noqa: F401 (loaded before the forks)
+
+# Loaded before the forks.
+from transformers import CohereForCausalLM, LlamaForCausalLM, Qwen3ForCausalLM  # noqa: F401
 
 from tests.mutation.mutant import Mutant
 from tests.mutation.mutants import MUTANTS
@@ -44,7 +46,9 @@ class _FirstFailure:
 
 
 def _run(copy: Path, tests: tuple[str, ...], answer: Connection) -> None:
-    """In a fork: run the tests against the sources in `copy`; answers (pytest's exit status, first failure)."""
+    """In a fork: run the tests against the sources in `copy`; answers (pytest's exit status, first
+    failure).
+    """
     with open(copy / "output.txt", "w") as output:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
@@ -83,12 +87,11 @@ def _survives(mutant: Mutant, copy: Path) -> bool:
     path = copy / mutant.file
     source = path.read_text()
     what = f"{mutant.file}: {' '.join(mutant.old.split())!r} -> {' '.join(mutant.new.split())!r}"
-    if source.count(mutant.old) != 1:
-        print(
-            f"MISFIT    {what}\n          stands {source.count(mutant.old)} times in the source, not once", flush=True
-        )
+    stands = len(mutant.spans(source))
+    if stands != 1:
+        print(f"MISFIT    {what}\n          stands {stands} times in the source, not once", flush=True)
         return True
-    path.write_text(source.replace(mutant.old, mutant.new))
+    path.write_text(mutant.applied(source))
     try:
         status, killer = _verdict(copy, mutant.tests)
     finally:
@@ -103,13 +106,17 @@ def _survives(mutant: Mutant, copy: Path) -> bool:
 def main(wanted: str = "") -> int:
     """Try every mutant of the files whose name contains `wanted`."""
     torch.set_num_threads(1)  # a fork cannot use the threads of its parent
-    sys.dont_write_bytecode = True  # a mutant of the same size within the same second would be taken for the original
+    sys.dont_write_bytecode = (
+        True  # a mutant of the same size within the same second would be taken for the original
+    )
     mutants = [mutant for mutant in MUTANTS if wanted in mutant.file]
     with tempfile.TemporaryDirectory(prefix="sluice-mutation-") as scratch:
         copy = Path(scratch)
         shutil.copy(ROOT / "pyproject.toml", copy)
         for name in COPIED:
-            shutil.copytree(ROOT / name, copy / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(
+                ROOT / name, copy / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__")
+            )
         status, killer = _verdict(copy, tuple(sorted({test for mutant in mutants for test in mutant.tests})))
         if status != pytest.ExitCode.OK:
             print(f"the tests fail without any mutant ({killer}):\n{(copy / 'output.txt').read_text()}")

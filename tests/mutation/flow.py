@@ -1,10 +1,10 @@
 """Mutants of what decides how much is under way, what is fetched ahead, and where time is booked."""
 
-FLOW, PREFETCH, TIMEBOOK = "actors/queue/flow.py", "learner/batches/prefetch.py", "learner/timebook.py"
-IN_FLOW, IN_PREFETCH, IN_TIMEBOOK = (
+FLOW, PREFETCH, CLOCK = "actors/queue/flow.py", "learner/batches/prefetch.py", "learner/activity_clock.py"
+IN_FLOW, IN_PREFETCH, IN_CLOCK = (
     ("actors/queue/test_flow.py",),
     ("learner/batches/test_prefetch.py",),
-    ("learner/test_timebook.py",),
+    ("learner/test_activity_clock.py",),
 )
 
 FLOW_MUTANTS = (
@@ -22,8 +22,8 @@ FLOW_MUTANTS = (
     (PREFETCH, "if step + 1 < self._steps:", "if True:", IN_PREFETCH),
     (PREFETCH, "self._next_version(step, learner_version)", "learner_version", IN_PREFETCH),
     (PREFETCH, "ahead is not None and ahead[:2] != (step, learner_version)", "False", IN_PREFETCH),
-    (TIMEBOOK, "            self._switch(before)\n", "            pass\n", IN_TIMEBOOK),
-    (TIMEBOOK, "        self._switch(self._activity)\n        return", "        return", IN_TIMEBOOK),
-    (TIMEBOOK, "= self._activity, activity, now_s", "= self._activity, activity, self._since_s", IN_TIMEBOOK),
-    (TIMEBOOK, "if is_wait(activity))", ")", IN_TIMEBOOK),
+    (CLOCK, "            self._switch(before)\n", "            pass\n", IN_CLOCK),
+    (CLOCK, "        self._switch(self._activity)\n        return", "        return", IN_CLOCK),
+    (CLOCK, "= self._activity, activity, now_s", "= self._activity, activity, self._since_s", IN_CLOCK),
+    (CLOCK, "if is_wait(activity))", ")", IN_CLOCK),
 )

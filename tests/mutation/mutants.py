@@ -18,7 +18,7 @@ GATE, REWARDS, ADVANTAGES = (
 )
 NLL, MIXTURE = "learner/objectives/nll.py", "learner/objectives/mixture.py"
 ADAGRPO, BASE = "learner/objectives/adagrpo.py", "learner/objectives/terms/base.py"
-STEP = "learner/training/step.py"
+STEP, REDUCTION = "learner/training/step.py", "learner/reduction.py"
 IN_GATE, IN_REWARDS, IN_ADVANTAGES = (
     ("learner/gate/test_gate.py",),
     ("learner/rewards/test_rewards.py",),
@@ -67,7 +67,7 @@ _GATE = (
     ("& batch.valid_BK & ~batch.hit_BK", "& ~batch.hit_BK"),
     ("& batch.valid_BK & ~batch.hit_BK", "& batch.valid_BK"),
     ("return batch.distinct_BK & batch.valid_BK", "return batch.valid_BK"),
-)  # fmt: skip
+)
 
 _REWARDS = (
     ("lowest_B1 - invalid_margin", "lowest_B1 + invalid_margin"),
@@ -87,7 +87,10 @@ _REWARDS = (
 )
 
 _ADVANTAGES = (
-    ("rewards_BK - rewards_BK.mean(dim=-1, keepdim=True)", "rewards_BK.mean(dim=-1, keepdim=True) - rewards_BK"),
+    (
+        "rewards_BK - rewards_BK.mean(dim=-1, keepdim=True)",
+        "rewards_BK.mean(dim=-1, keepdim=True) - rewards_BK",
+    ),
     ("rewards_BK - rewards_BK.mean(dim=-1, keepdim=True)", "rewards_BK - rewards_BK.mean()"),
     ("correction=1", "correction=0"),
     ("STD_FLOOR = 1e-4", "STD_FLOOR = 1e-6"),
@@ -96,20 +99,28 @@ _ADVANTAGES = (
 )
 
 _SMALL_OBJECTIVES = (
-    (NLL, "-scores.target_log_probs_BL.sum(dim=-1)", "-scores.target_log_probs_BL.mean(dim=-1)"),
-    (NLL, "-scores.target_log_probs_BL.sum(dim=-1)", "scores.target_log_probs_BL.sum(dim=-1)"),
-    (NLL, "-scores.target_log_probs_BL.sum(dim=-1)", "-scores.log_probs_BSL[:, 0].sum(dim=-1)"),
+    (BASE, "-scores.target_log_probs_BL.sum(dim=-1)", "-scores.target_log_probs_BL.mean(dim=-1)"),
+    (BASE, "-scores.target_log_probs_BL.sum(dim=-1)", "scores.target_log_probs_BL.sum(dim=-1)"),
+    (BASE, "-scores.target_log_probs_BL.sum(dim=-1)", "-scores.log_probs_BSL[:, 0].sum(dim=-1)"),
     (NLL, "loss=nll_B.mean()", "loss=nll_B.sum()"),
     (MIXTURE, "torch.where(gate_B > 0, gate_B * term.loss_B, 0.0)", "term.loss_B"),
     (MIXTURE, "torch.where(gate_B > 0, gate_B * term.loss_B, 0.0)", "gate_B * term.loss_B"),
-    (MIXTURE, "torch.where(gate_B > 0, gate_B * term.loss_B, 0.0)", "torch.where(gate_B > 0, 0.0, term.loss_B)"),
+    (
+        MIXTURE,
+        "torch.where(gate_B > 0, gate_B * term.loss_B, 0.0)",
+        "torch.where(gate_B > 0, 0.0, term.loss_B)",
+    ),
     (MIXTURE, "nll_B + weight * admitted_grpo_B", "nll_B + admitted_grpo_B"),
     (MIXTURE, "nll_B + weight * admitted_grpo_B", "nll_B - weight * admitted_grpo_B"),
     (ADAGRPO, "start.log_probs_BSL[:, 0].sum(dim=-1)", "scores.log_probs_BSL[:, 0].sum(dim=-1)"),
     (ADAGRPO, "start.log_probs_BSL[:, 0].sum(dim=-1)", "start.log_probs_BSL[:, 0].mean(dim=-1)"),
-    (BASE, "[batch.target_BL[:, None], batch.candidates_BKL]", "[batch.candidates_BKL, batch.target_BL[:, None]]"),
-    (BASE, "values.detach()", "values"),
-    (BASE, "torch.where(where, values, 0.0).sum()", "values.sum()"),
+    (
+        BASE,
+        "[batch.target_BL[:, None], batch.candidates_BKL]",
+        "[batch.candidates_BKL, batch.target_BL[:, None]]",
+    ),
+    (REDUCTION, "values.detach()", "values"),
+    (REDUCTION, "torch.where(where, values, 0.0).sum()", "values.sum()"),
 )
 
 _STEP = (

@@ -17,7 +17,10 @@ _GATE, _VARIANTS, _SETTINGS = (
     "learner/gate/variants.py",
     "learner/objectives/settings/objective.py",
 )
-_OBJECTIVES, _GRADIENTS = ("learner/objectives/test_objectives.py",), ("learner/objectives/test_policy_gradients.py",)
+_OBJECTIVES, _GRADIENTS = (
+    ("learner/objectives/test_objectives.py",),
+    ("learner/objectives/test_policy_gradients.py",),
+)
 _BOTH = _OBJECTIVES + _GRADIENTS
 _STEPS = ("learner/training/test_group_objectives_step.py",)
 
@@ -28,10 +31,30 @@ _CLIPPED = (
     (_GRPO, "torch.minimum(ratio", "torch.maximum(ratio", _OBJECTIVES),
     (_GRPO, "ratio_BKL > 1 + clip_high", "ratio_BKL > 1 - clip_low", _OBJECTIVES),
     (_GRPO, "(advantages_BK1 < 0) &", "(advantages_BK1 > 0) &", _OBJECTIVES),
-    (_GRPO, "group.log_probs_BKL - group.old(settings)", "group.old(settings) - group.log_probs_BKL", _OBJECTIVES),
-    (_GRPO, "log_ratio_BKL.sum(dim=-1, keepdim=True)", "log_ratio_BKL.mean(dim=-1, keepdim=True)", _GRADIENTS),
-    (_GRPO, "log_ratio_BKL.mean(dim=-1, keepdim=True)", "log_ratio_BKL.sum(dim=-1, keepdim=True)", _GRADIENTS),
-    (_GRPO, "return (~all_equal(rewards)).sum().double()", "return all_equal(rewards).sum().double()", _GRADIENTS),
+    (
+        _GRPO,
+        "group.log_probs_BKL - group.old(settings)",
+        "group.old(settings) - group.log_probs_BKL",
+        _OBJECTIVES,
+    ),
+    (
+        _GRPO,
+        "log_ratio_BKL.sum(dim=-1, keepdim=True)",
+        "log_ratio_BKL.mean(dim=-1, keepdim=True)",
+        _GRADIENTS,
+    ),
+    (
+        _GRPO,
+        "log_ratio_BKL.mean(dim=-1, keepdim=True)",
+        "log_ratio_BKL.sum(dim=-1, keepdim=True)",
+        _GRADIENTS,
+    ),
+    (
+        _GRPO,
+        "return (~all_equal(rewards)).sum().double()",
+        "return all_equal(rewards).sum().double()",
+        _GRADIENTS,
+    ),
     (_GRPO, "return (~all_equal(rewards)).sum().double()", "return super().mass(batch)", _GRADIENTS),
     (_GRPO, "kept_B = ~all_equal", "kept_B = all_equal", _GRADIENTS),
     (_GRPO, "torch.where(kept_B, term.loss_B, 0.0).sum()", "term.loss_B.sum()", _GRADIENTS),
@@ -40,35 +63,74 @@ _CLIPPED = (
     (_SETTINGS, "(3e-4, 4e-4)", "(4e-4, 3e-4)", _GRADIENTS),
     (_SETTINGS, "(3e-4, 4e-4)", "(3e-4, 5e-4)", _GRADIENTS),
     (_SETTINGS, "else (0.2, 0.2)", "else (0.2, 0.28)", _OBJECTIVES),
-)  # fmt: skip
+)
 
 _SHARED = (
     (_TERM, "difference = reference - log_probs", "difference = log_probs - reference", _OBJECTIVES),
     (_TERM, "difference.exp() - difference - 1", "difference.exp() - difference", _OBJECTIVES),
-    (_TERM, 'self.behaviour_BKL if settings.old_policy == "behaviour" else self.start_BKL', "self.behaviour_BKL",
-     _BOTH),
-    (_TERM, 'self.behaviour_BKL if settings.old_policy == "behaviour" else self.start_BKL', "self.start_BKL", _BOTH),
-    (_TERM, "surrogate_BKL * correction_weights(group.start_BKL, group.behaviour_BKL, settings.correction)",
-     "surrogate_BKL", _OBJECTIVES),
+    (
+        _TERM,
+        'self.behaviour_BKL if settings.old_policy == "behaviour" else self.start_BKL',
+        "self.behaviour_BKL",
+        _BOTH,
+    ),
+    (
+        _TERM,
+        'self.behaviour_BKL if settings.old_policy == "behaviour" else self.start_BKL',
+        "self.start_BKL",
+        _BOTH,
+    ),
+    (
+        _TERM,
+        "surrogate_BKL * correction_weights(group.start_BKL, group.behaviour_BKL, settings.correction)",
+        "surrogate_BKL",
+        _OBJECTIVES,
+    ),
     (_TERM, "objective_BKL - settings.kl_beta", "objective_BKL + settings.kl_beta", _OBJECTIVES),
     (_TERM, "loss_B=-over_group", "loss_B=over_group", _OBJECTIVES),
     (_TERM, "values_BKL.mean(dim=(1, 2))", "values_BKL.mean(dim=1).sum(dim=-1)", _OBJECTIVES),
-    (_TERM, "weights.counts_BK * values_BKL.mean(dim=2)", "weights.raw_BK * values_BKL.mean(dim=2)",
-     ("learner/objectives/terms/test_member_weights.py",)),
-    (_TERM, "weights.counts_BK * values_BKL.mean(dim=2)", "weights.counts_BK * values_BKL.sum(dim=2)",
-     ("learner/objectives/terms/test_member_weights.py",)),
-    (_TERM, "(weights.counts_BK * values_BKL.mean(dim=2)).sum(dim=1)",
-     "(weights.counts_BK * values_BKL.mean(dim=2)).mean(dim=1)", ("learner/objectives/terms/test_member_weights.py",)),
-    (_TERM, "torch.where(rewards.injected_BK[..., None], start_BKL, batch.behaviour_log_probs_BKL)", "start_BKL",
-     _OBJECTIVES),
-    (_TERM, "rewards.injected_BK[..., None], start_BKL,", "~rewards.injected_BK[..., None], start_BKL,", _OBJECTIVES),
+    (
+        _TERM,
+        "weights.counts_BK * values_BKL.mean(dim=2)",
+        "weights.raw_BK * values_BKL.mean(dim=2)",
+        ("learner/objectives/terms/test_member_weights.py",),
+    ),
+    (
+        _TERM,
+        "weights.counts_BK * values_BKL.mean(dim=2)",
+        "weights.counts_BK * values_BKL.sum(dim=2)",
+        ("learner/objectives/terms/test_member_weights.py",),
+    ),
+    (
+        _TERM,
+        "(weights.counts_BK * values_BKL.mean(dim=2)).sum(dim=1)",
+        "(weights.counts_BK * values_BKL.mean(dim=2)).mean(dim=1)",
+        ("learner/objectives/terms/test_member_weights.py",),
+    ),
+    (
+        _TERM,
+        "torch.where(rewards.injected_BK[..., None], start_BKL, batch.behaviour_log_probs_BKL)",
+        "start_BKL",
+        _OBJECTIVES,
+    ),
+    (
+        _TERM,
+        "rewards.injected_BK[..., None], start_BKL,",
+        "~rewards.injected_BK[..., None], start_BKL,",
+        _OBJECTIVES,
+    ),
     (_TERM, "        torch.isfinite(start_BSL[:, 0]).all(dim=-1),\n", "", _OBJECTIVES),
     (_TERM, "mean_of(reward_B, ~admitted_B)", "mean_of(reward_B, admitted_B)", _OBJECTIVES),
     (_TERM, "mean_of(~batch.valid_BK)", "mean_of(batch.valid_BK)", _OBJECTIVES),
     (_TERM, "mean_of(batch.hit_BK.any(dim=-1))", "mean_of(batch.hit_BK)", _OBJECTIVES),
     (_TERM, "mean_of(inside, _drawn(group, inside))", "mean_of(inside)", _STEPS + _GRADIENTS),
     (_TERM, "term.loss_B.mean())", "term.loss_B.sum())", _STEPS),
-    (_CORRECTION, "log_ratio = start_BKL - behaviour_BKL", "log_ratio = behaviour_BKL - start_BKL", _OBJECTIVES),
+    (
+        _CORRECTION,
+        "log_ratio = start_BKL - behaviour_BKL",
+        "log_ratio = behaviour_BKL - start_BKL",
+        _OBJECTIVES,
+    ),
     (_CORRECTION, "log_ratio.sum(dim=-1, keepdim=True)", "log_ratio.mean(dim=-1, keepdim=True)", _OBJECTIVES),
     (_CORRECTION, "clamp(settings.low, settings.high)", "clamp(0, settings.high)", _OBJECTIVES),
     (_CORRECTION, "clamp(settings.low, settings.high)", "clamp(settings.low)", _OBJECTIVES),
@@ -79,11 +141,16 @@ _SHARED = (
     (_CORRECTION, " & (ratio <= settings.high)", "", _GRADIENTS),
     (_CORRECTION, 'if settings.outside == "mask":', "if False:", _GRADIENTS),
     (_MIXTURE, "gate_B * term.loss_B, 0.0", "term.loss_B, 0.0", ("learner/gate/test_variants.py",)),
-)  # fmt: skip
+)
 
 _ALONE = (
     (_GRPO_SR, "(log_probs_BKL - log_probs_BKL.detach())", "(log_probs_BKL - log_probs_BKL)", _GRADIENTS),
-    (_GRPO_SR, "(log_probs_BKL - log_probs_BKL.detach())", "(log_probs_BKL.detach() - log_probs_BKL)", _GRADIENTS),
+    (
+        _GRPO_SR,
+        "(log_probs_BKL - log_probs_BKL.detach())",
+        "(log_probs_BKL.detach() - log_probs_BKL)",
+        _GRADIENTS,
+    ),
     (_GRPO_SR, "loss_B=-over_group", "loss_B=over_group", _GRADIENTS),
     (_GRPO_SR, "term.loss_B + self.alpha * nll", "term.loss_B - self.alpha * nll", _GRADIENTS),
     (_GRPO_SR, "term.loss_B + self.alpha * nll", "term.loss_B + nll", _GRADIENTS),
@@ -95,8 +162,12 @@ _ALONE = (
     (_ECPO, "1 + high + self.settings", "1 + low + self.settings", _GRADIENTS),
     (_ECPO, "1 + high + self.settings.early_clip_margin", "1 + high", _GRADIENTS),
     (_ECPO, "group.log_probs_BKL - raised_BKL", "group.log_probs_BKL - old_BKL", _GRADIENTS),
-    (_ECPO, "clipped_surrogate(log_ratio_BKL, group.advantages_BK, low, high)",
-     "clipped_surrogate(log_ratio_BKL, group.advantages_BK, high, low)", _GRADIENTS),
+    (
+        _ECPO,
+        "clipped_surrogate(log_ratio_BKL, group.advantages_BK, low, high)",
+        "clipped_surrogate(log_ratio_BKL, group.advantages_BK, high, low)",
+        _GRADIENTS,
+    ),
     (_GBPO, "@torch.no_grad()\n", "", _GRADIENTS),
     (_GBPO, "(-torch.expm1(log_probs_BKL.clamp(max=0.0))).log()", "log_probs_BKL", _GRADIENTS),
     (_GBPO, ".clamp(max=0.0)", "", _GRADIENTS),
@@ -104,9 +175,13 @@ _ALONE = (
     (_GBPO, "torch.maximum(old", "torch.minimum(old", _GRADIENTS),
     (_GBPO, "torch.maximum(old_BKL, bound_BKL)", "old_BKL", _GRADIENTS),
     (_GBPO, "(group.log_probs_BKL - raised_BKL).exp()", "(group.log_probs_BKL - raised_BKL)", _GRADIENTS),
-    (_GBPO, "ratio_BKL * group.advantages_BK[..., None]", "ratio_BKL * -group.advantages_BK[..., None]",
-     _GRADIENTS),
-)  # fmt: skip
+    (
+        _GBPO,
+        "ratio_BKL * group.advantages_BK[..., None]",
+        "ratio_BKL * -group.advantages_BK[..., None]",
+        _GRADIENTS,
+    ),
+)
 
 _IN_WEIGHTS = ("learner/objectives/terms/test_member_weights.py",)
 _MEMBERS = (
@@ -115,11 +190,26 @@ _MEMBERS = (
     (_ADVANTAGES, 'if kind == "grpo":', "if True:", _GRADIENTS),
     (_ADVANTAGES, " and not weights.normalised", "", _IN_WEIGHTS),
     (_ADVANTAGES, "elif weights is not None and not weights.normalised:", "elif False:", _IN_WEIGHTS),
-    (_ADVANTAGES, "(shares_BK * (rewards_BK - mean_B1).square())", "(rewards_BK - mean_B1).square()", _IN_WEIGHTS),
+    (
+        _ADVANTAGES,
+        "(shares_BK * (rewards_BK - mean_B1).square())",
+        "(rewards_BK - mean_B1).square()",
+        _IN_WEIGHTS,
+    ),
     (_ADVANTAGES, "(shares_BK * rewards_BK)", "(weights_BK * rewards_BK)", _IN_WEIGHTS),
     (_ADVANTAGES, "keepdim=True).sqrt()", "keepdim=True)", _IN_WEIGHTS),
-    (_WEIGHTS, "log_p_BK - batch.inclusion_log_probs_BK", "batch.inclusion_log_probs_BK - log_p_BK", _IN_WEIGHTS),
-    (_WEIGHTS, "batch.behaviour_log_probs_BKL.sum(dim=-1)", "batch.behaviour_log_probs_BKL.mean(dim=-1)", _IN_WEIGHTS),
+    (
+        _WEIGHTS,
+        "log_p_BK - batch.inclusion_log_probs_BK",
+        "batch.inclusion_log_probs_BK - log_p_BK",
+        _IN_WEIGHTS,
+    ),
+    (
+        _WEIGHTS,
+        "batch.behaviour_log_probs_BKL.sum(dim=-1)",
+        "batch.behaviour_log_probs_BKL.mean(dim=-1)",
+        _IN_WEIGHTS,
+    ),
     (_WEIGHTS, "- raw_BK + p_BK)", "- raw_BK)", _IN_WEIGHTS),
     (_WEIGHTS, "- raw_BK + p_BK)", "+ p_BK)", _IN_WEIGHTS),
     (_WEIGHTS, "(1 - weights.probabilities_BK + raw_BK)", "(1 - weights.probabilities_BK)", _IN_WEIGHTS),
@@ -127,7 +217,7 @@ _MEMBERS = (
     (_WEIGHTS, "+ raw_BK) - total_B1", "+ raw_BK) + total_B1", _IN_WEIGHTS),
     (_WEIGHTS, "total_B1 / raw_BK.sum(dim=-1, keepdim=True)", "total_B1", _IN_WEIGHTS),
     (_WEIGHTS, 'if ground_truth == "inject":', "if False:", _IN_WEIGHTS),
-)  # fmt: skip
+)
 
 _IN_COMPONENTS = ("learner/rewards/test_components.py",)
 _REWARD = tuple(
@@ -137,13 +227,20 @@ _REWARD = tuple(
         (_COMPONENTS, "scores_BK.masked_fill(~valid_BK, torch.nan)", "scores_BK"),
         (_COMPONENTS, "present_BK[:, None, :] < scores", "present_BK[:, None, :] > scores"),
         (_COMPONENTS, "present_BK[:, None, :] < scores", "present_BK[:, None, :] <= scores"),
-        (_COMPONENTS, "(present_BK[:, None, :] == scores_BK[:, :, None]).sum(dim=-1) - 1",
-         "(present_BK[:, None, :] == scores_BK[:, :, None]).sum(dim=-1)"),
+        (
+            _COMPONENTS,
+            "(present_BK[:, None, :] == scores_BK[:, :, None]).sum(dim=-1) - 1",
+            "(present_BK[:, None, :] == scores_BK[:, :, None]).sum(dim=-1)",
+        ),
         (_COMPONENTS, "+ 0.5 * ties_BK) / (valid_B1 - 1)", ") / (valid_B1 - 1)"),
         (_COMPONENTS, "ties_BK) / (valid_B1 - 1)", "ties_BK) / valid_B1"),
         (_COMPONENTS, "torch.where(scores_BK.isnan(), scores_BK, share_BK)", "share_BK"),
         (_COMPONENTS, "torch.where(valid_BK, scores_BK, 0.0)", "scores_BK.nan_to_num(0.0)"),
-        (_COMPONENTS, "torch.where(valid_BK, scores_BK - mean_B1, 0.0)", "(scores_BK - mean_B1).nan_to_num(0.0)"),
+        (
+            _COMPONENTS,
+            "torch.where(valid_BK, scores_BK - mean_B1, 0.0)",
+            "(scores_BK - mean_B1).nan_to_num(0.0)",
+        ),
         (_COMPONENTS, "keepdim=True) / (valid_B1 - 1).clamp(min=1)", "keepdim=True) / valid_B1"),
         (_COMPONENTS, "STD_FLOOR = 1e-4", "STD_FLOOR = 1e-6"),
         (_COMPONENTS, "variance_B1.sqrt()", "variance_B1"),
@@ -170,11 +267,19 @@ _REWARD = tuple(
         (_REWARDS, "component.weight * gated", "gated"),
         (_REWARDS, "sum(weighted[1:], start=weighted[0])", "weighted[0]"),
         (_REWARDS, "mean_of(value_BK, batch.valid_BK)", "mean_of(value_BK)"),
-        (_REWARDS, "batch.target_BL[:, None], batch.candidates_BKL", "batch.candidates_BKL, batch.target_BL[:, None]"),
+        (
+            _REWARDS,
+            "batch.target_BL[:, None], batch.candidates_BKL",
+            "batch.candidates_BKL, batch.target_BL[:, None]",
+        ),
         (_REWARDS, "batch.target_items_B[:, None], batch.candidate_items_BK", "7, batch.candidate_items_BK"),
-        (_REWARDS, "batch.target_scores_B[:, None], batch.candidate_scores_BK", "0.0, batch.candidate_scores_BK"),
+        (
+            _REWARDS,
+            "batch.target_scores_B[:, None], batch.candidate_scores_BK",
+            "0.0, batch.candidate_scores_BK",
+        ),
     )
-)  # fmt: skip
+)
 
 _GATES = tuple(
     (file, old, new, ("learner/gate/test_variants.py",))
@@ -183,12 +288,19 @@ _GATES = tuple(
         (_GATE, "settings.random_seed", "0"),
         (_GATE, "torch.where(torch.isfinite(batch.target_scores_B), gate_B, 0.0)", "gate_B"),
         (_GATE, "self.gate_B >= 0.5", "self.gate_B >= 0"),
-        (_VARIANTS, "torch.where(real_BT, _mixed(batch.history_BT + (places_T << 32)), 0)",
-         "_mixed(batch.history_BT + (places_T << 32))"),
+        (
+            _VARIANTS,
+            "torch.where(real_BT, _mixed(batch.history_BT + (places_T << 32)), 0)",
+            "_mixed(batch.history_BT + (places_T << 32))",
+        ),
         (_VARIANTS, "batch.history_BT + (places_T << 32)", "batch.history_BT"),
         (_VARIANTS, "rest_BR + ((1 + torch", "rest_BR + 0 * ((1 + torch"),
         (_VARIANTS, "history_BT.sum(dim=1) + rest_BR", "rest_BR"),
-        (_VARIANTS, "[batch.target_BL, batch.candidates_BKL.flatten(1)]", "[batch.candidates_BKL.flatten(1)]"),
+        (
+            _VARIANTS,
+            "[batch.target_BL, batch.candidates_BKL.flatten(1)]",
+            "[batch.candidates_BKL.flatten(1)]",
+        ),
         (_VARIANTS, "[batch.target_BL, batch.candidates_BKL.flatten(1)]", "[batch.target_BL]"),
         (_VARIANTS, " + _mixed(rest_BR.new_full((), seed))", ""),
         (_VARIANTS, "/ 2**53", "/ 2**52"),
@@ -204,6 +316,6 @@ _GATES = tuple(
         (_VARIANTS, "nan_to_num(nan=torch.inf)", "nan_to_num(nan=0.0)"),
         (_VARIANTS, "difficulty_B * discriminability_B", "difficulty_B + discriminability_B"),
     )
-)  # fmt: skip
+)
 
 POLICY_GRADIENT = _CLIPPED + _SHARED + _ALONE + _MEMBERS + _REWARD + _GATES

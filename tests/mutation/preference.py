@@ -1,4 +1,6 @@
-"""The mutants of the objectives on logged rewards, preferences and values: (file, old, new, tests that must notice)."""
+"""The mutants of the objectives on logged rewards, preferences and values: (file, old, new, tests that must
+notice).
+"""
 
 LOGGED, BATCH = "learner/objectives/terms/logged.py", "learner/batches/batch.py"
 REWARD_WEIGHTED, A_SFT = "learner/objectives/reward_weighted_bc.py", "learner/objectives/a_sft.py"
@@ -16,7 +18,11 @@ IN_PAIRWISE, IN_STEP = (
 IN_PPO, IN_CQL = ("learner/objectives/test_ppo.py",), ("learner/objectives/test_cql.py",)
 
 _LOGGED = (
-    (LOGGED, "values.sum() / torch.where(mass > 0, mass, 1.0)", "values.mean() / torch.where(mass > 0, mass, 1.0)"),
+    (
+        LOGGED,
+        "values.sum() / torch.where(mass > 0, mass, 1.0)",
+        "values.mean() / torch.where(mass > 0, mass, 1.0)",
+    ),
     (LOGGED, "torch.where(mass > 0, mass, 1.0)", "mass"),
     (LOGGED, ".to(values.dtype)", ""),
     (LOGGED, "weights * values.detach()", "values.detach()"),
@@ -26,7 +32,11 @@ _LOGGED = (
     (REWARD_WEIGHTED, "self.missing_weight, rewards_B.clamp(min=0)", "0.0, rewards_B.clamp(min=0)"),
     (REWARD_WEIGHTED, "self.missing_weight, rewards_B.clamp(min=0)", "self.missing_weight, 1.0"),
     (REWARD_WEIGHTED, "return self.weights(batch).sum()", "return self.weights(batch).mean()"),
-    (REWARD_WEIGHTED, "return self.weights(batch).sum()", "return self.weights(batch).count_nonzero().double()"),
+    (
+        REWARD_WEIGHTED,
+        "return self.weights(batch).sum()",
+        "return self.weights(batch).count_nonzero().double()",
+    ),
     (REWARD_WEIGHTED, "weights_B.to(nll_B.dtype) * nll_B", "-weights_B.to(nll_B.dtype) * nll_B"),
     (REWARD_WEIGHTED, "mean_of(rewards_B < 0)", "mean_of(rewards_B <= 0)"),
     (REWARD_WEIGHTED, "mean_of(~torch.isnan(rewards_B))", "mean_of(torch.isnan(rewards_B))"),
@@ -48,11 +58,15 @@ _LOGGED = (
     (A_SFT, "known_B, scores.values_BSL[:, 0, 0]", "known_B, start.values_BSL[:, 0, 0]"),
     (A_SFT, "known_B, scores.values_BSL[:, 0, 0]", "known_B, scores.values_BSL[:, 0, 1]"),
     (A_SFT, "loss_B + self.settings.baseline.weight * error_B", "loss_B + error_B"),
-    (A_SFT, "loss_B + self.settings.baseline.weight * error_B", "loss_B - self.settings.baseline.weight * error_B"),
+    (
+        A_SFT,
+        "loss_B + self.settings.baseline.weight * error_B",
+        "loss_B - self.settings.baseline.weight * error_B",
+    ),
     (A_SFT, "weights_B.to(nll_B.dtype) * nll_B", "nll_B"),
     (A_SFT, "/ self.settings.beta > math.log", "/ self.settings.beta < math.log"),
     (A_SFT, "self.needs_groups = not self.needs_values", "self.needs_groups = True"),
-)  # fmt: skip
+)
 
 _PAIRS = (
     (BATCH, "tril(diagonal=-1)", "tril(diagonal=0)"),
@@ -65,7 +79,11 @@ _PAIRS = (
     (PAIRS, "takes_part_BK = batch.valid_BK & batch.distinct_BK", "takes_part_BK = batch.valid_BK"),
     (PAIRS, "takes_part_BK = takes_part_BK & ~batch.hit_BK", "pass"),
     (PAIRS, "    if ground_truth:", "    if True:"),
-    (PAIRS, "torch.full_like(takes_part_BK[:, :1], ground_truth)", "torch.full_like(takes_part_BK[:, :1], True)"),
+    (
+        PAIRS,
+        "torch.full_like(takes_part_BK[:, :1], ground_truth)",
+        "torch.full_like(takes_part_BK[:, :1], True)",
+    ),
     (PAIRS, "scores_BS - z * spread_BS)[:, :, None]", "scores_BS - z * spread_BS)[:, None, :]"),
     (PAIRS, "rejected_BK = batch.distinct_BK & ~batch.hit_BK", "rejected_BK = batch.distinct_BK"),
     (PAIRS, "rejected_BK = batch.distinct_BK & ~batch.hit_BK", "rejected_BK = ~batch.hit_BK"),
@@ -76,14 +94,18 @@ _PAIRS = (
     (PAIRS, "best_BS = takes_part_BS & ", "best_BS = "),
     (PAIRS, "rewards_BS.amax", "rewards_BS.amin"),
     (PAIRS, "[torch.zeros_like(batch.distinct_BK[:, :1]),", "[torch.ones_like(batch.distinct_BK[:, :1]),"),
-    (PAIRS, "rewards_BS[:, :, None] - rewards_BS[:, None, :]", "rewards_BS[:, None, :] - rewards_BS[:, :, None]"),
+    (
+        PAIRS,
+        "rewards_BS[:, :, None] - rewards_BS[:, None, :]",
+        "rewards_BS[:, None, :] - rewards_BS[:, :, None]",
+    ),
     (PAIRS, '"none", invalid_margin)', '"none", 1.0)'),
     (PAIRS, "descending=True", "descending=False"),
     (PAIRS, "[:, :most]", "[:, : most + 1]"),
     (PAIRS, "place_BP = torch.where(mask_BP, order_BP, 0)", "place_BP = order_BP"),
     (PAIRS, "chosen_BP=place_BP // branches", "chosen_BP=place_BP % branches"),
     (PAIRS, "rejected_BP=place_BP % branches", "rejected_BP=place_BP // branches"),
-)  # fmt: skip
+)
 
 _PAIRWISE = (
     (PAIRWISE, "chosen_BP - rejected_BP", "rejected_BP - chosen_BP"),
@@ -108,7 +130,7 @@ _PAIRWISE = (
     (IPO, "margin_BP - 1 / (2 * self.tau)) ** 2", "margin_BP - 1 / self.tau) ** 2"),
     (IPO, "margin_BP - 1 / (2 * self.tau)) ** 2", "margin_BP - 1 / (2 * self.tau)).abs()"),
     (IPO, "super().__init__(settings.pairs, settings.nll_weight)", "super().__init__(settings.pairs, 0.0)"),
-)  # fmt: skip
+)
 
 _PPO = (
     ("@torch.no_grad()\n", ""),
@@ -130,12 +152,15 @@ _PPO = (
     ("settings.kl_coef * log_ratio_BKL", "log_ratio_BKL"),
     ("start_BKL - reference_BSL[:, 1:]", "reference_BSL[:, 1:] - start_BKL"),
     ("start_BKL - reference_BSL[:, 1:]", "log_probs_BKL - reference_BSL[:, 1:]"),
-    ("gae(rewards_BKL, start_values_BKL,", "gae(rewards_BKL, values_BKL,"),
+    ("generalised_advantages(rewards_BKL, start_values_BKL,", "gae(rewards_BKL, values_BKL,"),
     ("advantages_BKL + start_values_BKL", "advantages_BKL"),
     ("log_probs_BKL - start_BKL", "start_BKL - log_probs_BKL"),
     ("settings.clip, settings.clip)", "settings.clip, 0.2)"),
     ("settings.clip, settings.clip)", "0.2, settings.clip)"),
-    ("clipped_value_loss(values_BKL, start_values_BKL,", "clipped_value_loss(start_values_BKL, start_values_BKL,"),
+    (
+        "clipped_value_loss(values_BKL, start_values_BKL,",
+        "clipped_value_loss(start_values_BKL, start_values_BKL,",
+    ),
     ("-surrogate_BKL.mean(dim=(1, 2))", "surrogate_BKL.mean(dim=(1, 2))"),
     ("-surrogate_BKL.mean(dim=(1, 2))", "-surrogate_BKL.mean(dim=1).sum(dim=-1)"),
     ("value_loss_BKL.mean(dim=(1, 2))", "value_loss_BKL.sum(dim=(1, 2))"),
@@ -146,7 +171,7 @@ _PPO = (
     ("surrogate_BKL < ratio_BKL.exp()", "surrogate_BKL > ratio_BKL.exp()"),
     ("mean_of(~batch.valid_BK)", "mean_of(batch.valid_BK)"),
     ("self.needs_reference = settings.kl_coef > 0", "self.needs_reference = True"),
-)  # fmt: skip
+)
 
 _CQL = (
     ("log_weights_BK = -batch.inclusion_log_probs_BK", "log_weights_BK = batch.inclusion_log_probs_BK"),
@@ -167,18 +192,28 @@ _CQL = (
     ("log_weights_BK) - logged_B", "log_weights_BK) + logged_B"),
     ("logged_B - rewards_B, 0.0) ** 2", "logged_B + rewards_B, 0.0) ** 2"),
     ("torch.where(rewarded_B, logged_B - rewards_B, 0.0)", "(logged_B - rewards_B)"),
-    ("torch.where(rewarded_B, self.settings.alpha * conservative_B, 0.0)", "self.settings.alpha * conservative_B"),
+    (
+        "torch.where(rewarded_B, self.settings.alpha * conservative_B, 0.0)",
+        "self.settings.alpha * conservative_B",
+    ),
     ("self.settings.alpha * conservative_B", "conservative_B"),
-    ("self.settings.alpha * conservative_B, 0.0) + error_B", "self.settings.alpha * conservative_B, 0.0) - error_B"),
+    (
+        "self.settings.alpha * conservative_B, 0.0) + error_B",
+        "self.settings.alpha * conservative_B, 0.0) - error_B",
+    ),
     ("(~torch.isnan(logged_rewards(batch))).sum().double()", "super().mass(batch)"),
     ("elif batch.beams:", "elif False:"),
     ("mean_of(~batch.valid_BK)", "mean_of(batch.valid_BK)"),
-)  # fmt: skip
+)
 
 _IN_STEP = (
     (REWARD_WEIGHTED, "* nll_B, self.mass(batch))", "* nll_B, super().mass(batch))"),
     (A_SFT, "logged_rewards(batch), self.mass(batch)", "logged_rewards(batch), super().mass(batch)"),
-    (PAIRWISE, "mean_over(anchored_BP, mask_BP.sum().double())", "mean_over(anchored_BP, super().mass(batch))"),
+    (
+        PAIRWISE,
+        "mean_over(anchored_BP, mask_BP.sum().double())",
+        "mean_over(anchored_BP, super().mass(batch))",
+    ),
     (PPO, "mean_over(loss_B, self.mass(batch))", "mean_over(loss_B, super().mass(batch))"),
     (CQL, "mean_over(loss_B, self.mass(batch))", "mean_over(loss_B, super().mass(batch))"),
 )

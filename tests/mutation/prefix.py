@@ -1,4 +1,6 @@
-"""The mutants of shared prefixes, packed rows and their attention: (file, old, new, tests that must notice)."""
+"""The mutants of shared prefixes, packed rows and their attention: (file, old, new, tests that must
+notice).
+"""
 
 PREFIX, FORWARD = "learner/scoring/shared_prefix.py", "learner/scoring/packed_forward.py"
 ATTENTION, TOKENS, LINEAR = (
@@ -36,7 +38,10 @@ _PREFIX = (
 _FORWARD = (
     ("cumsum(0) - 1", "cumsum(0)"),
     (" + row.branch_start", " + row.branch_start - 1"),
-    ("if last is not None else output[0, _predicting(row, output.device)]", "[: len(_predicting(row, output.device))]"),
+    (
+        "if last is not None else output[0, _predicting(row, output.device)]",
+        "[: len(_predicting(row, output.device))]",
+    ),
     ('raise ValueError("activations', 'str("activations'),
     ("torch.is_grad_enabled() and model.training", "model.training"),
     ("        model.config._attn_implementation = before\n", "        pass\n"),
@@ -85,7 +90,10 @@ _ATTENTION = (
     ("        output_CFHd.mul_(weight_WCFH1[0])\n", ""),
     ("weight_WCFH1[1 + lag, :, late], value_CFHd", "weight_WCFH1[0, :, late], value_CFHd"),
     ("total_CFH.flatten(0, 1).T[None]", "history_CFH.flatten(0, 1).T[None]"),
-    ("part(span.history_queries, span.history, not row.last_only)", "part(span.history_queries, span.history, True)"),
+    (
+        "part(span.history_queries, span.history, not row.last_only)",
+        "part(span.history_queries, span.history, True)",
+    ),
     ("part(span.branch_queries, span.history, False)", "part(span.branch_queries, span.history, True)"),
     ("torch.add(from_history[0], from_branches[0], out", "torch.add(from_history[0], 0, out"),
     ("torch.add(from_history[1], from_branches[1], out", "torch.add(from_branches[1], 0, out"),
@@ -104,8 +112,11 @@ _TOKENS = (
     ("log_p_NV[rows, tokens]", "logits_NV[rows, tokens]"),
     ("p_NV * -total_N", "p_NV * total_N"),
     ("accumulate=True", "accumulate=False"),
-    ("index_add_(0, rows.flatten(), gradient.flatten())", "index_copy_(0, rows.flatten(), gradient.flatten())"),
-)  # fmt: skip
+    (
+        "index_add_(0, rows.flatten(), gradient.flatten())",
+        "index_copy_(0, rows.flatten(), gradient.flatten())",
+    ),
+)
 
 _LINEAR = (
     ("_product(gradient, weight.t()) if wants_x", "_product(gradient, weight.t()) if True"),
@@ -119,10 +130,16 @@ _LINEAR = (
     ("x.dtype == weight.dtype == torch.float32", "x.dtype == weight.dtype"),
     ("return _product(x, weight, bias)", "return _product(x, weight, None)"),
     ('return "bf16" if exact else "ieee"', 'return "bf16"'),
-    ("            if not self._inside:\n                torch", "            if True:\n                torch"),
-    ("            if not self._inside:\n                wanted", "            if True:\n                wanted"),
+    (
+        "            if not self._inside:\n                torch",
+        "            if True:\n                torch",
+    ),
+    (
+        "            if not self._inside:\n                wanted",
+        "            if True:\n                wanted",
+    ),
     ("matmul.fp32_precision = wanted\n", "matmul.fp32_precision\n"),
-)  # fmt: skip
+)
 
 PREFIX_MUTANTS = (
     *((PREFIX, old, new, IN_PREFIX) for old, new in _PREFIX),
@@ -130,6 +147,6 @@ PREFIX_MUTANTS = (
     *((ATTENTION, old, new, IN_ATTENTION) for old, new in _ATTENTION),
     *((TOKENS, old, new, IN_TOKENS) for old, new in _TOKENS),
     *((LINEAR, old, new, IN_LINEAR) for old, new in _LINEAR),
-    ("learner/training/step.py", "        multiply_by_onednn(model)\n", "", IN_LINEAR),
-    ("learner/training/pretrain.py", "    multiply_by_onednn(model)\n", "", IN_LINEAR),
+    ("learner/training/step.py", "        use_onednn_matmul(model)\n", "", IN_LINEAR),
+    ("learner/training/pretrain.py", "    use_onednn_matmul(model)\n", "", IN_LINEAR),
 )

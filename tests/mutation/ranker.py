@@ -1,4 +1,6 @@
-"""Mutants of the ranker's side: heads, spread, calibration, baselines, the stratified analysis, what batches carry."""
+"""Mutants of the ranker's side: heads, spread, calibration, baselines, the stratified analysis, what batches
+carry.
+"""
 
 HEADS, RANKER, FIT = "learner/ranker/heads.py", "learner/ranker/model.py", "learner/ranker/fit.py"
 CALIBRATION, QUALITY = "learner/ranker/calibration.py", "learner/ranker/quality.py"
@@ -6,7 +8,10 @@ STRATIFIED, COLLATE = "learner/evaluation/stratified.py", "learner/batches/colla
 
 _HEADS = (
     ("match + self.user(states)[..., 0] + self.item[items]", "match + self.user(states)[..., 0]"),
-    ("match + self.user(states)[..., 0] + self.item[items]", "match - self.user(states)[..., 0] + self.item[items]"),
+    (
+        "match + self.user(states)[..., 0] + self.item[items]",
+        "match - self.user(states)[..., 0] + self.item[items]",
+    ),
     ("transformed.std(correction=0)", "transformed.std(correction=1)"),
     ("deviation if deviation > 0 else 1.0", "deviation"),
     ("known = ~outcomes.isnan()", "known = outcomes.isnan()"),
@@ -14,8 +19,14 @@ _HEADS = (
     ("/ known.sum().clamp(min=1)", "/ len(known)"),
     ("self.mean + self.deviation * z", "self.mean + z"),
     ("self.mean + self.deviation * z", "self.mean - self.deviation * z"),
-    ("(z - (self.transform(outcomes) - self.mean) / self.deviation)", "(z - (self.transform(outcomes) - self.mean))"),
-    ("(z - (self.transform(outcomes) - self.mean) / self.deviation)", "(z - (outcomes - self.mean) / self.deviation)"),
+    (
+        "(z - (self.transform(outcomes) - self.mean) / self.deviation)",
+        "(z - (self.transform(outcomes) - self.mean))",
+    ),
+    (
+        "(z - (self.transform(outcomes) - self.mean) / self.deviation)",
+        "(z - (outcomes - self.mean) / self.deviation)",
+    ),
     ("- self.expected(z.double())).exp()", "+ self.expected(z.double())).exp()"),
     ("(self.expected(z).exp() * self.smearing - 1)", "(self.expected(z).exp() - 1)"),
     ("(self.expected(z).exp() * self.smearing - 1)", "(self.expected(z).exp() * self.smearing)"),

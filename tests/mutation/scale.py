@@ -1,4 +1,6 @@
-"""Mutants of what makes the learner scale: weights of workers, optimizer, reference, adapters, shards, precision."""
+"""Mutants of what makes the learner scale: weights of workers, optimizer, reference, adapters, shards,
+precision.
+"""
 
 from tests.mutation.mutant import Mutant
 
@@ -7,7 +9,11 @@ MICRO, OPTIMIZER, STEP = (
     "learner/training/optimizer.py",
     "learner/training/step.py",
 )
-REFERENCE, LORA, SHARDING = "learner/policy/reference.py", "learner/policy/lora.py", "learner/policy/sharding.py"
+REFERENCE, LORA, SHARDING = (
+    "learner/policy/reference.py",
+    "learner/policy/lora.py",
+    "learner/policy/sharding.py",
+)
 WEIGHTS, VALIDATION = "learner/policy/packed_weights.py", "learner/training/validation.py"
 IN_STEP, IN_WORKERS, IN_WEIGHTS = (
     ("learner/training/test_step.py",),
@@ -21,10 +27,13 @@ _MICRO = (
     ("masses * workers / total, 0.0", "masses * 0 + workers / len(masses), 0.0", IN_WORKERS),
     ("        dist.all_reduce(total)\n", "", IN_WORKERS),
     ("torch.where(total > 0, masses * workers / total, 0.0)", "masses * workers / total", IN_WORKERS),
-    ("table[:, 0] / table[:, 1]", "table[:, 0]", IN_STEP),
     ("0.0 * part.masked", "1.0 * part.masked", IN_WORKERS),
     ("part.masked_fill(part == -torch.inf, 0.0)", "part", IN_WORKERS),
-    ("not _distributed():\n        return loss", "True:\n        return loss", IN_WORKERS),
+    ("not is_distributed():\n        return loss", "True:\n        return loss", IN_WORKERS),
+)
+
+_REDUCTION = (
+    ("table[:, 0] / table[:, 1]", "table[:, 0]", IN_STEP),
     ("dist.all_reduce(table)", "pass", IN_WORKERS),
 )
 
@@ -48,7 +57,7 @@ _STEP = (
     ('self.reference.load_state_dict(state["reference"])', "pass", IN_REFERENCE),
     ("float(self.reference.version)", "0.0", IN_REFERENCE),
     ("self.settings.lora.dropout > 0", "False", IN_LORA),
-    ('local(parameter).copy_(state["weights"][name])', "pass", IN_LORA),
+    ('local_share(parameter).copy_(state["weights"][name])', "pass", IN_LORA),
     ("self.settings.lora is None and not", "not", IN_LORA),
 )
 
@@ -56,8 +65,8 @@ _REFERENCE = (
     ("if step % every == 0", "if step % every == 1", IN_REFERENCE),
     ("if step % every == 0", "if (step + 1) % every == 0", IN_REFERENCE),
     ("if step % every == 0", "", IN_REFERENCE),
-    ("local(parameter), 1 - decay", "local(parameter), decay", IN_REFERENCE),
-    ("local(parameter), 1 - decay", "local(parameter), 1 + decay", IN_REFERENCE),
+    ("local_share(parameter), 1 - decay", "local(parameter), decay", IN_REFERENCE),
+    ("local_share(parameter), 1 - decay", "local(parameter), 1 + decay", IN_REFERENCE),
     ("mine.copy_(kept)", "pass", IN_REFERENCE),
     ("theirs.copy_(mine)", "pass", IN_REFERENCE),
     ("kept = theirs.clone()", "kept = theirs", IN_REFERENCE),
@@ -100,6 +109,7 @@ _OTHERS = (
 
 SCALE = (
     *(Mutant(MICRO, old, new, tests) for old, new, tests in _MICRO),
+    *(Mutant("learner/reduction.py", old, new, tests) for old, new, tests in _REDUCTION),
     *(Mutant(OPTIMIZER, old, new, tests) for old, new, tests in _OPTIMIZER),
     *(Mutant(STEP, old, new, tests) for old, new, tests in _STEP),
     *(Mutant(REFERENCE, old, new, tests) for old, new, tests in _REFERENCE),

@@ -60,12 +60,12 @@ _ATTENTION = (
     ("queries_NGQE = (queries_NHE * scale)", "queries_NGQE = queries_NHE"),
     ("torch.cat([old.index_select", "torch.cat([0 * old.index_select"),
     ("read_NGQE += read_BGWQE", "read_NGQE = read_BGWQE"),
-)  # fmt: skip
+)
 
 _FORWARD = (
     ("wanted_P if index == last else None", "None"),
     ("return module(x)[..., rows]", "return module(x)"),
-    ("return linear(x, weight, bias)", "return linear(x, weight, None)"),
+    ("return onednn_linear(x, weight, bias)", "return linear(x, weight, None)"),
     ("x_ND, angles = x_ND[chosen_P], tuple(part[chosen_P] for part in angles)", "x_ND = x_ND[chosen_P]"),
     ("torch.cat([-first, second], dim=-1)", "torch.cat([first, -second], dim=-1)"),
     ("index == 0 and 2 * vocabulary", "2 * vocabulary"),
@@ -81,7 +81,7 @@ _FORWARD = (
     ("        config._attn_implementation = own\n", ""),
     ("if sliding_window is not None or softcap is not None:", "if sliding_window is not None:"),
     ("if sliding_window is not None or softcap is not None:", "if softcap is not None:"),
-)  # fmt: skip
+)
 
 _PREFIX = (
     ("range(1 + stride, tokens + 1, stride)", "range(1, tokens + 1, stride)"),
@@ -111,25 +111,37 @@ _PREFIX = (
 
 _DECODE = (
     ("if self.cache is not None:\n            self.cache.clear()", "pass"),
-    ("total_BW[..., None] + log_p_BWC\n            total_BW, flat_BW", "log_p_BWC\n            total_BW, flat_BW"),
-    ("flat_BW, branch_BK = distinct(branch_BK *", "flat_BW, branch_BK = distinct(0 * branch_BK *"),
+    (
+        "total_BW[..., None] + log_p_BWC\n            total_BW, flat_BW",
+        "log_p_BWC\n            total_BW, flat_BW",
+    ),
+    ("flat_BW, branch_BK = distinct_values(branch_BK *", "flat_BW, branch_BK = distinct(0 * branch_BK *"),
     ("count + 1, perturbed_BWC", "count, perturbed_BWC"),
     ("value=-torch.inf)[:, count : count + 1]", "value=-torch.inf)[:, count - 1 : count]"),
     ("largest_BW = self._gumbel(streams, 1)", "largest_BW = 0 * self._gumbel(streams, 1)"),
     ("total_BW = total_BWC.flatten(1).gather(1, flat_BW)", "total_BW = largest_BW"),
     ("/ temperature\n", "* temperature\n"),
-    ("return log_softmax(logits)[..., codes].masked_fill", "return log_softmax(logits[..., codes]).masked_fill"),
+    (
+        "return log_softmax(logits)[..., codes].masked_fill",
+        "return log_softmax(logits[..., codes]).masked_fill",
+    ),
     ("logits = logits.masked_fill_(~allowed_BWC, -torch.inf)", "pass"),
     ("self._constrained and over_allowed", "over_allowed"),
-    ("choice_BW + self._decoder.layout.level_offsets[level] if self._constrained", "choice_BW if self._constrained"),
-    ("self._node_BW.gather(1, parent_BW), choice_BW)", "self._node_BW[:, :1].expand_as(parent_BW), choice_BW)"),
+    (
+        "choice_BW + self._decoder.layout.level_offsets[level] if self._constrained",
+        "choice_BW if self._constrained",
+    ),
+    (
+        "self._node_BW.gather(1, parent_BW), choice_BW)",
+        "self._node_BW[:, :1].expand_as(parent_BW), choice_BW)",
+    ),
     ("parent_BW if level else None", "None"),
     ("self._prefix.lengths_B[:, None] + level)", "self._prefix.lengths_B[:, None] + level + 1)"),
     ("_pick(self._log_probs_BWl, parent_BW), log_p", "_pick(self._log_probs_BWl, 0 * parent_BW), log_p"),
     ("_pick(self._tokens_BWl, parent_BW), token", "_pick(self._tokens_BWl, 0 * parent_BW), token"),
     ("if excluded is not None and not constrained:", "if False:"),
-    ("project(self._head, hidden, tokens)", "project(self._head, hidden)"),
-)  # fmt: skip
+    ("project_tokens(self._head, hidden, tokens)", "project(self._head, hidden)"),
+)
 
 _ENGINE = (
     ("len(chosen) < self._per_step:", "True:"),
@@ -181,7 +193,11 @@ TREE_MUTANTS = tuple(
         ),
         ("learner/decoding/forward.py", ("learner/decoding/test_forward.py",), _FORWARD),
         ("learner/decoding/prefix.py", ("learner/decoding/test_prefix.py",), _PREFIX),
-        ("learner/decoding/tree.py", ("learner/decoding/test_tree.py", "learner/decoding/test_prefix.py"), _DECODE),
+        (
+            "learner/decoding/tree.py",
+            ("learner/decoding/test_tree.py", "learner/decoding/test_prefix.py"),
+            _DECODE,
+        ),
         ("actors/engines/tree.py", ("actors/engines/test_tree.py",), _ENGINE),
         ("actors/engines/checks.py", ("actors/engines/test_tree.py",), _CHECKS),
     )

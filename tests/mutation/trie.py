@@ -33,13 +33,16 @@ _BUILD = (
 )
 
 _TENSORS = (
-    ("token[xp.minimum(jump - 1, last)] < tokens", "token[xp.minimum(jump - 1, last)] <= tokens", _IN_TENSORS),
+    (
+        "token[xp.minimum(jump - 1, last)] < tokens",
+        "token[xp.minimum(jump - 1, last)] <= tokens",
+        _IN_TENSORS,
+    ),
     ("xp.minimum(jump - 1, last)", "xp.minimum(jump, last)", _IN_TENSORS),
     ("found = (low < end) & ", "found = ", _IN_TENSORS),
     ("(low < end) & (token[xp.minimum(low, last)] == tokens)", "(low < end)", _IN_TENSORS),
     ("most_children.bit_length()", "(most_children.bit_length() - 1)", _IN_TENSORS),
     ("(nodes < len(first_child) - 1)", "(nodes < len(first_child))", _IN_TENSORS),
-    ("return width // 8 + 1", "return -(-width // 8)", _IN_TENSORS),
     ("children < end[:, None], permitted)", "children <= end[:, None], permitted)", _IN_TENSORS),
     ("children, meant, forbidden)", "children, meant, permitted)", _IN_TENSORS),
     ("torch.where(meant, token, self.width[level])", "token.clamp(max=self.width[level])", _IN_TENSORS),
@@ -69,8 +72,16 @@ _EXCLUSIONS = (
 _TRIE = (
     ("np.where(node != DEAD, self.leaf_item[leaf], -1)", "self.leaf_item[leaf]", _IN_TENSORS),
     ("np.clip(tokens, -1, self.vocab_size)", "np.asarray(tokens) % self.vocab_size", _IN_TENSORS),
+    (
+        "self.first_child[node + 1] - self",
+        "self.first_child[node + 1] - 1 - self",
+        ("catalog/trie/test_trie.py",),
+    ),
+)
+
+_ARRAYS = (
+    ("return width // 8 + 1", "return -(-width // 8)", _IN_TENSORS),
     ('mmap_mode="r"', "mmap_mode=None", _IN_TENSORS),
-    ("self.first_child[node + 1] - self", "self.first_child[node + 1] - 1 - self", ("catalog/trie/test_trie.py",)),
     ("{field.name: getattr(self, field.name) for field in fields(self)}", "vars(self)", _IN_TENSORS),
 )
 
@@ -112,6 +123,7 @@ TRIE_MUTANTS = tuple(
         (TENSORS, _TENSORS),
         (EXCLUSIONS, _EXCLUSIONS),
         (TRIE, _TRIE),
+        ("catalog/trie/arrays.py", _ARRAYS),
         (VOCABULARY, _VERSIONS),
         (COLLATE, _COLLATE),
     )

@@ -1,4 +1,6 @@
-"""A direct transport through files: what Ray asks of a one-sided transport, without hardware or a package for it."""
+"""A direct transport through files: what Ray asks of a one-sided transport, without hardware or a package for
+it.
+"""
 
 import tempfile
 from dataclasses import dataclass, field
@@ -50,12 +52,16 @@ class FileTransport(TensorTransportManager):
             paths.append(str(directory / f"{number}.pt"))
             torch.save(tensor, paths[-1])
             _written.append(Path(paths[-1]))
-        return Files(tensor_meta=[(one.shape, one.dtype) for one in rdt_object], tensor_device="cpu", paths=paths)
+        return Files(
+            tensor_meta=[(one.shape, one.dtype) for one in rdt_object], tensor_device="cpu", paths=paths
+        )
 
     def get_communicator_metadata(self, src_actor, dst_actor, backend=None):
         return CommunicatorMetadata()
 
-    def recv_multiple_tensors(self, obj_id, tensor_transport_metadata, communicator_metadata, target_buffers=None):
+    def recv_multiple_tensors(
+        self, obj_id, tensor_transport_metadata, communicator_metadata, target_buffers=None
+    ):
         return [torch.load(path) for path in tensor_transport_metadata.paths]
 
     def send_multiple_tensors(self, tensors, tensor_transport_metadata, communicator_metadata):

@@ -22,13 +22,19 @@ class Reader:
         self.source = CatalogueSource(board)
 
     def items(self):
-        """Live items, the versions known, and whether the arrays are the object store's own (and so read-only)."""
+        """Live items, the versions known, and whether the arrays are the object store's own (and so
+        read-only).
+        """
         deadline = time.monotonic() + WAIT_S
         while time.monotonic() < deadline:
             found = self.source.poll(0)
             if found is not None:
                 versions = [found.version, *(trie.version for trie in found.earlier)]
-                return len(found.trie.lookup(found.item_tokens[:5])), versions, not found.trie.token.flags.writeable
+                return (
+                    len(found.trie.lookup(found.item_tokens[:5])),
+                    versions,
+                    not found.trie.token.flags.writeable,
+                )
         raise AssertionError("no catalogue came")
 
 

@@ -1,5 +1,6 @@
-"""Weights by Ray Direct Transport, with a transport through files that Ray drives as it does NIXL, and with NIXL itself
-where it is installed (it needs no GPU: it reads from memory over TCP)."""
+"""Weights by Ray Direct Transport, with a transport through files that Ray drives as it does NIXL, and with
+NIXL itself where it is installed (it needs no GPU: it reads from memory over TCP).
+"""
 
 import contextlib
 import importlib.util
@@ -15,7 +16,7 @@ from ray.experimental.rdt.util import register_tensor_transport
 
 from sluice.actors.boards.weight_board import WeightBoard, WeightPublisher, WeightSource
 from sluice.catalog.errors import RunError
-from sluice.learner.policy.packed_weights import PackedWeights, pack
+from sluice.learner.policy.packed_weights import PackedWeights, pack_weights
 from tests.ray import file_transport
 from tests.ray.conftest import WAIT_S
 
@@ -29,8 +30,12 @@ TRANSPORTS = [file_transport.NAME] + (["nixl"] if importlib.util.find_spec("nixl
 
 
 def weights(version: int) -> PackedWeights:
-    return pack(
-        [("first", torch.full((300, 300), float(version))), ("second", torch.arange(7.0).bfloat16() + version)], version
+    return pack_weights(
+        [
+            ("first", torch.full((300, 300), float(version))),
+            ("second", torch.arange(7.0).bfloat16() + version),
+        ],
+        version,
     )
 
 
@@ -60,7 +65,11 @@ class Engine:
             found = self.source.poll(current)
             if found is not None:
                 with found.verifying() as weights:
-                    return found.version, {name: value.clone() for name, value in weights.tensors()}, self.source.lost
+                    return (
+                        found.version,
+                        {name: value.clone() for name, value in weights.tensors()},
+                        self.source.lost,
+                    )
             time.sleep(0.01)
         raise AssertionError("no weights came")
 
@@ -109,7 +118,9 @@ def test_every_actor_gets_the_weights_as_they_were_packed(launch, board, transpo
 def test_damaged_weights_are_refused(launch, board, transport):
     learner, engine = launch(Learner, {}, board, transport), launch(Engine, {}, board)
     ask(learner.publish_damaged.remote(4))
-    with pytest.raises(ray.exceptions.RayTaskError, match=r"version 4 arrived damaged: .*; damaged are first"):
+    with pytest.raises(
+        ray.exceptions.RayTaskError, match=r"version 4 arrived damaged: .*; damaged are first"
+    ):
         ask(engine.newest.remote(0))
 
 
@@ -139,7 +150,9 @@ def test_a_transport_that_fails_is_no_silence(launch, board):
     learner, engine = launch(Nowhere, {}, board, file_transport.NAME), launch(Engine, {}, board)
     ask(learner.publish.remote(1))
     for asked in (engine.newest.remote(0), engine.wait.remote(0)):
-        with pytest.raises(ray.exceptions.RayTaskError, match="version 1 of the weight board can't be fetched"):
+        with pytest.raises(
+            ray.exceptions.RayTaskError, match="version 1 of the weight board can't be fetched"
+        ):
             ask(asked)
 
 

@@ -1,4 +1,6 @@
-"""Actors that fail: an engine that cannot start ends the run with its own error, one that cannot answer does not."""
+"""Actors that fail: an engine that cannot start ends the run with its own error, one that cannot answer does
+not.
+"""
 
 import time
 
@@ -61,7 +63,9 @@ def test_an_engine_that_takes_too_long_is_named(cluster):
 
 
 def kill(actor, within_s=60.0):
-    """End an actor and see its end: ``ray.kill`` returns before, and a call in between may still be answered."""
+    """End an actor and see its end: ``ray.kill`` returns before, and a call in between may still be
+    answered.
+    """
     ray.kill(actor)
     end = time.monotonic() + within_s
     with pytest.raises(ray.exceptions.RayActorError):
@@ -83,7 +87,9 @@ class Counting:
         return "node-a"
 
 
-def test_actors_that_are_dead_or_wedged_when_the_run_is_summed_up_are_left_out_by_name(launch, monkeypatch, caplog):
+def test_actors_that_are_dead_or_wedged_when_the_run_is_summed_up_are_left_out_by_name(
+    launch, monkeypatch, caplog
+):
     monkeypatch.setattr(fleet_module, "_STATS_S", 5.0)
     alive, dead = launch(Counting), launch(Counting, {"max_restarts": 0})
     ray.get([alive.stats.remote(), dead.stats.remote()], timeout=60)

@@ -79,7 +79,11 @@ def start_queue(launch):
         options = {"max_task_retries": -1, "max_concurrency": 1000}
         users, positions = examples(24)
         handle = launch(
-            QueueActor, options, partial(Examples, users=users, positions=positions), seed=5, settings=settings
+            QueueActor,
+            options,
+            partial(Examples, users=users, positions=positions),
+            seed=5,
+            settings=settings,
         )
         return QueueClient(handle=handle, wait_s=wait_s, fetch_s=10.0)
 
@@ -117,7 +121,11 @@ def test_a_wait_that_runs_out_says_what_it_waited_for(launch, start_queue):
     queue.note_error("rollout-1", "OutOfMemory: the engine died")
     with pytest.raises(RunError) as caught:
         queue.pull(3, 0, 1, 4, 0)
-    for part in ("waited 0.5 s for 4 rollout groups of step 3", "0 are queued", "3 are with rollout actors {'a': 3}"):
+    for part in (
+        "waited 0.5 s for 4 rollout groups of step 3",
+        "0 are queued",
+        "3 are with rollout actors {'a': 3}",
+    ):
         assert part in str(caught.value)
     assert "rollout-1: OutOfMemory: the engine died" in str(caught.value)
 
@@ -191,7 +199,9 @@ def test_groups_that_died_with_their_actor_are_replaced(launch, start_queue):
     os.kill(ray.get(doomed.pid.remote()), signal.SIGKILL)
     wait_until_lost(groups[0].reference)
     replacing = survivor.produce.remote(1, 2)
-    records = queue.pull(0, 0, 1, 4, 0)  # nobody has revoked anything: the learner itself runs into the dead references
+    records = queue.pull(
+        0, 0, 1, 4, 0
+    )  # nobody has revoked anything: the learner itself runs into the dead references
     ray.get(replacing, timeout=WAIT_S)
     assert len(records) == len(set(lease_ids(records))) == 4
     assert lease_ids(records)[:2] == [2, 3]
@@ -244,7 +254,9 @@ def test_a_push_without_room_waits_for_the_learner():
         )
         leases = await actor.lease("a", "1", 3, 0)
         pushes = [
-            Push(lease_id=one.lease_id, attempt=1, reference=None, nbytes=500_000, version_min=0, version_max=0)
+            Push(
+                lease_id=one.lease_id, attempt=1, reference=None, nbytes=500_000, version_min=0, version_max=0
+            )
             for one in leases
         ]
         reply = await actor.push("a", "1", pushes, 0)

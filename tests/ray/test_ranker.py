@@ -9,7 +9,7 @@ from sluice.catalog.errors import RankerError
 from sluice.learner.ranker.load import open_ranker
 from sluice.learner.settings import RankerSettings
 from tests.ray.conftest import WAIT_S
-from tests.rollout_fakes import AssessingRanker, BrokenRanker, RowRanker, TinyDataset
+from tests.rollout_fakes import BrokenRanker, PredictingRanker, RowRanker, TinyDataset
 
 pytestmark = pytest.mark.ray
 
@@ -21,7 +21,7 @@ EXPECTED = [[4.03, 5.03, np.nan]]
 class Wedged:
     """A replica that never answers."""
 
-    async def assess(self, histories, candidates):
+    async def predict(self, histories, candidates):
         import asyncio
 
         await asyncio.Event().wait()
@@ -53,26 +53,28 @@ def test_the_user_s_ranker_scores_through_the_actor(launch):
     factory = functools.partial(open_ranker, settings, "nowhere", TinyDataset)
     handle = launch(RankerActor, OPTIONS, factory, max_batch=8, max_wait_ms=0.0)
     assert ray.get(handle.version.remote(), timeout=WAIT_S) == "row-1"
-    answer = RankerClient((handle,), timeout_s=WAIT_S, attempts=1).assess(HISTORIES, CANDIDATES)
-    np.testing.assert_allclose(answer.assessment.scores, [[8.03, 10.03, np.nan]], rtol=1e-6)
+    answer = RankerClient((handle,), timeout_s=WAIT_S, attempts=1).predict(HISTORIES, CANDIDATES)
+    np.testing.assert_allclose(answer.output.scores, [[8.03, 10.03, np.nan]], rtol=1e-6)
     assert (answer.version, answer.attempts) == ("row-1", 1)
 
 
 def test_spread_and_values_come_through_the_actor(launch):
-    handle = launch(RankerActor, OPTIONS, AssessingRanker, max_batch=8, max_wait_ms=0.0)
-    answer = RankerClient((handle,), timeout_s=WAIT_S, attempts=1).assess(HISTORIES, CANDIDATES)
-    np.testing.assert_allclose(answer.assessment.spread, [[0.4, 0.5, np.nan]], rtol=1e-6)
-    np.testing.assert_allclose(answer.assessment.values, [[40, 50, np.nan]], rtol=1e-6)
+    handle = launch(RankerActor, OPTIONS, PredictingRanker, max_batch=8, max_wait_ms=0.0)
+    answer = RankerClient((handle,), timeout_s=WAIT_S, attempts=1).predict(HISTORIES, CANDIDATES)
+    np.testing.assert_allclose(answer.output.spread, [[0.4, 0.5, np.nan]], rtol=1e-6)
+    np.testing.assert_allclose(answer.output.values, [[40, 50, np.nan]], rtol=1e-6)
 
 
 def test_a_broken_wedged_or_lying_replica_costs_one_attempt(launch, replicas):
     good, broken, liar = replicas
-    RankerClient((good,), timeout_s=WAIT_S, attempts=1).assess(HISTORIES, CANDIDATES)  # the first answer takes longest
+    RankerClient((good,), timeout_s=WAIT_S, attempts=1).predict(
+        HISTORIES, CANDIDATES
+    )  # the first answer takes longest
     for bad, timeout_s in ((broken, WAIT_S), (liar, WAIT_S), (launch(Wedged), 10.0)):
         client = RankerClient((good, bad), timeout_s=timeout_s, attempts=2)
-        answers = [client.assess(HISTORIES, CANDIDATES) for _ in range(2)]
+        answers = [client.predict(HISTORIES, CANDIDATES) for _ in range(2)]
         for answer in answers:
-            np.testing.assert_allclose(answer.assessment.scores, EXPECTED, rtol=1e-6)
+            np.testing.assert_allclose(answer.output.scores, EXPECTED, rtol=1e-6)
         assert sorted(answer.attempts for answer in answers) == [1, 2]  # each call begins at the next replica
 
 
@@ -82,20 +84,24 @@ def test_giving_up_names_every_attempt_and_its_reason(launch, replicas):
     ray.kill(dead)
     client = RankerClient((dead, broken, liar), timeout_s=WAIT_S, attempts=3)
     with pytest.raises(RankerError) as caught:
-        client.assess(HISTORIES, CANDIDATES)
+        client.predict(HISTORIES, CANDIDATES)
     text = str(caught.value)
     assert "no scores in 3 attempt(s)" in text
-    for reason in ("ActorDiedError", "ZeroDivisionError: no scores today", "gave 0.0 to item -1 (row 0, column 2)"):
+    for reason in (
+        "ActorDiedError",
+        "ZeroDivisionError: no scores today",
+        "gave 0.0 to item -1 (row 0, column 2)",
+    ):
         assert reason in text
 
 
 def test_a_killed_replica_answers_again_within_the_attempt(launch):
     handle = launch(RankerActor, OPTIONS, RowRanker, max_batch=4, max_wait_ms=0.0)
     client = RankerClient((handle,), timeout_s=WAIT_S, attempts=1)
-    client.assess(HISTORIES, CANDIDATES)
+    client.predict(HISTORIES, CANDIDATES)
     ray.kill(handle, no_restart=False)
     for _ in range(3):
-        np.testing.assert_allclose(client.assess(HISTORIES, CANDIDATES).assessment.scores, EXPECTED, rtol=1e-6)
+        np.testing.assert_allclose(client.predict(HISTORIES, CANDIDATES).output.scores, EXPECTED, rtol=1e-6)
 
 
 def test_a_submitted_call_does_not_wait(launch):
@@ -104,7 +110,9 @@ def test_a_submitted_call_does_not_wait(launch):
     assert not call.ready()
     while not call.ready():
         ray.wait([call.reference], timeout=call.left_s)
-    with pytest.raises(RankerError, match=r"2 attempt\(s\) of 0.2 s: \(1\) RankerError: no answer within 0.2 s; \(2\)"):
+    with pytest.raises(
+        RankerError, match=r"2 attempt\(s\) of 0.2 s: \(1\) RankerError: no answer within 0.2 s; \(2\)"
+    ):
         call.result()
 
 
@@ -115,6 +123,6 @@ def test_callers_share_batches(launch):
     for call in calls:
         ray.wait([call.reference], timeout=WAIT_S)
         assert call.ready()
-        np.testing.assert_allclose(call.result().assessment.scores, EXPECTED, rtol=1e-6)
+        np.testing.assert_allclose(call.result().output.scores, EXPECTED, rtol=1e-6)
     stats = ray.get(handle.stats.remote())
     assert (stats.requests, stats.batches, stats.prompts) == (4, 1, 4)

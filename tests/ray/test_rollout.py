@@ -17,15 +17,17 @@ from sluice.actors.ranker.pool import RankerActor, RankerClient
 from sluice.actors.rollout.actor import LAUNCH, RolloutActor
 from sluice.actors.settings import DecodeSettings, QueueSettings, RolloutSettings
 from sluice.catalog.data.dataset import Examples
-from sluice.catalog.rollout_group import decode
+from sluice.catalog.rollout_group import decode_groups
 from sluice.catalog.trie.vocabulary import Vocabulary
-from sluice.cluster.failure import decide
+from sluice.cluster.failure import decide_restart
 from tests.ray.conftest import WAIT_S
 from tests.rollout_fakes import CODES, LAYOUT, FakeEngine, RowRanker, TinyDataset, examples, weights_at
 
 pytestmark = pytest.mark.ray
 
-SETTINGS = RolloutSettings(decode=DecodeSettings(candidates=2), prompts_per_lease=4, leases_ahead=2, distractors=2)
+SETTINGS = RolloutSettings(
+    decode=DecodeSettings(candidates=2), prompts_per_lease=4, leases_ahead=2, distractors=2
+)
 
 
 class ThenSound:
@@ -71,7 +73,11 @@ class Parts:
         settings = QueueSettings(**({"max_groups": 16, "max_mib": 1.0, "max_staleness": 1} | bounds))
         users, positions = examples(24)
         queue = launch(
-            QueueActor, options, partial(Examples, users=users, positions=positions), seed=5, settings=settings
+            QueueActor,
+            options,
+            partial(Examples, users=users, positions=positions),
+            seed=5,
+            settings=settings,
         )
         ranker = launch(RankerActor, {"max_concurrency": 1000}, RowRanker, max_batch=8, max_wait_ms=1.0)
         self.launch = launch
@@ -114,7 +120,7 @@ class Parts:
 
 
 def train(queue, step, count, version=0):
-    groups = [decode(record) for record in queue.pull(step, 0, 1, count, version)]
+    groups = [decode_groups(record) for record in queue.pull(step, 0, 1, count, version)]
     assert queue.ack(step, 0) == count
     status = queue.status()
     assert status.issued == status.trained + status.stale + status.invalid + status.in_flight
@@ -130,7 +136,8 @@ def test_only_the_thread_of_the_engine_does_not_give_way_to_others(launch, tmp_p
     parts.until(queued=16)
     process, computing = map(int, (tmp_path / "where").read_text().split())
     policies = {
-        int(task.name): os.sched_getscheduler(int(task.name)) for task in Path(f"/proc/{process}/task").iterdir()
+        int(task.name): os.sched_getscheduler(int(task.name))
+        for task in Path(f"/proc/{process}/task").iterdir()
     }
     assert policies.pop(computing) == os.SCHED_OTHER
     batch = [thread for thread, policy in policies.items() if policy == os.SCHED_BATCH]
@@ -150,7 +157,7 @@ def test_a_killed_rollout_actor_is_replaced_and_nothing_is_lost(launch, tmp_path
     with pytest.raises(RayActorError) as caught:
         ray.get(running, timeout=WAIT_S)
     flag.touch()  # for the next one: this one would go on with it
-    decision = decide("rollout-0", restarts=0, bound=20, setting="bound", reason=str(caught.value))
+    decision = decide_restart("rollout-0", restarts=0, bound=20, setting="bound", reason=str(caught.value))
     assert decision.restart
     assert parts.queue.revoke("rollout-0", decision.message) == 16
     running = begin(actor)
@@ -181,7 +188,10 @@ def test_a_failing_engine_ends_the_run_and_the_next_run_builds_another(launch):
     with pytest.raises(RayTaskError, match="the engine ran out of memory"):
         ray.get(begin(actor), timeout=WAIT_S)
     before = parts.queue.status()
-    assert parts.queue.revoke("rollout-0", "MemoryError: the engine ran out of memory") == before.leased + before.queued
+    assert (
+        parts.queue.revoke("rollout-0", "MemoryError: the engine ran out of memory")
+        == before.leased + before.queued
+    )
     assert "MemoryError" in parts.queue.status().last_error
     begin(actor)
     assert len(train(parts.queue, 0, 4)) == 4
@@ -199,7 +209,9 @@ def test_damaged_weights_end_the_run_and_nothing_is_generated_with_them(launch):
     with pytest.raises(RayTaskError, match="weights version 1 arrived damaged"):
         ray.get(running, timeout=WAIT_S)
     assert parts.queue.status().queued == 16
-    with pytest.raises(RayTaskError, match="weights version 1 arrived damaged"):  # what an engine would start with
+    with pytest.raises(
+        RayTaskError, match="weights version 1 arrived damaged"
+    ):  # what an engine would start with
         ray.get(begin(actor), timeout=WAIT_S)
     assert {group.version_min for group in train(parts.queue, 0, 16)} == {0}
     publisher.publish(weights_at(2))
@@ -221,7 +233,9 @@ def test_new_weights_reach_a_running_actor_and_older_groups_go_stale(launch):
     status = parts.queue.status()
     assert (status.stale, status.trained) == (16, 4)
 
-    late = parts.rollout("rollout-1")  # starts with the newest weights, not with those of its engine's directory
+    late = parts.rollout(
+        "rollout-1"
+    )  # starts with the newest weights, not with those of its engine's directory
     begin(late)
     parts.until_version(late, 1)
 
@@ -245,7 +259,9 @@ def test_several_actors_share_the_feed(launch):
     actors = [parts.rollout(f"rollout-{number}") for number in range(2)]
     running = [begin(actor) for actor in actors]
     seen, deadline = [], time.monotonic() + WAIT_S
-    while len(seen) < 64 or not all(one.groups for one in ray.get([actor.stats.remote() for actor in actors])):
+    while len(seen) < 64 or not all(
+        one.groups for one in ray.get([actor.stats.remote() for actor in actors])
+    ):
         assert time.monotonic() < deadline, f"one actor does all the work: {len(seen)} groups trained"
         seen += [group.lease_id for group in train(parts.queue, len(seen) // 8, 8)]
     assert len(seen) == len(set(seen))

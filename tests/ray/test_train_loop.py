@@ -1,4 +1,6 @@
-"""The learner's loop under Ray Train, from the logs: sharded workers do what DDP workers do, resumed or not."""
+"""The learner's loop under Ray Train, from the logs: sharded workers do what DDP workers do, resumed or
+not.
+"""
 
 import dataclasses
 import json
@@ -99,10 +101,16 @@ def assert_best_is_whole(directory, workers):
     best = directory / "checkpoints" / "loop-best"
     state = read_state(best)
     rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    scores = {row["step"]: (row["hr@10"], row["ndcg@10"]) for row in rows if row["kind"] == "eval" and row["step"] > 0}
+    scores = {
+        row["step"]: (row["hr@10"], row["ndcg@10"])
+        for row in rows
+        if row["kind"] == "eval" and row["step"] > 0
+    }
     assert state.best == max(scores.values())
     assert state.step == min(step for step, score in scores.items() if score == state.best)
-    assert sorted(path.name for path in best.glob("rank-*.pt")) == [f"rank-{rank}.pt" for rank in range(workers)]
+    assert sorted(path.name for path in best.glob("rank-*.pt")) == [
+        f"rank-{rank}.pt" for rank in range(workers)
+    ]
     kept, policy = (
         dict(load_policy(place).model.named_parameters()) for place in (best / "policy", directory / "best")
     )
@@ -115,7 +123,10 @@ def test_a_sharded_and_resumed_run_is_the_run_of_ddp_workers(start, tmp_path):
     fit(start, tmp_path / "fsdp", 2, workers=2, sharding="fsdp")
     assert_best_is_whole(tmp_path / "fsdp", workers=2)
     found = fit(start, tmp_path / "fsdp", 4, workers=2, sharding="fsdp")
-    for kind, names in {"step": ("loss", "grad_norm", "lr"), "eval": ("hr@10", "mrr", "hallucination")}.items():
+    for kind, names in {
+        "step": ("loss", "grad_norm", "lr"),
+        "eval": ("hr@10", "mrr", "hallucination"),
+    }.items():
         wanted = figures(expected, kind, *names)
         assert figures(found, kind, *names) == pytest.approx(wanted, abs=1e-4)
         assert {step for step, _ in wanted} == ({1, 2, 3, 4} if kind == "step" else {0, 2, 4})

@@ -9,7 +9,7 @@ import torch
 
 from sluice.actors.boards.weight_board import WeightBoard, WeightPublisher, WeightSource
 from sluice.catalog.errors import PolicyError, RunError
-from sluice.learner.policy.packed_weights import PackedWeights, UnverifiedWeights, pack
+from sluice.learner.policy.packed_weights import PackedWeights, UnverifiedWeights, pack_weights
 from tests.ray.conftest import WAIT_S
 
 pytestmark = pytest.mark.ray
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.ray
 
 def weights(version: int) -> PackedWeights:
     # Large enough to lie in the shared object store instead of travelling inline.
-    return pack([("layer.weight", torch.full((300, 300), float(version)))], version)
+    return pack_weights([("layer.weight", torch.full((300, 300), float(version)))], version)
 
 
 class Learner:

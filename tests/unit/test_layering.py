@@ -1,6 +1,7 @@
 """The shape of the code: rooms and the arrows between them, who may import Ray and vLLM, docstrings, lengths.
 
-A room is a folder of a package. Rooms stand on floors; a module imports from its own room and from floors below it.
+A room is a folder of a package. Rooms stand on floors; a module imports from its own room and from floors
+below it.
 """
 
 import ast
@@ -52,7 +53,13 @@ FLOORS = {
 CLUSTER_MAY_KNOW = {"sluice.catalog.errors", "sluice.catalog.settings", "sluice.catalog.files"}
 RAY = ("learner/training/train_loop.py", "actors/*.py", "cluster/*.py", "services/*.py")
 VLLM = ("actors/engines/vllm/*.py", "services/bench/engines/vllm_*.py")
-TORCH_FREE = ("*settings.py", "*/settings/*.py", "catalog/errors.py", "services/cli/main.py", "services/config.py")
+TORCH_FREE = (
+    "*settings.py",
+    "*/settings/*.py",
+    "catalog/errors.py",
+    "services/cli/main.py",
+    "services/config.py",
+)
 LONGEST = 400
 WIDEST = 15
 
@@ -191,7 +198,9 @@ def test_no_folder_is_wide():
 
 
 def test_unit_tests_mirror_the_rooms():
-    tests = [path.relative_to(ROOT / "tests" / "unit") for path in (ROOT / "tests" / "unit").rglob("test_*.py")]
+    tests = [
+        path.relative_to(ROOT / "tests" / "unit") for path in (ROOT / "tests" / "unit").rglob("test_*.py")
+    ]
     rooms = {path.parent for path in CODE} | {Path("docs")}
     assert {path.parent for path in tests if path.parent != Path(".")} <= rooms
     assert {path.name for path in tests if path.parent == Path(".")} == {"test_layering.py"}
@@ -200,7 +209,9 @@ def test_unit_tests_mirror_the_rooms():
 @pytest.mark.parametrize("path", [path for path in CODE if path.parts[0] == "cluster"], ids=str)
 def test_cluster_knows_no_learning(path: Path):
     known = {module for module in modules_of(path) if module.startswith("sluice.catalog")}
-    assert all(module in CLUSTER_MAY_KNOW or module.rpartition(".")[0] in CLUSTER_MAY_KNOW for module in known)
+    assert all(
+        module in CLUSTER_MAY_KNOW or module.rpartition(".")[0] in CLUSTER_MAY_KNOW for module in known
+    )
 
 
 @pytest.mark.parametrize("path", MODULES, ids=str)
@@ -216,7 +227,9 @@ def test_settings_and_command_line_load_without_torch_ray_and_vllm():
     assert {"sluice.cluster.settings", "sluice.services.cli.main"} <= set(names)
     assert {"sluice.learner.objectives.settings.objective", "sluice.learner.gate.settings"} <= set(names)
     script = f"import sys, {', '.join(names)}\nprint(sorted({{'torch', 'ray', 'vllm'}} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "[]"
 
 
@@ -234,7 +247,9 @@ def test_a_module_says_its_subject_and_is_short(path: Path):
 
 def test_the_import_name_is_a_link_to_each_package():
     links = {path.name: path for path in (ROOT / "sluice").iterdir() if path.is_symlink()}
-    assert {name: str(path.readlink()) for name, path in links.items()} == {name: f"../{name}" for name in PACKAGES}
+    assert {name: str(path.readlink()) for name, path in links.items()} == {
+        name: f"../{name}" for name in PACKAGES
+    }
 
 
 def test_the_wheel_holds_every_package():

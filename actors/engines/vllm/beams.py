@@ -1,11 +1,13 @@
-"""Beams of one prompt, grown a token at a time: its K likeliest sequences, or K sequences sampled without replacement.
+"""Beams of one prompt, grown a token at a time: its K likeliest sequences, or K sequences sampled without
+replacement.
 
 Both keep the best W partial sequences of every level. They differ in what a partial sequence is worth:
 
 - `Beams`: its log-prob l.
-- `StochasticBeams` (Kool, van Hoof, Welling 2019, "Stochastic Beams and Where to Find Them", arXiv 1903.06059): the
-  largest G(o) = l(o) + Gumbel noise among all whole sequences o that begin with it, found without visiting them. The
-  root's is Gumbel(0); the children's are drawn on the condition that the largest of them is their parent's. [paper]
+- `StochasticBeams` (Kool, van Hoof, Welling 2019, "Stochastic Beams and Where to Find Them", arXiv
+  1903.06059): the largest G(o) = l(o) + Gumbel noise among all whole sequences o that begin with it, found
+  without visiting them. The root's is Gumbel(0); the children's are drawn on the condition that the largest
+  of them is their parent's. [paper]
 
 The K whole sequences of largest G are a sample without replacement, in the order of drawing: the first is a sample of
 the policy, the second one of the policy without the first, and so on. With kappa the (K+1)-th largest G, which is why
@@ -14,11 +16,12 @@ and for every f  [paper]
 
     E[ sum over the K sequences of f(o) exp(l(o)) / q(o) ] = E over the policy of f(o)
 
-The root's value has to be drawn, too: a constant gives the same samples, but a kappa that makes the estimator biased.
+The root's value has to be drawn, too: a constant gives the same samples, but a kappa that makes the estimator
+biased.
 
-An engine of one request per beam uses this module: it asks what may follow `tokens_Wl` and calls `grow`. The tree
-decoder does the same for many prompts at once; both take the formulas from `sluice.learner.decoding.draw`. Suffixes as in
-`sluice.learner.batches.batch`, and W beams, l tokens so far.
+An engine of one request per beam uses this module: it asks what may follow `tokens_Wl` and calls `grow`. The
+tree decoder does the same for many prompts at once; both take the formulas from
+`sluice.learner.decoding.draw`. Suffixes as in `sluice.learner.batches.batch`, and W beams, l tokens so far.
 """
 
 from dataclasses import dataclass
@@ -27,7 +30,7 @@ import numpy as np
 import torch
 
 from sluice.catalog.errors import RunError
-from sluice.learner.decoding.draw import log_inclusion, perturbed
+from sluice.learner.decoding.draw import log_inclusion, perturb_totals
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +56,8 @@ class Beams:
         """Take the beams one token further; returns the beam `[W]` that each of the new ones continues.
 
         Args:
-            log_probs_WV: nats of every next token after each beam, -inf: not allowed, or known to be no rival.
+            log_probs_WV: nats of every next token after each beam, -inf: not allowed, or known to be no
+                rival.
         """
         totals_W = self.log_probs_Wl.sum(axis=1, dtype=np.float64)
         values_WV = self._values(totals_W[:, None] + log_probs_WV)
@@ -74,7 +78,8 @@ class Beams:
         found, wanted = len(self.tokens_Wl), self._candidates
         if found < wanted:
             raise RunError(
-                f"a beam search found {found} sequences of a probability above zero and {wanted} are wanted: check "
+                f"a beam search found {found} sequences of a probability above zero and {wanted} are wanted: "
+                f"check "
                 "that the policy's logits are finite, or lower rollout.decode.candidates"
             )
         return Candidates(
@@ -106,7 +111,7 @@ class StochasticBeams(Beams):
     def _values(self, totals_WV: np.ndarray) -> np.ndarray:
         # Noise for every token, allowed or not: what a token gets does not depend on the others.
         noise_WV = self._generator.gumbel(size=totals_WV.shape)
-        return perturbed(*map(torch.from_numpy, (totals_WV, noise_WV, self._perturbed_W))).numpy()
+        return perturb_totals(*map(torch.from_numpy, (totals_WV, noise_WV, self._perturbed_W))).numpy()
 
     def _keep(self, values_W: np.ndarray) -> None:
         self._perturbed_W = values_W
@@ -118,7 +123,9 @@ class StochasticBeams(Beams):
 
 
 def _largest(values: np.ndarray, count: int) -> np.ndarray:
-    """Places of the `count` largest finite values (fewer if there are fewer) in the flattened array, largest first."""
+    """Places of the `count` largest finite values (fewer if there are fewer) in the flattened array, largest
+    first.
+    """
     flat = -values.reshape(-1)
     best = np.argpartition(flat, count)[:count] if count < len(flat) else np.arange(len(flat))
     best = best[np.argsort(flat[best], kind="stable")]

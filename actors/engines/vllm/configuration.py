@@ -1,7 +1,8 @@
-"""How a vLLM engine is set up: the environment of its process and the sizes derived from the workload. No vLLM here.
+"""How a vLLM engine is set up: the environment of its process and the sizes derived from the workload. No
+vLLM here.
 
-vLLM reads much of its configuration from the environment while it is imported, so `engine_environment` has to be in
-force before that: a Ray actor gets it as `runtime_env={"env_vars": engine_environment(settings)}`.
+vLLM reads much of its configuration from the environment while it is imported, so `engine_environment` has to
+be in force before that: a Ray actor gets it as `runtime_env={"env_vars": engine_environment(settings)}`.
 """
 
 import os
@@ -15,14 +16,18 @@ _GPU_BLOCK = 16
 _MAX_SEQUENCES = 1024
 _CPU_CACHE_BYTES = 4 * 2**30  # at most
 _GPU_CACHE_SHARE = 0.5  # of the GPU's memory, at most
-_STEPS_REMEMBERED = {"cpu": 2, "gpu": 12}  # times what the prompts in flight fill, for prompts that extend earlier ones
+_STEPS_REMEMBERED = {
+    "cpu": 2,
+    "gpu": 12,
+}  # times what the prompts in flight fill, for prompts that extend earlier ones
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "auto": 4}
 
 
 def engine_environment(settings: EngineSettings) -> dict[str, str]:
     """The environment variables of a process that hosts one vLLM engine."""
     return {
-        # The engine runs in the actor's own process: it starts twice as fast and weights reach it without a copy.
+        # The engine runs in the actor's own process: it starts twice as fast and weights reach it without a
+        # copy.
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         # The trie mask is written against the logits-processor interface of the first model runner.
         "VLLM_USE_V2_MODEL_RUNNER": "0",
@@ -41,17 +46,21 @@ def check_environment(settings: EngineSettings) -> None:
     """Refuse to start an engine in a process whose environment would give it another configuration.
 
     Raises:
-        ConfigError: a variable of `engine_environment` is not in force, or one that overrides our settings is.
+        ConfigError: a variable of `engine_environment` is not in force, or one that overrides our settings
+            is.
     """
     for name, value in engine_environment(settings).items():
         if name.startswith(("VLLM_", "TRITON_")) and os.environ.get(name) != value:
             raise ConfigError(
-                f"environment variable {name} is {os.environ.get(name)!r} where the vLLM engine needs {value!r}; start "
-                "its process with the variables of sluice.actors.engines.vllm.configuration.engine_environment"
+                f"environment variable {name} is {os.environ.get(name)!r} where the vLLM engine needs "
+                f"{value!r}; start "
+                "its process with the variables of "
+                "sluice.actors.engines.vllm.configuration.engine_environment"
             )
     if os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
         raise ConfigError(
-            f"environment variable VLLM_CPU_KVCACHE_SPACE={os.environ['VLLM_CPU_KVCACHE_SPACE']} would override the "
+            f"environment variable VLLM_CPU_KVCACHE_SPACE={os.environ['VLLM_CPU_KVCACHE_SPACE']} would "
+            f"override the "
             "engine's settings; unset it and set rollout.engine.kv_cache_gib instead"
         )
 
@@ -99,7 +108,9 @@ def derive_sizes(
         derivation[name] = (derived, reason) if given is None else (given, "given in the settings")
         return derived if given is None else given
 
-    max_model_len = settle("max_model_len", None, max_prompt_tokens + levels, "longest prompt + one token per level")
+    max_model_len = settle(
+        "max_model_len", None, max_prompt_tokens + levels, "longest prompt + one token per level"
+    )
     block_size = settle(
         "block_size",
         settings.block_size,
@@ -108,7 +119,8 @@ def derive_sizes(
     )
     if cpu and block_size % _CPU_BLOCK:
         raise ConfigError(
-            f"rollout.engine.block_size is {block_size}; the CPU attention kernel takes multiples of {_CPU_BLOCK} only"
+            f"rollout.engine.block_size is {block_size}; the CPU attention kernel takes multiples of "
+            f"{_CPU_BLOCK} only"
         )
     sequences = settle(
         "max_sequences",
@@ -124,7 +136,8 @@ def derive_sizes(
     )
     if cpu and batched_tokens < max_model_len:
         raise ConfigError(
-            f"rollout.engine.max_batched_tokens is {batched_tokens}, less than prompt + item ({max_model_len} tokens); "
+            f"rollout.engine.max_batched_tokens is {batched_tokens}, less than prompt + item "
+            f"({max_model_len} tokens); "
             "the CPU engine prefills a prompt in one piece, so raise it or shorten the history"
         )
     kv_cache_bytes = None
@@ -136,7 +149,10 @@ def derive_sizes(
         kv_cache_bytes, reason = _cache(settings, blocks, block_size, model, gpu_bytes)
         derivation["kv_cache_bytes"] = (kv_cache_bytes, reason)
         if settings.gpu_memory_share is not None:
-            derivation["gpu_memory_share"] = (settings.gpu_memory_share, "without effect, since the engine has no GPU")
+            derivation["gpu_memory_share"] = (
+                settings.gpu_memory_share,
+                "without effect, since the engine has no GPU",
+            )
     return EngineSizes(
         block_size=block_size,
         max_sequences=sequences,

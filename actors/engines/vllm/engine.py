@@ -1,9 +1,11 @@
-"""The vLLM rollout engine: K candidates per prompt by any kind of `DecodeSettings`, over an in-process `LLMEngine`.
+"""The vLLM rollout engine: K candidates per prompt by any kind of `DecodeSettings`, over an in-process
+`LLMEngine`.
 
     submit -> vLLM requests (`vllm_groups`) -> step ... step -> Generation
 
 - All L tokens are always generated. To a free decoder EOS and PAD are tokens like others; they make no item.
-- Weight versions are vLLM's own labels of output tokens: a group that a swap falls into has version_min < version_max.
+- Weight versions are vLLM's own labels of output tokens: a group that a swap falls into has version_min <
+  version_max.
 - A swap between two levels of beams changes the weights for the levels still to come.
 - The K candidates of a prompt share its full cache blocks, within the step that prefills them too.
 
@@ -22,7 +24,7 @@ from sluice.actors.engines.checks import check_catalogue, check_requests, check_
 from sluice.actors.engines.engine import GenerateRequest, Generation
 from sluice.actors.engines.vllm.configuration import check_environment, derive_sizes
 from sluice.actors.engines.vllm.groups import Group, open_group
-from sluice.actors.engines.vllm.start import PrefixCacheCounter, gpu_bytes, read_policy, start_llm
+from sluice.actors.engines.vllm.start import PrefixCacheCounter, gpu_bytes, read_policy_facts, start_llm
 from sluice.actors.engines.vllm.trie import OfferedTries
 from sluice.actors.settings import DecodeSettings, EngineSettings
 from sluice.catalog.trie.vocabulary import Vocabulary
@@ -54,11 +56,13 @@ class VllmEngine:
         """
         check_environment(engine)
         layout = vocabulary.layout
-        self._policy = read_policy(Path(policy_dir), layout, max_prompt_tokens)
+        self._policy = read_policy_facts(Path(policy_dir), layout, max_prompt_tokens)
         self._vocabulary, self._decode, self._seed = vocabulary, decode, seed
         self._max_prompt_tokens = max_prompt_tokens
         self._version = version
-        self._loaded: tuple[TensorEntry, ...] = ()  # what `load_weights` put in place; of the directory it is not known
+        self._loaded: tuple[
+            TensorEntry, ...
+        ] = ()  # what `load_weights` put in place; of the directory it is not known
         self.sizes = derive_sizes(
             engine,
             candidates=decode.sequences,
@@ -104,7 +108,8 @@ class VllmEngine:
         """Queue requests; returns at once. `decode` replaces the engine's own settings for these requests.
 
         Raises:
-            DataError: a prompt is empty, too long or holds a foreign token, or too few items are left to choose from.
+            DataError: a prompt is empty, too long or holds a foreign token, or too few items are left to
+                choose from.
         """
         decode = decode or self._decode
         check_requests(requests, self._groups, decode, self._vocabulary, self._max_prompt_tokens)
@@ -134,9 +139,10 @@ class VllmEngine:
     def load_weights(self, weights: PackedWeights) -> float:
         """Swap in new weights between two steps, keeping every running request; returns the pause in seconds.
 
-        Running requests keep the tokens they have and compute their history anew, since cached keys and values belong
-        to the old weights. What has not changed since the last load is not loaded again. The bytes are verified by a
-        thread that began when they arrived (`sluice.learner.policy.packed_weights.UnverifiedWeights`).
+        Running requests keep the tokens they have and compute their history anew, since cached keys and
+        values belong to the old weights. What has not changed since the last load is not loaded again. The
+        bytes are verified by a thread that began when they arrived
+        (`sluice.learner.policy.packed_weights.UnverifiedWeights`).
 
         Raises:
             PolicyError: the weights are not this policy's; the engine goes on with those it has.
@@ -159,10 +165,11 @@ class VllmEngine:
         return time.perf_counter() - start
 
     def load_catalogue(self, vocabulary: Vocabulary) -> float:
-        """Let requests submitted from now on choose from a later version of the catalogue; returns the pause in s.
+        """Let requests submitted from now on choose from a later version of the catalogue; returns the pause
+        in s.
 
-        Requests under way finish with the version that they were submitted under, free ones too: it says which items
-        their tokens are.
+        Requests under way finish with the version that they were submitted under, free ones too: it says
+        which items their tokens are.
 
         Raises:
             DataError: the version is not higher than the one before.

@@ -1,12 +1,12 @@
 """How vLLM is asked for the K candidates of one prompt: which requests it takes, and what their answers mean.
 
 - `SampledGroup`: one request for n=K samples of L tokens.
-- `BeamGroup`: level by level, one request of one token per beam, whose log-probs say what may follow. The history of a
-  beam is in the prefix cache. An exact beam needs its K likeliest tokens only; a stochastic one every token allowed,
-  since each may hold the largest perturbed value.
+- `BeamGroup`: level by level, one request of one token per beam, whose log-probs say what may follow. The
+  history of a beam is in the prefix cache. An exact beam needs its K likeliest tokens only; a stochastic one
+  every token allowed, since each may hold the largest perturbed value.
 
-Log-probs are vLLM's `processed_logprobs`: after trie mask, temperature and top-p, so of the distribution drawn from. A
-greedy request (temperature 0 to vLLM) has those of temperature 1.
+Log-probs are vLLM's `processed_logprobs`: after trie mask, temperature and top-p, so of the distribution
+drawn from. A greedy request (temperature 0 to vLLM) has those of temperature 1.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from vllm.sampling_params import RequestOutputKind
 
 from sluice.actors.engines.engine import GenerateRequest, Generation
 from sluice.actors.engines.vllm.beams import Beams, StochasticBeams
-from sluice.actors.engines.vllm.trie import constraint
+from sluice.actors.engines.vllm.trie import trie_constraint
 from sluice.actors.settings import DecodeSettings
 from sluice.catalog.trie.trie import Trie
 
@@ -46,13 +46,17 @@ class Group(Protocol):
         """The requests that vLLM has to answer next."""
 
     def take(self, number: int, output: RequestOutput) -> bool:
-        """Take in the answer to request `number` of the last `asks`; True when that was the last one missing."""
+        """Take in the answer to request `number` of the last `asks`; True when that was the last one
+        missing.
+        """
 
     def result(self) -> Generation | None:
         """The finished group, or None while there is more to ask."""
 
 
-def open_group(request: GenerateRequest, decode: DecodeSettings, trie: Trie, trie_name: str, seed: int) -> Group:
+def open_group(
+    request: GenerateRequest, decode: DecodeSettings, trie: Trie, trie_name: str, seed: int
+) -> Group:
     """A prompt at its beginning, which keeps to this trie, known to vLLM's logits processor as `trie_name`.
 
     What is random in it depends on the engine's `seed` and the request's id alone.
@@ -67,13 +71,17 @@ def open_group(request: GenerateRequest, decode: DecodeSettings, trie: Trie, tri
 class SampledGroup:
     """K independent samples."""
 
-    def __init__(self, request: GenerateRequest, decode: DecodeSettings, trie: Trie, trie_name: str, seed: int) -> None:
+    def __init__(
+        self, request: GenerateRequest, decode: DecodeSettings, trie: Trie, trie_name: str, seed: int
+    ) -> None:
         self.request, self.trie = request, trie
         self._decode, self._trie_name, self._seed = decode, trie_name, seed
         self._completions: Sequence[CompletionOutput] = ()
 
     def asks(self) -> list[Ask]:
-        """One request for everything. vLLM seeds candidate i with seed + i, so requests' seeds must lie far apart."""
+        """One request for everything. vLLM seeds candidate i with seed + i, so requests' seeds must lie far
+        apart.
+        """
         params = SamplingParams(
             n=self._decode.candidates,
             temperature=self._decode.temperature,
@@ -81,7 +89,9 @@ class SampledGroup:
             max_tokens=self.trie.levels,
             seed=self._seed,
             logprobs=0,
-            extra_args=constraint(0, self.request.excluded, self._trie_name) if self._decode.constrained else None,
+            extra_args=trie_constraint(0, self.request.excluded, self._trie_name)
+            if self._decode.constrained
+            else None,
             **_PLAIN,
         )
         return [(self.request.prompt, params)]
@@ -107,7 +117,9 @@ class SampledGroup:
 class BeamGroup:
     """Exact or stochastic beams."""
 
-    def __init__(self, request: GenerateRequest, decode: DecodeSettings, trie: Trie, trie_name: str, seed: int) -> None:
+    def __init__(
+        self, request: GenerateRequest, decode: DecodeSettings, trie: Trie, trie_name: str, seed: int
+    ) -> None:
         self.request, self.trie = request, trie
         self._decode, self._trie_name = decode, trie_name
         self._stochastic = decode.kind == "stochastic_beam"
@@ -142,7 +154,9 @@ class BeamGroup:
             temperature=self._decode.temperature if self._stochastic else 0.0,
             max_tokens=1,
             logprobs=wanted,
-            extra_args=constraint(node, self.request.excluded, self._trie_name) if self._decode.constrained else None,
+            extra_args=trie_constraint(node, self.request.excluded, self._trie_name)
+            if self._decode.constrained
+            else None,
             **_PLAIN,
         )
 

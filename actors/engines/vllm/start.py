@@ -1,4 +1,6 @@
-"""Starting vLLM on a policy directory: what must hold of the policy, and the arguments the engine is started with."""
+"""Starting vLLM on a policy directory: what must hold of the policy, and the arguments the engine is started
+with.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -52,7 +54,7 @@ class PrefixCacheCounter(StatLoggerBase):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Policy:
+class PolicyFacts:
     """What an engine needs to know of a policy directory."""
 
     directory: Path
@@ -61,7 +63,7 @@ class Policy:
     tied: bool  # the output layer shares the embedding's weights
 
 
-def read_policy(directory: Path, layout: TokenLayout, max_prompt_tokens: int) -> Policy:
+def read_policy_facts(directory: Path, layout: TokenLayout, max_prompt_tokens: int) -> PolicyFacts:
     """Read what matters of a Hugging Face model directory.
 
     Raises:
@@ -71,18 +73,21 @@ def read_policy(directory: Path, layout: TokenLayout, max_prompt_tokens: int) ->
     files = sorted(directory.glob("*.safetensors"))
     if not (directory / "config.json").is_file() or not files:
         raise PolicyError(
-            f"{directory} holds no policy (config.json and *.safetensors); give a Hugging Face model directory"
+            f"{directory} holds no policy (config.json and *.safetensors); give a Hugging Face model "
+            f"directory"
         )
     config = AutoConfig.from_pretrained(directory).get_text_config()
     if config.vocab_size != layout.vocab_size:
         raise PolicyError(
-            f"policy {directory} has {config.vocab_size} tokens, the catalogue's layout {layout.vocab_size}; they "
+            f"policy {directory} has {config.vocab_size} tokens, the catalogue's layout {layout.vocab_size}; "
+            f"they "
             "must be equal, so use the policy that was made for this catalogue"
         )
     positions = getattr(config, "max_position_embeddings", None)
     if positions is not None and positions < max_prompt_tokens + layout.levels:
         raise ConfigError(
-            f"policy {directory} has {positions} positions; prompt + item take {max_prompt_tokens + layout.levels}, so "
+            f"policy {directory} has {positions} positions; prompt + item take "
+            f"{max_prompt_tokens + layout.levels}, so "
             "shorten the history"
         )
     heads = config.num_attention_heads
@@ -96,7 +101,7 @@ def read_policy(directory: Path, layout: TokenLayout, max_prompt_tokens: int) ->
     for file in files:
         with safe_open(file, framework="np") as tensors:
             parameters |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
-    return Policy(
+    return PolicyFacts(
         directory=directory,
         model=ModelShape(
             layers=config.num_hidden_layers,
@@ -109,7 +114,7 @@ def read_policy(directory: Path, layout: TokenLayout, max_prompt_tokens: int) ->
 
 
 def start_llm(
-    policy: Policy,
+    policy: PolicyFacts,
     settings: EngineSettings,
     sizes: EngineSizes,
     seed: int,
@@ -118,7 +123,8 @@ def start_llm(
 ) -> LLMEngine:
     """Start vLLM in this process, ready for weight updates.
 
-    Without a `counter` vLLM keeps no statistics, which on requests of a few tokens are a good part of its own work.
+    Without a `counter` vLLM keeps no statistics, which on requests of a few tokens are a good part of its own
+    work.
     """
     compile_graphs(settings)
     arguments = EngineArgs(
@@ -134,20 +140,22 @@ def start_llm(
         disable_log_stats=counter is None,
     )
     core = llm.engine_core.engine_core  # in this process (`vllm_configuration.engine_environment`)
-    core.request_block_hasher = HashedOnce(core.request_block_hasher)
+    core.request_block_hasher = CachedBlockHasher(core.request_block_hasher)
     llm.collective_rpc("init_weight_transfer_engine", kwargs={"init_info": {}})
     return llm
 
 
-class HashedOnce:
+class CachedBlockHasher:
     """Hashes of a prompt's cache blocks, computed once for all its candidates.
 
-    vLLM makes each of n candidates a request of its own, one after another with the same list of tokens, and hashes
-    that anew for each: 0.12 ms per group of 16 with 160 tokens, 1% of what it takes on a CPU.
+    vLLM makes each of n candidates a request of its own, one after another with the same list of tokens, and
+    hashes that anew for each: 0.12 ms per group of 16 with 160 tokens, 1% of what it takes on a CPU.
     """
 
     def __init__(self, hasher: Callable[[Request], list[BlockHash]]) -> None:
-        """`hasher` is vLLM's own. What it hashes besides tokens (adapters, images) our requests have none of."""
+        """`hasher` is vLLM's own. What it hashes besides tokens (adapters, images) our requests have none
+        of.
+        """
         self._hasher = hasher
         self._tokens: list[int] | None = None
         self._hashes: list[BlockHash] = []
@@ -171,15 +179,17 @@ def gpu_bytes() -> int | None:
         return None
     if not torch.cuda.is_available():
         raise ConfigError(
-            "this vLLM is built for GPUs and the engine's process has none: set rollout.gpus to 1 (or to a share of "
+            "this vLLM is built for GPUs and the engine's process has none: set rollout.gpus to 1 (or to a "
+            "share of "
             "one GPU), or install requirements/cpu.lock"
         )
     return current_platform.get_device_total_memory()
 
 
 def compile_graphs(settings: EngineSettings) -> None:
-    """Let torch compile in this process, or not at all: without graphs all that is left to compile is one reduction in
-    vLLM's sampler, at 15 s a start."""
+    """Let torch compile in this process, or not at all: without graphs all that is left to compile is one
+    reduction in vLLM's sampler, at 15 s a start.
+    """
     torch.compiler.set_stance("force_eager" if settings.enforce_eager else "default")
 
 
@@ -199,9 +209,11 @@ def plain_arguments(policy: Path, settings: EngineSettings, sizes: EngineSizes, 
         "max_model_len": sizes.max_model_len,
         "max_num_seqs": sizes.max_sequences,
         "max_num_batched_tokens": sizes.max_batched_tokens,
-        # The sampler rewinds the generator of a half-prefilled seeded request, which CPU generators cannot do.
+        # The sampler rewinds the generator of a half-prefilled seeded request, which CPU generators cannot
+        # do.
         "enable_chunked_prefill": not current_platform.is_cpu(),
-        # No step may be under way while weights are swapped; and the trie needs each token before the next step.
+        # No step may be under way while weights are swapped; and the trie needs each token before the next
+        # step.
         "async_scheduling": False,
         # With the bytes of the cache given this is but the share that has to be free at the start.
         "gpu_memory_utilization": settings.gpu_memory_share or _LEAST_FREE,

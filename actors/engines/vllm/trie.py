@@ -1,12 +1,13 @@
 """The catalogue's trie as a vLLM logits processor: constrained and free requests may share a batch.
 
-vLLM builds the processor itself, in every worker process of an engine, and hands it the engine's configuration alone.
-A trie therefore has a name, the directory it is saved in: `additional_config={TRIE_PATH: name}` for the engine's first,
-and a request may name another. Where engine and worker are one process, the name stands for the trie itself.
-What a request wants travels in `SamplingParams.extra_args`, made by `constraint`; a request without it is free.
+vLLM builds the processor itself, in every worker process of an engine, and hands it the engine's
+configuration alone. A trie therefore has a name, the directory it is saved in: `additional_config={TRIE_PATH:
+name}` for the engine's first, and a request may name another. Where engine and worker are one process, the
+name stands for the trie itself. What a request wants travels in `SamplingParams.extra_args`, made by
+`trie_constraint`; a request without it is free.
 
-Each constrained request has a node of its trie, advanced by the tokens it has produced since the last step. A request
-goes on with the trie it was added with, whatever catalogue the engine has loaded since.
+Each constrained request has a node of its trie, advanced by the tokens it has produced since the last step. A
+request goes on with the trie it was added with, whatever catalogue the engine has loaded since.
 """
 
 import shutil
@@ -39,7 +40,7 @@ class OfferedTries:
         self._names: set[str] = set()
 
     def name(self, trie: Trie) -> str:
-        """What `constraint` calls this trie."""
+        """What `trie_constraint` calls this trie."""
         return f"{self._directory}/trie-{trie.version}"  # asked for with every request
 
     def offer(self, trie: Trie) -> str:
@@ -53,7 +54,9 @@ class OfferedTries:
         return name
 
     def keep(self, tries: Sequence[Trie]) -> None:
-        """Withdraw all others. A processor keeps the memory or the mapped pages of those that it still has open."""
+        """Withdraw all others. A processor keeps the memory or the mapped pages of those that it still has
+        open.
+        """
         for name in self._names - {self.name(trie) for trie in tries}:
             self._names.discard(name)
             if self._files:
@@ -62,8 +65,11 @@ class OfferedTries:
                 del _in_process[name]
 
 
-def constraint(node: int, excluded: np.ndarray, trie: str | None = None) -> dict[str, dict[str, int | bytes | str]]:
-    """The `extra_args` of a request that goes on from a trie node and must not produce the excluded item rows.
+def trie_constraint(
+    node: int, excluded: np.ndarray, trie: str | None = None
+) -> dict[str, dict[str, int | bytes | str]]:
+    """The `extra_args` of a request that goes on from a trie node and must not produce the excluded item
+    rows.
 
     `trie` is the trie's name, None for the engine's first.
     """
@@ -82,7 +88,8 @@ class _Catalogue:
         self._parts: dict[bytes, Exclusions] = {}
 
     def number(self, excluded: list[bytes]) -> list[int]:
-        """The numbers of sets of excluded items that all requests of this trie have; sets not among them are forgotten.
+        """The numbers of sets of excluded items that all requests of this trie have; sets not among them are
+        forgotten.
 
         Only sets that are new are worked out.
         """
@@ -99,8 +106,8 @@ class _Catalogue:
 class TrieLogitsProcessor(LogitsProcessor):
     """Sets the logits of all tokens that lead off the trie, or to excluded items alone, to minus infinity.
 
-    State is one slot per row of vLLM's batch. It relies on every token being known before the next step is prepared,
-    so the engine must run without asynchronous scheduling.
+    State is one slot per row of vLLM's batch. It relies on every token being known before the next step is
+    prepared, so the engine must run without asynchronous scheduling.
     """
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:
@@ -118,7 +125,7 @@ class TrieLogitsProcessor(LogitsProcessor):
 
     @classmethod
     def validate_params(cls, sampling_params: SamplingParams) -> None:
-        """Nothing to refuse: requests are made by `constraint`, not by users."""
+        """Nothing to refuse: requests are made by `trie_constraint`, not by users."""
 
     def is_argmax_invariant(self) -> bool:
         """False: a masked token may well be the likeliest."""
@@ -156,7 +163,9 @@ class TrieLogitsProcessor(LogitsProcessor):
         for catalogue, own in self._by_catalogue(rows):
             self._advance(catalogue.trie, own)
             every = None if len(own) == len(logits) else own
-            catalogue.tensors.restrict(logits, self._node[own], every, catalogue.exclusions, self._exclusion[own])
+            catalogue.tensors.restrict(
+                logits, self._node[own], every, catalogue.exclusions, self._exclusion[own]
+            )
         return logits
 
     def _by_catalogue(self, rows: np.ndarray) -> list[tuple[_Catalogue, np.ndarray]]:
@@ -168,14 +177,19 @@ class TrieLogitsProcessor(LogitsProcessor):
         return [(catalogue, part) for catalogue, part in own if len(part)]
 
     def _advance(self, trie: Trie, rows: np.ndarray) -> None:
-        """Walk each row's node along the tokens it has produced. A request resumed after a preemption walks several."""
+        """Walk each row's node along the tokens it has produced. A request resumed after a preemption walks
+        several.
+        """
         outputs = list(map(self._outputs.__getitem__, rows.tolist()))
         behind = np.fromiter(map(len, outputs), dtype=np.int32, count=len(rows)) - self._walked[rows]
         while len(late := np.flatnonzero(behind > 0)):
             own = rows[late]
-            # Lists of Python integers are all that vLLM offers; map keeps the loop over them out of the interpreter.
+            # Lists of Python integers are all that vLLM offers; map keeps the loop over them out of the
+            # interpreter.
             produced = map(getitem, map(outputs.__getitem__, late.tolist()), self._walked[own].tolist())
-            self._node[own] = trie.step(self._node[own], np.fromiter(produced, dtype=np.int64, count=len(own)))
+            self._node[own] = trie.step(
+                self._node[own], np.fromiter(produced, dtype=np.int64, count=len(own))
+            )
             assert (self._node[own] != DEAD).all(), "a constrained request produced a token off the trie"
             self._walked[own] += 1
             behind[late] -= 1
@@ -189,7 +203,9 @@ class TrieLogitsProcessor(LogitsProcessor):
             self._constrained[source] = False
 
     def _open(self, names: set[str]) -> None:
-        """Open tries that are not open, close those that no row uses, and number these tries' excluded items anew."""
+        """Open tries that are not open, close those that no row uses, and number these tries' excluded items
+        anew.
+        """
         rows = np.flatnonzero(self._constrained)
         used = set(self._trie_name[rows].tolist())
         for name in used - self._catalogues.keys():
@@ -197,4 +213,6 @@ class TrieLogitsProcessor(LogitsProcessor):
         self._catalogues = {name: open_ for name, open_ in self._catalogues.items() if name in used}
         for name in names & used:
             own = rows[self._trie_name[rows] == name]
-            self._exclusion[own] = self._catalogues[name].number([self._excluded[row] for row in own.tolist()])
+            self._exclusion[own] = self._catalogues[name].number(
+                [self._excluded[row] for row in own.tolist()]
+            )

@@ -1,11 +1,12 @@
-"""New weights into a running vLLM engine, through its weight-transfer registry (vllm/distributed/weight_transfer).
+"""New weights into a running vLLM engine, through its weight-transfer registry
+(vllm/distributed/weight_transfer).
 
-Our backend takes a `PackedWeights` as it lies in the object store: each tensor is a view of it and is copied once, into
-the model. Layers that vLLM repacks after loading are restored, loaded and repacked one by one (its layer-wise reload),
-so the memory behind the model's tensors stays where it is.
+Our backend takes a `PackedWeights` as it lies in the object store: each tensor is a view of it and is copied
+once, into the model. Layers that vLLM repacks after loading are restored, loaded and repacked one by one (its
+layer-wise reload), so the memory behind the model's tensors stays where it is.
 
-Workers find the backend because vLLM imports `WorkerExtension` in each of them, which imports this module, which
-registers it. That holds for workers in their own processes (tensor parallelism) too.
+Workers find the backend because vLLM imports `WorkerExtension` in each of them, which imports this module,
+which registers it. That holds for workers in their own processes (tensor parallelism) too.
 """
 
 import logging
@@ -48,8 +49,8 @@ class PackedWeightTransfer(WeightTransferEngine[NoInitInfo, PackedUpdateInfo]):
 
     def init_transfer_engine(self, init_info: NoInitInfo) -> None:
         """Called once, when the engine has started and configured its logging."""
-        # It warns on every update of layers with nothing of their own to load, such as rotary embeddings. That no
-        # parameter is left out is checked before an update starts.
+        # It warns on every update of layers with nothing of their own to load, such as rotary embeddings.
+        # That no parameter is left out is checked before an update starts.
         logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").setLevel(logging.ERROR)
 
     def start_weight_update(self) -> None:
@@ -57,21 +58,24 @@ class PackedWeightTransfer(WeightTransferEngine[NoInitInfo, PackedUpdateInfo]):
         initialize_layerwise_reload(self.model)
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
-        """Load an update. Unlike the base class, synchronise only a device that has a queue: the CPU has none."""
+        """Load an update. Unlike the base class, synchronise only a device that has a queue: the CPU has
+        none.
+        """
         self.receive_weights(self.parse_update_info(update_info))
         if self.device.type != "cpu":
             torch.accelerator.synchronize()
 
     def receive_weights(self, update_info: PackedUpdateInfo) -> None:
-        """Load the tensors of an update. That it is complete has been checked by the sender; a layer of which nothing
-        is loaded gets back what it had when the update is finished."""
+        """Load the tensors of an update. That it is complete has been checked by the sender; a layer of which
+        nothing is loaded gets back what it had when the update is finished.
+        """
         self.model.load_weights(update_info.weights.tensors(update_info.names))
 
     def finish_weight_update(self) -> None:
         """Repack the layers for the kernels.
 
-        An output layer tied to the embedding has nothing of its own to load, so the layer-wise reload passes it by, and
-        its packed copy (the CPU kernels make one) would stay that of the old weights.
+        An output layer tied to the embedding has nothing of its own to load, so the layer-wise reload passes
+        it by, and its packed copy (the CPU kernels make one) would stay that of the old weights.
         """
         finalize_layerwise_reload(self.model, self.model_config)
         owned: set[int] = set()

@@ -1,4 +1,6 @@
-"""Settings of the objectives: gate, group-relative terms, and one class per `objective.type`. Imports no torch."""
+"""Settings of the objectives: gate, group-relative terms, and one class per `objective.type`. Imports no
+torch.
+"""
 
 from typing import Annotated, Literal
 
@@ -28,7 +30,8 @@ class CorrectionSettings(Settings):
     """Detached ratio of batch-start learner to engine probabilities, kept within bounds."""
 
     level: Literal["none", "token", "sequence"] = "none"
-    # A ratio outside the bounds is set to the bound (`truncate`: TIS), or its token or sequence counts 0 (`mask`: MIS).
+    # A ratio outside the bounds is set to the bound (`truncate`: TIS), or its token or sequence counts 0
+    # (`mask`: MIS).
     outside: Literal["truncate", "mask"] = "truncate"
     low: float = Field(default=0.0, ge=0)
     high: float = Field(default=2.0, gt=0)
@@ -47,12 +50,14 @@ class GroupSettings(Settings):
 
     rewards: tuple[RewardComponent, ...] = (RankerReward(),)  # their weighted sum is a candidate's reward
     ground_truth: Literal["none", "override", "inject"] = "none"  # how GT may enter the group
-    invalid_margin: float = Field(default=1.0, ge=0)  # a hallucination gets the group's lowest reward minus this
-    # `grpo`: less the group's mean, over its deviation; `dr_grpo`: the deviation left out; `rloo`: less the mean of
-    # the others.
+    invalid_margin: float = Field(
+        default=1.0, ge=0
+    )  # a hallucination gets the group's lowest reward minus this
+    # `grpo`: less the group's mean, over its deviation; `dr_grpo`: the deviation left out; `rloo`: less the
+    # mean of the others.
     advantage: Literal["grpo", "dr_grpo", "rloo"] = "grpo"
-    # Groups drawn without replacement (stochastic beams): `unbiased` weights, or weights that sum to about one, which
-    # have less variance and a bias that vanishes with K.
+    # Groups drawn without replacement (stochastic beams): `unbiased` weights, or weights that sum to about
+    # one, which have less variance and a bias that vanishes with K.
     inclusion_weights: Literal["unbiased", "normalised"] = "unbiased"
 
     @field_validator("rewards")
@@ -63,9 +68,12 @@ class GroupSettings(Settings):
 
     @model_validator(mode="after")
     def _injected_popularity(self) -> "GroupSettings":
-        if self.ground_truth == "inject" and any(component.type == "popularity" for component in self.rewards):
+        if self.ground_truth == "inject" and any(
+            component.type == "popularity" for component in self.rewards
+        ):
             raise ValueError(
-                "ground_truth=inject needs the ground truth's own reward, and a batch has the popularity of candidates "
+                "ground_truth=inject needs the ground truth's own reward, and a batch has the popularity of "
+                "candidates "
                 "only: set ground_truth to override or none, or remove the popularity reward"
             )
         return self
@@ -84,8 +92,9 @@ class GroupSettings(Settings):
 class OffPolicySettings(GroupSettings):
     """What is common to the group-relative terms with a ratio to an old policy."""
 
-    # What the ratio is taken against: the engine's recorded probabilities (the ratio then corrects for lag and
-    # mismatch by itself), or the learner's own at the start of the batch (`correction` then covers engine to start).
+    # What the ratio is taken against: the engine's recorded probabilities (the ratio then corrects for lag
+    # and mismatch by itself), or the learner's own at the start of the batch (`correction` then covers engine
+    # to start).
     old_policy: Literal["behaviour", "batch_start"] = "behaviour"
     correction: CorrectionSettings = CorrectionSettings()
     kl_beta: float = Field(default=1e-3, ge=0)  # k3 to the reference policy; 0 drops the reference altogether
@@ -94,7 +103,8 @@ class OffPolicySettings(GroupSettings):
     def _one_correction(self) -> "OffPolicySettings":
         if self.old_policy == "behaviour" and self.correction.level != "none":
             raise ValueError(
-                "correction.level must be none with old_policy=behaviour, whose ratio already is learner/engine; "
+                "correction.level must be none with old_policy=behaviour, whose ratio already is "
+                "learner/engine; "
                 "set old_policy=batch_start to use the truncated correction"
             )
         return self
@@ -113,22 +123,27 @@ class OffPolicySettings(GroupSettings):
 class GrpoSettings(OffPolicySettings):
     """The group-relative term. algorithms section 2.
 
-    Dr.GRPO is `advantage: dr_grpo`; RLOO `advantage: rloo`; GSPO `ratio: gspo`; DAPO `clip_high: 0.28, kl_beta: 0,
-    drop_equal_groups: true`.
+    Dr.GRPO is `advantage: dr_grpo`; RLOO `advantage: rloo`; GSPO `ratio: gspo`; DAPO `clip_high: 0.28,
+    kl_beta: 0, drop_equal_groups: true`.
     """
 
-    # Of each token; of the whole item (`sequence`: the product over its tokens); `gspo`: the same to the power 1/L.
+    # Of each token; of the whole item (`sequence`: the product over its tokens); `gspo`: the same to the
+    # power 1/L.
     ratio: Literal["token", "sequence", "gspo"] = "token"
     clip_low: float | None = Field(default=None, gt=0, lt=1)  # null: 0.2, and 3e-4 for the ratio `gspo`
-    clip_high: float | None = Field(default=None, gt=0)  # null: 0.2, and 4e-4 for the ratio `gspo`; DAPO: 0.28
-    # Groups whose rewards are all equal say nothing: leave them out of the mean instead of counting them as 0 (DAPO).
+    clip_high: float | None = Field(
+        default=None, gt=0
+    )  # null: 0.2, and 4e-4 for the ratio `gspo`; DAPO: 0.28
+    # Groups whose rewards are all equal say nothing: leave them out of the mean instead of counting them as 0
+    # (DAPO).
     drop_equal_groups: bool = False
 
     @model_validator(mode="after")
     def _levels_agree(self) -> "GrpoSettings":
         if self.ratio != "token" and self.correction.level == "token":
             raise ValueError(
-                f"correction.level token does not go with ratio {self.ratio}, which is one number per candidate: set "
+                f"correction.level token does not go with ratio {self.ratio}, which is one number per "
+                f"candidate: set "
                 "correction.level to sequence"
             )
         return self
@@ -137,8 +152,10 @@ class GrpoSettings(OffPolicySettings):
     def _dropping_is_known_from_the_batch(self) -> "GrpoSettings":
         if self.drop_equal_groups and self.ground_truth == "inject":
             raise ValueError(
-                "drop_equal_groups does not go with ground_truth=inject: whether GT can be injected is known only "
-                "after scoring, and the mean's denominator must be known before; set ground_truth to override or none"
+                "drop_equal_groups does not go with ground_truth=inject: whether GT can be injected is known "
+                "only "
+                "after scoring, and the mean's denominator must be known before; set ground_truth to "
+                "override or none"
             )
         return self
 
@@ -146,18 +163,26 @@ class GrpoSettings(OffPolicySettings):
     def clips(self) -> tuple[float, float]:
         """The bounds, (low, high): the ratio is clipped to [1 - low, 1 + high]."""
         low, high = (3e-4, 4e-4) if self.ratio == "gspo" else (0.2, 0.2)
-        return (low if self.clip_low is None else self.clip_low, high if self.clip_high is None else self.clip_high)
+        return (
+            low if self.clip_low is None else self.clip_low,
+            high if self.clip_high is None else self.clip_high,
+        )
 
 
 class RereSettings(GrpoSettings):
     """The group-relative term of ReRe: GRPO on hit and rank, no ranker."""
 
-    rewards: tuple[RewardComponent, ...] = (HitReward(), RankPenaltyReward())  # their weighted sum is the reward
+    rewards: tuple[RewardComponent, ...] = (
+        HitReward(),
+        RankPenaltyReward(),
+    )  # their weighted sum is the reward
 
     @model_validator(mode="after")
     def _no_ranker(self) -> "RereSettings":
         if any(component.type in ("ranker", "relevance") for component in self.rewards):
-            raise ValueError("rere takes its rewards from rules, not from the ranker: use objective.type grpo for that")
+            raise ValueError(
+                "rere takes its rewards from rules, not from the ranker: use objective.type grpo for that"
+            )
         return self
 
 
@@ -208,7 +233,8 @@ class _Mixed(Settings):
     def _one_denominator(cls, value: GrpoSettings) -> GrpoSettings:
         if value.drop_equal_groups:
             raise ValueError(
-                "drop_equal_groups changes what the loss is a mean over, and here the NLL is a mean over all prompts: "
+                "drop_equal_groups changes what the loss is a mean over, and here the NLL is a mean over all "
+                "prompts: "
                 "set it to false (an equal group has no policy gradient anyhow), or use objective.type grpo"
             )
         return value

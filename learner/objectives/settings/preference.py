@@ -1,4 +1,6 @@
-"""Settings of the objectives on logged rewards, on preference pairs and with a value head. Imports no torch."""
+"""Settings of the objectives on logged rewards, on preference pairs and with a value head. Imports no
+torch.
+"""
 
 from typing import Annotated, Literal
 
@@ -12,7 +14,9 @@ class RewardWeightedBcObjective(Settings):
     """NLL of the logged item, weighted by its logged reward; needs no rollouts."""
 
     type: Literal["reward_weighted_bc"] = "reward_weighted_bc"
-    missing_weight: float = Field(default=0.0, ge=0)  # weight of a row without a logged reward; 0 leaves it out
+    missing_weight: float = Field(
+        default=0.0, ge=0
+    )  # weight of a row without a logged reward; 0 leaves it out
 
 
 class CandidateBaseline(Settings):
@@ -34,16 +38,22 @@ class AdvantageSftObjective(Settings):
     type: Literal["a_sft"] = "a_sft"
     beta: float = Field(default=1.0, gt=0)  # in units of the reward; the larger, the closer to plain NLL
     max_weight: float = Field(default=20.0, ge=1)  # weights are cut here
-    missing_weight: float = Field(default=0.0, ge=0)  # weight of a row whose advantage is unknown; 0 leaves it out
+    missing_weight: float = Field(
+        default=0.0, ge=0
+    )  # weight of a row whose advantage is unknown; 0 leaves it out
     # What V(x), the reward to expect of the prompt, is taken from.
-    baseline: Annotated[CandidateBaseline | ValueHeadBaseline, Field(discriminator="type")] = CandidateBaseline()
+    baseline: Annotated[CandidateBaseline | ValueHeadBaseline, Field(discriminator="type")] = (
+        CandidateBaseline()
+    )
 
 
 class _Rewarded(Settings):
     """Takes its candidates' rewards from components, as the group-relative objectives do."""
 
     rewards: tuple[RewardComponent, ...] = (RankerReward(),)  # their weighted sum is a candidate's reward
-    invalid_margin: float = Field(default=1.0, ge=0)  # a hallucination gets the group's lowest reward minus this
+    invalid_margin: float = Field(
+        default=1.0, ge=0
+    )  # a hallucination gets the group's lowest reward minus this
 
     @field_validator("rewards")
     @classmethod
@@ -53,8 +63,8 @@ class _Rewarded(Settings):
 
 
 class IntervalPairs(Settings):
-    """Pairs that the ranker's ensemble is sure of: score - z * spread of the one is above score + z * spread of the
-    other.
+    """Pairs that the ranker's ensemble is sure of: score - z * spread of the one is above score + z * spread
+    of the other.
     """
 
     type: Literal["ranker_intervals"] = "ranker_intervals"
@@ -86,7 +96,9 @@ class DpoObjective(Settings):
     type: Literal["dpo"] = "dpo"
     beta: float = Field(default=0.1, gt=0)  # per nat of the log-ratio to the reference
     pairs: PairSettings = LoggedPairs()  # which items are preferred to which
-    nll_weight: float = Field(default=0.0, ge=0)  # of the NLL of each pair's preferred item, which DPO alone may raise
+    nll_weight: float = Field(
+        default=0.0, ge=0
+    )  # of the NLL of each pair's preferred item, which DPO alone may raise
 
 
 class IpoObjective(Settings):
@@ -103,11 +115,15 @@ class PpoObjective(_Rewarded):
 
     type: Literal["ppo"] = "ppo"
     clip: float = Field(default=0.2, gt=0)  # of the ratio, on both sides; .inf turns it off
-    value_clip: float = Field(default=0.2, gt=0)  # a value that moved further in a batch is left there; units of reward
+    value_clip: float = Field(
+        default=0.2, gt=0
+    )  # a value that moved further in a batch is left there; units of reward
     value_weight: float = Field(default=0.5, ge=0)  # of the value loss
     gamma: float = Field(default=1.0, gt=0, le=1)  # discount per token
     gae_lambda: float = Field(default=0.95, ge=0, le=1)
-    kl_coef: float = Field(default=0.05, ge=0)  # reward per nat of log pi / pi_ref, taken off each token; 0: none
+    kl_coef: float = Field(
+        default=0.05, ge=0
+    )  # reward per nat of log pi / pi_ref, taken off each token; 0: none
 
 
 class CqlObjective(Settings):

@@ -4,9 +4,10 @@
     dr_grpo   A_i = r_i - mean(r)                                     (Dr.GRPO, arXiv 2503.20783)
     rloo      A_i = r_i - mean of the others' r = K/(K-1) (r_i - mean(r))   (RLOO, arXiv 2402.14740)
 
-The same advantage holds for every token of member i, and carries no gradient. Groups drawn without replacement replace
-r_i - mean(r) by the weighted advantage of `sluice.learner.objectives.terms.member_weights`; `grpo` then divides by the weighted standard
-deviation [ours], and `rloo` is `dr_grpo`, since that baseline leaves the member out already.
+The same advantage holds for every token of member i, and carries no gradient. Groups drawn without
+replacement replace r_i - mean(r) by the weighted advantage of
+`sluice.learner.objectives.terms.member_weights`; `grpo` then divides by the weighted standard deviation
+[ours], and `rloo` is `dr_grpo`, since that baseline leaves the member out already.
 """
 
 from typing import Literal
@@ -24,8 +25,8 @@ def group_advantages(
 ) -> torch.Tensor:
     """Advantages `[B, K]` of rewards `[B, K]`, K >= 2.
 
-    A group whose rewards are all equal gets exact zeros: rounding in the mean must not turn into a signal. Not so with
-    unbiased weights and no division, where dropping single groups would bias the sum over them.
+    A group whose rewards are all equal gets exact zeros: rounding in the mean must not turn into a signal.
+    Not so with unbiased weights and no division, where dropping single groups would bias the sum over them.
     """
     candidates = rewards_BK.shape[-1]
     if weights is None:

@@ -1,11 +1,11 @@
 """What an objective is given and what it returns.
 
-An objective is a pure function of one batch, the learner's scores of its branches, the same scores as they were before
-the first update on the batch, and the reference's. Whatever must not change between the updates on a batch (gate,
-rewards, advantages, old log-probs and values) is derived from the batch and from `start`.
+An objective is a pure function of one batch, the learner's scores of its branches, the same scores as they
+were before the first update on the batch, and the reference's. Whatever must not change between the updates
+on a batch (gate, rewards, advantages, old log-probs and values) is derived from the batch and from `start`.
 
-Its loss is a mean, over the prompts unless the objective says otherwise: `mass` is the denominator, known from the
-batch alone, so that the learner can weigh micro-batches and workers to the mean over the whole step.
+Its loss is a mean, over the prompts unless the objective says otherwise: `mass` is the denominator, known
+from the batch alone, so that the learner can weigh micro-batches and workers to the mean over the whole step.
 """
 
 from abc import ABC, abstractmethod
@@ -26,8 +26,12 @@ def nll_per_prompt(scores: BranchScores) -> torch.Tensor:
 class Terms:
     """The loss of one (micro-)batch, and what to report of it."""
 
-    loss: torch.Tensor  # scalar, the sum over the (micro-)batch divided by its `Objective.mass`; 0 where that is 0
-    metrics: dict[str, torch.Tensor]  # name -> [2], (sum, count), detached: sums of micro-batches and workers add up
+    loss: (
+        torch.Tensor
+    )  # scalar, the sum over the (micro-)batch divided by its `Objective.mass`; 0 where that is 0
+    metrics: dict[
+        str, torch.Tensor
+    ]  # name -> [2], (sum, count), detached: sums of micro-batches and workers add up
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +54,9 @@ class Objective(ABC):
         """The branches to score: the ground truth and the K candidates."""
         assert isinstance(batch, GroupBatch), "this objective needs rollouts"
         branches_BSL = torch.cat([batch.target_BL[:, None], batch.candidates_BKL], dim=1)
-        return BranchInputs(branches_BSL=branches_BSL, allowed_BSLV=batch.allowed_BSLV, temperature=batch.temperature)
+        return BranchInputs(
+            branches_BSL=branches_BSL, allowed_BSLV=batch.allowed_BSLV, temperature=batch.temperature
+        )
 
     def mass(self, batch: LoggedBatch) -> torch.Tensor:
         """The float64 scalar that the loss of `batch` was divided by: its prompts, unless overridden."""
@@ -70,5 +76,6 @@ class Objective(ABC):
             batch: as `inputs` saw it.
             scores: the learner's, with gradient.
             start: the same before the first update on this batch, detached.
-            reference_BSL: the reference policy's log-probs (rollouts' distribution); None unless `needs_reference`.
+            reference_BSL: the reference policy's log-probs (rollouts' distribution); None unless
+                `needs_reference`.
         """

@@ -3,9 +3,9 @@
     TIS, `truncate`:  w = clip(pi_start / pi_engine, low, high)
     MIS, `mask`:      w = pi_start / pi_engine within [low, high], 0 outside
 
-per token, or per sequence with the ratio of the whole candidate. Detached; it multiplies the surrogate. Both are known
-from language models, where the two sides compute in different precision: truncation keeps every token and biases the
-far ones towards the engine, masking drops them.
+per token, or per sequence with the ratio of the whole candidate. Detached; it multiplies the surrogate. Both
+are known from language models, where the two sides compute in different precision: truncation keeps every
+token and biases the far ones towards the engine, masking drops them.
 """
 
 import torch
@@ -27,13 +27,17 @@ def correction_weights(
 
 
 @torch.no_grad()
-def inside_bounds(start_BKL: torch.Tensor, behaviour_BKL: torch.Tensor, settings: CorrectionSettings) -> torch.Tensor:
+def inside_bounds(
+    start_BKL: torch.Tensor, behaviour_BKL: torch.Tensor, settings: CorrectionSettings
+) -> torch.Tensor:
     """bool, shaped like the weights: the ratio lies within the bounds."""
     ratio = _ratio(start_BKL, behaviour_BKL, settings)
     return (ratio >= settings.low) & (ratio <= settings.high)
 
 
-def _ratio(start_BKL: torch.Tensor, behaviour_BKL: torch.Tensor, settings: CorrectionSettings) -> torch.Tensor:
+def _ratio(
+    start_BKL: torch.Tensor, behaviour_BKL: torch.Tensor, settings: CorrectionSettings
+) -> torch.Tensor:
     log_ratio = start_BKL - behaviour_BKL
     if settings.level == "sequence":
         log_ratio = log_ratio.sum(dim=-1, keepdim=True)

@@ -2,13 +2,15 @@
 
     term(x) = - sum_i c_i (1/L) sum_t { w_it * surrogate_it - beta * k3_it }
 
-c_i is 1/K, or the member's weight in a group drawn without replacement (`sluice.learner.objectives.terms.member_weights`); w the correction of
-engine to batch start (`sluice.learner.objectives.terms.correction`); k3 the distance from the reference. The surrogate is the
-objective's own. Every candidate has the same L tokens, so the means of GRPO (over the tokens of a candidate, then over
-candidates), Dr.GRPO (over the constant K*L_max) and DAPO (over all tokens of the batch) are one and the same here.
+c_i is 1/K, or the member's weight in a group drawn without replacement
+(`sluice.learner.objectives.terms.member_weights`); w the correction of engine to batch start
+(`sluice.learner.objectives.terms.correction`); k3 the distance from the reference. The surrogate is the
+objective's own. Every candidate has the same L tokens, so the means of GRPO (over the tokens of a candidate,
+then over candidates), Dr.GRPO (over the constant K*L_max) and DAPO (over all tokens of the batch) are one and
+the same here.
 
-All log-probs, the reference's too, are those of the rollouts' distribution (temperature, allowed tokens), since ratios
-between distributions with different supports are biased.
+All log-probs, the reference's too, are those of the rollouts' distribution (temperature, allowed tokens),
+since ratios between distributions with different supports are biased.
 """
 
 from abc import abstractmethod
@@ -52,7 +54,9 @@ class GroupTerm:
     metrics: dict[str, torch.Tensor]  # see `Terms.metrics`
 
 
-def group_of(batch: GroupBatch, scores: BranchScores, start_BSL: torch.Tensor, settings: GroupSettings) -> Group:
+def group_of(
+    batch: GroupBatch, scores: BranchScores, start_BSL: torch.Tensor, settings: GroupSettings
+) -> Group:
     """The group that the learner compares, with rewards and advantages by `settings`."""
     rewards = group_rewards(
         batch,
@@ -62,9 +66,9 @@ def group_of(batch: GroupBatch, scores: BranchScores, start_BSL: torch.Tensor, s
         torch.isfinite(start_BSL[:, 0]).all(dim=-1),
     )
     weights = member_weights(batch, settings.inclusion_weights, settings.ground_truth)
-    start_BKL = members(start_BSL, rewards)
+    start_BKL = group_members(start_BSL, rewards)
     return Group(
-        log_probs_BKL=members(scores.log_probs_BSL, rewards),
+        log_probs_BKL=group_members(scores.log_probs_BSL, rewards),
         start_BKL=start_BKL,
         behaviour_BKL=torch.where(rewards.injected_BK[..., None], start_BKL, batch.behaviour_log_probs_BKL),
         advantages_BK=group_advantages(rewards.rewards_BK, settings.advantage, weights),
@@ -80,17 +84,20 @@ def off_policy_term(
     settings: OffPolicySettings,
     metrics: dict[str, torch.Tensor],
 ) -> GroupTerm:
-    """The term of a surrogate `[B, K, L]` or `[B, K, 1]`, to be maximised, with correction and KL by `settings`.
+    """The term of a surrogate `[B, K, L]` or `[B, K, 1]`, to be maximised, with correction and KL by
+    `settings`.
 
     The reference may be None only when `kl_beta` is 0.
     """
-    objective_BKL = surrogate_BKL * correction_weights(group.start_BKL, group.behaviour_BKL, settings.correction)
+    objective_BKL = surrogate_BKL * correction_weights(
+        group.start_BKL, group.behaviour_BKL, settings.correction
+    )
     if settings.correction.level != "none":
         inside = inside_bounds(group.start_BKL, group.behaviour_BKL, settings.correction)
         metrics["correction_inside"] = mean_of(inside, _drawn(group, inside))
     if settings.kl_beta > 0:
         assert reference_BSL is not None, "kl_beta > 0 needs the reference's log-probs"
-        kl_BKL = k3(group.log_probs_BKL, members(reference_BSL, group.rewards))
+        kl_BKL = k3_divergence(group.log_probs_BKL, group_members(reference_BSL, group.rewards))
         objective_BKL = objective_BKL - settings.kl_beta * kl_BKL
         metrics["kl"] = mean_of(kl_BKL)
     return GroupTerm(loss_B=-over_group(objective_BKL, group.weights), rewards=group.rewards, metrics=metrics)
@@ -103,21 +110,25 @@ def over_group(values_BKL: torch.Tensor, weights: MemberWeights | None) -> torch
     return (weights.counts_BK * values_BKL.mean(dim=2)).sum(dim=1)
 
 
-def members(values_BSL: torch.Tensor, rewards: GroupRewards) -> torch.Tensor:
+def group_members(values_BSL: torch.Tensor, rewards: GroupRewards) -> torch.Tensor:
     """The branches that make up the group, `[B, K, L]`."""
     index_BKL = rewards.branch_BK[..., None].expand(-1, -1, values_BSL.shape[-1])
     return values_BSL.gather(1, index_BKL)
 
 
-def k3(log_probs: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """exp(d) - d - 1 with d = log pi_ref - log pi: a non-negative estimate of KL(pi || pi_ref) on samples of pi."""
+def k3_divergence(log_probs: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """exp(d) - d - 1 with d = log pi_ref - log pi: a non-negative estimate of KL(pi || pi_ref) on samples of
+    pi.
+    """
     difference = reference - log_probs
     return difference.exp() - difference - 1
 
 
 @torch.no_grad()
 def group_metrics(batch: GroupBatch, scores: BranchScores, group: Group) -> dict[str, torch.Tensor]:
-    """Over all candidate tokens, admitted or not; `hit_share` is the share of prompts with a candidate that hit."""
+    """Over all candidate tokens, admitted or not; `hit_share` is the share of prompts with a candidate that
+    hit.
+    """
     mismatch_BKL = (group.start_BKL - batch.behaviour_log_probs_BKL).abs()
     metrics = {
         "entropy": mean_of(scores.entropy_BSL[:, 1:]),
@@ -127,12 +138,16 @@ def group_metrics(batch: GroupBatch, scores: BranchScores, group: Group) -> dict
         **group.rewards.metrics,
     }
     if group.weights is not None:
-        metrics["inclusion_weight_sum"] = mean_of(group.weights.raw_BK.sum(dim=-1))  # 1 in the mean over many groups
+        metrics["inclusion_weight_sum"] = mean_of(
+            group.weights.raw_BK.sum(dim=-1)
+        )  # 1 in the mean over many groups
     return metrics
 
 
 def reward_metrics(rewards_BK: torch.Tensor, gate_B: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Mean of the gate, and mean reward of the groups that it lets through (by half or more) and of the others."""
+    """Mean of the gate, and mean reward of the groups that it lets through (by half or more) and of the
+    others.
+    """
     reward_B, admitted_B = rewards_BK.mean(dim=-1), gate_B >= 0.5
     return {
         "gate_rate": mean_of(gate_B),
@@ -156,7 +171,11 @@ class GroupLoss(Objective):
 
     @abstractmethod
     def term(
-        self, batch: GroupBatch, scores: BranchScores, start_BSL: torch.Tensor, reference_BSL: torch.Tensor | None
+        self,
+        batch: GroupBatch,
+        scores: BranchScores,
+        start_BSL: torch.Tensor,
+        reference_BSL: torch.Tensor | None,
     ) -> GroupTerm:
         """The term of each prompt."""
 

@@ -1,21 +1,23 @@
 """What each member of a group counts when the group was drawn without replacement.
 
 Independent samples count 1/K each. The K members of a stochastic beam (Gumbel top-k, Kool et al. 2019, arXiv
-1903.06059) are distinct, so that counting them alike would give unlikely items too much; unbiased is a sum with
+1903.06059) are distinct, so that counting them alike would give unlikely items too much; unbiased is a sum
+with
 
     w_i = p(o_i) / q(o_i),    E[ sum_i w_i f(o_i) ] = sum_o p(o) f(o)
 
-with p the behaviour policy and q the chance that o_i is in the group, given the threshold that the search stopped at
-(priority sampling: for i != j also E[w_i w_j] = p_i p_j). With the baseline built from the same weights (Kool, van Hoof
-& Welling 2019, "Buy 4 REINFORCE samples, get a baseline for free!"; set in context by arXiv 2002.06043):
+with p the behaviour policy and q the chance that o_i is in the group, given the threshold that the search
+stopped at (priority sampling: for i != j also E[w_i w_j] = p_i p_j). With the baseline built from the same
+weights (Kool, van Hoof & Welling 2019, "Buy 4 REINFORCE samples, get a baseline for free!"; set in context by
+arXiv 2002.06043):
 
     unbiased     sum_i w_i g_i ( r_i (1 - p_i + w_i) - sum_j w_j r_j )
     normalised   sum_i (w_i / W_i) g_i ( r_i - sum_j w_j r_j / W ),    W = sum_j w_j,  W_i = W - w_i + p_i
 
-The first has the policy gradient as its expectation: the term r_i (w_i - p_i) takes the member out of its own baseline.
-It has it on policy, and off policy with the ratio of whole sequences, as far as nothing is clipped.
-The second is biased, the less the larger K, but cannot be thrown off by a sum of weights far from 1. Members count
-w_i, or w_i / W_i, in place of 1/K; their advantages are the brackets.
+The first has the policy gradient as its expectation: the term r_i (w_i - p_i) takes the member out of its own
+baseline. It has it on policy, and off policy with the ratio of whole sequences, as far as nothing is clipped.
+The second is biased, the less the larger K, but cannot be thrown off by a sum of weights far from 1. Members
+count w_i, or w_i / W_i, in place of 1/K; their advantages are the brackets.
 """
 
 from dataclasses import dataclass
@@ -39,7 +41,9 @@ class MemberWeights:
 
 @torch.no_grad()
 def member_weights(
-    batch: GroupBatch, kind: Literal["unbiased", "normalised"], ground_truth: Literal["none", "override", "inject"]
+    batch: GroupBatch,
+    kind: Literal["unbiased", "normalised"],
+    ground_truth: Literal["none", "override", "inject"],
 ) -> MemberWeights | None:
     """The weights of the batch's members; None where they are samples (or exact beams) and count 1/K each.
 
@@ -50,7 +54,8 @@ def member_weights(
         return None
     if ground_truth == "inject":
         raise ConfigError(
-            "objective.grpo.ground_truth=inject puts an item into the group that nobody drew, and groups drawn without "
+            "objective.grpo.ground_truth=inject puts an item into the group that nobody drew, and groups "
+            "drawn without "
             "replacement weigh each member by its chance of being drawn: set it to override or none, or "
             "rollout.decode.kind to sample"
         )
@@ -59,7 +64,9 @@ def member_weights(
     counts_BK = raw_BK
     if kind == "normalised":
         counts_BK = raw_BK / (raw_BK.sum(dim=-1, keepdim=True) - raw_BK + p_BK)
-    return MemberWeights(counts_BK=counts_BK, raw_BK=raw_BK, probabilities_BK=p_BK, normalised=kind == "normalised")
+    return MemberWeights(
+        counts_BK=counts_BK, raw_BK=raw_BK, probabilities_BK=p_BK, normalised=kind == "normalised"
+    )
 
 
 @torch.no_grad()

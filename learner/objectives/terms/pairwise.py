@@ -3,10 +3,10 @@
     h = (l - l_ref)(chosen) - (l - l_ref)(rejected),    l = sum over the item's tokens of log pi
     L = sum over pairs of [ f(h) - nll_weight * l(chosen) ] / number of pairs
 
-All log-probs are those of the rollouts' distribution (temperature, allowed tokens), the reference's too. The second
-term is the anchor of RPO (arXiv 2404.19733), which keeps the preferred item from losing likelihood while h grows;
-there it is divided by the item's length, here it is a sum like every NLL of ours. [ours] A prompt without a pair does
-not count.
+All log-probs are those of the rollouts' distribution (temperature, allowed tokens), the reference's too. The
+second term is the anchor of RPO (arXiv 2404.19733), which keeps the preferred item from losing likelihood
+while h grows; there it is divided by the item's length, here it is a sum like every NLL of ours. [ours] A
+prompt without a pair does not count.
 """
 
 from abc import abstractmethod
@@ -56,7 +56,8 @@ class PairwiseLoss(Objective):
         gain_BS = log_probs_BS - reference_BSL.sum(dim=-1)
 
         def of(values_BS: torch.Tensor, branch_BP: torch.Tensor) -> torch.Tensor:
-            # Masked before anything else is done with it: a branch that is not allowed has -inf, whose gradient is NaN.
+            # Masked before anything else is done with it: a branch that is not allowed has -inf, whose
+            # gradient is NaN.
             return torch.where(mask_BP, values_BS.gather(1, branch_BP), 0.0)
 
         chosen_BP, rejected_BP = of(gain_BS, pairs.chosen_BP), of(gain_BS, pairs.rejected_BP)

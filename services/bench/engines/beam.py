@@ -1,8 +1,9 @@
-"""Constrained beams: the tree decoder against transformers `generate` with `num_beams` and `prefix_allowed_tokens_fn`.
+"""Constrained beams: the tree decoder against transformers `generate` with `num_beams` and
+`prefix_allowed_tokens_fn`.
 
-Same policy (4 layers, d = 128; on a GPU 8 and 512), same prompts, same catalogue; both give the W likeliest items by
-the free policy's log-probs, and a run whose results differ fails. The prefix function looks the allowed tokens up in a
-dictionary of prefixes, as MiniOneRec-style code does.
+Same policy (4 layers, d = 128; on a GPU 8 and 512), same prompts, same catalogue; both give the W likeliest
+items by the free policy's log-probs, and a run whose results differ fails. The prefix function looks the
+allowed tokens up in a dictionary of prefixes, as MiniOneRec-style code does.
 """
 
 from typing import Any
@@ -16,7 +17,7 @@ from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.learner.decoding.tree import Candidates, TreeDecoder
 from sluice.learner.policy.policy import Policy, build_policy
 from sluice.learner.settings import PolicySettings
-from sluice.services.bench.harness import BenchOptions, alternate, medians, note
+from sluice.services.bench.harness import BenchOptions, median_seconds, print_note, time_alternately
 from sluice.services.bench.support import device
 
 LEVEL_SIZES = (256, 256, 256)
@@ -26,8 +27,8 @@ _NATS = 1e-3  # float32 sums of two programs over scores of tens of nats
 def run(options: BenchOptions) -> dict[str, Any]:
     """`rows[]` with W, speedup (null where transformers is not run) and prompts per second of both."""
     prompts, history, items = (8, 20, 2000) if options.quick else (32, 53, 12000)
-    policy, vocabulary = sharp_policy(options.seed), catalogue(items, options.seed)
-    policy.model.to(device.device())
+    policy, vocabulary = sharp_policy(options.seed), random_catalogue(items, options.seed)
+    policy.model.to(device.bench_device())
     histories_BT = random_histories(vocabulary, prompts, history, options.seed)
     lengths_B = torch.full((prompts,), histories_BT.shape[1])
     decoder = TreeDecoder(policy.model, vocabulary)
@@ -44,9 +45,11 @@ def run(options: BenchOptions) -> dict[str, Any]:
         sides = {"tree": tree, "transformers": hub} if compared else {"tree": tree}
         if compared:
             _check_equal(tree(), *hub())
-        seconds = medians(alternate(sides, options.repeats))
+        seconds = median_seconds(time_alternately(sides, options.repeats))
         rate = {name: prompts / value for name, value in seconds.items()}
-        note(f"W={width}: " + ", ".join(f"{name} {value:.1f} prompts/s" for name, value in rate.items()))
+        print_note(
+            f"W={width}: " + ", ".join(f"{name} {value:.1f} prompts/s" for name, value in rate.items())
+        )
         rows.append(
             {
                 "W": width,
@@ -59,12 +62,16 @@ def run(options: BenchOptions) -> dict[str, Any]:
 
 
 def sharp_policy(seed: int) -> Policy:
-    """A fresh policy with weights so large that its predictions are far from uniform, as those of a trained one."""
+    """A fresh policy with weights so large that its predictions are far from uniform, as those of a trained
+    one.
+    """
     size = device.policy_settings().hidden_size
-    return build_policy(device.policy_settings(initializer_range=0.2 * (128 / size) ** 0.5), LEVEL_SIZES, 256, seed)
+    return build_policy(
+        device.policy_settings(initializer_range=0.2 * (128 / size) ** 0.5), LEVEL_SIZES, 256, seed
+    )
 
 
-def catalogue(items: int, seed: int) -> Vocabulary:
+def random_catalogue(items: int, seed: int) -> Vocabulary:
     """Random distinct codes."""
     flat = np.random.default_rng(seed).choice(np.prod(LEVEL_SIZES), size=items, replace=False)
     codes = np.stack(np.unravel_index(flat, LEVEL_SIZES), axis=1)
@@ -109,7 +116,9 @@ def _generate(
 
 
 def _check_equal(ours: Candidates, tokens_BWL: np.ndarray, scores_BW: np.ndarray) -> None:
-    """The same scores place by place, and the same sequences except where two scores are equal to rounding."""
+    """The same scores place by place, and the same sequences except where two scores are equal to
+    rounding.
+    """
     off = float(np.abs(ours.log_probs_BW - scores_BW).max())
     if not off <= _NATS:
         raise RunError(f"tree beams and transformers' differ by up to {off:.2g} nats in the score of a place")
@@ -118,4 +127,6 @@ def _check_equal(ours: Candidates, tokens_BWL: np.ndarray, scores_BW: np.ndarray
         same = (tokens_BWL[prompt] == ours.tokens_BWL[prompt, at]).all(axis=1)
         theirs = scores_BW[prompt, same] if same.any() else scores_BW[prompt, -1:]
         if abs(float(theirs[0]) - float(ours.log_probs_BW[prompt, at])) > _NATS:
-            raise RunError(f"prompt {prompt}: tree beam {at} is another sequence than transformers' without a tie")
+            raise RunError(
+                f"prompt {prompt}: tree beam {at} is another sequence than transformers' without a tie"
+            )

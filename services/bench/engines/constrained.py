@@ -1,10 +1,12 @@
-"""`constrained`: what the trie costs in the vLLM engine, constrained against free sampling over catalogue sizes.
+"""`constrained`: what the trie costs in the vLLM engine, constrained against free sampling over catalogue
+sizes.
 
-One engine serves all sizes: its policy has tokens for the largest catalogue, and each size is a new version of the
-catalogue that the running engine loads. K and settings are the same on both sides, and every run has prompts of its own
-from one distribution, so that none finds its prefill done. Constrained requests also exclude the items of their
-history, as rollouts do. The engine is one thread of this process, so what is timed is processor time, which other work
-on the machine distorts less than it does wall time; on a GPU it is wall time.
+One engine serves all sizes: its policy has tokens for the largest catalogue, and each size is a new version
+of the catalogue that the running engine loads. K and settings are the same on both sides, and every run has
+prompts of its own from one distribution, so that none finds its prefill done. Constrained requests also
+exclude the items of their history, as rollouts do. The engine is one thread of this process, so what is timed
+is processor time, which other work on the machine distorts less than it does wall time; on a GPU it is wall
+time.
 """
 
 import multiprocessing
@@ -23,7 +25,7 @@ from sluice.catalog.tokens import TokenLayout
 from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.learner.policy.policy import build_policy, save_policy
 from sluice.services.bench.engines.trie import random_codes
-from sluice.services.bench.harness import BenchOptions, alternate, medians, note
+from sluice.services.bench.harness import BenchOptions, median_seconds, print_note, time_alternately
 from sluice.services.bench.support import device
 
 _LEVEL_SIZES = (256, 256, 256)
@@ -71,7 +73,8 @@ def _measure(options: BenchOptions, settings: EngineSettings) -> dict[str, Any]:
         )
         try:
             rows = [
-                _row(engine, policy.layout, size, version + 1, prompts, options) for version, size in enumerate(sizes)
+                _row(engine, policy.layout, size, version + 1, prompts, options)
+                for version, size in enumerate(sizes)
             ]
         finally:
             engine.close()
@@ -80,7 +83,7 @@ def _measure(options: BenchOptions, settings: EngineSettings) -> dict[str, Any]:
         "candidates": _CANDIDATES,
         "history": _HISTORY,
         "level_sizes": _LEVEL_SIZES,
-        "clock": device.clock()[0],
+        "clock": device.device_clock()[0],
         "rows": rows,
     }
 
@@ -92,7 +95,7 @@ def _vocabulary(size: int, layout: TokenLayout, version: int, options: BenchOpti
 def _row(
     engine: Any, layout: TokenLayout, size: int, version: int, prompts: int, options: BenchOptions
 ) -> dict[str, Any]:
-    note(f"constrained: {size} items")
+    print_note(f"constrained: {size} items")
     vocabulary = _vocabulary(size, layout, version, options)
     load_s = engine.load_catalogue(vocabulary)
     random = np.random.default_rng(options.seed)
@@ -103,7 +106,9 @@ def _row(
         histories = random.integers(0, size, (prompts, _HISTORY)).astype(np.int32)
         requests = [
             GenerateRequest(
-                request_id=f"{name}-{row}", prompt=layout.prompt(vocabulary.item_tokens, history), excluded=history
+                request_id=f"{name}-{row}",
+                prompt=layout.prompt(vocabulary.item_tokens, history),
+                excluded=history,
             )
             for row, history in enumerate(histories)
         ]
@@ -112,11 +117,11 @@ def _row(
         sampled[name] = int((items >= 0).sum())
 
     sides = {name: lambda name=name: side(name) for name in ("free", "constrained")}
-    seconds = alternate(sides, options.repeats, device.clock()[1])
+    seconds = time_alternately(sides, options.repeats, device.device_clock()[1])
     assert sampled["constrained"] == prompts * _CANDIDATES, "constrained sampling left the catalogue"
-    figures = medians(seconds)
+    figures = median_seconds(seconds)
     ratio = figures["free"] / figures["constrained"]
-    note(f"constrained: {size} items: {ratio:.3f} of free sampling")
+    print_note(f"constrained: {size} items: {ratio:.3f} of free sampling")
     return {
         "items": size,
         "ratio": ratio,

@@ -1,20 +1,23 @@
-"""The tree engine against the vLLM engine, both behind `sluice.actors.engines.engine.Engine`, on the same prompts: samples and beams.
+"""The tree engine against the vLLM engine, both behind `sluice.actors.engines.engine.Engine`, on the same
+prompts: samples and beams.
 
-vLLM reads its environment when it is imported, so each engine lives in a process of its own; the two are told in turn
-to generate, and one waits while the other works. Every run has prompts of its own, the same for both, so that no prefix
-cache answers for an earlier run. Both processes are set up as a rollout actor's (`sluice.cluster.environment`). Both generate
-some times before anything is timed, as their memory still grows: the tree engine's until its prefix cache is full. Then
-the two sets of candidates are compared: the log-probs that both gave to a same prefix, and of samples the frequencies
-of first tokens by a chi-square test, of exact beams the log-probs of all.
+vLLM reads its environment when it is imported, so each engine lives in a process of its own; the two are told
+in turn to generate, and one waits while the other works. Every run has prompts of its own, the same for both,
+so that no prefix cache answers for an earlier run. Both processes are set up as a rollout actor's
+(`sluice.cluster.environment`). Both generate some times before anything is timed, as their memory still
+grows: the tree engine's until its prefix cache is full. Then the two sets of candidates are compared: the
+log-probs that both gave to a same prefix, and of samples the frequencies of first tokens by a chi-square
+test, of exact beams the log-probs of all.
 
-Histories have 160 tokens each (`equal`), or 160 in the mean and any number from 79 to 238 (`mixed`). 160 is what costs
-vLLM most: a candidate shares the full cache blocks of its prompt but for the last, so of a prompt that fills its blocks
-it computes a whole one of 32 tokens anew, and half of one in the mean.
+Histories have 160 tokens each (`equal`), or 160 in the mean and any number from 79 to 238 (`mixed`). 160 is
+what costs vLLM most: a candidate shares the full cache blocks of its prompt but for the last, so of a prompt
+that fills its blocks it computes a whole one of 32 tokens anew, and half of one in the mean.
 
-On a GPU the policy is larger, the prompts are 64, and both engines compute in bfloat16 (`sluice.services.bench.support.device`).
+On a GPU the policy is larger, the prompts are 64, and both engines compute in bfloat16
+(`sluice.services.bench.support.device`).
 
-The tree engine computes candidates that agree so far once, so its rate depends on how sharp the policy is; `distinct`
-says how many of the K first tokens of a prompt differ.
+The tree engine computes candidates that agree so far once, so its rate depends on how sharp the policy is;
+`distinct` says how many of the K first tokens of a prompt differ.
 """
 
 import itertools
@@ -35,10 +38,10 @@ from sluice.actors.engines.vllm.configuration import engine_environment
 from sluice.actors.settings import DecodeSettings
 from sluice.catalog.errors import RunError
 from sluice.catalog.trie.vocabulary import Vocabulary
-from sluice.cluster.environment import ALLOCATOR, collect_garbage_seldom
+from sluice.cluster.environment import ALLOCATOR, raise_gc_threshold
 from sluice.learner.policy.policy import save_policy
-from sluice.services.bench.engines.beam import catalogue, random_histories, sharp_policy
-from sluice.services.bench.harness import BenchOptions, alternate, medians, note
+from sluice.services.bench.engines.beam import random_catalogue, random_histories, sharp_policy
+from sluice.services.bench.harness import BenchOptions, median_seconds, print_note, time_alternately
 from sluice.services.bench.support import device
 
 # lengths of the histories, kind, K, constrained
@@ -78,14 +81,18 @@ def run(options: BenchOptions) -> dict[str, Any]:
 def _compare(
     engines: "dict[str, _Remote]", prompts: int, lengths: str, decode: DecodeSettings, options: BenchOptions
 ) -> dict[str, Any]:
-    tolerance = _NATS[device.dtype()]
-    what = f"{lengths} lengths, {decode.kind}, K={decode.candidates}, {'trie' if decode.constrained else 'free'}"
+    tolerance = _NATS[device.policy_dtype()]
+    what = (
+        f"{lengths} lengths, {decode.kind}, K={decode.candidates}, {'trie' if decode.constrained else 'free'}"
+    )
     ours, theirs = (engine.generate(lengths, decode) for engine in engines.values())
     _check_equal(what, decode.kind, ours, theirs, tolerance)
-    sides = {name: (lambda engine=engine: engine.generate(lengths, decode)) for name, engine in engines.items()}
-    seconds = medians(alternate(sides, options.repeats))
+    sides = {
+        name: (lambda engine=engine: engine.generate(lengths, decode)) for name, engine in engines.items()
+    }
+    seconds = median_seconds(time_alternately(sides, options.repeats))
     rate = {name: prompts / value for name, value in seconds.items()}
-    note(f"{what}: " + ", ".join(f"{name} {value:.1f} prompts/s" for name, value in rate.items()))
+    print_note(f"{what}: " + ", ".join(f"{name} {value:.1f} prompts/s" for name, value in rate.items()))
     return {
         "kind": decode.kind,
         "K": decode.candidates,
@@ -98,9 +105,15 @@ def _compare(
 
 
 def _check_equal(
-    what: str, kind: str, ours: list[Generation], theirs: list[Generation], tolerance: float = _NATS["float32"]
+    what: str,
+    kind: str,
+    ours: list[Generation],
+    theirs: list[Generation],
+    tolerance: float = _NATS["float32"],
 ) -> None:
-    """Raises RunError when the engines cannot have drawn from the same distributions, or found the same beams."""
+    """Raises RunError when the engines cannot have drawn from the same distributions, or found the same
+    beams.
+    """
     first, shared = ([], []), 0
     for pair in zip(ours, theirs, strict=True):
         known: dict[tuple[int, ...], float] = {}
@@ -111,7 +124,9 @@ def _check_equal(
                     before = known.setdefault(tuple(tokens[: level + 1]), log_prob)
                     shared += side and before is not log_prob
                     if abs(before - log_prob) > tolerance:
-                        raise RunError(f"{what}: the engines differ by {abs(before - log_prob):.2g} nats on one token")
+                        raise RunError(
+                            f"{what}: the engines differ by {abs(before - log_prob):.2g} nats on one token"
+                        )
     if kind == "beam":
         totals = [np.sort([one.log_probs.sum(axis=1) for one in side], axis=1) for side in (ours, theirs)]
         if (apart := np.abs(totals[0] - totals[1]).max()) > tolerance:
@@ -122,7 +137,9 @@ def _check_equal(
     table = np.concatenate([counts[:, common], counts[:, ~common].sum(axis=1, keepdims=True)], axis=1)
     p = chi2_contingency(table[:, table.sum(axis=0) > 0]).pvalue
     if p < _LEAST_P or not shared:
-        raise RunError(f"{what}: first tokens of the two engines differ (p = {p:.2g}, {shared} prefixes in common)")
+        raise RunError(
+            f"{what}: first tokens of the two engines differ (p = {p:.2g}, {shared} prefixes in common)"
+        )
 
 
 class _Remote:
@@ -137,16 +154,20 @@ class _Remote:
         before = {name: os.environ.get(name) for name in environment}
         os.environ.update(environment)  # a spawned process starts with the environment of now
         try:
-            self._process = multiprocessing.get_context("spawn").Process(target=_serve, args=(theirs, kind, setting))
+            self._process = multiprocessing.get_context("spawn").Process(
+                target=_serve, args=(theirs, kind, setting)
+            )
             self._process.start()
         finally:
             for name, value in before.items():
                 os.environ.pop(name) if value is None else os.environ.update({name: value})
         theirs.close()
-        note(f"{kind} engine ready after {self._answer():.0f} s")
+        print_note(f"{kind} engine ready after {self._answer():.0f} s")
 
     def generate(self, lengths: str, decode: DecodeSettings) -> list[Generation]:
-        """Candidates of the prompts of this call; the n-th call is about the same prompts with every engine."""
+        """Candidates of the prompts of this call; the n-th call is about the same prompts with every
+        engine.
+        """
         self._number += 1
         self._pipe.send((self._number, lengths, decode))
         return self._answer()
@@ -171,15 +192,15 @@ def _serve(pipe: Connection, kind: str, setting: tuple[Any, ...]) -> None:
     """The engine's process."""
     started_s = time.perf_counter()
     policy_dir, prompts, history, items, threads, seed = setting
-    vocabulary = catalogue(items, seed)
-    engine = _open(kind, policy_dir, vocabulary, 1 + 3 * longest(history), prompts, threads, seed)
-    collect_garbage_seldom()
+    vocabulary = random_catalogue(items, seed)
+    engine = _open(kind, policy_dir, vocabulary, 1 + 3 * longest_prompt(history), prompts, threads, seed)
+    raise_gc_threshold()
     pipe.send(time.perf_counter() - started_s)
     while (question := pipe.recv()) is not None:
         number, lengths, decode = question
         requests = [
             GenerateRequest(request_id=f"{number}-{row}", prompt=tokens, excluded=np.empty(0, dtype=np.int32))
-            for row, tokens in enumerate(histories(vocabulary, prompts, history, lengths, seed + number))
+            for row, tokens in enumerate(draw_histories(vocabulary, prompts, history, lengths, seed + number))
         ]
         engine.submit(requests, decode)
         done: dict[str, Generation] = {}
@@ -189,22 +210,32 @@ def _serve(pipe: Connection, kind: str, setting: tuple[Any, ...]) -> None:
     engine.close()
 
 
-def longest(history: int) -> int:
+def longest_prompt(history: int) -> int:
     """Items of the longest history where `history` is the mean."""
     return history + history // 2
 
 
-def histories(vocabulary: Vocabulary, prompts: int, history: int, lengths: str, seed: int) -> list[np.ndarray]:
+def draw_histories(
+    vocabulary: Vocabulary, prompts: int, history: int, lengths: str, seed: int
+) -> list[np.ndarray]:
     """Tokens of random histories of `history` items each, or of a half to one and a half times as many."""
-    rows = random_histories(vocabulary, prompts, longest(history), seed).numpy()
+    rows = random_histories(vocabulary, prompts, longest_prompt(history), seed).numpy()
     items = np.full(prompts, history)
     if lengths == "mixed":
-        items = np.random.default_rng(seed).integers(history - history // 2, longest(history) + 1, prompts)
+        items = np.random.default_rng(seed).integers(
+            history - history // 2, longest_prompt(history) + 1, prompts
+        )
     return [row[: 1 + 3 * count] for row, count in zip(rows, items, strict=True)]
 
 
 def _open(
-    kind: str, policy_dir: Path, vocabulary: Vocabulary, prompt_tokens: int, prompts: int, threads: int, seed: int
+    kind: str,
+    policy_dir: Path,
+    vocabulary: Vocabulary,
+    prompt_tokens: int,
+    prompts: int,
+    threads: int,
+    seed: int,
 ) -> Engine:
     arguments = {
         "policy_dir": policy_dir,

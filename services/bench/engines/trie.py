@@ -1,15 +1,16 @@
 """`trie`: the mask of a batch of prefixes, against a dictionary of prefixes, over catalogue sizes.
 
-The other side is what code in the manner of MiniOneRec does, re-implemented from its description: a dictionary from a
-prefix, as a string, to the list of tokens that may follow, asked row by row through a `prefix_allowed_tokens_fn` by a
-logits processor that writes the answer into a mask of minus infinities and adds it to the scores. Ours advances each
-row's node by the last token and restricts the scores in place. A decode is every level once; the masked scores of both
-must be equal. Both sides are one thread of plain computation, so what is timed is the processor time of this process,
-which other work on the machine distorts less than it does wall time. On a GPU the scores are there, as they are in an
-engine, and what is timed is wall time until the GPU is done.
+The other side is what code in the manner of MiniOneRec does, re-implemented from its description: a
+dictionary from a prefix, as a string, to the list of tokens that may follow, asked row by row through a
+`prefix_allowed_tokens_fn` by a logits processor that writes the answer into a mask of minus infinities and
+adds it to the scores. Ours advances each row's node by the last token and restricts the scores in place. A
+decode is every level once; the masked scores of both must be equal. Both sides are one thread of plain
+computation, so what is timed is the processor time of this process, which other work on the machine distorts
+less than it does wall time. On a GPU the scores are there, as they are in an engine, and what is timed is
+wall time until the GPU is done.
 
-`builds`: wall time of making the trie of a catalogue of four levels, on all cores and on one, in a process of its own;
-the memory that the arrays take and the peak above the input while they are made.
+`builds`: wall time of making the trie of a catalogue of four levels, on all cores and on one, in a process of
+its own; the memory that the arrays take and the peak above the input while they are made.
 """
 
 import multiprocessing
@@ -25,7 +26,7 @@ import torch
 
 from sluice.catalog.tokens import TokenLayout
 from sluice.catalog.trie.trie import Trie
-from sluice.services.bench.harness import BenchOptions, alternate, medians, note
+from sluice.services.bench.harness import BenchOptions, median_seconds, print_note, time_alternately
 from sluice.services.bench.support import device
 
 _ROWS = 1024
@@ -37,18 +38,21 @@ _QUICK_BUILD_SIZES = (1_000_000,)
 _BUILD_LEVELS = 4
 _SPREAD = 2_654_435_761  # an odd number: multiplication by it permutes the integers below 2**32
 _DECODES = 20  # of ours in one timed run; one of the dictionary takes longer than these
-# A dictionary of 1e7 items holds about as many strings and lists: minutes, and more memory than most machines have.
+# A dictionary of 1e7 items holds about as many strings and lists: minutes, and more memory than most machines
+# have.
 _LARGEST_DICTIONARY = 1_000_000
 
 
 def run(options: BenchOptions) -> dict[str, Any]:
     """Rows by catalogue size; `speedup` is None where the dictionary was not built."""
     rows = [_measure(size, options) for size in (_QUICK_SIZES if options.quick else _SIZES)]
-    builds = [_build(size, options.repeats) for size in (_QUICK_BUILD_SIZES if options.quick else _BUILD_SIZES)]
+    builds = [
+        _build(size, options.repeats) for size in (_QUICK_BUILD_SIZES if options.quick else _BUILD_SIZES)
+    ]
     return {
         "batch": _ROWS,
         "level_sizes": _LEVEL_SIZES,
-        "clock": device.clock()[0],
+        "clock": device.device_clock()[0],
         "dictionary_stopped_at_items": _LARGEST_DICTIONARY,
         "rows": rows,
         "builds": builds,
@@ -90,8 +94,10 @@ def _measure(size: int, options: BenchOptions) -> dict[str, Any]:
     trie, build_s = _timed(lambda: Trie.build(item_tokens, layout.vocab_size))
     random = np.random.default_rng(options.seed)
     chosen = item_tokens[random.integers(0, size, _ROWS)]
-    here = device.device()
-    scores = torch.randn(_ROWS, layout.vocab_size, generator=torch.Generator().manual_seed(options.seed)).to(here)
+    here = device.bench_device()
+    scores = torch.randn(_ROWS, layout.vocab_size, generator=torch.Generator().manual_seed(options.seed)).to(
+        here
+    )
     tensors = trie.on(here)
     ours_out, theirs_out = [scores.clone() for _ in _LEVEL_SIZES], [scores] * layout.levels
 
@@ -106,10 +112,15 @@ def _measure(size: int, options: BenchOptions) -> dict[str, Any]:
                 node = trie.step(node, chosen[:, level - 1])
             tensors.restrict(ours_out[level], node)
 
-    row = {"items": size, "build_s": build_s, "memory_mib": trie.nbytes / 2**20, "bytes_per_item": trie.nbytes / size}
+    row = {
+        "items": size,
+        "build_s": build_s,
+        "memory_mib": trie.nbytes / 2**20,
+        "bytes_per_item": trie.nbytes / size,
+    }
     sides: dict[str, Callable[[], None]] = {"ours": ours}
     if size <= _LARGEST_DICTIONARY:
-        note(f"trie: {size} items, dictionary")
+        print_note(f"trie: {size} items, dictionary")
         allowed, row["dictionary_build_s"] = _timed(lambda: prefix_lists(item_tokens))
         sequences = [torch.from_numpy(chosen[:, :level]) for level in range(layout.levels)]
 
@@ -118,22 +129,26 @@ def _measure(size: int, options: BenchOptions) -> dict[str, Any]:
                 theirs_out[level] = by_dictionary(allowed, sequences[level], level, scores)
 
         sides["dictionary"] = dictionary
-    figures = medians(alternate(sides, options.repeats, device.clock()[1]))
+    figures = median_seconds(time_alternately(sides, options.repeats, device.device_clock()[1]))
     ours_s = figures["ours"] / _DECODES
     row["us_per_step"] = ours_s / layout.levels * 1e6
     row["speedup"] = None
     if "dictionary" in figures:
-        assert all(torch.equal(*pair) for pair in zip(ours_out, theirs_out, strict=True)), "the two sides disagree"
+        assert all(torch.equal(*pair) for pair in zip(ours_out, theirs_out, strict=True)), (
+            "the two sides disagree"
+        )
         row["dictionary_us_per_step"] = figures["dictionary"] / layout.levels * 1e6
         row["speedup"] = figures["dictionary"] / ours_s
-    note(f"trie: {size} items: {row['us_per_step']:.0f} us per step, {row['speedup'] or float('nan'):.0f}x")
+    print_note(
+        f"trie: {size} items: {row['us_per_step']:.0f} us per step, {row['speedup'] or float('nan'):.0f}x"
+    )
     return row
 
 
 def _build(size: int, repeats: int) -> dict[str, Any]:
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         row = pool.submit(_build_here, size, repeats).result()
-    note("trie: " + ", ".join(f"{name} {value:.4g}" for name, value in row.items()))
+    print_note("trie: " + ", ".join(f"{name} {value:.4g}" for name, value in row.items()))
     return row
 
 
@@ -151,7 +166,9 @@ def _build_here(size: int, repeats: int) -> dict[str, Any]:
         os.sched_setaffinity(0, on)
         Trie.build(item_tokens, layout.vocab_size)
 
-    figures = medians(alternate({"all": lambda: build(cores), "one": lambda: build({min(cores)})}, repeats))
+    figures = median_seconds(
+        time_alternately({"all": lambda: build(cores), "one": lambda: build({min(cores)})}, repeats)
+    )
     return {
         "items": size,
         "build_s": figures["all"],

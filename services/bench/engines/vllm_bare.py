@@ -1,7 +1,8 @@
-"""The bare side of `sluice.services.bench.system.rollout`: vLLM's own `LLM.generate`, with our engine's arguments and our requests.
+"""The bare side of `sluice.services.bench.system.rollout`: vLLM's own `LLM.generate`, with our engine's
+arguments and our requests.
 
-All that is left out is what a rollout actor needs and a bare loop does not: the trie's logits processor, the weight
-transfer, and everything outside vLLM. The process must have been started with
+All that is left out is what a rollout actor needs and a bare loop does not: the trie's logits processor, the
+weight transfer, and everything outside vLLM. The process must have been started with
 `sluice.actors.engines.vllm.configuration.engine_environment`.
 """
 
@@ -17,10 +18,10 @@ from vllm.inputs import tokens_input
 from sluice.actors.engines.engine import GenerateRequest
 from sluice.actors.engines.vllm.configuration import derive_sizes
 from sluice.actors.engines.vllm.groups import open_group
-from sluice.actors.engines.vllm.start import compile_graphs, gpu_bytes, plain_arguments, read_policy
+from sluice.actors.engines.vllm.start import compile_graphs, gpu_bytes, plain_arguments, read_policy_facts
 from sluice.actors.settings import RolloutSettings
 from sluice.catalog.trie.vocabulary import Vocabulary
-from sluice.cluster.environment import collect_garbage_seldom
+from sluice.cluster.environment import raise_gc_threshold
 from sluice.services.bench.support.rollout_timing import Arrivals
 
 NOTHING = np.empty(0, dtype=np.int32)
@@ -30,9 +31,14 @@ class BareLoop:
     """One `vllm.LLM` in this process."""
 
     def __init__(
-        self, policy_dir: Path, vocabulary: Vocabulary, rollout: RolloutSettings, seed: int, max_prompt_tokens: int
+        self,
+        policy_dir: Path,
+        vocabulary: Vocabulary,
+        rollout: RolloutSettings,
+        seed: int,
+        max_prompt_tokens: int,
     ) -> None:
-        policy = read_policy(policy_dir, vocabulary.layout, max_prompt_tokens)
+        policy = read_policy_facts(policy_dir, vocabulary.layout, max_prompt_tokens)
         sizes = derive_sizes(
             rollout.engine,
             candidates=rollout.decode.sequences,
@@ -46,11 +52,11 @@ class BareLoop:
         self._vocabulary, self._decode, self._seed = vocabulary, rollout.decode, seed
         compile_graphs(rollout.engine)
         self._llm = LLM(**plain_arguments(policy_dir, rollout.engine, sizes, seed))
-        collect_garbage_seldom()  # as a rollout actor does
+        raise_gc_threshold()  # as a rollout actor does
 
     def generate(self, prompts: dict[str, np.ndarray]) -> tuple[float, Arrivals, list[np.ndarray]]:
-        """The candidates of prompts by their request ids: the seconds until the first step, when each step's groups
-        were there, and the tokens `[K, L]` of every prompt.
+        """The candidates of prompts by their request ids: the seconds until the first step, when each step's
+        groups were there, and the tokens `[K, L]` of every prompt.
         """
         asked = [self._ask(request_id, prompt) for request_id, prompt in prompts.items()]
         arrivals, engine = Arrivals(), self._llm.llm_engine
@@ -66,7 +72,9 @@ class BareLoop:
         engine.step = timed_step
         started_s = time.monotonic()
         try:
-            outputs = self._llm.generate([prompt for prompt, _ in asked], [one for _, one in asked], use_tqdm=False)
+            outputs = self._llm.generate(
+                [prompt for prompt, _ in asked], [one for _, one in asked], use_tqdm=False
+            )
         finally:
             engine.step = step
         tokens = [np.asarray([one.token_ids for one in output.outputs]) for output in outputs]

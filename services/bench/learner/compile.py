@@ -1,7 +1,8 @@
 """Optimizer steps of the learner with and without `learner.compile`, on batches of mixed history lengths.
 
 speedup: eager step over compiled step, medians, in alternating order on three batches of different lengths.
-compile_s: what the first steps took longer than later ones: graphs for forward and backward of every part, with the
+compile_s: what the first steps took longer than later ones: graphs for forward and backward of every part,
+with the
     compiler's caches of earlier runs left aside.
 break_even_steps: after so many steps the compiling has paid for itself; null where a step is no faster.
 """
@@ -13,8 +14,8 @@ from typing import Any
 import torch
 
 from sluice.learner.policy.policy import build_policy
-from sluice.services.bench.harness import BenchOptions, alternate, medians, note
-from sluice.services.bench.learner.learner import CODES, LEVELS, learner_step, make_batch, prompts_of
+from sluice.services.bench.harness import BenchOptions, median_seconds, print_note, time_alternately
+from sluice.services.bench.learner.learner import CODES, LEVELS, learner_step, make_batch, prompts_per_step
 from sluice.services.bench.support import device
 
 SIZES = ((16, 50), (16, 200))
@@ -27,15 +28,18 @@ def run(options: BenchOptions) -> dict[str, Any]:
     rows = []
     for candidates, history in SIZES[:1] if options.quick else SIZES:
         rows.append(_measure(candidates, history, options))
-        note(f"K={candidates}, T={history}: {rows[-1]['speedup']}x after {rows[-1]['compile_s']} s of compiling")
+        print_note(
+            f"K={candidates}, T={history}: {rows[-1]['speedup']}x after {rows[-1]['compile_s']} s of "
+            f"compiling"
+        )
     return {"rows": rows}
 
 
 def _measure(candidates: int, history: int, options: BenchOptions) -> dict[str, Any]:
     torch.compiler.reset()  # else graphs of an earlier row would serve
     model = build_policy(device.policy_settings(), (CODES,) * LEVELS, 2 * history, options.seed).model
-    model.to(device.device())
-    prompts = prompts_of(candidates, history)
+    model.to(device.bench_device())
+    prompts = prompts_per_step(candidates, history)
     batches = [make_batch(prompts, candidates, history, options.seed + number) for number in range(_BATCHES)]
     learners = {
         name: learner_step(copy.deepcopy(model), batches[0], compile=name == "compiled")
@@ -49,7 +53,9 @@ def _measure(candidates: int, history: int, options: BenchOptions) -> dict[str, 
         return time.perf_counter() - started_s
 
     first_s = steps("compiled")
-    seconds = medians(alternate({name: lambda name=name: steps(name) for name in learners}, options.repeats))
+    seconds = median_seconds(
+        time_alternately({name: lambda name=name: steps(name) for name in learners}, options.repeats)
+    )
     per_step = {name: value / _BATCHES for name, value in seconds.items()}
     saved_s = per_step["eager"] - per_step["compiled"]
     compile_s = first_s - seconds["compiled"]

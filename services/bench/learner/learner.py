@@ -1,30 +1,33 @@
 """`sluice bench learner`: prompts per second of the optimizer step, shared-prefix against one row per branch.
 
-A step is forward, NLL + GRPO, backward, clipping and AdamW, on the same batch and from the same parameters; before
-anything is reported the sides' first losses are compared. The shared-prefix side is `LearnerStep.update` itself; the
-others are in `learner_sides`. The model is the default fresh policy (Qwen3 architecture, 4 layers, d = 128, 4 heads,
-feed-forward 384) with four code levels of 256, 1,027 tokens in all; float32. Items have L = 4 tokens. The lengths of a
-batch's B histories are the middles of B equal parts of T/2..3T/2, so they are mixed and their mean is T; with B = 1 the
-history has T tokens. Every side works in micro-batches of at most `TOKENS` padded tokens, in order of length.
+A step is forward, NLL + GRPO, backward, clipping and AdamW, on the same batch and from the same parameters;
+before anything is reported the sides' first losses are compared. The shared-prefix side is
+`LearnerStep.update` itself; the others are in `learner_sides`. The model is the default fresh policy (Qwen3
+architecture, 4 layers, d = 128, 4 heads, feed-forward 384) with four code levels of 256, 1,027 tokens in all;
+float32. Items have L = 4 tokens. The lengths of a batch's B histories are the middles of B equal parts of
+T/2..3T/2, so they are mixed and their mean is T; with B = 1 the history has T tokens. Every side works in
+micro-batches of at most `TOKENS` padded tokens, in order of length.
 
-Figures are medians of `repeats` steps in alternating order, of three if quick. `peak_share` and `peak_share_ratio`
-beside the rows are the lowest of theirs. On a GPU the model is `sluice.services.bench.support.device.GPU_POLICY`, and prompts and
-tokens per forward are `ON_GPU` times as many. Fields of a row:
+Figures are medians of `repeats` steps in alternating order, of three if quick. `peak_share` and
+`peak_share_ratio` beside the rows are the lowest of theirs. On a GPU the model is
+`sluice.services.bench.support.device.GPU_POLICY`, and prompts and tokens per forward are `ON_GPU` times as
+many. Fields of a row:
 
     speedup              shared_prefix_prompts_per_s / per_sequence_prompts_per_s
     speedup_over_trl     shared_prefix_prompts_per_s / trl_prompts_per_s
     floor_share          speedup / (P / F), with P = (K+1)(T+L) positions per prompt of one row per branch and
-                         F = T + (K+1)L those of the floor, where each history and each branch token is computed once.
-                         Above 1: less than the floor was computed (a branch's last token is not fed, most of the last
-                         layer is not needed for histories), or other costs than positions were saved
+                         F = T + (K+1)L those of the floor, where each history and each branch token is
+                         computed once. Above 1: less than the floor was computed (a branch's last token is
+                         not fed, most of the last layer is not needed for histories), or other costs than
+                         positions were saved
     peak_share           FLOP/s of the shared-prefix step / the matmul peak measured beside it
     plain_peak_share     the same of a plain next-token step of the model on full rows of T+L tokens
     peak_share_ratio     peak_share / plain_peak_share
 
-FLOPs count the products that are needed, three times a forward's (one for the forward, two for the backward), with two
-FLOPs per multiply-add. In a forward each token costs the layers' weights, q and o: 2 D H d, k and v: 2 D G d, MLP: 3 D
-D_ff multiply-adds; each pair of a query and a key it sees costs 2 H d; each predicted distribution D V. In the last
-layer of the shared prefix only k and v count for tokens that predict nothing.
+FLOPs count the products that are needed, three times a forward's (one for the forward, two for the backward),
+with two FLOPs per multiply-add. In a forward each token costs the layers' weights, q and o: 2 D H d, k and v:
+2 D G d, MLP: 3 D D_ff multiply-adds; each pair of a query and a key it sees costs 2 H d; each predicted
+distribution D V. In the last layer of the shared prefix only k and v count for tokens that predict nothing.
 """
 
 import copy
@@ -37,13 +40,19 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from sluice.catalog.errors import RunError
 from sluice.learner.batches.batch import GroupBatch
-from sluice.learner.kernels.onednn import multiply_by_onednn
+from sluice.learner.kernels.onednn import use_onednn_matmul
 from sluice.learner.objectives.build import build_objective
 from sluice.learner.objectives.settings.objective import GrpoSettings, MixtureObjective
 from sluice.learner.policy.policy import build_policy
 from sluice.learner.settings import LearnerSettings
 from sluice.learner.training.step import LearnerStep
-from sluice.services.bench.harness import BenchOptions, alternate, matmul_gflops, medians, note
+from sluice.services.bench.harness import (
+    BenchOptions,
+    matmul_gflops,
+    median_seconds,
+    print_note,
+    time_alternately,
+)
 from sluice.services.bench.learner.learner_sides import PlainSide, RowSide, left_padded, right_padded
 from sluice.services.bench.support import device
 
@@ -70,18 +79,24 @@ def run(options: BenchOptions) -> dict[str, Any]:
     rows = []
     for candidates, history in QUICK if options.quick else PROMPTS:
         rows.append(_measure(candidates, history, options))
-        note(", ".join(f"{name} {value:.4g}" for name, value in rows[-1].items()))
-    return {"rows": rows, **{name: min(row[name] for row in rows) for name in ("peak_share", "peak_share_ratio")}}
+        print_note(", ".join(f"{name} {value:.4g}" for name, value in rows[-1].items()))
+    return {
+        "rows": rows,
+        **{name: min(row[name] for row in rows) for name in ("peak_share", "peak_share_ratio")},
+    }
 
 
 def _measure(candidates: int, history: int, options: BenchOptions) -> dict[str, float]:
-    prompts, tokens = prompts_of(candidates, history) // (2 if options.quick else 1), tokens_per_forward()
+    prompts, tokens = (
+        prompts_per_step(candidates, history) // (2 if options.quick else 1),
+        tokens_per_forward(),
+    )
     positions = (candidates + 1) * (history + LEVELS)
     repeats = min(options.repeats, 3) if options.quick else options.repeats
     model = build_policy(device.policy_settings(), (CODES,) * LEVELS, 2 * history, options.seed).model.to(
-        device.device()
+        device.bench_device()
     )
-    multiply_by_onednn(model)  # for all sides: the learner's step does so by itself
+    use_onednn_matmul(model)  # for all sides: the learner's step does so by itself
     batch = make_batch(prompts, candidates, history, options.seed)
     losses: dict[str, list[float]] = {}
 
@@ -89,11 +104,13 @@ def _measure(candidates: int, history: int, options: BenchOptions) -> dict[str, 
         return lambda: losses.setdefault(name, []).append(step())
 
     shape = (max(1, tokens // (history + LEVELS)), history + LEVELS)
-    plain_tokens = torch.randint(3, model.config.vocab_size, shape, device=device.device())
-    sides = {name: recorded(name, step) for name, step in steps(model, batch).items()}
-    sides["plain"] = recorded("plain", PlainSide(copy.deepcopy(model), plain_tokens, lr=LearnerSettings().lr).step)
+    plain_tokens = torch.randint(3, model.config.vocab_size, shape, device=device.bench_device())
+    sides = {name: recorded(name, step) for name, step in timed_steps(model, batch).items()}
+    sides["plain"] = recorded(
+        "plain", PlainSide(copy.deepcopy(model), plain_tokens, lr=LearnerSettings().lr).step
+    )
     peak = _peak()
-    seconds = medians(alternate(sides, repeats))
+    seconds = median_seconds(time_alternately(sides, repeats))
     peak = max(peak, _peak()) * 1e9
     _check_equal({name: losses[name][0] for name in ("shared_prefix", "per_sequence", "trl")})
 
@@ -146,7 +163,9 @@ def make_batch(prompts: int, candidates: int, history: int, seed: int) -> GroupB
 
 
 def learner_step(model: PreTrainedModel, batch: GroupBatch, **settings: Any) -> LearnerStep:
-    """The learner, which trains `model` in place, with micro-batches of about `TOKENS` tokens for batches like this."""
+    """The learner, which trains `model` in place, with micro-batches of about `TOKENS` tokens for batches
+    like this.
+    """
     prompts, candidates = batch.candidates_BKL.shape[:2]
     tokens = int(batch.history_lengths_B.sum()) / prompts + (candidates + 1) * (LEVELS - 1)
     settings = LearnerSettings(
@@ -157,7 +176,7 @@ def learner_step(model: PreTrainedModel, batch: GroupBatch, **settings: Any) -> 
     )
 
 
-def steps(model: PreTrainedModel, batch: GroupBatch) -> dict[str, Callable[[], float]]:
+def timed_steps(model: PreTrainedModel, batch: GroupBatch) -> dict[str, Callable[[], float]]:
     """One step on `batch` by each way, on copies of `model`; each returns the loss before the step."""
     learner = learner_step(copy.deepcopy(model), batch)
     settings = learner.settings
@@ -177,7 +196,7 @@ def steps(model: PreTrainedModel, batch: GroupBatch) -> dict[str, Callable[[], f
     }
 
 
-def prompts_of(candidates: int, history: int) -> int:
+def prompts_per_step(candidates: int, history: int) -> int:
     """Prompts of a step."""
     return PROMPTS[candidates, history] * (ON_GPU if device.on_gpu() else 1)
 
@@ -195,7 +214,9 @@ def _check_equal(losses: dict[str, float]) -> None:
     expected = losses["per_sequence"]
     for name, loss in losses.items():
         if not abs(loss - expected) <= 1e-4 * abs(expected):
-            raise RunError(f"the sides do not compute the same: loss {loss} of {name}, {expected} of per_sequence")
+            raise RunError(
+                f"the sides do not compute the same: loss {loss} of {name}, {expected} of per_sequence"
+            )
 
 
 def shared_prefix_flops(config: PretrainedConfig, lengths: list[int], branches: int) -> float:

@@ -1,14 +1,14 @@
 """The sides that `sluice bench learner` compares the shared-prefix learner with, and a plain training step.
 
-`RowSide` is an optimizer step of NLL + GRPO with one row per branch, as whoever has no shared-prefix learner would
-write it. Its loss is a sum over rows, so it goes through them in micro-batches of a token budget, rows of like length
-together. How rows are made and scored is one of two functions:
+`RowSide` is an optimizer step of NLL + GRPO with one row per branch, as whoever has no shared-prefix learner
+would write it. Its loss is a sum over rows, so it goes through them in micro-batches of a token budget, rows
+of like length together. How rows are made and scored is one of two functions:
 
-- `right_padded`: an honest effort. No mask at all, since a causal model never looks at what stands to the right; the
-  last token is not fed; the output embedding is applied to the item's positions only.
-- `left_padded`: what TRL's GRPOTrainer does. Prompts are left-padded to the longest of the batch, completions follow,
-  the 2-D attention mask goes to the model, the logits of the completion come from `logits_to_keep`, log-probs are a
-  gather minus a log-sum-exp row by row, and entropies are computed without gradient.
+- `right_padded`: an honest effort. No mask at all, since a causal model never looks at what stands to the
+  right; the last token is not fed; the output embedding is applied to the item's positions only.
+- `left_padded`: what TRL's GRPOTrainer does. Prompts are left-padded to the longest of the batch, completions
+  follow, the 2-D attention mask goes to the model, the logits of the completion come from `logits_to_keep`,
+  log-probs are a gather minus a log-sum-exp row by row, and entropies are computed without gradient.
 """
 
 from collections.abc import Callable
@@ -37,7 +37,9 @@ Score = Callable[[PreTrainedModel, Rows, int], tuple[torch.Tensor, torch.Tensor]
 class RowSide:
     """Optimizer steps with one row per branch."""
 
-    def __init__(self, model: PreTrainedModel, score: Score, *, lr: float, max_grad_norm: float, tokens: int) -> None:
+    def __init__(
+        self, model: PreTrainedModel, score: Score, *, lr: float, max_grad_norm: float, tokens: int
+    ) -> None:
         """Train `model` in place, with at most `tokens` padded tokens (but at least one row) per forward."""
         self._model, self._score, self._tokens = model.train(), score, tokens
         self._max_grad_norm = max_grad_norm
@@ -111,7 +113,9 @@ def left_padded(model: PreTrainedModel, rows: Rows, widest: int) -> tuple[torch.
 
 
 class PlainSide:
-    """A plain next-token training step on full rows, with nothing to save: how fast the model trains here at best."""
+    """A plain next-token training step on full rows, with nothing to save: how fast the model trains here at
+    best.
+    """
 
     def __init__(self, model: PreTrainedModel, tokens_NW: torch.Tensor, *, lr: float) -> None:
         """Train `model` in place on `tokens_NW`."""
@@ -137,13 +141,17 @@ def _rows(batch: GroupBatch) -> Rows:
         history_RT=batch.history_BT.repeat_interleave(branches, dim=0),
         lengths_R=batch.history_lengths_B.repeat_interleave(branches),
         branch_RL=torch.cat([target_B1L, batch.candidates_BKL], dim=1).flatten(0, 1),
-        behaviour_RL=torch.cat([torch.zeros(target_B1L.shape), batch.behaviour_log_probs_BKL], dim=1).flatten(0, 1),
+        behaviour_RL=torch.cat([torch.zeros(target_B1L.shape), batch.behaviour_log_probs_BKL], dim=1).flatten(
+            0, 1
+        ),
         advantage_R=torch.cat([torch.full((batch.prompts, 1), torch.nan), advantage_BK], dim=1).flatten(),
     )
 
 
 def _loss_per_row(rows: Rows, log_probs_RL: torch.Tensor, candidates: int) -> torch.Tensor:
-    """NLL of a ground truth; a candidate's share of L_GRPO (`learner/objectives/grpo.py`, clip 0.2, no KL)."""
+    """NLL of a ground truth; a candidate's share of L_GRPO (`learner/objectives/grpo.py`, clip 0.2, no
+    KL).
+    """
     target_R = rows.advantage_R.isnan()
     ratio_RL = (log_probs_RL - torch.where(target_R[:, None], log_probs_RL.detach(), rows.behaviour_RL)).exp()
     advantage_R1 = rows.advantage_R.nan_to_num(0.0)[:, None]

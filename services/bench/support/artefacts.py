@@ -6,10 +6,12 @@ from sluice.services.stages import fit_ranker, prepare, pretrain
 
 
 def make_artefacts(config: RunConfig) -> RunPaths:
-    """Prepare the data and make policy and ranker as `config` says, with `pretrain.epochs` 0 an untrained policy."""
+    """Prepare the data and make policy and ranker as `config` says, with `pretrain.epochs` 0 an untrained
+    policy.
+    """
     paths = RunPaths.of(config)
     paths.root.mkdir(parents=True)
-    prepare.prepare(config.data, paths.data, lambda *_: None)
-    pretrain.run(config, lambda *_: None)
-    fit_ranker.run(config, lambda *_: None)
+    prepare.prepare_data(config.data, paths.data, lambda *_: None)
+    pretrain.run_pretraining(config, lambda *_: None)
+    fit_ranker.run_ranker_fit(config, lambda *_: None)
     return paths

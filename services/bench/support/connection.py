@@ -9,16 +9,19 @@ from typing import Any
 import ray
 from ray.cluster_utils import Cluster
 
-from sluice.cluster.environment import ALLOCATOR, give_way
+from sluice.cluster.environment import ALLOCATOR, lower_thread_priority
 
 
 @contextmanager
-def connected(address: str = "local", variables: Mapping[str, str] | None = None, **settings: Any) -> Iterator[None]:
-    """Connected to the cluster at `address`, by default one of this bench alone, with processes set up as a job's.
+def bench_cluster(
+    address: str = "local", variables: Mapping[str, str] | None = None, **settings: Any
+) -> Iterator[None]:
+    """Connected to the cluster at `address`, by default one of this bench alone, with processes set up as a
+    job's.
 
     `variables` are for the environment of all of them; `settings` go to `ray.init`.
     """
-    give_way()  # what Ray starts now inherits it, as from the head of `sluice submit`
+    lower_thread_priority()  # what Ray starts now inherits it, as from the head of `sluice submit`
     ray.init(
         address=address,
         log_to_driver=False,
@@ -27,7 +30,7 @@ def connected(address: str = "local", variables: Mapping[str, str] | None = None
         **settings,
     )
     try:
-        give_way(but=threading.get_native_id())  # some benches compute here
+        lower_thread_priority(but=threading.get_native_id())  # some benches compute here
         yield
     finally:
         ray.shutdown()
@@ -36,7 +39,7 @@ def connected(address: str = "local", variables: Mapping[str, str] | None = None
 @contextmanager
 def cluster_of(head: Mapping[str, Any], *nodes: Mapping[str, Any]) -> Iterator[Cluster]:
     """Several nodes on this machine, each with what `Cluster.add_node` takes, until the bench is over."""
-    give_way()
+    lower_thread_priority()
     cluster = Cluster(initialize_head=True, head_node_args=dict(head))
     try:
         for node in nodes:

@@ -12,7 +12,12 @@ import torch
 from sluice.actors.settings import EngineSettings, TreeEngineSettings
 from sluice.learner.settings import PolicySettings
 
-GPU_POLICY = {"hidden_size": 512, "layers": 8, "heads": 8, "feed_forward_size": 1536}  # as configs/gpu-cluster.yaml
+GPU_POLICY = {
+    "hidden_size": 512,
+    "layers": 8,
+    "heads": 8,
+    "feed_forward_size": 1536,
+}  # as configs/gpu-cluster.yaml
 
 
 def on_gpu() -> bool:
@@ -20,13 +25,15 @@ def on_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def device() -> torch.device:
+def bench_device() -> torch.device:
     """The GPU of this process, or the CPU."""
     return torch.device("cuda" if on_gpu() else "cpu")
 
 
-def clock() -> tuple[str, Callable[[], float]]:
-    """What one thread of plain computation is timed by, with its name: a GPU's work takes no processor time."""
+def device_clock() -> tuple[str, Callable[[], float]]:
+    """What one thread of plain computation is timed by, with its name: a GPU's work takes no processor
+    time.
+    """
     return ("wall time", time.perf_counter) if on_gpu() else ("processor time", time.process_time)
 
 
@@ -35,21 +42,21 @@ def policy_settings(**changes: Any) -> PolicySettings:
     return PolicySettings(**((GPU_POLICY if on_gpu() else {}) | changes))
 
 
-def dtype() -> str:
+def policy_dtype() -> str:
     """What engines compute in: float32, or bfloat16 on a GPU."""
     return "bfloat16" if on_gpu() else "float32"
 
 
 def vllm_settings(threads: int) -> EngineSettings:
     """Of a vLLM engine."""
-    return EngineSettings(threads=threads, dtype=dtype())
+    return EngineSettings(threads=threads, dtype=policy_dtype())
 
 
 def tree_settings(threads: int, **changes: Any) -> TreeEngineSettings:
     """Of a tree engine."""
-    return TreeEngineSettings(threads=threads, dtype=dtype(), **changes)
+    return TreeEngineSettings(threads=threads, dtype=policy_dtype(), **changes)
 
 
-def gpus(share: float) -> float:
+def gpu_count(share: float) -> float:
     """The share of a GPU that an actor asks Ray for; 0 without one."""
     return share if on_gpu() else 0.0

@@ -24,15 +24,20 @@ class Arrivals:
     def seconds_per_group(self, first: int, last: int) -> float:
         """Between the arrival of group number `first` and that of number `last`.
 
-        Groups arrive several at a time, so both ends are the moments after such an arrival, and the groups between the
-        two are counted.
+        Groups arrive several at a time, so both ends are the moments after such an arrival, and the groups
+        between the two are counted.
 
         Raises:
             RunError: they did not all arrive, or all at once.
         """
-        after = [next((row for row, groups in enumerate(self.groups) if groups >= end), None) for end in (first, last)]
+        after = [
+            next((row for row, groups in enumerate(self.groups) if groups >= end), None)
+            for end in (first, last)
+        ]
         if None in after or after[0] == after[1]:
-            raise RunError(f"{self.groups[-1:] or [0]} groups arrived, too few to time those from {first} to {last}")
+            raise RunError(
+                f"{self.groups[-1:] or [0]} groups arrived, too few to time those from {first} to {last}"
+            )
         begin, end = after
         return (self.at_s[end] - self.at_s[begin]) / (self.groups[end] - self.groups[begin])
 
@@ -47,7 +52,7 @@ class Round:
     bare_add_s: float  # of that, handing the prompts to vLLM before the first step
 
 
-def summary(rounds: Sequence[Round]) -> dict[str, Any]:
+def summarise_rounds(rounds: Sequence[Round]) -> dict[str, Any]:
     """Medians over the rounds; each round's ratio is of sides that were timed one right after the other."""
     ratios = [one.bare_s / one.service_s for one in rounds]
 

@@ -1,14 +1,15 @@
 """From `sluice submit` to the first optimizer step of the post-training, by phase.
 
-Data, policy and ranker are there already, as they are for a run that is started again; the Ray head is not. Each time a
-fresh run directory gets a copy of them, `sluice submit` is started as a user would, and the run directory is watched.
-After the first step the command is told to end (SIGTERM), which stops the job and the head.
+Data, policy and ranker are there already, as they are for a run that is started again; the Ray head is not.
+Each time a fresh run directory gets a copy of them, `sluice submit` is started as a user would, and the run
+directory is watched. After the first step the command is told to end (SIGTERM), which stops the job and the
+head.
 
 submit_s: until the job's driver works: start of the head with its dashboard, upload, start of the driver
-learner_s: until the learner is there: placement, start of its worker, loading of policy and data
-validate_s: until the policy that the run begins with is validated
-first_step_s: until the first step is done; engines and rankers started beside all of it since the driver began
-engines_s: from the driver's beginning until the engines were ready, as the job's log says; beside the phases above
+learner_s: until the learner is there: placement, start of its worker, loading of policy and data validate_s:
+until the policy that the run begins with is validated first_step_s: until the first step is done; engines and
+rankers started beside all of it since the driver began engines_s: from the driver's beginning until the
+engines were ready, as the job's log says; beside the phases above
 """
 
 import json
@@ -28,7 +29,7 @@ from typing import Any
 import yaml
 
 from sluice.catalog.errors import RunError
-from sluice.services.bench.harness import BenchOptions, note
+from sluice.services.bench.harness import BenchOptions, print_note
 from sluice.services.bench.support.artefacts import make_artefacts
 from sluice.services.config import RunConfig
 from sluice.services.paths import RunPaths
@@ -51,7 +52,7 @@ def run(options: BenchOptions) -> dict[str, Any]:
             for place in (made.data, made.policy, made.ranker):
                 shutil.copytree(place, RunPaths.of(config).root / place.name)
             runs.append(_start(config, scratch / f"run-{number}.yaml", scratch))
-            note(f"start {number} of {repeats}: {sum(runs[-1][phase] for phase in PHASES):.1f} s")
+            print_note(f"start {number} of {repeats}: {sum(runs[-1][phase] for phase in PHASES):.1f} s")
     middle = {phase: statistics.median(one[phase] for one in runs[1:]) for phase in (*PHASES, "engines")}
     return {
         "total_s": round(statistics.median(sum(one[phase] for phase in PHASES) for one in runs[1:]), 2),
@@ -87,7 +88,12 @@ def _start(config: RunConfig, file: Path, scratch: Path) -> dict[str, float]:
     began_s = time.monotonic()
     command = [sys.executable, "-m", "sluice", "submit", "--config", str(file)]
     process = subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
     )
     reader = threading.Thread(target=log.read, args=(process.stdout,), daemon=True)
     reader.start()

@@ -1,21 +1,29 @@
-"""The loop with all its parts at work at once, against each part alone and against a loop that does one after another.
+"""The loop with all its parts at work at once, against each part alone and against a loop that does one after
+another.
 
-Both sides train the same policy on MovieLens-100K, with real engines, the built-in ranker and the config's gated
-objective, in steps of the same size, and publish new weights equally often. A row per policy: the default one, with
-which learning is the longest part on one core each, and a small one, with which generating is.
+Both sides train the same policy on MovieLens-100K, with real engines, the built-in ranker and the config's
+gated objective, in steps of the same size, and publish new weights equally often. A row per policy: the
+default one, with which learning is the longest part on one core each, and a small one, with which generating
+is.
 
-alone: a process that does one thing after another: generate a step's groups, score them, train on them, and every
-    `publish_every` steps load the new weights. Each part has the machine to itself; `loop_s` is a whole step of it.
-beside: the same process while this one, pinned as in `async`, trains on one batch over and over. Nothing passes between
+alone: a process that does one thing after another: generate a step's groups, score them, train on them, and
+every
+    `publish_every` steps load the new weights. Each part has the machine to itself; `loop_s` is a whole step
+    of it.
+beside: the same process while this one, pinned as in `async`, trains on one batch over and over. Nothing
+passes between
     the two: what generation takes longer than alone is what the cores of the machine cost each other.
-async: the actors of a run (`sluice.services.run.fleet`): rollout actor pinned to the first core, learner (this process) and ranker
+async: the actors of a run (`sluice.services.run.fleet`): rollout actor pinned to the first core, learner
+(this process) and ranker
     to the second, where there are two. `step_s` is the time from step to step once the queue runs steadily.
 
-ratio: async step over the longest of the parts alone, which no loop can beat. The parts alone are pinned to one core as
+ratio: async step over the longest of the parts alone, which no loop can beat. The parts alone are pinned to
+one core as
     the actors are, so what is left is what waiting, the queue and the sharing of the second core cost.
-ratio_beside: async step over the longer of generating beside and learning alone, so without what cores cost each other.
+ratio_beside: async step over the longer of generating beside and learning alone, so without what cores cost
+each other.
     `ratio` and `idle` beside the rows are those of the first.
-idle: shares of the time of each component that were waits (`sluice.learner.timebook`).
+idle: shares of the time of each component that were waits (`sluice.learner.activity_clock`).
 """
 
 import copy
@@ -27,32 +35,32 @@ from typing import Any
 
 import ray
 
-from sluice.actors.calls import answer
+from sluice.actors.calls import get_result
 from sluice.actors.engines.engine import Engine, GenerateRequest
 from sluice.actors.engines.vllm.configuration import engine_environment
 from sluice.actors.queue.leases import Lease
-from sluice.actors.rollout.groups import Prompt, draw, finish
+from sluice.actors.rollout.groups import Prompt, assemble_groups, score_groups
 from sluice.catalog.data.dataset import Dataset
 from sluice.catalog.data.feed import PromptFeed
-from sluice.catalog.rollout_group import encode
+from sluice.catalog.rollout_group import encode_groups
 from sluice.catalog.trie.vocabulary import Vocabulary
-from sluice.cluster.environment import collect_garbage_seldom
+from sluice.cluster.environment import raise_gc_threshold
+from sluice.learner.activity_clock import ActivityClock, idle_seconds
 from sluice.learner.batches.batch import GroupBatch
-from sluice.learner.batches.collate import collate
+from sluice.learner.batches.collate import collate_groups
 from sluice.learner.batches.prefetch import Prefetched
 from sluice.learner.batches.sources import QueueSource
 from sluice.learner.objectives.build import build_objective
-from sluice.learner.policy.packed_weights import pack
+from sluice.learner.policy.packed_weights import pack_weights
 from sluice.learner.policy.policy import load_policy
-from sluice.learner.ranker.assessment import assess
 from sluice.learner.ranker.load import open_ranker
-from sluice.learner.timebook import Timebook, idle
+from sluice.learner.ranker.output import ask_ranker
 from sluice.learner.training.step import LearnerStep
 from sluice.learner.training.train_loop import version_after
-from sluice.services.bench.harness import BenchOptions, in_turn, note
+from sluice.services.bench.harness import BenchOptions, in_turn, print_note
 from sluice.services.bench.support import device
 from sluice.services.bench.support.artefacts import make_artefacts
-from sluice.services.bench.support.connection import connected
+from sluice.services.bench.support.connection import bench_cluster
 from sluice.services.config import RunConfig
 from sluice.services.paths import RunPaths
 from sluice.services.run.engines import open_engine
@@ -68,7 +76,7 @@ _WAIT_S = 300.0
 
 def run(options: BenchOptions) -> dict[str, Any]:
     """A row per policy; of the small one alone if quick."""
-    with connected(num_cpus=4, include_dashboard=False):
+    with bench_cluster(num_cpus=4, include_dashboard=False):
         rows = [_row(name, options) for name in (("small",) if options.quick else POLICIES)]
     return {"ratio": rows[0]["ratio"], "idle": rows[0]["idle"], "rows": rows}
 
@@ -94,7 +102,7 @@ def _row(policy: str, options: BenchOptions) -> dict[str, Any]:
             fleet.stop()
 
 
-def pin(core: int) -> int:
+def pin_to_core(core: int) -> int:
     """Keep every thread of this process on one core, if the machine has more than one; the process's id."""
     cores = sorted(os.sched_getaffinity(0))
     for thread in os.listdir("/proc/self/task"):
@@ -113,26 +121,30 @@ class OneAfterAnother:
         self._engine: Engine = open_engine(config, paths, self._vocabulary, config.seed)
         self._ranker = open_ranker(config.ranker, paths.ranker, lambda: self._dataset)
         self._learner = LearnerStep(
-            policy.model.to(device.device()), objective=build_objective(config.objective), settings=config.learner
+            policy.model.to(device.bench_device()),
+            objective=build_objective(config.objective),
+            settings=config.learner,
         )
         examples = self._dataset.examples("train")
         self._feed = PromptFeed(examples.users, examples.positions, seed=config.seed)
         self._step = self._version = 0
-        collect_garbage_seldom()  # as a rollout actor does
+        raise_gc_threshold()  # as a rollout actor does
 
     def steps(self, count: int) -> dict[str, float]:
         """Seconds of each part and of the loop, per step."""
-        pin(0)
-        book = Timebook("other")
+        pin_to_core(0)
+        book = ActivityClock("other")
         for _ in range(count):
             self._one(book)
         seconds = book.seconds()
-        return {name: seconds.get(name, 0.0) / count for name in PARTS} | {"loop": sum(seconds.values()) / count}
+        return {name: seconds.get(name, 0.0) / count for name in PARTS} | {
+            "loop": sum(seconds.values()) / count
+        }
 
-    def _one(self, book: Timebook) -> None:
+    def _one(self, book: ActivityClock) -> None:
         config, layout = self._config, self._vocabulary.layout
         prompts = [self._prompt(number) for number in range(config.learner.prompts_per_step)]
-        with book.during("generate"):
+        with book.activity("generate"):
             self._engine.submit(
                 [
                     GenerateRequest(
@@ -147,7 +159,7 @@ class OneAfterAnother:
             while self._engine.in_flight:
                 done |= {generation.request_id: generation for generation in self._engine.step()}
             generations = [done[str(prompt.lease.lease_id)] for prompt in prompts]
-            drawn = draw(
+            drawn = assemble_groups(
                 prompts,
                 generations,
                 [0.0] * len(prompts),
@@ -155,20 +167,20 @@ class OneAfterAnother:
                 distractors=config.rollout.distractors,
                 seed=config.seed,
             )
-        with book.during("rank"):
-            assessment = assess(self._ranker, drawn.histories, drawn.asked)
-            groups = finish(drawn, assessment, ranker_version=self._ranker.version, score_s=0.0)
-        with book.during("learn"):
-            rows = encode(*groups)
+        with book.activity("rank"):
+            output = ask_ranker(self._ranker, drawn.histories, drawn.asked)
+            groups = score_groups(drawn, output, ranker_version=self._ranker.version, score_s=0.0)
+        with book.activity("learn"):
+            rows = encode_groups(*groups)
             records = [rows.slice(row, 1) for row in range(len(groups))]
             self._learner.update(
-                collate(records, self._dataset, self._vocabulary, **config.rollout.decode.distribution)
+                collate_groups(records, self._dataset, self._vocabulary, **config.rollout.decode.distribution)
             )
             self._step += 1
-        with book.during("load_weights"):
+        with book.activity("load_weights"):
             if self._step % config.weights.publish_every == 0:
                 self._version += 1
-                self._engine.load_weights(pack(self._learner.model.named_parameters(), self._version))
+                self._engine.load_weights(pack_weights(self._learner.model.named_parameters(), self._version))
 
     def _prompt(self, number: int) -> Prompt:
         user, position = self._feed.draw()
@@ -203,7 +215,11 @@ class AllAtOnce:
             **config.rollout.decode.distribution,
         )
         self._learner, self._spare = (
-            LearnerStep(model.to(device.device()), objective=build_objective(config.objective), settings=config.learner)
+            LearnerStep(
+                model.to(device.bench_device()),
+                objective=build_objective(config.objective),
+                settings=config.learner,
+            )
             for model in (policy.model, copy.deepcopy(policy.model))
         )
         self._batch: GroupBatch | None = None
@@ -212,7 +228,7 @@ class AllAtOnce:
 
     def steps(self, count: int) -> dict[str, Any]:
         """The median seconds from step to step, and where this process's time went."""
-        book, seconds = Timebook("other"), []
+        book, seconds = ActivityClock("other"), []
         for _ in range(count):
             began_s = time.perf_counter()
             self._one(book)
@@ -223,19 +239,19 @@ class AllAtOnce:
         """Train another policy on the last batch over and over until the answer is there."""
         while not ray.wait([there], timeout=0)[0]:
             self._spare.update(self._batch)
-        return answer(there, "the loop", _WAIT_S)
+        return get_result(there, "the loop", _WAIT_S)
 
-    def _one(self, book: Timebook) -> None:
-        with book.during("wait_batch"):
+    def _one(self, book: ActivityClock) -> None:
+        with book.activity("wait_batch"):
             self._batch, _ = self._source.next(self._step, self._version)
-        with book.during("update"):
+        with book.activity("update"):
             self._learner.update(self._batch)
-        with book.during("acknowledge"):
+        with book.activity("acknowledge"):
             self._source.acknowledge(self._step)
         version, self._step = self._version_after(self._step, self._version), self._step + 1
         if version > self._version:
-            with book.during("publish"):
-                self._publisher.publish(pack(self._learner.model.named_parameters(), version))
+            with book.activity("publish"):
+                self._publisher.publish(pack_weights(self._learner.model.named_parameters(), version))
         self._version = version
 
     def _version_after(self, step: int, version: int) -> int:
@@ -244,22 +260,22 @@ class AllAtOnce:
 
 def _compare(config: RunConfig, paths: RunPaths, fleet: Fleet, alone: Any, repeats: int) -> dict[str, Any]:
     for rollout in fleet.rollouts:
-        answer(rollout.started, "the engine", _WAIT_S)
-        answer(rollout.handle.__ray_call__.remote(lambda _: pin(0)), "the rollout actor", _WAIT_S)
+        get_result(rollout.started, "the engine", _WAIT_S)
+        get_result(rollout.handle.__ray_call__.remote(lambda _: pin_to_core(0)), "the rollout actor", _WAIT_S)
     for ranker in fleet.rankers:
-        answer(ranker.__ray_call__.remote(lambda _: pin(1)), "the ranker", _WAIT_S)
-    pin(1)
+        get_result(ranker.__ray_call__.remote(lambda _: pin_to_core(1)), "the ranker", _WAIT_S)
+    pin_to_core(1)
     fleet.begin(_WAIT_S)
     together = AllAtOnce(config, paths, fleet, WARM_STEPS + repeats * (WARM_STEPS + STEPS))
     together.steps(WARM_STEPS)
-    answer(alone.steps.remote(2), "the loop", _WAIT_S)
+    get_result(alone.steps.remote(2), "the loop", _WAIT_S)
     rounds: list[dict[str, float]] = []
     waits: dict[str, list[float]] = {}
     for number in range(repeats):
         found: dict[str, float] = {}
         for side in in_turn(SIDES, number):
             if side == "alone":
-                found |= answer(alone.steps.remote(STEPS), "the loop", _WAIT_S)
+                found |= get_result(alone.steps.remote(STEPS), "the loop", _WAIT_S)
                 continue
             if side == "beside":
                 found["beside"] = together.train_until(alone.steps.remote(STEPS))["generate"]
@@ -273,9 +289,11 @@ def _compare(config: RunConfig, paths: RunPaths, fleet: Fleet, alone: Any, repea
                 for name, seconds in fleet.times().items()
             }
             for name, seconds in spent.items():
-                waits.setdefault(name, []).append(idle(seconds) / sum(seconds.values()))
+                waits.setdefault(name, []).append(idle_seconds(seconds) / sum(seconds.values()))
         rounds.append(found)
-        note(f"round {number + 1} of {repeats}: async step {found['step_s']:.3f} s, loop {found['loop']:.3f} s")
+        print_note(
+            f"round {number + 1} of {repeats}: async step {found['step_s']:.3f} s, loop {found['loop']:.3f} s"
+        )
     middle = {name: statistics.median(one[name] for one in rounds) for name in rounds[0]}
     return {
         "prompts_per_step": config.learner.prompts_per_step,
@@ -284,8 +302,12 @@ def _compare(config: RunConfig, paths: RunPaths, fleet: Fleet, alone: Any, repea
         "beside_s": {"generate": round(middle["beside"], 4)},
         "loop_s": round(middle["loop"], 4),
         "step_s": round(middle["step_s"], 4),
-        "ratio": round(statistics.median(one["step_s"] / max(one[name] for name in PARTS) for one in rounds), 3),
-        "ratio_beside": round(statistics.median(one["step_s"] / max(one["beside"], one["learn"]) for one in rounds), 3),
+        "ratio": round(
+            statistics.median(one["step_s"] / max(one[name] for name in PARTS) for one in rounds), 3
+        ),
+        "ratio_beside": round(
+            statistics.median(one["step_s"] / max(one["beside"], one["learn"]) for one in rounds), 3
+        ),
         "speedup": round(statistics.median(one["loop"] / one["step_s"] for one in rounds), 3),
         "idle": {name: round(statistics.median(shares), 3) for name, shares in waits.items()},
     }
@@ -300,7 +322,7 @@ def _config(directory: str, seed: int, policy: dict[str, int]) -> RunConfig:
             "policy": policy,
             "pretrain": {"epochs": 0},
             "ranker": {"ensemble": 1, "epochs": 1, "hidden_size": 64},
-            "rollout": {"decode": {"candidates": 16}, "cpus": 0.5, "gpus": device.gpus(0.5)},
+            "rollout": {"decode": {"candidates": 16}, "cpus": 0.5, "gpus": device.gpu_count(0.5)},
             "ranker_pool": {"cpus": 0.1},
             "learner": {"prompts_per_step": 32, "micro_batch_prompts": 8},
         }

@@ -1,12 +1,13 @@
 """Groups per second and latency through the rollout queue, by the number of producers and of consumers.
 
-One queue actor on a Ray cluster of its own. Producers and consumers are simulated: the producers share one process, the
-consumers another, each with a name and calls of its own, so what is measured is the queue actor and its calls, not
-hundreds of idle processes. A producer leases `LEASE` prompts, pushes that many groups, whose payload is one shared
-object, and begins again; the consumers are the ranks of one learner. The queue's bound is the same for every row.
+One queue actor on a Ray cluster of its own. Producers and consumers are simulated: the producers share one
+process, the consumers another, each with a name and calls of its own, so what is measured is the queue actor
+and its calls, not hundreds of idle processes. A producer leases `LEASE` prompts, pushes that many groups,
+whose payload is one shared object, and begins again; the consumers are the ranks of one learner. The queue's
+bound is the same for every row.
 
-groups_per_s: producers push as fast as they may, so the queue is full all the time.
-p99_ms: from a group's push to the arrival of the pull that allotted it, while all producers push `PACED` groups
+groups_per_s: producers push as fast as they may, so the queue is full all the time. p99_ms: from a group's
+push to the arrival of the pull that allotted it, while all producers push `PACED` groups
     per second, which no row is slowed down by: a full queue's latency would only say how long the queue is.
 
 The payloads travel by reference, so their size plays no part.
@@ -25,8 +26,8 @@ from sluice.actors.queue.actor import QueueActor
 from sluice.actors.queue.leases import Lease, Push
 from sluice.actors.settings import QueueSettings
 from sluice.catalog.data.dataset import Examples
-from sluice.services.bench.harness import BenchOptions, in_turn, note
-from sluice.services.bench.support.connection import connected
+from sluice.services.bench.harness import BenchOptions, in_turn, print_note
+from sluice.services.bench.support.connection import bench_cluster
 
 LEASE = 16  # prompts per lease and push
 SHARE = 16  # groups per consumer and step
@@ -44,14 +45,14 @@ def run(options: BenchOptions) -> dict[str, Any]:
     """A row per number of producers (one consumer), and one per number of consumers (100 producers)."""
     repeats, seconds = (3, 1.0) if options.quick else (options.repeats, SECONDS)
     shapes = [(producers, 1) for producers in PRODUCERS] + [(100, consumers) for consumers in CONSUMERS[1:]]
-    with connected(num_cpus=2, include_dashboard=False):
+    with bench_cluster(num_cpus=2, include_dashboard=False):
         found: dict[tuple[int, int], list[dict[str, float]]] = {shape: [] for shape in shapes}
         for round_number in range(repeats):
             for shape in in_turn(shapes, round_number):
                 full = asyncio.run(_measure(*shape, seconds, options.seed, paced=None))
                 paced = asyncio.run(_measure(*shape, seconds, options.seed, paced=PACED))
                 found[shape].append({"groups_per_s": full["groups_per_s"], "p99_ms": paced["p99_ms"]})
-            note(f"round {round_number + 1} of {repeats}")
+            print_note(f"round {round_number + 1} of {repeats}")
     rows = [
         {"producers": producers, "consumers": consumers, **_median(figures)}
         for (producers, consumers), figures in found.items()
@@ -63,7 +64,9 @@ def run(options: BenchOptions) -> dict[str, Any]:
         "groups_per_lease": LEASE,
         "paced_groups_per_s": PACED,
         "max_groups": MAX_GROUPS,
-        "flatness": round(min(many) / max(many), 3),  # the slowest of 10 to 1,000 producers against the fastest
+        "flatness": round(
+            min(many) / max(many), 3
+        ),  # the slowest of 10 to 1,000 producers against the fastest
     }
 
 
@@ -118,11 +121,17 @@ async def _measure(
 ) -> dict[str, float]:
     settings = QueueSettings(max_groups=MAX_GROUPS, max_mib=1024.0, max_staleness=10**6, flow="full")
     light = {"num_cpus": 0, "max_concurrency": 10_000}
-    handle = ray.remote(QueueActor).options(**light).remote(partial(_prompts, 100_000), seed=seed, settings=settings)
+    handle = (
+        ray.remote(QueueActor)
+        .options(**light)
+        .remote(partial(_prompts, 100_000), seed=seed, settings=settings)
+    )
     made = ray.remote(Producers).options(**light).remote(handle, producers, paced)
     await made.begin.remote()
     pulled_s: dict[int, float] = {}
-    steps = await _consume(handle, consumers, seconds / 2, pulled_s, first=0)  # until the queue is in its steady state
+    steps = await _consume(
+        handle, consumers, seconds / 2, pulled_s, first=0
+    )  # until the queue is in its steady state
     pulled_s.clear()
     started_s = time.monotonic()
     done = await _consume(handle, consumers, seconds, pulled_s, first=steps) - steps
@@ -137,7 +146,9 @@ async def _measure(
     }
 
 
-async def _consume(handle: Any, consumers: int, seconds: float, pulled_s: dict[int, float], *, first: int) -> int:
+async def _consume(
+    handle: Any, consumers: int, seconds: float, pulled_s: dict[int, float], *, first: int
+) -> int:
     """Pull and acknowledge steps from `first` on with all ranks; the step after the last."""
 
     async def share(step: int, rank: int) -> None:

@@ -1,23 +1,26 @@
 """Groups per second through the whole rollout service against a bare loop of vLLM's `LLM.generate`.
 
-The service is what a run starts (`sluice.services.run.fleet`): the queue with its prompt feed, a rollout actor with a vLLM engine,
-both boards, and a ranker actor whose ranker costs nothing; a consumer pulls and acknowledges steps as the learner does.
-The bare loop is a process with a `vllm.LLM` of the same arguments, and the same requests: the same prompts of
-MovieLens-100K in the same order, with the same seeds. All prompts of a run are handed to it at once. The policy is
-untrained, so most of its candidates are no items.
+The service is what a run starts (`sluice.services.run.fleet`): the queue with its prompt feed, a rollout
+actor with a vLLM engine, both boards, and a ranker actor whose ranker costs nothing; a consumer pulls and
+acknowledges steps as the learner does. The bare loop is a process with a `vllm.LLM` of the same arguments,
+and the same requests: the same prompts of MovieLens-100K in the same order, with the same seeds. All prompts
+of a run are handed to it at once. The policy is untrained, so most of its candidates are no items.
 
-The sides take turns: while the bare loop works the service waits with a full queue. The first rounds are not counted:
-in them the engines still touch much of their memory for the first time. Both sides are started several times, since of
-two engines that do the same one may be 3% slower than the other for as long as it lives.
+The sides take turns: while the bare loop works the service waits with a full queue. The first rounds are not
+counted: in them the engines still touch much of their memory for the first time. Both sides are started
+several times, since of two engines that do the same one may be 3% slower than the other for as long as it
+lives.
 
-ratio: groups per second of the service over those of the bare loop; the median of `ratios`, all rounds' of all starts.
-starts: the median of each start's rounds.
-groups_per_s: in the steady state, between two arrivals of groups of one run. What was queued before the run began has
-    been pulled by the first, and the bare loop has more prompts after the last. A bare loop spends time on its prompts
-    before the first step too; each prompt's part of that (`bare_add`) counts.
-ms_per_group: what one group took. `service_engine` is the part of the service's that was spent in engine steps; the
+ratio: groups per second of the service over those of the bare loop; the median of `ratios`, all rounds' of
+all starts. starts: the median of each start's rounds. groups_per_s: in the steady state, between two arrivals
+of groups of one run. What was queued before the run began has
+    been pulled by the first, and the bare loop has more prompts after the last. A bare loop spends time on
+    its prompts before the first step too; each prompt's part of that (`bare_add`) counts.
+ms_per_group: what one group took. `service_engine` is the part of the service's that was spent in engine
+steps; the
     rest is the rollout actor's own work and waiting.
-same_candidates: share of candidates that both sides drew alike; not all, since sums of floating-point numbers depend on
+same_candidates: share of candidates that both sides drew alike; not all, since sums of floating-point numbers
+depend on
     the batch.
 
 On a GPU both engines share it, in bfloat16 (`sluice.services.bench.support.device`).
@@ -32,23 +35,23 @@ from typing import Any
 import numpy as np
 import ray
 
-from sluice.actors.calls import answer
+from sluice.actors.calls import get_result
 from sluice.actors.engines.vllm.configuration import engine_environment
 from sluice.actors.settings import DecodeSettings, QueueSettings, RolloutSettings
 from sluice.catalog.data.dataset import Dataset
 from sluice.catalog.data.feed import PromptFeed
 from sluice.catalog.errors import RunError
-from sluice.catalog.rollout_group import decode
+from sluice.catalog.rollout_group import decode_groups
 from sluice.catalog.tokens import TokenLayout
 from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.learner.batches.sources import open_prompts
 from sluice.learner.policy.policy import load_policy
 from sluice.learner.settings import PretrainSettings, RankerSettings
-from sluice.services.bench.harness import BenchOptions, in_turn, note
+from sluice.services.bench.harness import BenchOptions, in_turn, print_note
 from sluice.services.bench.support import device
 from sluice.services.bench.support.artefacts import make_artefacts
-from sluice.services.bench.support.connection import connected
-from sluice.services.bench.support.rollout_timing import Arrivals, Round, share_of_same, summary
+from sluice.services.bench.support.connection import bench_cluster
+from sluice.services.bench.support.rollout_timing import Arrivals, Round, share_of_same, summarise_rounds
 from sluice.services.config import RunConfig
 from sluice.services.paths import RunPaths
 from sluice.services.run.fleet import Fleet, reserve_places, start_fleet
@@ -70,17 +73,19 @@ def run(options: BenchOptions) -> dict[str, Any]:
         config = _config(options, scratch)
         paths = make_artefacts(config)
         layout = load_policy(paths.policy).layout
-        with connected(num_cpus=4, include_dashboard=False):
+        with bench_cluster(num_cpus=4, include_dashboard=False):
             found = []
             for number in range(starts):
-                note(f"start {number + 1} of {starts}")
-                found.append(_compare(config, paths, layout, timed, math.ceil(options.repeats / starts), number))
+                print_note(f"start {number + 1} of {starts}")
+                found.append(
+                    _compare(config, paths, layout, timed, math.ceil(options.repeats / starts), number)
+                )
     rounds = [one for some, _ in found for one in some]
     return {
         "K": config.rollout.decode.candidates,
         "prompts": timed,
-        "starts": [summary(some)["ratio"] for some, _ in found],
-        **summary(rounds),
+        "starts": [summarise_rounds(some)["ratio"] for some, _ in found],
+        **summarise_rounds(rounds),
         "same_candidates": min(same for _, same in found),
     }
 
@@ -135,8 +140,8 @@ class _Service:
         self._step = 0
 
     def generate(self, count: int) -> tuple[float, Arrivals, dict[int, np.ndarray]]:
-        """Pull `count` groups as fast as they come, and let the queue fill up again: the seconds per group in engine
-        steps, when the groups came, and their tokens by lease id.
+        """Pull `count` groups as fast as they come, and let the queue fill up again: the seconds per group in
+        engine steps, when the groups came, and their tokens by lease id.
         """
         before, arrivals, records = self._stats(), Arrivals(), []
         for _ in range(count // STEP):
@@ -148,7 +153,7 @@ class _Service:
         after = self._stats()
         if after["invalid"] or after["late"]:
             raise RunError(f"{after['invalid']} groups were invalid and {after['late']} late; none should be")
-        groups = [decode(record) for record in records]
+        groups = [decode_groups(record) for record in records]
         engine_s = (after["generate"] - before["generate"]) / (after["groups"] - before["groups"])
         return engine_s, arrivals, {group.lease_id: group.candidate_tokens for group in groups}
 
@@ -177,7 +182,9 @@ def _config(options: BenchOptions, output: str) -> RunConfig:
         pretrain=PretrainSettings(epochs=0),
         ranker=RankerSettings(use=f"{__name__}:StubRanker"),
         rollout=RolloutSettings(
-            decode=DecodeSettings(candidates=16), engine=device.vllm_settings(options.threads), gpus=device.gpus(0.5)
+            decode=DecodeSettings(candidates=16),
+            engine=device.vllm_settings(options.threads),
+            gpus=device.gpu_count(0.5),
         ),
         queue=QueueSettings(max_groups=128, flow="full"),
     )
@@ -202,26 +209,36 @@ def _compare(
         fleet.begin(config.cluster.start_timeout_s)
         service = _Service(fleet, config.queue.max_groups)
         service.settle()
-        note("the service is there")
+        print_note("the service is there")
         first = config.queue.max_groups + LEAD
         rounds, same = [], []
         for number in range(WARM_ROUNDS + repeats):
             sides = in_turn(("service", "bare"), start + number)
             one, share = _round(number, sides, service, bare, rollout, first, first + timed)
-            counted = f"round {number + 1 - WARM_ROUNDS} of {repeats}" if number >= WARM_ROUNDS else "warming up"
-            note(f"{counted}: {1 / one.service_s:.1f} groups/s, bare {1 / one.bare_s:.1f}")
+            counted = (
+                f"round {number + 1 - WARM_ROUNDS} of {repeats}" if number >= WARM_ROUNDS else "warming up"
+            )
+            print_note(f"{counted}: {1 / one.service_s:.1f} groups/s, bare {1 / one.bare_s:.1f}")
             rounds.append(one)
             same.append(share)
     finally:
         ray.kill(bare)
         fleet.stop()
     if min(same) < _LEAST_SAME[rollout.engine.dtype]:
-        raise RunError(f"only {min(same):.0%} of the candidates are the same on both sides: they do not do the same")
+        raise RunError(
+            f"only {min(same):.0%} of the candidates are the same on both sides: they do not do the same"
+        )
     return rounds[WARM_ROUNDS:], min(same)
 
 
 def _round(
-    number: int, sides: Sequence[str], service: _Service, bare: Any, rollout: RolloutSettings, first: int, last: int
+    number: int,
+    sides: Sequence[str],
+    service: _Service,
+    bare: Any,
+    rollout: RolloutSettings,
+    first: int,
+    last: int,
 ) -> tuple[Round, float]:
     """Both sides once, one after the other, about the same prompts."""
     more = rollout.prompts_per_lease * rollout.leases_ahead  # keep the bare engine full to the last
@@ -230,7 +247,9 @@ def _round(
         if side == "service":
             found[side] = service.generate(last)
         else:
-            found[side] = answer(bare.generate.remote(number * last, last + more), "the bare loop", _ANSWER_S)
+            found[side] = get_result(
+                bare.generate.remote(number * last, last + more), "the bare loop", _ANSWER_S
+            )
     engine_s, ours, our_tokens = found["service"]
     add_s, theirs, their_tokens = found["bare"]
     add_s /= last + more

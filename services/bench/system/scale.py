@@ -1,40 +1,49 @@
-"""Weak scaling of the control plane: 4 to 256 rollout actors, each with the same simulated engine, and one learner.
+"""Weak scaling of the control plane: 4 to 256 rollout actors, each with the same simulated engine, and one
+learner.
 
-A Ray cluster of three nodes (`ray.cluster_utils`, one machine). Real are the queue actor, the weight board, a ranker
-actor, the rollout actors with their workers and clients, the groups in the object stores of their nodes, and the
-learner's calls: pull, ack, publish of packed weights. Simulated are (`sluice.services.bench.system.scale_engine`) the log, the
-ranker's arithmetic, the optimizer step (time passes) and the engines, which take time and no CPU. A rollout actor is a
-thread here and not a process, since 256 processes do not fit one machine: `HOSTS` processes share them, on two nodes.
+A Ray cluster of three nodes (`ray.cluster_utils`, one machine). Real are the queue actor, the weight board, a
+ranker actor, the rollout actors with their workers and clients, the groups in the object stores of their
+nodes, and the learner's calls: pull, ack, publish of packed weights. Simulated are
+(`sluice.services.bench.system.scale_engine`) the log, the ranker's arithmetic, the optimizer step (time
+passes) and the engines, which take time and no CPU. A rollout actor is a thread here and not a process, since
+256 processes do not fit one machine: `HOSTS` processes share them, on two nodes.
 
-An engine's time per group is measured on the tree engine first, then stretched to 1 / `RATE`, so that everything
-around the engines of 256 actors fits on two cores: it takes 5 to 8 ms of CPU time per group, Ray included. Leases are
-as large as by default (16 prompts, two of them in an engine), and the engines are at different places of their first
-one when they begin, as those of a long run are. The queue's bound follows Little's law: an actor has two leases in its
-engine, one before it and up to one more being scored or pushed, and two steps may wait to be pulled. A lease takes a
-stretched engine as long as several weight versions, so `queue.max_staleness` is raised until nothing is dropped.
+An engine's time per group is measured on the tree engine first, then stretched to 1 / `RATE`, so that
+everything around the engines of 256 actors fits on two cores: it takes 5 to 8 ms of CPU time per group, Ray
+included. Leases are as large as by default (16 prompts, two of them in an engine), and the engines are at
+different places of their first one when they begin, as those of a long run are. The queue's bound follows
+Little's law: an actor has two leases in its engine, one before it and up to one more being scored or pushed,
+and two steps may wait to be pulled. A lease takes a stretched engine as long as several weight versions, so
+`queue.max_staleness` is raised until nothing is dropped.
 
-Stretched engines have more patience than real ones: `efficiency` says whether the whole keeps step, the CPU time per
-group how far it could go, and `queue_limit_groups_per_s` what one queue actor could do on a core of its own.
+Stretched engines have more patience than real ones: `efficiency` says whether the whole keeps step, the CPU
+time per group how far it could go, and `queue_limit_groups_per_s` what one queue actor could do on a core of
+its own.
 
-A step takes what the engines make in `STEP_S`. In the rows with `limit: engines` the learner needs half of that time
-for it; in the one with `limit: learner` a fourth more. A row's figures are medians of `repeats` runs, one if quick; the
-rows take turns, every other time in reverse order.
+A step takes what the engines make in `STEP_S`. In the rows with `limit: engines` the learner needs half of
+that time for it; in the one with `limit: learner` a fourth more. A row's figures are medians of `repeats`
+runs, one if quick; the rows take turns, every other time in reverse order.
 
-groups_per_s: trained, over the measured steps. efficiency: of what the limit could do: `supply_groups_per_s` (actors x
-    `RATE`) or `learner_groups_per_s` (a step's groups over its train time, as if pull, ack and publish took none).
-    engines_busy: groups that the engines made in that time over what they could make, below 1 where engines had no
-    lease; a late step at either end of the eight moves groups_per_s, but not this.
-*_cpu_ms_per_group: CPU time of the process (user and system, all threads) over the measured steps: the queue actor,
-    the ranker actor, the rollout actors' processes, the learner, and the controller, which watches the rollout actors
-    as the fleet's supervisor does. board_cpu_ms_per_version: the weight board's. An idle actor's process costs
-    `idle_cpu_ms_per_s` in Ray's own threads, which few actors with few groups do not spread over many; the `net`
-    figures are without it.
+groups_per_s: trained, over the measured steps. efficiency: of what the limit could do: `supply_groups_per_s`
+(actors x
+    `RATE`) or `learner_groups_per_s` (a step's groups over its train time, as if pull, ack and publish took
+    none).
+    engines_busy: groups that the engines made in that time over what they could make, below 1 where engines
+        had no lease; a late step at either end of the eight moves groups_per_s, but not this.
+*_cpu_ms_per_group: CPU time of the process (user and system, all threads) over the measured steps: the queue
+actor,
+    the ranker actor, the rollout actors' processes, the learner, and the controller, which watches the
+    rollout actors as the fleet's supervisor does. board_cpu_ms_per_version: the weight board's. An idle
+    actor's process costs `idle_cpu_ms_per_s` in Ray's own threads, which few actors with few groups do not
+    spread over many; the `net` figures are without it.
 publish_to_arrived_s: from the beginning of `publish` until every rollout actor has the weights; ..._active_s:
-    until every engine has loaded them, which it does between two steps, a step being 1 / `RATE`. Medians and maxima
-    over the row's versions.
-pull_s: median of the learner's wait for a step's groups, their fetching included. Where the learner is the limit they
+    until every engine has loaded them, which it does between two steps, a step being 1 / `RATE`. Medians and
+    maxima over the row's versions.
+pull_s: median of the learner's wait for a step's groups, their fetching included. Where the learner is the
+limit they
     are queued already, so that it is the fetching.
-machine_busy: share of the machine's CPU time that was not idle over the measured steps, other programs' included.
+machine_busy: share of the machine's CPU time that was not idle over the measured steps, other programs'
+included.
 """
 
 import statistics
@@ -48,7 +57,7 @@ import numpy as np
 import ray
 
 from sluice.actors.boards.weight_board import WeightBoard, WeightPublisher, WeightSource
-from sluice.actors.calls import answer
+from sluice.actors.calls import get_result
 from sluice.actors.queue.actor import QueueActor
 from sluice.actors.queue.client import QueueClient
 from sluice.actors.ranker.pool import RankerActor, RankerClient
@@ -56,10 +65,10 @@ from sluice.actors.rollout.actor import RolloutActor
 from sluice.actors.settings import RankerPoolSettings, RolloutSettings, WeightSettings
 from sluice.catalog.data.dataset import Examples
 from sluice.catalog.errors import RunError
-from sluice.catalog.rollout_group import decode
-from sluice.learner.policy.packed_weights import PackedWeights, UnverifiedWeights, pack
-from sluice.services.bench.harness import BenchOptions, in_turn, note
-from sluice.services.bench.support.connection import cluster_of, connected
+from sluice.catalog.rollout_group import decode_groups
+from sluice.learner.policy.packed_weights import PackedWeights, UnverifiedWeights, pack_weights
+from sluice.services.bench.harness import BenchOptions, in_turn, print_note
+from sluice.services.bench.support.connection import bench_cluster, cluster_of
 from sluice.services.bench.system.scale_engine import (
     HISTORY,
     USERS,
@@ -68,9 +77,9 @@ from sluice.services.bench.system.scale_engine import (
     SimulatedLog,
     SimulatedRanker,
     candidate_tokens,
-    measure,
+    measure_engine,
+    simulated_vocabulary,
     small_policy,
-    vocabulary,
 )
 from sluice.services.bench.system.scale_rows import (
     MAX_STALENESS,
@@ -79,7 +88,7 @@ from sluice.services.bench.system.scale_rows import (
     Shape,
     check_accounting,
     median_row,
-    summary,
+    summarise_rows,
 )
 
 ACTORS = (4, 16, 64, 256)
@@ -94,17 +103,23 @@ _CONTROL = {"num_cpus": 0, "resources": {"control": 0.01}}
 
 
 def run(options: BenchOptions) -> dict[str, Any]:
-    """A row per number of rollout actors with the engines as the limit, and one with the learner as the limit."""
+    """A row per number of rollout actors with the engines as the limit, and one with the learner as the
+    limit.
+    """
     rollout, steps = RolloutSettings(), 4 if options.quick else STEPS
-    shapes = [Shape(actors=n, train_s=STEP_S / 2, steps=steps) for n in ((4, 32) if options.quick else ACTORS)]
+    shapes = [
+        Shape(actors=n, train_s=STEP_S / 2, steps=steps) for n in ((4, 32) if options.quick else ACTORS)
+    ]
     shapes.append(Shape(actors=shapes[-1].actors, train_s=STEP_S * 1.25, steps=steps))
-    measured = measure(rollout.prompts_per_lease, rollout.decode, options.repeats, options.seed)
-    note(f"an engine takes {1000 * measured.group_s:.2f} ms per group; stretched to {1000 / RATE:.0f} ms")
+    measured = measure_engine(rollout.prompts_per_lease, rollout.decode, options.repeats, options.seed)
+    print_note(
+        f"an engine takes {1000 * measured.group_s:.2f} ms per group; stretched to {1000 / RATE:.0f} ms"
+    )
     head = {"num_cpus": 2, "resources": {"control": 1}, "include_dashboard": False}
     hosts = {"num_cpus": HOSTS // 2, "resources": {"rollouts": HOSTS // 2}}
     with (
         cluster_of(head, hosts, hosts) as cluster,
-        connected(cluster.address, {"OMP_NUM_THREADS": str(options.threads)}),
+        bench_cluster(cluster.address, {"OMP_NUM_THREADS": str(options.threads)}),
     ):
         times = EngineTimes(group_s=1 / RATE, load_s=measured.load_s)
         parts = _Parts(rollout, times, max(shape.actors for shape in shapes), options.seed)
@@ -137,7 +152,7 @@ class Rollouts:
 
     def __init__(self, rollout: RolloutSettings, times: EngineTimes, seed: int) -> None:
         self._rollout, self._times, self._seed = rollout, times, seed
-        self._known, self._log = vocabulary(seed), SimulatedLog(seed)
+        self._known, self._log = simulated_vocabulary(seed), SimulatedLog(seed)
         self._candidates = candidate_tokens(self._known, rollout.decode.candidates, seed)
         self._live: dict[str, tuple[RolloutActor, SimulatedEngine, _TimedSource]] = {}
 
@@ -188,8 +203,12 @@ class Learner:
     def __init__(self, seed: int) -> None:
         self._policy = small_policy(seed).model
 
-    def run(self, queue: QueueClient, board: Any, shape: Shape, processes: Mapping[str, Sequence[Any]]) -> dict:
-        """Warm up, then train `shape.steps` steps; what they took, and what the actors in `processes` did for them."""
+    def run(
+        self, queue: QueueClient, board: Any, shape: Shape, processes: Mapping[str, Sequence[Any]]
+    ) -> dict:
+        """Warm up, then train `shape.steps` steps; what they took, and what the actors in `processes` did for
+        them.
+        """
         publisher, every = WeightPublisher(board), WeightSettings().publish_every
         version, published, pulls, began = publisher.latest_version(), {}, [], {}
         for step in range(WARM_STEPS + shape.steps):
@@ -200,14 +219,16 @@ class Learner:
             groups = queue.pull(step, 0, 1, shape.groups_per_step, version)
             pulled_s = time.monotonic()
             pulls.append(pulled_s - started_s)
-            if len({decode(group).lease_id for group in (groups[0], groups[-1])}) != 2:
+            if len({decode_groups(group).lease_id for group in (groups[0], groups[-1])}) != 2:
                 raise RunError(f"step {step} has the same group twice")
             time.sleep(max(0.0, pulled_s + shape.train_s - time.monotonic()))
             queue.ack(step, 0)
             if (step + 1) % every == 0:
                 version += 1
-                changed = ((name, value.detach() + version * 1e-6) for name, value in self._policy.named_parameters())
-                weights = pack(changed, version)
+                changed = (
+                    (name, value.detach() + version * 1e-6) for name, value in self._policy.named_parameters()
+                )
+                weights = pack_weights(changed, version)
                 published[version] = time.monotonic()
                 publisher.publish(weights)
         ended = self._probe(queue, processes)
@@ -215,9 +236,9 @@ class Learner:
 
     def _probe(self, queue: QueueClient, processes: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
         asked = {name: [one.cpu_s.remote() for one in handles] for name, handles in processes.items()}
-        cpu_s = {name: sum(answer(one, name, _WAIT_S) for one in some) for name, some in asked.items()}
+        cpu_s = {name: sum(get_result(one, name, _WAIT_S) for one in some) for name, some in asked.items()}
         cpu_s["learner"] = time.process_time()
-        made = [answer(one.made.remote(), "rollout", _WAIT_S) for one in processes["rollout"]]
+        made = [get_result(one.made.remote(), "rollout", _WAIT_S) for one in processes["rollout"]]
         return {
             "at_s": time.monotonic(),
             "cpu_s": cpu_s,
@@ -260,13 +281,13 @@ class _Parts:
         )
         self._ranker_client = RankerClient((self._ranker,), timeout_s=pool.timeout_s, attempts=pool.attempts)
         for host in self._hosts:
-            answer(host.cpu_s.remote(), "a process of rollout actors", _START_S)
+            get_result(host.cpu_s.remote(), "a process of rollout actors", _START_S)
 
     def idle_cpu_ms_per_s(self) -> float:
         """What the process of an actor costs that nobody calls."""
-        before_s = answer(self._ranker.cpu_s.remote(), "the ranker", _START_S)
+        before_s = get_result(self._ranker.cpu_s.remote(), "the ranker", _START_S)
         time.sleep(_IDLE_S)
-        return 1000 * (answer(self._ranker.cpu_s.remote(), "the ranker", _WAIT_S) - before_s) / _IDLE_S
+        return 1000 * (get_result(self._ranker.cpu_s.remote(), "the ranker", _WAIT_S) - before_s) / _IDLE_S
 
     def row(self, shape: Shape, idle: float) -> dict[str, Any]:
         """Measure one shape, with a queue and a board of its own."""
@@ -277,7 +298,7 @@ class _Parts:
             .remote(partial(_prompts, 100_000), seed=self._seed, settings=shape.queue(self._rollout))
         )
         board = ray.remote(_metered(WeightBoard)).options(**light).remote()
-        answer(board.cpu_s.remote(), "the weight board", _START_S)
+        get_result(board.cpu_s.remote(), "the weight board", _START_S)
         queue = QueueClient(handle, wait_s=_WAIT_S)
         lease_s = self._rollout.prompts_per_lease / RATE
         running = [
@@ -289,16 +310,20 @@ class _Parts:
         processes = {"queue": [handle], "board": [board], "ranker": [self._ranker], "rollout": self._hosts}
         found, controller = _control(self._learner.run.remote(queue, board, shape, processes), running)
         for host in self._hosts:
-            answer(host.stop.remote(), "a process of rollout actors", _WAIT_S)
+            get_result(host.stop.remote(), "a process of rollout actors", _WAIT_S)
         for one in running:
-            answer(one, "a rollout actor", _WAIT_S)
+            get_result(one, "a rollout actor", _WAIT_S)
         status = queue.status()
         check_accounting(status, (WARM_STEPS + shape.steps) * shape.groups_per_step)
-        loads = [one for host in self._hosts for one in answer(host.loads.remote(), "a process of rollouts", _WAIT_S)]
+        loads = [
+            one
+            for host in self._hosts
+            for one in get_result(host.loads.remote(), "a process of rollouts", _WAIT_S)
+        ]
         for actor in (handle, board):
             ray.kill(actor)
-        row = summary(shape, self._rollout, found, controller, status, loads, idle)
-        note(
+        row = summarise_rows(shape, self._rollout, found, controller, status, loads, idle)
+        print_note(
             f"{shape.actors} rollout actors, limit {row['limit']}: {row['groups_per_s']} groups/s, "
             f"efficiency {row['efficiency']}, queue {row['queue_cpu_net_ms_per_group']} ms per group"
         )
@@ -315,15 +340,17 @@ def machine_ticks() -> tuple[int, int]:
 
 
 def _control(learning: Any, running: Sequence[Any]) -> tuple[dict[str, Any], float]:
-    """Watch the rollout actors until the learner is done; its answer, and the CPU seconds per second of watching."""
+    """Watch the rollout actors until the learner is done; its answer, and the CPU seconds per second of
+    watching.
+    """
     started_s, cpu_s = time.monotonic(), time.process_time()
     while True:
         ended, _ = ray.wait([learning, *running], timeout=_POLL_S)
         if learning in ended:
             share = (time.process_time() - cpu_s) / (time.monotonic() - started_s)
-            return answer(learning, "the learner", _WAIT_S), share
+            return get_result(learning, "the learner", _WAIT_S), share
         for one in ended:
-            answer(one, "a rollout actor", _WAIT_S)
+            get_result(one, "a rollout actor", _WAIT_S)
             raise RunError("a rollout actor ended though nobody had stopped it")
 
 

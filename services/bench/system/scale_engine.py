@@ -18,7 +18,7 @@ from sluice.actors.settings import DecodeSettings, TreeEngineSettings
 from sluice.catalog.data.settings import DataSettings
 from sluice.catalog.tokens import TokenLayout
 from sluice.catalog.trie.vocabulary import Vocabulary
-from sluice.learner.policy.packed_weights import PackedWeights, pack
+from sluice.learner.policy.packed_weights import PackedWeights, pack_weights
 from sluice.learner.policy.policy import Policy, build_policy, save_policy
 from sluice.learner.settings import PolicySettings
 
@@ -45,10 +45,11 @@ class _Running:
 
 
 class SimulatedEngine:
-    """Implements `sluice.actors.engines.engine.Engine`: one request after the other, each `times.group_s` long.
+    """Implements `sluice.actors.engines.engine.Engine`: one request after the other, each `times.group_s`
+    long.
 
-    A step waits for the request under way; requests keep their times however late the step is called, so whoever calls
-    it late costs the engine nothing as long as further requests are there.
+    A step waits for the request under way; requests keep their times however late the step is called, so
+    whoever calls it late costs the engine nothing as long as further requests are there.
     """
 
     def __init__(
@@ -60,7 +61,9 @@ class SimulatedEngine:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """`candidates` are token ids [K, L], given in turn; the first requests count as submitted `begun_s` ago."""
+        """`candidates` are token ids [K, L], given in turn; the first requests count as submitted `begun_s`
+        ago.
+        """
         self._candidates, self._times, self._clock, self._sleep = candidates, times, clock, sleep
         self._log_probs = np.full(candidates[0].shape, -1.0, dtype=np.float32)
         self._begun_s, self._free_s = begun_s, -np.inf
@@ -100,7 +103,9 @@ class SimulatedEngine:
         return done
 
     def load_weights(self, weights: PackedWeights) -> float:
-        """Pause for as long as a load takes; what has begun goes on afterwards and keeps its oldest version."""
+        """Pause for as long as a load takes; what has begun goes on afterwards and keeps its oldest
+        version.
+        """
         now_s, pause_s = self._clock(), self._times.load_s
         for one in self._running:
             if one.begins_s <= now_s and one.version is None:
@@ -164,10 +169,12 @@ class SimulatedRanker:
         return np.where(candidates < 0, np.nan, candidates).astype(np.float32)
 
 
-def vocabulary(seed: int) -> Vocabulary:
+def simulated_vocabulary(seed: int) -> Vocabulary:
     """`ITEMS` random distinct codes."""
     flat = np.random.default_rng(seed).choice(np.prod(LEVEL_SIZES), size=ITEMS, replace=False)
-    return Vocabulary.of(np.stack(np.unravel_index(flat, LEVEL_SIZES), axis=1), TokenLayout.fresh(LEVEL_SIZES))
+    return Vocabulary.of(
+        np.stack(np.unravel_index(flat, LEVEL_SIZES), axis=1), TokenLayout.fresh(LEVEL_SIZES)
+    )
 
 
 def candidate_tokens(known: Vocabulary, count: int, seed: int) -> list[np.ndarray]:
@@ -181,11 +188,11 @@ def small_policy(seed: int) -> Policy:
     return build_policy(PolicySettings(), LEVEL_SIZES, 1 + len(LEVEL_SIZES) * (HISTORY + 1), seed)
 
 
-def measure(prompts: int, decode: DecodeSettings, repeats: int, seed: int) -> EngineTimes:
+def measure_engine(prompts: int, decode: DecodeSettings, repeats: int, seed: int) -> EngineTimes:
     """What the tree engine takes here, on one thread: medians, after one warm-up."""
     from sluice.actors.engines.tree import TreeEngine
 
-    known, log, policy = vocabulary(seed), SimulatedLog(seed), small_policy(seed)
+    known, log, policy = simulated_vocabulary(seed), SimulatedLog(seed), small_policy(seed)
     with tempfile.TemporaryDirectory(prefix="sluice-bench-") as directory:
         save_policy(policy, Path(directory))
         engine = TreeEngine(
@@ -199,7 +206,7 @@ def measure(prompts: int, decode: DecodeSettings, repeats: int, seed: int) -> En
     steps, loads = [], []
     for number in range(repeats + 1):
         shift = {name: value.detach() + number * 1e-6 for name, value in policy.model.named_parameters()}
-        loads.append(engine.load_weights(pack(shift.items(), number + 1)))
+        loads.append(engine.load_weights(pack_weights(shift.items(), number + 1)))
         engine.submit(
             [
                 GenerateRequest(

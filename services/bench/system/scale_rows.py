@@ -44,7 +44,7 @@ class Shape:
         return QueueSettings(max_groups=groups, max_mib=1024.0, max_staleness=MAX_STALENESS)
 
 
-def summary(
+def summarise_rows(
     shape: Shape,
     rollout: RolloutSettings,
     found: Mapping[str, Any],
@@ -53,7 +53,9 @@ def summary(
     loads: Sequence[tuple[Mapping[int, float], Mapping[int, float]]],
     idle: float,
 ) -> dict[str, Any]:
-    """The figures of a row. `controller`: its CPU seconds per second; `idle`: CPU ms per second of an idle actor."""
+    """The figures of a row. `controller`: its CPU seconds per second; `idle`: CPU ms per second of an idle
+    actor.
+    """
     began, ended, published = found["began"], found["ended"], found["published"]
     took_s = ended["at_s"] - began["at_s"]
     groups = ended["status"].trained - began["status"].trained
@@ -94,7 +96,9 @@ def summary(
 
 
 def median_row(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The medians of a row's measured numbers; what is the same in every run, and accounts, as in the last one."""
+    """The medians of a row's measured numbers; what is the same in every run, and accounts, as in the last
+    one.
+    """
     row = dict(runs[-1])
     for name, value in row.items():
         if isinstance(value, float):
@@ -103,7 +107,8 @@ def median_row(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def all_have(published: Mapping[int, float], had: Sequence[Mapping[int, float]]) -> list[float]:
-    """Seconds from each version's publication until everybody in `had` (version -> when) had it or a later one.
+    """Seconds from each version's publication until everybody in `had` (version -> when) had it or a later
+    one.
 
     Versions that somebody never got, because the end came first, are left out.
 
@@ -116,7 +121,9 @@ def all_have(published: Mapping[int, float], had: Sequence[Mapping[int, float]])
         if first and None not in first:
             seconds.append(max(first) - at_s)
     if not seconds:
-        raise RunError(f"none of the weight versions {sorted(published)} reached all {len(had)} rollout actors")
+        raise RunError(
+            f"none of the weight versions {sorted(published)} reached all {len(had)} rollout actors"
+        )
     return seconds
 
 
@@ -126,4 +133,6 @@ def check_accounting(status: QueueStatus, trained: int) -> None:
     if count["issued"] != count["trained"] + count["stale"] + count["invalid"] + count["in_flight"]:
         raise RunError(f"the queue's accounting does not add up: {count}")
     if count["trained"] != trained:
-        raise RunError(f"the learner acknowledged {trained} groups, the queue counts {count['trained']} as trained")
+        raise RunError(
+            f"the learner acknowledged {trained} groups, the queue counts {count['trained']} as trained"
+        )

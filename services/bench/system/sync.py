@@ -1,25 +1,31 @@
-"""New weights from the learner to n rollout engines: how long until all of them use it, and how long they pause.
+"""New weights from the learner to n rollout engines: how long until all of them use it, and how long they
+pause.
 
-Real vLLM engines in actors on a Ray cluster of two nodes (`ray.cluster_utils`, one machine), through the object store:
-engine 0 on the publisher's node, engine 1 on the other, and so on. `busy`: all of them generate and look for weights
-between their steps, as a rollout actor does; otherwise they have nothing to generate, so no step under way comes before
-the load.
+Real vLLM engines in actors on a Ray cluster of two nodes (`ray.cluster_utils`, one machine), through the
+object store: engine 0 on the publisher's node, engine 1 on the other, and so on. `busy`: all of them generate
+and look for weights between their steps, as a rollout actor does; otherwise they have nothing to generate, so
+no step under way comes before the load.
 
-bare_load_s: `load_weights` of the n engines, idle, at once, each from memory of its own process; the longest of them:
+bare_load_s: `load_weights` of the n engines, idle, at once, each from memory of its own process; the longest
+of them:
     what a swap costs at the very least.
-bare_fetch_s: `ray.get` of as many bytes on the other node by an actor that does nothing else; 0 where no other node
+bare_fetch_s: `ray.get` of as many bytes on the other node by an actor that does nothing else; 0 where no
+other node
     takes part. The nodes are processes of one machine, so this is Ray's transfer over the loopback interface.
-seconds: from `publish` of weights that are packed (the learner packs while nothing waits for it) to the last engine's
-    having loaded them. `ratio` is against the bare load, `ratio_fetch` against the bare fetch and the bare load,
-    `ratio_memcpy` against one copy of the bytes in memory. Medians of the rounds, in each of which the bare side and
-    the publication take turns; idle engines, whose rounds are short, have `_IDLE_ROUNDS` times as many.
-pause_s: from the end of the engine's last step with the old weights to the beginning of its first with the new;
-    `load_s` is the part of it that was the load itself, `step_s` the step that a busy engine finished before it, and
-    `ratio_pause` the pause against the bare load and that step.
+seconds: from `publish` of weights that are packed (the learner packs while nothing waits for it) to the last
+engine's
+    having loaded them. `ratio` is against the bare load, `ratio_fetch` against the bare fetch and the bare
+    load, `ratio_memcpy` against one copy of the bytes in memory. Medians of the rounds, in each of which the
+    bare side and the publication take turns; idle engines, whose rounds are short, have `_IDLE_ROUNDS` times
+    as many.
+pause_s: from the end of the engine's last step with the old weights to the beginning of its first with the
+new;
+    `load_s` is the part of it that was the load itself, `step_s` the step that a busy engine finished before
+    it, and `ratio_pause` the pause against the bare load and that step.
 copies: nodes that hold the weights in their object store.
 
-`ratio`, `pause_s` and `s_per_gb` beside the rows are those of one idle engine. An idle engine here looks for weights
-every `_IDLE_S`; an idle rollout actor, which nothing waits for, may let 0.2 s pass until it looks.
+`ratio`, `pause_s` and `s_per_gb` beside the rows are those of one idle engine. An idle engine here looks for
+weights every `_IDLE_S`; an idle rollout actor, which nothing waits for, may let 0.2 s pass until it looks.
 """
 
 import itertools
@@ -36,19 +42,19 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sluice.actors.boards.weight_board import WeightBoard, WeightPublisher, WeightSource
-from sluice.actors.calls import answer
+from sluice.actors.calls import get_result
 from sluice.actors.engines.engine import GenerateRequest
 from sluice.actors.engines.vllm.configuration import engine_environment
 from sluice.actors.settings import DecodeSettings, EngineSettings
 from sluice.catalog.tokens import TokenLayout
 from sluice.catalog.trie.vocabulary import Vocabulary
-from sluice.cluster.environment import collect_garbage_seldom, give_way
-from sluice.learner.policy.packed_weights import PackedWeights, pack
+from sluice.cluster.environment import lower_thread_priority, raise_gc_threshold
+from sluice.learner.policy.packed_weights import PackedWeights, pack_weights
 from sluice.learner.policy.policy import Policy, build_policy, save_policy
 from sluice.learner.settings import PolicySettings
-from sluice.services.bench.harness import BenchOptions, in_turn, note
+from sluice.services.bench.harness import BenchOptions, in_turn, print_note
 from sluice.services.bench.support import device
-from sluice.services.bench.support.connection import cluster_of, connected
+from sluice.services.bench.support.connection import bench_cluster, cluster_of
 
 LEVEL_SIZES = (256, 256, 256)
 ITEMS = 2000
@@ -70,17 +76,22 @@ def run(options: BenchOptions) -> dict[str, Any]:
     sizes = PolicySettings(hidden_size=width, layers=layers, heads=8, feed_forward_size=3 * width)
     layout = TokenLayout.fresh(LEVEL_SIZES)
     policy = build_policy(sizes, LEVEL_SIZES, 1 + 3 * (PROMPT_ITEMS + 1), options.seed)
-    node = {"num_cpus": 2, "num_gpus": device.gpus(1), "object_store_memory": _STORE_BYTES}
+    node = {"num_cpus": 2, "num_gpus": device.gpu_count(1), "object_store_memory": _STORE_BYTES}
     with tempfile.TemporaryDirectory() as directory, cluster_of(node, *[node] * (NODES - 1)) as cluster:
         policy_dir = Path(directory) / "policy"
         save_policy(policy, policy_dir)
-        with connected(cluster.address):
-            places = [NodeAffinitySchedulingStrategy(node.node_id, soft=False) for node in cluster.list_all_nodes()]
+        with bench_cluster(cluster.address):
+            places = [
+                NodeAffinitySchedulingStrategy(node.node_id, soft=False) for node in cluster.list_all_nodes()
+            ]
             publication = _Publication(policy, places[-1])
             engines = _start(max(counts), places, publication.board, policy_dir, options.seed, layout)
             rows = [
                 _measure(
-                    engines[:count], publication, options.repeats if busy else _IDLE_ROUNDS * options.repeats, busy
+                    engines[:count],
+                    publication,
+                    options.repeats if busy else _IDLE_ROUNDS * options.repeats,
+                    busy,
                 )
                 for count, busy in itertools.product(counts, (True, False))
             ]
@@ -103,7 +114,7 @@ class Receiver:
     def __init__(self, policy: Path, layout: TokenLayout, seed: int, board: Any) -> None:
         from sluice.actors.engines.vllm.engine import VllmEngine
 
-        give_way(but=threading.get_native_id())
+        lower_thread_priority(but=threading.get_native_id())
         generator = np.random.default_rng(seed)
         codes = np.unique(generator.integers(0, LEVEL_SIZES, (ITEMS, 3)).astype(np.int32), axis=0)
         self._vocabulary = Vocabulary.of(codes, layout)
@@ -117,7 +128,7 @@ class Receiver:
             max_prompt_tokens=1 + 3 * PROMPT_ITEMS,
             prompts_in_flight=PROMPTS,
         )
-        collect_garbage_seldom()
+        raise_gc_threshold()
         self._source = WeightSource(board)
         self._generator = generator
         self._number = 0
@@ -173,7 +184,9 @@ class Receiver:
             self._number += 1
             history = self._generator.integers(0, self._items, PROMPT_ITEMS)
             prompt = self._vocabulary.layout.prompt(self._vocabulary.item_tokens, history)
-            request = GenerateRequest(request_id=str(self._number), prompt=prompt, excluded=np.empty(0, dtype=np.int32))
+            request = GenerateRequest(
+                request_id=str(self._number), prompt=prompt, excluded=np.empty(0, dtype=np.int32)
+            )
             self._engine.submit([request])
         self._engine.step()
 
@@ -201,13 +214,17 @@ class _Publication:
     @property
     def nbytes(self) -> int:
         """Bytes of a version."""
-        return sum(parameter.numel() * parameter.element_size() for parameter in self._policy.model.parameters())
+        return sum(
+            parameter.numel() * parameter.element_size() for parameter in self._policy.model.parameters()
+        )
 
     def packed(self) -> PackedWeights:
         """The next version, in which every tensor differs from the one before."""
         self._version += 1
         named = self._policy.model.named_parameters()
-        return pack(((name, value.detach() + self._version * 1e-6) for name, value in named), self._version)
+        return pack_weights(
+            ((name, value.detach() + self._version * 1e-6) for name, value in named), self._version
+        )
 
     def publish(self, weights: PackedWeights) -> None:
         """Put it on the board."""
@@ -215,7 +232,7 @@ class _Publication:
 
     def copies(self) -> int:
         """Nodes that hold the version on the board."""
-        (reference,) = answer(self.board.latest.remote(0, 0.0), "the board", _ACTIVE_S)[1]
+        (reference,) = get_result(self.board.latest.remote(0, 0.0), "the board", _ACTIVE_S)[1]
         return len(ray.experimental.get_object_locations([reference])[reference]["node_ids"])
 
     def memcpy(self) -> float:
@@ -229,7 +246,7 @@ class _Publication:
     def bare_fetch(self) -> float:
         """Seconds of a transfer of as many bytes to the other node."""
         reference = ray.put(np.ones(self.nbytes, dtype=np.uint8))
-        return answer(self._fetcher.fetch.remote([reference]), "the other node", _ACTIVE_S)
+        return get_result(self._fetcher.fetch.remote([reference]), "the other node", _ACTIVE_S)
 
 
 def _start(
@@ -245,15 +262,15 @@ def _start(
     for number in range(count):
         remote = ray.remote(Receiver).options(
             num_cpus=0.5,
-            num_gpus=device.gpus(NODES / count),
+            num_gpus=device.gpu_count(NODES / count),
             scheduling_strategy=places[number % len(places)],
             max_concurrency=1,
             runtime_env={"env_vars": engine_environment(EngineSettings())},
         )
         engines.append(remote.remote(policy, layout, seed + number, board))
     for number, engine in enumerate(engines):
-        answer(engine.ready.remote(), f"engine {number}", _START_S)
-        note(f"engine {number} of {count} is there")
+        get_result(engine.ready.remote(), f"engine {number}", _START_S)
+        print_note(f"engine {number} of {count} is there")
     return engines
 
 
@@ -276,7 +293,7 @@ def _measure(engines: list[Any], publication: _Publication, repeats: int, busy: 
         "s_per_gb": middle["seconds"] / (publication.nbytes / 1e9),
         "copies": publication.copies(),
     }
-    note(", ".join(f"{name} {value:.4g}" for name, value in row.items()))
+    print_note(", ".join(f"{name} {value:.4g}" for name, value in row.items()))
     return row
 
 
@@ -284,11 +301,11 @@ def _bare(engines: list[Any], publication: _Publication) -> dict[str, float]:
     weights = ray.put(publication.packed())
     copied = [engine.copy.remote(weights) for engine in engines]
     for reference in copied:
-        answer(reference, "a copy in an engine's memory", _ACTIVE_S)
+        get_result(reference, "a copy in an engine's memory", _ACTIVE_S)
     del weights
     begin_s = time.monotonic() + _TOGETHER_S
     loading = [engine.bare_load.remote(begin_s) for engine in engines]
-    load_s = max(answer(reference, "the bare load", _ACTIVE_S) for reference in loading)
+    load_s = max(get_result(reference, "the bare load", _ACTIVE_S) for reference in loading)
     fetch_s = publication.bare_fetch() if len(engines) > 1 else 0.0
     return {"bare_load_s": load_s, "bare_fetch_s": fetch_s, "memcpy_s": publication.memcpy()}
 
@@ -299,6 +316,6 @@ def _publish(engines: list[Any], publication: _Publication, busy: bool) -> dict[
     time.sleep(0.5)  # all of them are at it
     started_s = time.monotonic()
     publication.publish(weights)
-    found = [answer(reference, "an engine", _ACTIVE_S) for reference in waiting]
+    found = [get_result(reference, "an engine", _ACTIVE_S) for reference in waiting]
     slowest = {name: max(one[name] for one in found) for name in found[0]}
     return {"seconds": slowest.pop("active_s") - started_s, **slowest}

@@ -7,9 +7,10 @@ import sys
 
 import pytest
 
-from sluice.cluster.environment import ALLOCATOR, give_way
+from sluice.cluster.environment import ALLOCATOR, lower_thread_priority
 
-# Prints the page faults of 20 rounds of allocations of mixed sizes in a thread, as of steps' tensors, after five such.
+# Prints the page faults of 20 rounds of allocations of mixed sizes in a thread, as of steps' tensors, after
+# five such.
 FAULTS = """
 import random, resource, threading
 import numpy as np
@@ -35,7 +36,12 @@ thread.join()
 def faults(environment):
     plain = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
     done = subprocess.run(
-        [sys.executable, "-c", FAULTS], env=plain | environment, capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", FAULTS],
+        env=plain | environment,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
     )
     return int(done.stdout)
 
@@ -45,18 +51,18 @@ def test_memory_of_a_step_is_kept_for_the_next_one():
     assert faults(ALLOCATOR) < faults({}) / 5
 
 
-# Counts collections while as many objects live as in a few engine steps, then shows that cycles are still found: new
-# ones, and after another call those that were set apart by the one before.
+# Counts collections while as many objects live as in a few engine steps, then shows that cycles are still
+# found: new ones, and after another call those that were set apart by the one before.
 COLLECTIONS = """
 import gc, weakref
-from sluice.cluster.environment import collect_garbage_seldom
+from sluice.cluster.environment import raise_gc_threshold
 
 class Node:
     def __init__(self):
         self.itself = self
 
 old = Node()
-collect_garbage_seldom()
+raise_gc_threshold()
 before = sum(generation["collections"] for generation in gc.get_stats())
 kept = [[] for _ in range(20_000)]
 print(sum(generation["collections"] for generation in gc.get_stats()) - before)
@@ -65,20 +71,23 @@ new_gone, old_gone = weakref.ref(new), weakref.ref(old)
 del new, old
 kept += [[] for _ in range(50_000)]
 print(new_gone() is None, old_gone() is None)
-collect_garbage_seldom()
+raise_gc_threshold()
 print(old_gone() is None)
 """
 
 
 def test_garbage_is_looked_for_seldom_and_still_found():
-    done = subprocess.run([sys.executable, "-c", COLLECTIONS], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", COLLECTIONS], capture_output=True, text=True, check=True, timeout=60
+    )
     assert done.stdout.split() == ["0", "True", "False", "True"]
 
 
-# Tells whether a thread that was there before and one that came after give way, and the one that computes does not.
+# Tells whether a thread that was there before and one that came after give way, and the one that computes
+# does not.
 POLICIES = """
 import os, threading
-from sluice.cluster.environment import give_way
+from sluice.cluster.environment import lower_thread_priority
 
 there, told = threading.Event(), threading.Event()
 found = {}
@@ -98,19 +107,21 @@ thread = threading.Thread(target=before)
 thread.start()
 there.wait(60)
 os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))  # as inherited
-give_way(but=threading.get_native_id())
+lower_thread_priority(but=threading.get_native_id())
 told.set()
 thread.join()
 print(found["before"] == found["after"] == os.SCHED_BATCH)
 print(os.sched_getscheduler(threading.get_native_id()) == os.SCHED_OTHER)
-give_way()
+lower_thread_priority()
 print(os.sched_getscheduler(threading.get_native_id()) == os.SCHED_BATCH)
 """
 
 
 @pytest.mark.skipif(platform.system() != "Linux", reason="the policy is Linux's")
 def test_all_threads_give_way_but_the_one_that_computes():
-    done = subprocess.run([sys.executable, "-c", POLICIES], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", POLICIES], capture_output=True, text=True, check=True, timeout=60
+    )
     assert done.stdout.split() == ["True", "True", "True"]
 
 
@@ -122,9 +133,9 @@ def test_a_system_that_does_not_allow_it_is_left_as_it_is(monkeypatch):
         raise PermissionError("not here")
 
     monkeypatch.setattr(os, "sched_setscheduler", refuse, raising=False)
-    give_way()
+    lower_thread_priority()
     before = list(asked)
     assert bool(before) == hasattr(os, "SCHED_BATCH")
     monkeypatch.delattr(os, "SCHED_BATCH", raising=False)
-    give_way()
+    lower_thread_priority()
     assert asked == before

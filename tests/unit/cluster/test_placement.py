@@ -1,9 +1,15 @@
-from sluice.cluster.placement import RoleNeeds, as_options, learner_resources, plan, shortage
+from sluice.cluster.placement import (
+    RoleNeeds,
+    as_options,
+    describe_shortage,
+    learner_resources,
+    plan_placement,
+)
 from sluice.cluster.settings import ClusterSettings
 
 
 def small(**settings):
-    return plan(
+    return plan_placement(
         ClusterSettings(learner_cpus=2, **settings),
         rollouts=RoleNeeds(count=2, cpus=1, gpus=1),
         rankers=RoleNeeds(count=1, cpus=0.25),
@@ -44,7 +50,7 @@ def test_a_task_in_a_learners_place_takes_what_a_learner_takes():
 
 
 def test_a_shortage_says_what_was_asked_for_and_what_there_is():
-    text = shortage(small(), {"CPU": 4, "GPU": 2}, {"CPU": 1.5, "GPU": 2}, 30)
+    text = describe_shortage(small(), {"CPU": 4, "GPU": 2}, {"CPU": 1.5, "GPU": 2}, 30)
     assert "within 30 s" in text
     assert "2 x rollout with 1 CPU + 1 GPU; 1 x ranker with 0.25 CPU; 2 x learner with 2 CPU" in text
     assert "in all 6.25 CPU + 2 GPU" in text
@@ -53,5 +59,5 @@ def test_a_shortage_says_what_was_asked_for_and_what_there_is():
 
 
 def test_a_resource_that_no_node_has_is_named():
-    text = shortage(small(rollout_resource="rollout_node"), {"CPU": 40}, {"CPU": 40}, 30)
+    text = describe_shortage(small(rollout_resource="rollout_node"), {"CPU": 40}, {"CPU": 40}, 30)
     assert "No node has the resource(s) GPU, rollout_node" in text

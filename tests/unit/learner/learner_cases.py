@@ -33,7 +33,9 @@ def tiny_llama(vocab_size: int = 15) -> PreTrainedModel:
 
 
 def sharpen(model: PreTrainedModel) -> PreTrainedModel:
-    """Scale the matrices up, so that attention and predictions are far from uniform and a wrong mask shows."""
+    """Scale the matrices up, so that attention and predictions are far from uniform and a wrong mask
+    shows.
+    """
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 2:
@@ -42,7 +44,9 @@ def sharpen(model: PreTrainedModel) -> PreTrainedModel:
 
 
 class DoubleNorm(torch.nn.Module):
-    """transformers' RMSNorm always computes in float32; this one does not, so that float64 is float64 throughout."""
+    """transformers' RMSNorm always computes in float32; this one does not, so that float64 is float64
+    throughout.
+    """
 
     def __init__(self, norm: torch.nn.Module) -> None:
         super().__init__()
@@ -110,16 +114,20 @@ def random_batch(
 
 
 def one_group(**changes: object) -> GroupBatch:
-    """One prompt with K = 4, for hand computation: target (3, 7, 10), item 0; candidates are items 1, 2, 3, 4.
+    """One prompt with K = 4, for hand computation: target (3, 7, 10), item 0; candidates are items 1, 2, 3,
+    4.
 
-    Behaviour log-likelihoods -1, -2, -3, -4; ranker scores 1, 2, 3, 4; GT's ranker score 2.5; one distractor at 0.
+    Behaviour log-likelihoods -1, -2, -3, -4; ranker scores 1, 2, 3, 4; GT's ranker score 2.5; one distractor
+    at 0.
     """
     values = {
         "history_BT": torch.tensor([[1]]),
         "history_lengths_B": torch.tensor([1]),
         "target_BL": torch.tensor([[3, 7, 10]]),
         "candidates_BKL": torch.tensor([[[3, 7, 11], [3, 8, 10], [4, 7, 10], [5, 7, 10]]]),
-        "behaviour_log_probs_BKL": torch.tensor([[[-0.5, -0.25, -0.25], [-1, -0.5, -0.5], [-1, -1, -1], [-2, -1, -1]]]),
+        "behaviour_log_probs_BKL": torch.tensor(
+            [[[-0.5, -0.25, -0.25], [-1, -0.5, -0.5], [-1, -1, -1], [-2, -1, -1]]]
+        ),
         "candidate_items_BK": torch.tensor([[1, 2, 3, 4]]),
         "target_items_B": torch.tensor([0]),
         "candidate_scores_BK": torch.tensor([[1.0, 2.0, 3.0, 4.0]]),

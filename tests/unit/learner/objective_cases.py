@@ -16,7 +16,9 @@ def scores_of(log_probs_BSL, target_BL=None):
 
 
 def pair(**changes):
-    """K = 2 with rewards 1 and 3; the learner gives every token -1, and its ratios to the engine are `RATIOS`."""
+    """K = 2 with rewards 1 and 3; the learner gives every token -1, and its ratios to the engine are
+    `RATIOS`.
+    """
     values = {
         "candidates_BKL": torch.tensor([[[3, 7, 11], [4, 7, 10]]]),
         "candidate_items_BK": torch.tensor([[1, 2]]),

@@ -23,7 +23,9 @@ def per_branch(*sums):
 
 
 def rich_batch(prompts=6, candidates=4, seed=0, **changes):
-    """A random batch with everything that only some objectives ask for; rewards and spreads partly missing."""
+    """A random batch with everything that only some objectives ask for; rewards and spreads partly
+    missing.
+    """
     batch = random_batch(prompts=prompts, candidates=candidates, seed=seed)
     generator = torch.Generator().manual_seed(seed + 100)
     rewards_B = 1.0 + torch.randint(5, (prompts,), generator=generator)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sluice.learner.ranking_metrics import bootstrap_mean, intervals, per_user, rank_of
+from sluice.learner.ranking_metrics import bootstrap_intervals, bootstrap_mean, per_user, rank_of
 
 
 def test_metrics_of_one_target_by_hand():
@@ -35,7 +35,9 @@ def test_a_constant_has_no_spread():
 
 def test_pairs_are_compared_user_by_user():
     better, worse = np.array([1, 1, 0, 20] * 30), np.array([0, 1, 0, 20] * 30)
-    found = intervals({"best": better, "control": worse}, "hr@10", (("best", "control"), ("best", "absent")))
+    found = bootstrap_intervals(
+        {"best": better, "control": worse}, "hr@10", (("best", "control"), ("best", "absent"))
+    )
     assert found["best-control"][0] > 0.1  # a quarter of the users gained, none lost
     assert found["best-control"][1] < 0.4
     assert set(found) == {"best", "control", "best-control"}

@@ -25,7 +25,9 @@ SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "nu
 def _model(kind, config):
     torch.manual_seed(2)
     model = kind._from_config(config, attn_implementation="sdpa").float().eval()
-    with torch.no_grad():  # biases are zero and norms one in a fresh model, which would hide that they are left out
+    with (
+        torch.no_grad()
+    ):  # biases are zero and norms one in a fresh model, which would hide that they are left out
         for parameter in model.parameters():
             if parameter.ndim == 1:
                 parameter.add_(0.3 * torch.randn(parameter.shape))
@@ -33,16 +35,20 @@ def _model(kind, config):
 
 
 def models():
-    """Name -> a function that builds the model; the first four run layer by layer, the others through transformers."""
+    """Name -> a function that builds the model; the first four run layer by layer, the others through
+    transformers.
+    """
     return {
         "qwen3": lambda: sharpen(tiny_policy().model.eval()),
         "llama": lambda: sharpen(tiny_llama()),
         "qwen2": lambda: _model(Qwen2ForCausalLM, Qwen2Config(vocab_size=15, num_key_value_heads=2, **SIZES)),
         "mistral": lambda: _model(
-            MistralForCausalLM, MistralConfig(vocab_size=15, num_key_value_heads=2, sliding_window=None, **SIZES)
+            MistralForCausalLM,
+            MistralConfig(vocab_size=15, num_key_value_heads=2, sliding_window=None, **SIZES),
         ),
         "gpt2": lambda: _model(
-            GPT2LMHeadModel, GPT2Config(vocab_size=15, n_embd=16, n_inner=24, n_layer=2, n_head=4, n_positions=64)
+            GPT2LMHeadModel,
+            GPT2Config(vocab_size=15, n_embd=16, n_inner=24, n_layer=2, n_head=4, n_positions=64),
         ),
         "phi": lambda: _model(PhiForCausalLM, PhiConfig(vocab_size=15, partial_rotary_factor=0.5, **SIZES)),
     }
@@ -63,13 +69,17 @@ def padded(histories=None, filler=0):
 
 
 def next_log_probs(model, history, prefixes, allowed_items=None, temperature=1.0):
-    """[P, V] float64 log-probs after each prefix, one plain row per prefix, over the tokens that lead to the items."""
+    """[P, V] float64 log-probs after each prefix, one plain row per prefix, over the tokens that lead to the
+    items.
+    """
     rows = torch.tensor([[*history, *prefix] for prefix in prefixes])
     with torch.no_grad():
         logits = model(input_ids=rows).logits[:, -1].double() / temperature
     if allowed_items is not None:
         for at, prefix in enumerate(prefixes):
-            follow = {item[len(prefix)] for item in allowed_items if list(item[: len(prefix)]) == list(prefix)}
+            follow = {
+                item[len(prefix)] for item in allowed_items if list(item[: len(prefix)]) == list(prefix)
+            }
             logits[at, [token for token in range(logits.shape[1]) if token not in follow]] = -torch.inf
     return torch.log_softmax(logits, dim=-1).numpy()
 

@@ -31,7 +31,14 @@ def test_every_shipped_config_parses_and_survives_a_round_trip(path: Path, tmp_p
 def test_overrides_are_yaml_and_the_last_one_wins(tmp_path: Path):
     path = written(tmp_path, "name: a\nlearner: {steps: 10}\n")
     config = load_config(
-        path, ["learner.lr=1e-5", "learner.steps=20", "learner.steps=30", "objective.type=nll", "ranker.options={k: 2}"]
+        path,
+        [
+            "learner.lr=1e-5",
+            "learner.steps=20",
+            "learner.steps=30",
+            "objective.type=nll",
+            "ranker.options={k: 2}",
+        ],
     )
     assert (config.learner.lr, config.learner.steps, config.objective.type) == (1e-5, 30, "nll")
     assert config.ranker.options == {"k": 2}
@@ -86,11 +93,21 @@ def test_the_queue_must_hold_a_step(tmp_path: Path):
     ("source", "reward", "message"),
     [
         ("{type: movielens-100k}", "click", "MovieLens has ratings alone"),
-        ("{type: table, interactions: [log]}", "dwell_seconds", r"name that .* in source\.columns\.dwell_seconds"),
-        ("{type: table, interactions: [log], columns: {click: c}}", "rating", r"reward 'rating' is no column"),
+        (
+            "{type: table, interactions: [log]}",
+            "dwell_seconds",
+            r"name that .* in source\.columns\.dwell_seconds",
+        ),
+        (
+            "{type: table, interactions: [log], columns: {click: c}}",
+            "rating",
+            r"reward 'rating' is no column",
+        ),
     ],
 )
-def test_the_logged_reward_must_be_a_column_of_the_source(tmp_path: Path, source: str, reward: str, message: str):
+def test_the_logged_reward_must_be_a_column_of_the_source(
+    tmp_path: Path, source: str, reward: str, message: str
+):
     with pytest.raises(ConfigError, match=r"data: .*" + message):
         load_config(written(tmp_path, f"name: a\ndata: {{source: {source}, reward: {reward}}}"))
     for possible in ("auto", "none"):
@@ -129,7 +146,10 @@ def test_the_engine_is_vllm_unless_named_otherwise(tmp_path: Path):
     ("overrides", "message"),
     [
         (["rollout.engine.type=tree", "rollout.engine.block_size=32"], r"tree\.block_size: Extra inputs"),
-        (["rollout.engine.type=tree", "rollout.engine.tensor_parallel=2"], r"tree\.tensor_parallel: Extra inputs"),
+        (
+            ["rollout.engine.type=tree", "rollout.engine.tensor_parallel=2"],
+            r"tree\.tensor_parallel: Extra inputs",
+        ),
         (["rollout.engine.prefix_cache_mib=1"], r"vllm\.prefix_cache_mib: Extra inputs"),
         (["rollout.engine.type=sglang"], r"rollout\.engine: .*'sglang'.*'vllm', 'tree'"),
         (["rollout.engine=3"], r"rollout\.engine.* dict"),
@@ -145,7 +165,9 @@ def test_head_sizes_are_vllms_concern(tmp_path: Path):
     for sizes in (small, ["policy.hidden_size=96", "policy.heads=2"], [*small, "rollout.gpus=1"]):
         with pytest.raises(ConfigError, match="vLLM's attention kernels"):
             load_config(written(tmp_path, "name: a"), sizes)
-    assert load_config(written(tmp_path, "name: a"), ["policy.hidden_size=96", "policy.heads=2", "rollout.gpus=1"])
+    assert load_config(
+        written(tmp_path, "name: a"), ["policy.hidden_size=96", "policy.heads=2", "rollout.gpus=1"]
+    )
     assert load_config(written(tmp_path, "name: a"), [*small, "rollout.engine.type=tree"]).policy.heads == 2
 
 

@@ -12,10 +12,10 @@ from sluice.services.progress import (
     Reporter,
     Throttle,
     Update,
-    describe,
-    duration,
-    pace,
+    describe_update,
+    format_duration,
     parse_line,
+    rate_and_left,
     sink_for,
 )
 
@@ -44,7 +44,15 @@ class Recorder:
 
 
 def an_update(**changes: object) -> Update:
-    values = {"phase": "train", "done": 3, "total": 10, "elapsed_s": 2.0, "rate_per_s": 1.5, "eta_s": 4.0, "fields": {}}
+    values = {
+        "phase": "train",
+        "done": 3,
+        "total": 10,
+        "elapsed_s": 2.0,
+        "rate_per_s": 1.5,
+        "eta_s": 4.0,
+        "fields": {},
+    }
     return Update(**(values | changes))
 
 
@@ -88,7 +96,7 @@ def test_a_failed_phase_is_not_shown_as_finished():
     [(0, 5.0, 9, (None, None)), (4, 2.0, 6, (2.0, 3.0)), (4, 2.0, -1, (2.0, 0.0)), (4, 0.0, 6, (None, None))],
 )
 def test_pace(done: int, elapsed_s: float, left: int, expected: tuple[float | None, float | None]):
-    assert pace(done, elapsed_s, left) == expected
+    assert rate_and_left(done, elapsed_s, left) == expected
 
 
 def test_a_marked_line_comes_back_as_the_same_update():
@@ -98,7 +106,8 @@ def test_a_marked_line_comes_back_as_the_same_update():
 
 
 @pytest.mark.parametrize(
-    "line", ["hello", "", '::sluice-progress:: {"phase":"tr', '::sluice-progress:: {"a":1}', "::sluice-progress:: 3"]
+    "line",
+    ["hello", "", '::sluice-progress:: {"phase":"tr', '::sluice-progress:: {"a":1}', "::sluice-progress:: 3"],
 )
 def test_other_and_torn_lines_are_no_updates(line: str):
     assert parse_line(line) is None
@@ -107,7 +116,11 @@ def test_other_and_torn_lines_are_no_updates(line: str):
 def test_throttle_keeps_first_and_finished_and_phases_apart():
     clock = Clock()
     throttle = Throttle(10.0, clock)
-    admitted = [throttle.admits(an_update()), throttle.admits(an_update()), throttle.admits(an_update(phase="other"))]
+    admitted = [
+        throttle.admits(an_update()),
+        throttle.admits(an_update()),
+        throttle.admits(an_update(phase="other")),
+    ]
     clock.now += 10
     admitted += [throttle.admits(an_update()), throttle.admits(an_update(finished=True))]
     assert admitted == [True, False, True, True, True]
@@ -140,12 +153,12 @@ def test_the_sink_follows_the_stream_and_the_environment():
 
 def test_describe():
     update = an_update(rate_per_s=0.05, eta_s=125.0, fields={"loss": 1.23456, "users": 943.0})
-    assert describe(update) == "train: 3/10  3/min  2m05s left  loss 1.235  users 943"
-    assert describe(an_update(finished=True, elapsed_s=61.0)) == "train: done 3/10  1.5/s  in 1m01s"
+    assert describe_update(update) == "train: 3/10  3/min  2m05s left  loss 1.235  users 943"
+    assert describe_update(an_update(finished=True, elapsed_s=61.0)) == "train: done 3/10  1.5/s  in 1m01s"
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.4, "0s"), (59.4, "59s"), (59.6, "1m00s"), (3599.7, "1h00m"), (7380, "2h03m")]
 )
 def test_duration(seconds: float, text: str):
-    assert duration(seconds) == text
+    assert format_duration(seconds) == text

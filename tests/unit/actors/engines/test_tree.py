@@ -12,14 +12,14 @@ from sluice.actors.engines.tree import TreeEngine
 from sluice.actors.rollout.worker import RolloutWorker
 from sluice.actors.settings import DecodeSettings, RolloutSettings, TreeEngineSettings
 from sluice.catalog.errors import ConfigError, DataError, PolicyError
-from sluice.catalog.rollout_group import decode
+from sluice.catalog.rollout_group import decode_groups
 from sluice.catalog.tokens import TokenLayout
 from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.learner.decoding.prefix import prefix_bytes
-from sluice.learner.policy.packed_weights import pack
+from sluice.learner.policy.packed_weights import pack_weights
 from sluice.learner.policy.policy import build_policy, save_policy
 from sluice.learner.settings import PolicySettings
-from tests.engine.conftest import MAX_PROMPT, assert_bad_requests_are_refused_at_once, drain, world  # noqa: F401
+from tests.engine.conftest import MAX_PROMPT, assert_bad_requests_are_refused_at_once, drain
 from tests.rollout_fakes import CODES, LAYOUT, TinyDataset
 from tests.unit.actors.rollout.test_worker import Board, Clock, LocalQueue, LocalRanker
 
@@ -30,7 +30,7 @@ STOCHASTIC = DecodeSettings(kind="stochastic_beam", candidates=9, temperature=0.
 HISTORIES = (0, 1, 10, 11, 21, 33)
 
 
-def open_engine(world, seed=7, **settings):  # noqa: F811
+def open_engine(world, seed=7, **settings):
     return TreeEngine(
         policy_dir=world.directory,
         vocabulary=world.vocabulary,
@@ -42,11 +42,11 @@ def open_engine(world, seed=7, **settings):  # noqa: F811
 
 
 @pytest.fixture
-def engine(world):  # noqa: F811
+def engine(world):
     return open_engine(world)
 
 
-def requests_of(world, name, excluded=()):  # noqa: F811
+def requests_of(world, name, excluded=()):
     return [world.request(f"{name}-{history}", history, excluded) for history in HISTORIES]
 
 
@@ -55,8 +55,8 @@ def generate(engine, requests, decode):
     return drain(engine)
 
 
-def weights(world, policy, version):  # noqa: F811
-    return pack(world.policies[policy].model.named_parameters(), version)
+def weights(world, policy, version):
+    return pack_weights(world.policies[policy].model.named_parameters(), version)
 
 
 def close(actual, expected):
@@ -66,7 +66,7 @@ def close(actual, expected):
 @pytest.mark.parametrize(
     "wanted", [SAMPLE, CONSTRAINED, BEAM, STOCHASTIC], ids=["free", "constrained", "beam", "stochastic"]
 )
-def test_log_probs_are_those_of_the_distribution_drawn_from(engine, world, wanted):  # noqa: F811
+def test_log_probs_are_those_of_the_distribution_drawn_from(engine, world, wanted):
     requests = requests_of(world, "parity", excluded=[3, 17, 17, 20])
     done = generate(engine, requests, wanted)
     assert set(done) == {request.request_id for request in requests}
@@ -79,19 +79,21 @@ def test_log_probs_are_those_of_the_distribution_drawn_from(engine, world, wante
         assert (generation.inclusion_log_probs is None) == (wanted.kind != "stochastic_beam")
         if wanted.kind == "stochastic_beam":
             assert len(np.unique(generation.tokens, axis=0)) == 9
-            assert generation.inclusion_log_probs.shape == (9,) and (generation.inclusion_log_probs <= 0).all()
+            assert (
+                generation.inclusion_log_probs.shape == (9,) and (generation.inclusion_log_probs <= 0).all()
+            )
         if wanted.constrained:
             items = set(world.vocabulary.trie.lookup(generation.tokens).tolist())
             assert -1 not in items and not items & {3, 17, 20}
 
 
-def test_top_p_is_taken(engine, world):  # noqa: F811
+def test_top_p_is_taken(engine, world):
     request = world.request("nucleus", 8)
     generation = generate(engine, [request], DecodeSettings(candidates=64, top_p=0.01))["nucleus"]
     assert (generation.tokens == generation.tokens[0]).all() and (generation.log_probs == 0).all()
 
 
-def test_a_step_is_bounded_and_takes_the_oldest_of_one_kind(engine, world):  # noqa: F811
+def test_a_step_is_bounded_and_takes_the_oldest_of_one_kind(engine, world):
     first, second = requests_of(world, "first"), requests_of(world, "second")
     engine.submit(first[:3], BEAM)
     engine.submit(second, CONSTRAINED)
@@ -107,7 +109,7 @@ def test_a_step_is_bounded_and_takes_the_oldest_of_one_kind(engine, world):  # n
 
 
 @pytest.mark.parametrize("wanted", [SAMPLE, STOCHASTIC], ids=["sample", "stochastic"])
-def test_samples_depend_on_seed_and_request_alone(engine, world, wanted):  # noqa: F811
+def test_samples_depend_on_seed_and_request_alone(engine, world, wanted):
     request = world.request("again", 12)
     alone = generate(engine, [request], wanted)["again"].tokens
     company = generate(engine, [*requests_of(world, "company"), request], wanted)["again"].tokens
@@ -119,7 +121,7 @@ def test_samples_depend_on_seed_and_request_alone(engine, world, wanted):  # noq
 
 
 @pytest.mark.parametrize("wanted", [SAMPLE, BEAM], ids=["sample", "beam"])
-def test_a_swap_gives_what_waits_to_the_new_weights(engine, world, wanted):  # noqa: F811
+def test_a_swap_gives_what_waits_to_the_new_weights(engine, world, wanted):
     requests = requests_of(world, "swap")
     engine.submit(requests, wanted)
     done = {generation.request_id: generation for generation in engine.step()}
@@ -136,7 +138,7 @@ def test_a_swap_gives_what_waits_to_the_new_weights(engine, world, wanted):  # n
         close(generation.log_probs, world.log_probs(request, generation.tokens, wanted, policy))
 
 
-def test_known_prefixes_change_nothing_and_are_forgotten_with_their_weights(world):  # noqa: F811
+def test_known_prefixes_change_nothing_and_are_forgotten_with_their_weights(world):
     cached, plain = open_engine(world), open_engine(world, prefix_cache_mib=0)
     requests = requests_of(world, "known")[1:]
     found = []
@@ -157,13 +159,19 @@ def test_known_prefixes_change_nothing_and_are_forgotten_with_their_weights(worl
     assert plain.prefix_tokens == (0, 0)
 
 
-def test_wrong_weights_are_refused_and_the_engine_goes_on(engine, world):  # noqa: F811
+def test_wrong_weights_are_refused_and_the_engine_goes_on(engine, world):
     some = dict(world.policies[1].model.named_parameters())
     norm = some.pop("model.norm.weight")
     wrong = [
-        (pack(some.items(), 5), "lack 1 parameters, model.norm.weight first"),
-        (pack([*some.items(), ("model.norm.weight", torch.cat([norm, norm]))], 6), r"shape \(128,\) where .* \(64,\)"),
-        (pack([*some.items(), ("model.norm.weight", norm), ("head.weight", norm)], 7), "hold head.weight"),
+        (pack_weights(some.items(), 5), "lack 1 parameters, model.norm.weight first"),
+        (
+            pack_weights([*some.items(), ("model.norm.weight", torch.cat([norm, norm]))], 6),
+            r"shape \(128,\) where .* \(64,\)",
+        ),
+        (
+            pack_weights([*some.items(), ("model.norm.weight", norm), ("head.weight", norm)], 7),
+            "hold head.weight",
+        ),
     ]
     for packed, message in wrong:
         with pytest.raises(PolicyError, match=message):
@@ -174,18 +182,18 @@ def test_wrong_weights_are_refused_and_the_engine_goes_on(engine, world):  # noq
     close(generation.log_probs, world.log_probs(request, generation.tokens, SAMPLE))
 
 
-def test_what_has_not_changed_is_not_loaded_again(engine, world):  # noqa: F811
+def test_what_has_not_changed_is_not_loaded_again(engine, world):
     some = {name: weight.detach().clone() for name, weight in world.policies[1].model.named_parameters()}
-    engine.load_weights(pack(some.items(), 1))
+    engine.load_weights(pack_weights(some.items(), 1))
     request = world.request("same", 5)
     generate(engine, [request], BEAM)
     found = engine.prefix_tokens[1]
-    engine.load_weights(pack(some.items(), 2))
+    engine.load_weights(pack_weights(some.items(), 2))
     generation = generate(engine, [request], BEAM)["same"]
     assert engine.version == generation.version_min == 2
     assert engine.prefix_tokens[1] == found + 13  # BOS and four of its five items: nothing was forgotten
     some["model.layers.1.mlp.down_proj.weight"] *= 2
-    last = pack(some.items(), 3)
+    last = pack_weights(some.items(), 3)
     for entry in last.manifest:  # so only its block may be read
         if not entry.name.startswith("model.layers.1.mlp."):
             last.buffers[entry.dtype][entry.offset : entry.offset + 4 * int(np.prod(entry.shape))] = 0
@@ -199,11 +207,11 @@ def test_what_has_not_changed_is_not_loaded_again(engine, world):  # noqa: F811
     close(other.log_probs, exact)
 
 
-def test_requests_that_cannot_be_served_are_refused_at_once(engine, world):  # noqa: F811
+def test_requests_that_cannot_be_served_are_refused_at_once(engine, world):
     assert_bad_requests_are_refused_at_once(engine, world)
 
 
-def test_a_new_catalogue_serves_what_is_submitted_after_it(engine, world):  # noqa: F811
+def test_a_new_catalogue_serves_what_is_submitted_after_it(engine, world):
     rest = np.stack(np.unravel_index(np.arange(120), (6, 5, 4)), axis=1)
     known = {tuple(item) for item in (world.items - np.asarray(world.layout.level_offsets)).tolist()}
     codes = np.asarray([item for item in rest.tolist() if tuple(item) not in known][:5])
@@ -227,7 +235,7 @@ def test_a_new_catalogue_serves_what_is_submitted_after_it(engine, world):  # no
         engine.load_catalogue(dataclasses.replace(foreign, trie=dataclasses.replace(foreign.trie, version=9)))
 
 
-def test_half_precision_weights_take_full_ones(world):  # noqa: F811
+def test_half_precision_weights_take_full_ones(world):
     engine = open_engine(world, dtype="bfloat16")
     engine.load_weights(weights(world, 1, 1))
     request = world.request("half", 9)
@@ -236,7 +244,7 @@ def test_half_precision_weights_take_full_ones(world):  # noqa: F811
     assert 1e-4 < np.abs(generation.log_probs - exact).max() < 0.5
 
 
-def test_an_engine_that_cannot_work_is_not_started(world, tmp_path):  # noqa: F811
+def test_an_engine_that_cannot_work_is_not_started(world, tmp_path):
     arguments = {
         "policy_dir": world.directory,
         "vocabulary": world.vocabulary,
@@ -254,7 +262,7 @@ def test_an_engine_that_cannot_work_is_not_started(world, tmp_path):  # noqa: F8
         TreeEngine(**arguments | {"max_prompt_tokens": 126})
 
 
-def test_sizes_are_derived_unless_given(world):  # noqa: F811
+def test_sizes_are_derived_unless_given(world):
     given = open_engine(world, prefix_cache_mib=2).derivation
     assert given["prompts_per_step"] == (4, "given in the settings")
     assert given["prefix_cache_bytes"] == (2 * 2**20, "given in the settings")
@@ -263,7 +271,7 @@ def test_sizes_are_derived_unless_given(world):  # noqa: F811
     assert "busy" in derived["prompts_per_step"][1]
 
 
-def test_the_prefix_cache_has_room_for_twelve_steps_unless_memory_is_short(world, monkeypatch):  # noqa: F811
+def test_the_prefix_cache_has_room_for_twelve_steps_unless_memory_is_short(world, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     size, reason = open_engine(world).derivation["prefix_cache_bytes"]
     step = 4 * prefix_bytes(world.policies[0].model, MAX_PROMPT, 3)
@@ -285,7 +293,9 @@ def test_a_rollout_worker_fills_the_queue_from_it(tmp_path):
         prompts_per_lease=4,
         distractors=2,
     )
-    engine = TreeEngine(tmp_path / "policy", vocabulary, rollout.decode, rollout.engine, 0, max_prompt_tokens=10)
+    engine = TreeEngine(
+        tmp_path / "policy", vocabulary, rollout.decode, rollout.engine, 0, max_prompt_tokens=10
+    )
     queue = LocalQueue()
     worker = RolloutWorker(
         engine=engine,
@@ -300,7 +310,7 @@ def test_a_rollout_worker_fills_the_queue_from_it(tmp_path):
     )
     for _ in range(12):
         worker.advance()
-    groups = [decode(group.reference) for group in queue.ledger.allot(0, 0, 1, 4, 0)]
+    groups = [decode_groups(group.reference) for group in queue.ledger.allot(0, 0, 1, 4, 0)]
     assert [group.lease_id for group in groups] == [0, 1, 2, 3]
     for group in groups:
         assert (group.candidate_items >= 0).all()

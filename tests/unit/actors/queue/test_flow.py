@@ -54,8 +54,9 @@ def test_latencies_are_averaged():
 
 
 def simulate(flow, *, rollout_s, learner_s, actors, steps=80, lease=8, share=16, publish_every=2):
-    """Actors that each take `rollout_s` for a lease, and a learner that takes `learner_s` for a step of `share` groups;
-    (seconds that the learner waited, mean staleness), both over the second half."""
+    """Actors that each take `rollout_s` for a lease, and a learner that takes `learner_s` for a step of
+    `share` groups; (seconds that the learner waited, mean staleness), both over the second half.
+    """
     ledger = RolloutLedger(
         PromptFeed(*examples(64), seed=0),
         max_groups=400,

@@ -17,7 +17,13 @@ USERS, POSITIONS = np.arange(EXAMPLES, dtype=np.int32), np.arange(EXAMPLES, dtyp
 
 
 def ledger(**changes) -> RolloutLedger:
-    bounds = {"max_groups": 8, "max_bytes": 1000, "max_staleness": 2, "lease_deadline_s": 60.0, "expected_bytes": 100}
+    bounds = {
+        "max_groups": 8,
+        "max_bytes": 1000,
+        "max_staleness": 2,
+        "lease_deadline_s": 60.0,
+        "expected_bytes": 100,
+    }
     return RolloutLedger(PromptFeed(USERS, POSITIONS, seed=3), **(bounds | changes))
 
 
@@ -36,7 +42,9 @@ def done(leases: tuple[Lease, ...], *, nbytes: int = 100, version: int = 0) -> l
     ]
 
 
-def fill(book: RolloutLedger, count: int, *, actor: str = "a", version: int = 0, nbytes: int = 100) -> list[int]:
+def fill(
+    book: RolloutLedger, count: int, *, actor: str = "a", version: int = 0, nbytes: int = 100
+) -> list[int]:
     leases = book.lease(actor, "1", count, 0.0)
     assert len(leases) == count
     return list(book.push(actor, "1", done(leases, version=version, nbytes=nbytes), 0.0).accepted)
@@ -49,7 +57,9 @@ def ids(groups) -> list[int]:
 def test_leases_follow_the_feed_and_their_ids_count_up():
     leases = ledger().lease("a", "1", 4, 0.0)
     order = np.random.default_rng([3, 0]).permutation(EXAMPLES)[:4]
-    assert [(lease.lease_id, lease.attempt, lease.user) for lease in leases] == [(i, 1, order[i]) for i in range(4)]
+    assert [(lease.lease_id, lease.attempt, lease.user) for lease in leases] == [
+        (i, 1, order[i]) for i in range(4)
+    ]
     assert [lease.position for lease in leases] == [int(row) + 1 for row in order]
 
 
@@ -163,7 +173,11 @@ def test_lost_groups_are_issued_again_and_their_slots_filled():
     assert (again.lease_id, again.attempt) == (1, 2)
     book.push("b", "1", done((again,)), 0.0)
     groups = book.allot(0, 0, 1, 3, 0)
-    assert [(group.lease_id, group.reference) for group in groups] == [(0, "ref-0-1"), (2, "ref-2-1"), (1, "ref-1-2")]
+    assert [(group.lease_id, group.reference) for group in groups] == [
+        (0, "ref-0-1"),
+        (2, "ref-2-1"),
+        (1, "ref-1-2"),
+    ]
     book.ack(0, 0)
     assert book.status().accounting == {"issued": 3, "trained": 3, "stale": 0, "invalid": 0, "in_flight": 0}
     assert book.status().reissued == 1

@@ -6,12 +6,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from sluice.actors.ranker.micro_batcher import RankerService
+from sluice.actors.ranker.micro_batcher import MicroBatcher
 from sluice.catalog.errors import RankerError
-from sluice.learner.ranker.assessment import Assessment
 from sluice.learner.ranker.load import load_ranker
+from sluice.learner.ranker.output import RankerOutput
 from sluice.learner.settings import RankerSettings
-from tests.rollout_fakes import AssessingRanker, BrokenRanker, RowRanker
+from tests.rollout_fakes import BrokenRanker, PredictingRanker, RowRanker
 
 FOREVER_S = 3600.0
 
@@ -25,9 +25,11 @@ def test_requests_of_many_callers_are_scored_as_one_batch():
     ranker = RowRanker()
 
     async def scenario():
-        service = RankerService(ranker, max_batch=6, max_wait_s=FOREVER_S)
+        service = MicroBatcher(ranker, max_batch=6, max_wait_s=FOREVER_S)
         return await asyncio.gather(
-            service.assess(*request(2)), service.assess(*request(1, first=10)), service.assess(*request(3, width=3))
+            service.predict(*request(2)),
+            service.predict(*request(1, first=10)),
+            service.predict(*request(3, width=3)),
         ), service.stats()
 
     (one, two, three), stats = asyncio.run(scenario())
@@ -36,15 +38,23 @@ def test_requests_of_many_callers_are_scored_as_one_batch():
     np.testing.assert_allclose(two.scores, [[10.01, 11.01]], rtol=1e-6)
     assert three.scores.shape == three.spread.shape == three.values.shape == (3, 3)
     assert np.isnan(three.spread).all() and np.isnan(three.values).all()
-    assert (stats.requests, stats.batches, stats.prompts, stats.failures, stats.version) == (3, 1, 6, 0, "row-1")
+    assert (stats.requests, stats.batches, stats.prompts, stats.failures, stats.version) == (
+        3,
+        1,
+        6,
+        0,
+        "row-1",
+    )
 
 
 def test_what_assess_says_comes_back_to_each_caller_cut_to_its_request():
-    ranker = AssessingRanker()
+    ranker = PredictingRanker()
 
     async def scenario():
-        service = RankerService(ranker, max_batch=4, max_wait_s=0.0)
-        return await asyncio.gather(service.assess(*request(3, first=4)), service.assess(*request(6, width=1)))
+        service = MicroBatcher(ranker, max_batch=4, max_wait_s=0.0)
+        return await asyncio.gather(
+            service.predict(*request(3, first=4)), service.predict(*request(6, width=1))
+        )
 
     wide, long = asyncio.run(scenario())
     assert ranker.calls == [3, 4, 2]
@@ -59,28 +69,32 @@ def test_what_assess_says_comes_back_to_each_caller_cut_to_its_request():
     [
         (
             lambda scores: scores,
-            r"answered with ndarray, which has no scores, spread, values: return a learner\.assess",
+            r"answered with ndarray, which has no scores, spread, values: return a "
+            r"sluice\.learner\.ranker\.output",
         ),
-        (lambda scores: Assessment.of(scores, spread=-scores), r"gave the spread -1\.01; a deviation is 0 or more"),
         (
-            lambda scores: Assessment.of(scores, values=scores[:, :1]),
-            r"values of the ranker's assess: .*shape \(1, 1\)",
+            lambda scores: RankerOutput.of(scores, spread=-scores),
+            r"gave the spread -1\.01; a deviation is 0 or more",
         ),
-        (lambda scores: Assessment.of(scores[:, :1]), r"shape \(1, 1\) to candidates of shape \(1, 2\)"),
+        (
+            lambda scores: RankerOutput.of(scores, values=scores[:, :1]),
+            r"values of the ranker's predict: .*shape \(1, 1\)",
+        ),
+        (lambda scores: RankerOutput.of(scores[:, :1]), r"shape \(1, 1\) to candidates of shape \(1, 2\)"),
     ],
 )
 def test_a_broken_assess_is_named(answer, message):
     class Broken(RowRanker):
-        def assess(self, histories, candidates):
+        def predict(self, histories, candidates):
             return answer(self.score(histories, candidates))
 
     with pytest.raises(RankerError, match=message):
-        asyncio.run(RankerService(Broken(), max_batch=1, max_wait_s=0).assess(*request(1)))
+        asyncio.run(MicroBatcher(Broken(), max_batch=1, max_wait_s=0).predict(*request(1)))
 
 
 def test_a_lone_request_does_not_wait_for_company_for_ever():
     ranker = RowRanker()
-    answer = asyncio.run(RankerService(ranker, max_batch=64, max_wait_s=0.0).assess(*request(2)))
+    answer = asyncio.run(MicroBatcher(ranker, max_batch=64, max_wait_s=0.0).predict(*request(2)))
     assert answer.scores.shape == (2, 2)
     assert ranker.calls == [2]
 
@@ -89,8 +103,8 @@ def test_a_batch_never_exceeds_its_bound():
     ranker = RowRanker()
 
     async def scenario():
-        service = RankerService(ranker, max_batch=4, max_wait_s=0.0)
-        return await asyncio.gather(*(service.assess(*request(rows)) for rows in (3, 3, 9)))
+        service = MicroBatcher(ranker, max_batch=4, max_wait_s=0.0)
+        return await asyncio.gather(*(service.predict(*request(rows)) for rows in (3, 3, 9)))
 
     assert [len(answer.scores) for answer in asyncio.run(scenario())] == [3, 3, 9]
     assert ranker.calls == [3, 3, 4, 4, 1]
@@ -106,9 +120,9 @@ def test_the_event_loop_lives_while_the_ranker_scores():
 
     async def scenario():
         ranker = Slow()
-        service = RankerService(ranker, max_batch=2, max_wait_s=FOREVER_S)
-        first = asyncio.create_task(service.assess(*request(2)))
-        others = [asyncio.create_task(service.assess(*request(1))) for _ in range(2)]
+        service = MicroBatcher(ranker, max_batch=2, max_wait_s=FOREVER_S)
+        first = asyncio.create_task(service.predict(*request(2)))
+        others = [asyncio.create_task(service.predict(*request(1))) for _ in range(2)]
         await asyncio.sleep(0)  # all three are in; the loop still runs although the ranker is busy
         release.set()
         await asyncio.gather(first, *others)
@@ -125,12 +139,12 @@ def test_one_bad_request_spoils_no_other():
             return super().score(histories, candidates)
 
     async def scenario():
-        service = RankerService(Picky(), max_batch=3, max_wait_s=FOREVER_S)
+        service = MicroBatcher(Picky(), max_batch=3, max_wait_s=FOREVER_S)
         answers = await asyncio.gather(
-            *(service.assess(*request(1, first=first)) for first in (0, 99, 4)), return_exceptions=True
+            *(service.predict(*request(1, first=first)) for first in (0, 99, 4)), return_exceptions=True
         )
         service._max_wait_s = 0.0
-        return answers, await service.assess(*request(1))
+        return answers, await service.predict(*request(1))
 
     (one, bad, three), later = asyncio.run(scenario())
     assert isinstance(bad, RankerError)
@@ -144,19 +158,19 @@ def test_a_ranker_that_scores_the_wrong_shape_is_named():
             return super().score(histories, candidates)[:, 0]
 
     with pytest.raises(RankerError, match=r"shape \(1,\) to candidates of shape \(1, 2\)"):
-        asyncio.run(RankerService(Flat(), max_batch=1, max_wait_s=0).assess(*request(1)))
+        asyncio.run(MicroBatcher(Flat(), max_batch=1, max_wait_s=0).predict(*request(1)))
 
 
 def test_a_caller_that_gave_up_is_not_served():
     ranker = RowRanker()
 
     async def scenario():
-        service = RankerService(ranker, max_batch=3, max_wait_s=FOREVER_S)
-        gone = asyncio.create_task(service.assess(*request(1)))
+        service = MicroBatcher(ranker, max_batch=3, max_wait_s=FOREVER_S)
+        gone = asyncio.create_task(service.predict(*request(1)))
         await asyncio.sleep(0)
         gone.cancel()
         await asyncio.gather(gone, return_exceptions=True)
-        return await service.assess(*request(2))
+        return await service.predict(*request(2))
 
     assert asyncio.run(scenario()).scores.shape == (2, 2)
     assert ranker.calls == [2]
@@ -169,7 +183,9 @@ def test_the_user_s_ranker_is_constructed_with_the_data_set_and_its_options():
 
 
 def test_the_built_in_ranker_is_loaded_from_its_directory(monkeypatch):
-    module = SimpleNamespace(EnsembleRanker=SimpleNamespace(load=lambda directory, dataset: (directory, dataset)))
+    module = SimpleNamespace(
+        EnsembleRanker=SimpleNamespace(load=lambda directory, dataset: (directory, dataset))
+    )
     monkeypatch.setitem(sys.modules, "sluice.learner.ranker.model", module)
     assert load_ranker(RankerSettings(), "somewhere", "data") == ("somewhere", "data")
 
@@ -180,7 +196,11 @@ def test_the_built_in_ranker_is_loaded_from_its_directory(monkeypatch):
         ("no_such_module:Thing", {}, "cannot be imported: No module named 'no_such_module'"),
         ("tests.rollout_fakes:Nothing", {}, "cannot be imported: .* has no attribute 'Nothing'"),
         ("tests.rollout_fakes", {}, "write it as package.module:Class"),
-        ("tests.rollout_fakes:RowRanker", {"colour": 1}, "failed to start with options .*unexpected keyword argument"),
+        (
+            "tests.rollout_fakes:RowRanker",
+            {"colour": 1},
+            "failed to start with options .*unexpected keyword argument",
+        ),
         ("tests.rollout_fakes:TinyDataset", {}, "failed to start"),
         ("builtins:str", {}, "has no attribute 'score'"),
     ],
@@ -192,4 +212,4 @@ def test_an_unusable_ranker_is_named_with_the_remedy(use, options, message):
 
 def test_a_broken_ranker_s_reason_reaches_the_caller():
     with pytest.raises(RankerError, match="ZeroDivisionError: no scores today"):
-        asyncio.run(RankerService(BrokenRanker(), max_batch=1, max_wait_s=0).assess(*request(1)))
+        asyncio.run(MicroBatcher(BrokenRanker(), max_batch=1, max_wait_s=0).predict(*request(1)))

@@ -6,11 +6,11 @@ import pytest
 
 from sluice.actors.engines.engine import Generation
 from sluice.actors.queue.leases import Lease
-from sluice.actors.rollout.groups import Prompt, draw, finish
+from sluice.actors.rollout.groups import Prompt, assemble_groups, score_groups
 from sluice.catalog.errors import DataError, RankerError, RunError
-from sluice.catalog.rollout_group import ROLLOUT_GROUP, decode, encode, from_stream, to_stream
+from sluice.catalog.rollout_group import ROLLOUT_GROUP, decode_groups, encode_groups, from_stream, to_stream
 from sluice.catalog.trie.vocabulary import Vocabulary
-from sluice.learner.ranker.assessment import Assessment, check_assessment, check_scores
+from sluice.learner.ranker.output import RankerOutput, check_output, check_scores
 from tests.rollout_fakes import CODES, LAYOUT
 
 VOCABULARY = Vocabulary.of(CODES, LAYOUT)
@@ -36,7 +36,9 @@ def generation(items: list[int], versions: tuple[int, int] = (2, 3)) -> Generati
 def drawn_batch(distractors: int = 2, seed: int = 5, rows=([0, 0, 1], [2, -1, 3], [1, 4, 4])):
     prompts = [prompt(0, 2), prompt(1, 3), prompt(2, 6)]
     generations = [generation(list(items)) for items in rows]
-    return draw(prompts, generations, [0.1, 0.2, 0.3], vocabulary=VOCABULARY, distractors=distractors, seed=seed)
+    return assemble_groups(
+        prompts, generations, [0.1, 0.2, 0.3], vocabulary=VOCABULARY, distractors=distractors, seed=seed
+    )
 
 
 def test_candidates_are_looked_up_in_the_trie():
@@ -47,10 +49,12 @@ def test_each_group_is_looked_up_in_the_catalogue_it_was_generated_with():
     newer = VOCABULARY.changed(retire=np.array([1])).after(VOCABULARY)
     old, new = generation([0, 1]), replace(generation([0, 1]), catalogue_version=1)
     prompts = [prompt(0, 2), prompt(1, 3)]
-    drawn = draw(prompts, [old, new], [0.1, 0.2], vocabulary=newer, distractors=1, seed=0)
+    drawn = assemble_groups(prompts, [old, new], [0.1, 0.2], vocabulary=newer, distractors=1, seed=0)
     assert drawn.candidate_items.tolist() == [[0, 1], [0, -1]]
-    groups = finish(drawn, Assessment.of(np.zeros((2, 4), dtype=np.float32)), ranker_version="r", score_s=0.1)
-    assert [decode(encode(group)).catalogue_version for group in groups] == [0, 1]
+    groups = score_groups(
+        drawn, RankerOutput.of(np.zeros((2, 4), dtype=np.float32)), ranker_version="r", score_s=0.1
+    )
+    assert [decode_groups(encode_groups(group)).catalogue_version for group in groups] == [0, 1]
 
 
 def test_distractors_come_from_other_prompts_and_are_neither_target_nor_own_candidate():
@@ -68,12 +72,18 @@ def test_distractors_come_from_other_prompts_and_are_neither_target_nor_own_cand
 
 def test_a_small_pool_gives_fewer_distractors():
     assert (drawn_batch(distractors=3).distractor_items >= 0).sum(axis=1).tolist() == [2, 3, 3]
-    lonely = draw([prompt(0, 2)], [generation([1, 3])], [0.1], vocabulary=VOCABULARY, distractors=3, seed=0)
+    lonely = assemble_groups(
+        [prompt(0, 2)], [generation([1, 3])], [0.1], vocabulary=VOCABULARY, distractors=3, seed=0
+    )
     assert lonely.distractor_items.tolist() == [[-1, -1, -1]]
 
 
 def test_the_draw_depends_on_seed_and_lease_alone():
-    first, again, other = drawn_batch(seed=5), drawn_batch(seed=5), [drawn_batch(seed=seed) for seed in range(6, 30)]
+    first, again, other = (
+        drawn_batch(seed=5),
+        drawn_batch(seed=5),
+        [drawn_batch(seed=seed) for seed in range(6, 30)],
+    )
     assert (first.distractor_items == again.distractor_items).all()
     assert any((o.distractor_items[1] != first.distractor_items[1]).any() for o in other)
 
@@ -95,7 +105,9 @@ def test_scores_go_back_to_every_place_an_item_has():
     asked = drawn.asked
     scores = np.where(asked < 0, np.nan, asked * 10 + np.arange(3)[:, None]).astype(np.float32)
     spread = np.where(asked < 0, np.nan, asked / 10).astype(np.float32)
-    groups = finish(drawn, Assessment.of(scores, spread, spread * 1000), ranker_version="r1", score_s=0.5)
+    groups = score_groups(
+        drawn, RankerOutput.of(scores, spread, spread * 1000), ranker_version="r1", score_s=0.5
+    )
     np.testing.assert_array_equal(groups[0].candidate_scores, [0, 0, 10])
     np.testing.assert_array_equal(groups[1].candidate_scores, [21, np.nan, 31])
     np.testing.assert_array_equal(groups[2].candidate_scores, [12, 42, 42])
@@ -121,14 +133,14 @@ def groups():
     drawn = drawn_batch()
     asked = drawn.asked
     scores = np.where(asked < 0, np.nan, asked).astype(np.float32)
-    return finish(drawn, Assessment.of(scores, scores / 8, None), ranker_version="r1", score_s=0.5)
+    return score_groups(drawn, RankerOutput.of(scores, scores / 8, None), ranker_version="r1", score_s=0.5)
 
 
 def test_a_group_survives_the_wire():
     for group in groups():
-        record = encode(group)
+        record = encode_groups(group)
         assert (record.num_rows, record.schema) == (1, ROLLOUT_GROUP)
-        back = decode(record)
+        back = decode_groups(record)
         for name in type(group).__dataclass_fields__:
             mine, theirs = getattr(group, name), getattr(back, name)
             if isinstance(mine, np.ndarray):
@@ -141,21 +153,25 @@ def test_a_group_survives_the_wire():
 
 def test_groups_encoded_together_are_those_encoded_alone():
     made = groups()
-    made += [replace(made[0], excluded=np.arange(3, dtype=np.int32), history=made[0].history[:1], lease_id=77)]
-    together = encode(*made)
+    made += [
+        replace(made[0], excluded=np.arange(3, dtype=np.int32), history=made[0].history[:1], lease_id=77)
+    ]
+    together = encode_groups(*made)
     assert together.num_rows == len(made) > 2
     read = from_stream(to_stream(together))
     assert read.schema.equals(together.schema, check_metadata=True)
     assert repr(read.to_pylist()) == repr(together.to_pylist())
     for row, group in enumerate(made):
-        assert repr(together.slice(row, 1).to_pylist()) == repr(encode(group).to_pylist())  # NaN is not NaN
-        assert decode(together.slice(row, 1)).lease_id == group.lease_id
+        assert repr(together.slice(row, 1).to_pylist()) == repr(
+            encode_groups(group).to_pylist()
+        )  # NaN is not NaN
+        assert decode_groups(together.slice(row, 1)).lease_id == group.lease_id
 
 
 def test_inclusion_probabilities_travel_with_stochastic_beams_only():
-    assert all(decode(encode(group)).inclusion_log_probs.shape == (0,) for group in groups())
+    assert all(decode_groups(encode_groups(group)).inclusion_log_probs.shape == (0,) for group in groups())
     inclusion = np.asarray([-0.5, -3], dtype=np.float32)
-    drawn = draw(
+    drawn = assemble_groups(
         [prompt(0, 2)],
         [replace(generation([1, 3]), inclusion_log_probs=inclusion)],
         [0.1],
@@ -163,49 +179,59 @@ def test_inclusion_probabilities_travel_with_stochastic_beams_only():
         distractors=1,
         seed=0,
     )
-    (group,) = finish(drawn, Assessment.of(np.asarray([[2, 1, 3, np.nan]])), ranker_version="r", score_s=0)
-    assert decode(encode(group)).inclusion_log_probs.tolist() == [-0.5, -3]
+    (group,) = score_groups(
+        drawn, RankerOutput.of(np.asarray([[2, 1, 3, np.nan]])), ranker_version="r", score_s=0
+    )
+    assert decode_groups(encode_groups(group)).inclusion_log_probs.tolist() == [-0.5, -3]
     with pytest.raises(DataError, match=r"inclusion_log_probs has shape \(1,\), expected \(2,\)"):
-        encode(replace(group, inclusion_log_probs=inclusion[:1]))
+        encode_groups(replace(group, inclusion_log_probs=inclusion[:1]))
 
 
 def test_nan_scores_travel_as_nan_not_null():
-    record = encode(groups()[1])
+    record = encode_groups(groups()[1])
     assert record.column("candidate_scores").flatten().null_count == 0
 
 
 def test_a_group_without_distractors_survives_the_wire():
-    lonely = draw([prompt(0, 2)], [generation([1, 3])], [0.1], vocabulary=VOCABULARY, distractors=3, seed=0)
-    scores = Assessment.of(np.asarray([[2, 1, 3, np.nan, np.nan, np.nan]]))
-    (group,) = finish(lonely, scores, ranker_version="r", score_s=0)
-    assert decode(encode(group)).distractor_scores.shape == (0,)
+    lonely = assemble_groups(
+        [prompt(0, 2)], [generation([1, 3])], [0.1], vocabulary=VOCABULARY, distractors=3, seed=0
+    )
+    scores = RankerOutput.of(np.asarray([[2, 1, 3, np.nan, np.nan, np.nan]]))
+    (group,) = score_groups(lonely, scores, ranker_version="r", score_s=0)
+    assert decode_groups(encode_groups(group)).distractor_scores.shape == (0,)
 
 
 def test_a_group_of_another_version_is_refused():
-    record = encode(groups()[0])
+    record = encode_groups(groups()[0])
     for metadata, found in (({b"sluice.rollout_group": b"99"}, "99"), (None, "none")):
         other = pa.RecordBatch.from_arrays(record.columns, schema=record.schema.with_metadata(metadata))
         with pytest.raises(DataError, match=f"schema version {found}, this release reads 2"):
-            decode(other)
+            decode_groups(other)
 
 
 def test_malformed_groups_are_refused():
     group = groups()[0]
     with pytest.raises(DataError, match=r"candidate_scores has shape \(2,\), expected \(3,\)"):
-        encode(type(group)(**{**vars(group), "candidate_scores": group.candidate_scores[:2]}))
+        encode_groups(type(group)(**{**vars(group), "candidate_scores": group.candidate_scores[:2]}))
     with pytest.raises(DataError, match="NaN exactly where candidate_items is -1"):
-        encode(type(group)(**{**vars(group), "candidate_items": np.asarray([0, 0, -1], dtype=np.int32)}))
+        encode_groups(
+            type(group)(**{**vars(group), "candidate_items": np.asarray([0, 0, -1], dtype=np.int32)})
+        )
     with pytest.raises(DataError, match="candidate_spread must be NaN exactly where candidate_items is -1"):
-        encode(type(group)(**{**vars(group), "target_spread": np.nan}))
+        encode_groups(type(group)(**{**vars(group), "target_spread": np.nan}))
     with pytest.raises(DataError, match="candidate_values must be NaN exactly where candidate_items is -1"):
-        encode(type(group)(**{**vars(group), "target_value": 1.0}))
-    record = encode(group)
+        encode_groups(type(group)(**{**vars(group), "target_value": 1.0}))
+    record = encode_groups(group)
     with pytest.raises(DataError, match=r"got 2 row\(s\)"):
-        decode(pa.Table.from_batches([record, record]).combine_chunks().to_batches()[0])
+        decode_groups(pa.Table.from_batches([record, record]).combine_chunks().to_batches()[0])
     position = record.schema.get_field_index("candidate_tokens")
-    cut = record.set_column(position, record.schema.field(position), pa.array([[3, 5]], type=pa.list_(pa.int32())))
-    with pytest.raises(DataError, match="candidate_tokens has 2 values, which is no multiple of its 3 candidates"):
-        decode(cut)
+    cut = record.set_column(
+        position, record.schema.field(position), pa.array([[3, 5]], type=pa.list_(pa.int32()))
+    )
+    with pytest.raises(
+        DataError, match="candidate_tokens has 2 values, which is no multiple of its 3 candidates"
+    ):
+        decode_groups(cut)
 
 
 @pytest.mark.parametrize(
@@ -231,12 +257,20 @@ NAN = np.nan
 @pytest.mark.parametrize(
     ("spread", "values", "message"),
     [
-        ([[0.0, 1.0, 2.0]], None, r"spread of the ranker's assess: .*gave 2.0 to item -1 .* or NaN everywhere"),
-        ([[0.0, NAN, NAN]], None, r"spread of the ranker's assess: .*gave nan to item 4"),
-        (None, [[NAN, 1.0, NAN]], r"values of the ranker's assess: .*gave nan to item 3"),
-        (None, [[np.inf, 1.0, NAN]], r"values of the ranker's assess: .*gave inf to item 3"),
-        ([[0.0, 1.0]], None, r"spread of the ranker's assess: .*shape \(1, 2\) to candidates of shape \(1, 3\)"),
-        ([[NAN, NAN]], None, r"spread of the ranker's assess: .*shape"),
+        (
+            [[0.0, 1.0, 2.0]],
+            None,
+            r"spread of the ranker's predict: .*gave 2.0 to item -1 .* or NaN everywhere",
+        ),
+        ([[0.0, NAN, NAN]], None, r"spread of the ranker's predict: .*gave nan to item 4"),
+        (None, [[NAN, 1.0, NAN]], r"values of the ranker's predict: .*gave nan to item 3"),
+        (None, [[np.inf, 1.0, NAN]], r"values of the ranker's predict: .*gave inf to item 3"),
+        (
+            [[0.0, 1.0]],
+            None,
+            r"spread of the ranker's predict: .*shape \(1, 2\) to candidates of shape \(1, 3\)",
+        ),
+        ([[NAN, NAN]], None, r"spread of the ranker's predict: .*shape"),
         ([[0.5, -0.25, NAN]], None, r"gave the spread -0.25; a deviation is 0 or more"),
     ],
 )
@@ -244,12 +278,12 @@ def test_a_wrong_assessment_is_the_ranker_s_fault(spread, values, message):
     candidates, scores = np.asarray([[3, 4, -1]], dtype=np.int32), np.asarray([[1.0, 2.0, NAN]])
     as_array = (None if given is None else np.asarray(given) for given in (spread, values))
     with pytest.raises(RankerError, match=message):
-        check_assessment(candidates, Assessment.of(scores, *as_array))
+        check_output(candidates, RankerOutput.of(scores, *as_array))
 
 
 def test_a_right_assessment_passes_as_float32():
     candidates, scores = np.asarray([[3, 4, -1]], dtype=np.int32), np.asarray([[1.0, 2.0, NAN]])
-    found = check_assessment(candidates, Assessment.of(scores, spread=scores / 2))
+    found = check_output(candidates, RankerOutput.of(scores, spread=scores / 2))
     np.testing.assert_array_equal(found.spread, [[0.5, 1.0, NAN]])
     assert np.isnan(found.values).all()
     assert found.scores.dtype == found.spread.dtype == found.values.dtype == np.float32

@@ -9,10 +9,10 @@ from sluice.actors.rollout.worker import RolloutWorker
 from sluice.actors.settings import DecodeSettings, RolloutSettings
 from sluice.catalog.data.feed import PromptFeed
 from sluice.catalog.errors import PolicyError, RankerError
-from sluice.catalog.rollout_group import decode
+from sluice.catalog.rollout_group import decode_groups
 from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.learner.policy.packed_weights import UnverifiedWeights
-from sluice.learner.ranker.assessment import Assessment
+from sluice.learner.ranker.output import RankerOutput
 from tests.rollout_fakes import CODES, LAYOUT, FakeEngine, RowRanker, TinyDataset, examples, weights_at
 
 
@@ -72,7 +72,7 @@ class LocalRanker:
 
     def submit(self, histories, candidates):
         scores = RowRanker().score(histories, candidates)
-        answer = SimpleNamespace(assessment=Assessment.of(scores), version="row-1", latency_s=0.5)
+        answer = SimpleNamespace(output=RankerOutput.of(scores), version="row-1", latency_s=0.5)
         call = HandCall(self.error or answer, ready=not self.hold)
         self.calls.append(call)
         return call
@@ -99,10 +99,14 @@ class Clock:
         return self.now_s
 
 
-def worker(engine=None, queue=None, ranker=None, weights=None, constrained=False, exclude_seen=True, **settings):
+def worker(
+    engine=None, queue=None, ranker=None, weights=None, constrained=False, exclude_seen=True, **settings
+):
     decode_settings = DecodeSettings(candidates=2, constrained=constrained)
     options = {"prompts_per_lease": 4, "leases_ahead": 2, "distractors": 2} | settings
-    parts = SimpleNamespace(engine=engine or FakeEngine(), queue=queue or LocalQueue(), ranker=ranker or LocalRanker())
+    parts = SimpleNamespace(
+        engine=engine or FakeEngine(), queue=queue or LocalQueue(), ranker=ranker or LocalRanker()
+    )
     parts.worker = RolloutWorker(
         engine=parts.engine,
         queue=parts.queue,
@@ -125,7 +129,7 @@ def test_groups_reach_the_queue_with_all_their_parts():
     parts = worker()
     turn(parts, 6)
     pulled = parts.queue.ledger.allot(0, 0, 1, 4, 0)
-    groups = [decode(group.reference) for group in pulled]
+    groups = [decode_groups(group.reference) for group in pulled]
     assert [group.lease_id for group in groups] == [0, 1, 2, 3]
     data = TinyDataset()
     for group in groups:
@@ -140,7 +144,9 @@ def test_groups_reach_the_queue_with_all_their_parts():
         assert group.excluded.tolist() == []  # free decoding leaves nothing out
 
 
-@pytest.mark.parametrize(("constrained", "exclude_seen", "excludes"), [(True, True, True), (True, False, False)])
+@pytest.mark.parametrize(
+    ("constrained", "exclude_seen", "excludes"), [(True, True, True), (True, False, False)]
+)
 def test_constrained_decoding_leaves_out_what_was_seen(constrained, exclude_seen, excludes):
     parts = worker(constrained=constrained, exclude_seen=exclude_seen, engine=FakeEngine(per_step=0))
     turn(parts, 3)
@@ -164,7 +170,9 @@ def test_generation_goes_on_while_the_ranker_thinks_but_not_without_bound():
     parts = worker()
     parts.ranker.hold = True
     turn(parts, 40)
-    assert len(parts.ranker.calls) == 3  # leases_ahead, and the one that was let through when they were reached
+    assert (
+        len(parts.ranker.calls) == 3
+    )  # leases_ahead, and the one that was let through when they were reached
     assert parts.queue.ledger.status().leased == 12
     assert parts.engine.in_flight == 0
     for call in parts.ranker.calls:
@@ -178,7 +186,7 @@ def test_new_weights_are_swapped_in_before_the_next_step_and_stamp_the_groups():
     turn(parts, 10)
     assert parts.engine.loaded == [5]
     groups = parts.queue.ledger.allot(0, 0, 1, 4, 5)
-    assert {decode(group.reference).version_min for group in groups} == {5}
+    assert {decode_groups(group.reference).version_min for group in groups} == {5}
     stats = parts.worker.stats()
     assert (stats.swaps, stats.time["load_weights"], stats.version) == (1, 1.0, 5)
 

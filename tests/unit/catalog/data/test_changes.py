@@ -1,4 +1,6 @@
-"""Changes of a run's catalogue: what is refused, which codes a new item gets, and that every reader sees the same."""
+"""Changes of a run's catalogue: what is refused, which codes a new item gets, and that every reader sees the
+same.
+"""
 
 import numpy as np
 import pyarrow as pa
@@ -59,7 +61,9 @@ def test_a_missing_last_code_is_the_lowest_free_one(tmp_path):
 
 
 def test_codes_run_out(tmp_path):
-    with pytest.raises(DataError, match=r"row 2, item 'f': all 4 items that codes \[0, 0\] can have are taken"):
+    with pytest.raises(
+        DataError, match=r"row 2, item 'f': all 4 items that codes \[0, 0\] can have are taken"
+    ):
         pushed(tmp_path, add="e,0 0\nf,0 0\n")
     pushed(tmp_path, add="e,0 0\n", retire="a\n")
     with pytest.raises(DataError, match="all 4 items"):  # a retired item keeps its codes

@@ -109,7 +109,9 @@ def test_ratings_are_none_when_there_are_none(directory):
 def with_column(directory, name, values):
     path = directory / "interactions.parquet"
     table, field = pq.read_table(path), INTERACTIONS.field(name)
-    pq.write_table(table.set_column(table.schema.get_field_index(name), field, pa.array(values, field.type)), path)
+    pq.write_table(
+        table.set_column(table.schema.get_field_index(name), field, pa.array(values, field.type)), path
+    )
 
 
 def with_reward(directory, reward):

@@ -4,7 +4,7 @@ import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sluice.catalog.data.cooccurrence import CoOccurrence, SharedUsers, mixed
+from sluice.catalog.data.cooccurrence import CoOccurrence, SharedUsers, mix_counts
 from sluice.catalog.data.semantic_ids import (
     item_vectors,
     level_sizes_of,
@@ -16,7 +16,9 @@ from sluice.catalog.data.semantic_ids import (
 from sluice.catalog.data.settings import SemanticIdSettings
 
 code_arrays = st.integers(1, 4).flatmap(
-    lambda levels: st.lists(st.lists(st.integers(0, 3), min_size=levels, max_size=levels), min_size=1, max_size=40)
+    lambda levels: st.lists(
+        st.lists(st.integers(0, 3), min_size=levels, max_size=levels), min_size=1, max_size=40
+    )
 )
 
 
@@ -68,7 +70,9 @@ def test_residual_kmeans_is_deterministic_and_within_the_level_sizes(items, dims
 
 def test_near_items_share_their_first_code_and_levels_code_what_is_left():
     # Two far groups, each of two near pairs: the first code tells the groups apart, the second the pairs.
-    vectors = np.array([[10, 1], [10, 1.01], [10, -1], [10, -1.01], [-10, 1], [-10, 1.01], [-10, -1], [-10, -1.01]])
+    vectors = np.array(
+        [[10, 1], [10, 1.01], [10, -1], [10, -1.01], [-10, 1], [-10, 1.01], [-10, -1], [-10, -1.01]]
+    )
     codes = residual_kmeans(vectors.astype(np.float32), SemanticIdSettings(level_sizes=(2, 2)))
     first, second = codes.T.tolist()
     assert first in ([0] * 4 + [1] * 4, [1] * 4 + [0] * 4)
@@ -146,7 +150,10 @@ def test_attributes_and_embedding_have_the_weights_that_are_set():
     expected = 0.5 * np.array([[root * root, root * root, root], [1, 0, 0], [0, 0, 0]])
     np.testing.assert_allclose(vectors[:, 3:6], expected, atol=1e-6)
     np.testing.assert_allclose(vectors[:, 6:], [[0.6, 0.8], [0, 1], [0, 0]], atol=1e-6)
-    assert item_vectors(counts, attributes, names, None, SemanticIdSettings(attribute_weight=0)).shape == (3, 3)
+    assert item_vectors(counts, attributes, names, None, SemanticIdSettings(attribute_weight=0)).shape == (
+        3,
+        3,
+    )
 
 
 def test_many_attributes_are_reduced_and_keep_their_distances():
@@ -163,7 +170,9 @@ def test_many_attributes_are_reduced_and_keep_their_distances():
 
 def test_shared_users_by_hand():
     shared = SharedUsers(4)
-    shared.add(np.array([0, 0, 0, 1, 1]), np.array([0, 1, 0, 1, 2]))  # user 0: items 0, 1 (0 twice); user 1: items 1, 2
+    shared.add(
+        np.array([0, 0, 0, 1, 1]), np.array([0, 1, 0, 1, 2])
+    )  # user 0: items 0, 1 (0 twice); user 1: items 1, 2
     shared.add(np.array([2, 2, 2, 2]), np.array([0, 1, 2, 3]))
     matrix = shared.matrix().toarray()
     expected = np.zeros((4, 4))
@@ -176,6 +185,10 @@ def test_shared_users_by_hand():
 def test_mixed_counts_are_scaled_before_they_are_weighed():
     near = sp.csr_matrix(np.array([[0.0, 3.0], [3.0, 0.0]]))
     shared = sp.csr_matrix(np.array([[0.0, 10.0], [0.0, 0.0]]))
-    assert mixed(near, shared, 0.25).toarray() == pytest.approx(np.array([[0, 0.375 + 0.25], [0.375, 0]]))
-    assert mixed(near, shared, 0.0).toarray() == pytest.approx(np.array([[0, 0.5], [0.5, 0]]))
-    assert mixed(near, sp.csr_matrix((2, 2)), 0.5).toarray() == pytest.approx(np.array([[0, 0.25], [0.25, 0]]))
+    assert mix_counts(near, shared, 0.25).toarray() == pytest.approx(
+        np.array([[0, 0.375 + 0.25], [0.375, 0]])
+    )
+    assert mix_counts(near, shared, 0.0).toarray() == pytest.approx(np.array([[0, 0.5], [0.5, 0]]))
+    assert mix_counts(near, sp.csr_matrix((2, 2)), 0.5).toarray() == pytest.approx(
+        np.array([[0, 0.25], [0.25, 0]])
+    )

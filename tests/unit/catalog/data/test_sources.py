@@ -75,14 +75,20 @@ def test_csv_rows_keep_their_numbers_around_malformed_rows(tmp_path, monkeypatch
 
 
 def test_directories_hold_files_of_several_kinds_in_order_of_name(tmp_path):
-    pq.write_table(pa.table({"user_id": [1, 2], "item_id": [3, 4], "timestamp": [5, 6]}), tmp_path / "b.parquet")
+    pq.write_table(
+        pa.table({"user_id": [1, 2], "item_id": [3, 4], "timestamp": [5, 6]}), tmp_path / "b.parquet"
+    )
     (tmp_path / "a.csv").write_text("timestamp,user_id,item_id\n1,x,y\n")
     (tmp_path / "c.tsv.gz").write_bytes(gzip.compress(b"user_id\titem_id\ttimestamp\nz\tw\t9\n"))
     (tmp_path / "_SUCCESS.csv").write_text("nothing\n")
     (tmp_path / "notes.md").write_text("nothing\n")
     source = table(tmp_path)
     assert read_all(source) == [(1, "x", "y", "1"), (1, 1, 3, 5), (2, 2, 4, 6), (1, "z", "w", "9")]
-    assert [entry["path"].rsplit("/", 1)[1] for entry in source.fingerprint()] == ["a.csv", "b.parquet", "c.tsv.gz"]
+    assert [entry["path"].rsplit("/", 1)[1] for entry in source.fingerprint()] == [
+        "a.csv",
+        "b.parquet",
+        "c.tsv.gz",
+    ]
 
 
 def test_parquet_rows_are_numbered_across_batches(tmp_path, monkeypatch):
@@ -96,13 +102,17 @@ def test_parquet_rows_are_numbered_across_batches(tmp_path, monkeypatch):
 def test_an_unknown_column_is_named_with_those_that_exist(tmp_path):
     path = tmp_path / "log.csv"
     path.write_text("uid,item_id,timestamp\n1,2,3\n")
-    with pytest.raises(DataError, match=r"no column 'user_id' .*columns\.user_id.*'uid', 'item_id', 'timestamp'"):
+    with pytest.raises(
+        DataError, match=r"no column 'user_id' .*columns\.user_id.*'uid', 'item_id', 'timestamp'"
+    ):
         read_all(table(path))
 
 
 def test_a_missing_time_column_says_what_to_do(tmp_path):
     pq.write_table(pa.table({"user_id": [1], "item_id": [3]}), tmp_path / "log.parquet")
-    with pytest.raises(DataError, match=r"no column 'timestamp'.*rows already stand in order of time, to null"):
+    with pytest.raises(
+        DataError, match=r"no column 'timestamp'.*rows already stand in order of time, to null"
+    ):
         read_all(table(tmp_path / "log.parquet"))
 
 
@@ -125,7 +135,9 @@ def test_files_that_cannot_be_read(tmp_path, name, content, message):
 
 def test_a_list_where_a_value_belongs_is_refused(tmp_path):
     pq.write_table(pa.table({"user_id": [[1]], "item_id": [3], "timestamp": [1]}), tmp_path / "log.parquet")
-    with pytest.raises(DataError, match=r"'user_id' \(data\.source\.columns\.user_id\) is list<.*not single values"):
+    with pytest.raises(
+        DataError, match=r"'user_id' \(data\.source\.columns\.user_id\) is list<.*not single values"
+    ):
         read_all(table(tmp_path / "log.parquet"))
 
 
@@ -289,7 +301,9 @@ def test_attributes_from_text_numbers_and_lists(tmp_path):
 
 
 def test_repeated_and_empty_item_ids_are_bad_rows(tmp_path):
-    items, rejections = catalogue(tmp_path, {"item_id": ["x", "y", "x", None], "title": list("abcd")}, title="title")
+    items, rejections = catalogue(
+        tmp_path, {"item_id": ["x", "y", "x", None], "title": list("abcd")}, title="title"
+    )
     assert (items.ids, items.titles) == (["x", "y"], ["a", "b"])
     assert [(b.row, b.value, b.reason) for b in rejections.first] == [
         (3, "x", "stands in an earlier row"),
@@ -299,10 +313,18 @@ def test_repeated_and_empty_item_ids_are_bad_rows(tmp_path):
 
 @pytest.mark.parametrize(
     ("codes", "row"),
-    [([[1, 2], [3]], 2), ([[1, 2], [3, -1]], 2), ([[1, 2], None], 2), ([[0.5, 1], [1, 1]], 1), (["1 2", "1 x"], 2)],
+    [
+        ([[1, 2], [3]], 2),
+        ([[1, 2], [3, -1]], 2),
+        ([[1, 2], None], 2),
+        ([[0.5, 1], [1, 1]], 1),
+        (["1 2", "1 x"], 2),
+    ],
 )
 def test_codes_that_break_the_contract_are_named(tmp_path, codes, row):
-    with pytest.raises(DataError, match=rf"codes of the catalogue: every item needs 2 whole .*\n.*row {row}, item"):
+    with pytest.raises(
+        DataError, match=rf"codes of the catalogue: every item needs 2 whole .*\n.*row {row}, item"
+    ):
         catalogue(tmp_path, {"item_id": ["p", "q"], "codes": codes}, codes="codes")
 
 
@@ -313,9 +335,13 @@ def test_codes_and_embeddings_come_from_lists_or_text(tmp_path):
     assert items.embedding.tolist() == [[0.5, 1.0], [1.5, 2.0]]
 
 
-@pytest.mark.parametrize("vector", [[[1.0, 2.0], [1.0]], [[1.0, 2.0], None], [[1.0, 2.0], [1.0, float("nan")]]])
+@pytest.mark.parametrize(
+    "vector", [[[1.0, 2.0], [1.0]], [[1.0, 2.0], None], [[1.0, 2.0], [1.0, float("nan")]]]
+)
 def test_embeddings_that_break_the_contract_are_named(tmp_path, vector):
-    with pytest.raises(DataError, match=r"embedding of the catalogue: every item needs 2 finite numbers.*\n.*row 2"):
+    with pytest.raises(
+        DataError, match=r"embedding of the catalogue: every item needs 2 finite numbers.*\n.*row 2"
+    ):
         catalogue(tmp_path, {"item_id": ["p", "q"], "vector": vector}, embedding="vector")
 
 

@@ -35,7 +35,11 @@ def test_positions_begin_anew_for_every_user():
 
 def test_cuts_by_hand():
     # places floor(10 * .6) = 6 and floor(10 * .8) = 8 of 0..9, times a hundred
-    chunks = [np.array([900, 0, 500]), np.array([], dtype=np.int64), np.array([100, 800, 200, 300, 700, 400, 600])]
+    chunks = [
+        np.array([900, 0, 500]),
+        np.array([], dtype=np.int64),
+        np.array([100, 800, 200, 300, 700, 400, 600]),
+    ]
     cuts = find_cuts(lambda: iter(chunks), GlobalTime(valid_share=0.2, test_share=0.2))
     assert (cuts.valid_from, cuts.test_from) == (600, 800)
 

@@ -31,7 +31,9 @@ def catalogues(draw) -> np.ndarray:
 
 def follow(items: np.ndarray, prefix: tuple[int, ...], excluded=frozenset()) -> list[int]:
     depth = len(prefix)
-    rows = (row for at, row in enumerate(items.tolist()) if at not in excluded and tuple(row[:depth]) == prefix)
+    rows = (
+        row for at, row in enumerate(items.tolist()) if at not in excluded and tuple(row[:depth]) == prefix
+    )
     return sorted({row[depth] for row in rows}) if depth < items.shape[1] else []
 
 
@@ -54,7 +56,9 @@ def test_masks_and_penalties_agree_with_a_search(items, data):
     nodes = nodes_of(trie, prefixes)
     expected = [follow(items, prefix, set(sets[at])) for prefix, at in zip(prefixes, owner, strict=True)]
     assert [np.flatnonzero(row).tolist() for row in trie.mask(nodes, exclusions, owner)] == expected
-    assert [np.flatnonzero(row).tolist() for row in trie.mask(nodes)] == [follow(items, one) for one in prefixes]
+    assert [np.flatnonzero(row).tolist() for row in trie.mask(nodes)] == [
+        follow(items, one) for one in prefixes
+    ]
     # Logits of more rows and more tokens than the trie knows; rows that are not named stay as they are.
     rows = np.arange(len(nodes)) * 2 + 1
     before = torch.randn(2 * len(nodes) + 1, VOCAB + 5)
@@ -71,7 +75,10 @@ def test_numpy_and_torch_step_alike_and_as_a_search_does(items, data):
     trie, prefixes = Trie.build(items, VOCAB), some_prefixes(items, data)
     prefixes += [tuple(row) for row in items[:2].tolist()]  # nothing follows an item
     near = [follow(items, prefix)[:1] for prefix in prefixes]
-    tokens = [[*data.draw(st.lists(st.integers(-2, VOCAB + 1), min_size=3, max_size=3)), *(one or [0])] for one in near]
+    tokens = [
+        [*data.draw(st.lists(st.integers(-2, VOCAB + 1), min_size=3, max_size=3)), *(one or [0])]
+        for one in near
+    ]
     nodes = np.repeat(nodes_of(trie, prefixes)[:, None], 4, axis=1)
     found = trie.step(nodes, np.array(tokens))
     assert found.dtype == np.int32
@@ -98,7 +105,8 @@ def test_a_level_has_bits_only_where_they_take_no_more_bytes_than_its_tokens():
 
 
 def test_a_level_of_whole_bytes_has_room_for_writes_that_are_not_meant():
-    # Eight tokens; request 1 excludes fewer items than request 0, so one of its writes goes to a column of no token.
+    # Eight tokens; request 1 excludes fewer items than request 0, so one of its writes goes to a column of no
+    # token.
     trie = Trie.build(np.array([[first, 73 + second] for first in (3, 4) for second in range(8)]), VOCAB)
     exclusions = Exclusions(trie, [np.array([0, 1]), np.array([15])])
     masks = trie.mask(nodes_of(trie, [(3,), (4,)]), exclusions, np.array([0, 1]))
@@ -162,7 +170,12 @@ def test_parts_of_exclusions_join_to_the_whole():
     whole = Exclusions(trie, sets)
     parts = whole.split()
     assert [part.requests for part in parts] == [1, 1, 1, 1]
-    assert [len(part) for part in parts] == [1, 0, 3, 7]  # leaves, the node above two of them, and at last the root
+    assert [len(part) for part in parts] == [
+        1,
+        0,
+        3,
+        7,
+    ]  # leaves, the node above two of them, and at last the root
     back = Exclusions.joined([parts[2], *parts])
     nodes, owner = np.repeat(np.arange(3), 5), np.tile(np.arange(5), 3)
     masks = trie.mask(nodes, back, owner)

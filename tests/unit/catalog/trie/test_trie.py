@@ -11,9 +11,9 @@ from sluice.catalog.trie.trie import Trie
 VOCAB = 6
 
 catalogues = st.integers(1, 4).flatmap(
-    lambda levels: st.lists(st.tuples(*[st.integers(0, VOCAB - 1)] * levels), min_size=1, max_size=40, unique=True).map(
-        lambda rows: np.array(rows, dtype=np.int64)
-    )
+    lambda levels: st.lists(
+        st.tuples(*[st.integers(0, VOCAB - 1)] * levels), min_size=1, max_size=40, unique=True
+    ).map(lambda rows: np.array(rows, dtype=np.int64))
 )
 
 
@@ -21,7 +21,9 @@ def allowed_by_hand(items: np.ndarray, prefix: tuple[int, ...], excluded: set[in
     depth = len(prefix)
     if depth == items.shape[1]:
         return set()
-    return {int(row[depth]) for i, row in enumerate(items) if i not in excluded and tuple(row[:depth]) == prefix}
+    return {
+        int(row[depth]) for i, row in enumerate(items) if i not in excluded and tuple(row[:depth]) == prefix
+    }
 
 
 def prefixes_of(items: np.ndarray) -> list[tuple[int, ...]]:
@@ -128,11 +130,17 @@ def test_layout_by_hand():
 
 def test_dead_stays_dead_and_tokens_do_not_leak_between_parents():
     trie = Trie.build(THREE, VOCAB)
-    # Node 2 (prefix 3) has no child 4 though node 1 has; token -1 and VOCAB lie in the key range of a neighbour.
+    # Node 2 (prefix 3) has no child 4 though node 1 has; token -1 and VOCAB lie in the key range of a
+    # neighbour.
     assert (
-        trie.step(np.array([2, DEAD, 1, 2, 0, 1]), np.array([4, 1, -1, VOCAB - 1, VOCAB - 1, 0])).tolist() == [DEAD] * 6
+        trie.step(np.array([2, DEAD, 1, 2, 0, 1]), np.array([4, 1, -1, VOCAB - 1, VOCAB - 1, 0])).tolist()
+        == [DEAD] * 6
     )
-    assert trie.walk(np.array([[1, 2], [5, 2], [3, 4]])).tolist() == [[0, 1, 3], [0, DEAD, DEAD], [0, 2, DEAD]]
+    assert trie.walk(np.array([[1, 2], [5, 2], [3, 4]])).tolist() == [
+        [0, 1, 3],
+        [0, DEAD, DEAD],
+        [0, 2, DEAD],
+    ]
 
 
 def test_a_negative_token_is_no_edge_of_the_node_before():
@@ -181,7 +189,9 @@ def test_the_last_leaf_of_one_request_is_not_the_first_of_the_next():
 @given(items=catalogues, data=st.data())
 def test_two_items_with_the_same_tokens_are_refused(items, data):
     assume(len(items) > 1)
-    first, second = sorted(data.draw(st.lists(st.integers(0, len(items) - 1), min_size=2, max_size=2, unique=True)))
+    first, second = sorted(
+        data.draw(st.lists(st.integers(0, len(items) - 1), min_size=2, max_size=2, unique=True))
+    )
     twins = items.copy()
     twins[second] = twins[first]
     with pytest.raises(DataError, match=f"rows {first} and {second} have the same semantic ID"):

@@ -51,7 +51,9 @@ def test_a_retired_item_frees_no_node_of_its_neighbours(start):
 
 
 def test_a_change_that_does_not_fit_says_why(start):
-    with pytest.raises(PolicyError, match=r"item row 1 has code 4 at level 1, but the policy has codes 0\.\.3"):
+    with pytest.raises(
+        PolicyError, match=r"item row 1 has code 4 at level 1, but the policy has codes 0\.\.3"
+    ):
         start.changed(new_codes=np.array([[0, 0], [0, 4]]))
     with pytest.raises(DataError, match="rows 0 and 3 have the same semantic ID"):
         start.changed(new_codes=np.array([[0, 1]]))

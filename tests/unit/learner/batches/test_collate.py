@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from sluice.catalog.errors import DataError, RunError
-from sluice.catalog.rollout_group import RolloutGroup, encode
+from sluice.catalog.rollout_group import RolloutGroup, encode_groups
 from sluice.catalog.trie.vocabulary import Vocabulary
-from sluice.learner.batches.collate import collate, collate_logged
+from sluice.learner.batches.collate import collate_groups, collate_logged
 from tests.rollout_fakes import CODES, LAYOUT, TinyDataset
 
 VOCABULARY = Vocabulary.of(CODES, LAYOUT)
-# Tokens: BOS 1, PAD 0; item 0 = 3 5 7, item 1 = 3 5 8, item 2 = 3 6 7, item 3 = 3 6 8, item 4 = 4 5 7, item 7 = 4 6 8.
+# Tokens: BOS 1, PAD 0; item 0 = 3 5 7, item 1 = 3 5 8, item 2 = 3 6 7, item 3 = 3 6 8, item 4 = 4 5 7, item 7
+# = 4 6 8.
 
 
 def group(**changes) -> RolloutGroup:
@@ -62,7 +63,7 @@ OTHER = group(
 
 def collated(*groups: RolloutGroup, constrained: bool = False):
     decoding = {"constrained": constrained, "temperature": 0.7, "beams": False}
-    return collate([encode(one) for one in groups], TinyDataset(), VOCABULARY, **decoding)
+    return collate_groups([encode_groups(one) for one in groups], TinyDataset(), VOCABULARY, **decoding)
 
 
 def test_histories_are_prompts_padded_on_the_right():
@@ -115,7 +116,9 @@ def test_what_the_ranker_and_the_data_know_beside_the_scores():
 
 
 def test_an_item_newer_than_the_data_set_was_never_consumed():
-    batch = collated(group(candidate_items=np.asarray([8, 2], dtype=np.int32)))  # the data set has the rows 0 to 7
+    batch = collated(
+        group(candidate_items=np.asarray([8, 2], dtype=np.int32))
+    )  # the data set has the rows 0 to 7
     np.testing.assert_allclose(batch.candidate_popularity_BK, [[0, 2 / 28]], rtol=1e-6)
 
 
@@ -135,7 +138,9 @@ def test_without_a_logged_reward_the_batch_has_none(monkeypatch):
 def test_constrained_batches_carry_the_mask_of_every_branch():
     batch = collated(group(excluded=np.asarray([1, 4, 5, 6, 7], dtype=np.int32)), constrained=True)
     assert batch.allowed_BSLV.shape == (1, 3, 3, LAYOUT.vocab_size)
-    allowed = [[torch.nonzero(step).flatten().tolist() for step in branch] for branch in batch.allowed_BSLV[0]]
+    allowed = [
+        [torch.nonzero(step).flatten().tolist() for step in branch] for branch in batch.allowed_BSLV[0]
+    ]
     assert allowed == [
         [[3], [5, 6], [7, 8]],  # target 3 6 7; all of 4 .. is excluded
         [[3], [5, 6], [7]],  # candidate 3 5 7; item 1 = 3 5 8 is excluded
@@ -144,7 +149,9 @@ def test_constrained_batches_carry_the_mask_of_every_branch():
 
 
 def test_each_prompt_has_its_own_exclusions():
-    second = replace(OTHER, candidate_tokens=np.asarray([[3, 5, 7], [4, 5, 7]]), candidate_items=np.asarray([0, 4]))
+    second = replace(
+        OTHER, candidate_tokens=np.asarray([[3, 5, 7], [4, 5, 7]]), candidate_items=np.asarray([0, 4])
+    )
     second = replace(second, candidate_scores=np.asarray([0.5, 0.25], dtype=np.float32))
     second = replace(second, candidate_spread=np.asarray([0.5, 0.25], dtype=np.float32))
     batch = collated(group(), second, constrained=True)
@@ -166,22 +173,26 @@ def test_the_target_is_allowed_even_when_it_was_consumed_before():
 
 
 def test_a_candidate_that_its_decoding_forbade_is_an_error():
-    with pytest.raises(RunError, match="lease 11: token 5 at level 1 of candidate 0 lies outside the trie mask"):
+    with pytest.raises(
+        RunError, match="lease 11: token 5 at level 1 of candidate 0 lies outside the trie mask"
+    ):
         collated(group(excluded=np.asarray([0, 1], dtype=np.int32)), constrained=True)
 
 
 def test_every_group_is_masked_by_the_catalogue_it_was_generated_with():
     newer = VOCABULARY.changed(retire=np.array([1])).after(VOCABULARY)  # item 1 = 3 5 8
     first = group(excluded=np.asarray([], dtype=np.int32))
-    second = replace(first, lease_id=12, catalogue_version=1, excluded=np.asarray([3], dtype=np.int32))  # 3 6 8
-    records = [encode(first), encode(second)]
-    batch = collate(records, TinyDataset(), newer, constrained=True, temperature=1.0, beams=False)
+    second = replace(
+        first, lease_id=12, catalogue_version=1, excluded=np.asarray([3], dtype=np.int32)
+    )  # 3 6 8
+    records = [encode_groups(first), encode_groups(second)]
+    batch = collate_groups(records, TinyDataset(), newer, constrained=True, temperature=1.0, beams=False)
     last = [torch.nonzero(batch.allowed_BSLV[row, 1, 2]).flatten().tolist() for row in range(2)]
     assert last == [[7, 8], [7]]  # behind 3 5
     last = [torch.nonzero(batch.allowed_BSLV[row, 2, 2]).flatten().tolist() for row in range(2)]
     assert last == [[7, 8], [7]]  # behind 3 6
     with pytest.raises(RunError, match=r"catalogue version 1, known here are \[0\]"):
-        collate(records, TinyDataset(), VOCABULARY, constrained=True, temperature=1.0, beams=False)
+        collate_groups(records, TinyDataset(), VOCABULARY, constrained=True, temperature=1.0, beams=False)
 
 
 def test_groups_of_different_decodings_do_not_mix():
@@ -200,7 +211,10 @@ def test_groups_of_different_decodings_do_not_mix():
 def test_logged_batches_come_straight_from_the_data():
     examples = SimpleNamespace(users=np.asarray([0, 2]), positions=np.asarray([1, 4]))
     batch = collate_logged(TinyDataset(max_history=2), examples, VOCABULARY)
-    assert batch.history_BT.tolist() == [[1, 3, 5, 7, 0, 0, 0], [1, 4, 5, 7, 4, 5, 8]]  # items 0; 4 and 5 of 2, 3, 4, 5
+    assert batch.history_BT.tolist() == [
+        [1, 3, 5, 7, 0, 0, 0],
+        [1, 4, 5, 7, 4, 5, 8],
+    ]  # items 0; 4 and 5 of 2, 3, 4, 5
     assert batch.history_lengths_B.tolist() == [4, 7]
     assert batch.target_BL.tolist() == [[3, 5, 8], [4, 6, 7]]  # items 1 and 6
     assert batch.logged_rewards_B.tolist() == [1, 24]

@@ -1,4 +1,6 @@
-"""Batches fetched one step ahead: the same ones, at the version they are trained at, and none beyond the last step."""
+"""Batches fetched one step ahead: the same ones, at the version they are trained at, and none beyond the last
+step.
+"""
 
 import threading
 
@@ -69,5 +71,7 @@ def test_a_failure_comes_out_where_its_batch_would():
 def test_a_batch_fetched_for_another_version_is_never_handed_out():
     ahead = prefetched(Source(), steps=5)
     ahead.next(0, 0)
-    with pytest.raises(RuntimeError, match=r"step 1 at weight version 7 was asked for, but \(1, 0\) was fetched"):
+    with pytest.raises(
+        RuntimeError, match=r"step 1 at weight version 7 was asked for, but \(1, 0\) was fetched"
+    ):
         ahead.next(1, 7)

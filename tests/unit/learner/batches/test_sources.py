@@ -1,5 +1,5 @@
-"""Batches from the logs, where every worker replays one feed and keeps its own part, and figures of those from the
-queue.
+"""Batches from the logs, where every worker replays one feed and keeps its own part, and figures of those
+from the queue.
 """
 
 from types import SimpleNamespace
@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from sluice.catalog.rollout_group import encode
+from sluice.catalog.rollout_group import encode_groups
 from sluice.catalog.tokens import TokenLayout
 from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.learner.batches.sources import LoggedSource, QueueSource, prompts_of
@@ -23,7 +23,9 @@ def dataset(tmp_path_factory):
 
 def source(dataset, rank=0, world=1, share=4):
     vocabulary = Vocabulary.of(dataset.codes, TokenLayout.fresh(dataset.level_sizes))
-    return LoggedSource(dataset, dataset.examples("train"), vocabulary, seed=5, rank=rank, world=world, share=share)
+    return LoggedSource(
+        dataset, dataset.examples("train"), vocabulary, seed=5, rank=rank, world=world, share=share
+    )
 
 
 def rows(batch):
@@ -59,7 +61,10 @@ def test_a_resumed_source_goes_on_where_it_was(dataset):
 
 def test_figures_of_stochastic_beams_say_how_likely_they_were_drawn():
     def figures(*inclusion):
-        groups = [encode(group(inclusion_log_probs=np.log(np.asarray(q, dtype=np.float32)))) for q in inclusion]
+        groups = [
+            encode_groups(group(inclusion_log_probs=np.log(np.asarray(q, dtype=np.float32))))
+            for q in inclusion
+        ]
         queue = SimpleNamespace(pull=lambda *_: groups)
         decoding = {"constrained": False, "temperature": 1.0, "beams": False}
         queued = QueueSource(queue, TinyDataset(), VOCABULARY, rank=0, world=1, share=len(groups), **decoding)

@@ -5,14 +5,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sluice.learner.batches.windows import epoch_batches, thin, windows
+from sluice.learner.batches.windows import cut_windows, drop_items, epoch_batches
 from tests.tiny_data import LENGTH, USERS, tiny_dataset
 
 
 @given(length=st.integers(2, 60), limit=st.integers(2, 20), data=st.data())
 def test_every_interaction_is_in_a_window_of_at_most_the_limit(length, limit, data):
     offset = data.draw(st.integers(0, limit - 1))
-    pieces = windows(np.arange(length), limit, offset)
+    pieces = cut_windows(np.arange(length), limit, offset)
     assert max(len(piece) for piece in pieces) <= limit
     assert all((np.diff(piece) == 1).all() and len(piece) >= 2 for piece in pieces)
     covered = set(np.concatenate(pieces))
@@ -21,8 +21,8 @@ def test_every_interaction_is_in_a_window_of_at_most_the_limit(length, limit, da
 
 
 def test_the_last_window_reaches_back_to_full_length():
-    assert [list(piece) for piece in windows(np.arange(7), 3, 2)] == [[0, 1], [2, 3, 4], [4, 5, 6]]
-    assert [list(piece) for piece in windows(np.arange(7), 3, 0)] == [[0, 1, 2], [3, 4, 5], [4, 5, 6]]
+    assert [list(piece) for piece in cut_windows(np.arange(7), 3, 2)] == [[0, 1], [2, 3, 4], [4, 5, 6]]
+    assert [list(piece) for piece in cut_windows(np.arange(7), 3, 0)] == [[0, 1, 2], [3, 4, 5], [4, 5, 6]]
 
 
 @pytest.fixture(scope="module")
@@ -44,13 +44,13 @@ def test_an_epoch_covers_the_training_part_and_nothing_else(dataset):
 def test_thinning_loses_at_most_its_share_and_keeps_the_order():
     generator = np.random.default_rng(0)
     rows = np.arange(1000)
-    lost = [1 - len(thin(rows, 0.4, generator)) / 1000 for _ in range(300)]
+    lost = [1 - len(drop_items(rows, 0.4, generator)) / 1000 for _ in range(300)]
     assert 0 <= min(lost) < 0.02
     assert 0.35 < max(lost) < 0.46
     assert np.mean(lost) == pytest.approx(0.2, abs=0.02)
-    assert (np.diff(thin(rows, 0.9, generator)) > 0).all()
-    assert thin(rows, 0.0, generator) is rows
-    assert all(len(thin(np.arange(2), 0.99, generator)) == 2 for _ in range(50))
+    assert (np.diff(drop_items(rows, 0.9, generator)) > 0).all()
+    assert drop_items(rows, 0.0, generator) is rows
+    assert all(len(drop_items(np.arange(2), 0.99, generator)) == 2 for _ in range(50))
 
 
 def test_an_epoch_is_a_function_of_its_generator(dataset):

@@ -46,7 +46,9 @@ def test_allowed_codes_are_those_of_the_catalogues_mask(level, excludes):
 def test_steps_are_those_of_the_catalogues_trie(level):
     nodes = nodes_of(level)
     node_BW, code_BW = np.meshgrid(nodes, np.arange(SIZES[level]), indexing="ij")
-    found = DeviceTrie(VOCABULARY, CPU).step(level, torch.from_numpy(node_BW.copy()), torch.from_numpy(code_BW.copy()))
+    found = DeviceTrie(VOCABULARY, CPU).step(
+        level, torch.from_numpy(node_BW.copy()), torch.from_numpy(code_BW.copy())
+    )
     expected = VOCABULARY.trie.step(node_BW, code_BW + LAYOUT.level_offsets[level])
     assert (found.numpy() == expected).all()
     assert (expected >= 0).any() and (expected < 0).any()

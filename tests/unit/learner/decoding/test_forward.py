@@ -9,7 +9,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, Qwen2Config, Qwen2ForC
 from sluice.catalog.errors import PolicyError
 from sluice.learner.decoding import attention as tree_attention
 from sluice.learner.decoding.attention import HistoryAttention, RowGeometry
-from sluice.learner.decoding.forward import _General, _Lean, forward_of, project
+from sluice.learner.decoding.forward import _General, _Lean, forward_of, project_tokens
 from tests.unit.learner.learner_cases import sharpen
 from tests.unit.learner.tree_cases import HISTORIES, SIZES, models
 
@@ -21,10 +21,16 @@ def run(model, forward, histories, wanted=None):
     lengths = np.asarray([len(history) for history in histories])
     geometry = RowGeometry(known_R=np.zeros_like(lengths), lengths_R=lengths)
     row_N, position_N = geometry.packed()
-    tokens_N = torch.tensor([histories[row][position] for row, position in zip(row_N, position_N, strict=True)])
+    tokens_N = torch.tensor(
+        [histories[row][position] for row, position in zip(row_N, position_N, strict=True)]
+    )
     everything = (row_N, position_N)
-    rows, positions = everything if wanted is None else (np.asarray(part) for part in zip(*wanted, strict=True))
-    place = None if wanted is None else torch.tensor([everything_at(row_N, position_N, *one) for one in wanted])
+    rows, positions = (
+        everything if wanted is None else (np.asarray(part) for part in zip(*wanted, strict=True))
+    )
+    place = (
+        None if wanted is None else torch.tensor([everything_at(row_N, position_N, *one) for one in wanted])
+    )
     attention = HistoryAttention(geometry, {}, (rows, positions), model.device)
     with torch.no_grad():
         return forward(tokens_N, torch.from_numpy(position_N), attention, place)
@@ -47,10 +53,12 @@ def test_a_projection_is_the_layer_or_some_rows_of_it(bias, dtype):
     x = torch.randn(5, 3, 24).to(dtype)
     wanted = layer(x)
     for rows in (slice(None), slice(7, 19)):
-        torch.testing.assert_close(project(layer, x, rows), wanted[..., rows], atol=1e-5, rtol=1e-5)
-    parametrize.register_parametrization(layer, "weight", torch.nn.Identity())  # a layer that is no plain one now
+        torch.testing.assert_close(project_tokens(layer, x, rows), wanted[..., rows], atol=1e-5, rtol=1e-5)
+    parametrize.register_parametrization(
+        layer, "weight", torch.nn.Identity()
+    )  # a layer that is no plain one now
     assert type(layer) is not torch.nn.Linear
-    torch.testing.assert_close(project(layer, x, slice(7, 19)), wanted[..., 7:19])
+    torch.testing.assert_close(project_tokens(layer, x, slice(7, 19)), wanted[..., 7:19])
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -58,7 +66,9 @@ def test_packed_tokens_have_the_hidden_states_of_plain_rows(name):
     model = MODELS[name]()
     forward = forward_of(model)
     assert isinstance(forward, _General if name in ("gpt2", "phi") else _Lean)
-    torch.testing.assert_close(run(model, forward, HISTORIES), expected(model, HISTORIES), atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        run(model, forward, HISTORIES), expected(model, HISTORIES), atol=2e-5, rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize("by_blocks", [True, False])
@@ -68,7 +78,9 @@ def test_histories_of_many_blocks_have_the_hidden_states_of_plain_rows(name, by_
     monkeypatch.setattr(tree_attention, "_SCORES", 32 * 64 * 3)  # of one or a few heads
     model = MODELS[name]()
     lengths = [64, 63, 50, 40, 33, 33, 32, 31, 5, 1]  # 281 tokens of a vocabulary of 15
-    histories = [torch.randint(0, 15, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in lengths]
+    histories = [
+        torch.randint(0, 15, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in lengths
+    ]
     torch.testing.assert_close(
         run(model, forward_of(model), histories), expected(model, histories), atol=5e-5, rtol=2e-4
     )
@@ -84,7 +96,9 @@ def test_blocks_of_half_precision_are_as_exact_as_their_result_can_be():
     )  # sqrt(48) is no power of two
     found = tree_attention._causal_by_blocks(queries, keys, values, np.array([70, 40]), 48**-0.5)
     exact = torch.nn.functional.scaled_dot_product_attention(
-        queries.double(), *(part.double().repeat_interleave(2, dim=1) for part in (keys, values)), is_causal=True
+        queries.double(),
+        *(part.double().repeat_interleave(2, dim=1) for part in (keys, values)),
+        is_causal=True,
     )
     assert found.dtype == torch.bfloat16
     for row, length in enumerate((70, 40)):

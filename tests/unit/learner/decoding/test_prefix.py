@@ -97,7 +97,9 @@ def test_extensions_of_remembered_histories_equal_each_alone(model):
     assert (decoder.cache.asked_tokens, decoder.cache.found_tokens) == (15 + 34, 4 + 7 + 7)
     again = [A, B]
     assert_equal(decoder.prefill(*padded(again)), alone(model, again))
-    assert decoder.cache.found_tokens == 18 + 10 + 4  # the last token is always computed, so 13 and 7 are out of reach
+    assert (
+        decoder.cache.found_tokens == 18 + 10 + 4
+    )  # the last token is always computed, so 13 and 7 are out of reach
 
 
 def test_a_shared_row_is_known_no_further_than_its_shortest_history_needs(model):
@@ -113,7 +115,10 @@ def test_fresh_rows_are_filled_to_a_round_number_of_new_tokens():
     assert _filled(np.zeros(3, dtype=np.int64), lengths).tolist() == [300, 203, 137]
     assert _filled(np.array([0, 0, 100]), lengths).tolist() == [300, 207, 137]
     assert _filled(np.array([0, 100, 0]), lengths).tolist() == [300, 200, 144]
-    assert _filled(np.zeros(2, dtype=np.int64), np.array([301, 301])).tolist() == [301, 301]  # there is no room
+    assert _filled(np.zeros(2, dtype=np.int64), np.array([301, 301])).tolist() == [
+        301,
+        301,
+    ]  # there is no room
     assert _filled(np.zeros(2, dtype=np.int64), np.array([60, 3])).tolist() == [60, 3]
 
 
@@ -177,7 +182,9 @@ def test_what_a_history_takes_is_known_before(model):
 
 
 def test_the_cache_drops_the_oldest_batch_and_what_was_found_in_it():
-    one_batch = 2 * 4 * 4 + 8 + 32  # keys and values of 4 floats; a start of 4 tokens and the number before it
+    one_batch = (
+        2 * 4 * 4 + 8 + 32
+    )  # keys and values of 4 floats; a start of 4 tokens and the number before it
     cache = PrefixCache(2 * one_batch, stride=3)
     for value in (5, 6):
         cache.add([row(1, value, value, value)], tensors(float(value)), tensors(0.0))

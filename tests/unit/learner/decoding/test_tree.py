@@ -8,10 +8,18 @@ import torch
 from scipy.stats import chisquare
 
 from sluice.actors.engines.vllm.beams import StochasticBeams
-from sluice.learner.decoding.draw import streams
+from sluice.learner.decoding.draw import random_streams
 from sluice.learner.decoding.tree import TreeDecoder
 from tests.unit.learner.learner_cases import LEVEL_SIZES
-from tests.unit.learner.tree_cases import HISTORIES, ITEMS, models, next_log_probs, padded, token_log_probs, vocabulary
+from tests.unit.learner.tree_cases import (
+    HISTORIES,
+    ITEMS,
+    models,
+    next_log_probs,
+    padded,
+    token_log_probs,
+    vocabulary,
+)
 
 MODELS = models()
 VOCAB = 3 + sum(LEVEL_SIZES)
@@ -38,7 +46,7 @@ def close(actual, expected):
 
 
 def numbers(prompts=3, seed=0):
-    return streams([bytes([row, seed]) * 8 for row in range(prompts)])
+    return random_streams([bytes([row, seed]) * 8 for row in range(prompts)])
 
 
 def test_constrained_beams_are_the_best_items_in_order(model, decoder):
@@ -68,7 +76,10 @@ def textbook(model, history, width, allowed):
         grown = []
         for prefix, total in beams:
             log_p = next_log_probs(model, history, [prefix], allowed)[0]
-            grown += [((*prefix, token), total + log_p[token]) for token in np.flatnonzero(np.isfinite(log_p)).tolist()]
+            grown += [
+                ((*prefix, token), total + log_p[token])
+                for token in np.flatnonzero(np.isfinite(log_p)).tolist()
+            ]
         beams = sorted(grown, key=lambda beam: -beam[1])[:width]
     return np.asarray([prefix for prefix, _ in beams]), np.asarray([total for _, total in beams])
 
@@ -97,7 +108,10 @@ def test_excluded_items_are_left_out_of_their_own_prompt_only(model, decoder, re
         assert set(vocabulary().trie.lookup(beams.tokens_BWL[row][finite]).tolist()) == set(items)
         assert not np.isnan(beams.log_probs_BWL).any()
         allowed = tokens[items].tolist() if renormalise else None
-        close(beams.log_probs_BWL[row][finite], token_log_probs(model, history, beams.tokens_BWL[row][finite], allowed))
+        close(
+            beams.log_probs_BWL[row][finite],
+            token_log_probs(model, history, beams.tokens_BWL[row][finite], allowed),
+        )
 
 
 def test_a_prefix_can_be_decoded_again(decoder):
@@ -133,7 +147,10 @@ def test_top_p_comes_after_the_temperature_and_renormalises(model, decoder):
     before = np.cumsum(np.exp(log_p[order])) - np.exp(log_p[order])
     nucleus = order[before < 0.7]
     assert set(drawn.tokens_BWL[0, :, 0].tolist()) <= set(nucleus.tolist())
-    close(drawn.log_probs_BWL[0, :, 0], (log_p - np.log(np.exp(log_p[nucleus]).sum()))[drawn.tokens_BWL[0, :, 0]])
+    close(
+        drawn.log_probs_BWL[0, :, 0],
+        (log_p - np.log(np.exp(log_p[nucleus]).sum()))[drawn.tokens_BWL[0, :, 0]],
+    )
     held = decoder.sample(prefix, numbers(), 50, top_p=1e-6)
     best = decoder.beams(prefix, 1, renormalise=True).tokens_BWL[:, 0]
     assert (held.tokens_BWL[:, :, 0] == best[:, None, 0]).all()
@@ -146,7 +163,12 @@ def test_frequencies_match_the_probabilities(constrained):
     decoder = TreeDecoder(model, vocabulary())
     excluded = [np.array([1]), np.array([], dtype=np.int64), np.array([2])] if constrained else None
     drawn = decoder.sample(
-        decoder.prefill(*padded()), numbers(), 4000, temperature=3.0, constrained=constrained, excluded=excluded
+        decoder.prefill(*padded()),
+        numbers(),
+        4000,
+        temperature=3.0,
+        constrained=constrained,
+        excluded=excluded,
     )
     candidates = vocabulary().item_tokens if constrained else list(itertools.product(range(VOCAB), repeat=3))
     for row, history in enumerate(HISTORIES):
@@ -154,7 +176,9 @@ def test_frequencies_match_the_probabilities(constrained):
         rows = [list(candidates[item]) for item in items]
         log_p = token_log_probs(model, history, rows, rows if constrained else None, 3.0).sum(axis=1)
         place = {tuple(tokens): index for index, tokens in enumerate(rows)}
-        counts = np.bincount([place[tuple(one)] for one in drawn.tokens_BWL[row].tolist()], minlength=len(rows))
+        counts = np.bincount(
+            [place[tuple(one)] for one in drawn.tokens_BWL[row].tolist()], minlength=len(rows)
+        )
         expected = 4000 * np.exp(log_p)
         assert expected.sum() == pytest.approx(4000, rel=1e-4)
         common = expected >= 5
@@ -162,7 +186,9 @@ def test_frequencies_match_the_probabilities(constrained):
         observed = np.append(counts[common], counts[~common].sum())
         wanted = np.append(expected[common], max(expected[~common].sum(), 1e-9))
         kept = wanted > 1e-3
-        assert chisquare(observed[kept], wanted[kept] * observed[kept].sum() / wanted[kept].sum()).pvalue > 1e-3
+        assert (
+            chisquare(observed[kept], wanted[kept] * observed[kept].sum() / wanted[kept].sum()).pvalue > 1e-3
+        )
 
 
 def test_what_a_prompt_gets_does_not_depend_on_its_company(decoder):
@@ -214,7 +240,9 @@ def test_heads_that_are_no_plain_linear_layer_are_called(decoder, model, constra
 
 
 def test_stochastic_beams_are_distinct_and_carry_their_log_probs(model, decoder):
-    drawn = decoder.stochastic_beams(decoder.prefill(*padded()), numbers(), 4, temperature=2.0, excluded=EXCLUDED)
+    drawn = decoder.stochastic_beams(
+        decoder.prefill(*padded()), numbers(), 4, temperature=2.0, excluded=EXCLUDED
+    )
     for row, history in enumerate(HISTORIES):
         items = vocabulary().trie.lookup(drawn.tokens_BWL[row])
         assert len(set(items.tolist())) == 4 and set(items.tolist()) <= set(left(row, EXCLUDED))
@@ -228,7 +256,9 @@ def test_stochastic_beams_are_distinct_and_carry_their_log_probs(model, decoder)
 
 def test_stochastic_beams_are_those_of_a_search_prompt_by_prompt(model, decoder):
     """Free decoding takes the same random numbers as `sluice.actors.engines.vllm.beams`."""
-    drawn = decoder.stochastic_beams(decoder.prefill(*padded()), numbers(), 4, constrained=False, temperature=2.0)
+    drawn = decoder.stochastic_beams(
+        decoder.prefill(*padded()), numbers(), 4, constrained=False, temperature=2.0
+    )
     for row, (history, stream) in enumerate(zip(HISTORIES, numbers(), strict=True)):
         beams = StochasticBeams(4, stream)
         for _ in range(3):
@@ -256,7 +286,7 @@ def test_stochastic_beams_sample_without_replacement_and_weigh_without_bias():
     prefix = decoder.prefill(*padded([history] * batch))
     counts, estimates = np.zeros((6, 6)), []
     for seed in range(groups // batch):
-        random = streams([f"{seed:08}{row:08}".encode() for row in range(batch)])
+        random = random_streams([f"{seed:08}{row:08}".encode() for row in range(batch)])
         drawn = decoder.stochastic_beams(prefix, random, 2, temperature=4.0, excluded=[excluded] * batch)
         place = np.searchsorted(items, vocabulary().trie.lookup(drawn.tokens_BWL))
         np.add.at(counts, (place[:, 0], place[:, 1]), 1)

@@ -5,7 +5,7 @@ import scipy.sparse as sp
 from sluice.catalog.data.dataset import Dataset
 from sluice.catalog.data.settings import DataSettings
 from sluice.learner.evaluation.baselines import DECAY, WINDOW, ItemKNN, Popularity
-from sluice.services.stages.prepare import prepare
+from sluice.services.stages.prepare import prepare_data
 
 # Four items; 0 and 1 co-occur 4 times, 1 and 2 twice, 3 never.
 COUNTS = sp.csr_matrix(np.array([[0, 4, 0, 0], [4, 0, 2, 0], [0, 2, 0, 0], [0, 0, 0, 0]], dtype=np.float64))
@@ -45,14 +45,18 @@ def test_itemknn_reads_the_end_of_a_long_history():
 
 @pytest.fixture(scope="module")
 def movielens(tmp_path_factory):
-    return Dataset.open(prepare(DataSettings(), tmp_path_factory.mktemp("data") / "ml").directory)
+    return Dataset.open(prepare_data(DataSettings(), tmp_path_factory.mktemp("data") / "ml").directory)
 
 
 def test_figures_of_movielens(movielens):
     """HR@10 on the test split, seen items excluded; popularity is known from elsewhere to be .0859."""
     examples = movielens.examples("test")
-    histories = [movielens.history(u, p, None) for u, p in zip(examples.users, examples.positions, strict=True)]
-    targets = np.array([movielens.target(u, p) for u, p in zip(examples.users, examples.positions, strict=True)])
+    histories = [
+        movielens.history(u, p, None) for u, p in zip(examples.users, examples.positions, strict=True)
+    ]
+    targets = np.array(
+        [movielens.target(u, p) for u, p in zip(examples.users, examples.positions, strict=True)]
+    )
     found = {}
     for model in (Popularity.fit(movielens), ItemKNN.fit(movielens)):
         scores = model.score(histories)

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from sluice.catalog.trie.vocabulary import Vocabulary
-from sluice.learner.evaluation.evaluate import UserResults, evaluate, subset
+from sluice.learner.evaluation.evaluate import UserResults, evaluate_policy, sample_examples
 from sluice.learner.policy.policy import build_policy
 from sluice.learner.settings import EvaluationSettings, PolicySettings, PretrainSettings
-from sluice.learner.training.pretrain import pretrain
+from sluice.learner.training.pretrain import pretrain_policy
 from sluice.services.run.summary import judge_scores
 from tests.tiny_data import ITEMS, USERS, tiny_dataset
 
@@ -24,15 +24,21 @@ def policy(dataset):
     policy = build_policy(
         PolicySettings(hidden_size=32, layers=1, heads=2, feed_forward_size=48), dataset.level_sizes, 64, 0
     )
-    settings = PretrainSettings(epochs=40, batch_interactions=64, lr=1e-2, dropout=0.0, validate_every=20, patience=9)
-    pretrain(policy, dataset, settings, EvaluationSettings(beam_width=10), seed=0)
+    settings = PretrainSettings(
+        epochs=40, batch_interactions=64, lr=1e-2, dropout=0.0, validate_every=20, patience=9
+    )
+    pretrain_policy(policy, dataset, settings, EvaluationSettings(beam_width=10), seed=0)
     return policy
 
 
 def test_pretraining_learns_the_log_and_stays_at_its_best_validation(dataset, policy):
     vocabulary = Vocabulary.of(dataset.codes, policy.layout)
-    results = evaluate(
-        policy.model, vocabulary, dataset, dataset.examples("valid"), EvaluationSettings(beam_width=10, batch_size=7)
+    results = evaluate_policy(
+        policy.model,
+        vocabulary,
+        dataset,
+        dataset.examples("valid"),
+        EvaluationSettings(beam_width=10, batch_size=7),
     )
     summary = results.summary(dataset.items)
     assert summary["hr@1"] > 0.7  # chance is 1/13
@@ -43,7 +49,7 @@ def test_pretraining_learns_the_log_and_stays_at_its_best_validation(dataset, po
 def test_items_already_consumed_are_never_recommended(dataset, policy):
     examples = dataset.examples("test")
     vocabulary = Vocabulary.of(dataset.codes, policy.layout)
-    results = evaluate(policy.model, vocabulary, dataset, examples, EvaluationSettings(beam_width=10))
+    results = evaluate_policy(policy.model, vocabulary, dataset, examples, EvaluationSettings(beam_width=10))
     for user, position, top in zip(examples.users, examples.positions, results.top_items, strict=True):
         assert not set(dataset.seen(user, position)) & set(top)
 
@@ -51,7 +57,9 @@ def test_items_already_consumed_are_never_recommended(dataset, policy):
 def test_evaluation_leaves_the_training_mode_as_it_was(dataset, policy):
     vocabulary = Vocabulary.of(dataset.codes, policy.layout)
     policy.model.train()
-    evaluate(policy.model, vocabulary, dataset, subset(dataset.examples("valid"), 3), EvaluationSettings())
+    evaluate_policy(
+        policy.model, vocabulary, dataset, sample_examples(dataset.examples("valid"), 3), EvaluationSettings()
+    )
     assert policy.model.training
     policy.model.eval()
 
@@ -59,25 +67,31 @@ def test_evaluation_leaves_the_training_mode_as_it_was(dataset, policy):
 def test_an_untrained_policy_hallucinates(dataset):
     fresh = build_policy(PolicySettings(hidden_size=16, layers=1, heads=2), dataset.level_sizes, 64, 1)
     vocabulary = Vocabulary.of(dataset.codes, fresh.layout)
-    results = evaluate(fresh.model, vocabulary, dataset, dataset.examples("valid"), EvaluationSettings(beam_width=10))
+    results = evaluate_policy(
+        fresh.model, vocabulary, dataset, dataset.examples("valid"), EvaluationSettings(beam_width=10)
+    )
     summary = results.summary(dataset.items)
     assert summary["hallucination"] > 0.5
     assert summary["hallucination"] == results.invalid.sum() / (USERS * 10)
 
 
 def test_subset_is_fixed_and_sorted(dataset):
-    chosen = subset(dataset.examples("valid"), 5)
+    chosen = sample_examples(dataset.examples("valid"), 5)
     assert len(chosen.users) == 5
-    assert chosen.users.tolist() == sorted(chosen.users.tolist()) == subset(dataset.examples("valid"), 5).users.tolist()
-    assert len(subset(dataset.examples("valid"), None).users) == USERS
+    assert (
+        chosen.users.tolist()
+        == sorted(chosen.users.tolist())
+        == sample_examples(dataset.examples("valid"), 5).users.tolist()
+    )
+    assert len(sample_examples(dataset.examples("valid"), None).users) == USERS
 
 
 def test_shards_concatenate_to_the_whole(dataset, policy):
     vocabulary, examples = Vocabulary.of(dataset.codes, policy.layout), dataset.examples("valid")
     settings = EvaluationSettings(beam_width=10)
-    whole = evaluate(policy.model, vocabulary, dataset, examples, settings)
+    whole = evaluate_policy(policy.model, vocabulary, dataset, examples, settings)
     shards = [
-        evaluate(
+        evaluate_policy(
             policy.model,
             vocabulary,
             dataset,
@@ -107,12 +121,12 @@ def test_a_scorer_is_judged_by_the_same_ranks(dataset):
 
 
 def test_training_with_dropout_changes_nothing_in_evaluation(dataset, policy):
-    from sluice.learner.policy.dropout import dropout
+    from sluice.learner.policy.dropout import dropout_enabled
 
     tokens = torch.tensor([[1, 3, 7, 11]])
     with torch.no_grad():
         plain = policy.model(input_ids=tokens).logits
-        with dropout(policy.model, residual=0.5, embedding=0.5):
+        with dropout_enabled(policy.model, residual=0.5, embedding=0.5):
             assert torch.equal(policy.model(input_ids=tokens).logits, plain)
             policy.model.train()
             assert not torch.allclose(policy.model(input_ids=tokens).logits, plain)

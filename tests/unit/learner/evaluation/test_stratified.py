@@ -12,15 +12,21 @@ from sluice.learner.evaluation.stratified import (
     policy_bands,
     rank_gain,
     ranker_bands,
-    stratify,
+    stratify_users,
 )
 from sluice.learner.gate.settings import GateSettings
 
 
 def results(ranks, top_items=None) -> UserResults:
     ranks = np.array(ranks)
-    items = np.zeros((len(ranks), 10), dtype=np.int32) if top_items is None else np.array(top_items, dtype=np.int32)
-    return UserResults(users=np.arange(len(ranks)), ranks=ranks, top_items=items, invalid=np.zeros(len(ranks)))
+    items = (
+        np.zeros((len(ranks), 10), dtype=np.int32)
+        if top_items is None
+        else np.array(top_items, dtype=np.int32)
+    )
+    return UserResults(
+        users=np.arange(len(ranks)), ranks=ranks, top_items=items, invalid=np.zeros(len(ranks))
+    )
 
 
 JUDGED = {
@@ -32,7 +38,7 @@ RANKER = results([3, 60, 11, 50, 51, 50])
 
 
 def test_cells_by_hand():
-    cells = stratify(JUDGED, RANKER, 20, np.array([True, False, True, True, False, False]))
+    cells = stratify_users(JUDGED, RANKER, 20, np.array([True, False, True, True, False, False]))
     names = ("policy_rank", "ranker_rank", "users", "admitted", "start_hr@10", "control_hr@10", "best_hr@10")
     assert [tuple(cell[name] for name in names) for cell in cells] == [
         ("1-10", "1-10", 1, 1.0, 1.0, 1.0, 1.0),
@@ -49,7 +55,7 @@ def test_cells_by_hand():
 
 
 def test_without_a_gate_nothing_is_said_of_it():
-    assert all("admitted" not in cell for cell in stratify(JUDGED, RANKER, 20))
+    assert all("admitted" not in cell for cell in stratify_users(JUDGED, RANKER, 20))
 
 
 def test_bands_meet_without_overlap():
@@ -117,8 +123,8 @@ def test_the_gate_at_the_start_by_hand():
         ten,  # GT absent, the ranker puts it behind all ten
         ten + 10,  # GT absent, and a distractor right behind it
     ]
-    # Users 0, 1, 2 and 4: the ranker puts GT first. Distractors of user 4 come from 0..9 and 20, 21, all scored
-    # above its own ten (-10..-19) but for 20 and 21.
+    # Users 0, 1, 2 and 4: the ranker puts GT first. Distractors of user 4 come from 0..9 and 20, 21, all
+    # scored above its own ten (-10..-19) but for 20 and 21.
     ranker = Table(u0={20: 5, 2: -50, 9: 4}, u1={21: 5, 1: -50}, u2={22: 5}, u4={24: 5})
     start = results([3, 2, 0, 0, 0], tops)
     settings = GateSettings(tau=0.2, rho=0.5)

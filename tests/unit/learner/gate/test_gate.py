@@ -1,7 +1,14 @@
 import pytest
 import torch
 
-from sluice.learner.gate.gate import distractor_margins, distractors_below, gate, policy_rank, ranker_rank, whole_places
+from sluice.learner.gate.gate import (
+    compute_gate,
+    distractor_margins,
+    distractors_below,
+    policy_rank,
+    ranker_rank,
+    whole_places,
+)
 from sluice.learner.gate.settings import GateSettings
 from tests.unit.learner.learner_cases import NAN, one_group, random_batch
 
@@ -14,7 +21,9 @@ def below_of(batch, settings):
 
 
 def with_candidates(tokens, items, **changes):
-    return one_group(candidates_BKL=torch.tensor([tokens]), candidate_items_BK=torch.tensor([items]), **changes)
+    return one_group(
+        candidates_BKL=torch.tensor([tokens]), candidate_items_BK=torch.tensor([items]), **changes
+    )
 
 
 @pytest.mark.parametrize(
@@ -61,9 +70,15 @@ def test_policy_rank_of_beams_is_the_place_among_them(place, rank):
         ({}, 3),  # 3 and 4 score above 2.5
         ({"target_scores_B": torch.tensor([3.0])}, 2),  # a tie keeps the better place
         ({"target_scores_B": torch.tensor([0.5])}, 5),
-        ({"candidate_items_BK": torch.tensor([[1, 2, 3, -1]])}, 2),  # a hallucination is no rival, whatever its score
+        (
+            {"candidate_items_BK": torch.tensor([[1, 2, 3, -1]])},
+            2,
+        ),  # a hallucination is no rival, whatever its score
         ({"candidate_items_BK": torch.tensor([[1, 2, 3, 0]])}, 2),  # nor is GT itself
-        ({"candidates_BKL": torch.tensor([[*CANDIDATES[:3], CANDIDATES[2]]])}, 2),  # equal candidates count once
+        (
+            {"candidates_BKL": torch.tensor([[*CANDIDATES[:3], CANDIDATES[2]]])},
+            2,
+        ),  # equal candidates count once
     ],
 )
 def test_ranker_rank(changes, rank):
@@ -136,10 +151,14 @@ def test_whole_places(fraction, candidates, places):
         (-2.5, NAN, 0.0, True, False, True),  # the ranker said nothing
     ],
 )
-def test_gate_is_the_product_of_its_parts(target_log_prob, target_score, distractor, difficult, agrees, below):
-    batch = one_group(target_scores_B=torch.tensor([target_score]), distractor_scores_BM=torch.tensor([[distractor]]))
+def test_gate_is_the_product_of_its_parts(
+    target_log_prob, target_score, distractor, difficult, agrees, below
+):
+    batch = one_group(
+        target_scores_B=torch.tensor([target_score]), distractor_scores_BM=torch.tensor([[distractor]])
+    )
     target = torch.tensor([target_log_prob])
-    result = gate(batch, target, GateSettings(tau=0.5, rho=0.5))
+    result = compute_gate(batch, target, GateSettings(tau=0.5, rho=0.5))
     assert result.difficulty_B.tolist() == [difficult]
     assert result.ranker_agrees_B.tolist() == [agrees]
     assert result.distractors_below_B.tolist() == [below]
@@ -147,7 +166,7 @@ def test_gate_is_the_product_of_its_parts(target_log_prob, target_score, distrac
     assert result.admitted_B.tolist() == [difficult and agrees and below]
     assert result.policy_rank_B.tolist() == [3 if difficult else 2]
     only = {
-        part: gate(batch, target, GateSettings(tau=0.5, rho=0.5, parts=part))
+        part: compute_gate(batch, target, GateSettings(tau=0.5, rho=0.5, parts=part))
         for part in ("difficulty", "discriminability")
     }
     assert only["difficulty"].admitted_B.tolist() == [difficult]
@@ -156,9 +175,11 @@ def test_gate_is_the_product_of_its_parts(target_log_prob, target_score, distrac
 
 def test_a_ranker_that_scores_everything_alike_is_refused():
     batch = one_group(
-        candidate_scores_BK=torch.ones(1, 4), target_scores_B=torch.ones(1), distractor_scores_BM=torch.ones(1, 1)
+        candidate_scores_BK=torch.ones(1, 4),
+        target_scores_B=torch.ones(1),
+        distractor_scores_BM=torch.ones(1, 1),
     )
-    result = gate(batch, torch.tensor([-9.0]), GateSettings())
+    result = compute_gate(batch, torch.tensor([-9.0]), GateSettings())
     assert result.ranker_agrees_B.tolist() == [True] and result.admitted_B.tolist() == [False]
 
 
@@ -166,14 +187,14 @@ def test_the_gate_carries_no_gradient_and_prompts_do_not_mix():
     batch = random_batch(prompts=6, candidates=8, seed=3)
     target = torch.linspace(-12, -4, 6).requires_grad_()
     settings = GateSettings(tau=0.5, parts="difficulty")
-    result = gate(batch, target, settings)
+    result = compute_gate(batch, target, settings)
     assert not result.admitted_B.requires_grad
     for row in range(6):
         alone = {
             name: value[row : row + 1] if isinstance(value := getattr(batch, name), torch.Tensor) else value
             for name in batch.__dataclass_fields__
         }
-        single = gate(type(batch)(**alone), target[row : row + 1], settings)
+        single = compute_gate(type(batch)(**alone), target[row : row + 1], settings)
         assert single.policy_rank_B.item() == result.policy_rank_B[row]
         assert single.ranker_rank_B.item() == result.ranker_rank_B[row]
         assert single.distractors_below_B.item() == result.distractors_below_B[row]

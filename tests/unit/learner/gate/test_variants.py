@@ -4,9 +4,9 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
-from sluice.learner.gate.gate import gate
+from sluice.learner.gate.gate import compute_gate
 from sluice.learner.gate.settings import GateSettings
-from sluice.learner.gate.variants import chance
+from sluice.learner.gate.variants import admission_chance
 from sluice.learner.objectives.adagrpo import AdaGrpoLoss
 from sluice.learner.objectives.mixture import MixtureLoss
 from sluice.learner.objectives.settings.objective import GrpoSettings
@@ -27,56 +27,61 @@ def rows(batch, index):
 
 def test_chance_depends_on_the_group_alone():
     batch = random_batch(prompts=6)
-    whole = chance(batch, 0)
+    whole = admission_chance(batch, 0)
     assert len(set(whole.tolist())) == 6
-    alone = torch.cat([chance(rows(batch, slice(row, row + 1)), 0) for row in range(6)])
+    alone = torch.cat([admission_chance(rows(batch, slice(row, row + 1)), 0) for row in range(6)])
     assert torch.equal(alone, whole)
-    assert torch.equal(chance(rows(batch, [3, 1]), 0), whole[[3, 1]])
+    assert torch.equal(admission_chance(rows(batch, [3, 1]), 0), whole[[3, 1]])
     padded = replace(batch, history_BT=torch.nn.functional.pad(batch.history_BT, (0, 5), value=9))
-    assert torch.equal(chance(padded, 0), whole)
+    assert torch.equal(admission_chance(padded, 0), whole)
 
 
 @pytest.mark.parametrize("name", ["history_BT", "target_BL", "candidates_BKL"])
 def test_every_token_and_its_place_matter_to_chance(name):
     batch = random_batch(prompts=1)
-    before = chance(batch, 0)
-    assert chance(batch, 1) != before
+    before = admission_chance(batch, 0)
+    assert admission_chance(batch, 1) != before
     tokens = getattr(batch, name)
     changed = tokens.clone()
     changed.view(-1)[-1] += 1
-    assert chance(replace(batch, **{name: changed}), 0) != before
-    assert chance(replace(batch, **{name: tokens.flip(-1)}), 0) != before
+    assert admission_chance(replace(batch, **{name: changed}), 0) != before
+    assert admission_chance(replace(batch, **{name: tokens.flip(-1)}), 0) != before
 
 
 def test_chance_is_uniform():
-    numbers = torch.cat([chance(random_batch(prompts=64, seed=seed), 7) for seed in range(20)])
+    numbers = torch.cat([admission_chance(random_batch(prompts=64, seed=seed), 7) for seed in range(20)])
     assert numbers.min() >= 0 and numbers.max() < 1
     for bound in (0.1, 0.3, 0.5, 0.9):
         deviation = math.sqrt(bound * (1 - bound) / 1280)
         assert abs((numbers < bound).double().mean() - bound) < 4 * deviation
-    other = torch.cat([chance(random_batch(prompts=64, seed=seed), 8) for seed in range(20)])
+    other = torch.cat([admission_chance(random_batch(prompts=64, seed=seed), 8) for seed in range(20)])
     assert abs(torch.corrcoef(torch.stack([numbers, other]))[0, 1]) < 4 / math.sqrt(1280)
 
 
 @pytest.mark.parametrize(("rate", "share"), [(0.0, 0.0), (0.3, 0.3), (1.0, 1.0)])
 def test_the_random_gate_admits_its_rate(rate, share):
     batch = random_batch(prompts=512)
-    result = gate(batch, torch.full((512,), -5.0), GateSettings(mode="random", random_rate=rate))
+    result = compute_gate(batch, torch.full((512,), -5.0), GateSettings(mode="random", random_rate=rate))
     assert result.gate_B.unique().tolist() == ([0.0, 1.0] if 0 < rate < 1 else [rate])
     assert result.gate_B.mean().item() == pytest.approx(share, abs=4 * math.sqrt(rate * (1 - rate) / 512))
-    seeded = gate(batch, torch.full((512,), -5.0), GateSettings(mode="random", random_rate=rate, random_seed=3))
+    seeded = compute_gate(
+        batch, torch.full((512,), -5.0), GateSettings(mode="random", random_rate=rate, random_seed=3)
+    )
     assert torch.equal(seeded.gate_B, result.gate_B) is (rate in (0, 1))
 
 
 def test_the_random_gate_still_reports_what_the_real_one_saw():
     target = torch.full((4,), -5.0)
     batch = random_batch()
-    random, hard = (gate(batch, target, s) for s in (GateSettings(mode="random", random_rate=0.5), GateSettings()))
+    random, hard = (
+        compute_gate(batch, target, s) for s in (GateSettings(mode="random", random_rate=0.5), GateSettings())
+    )
     for name in ("difficulty_B", "discriminability_B", "policy_rank_B", "ranker_rank_B"):
         assert torch.equal(getattr(random, name), getattr(hard, name))
 
 
-# Head 2 of 4. GT: policy rank 3, ranker rank 2 (3.5 behind 4); the distractor at 0 is on place 6, 4 beyond its bound.
+# Head 2 of 4. GT: policy rank 3, ranker rank 2 (3.5 behind 4); the distractor at 0 is on place 6, 4 beyond
+# its bound.
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
@@ -88,7 +93,7 @@ def test_the_random_gate_still_reports_what_the_real_one_saw():
 )
 def test_soft_gate(settings, expected):
     batch = one_group(target_scores_B=torch.tensor([3.5]))
-    result = gate(batch, torch.tensor([-2.5]), GateSettings(mode="soft", tau=0.5, **settings))
+    result = compute_gate(batch, torch.tensor([-2.5]), GateSettings(mode="soft", tau=0.5, **settings))
     assert result.gate_B.item() == pytest.approx(expected, abs=1e-6)
 
 
@@ -106,7 +111,9 @@ def test_the_soft_gate_takes_the_distractor_nearest_to_failing(distractors, rule
     batch = one_group(target_scores_B=torch.tensor([3.5]), distractor_scores_BM=torch.tensor([distractors]))
     settings = GateSettings(mode="soft", tau=0.5, rho=0.5, distractor_rule=rule, parts="discriminability")
     expected = 0.6224593 / (1 + math.exp(0.5 - margin))
-    assert gate(batch, torch.tensor([-2.5]), settings).gate_B.item() == pytest.approx(expected, abs=1e-6)
+    assert compute_gate(batch, torch.tensor([-2.5]), settings).gate_B.item() == pytest.approx(
+        expected, abs=1e-6
+    )
 
 
 @pytest.mark.parametrize("parts", ["both", "difficulty", "discriminability"])
@@ -115,25 +122,27 @@ def test_without_softness_the_soft_gate_is_the_hard_one(parts, rule):
     batch = random_batch(prompts=64, candidates=8, target_scores_B=torch.randn(64) + 1)
     target = torch.linspace(-12, -4, 64)
     settings = {"tau": 0.5, "rho": 0.75, "parts": parts, "distractor_rule": rule}
-    hard = gate(batch, target, GateSettings(**settings)).gate_B
-    soft = gate(batch, target, GateSettings(mode="soft", softness=1e-3, **settings)).gate_B
+    hard = compute_gate(batch, target, GateSettings(**settings)).gate_B
+    soft = compute_gate(batch, target, GateSettings(mode="soft", softness=1e-3, **settings)).gate_B
     assert 0 < hard.sum() < 64
     torch.testing.assert_close(soft, hard, atol=1e-6, rtol=0)
 
 
 def test_a_ground_truth_without_a_score_is_refused_softly_too():
     batch = one_group(target_scores_B=torch.tensor([NAN]))
-    result = gate(batch, torch.tensor([-2.5]), GateSettings(mode="soft", tau=0.5))
+    result = compute_gate(batch, torch.tensor([-2.5]), GateSettings(mode="soft", tau=0.5))
     assert result.gate_B.item() == 0 and not result.admitted_B.item()
 
 
 def test_a_soft_gate_multiplies_the_term():
     batch = random_batch(target_scores_B=torch.full((4,), 50.0))
-    log_probs = (-3 * torch.rand(4, 5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))) - 1
+    log_probs = (
+        -3 * torch.rand(4, 5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    ) - 1
     scores, settings = scores_of(log_probs), GrpoSettings(kl_beta=0)
     gate_settings = GateSettings(mode="soft", tau=0.5)
     terms = AdaGrpoLoss(0.7, settings, gate_settings)(batch, scores, scores, None)
-    gates = gate(batch, log_probs[:, 0].sum(-1), gate_settings).gate_B
+    gates = compute_gate(batch, log_probs[:, 0].sum(-1), gate_settings).gate_B
     assert gates.unique().numel() > 1 and gates.min() > 0 and gates.max() < 1
     parts = [(rows(batch, [row]), scores_of(log_probs[[row]])) for row in range(4)]
     each = [MixtureLoss(0.7, settings)(part, of_it, of_it, None) for part, of_it in parts]

@@ -16,10 +16,16 @@ from tests.unit.learner.learner_cases import tiny_llama, tiny_policy
 def batch(lengths, branches, seed):
     generator = torch.Generator().manual_seed(seed)
     history = torch.randint(3, 15, (len(lengths), max(lengths)), generator=generator)
-    return history, torch.tensor(lengths), torch.randint(3, 15, (len(lengths), branches, 3), generator=generator)
+    return (
+        history,
+        torch.tensor(lengths),
+        torch.randint(3, 15, (len(lengths), branches, 3), generator=generator),
+    )
 
 
-@pytest.mark.parametrize("make, parts", [(lambda: tiny_policy().model, 10), (tiny_llama, 6)], ids=["qwen3", "llama"])
+@pytest.mark.parametrize(
+    "make, parts", [(lambda: tiny_policy().model, 10), (tiny_llama, 6)], ids=["qwen3", "llama"]
+)
 def test_the_same_numbers_and_one_graph_for_all_lengths(make, parts):
     torch._dynamo.reset()
     plain, counter = make(), CompileCounterWithBackend("aot_eager")
@@ -43,5 +49,7 @@ def test_a_policy_without_known_parts_is_refused():
         def get_decoder(self):
             return self
 
-    with pytest.raises(PolicyError, match=r"knows no part of a Other to compile .* set learner\.compile to false"):
+    with pytest.raises(
+        PolicyError, match=r"knows no part of a Other to compile .* set learner\.compile to false"
+    ):
         compile_layers(Other())

@@ -1,4 +1,6 @@
-"""Products by oneDNN: as exact as torch's own, outputs and every gradient; and who has them: learner, pretraining."""
+"""Products by oneDNN: as exact as torch's own, outputs and every gradient; and who has them: learner,
+pretraining.
+"""
 
 import copy
 import threading
@@ -8,11 +10,11 @@ import torch
 from torch import nn
 
 from sluice.learner.kernels import onednn
-from sluice.learner.kernels.onednn import by_onednn, multiply_by_onednn
+from sluice.learner.kernels.onednn import onednn_matmul, use_onednn_matmul
 from sluice.learner.objectives.nll import NllLoss
 from sluice.learner.policy.policy import build_policy
 from sluice.learner.settings import EvaluationSettings, LearnerSettings, PolicySettings, PretrainSettings
-from sluice.learner.training.pretrain import pretrain
+from sluice.learner.training.pretrain import pretrain_policy
 from sluice.learner.training.step import LearnerStep
 from tests.tiny_data import tiny_dataset
 from tests.unit.learner.learner_cases import random_batch, tiny_policy
@@ -22,7 +24,7 @@ def pair(bias: bool = True, dtype: torch.dtype = torch.float32) -> tuple[nn.Modu
     torch.manual_seed(0)
     own = nn.Sequential(nn.Linear(24, 40, bias=bias), nn.SiLU(), nn.Linear(40, 8)).to(dtype)
     ours = copy.deepcopy(own)
-    multiply_by_onednn(ours)
+    use_onednn_matmul(ours)
     return own, ours
 
 
@@ -46,7 +48,7 @@ def setting():
 def test_products_within_are_as_exact_as_without_and_the_setting_comes_back():
     first, second = torch.randn(2, 4, 70, 70).double()
     before = setting()
-    with by_onednn(), pytest.raises(IndexError), by_onednn():
+    with onednn_matmul(), pytest.raises(IndexError), onednn_matmul():
         inside = setting()
         found = (first.float() @ second.float(), first[0].float() @ second[0].float())
         raise IndexError
@@ -55,11 +57,13 @@ def test_products_within_are_as_exact_as_without_and_the_setting_comes_back():
         assert (one - wanted).abs().max() < 2e-5
 
 
-@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() != "AVX512", reason="torch takes oneDNN with AVX-512")
-@pytest.mark.skipif(not onednn.multiplies(), reason="oneDNN would compute in bfloat16 here")
+@pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() != "AVX512", reason="torch takes oneDNN with AVX-512"
+)
+@pytest.mark.skipif(not onednn.onednn_is_exact(), reason="oneDNN would compute in bfloat16 here")
 def test_large_products_within_are_onednns_and_small_ones_are_not(capfd):
     ours = nn.Linear(64, 64)
-    multiply_by_onednn(ours)
+    use_onednn_matmul(ours)
     for rows, wanted in ((512, True), (8, False)):
         x = torch.randn(rows, 64)
         with torch.backends.mkldnn.verbose(torch.backends.mkldnn.VERBOSE_ON):
@@ -71,12 +75,12 @@ def test_the_setting_comes_back_when_the_last_thread_has_left():
     before, inside, leave = setting(), threading.Barrier(2), threading.Event()
 
     def other():
-        with by_onednn():
+        with onednn_matmul():
             inside.wait(10)
             leave.wait(10)
 
     thread = threading.Thread(target=other)
-    with by_onednn():
+    with onednn_matmul():
         thread.start()
         inside.wait(10)  # the other came later and goes later
     assert setting() == onednn._precision()
@@ -170,7 +174,9 @@ def test_a_copy_multiplies_by_its_own_weights(calls):
 def test_every_layer_of_a_float32_learner_multiplies_by_onednn(calls):
     model = tiny_policy().model
     layers = sum(type(module) is nn.Linear for module in model.modules())
-    learner = LearnerStep(model, objective=NllLoss(), settings=LearnerSettings(prompts_per_step=2, warmup_steps=0))
+    learner = LearnerStep(
+        model, objective=NllLoss(), settings=LearnerSettings(prompts_per_step=2, warmup_steps=0)
+    )
     learner.update(random_batch(prompts=2))
     assert len(calls) == 3 * layers  # forward, gradient of the input, gradient of the weight
 
@@ -184,5 +190,7 @@ def test_every_layer_of_a_policy_in_pretraining_multiplies_by_onednn(calls, tmp_
     def progress(step, total, fields):
         until_the_first_step.append(len(calls))
 
-    pretrain(policy, dataset, PretrainSettings(epochs=1), EvaluationSettings(), seed=0, progress=progress)
+    pretrain_policy(
+        policy, dataset, PretrainSettings(epochs=1), EvaluationSettings(), seed=0, progress=progress
+    )
     assert until_the_first_step[0] == 3 * layers

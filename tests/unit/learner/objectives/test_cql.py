@@ -9,7 +9,14 @@ from sluice.catalog.errors import ConfigError, DataError
 from sluice.learner.objectives.cql import CqlLoss, log_sum_items, sampling_log_weights
 from sluice.learner.objectives.settings.preference import CqlObjective
 from tests.unit.learner.learner_cases import NAN, one_group, random_batch
-from tests.unit.learner.preference_cases import assert_no_mass, double, means, per_branch, rich_batch, scores_of
+from tests.unit.learner.preference_cases import (
+    assert_no_mass,
+    double,
+    means,
+    per_branch,
+    rich_batch,
+    scores_of,
+)
 
 ITEMS = torch.tensor([[1, 0, -1, 4]])  # candidate 2 is a hit, candidate 3 no item
 VALUES = double([[[0.5, 9, 9]] * 5])  # of the prompt, and of the states after it
@@ -32,7 +39,9 @@ def test_cql():
     now = per_branch(-1.5, -3.0, -1.5, -2.0, -6.0)
     conservative = math.log(math.exp(-0.25) + math.exp(-1 + 1) / 4 + math.exp(-2.5 + 4) / 4) + 0.25
     terms = of(cql(), group(), now, VALUES)
-    assert terms.loss.item() == pytest.approx(2 * conservative + 1.5625, abs=1e-7)  # sampling is recorded in float32
+    assert terms.loss.item() == pytest.approx(
+        2 * conservative + 1.5625, abs=1e-7
+    )  # sampling is recorded in float32
     assert of(cql(alpha=0.0), group(reward=-0.25), now, VALUES).loss.item() == pytest.approx(0, abs=1e-12)
     assert means(terms) == pytest.approx(
         {
@@ -69,7 +78,9 @@ def drawn(chosen, value, scale, items, behaviour=DRAWN):
     batch = one_group(
         candidates_BKL=torch.zeros(1, len(chosen), 2, dtype=torch.int64),
         candidate_items_BK=torch.tensor([[items[sequence] for sequence in chosen]]),
-        behaviour_log_probs_BKL=behaviour[list(chosen)].log()[None, :, None] / 2 * torch.ones(2, dtype=torch.float64),
+        behaviour_log_probs_BKL=behaviour[list(chosen)].log()[None, :, None]
+        / 2
+        * torch.ones(2, dtype=torch.float64),
         target_items_B=torch.tensor([items[LOGGED]]),
     )
     q = value + scale * SEQUENCE.log()

@@ -9,7 +9,11 @@ from sluice.learner.batches.batch import LoggedBatch
 from sluice.learner.objectives.a_sft import AdvantageSftLoss, advantage_weights, candidate_baseline
 from sluice.learner.objectives.nll import NllLoss
 from sluice.learner.objectives.reward_weighted_bc import RewardWeightedBcLoss
-from sluice.learner.objectives.settings.preference import AdvantageSftObjective, CandidateBaseline, ValueHeadBaseline
+from sluice.learner.objectives.settings.preference import (
+    AdvantageSftObjective,
+    CandidateBaseline,
+    ValueHeadBaseline,
+)
 from sluice.learner.objectives.terms.logged import mean_over, weighted_mean_of
 from tests.unit.learner.learner_cases import NAN, random_batch
 from tests.unit.learner.preference_cases import assert_no_mass, double, means, rich_batch, scores_of
@@ -21,7 +25,9 @@ HEAD = ValueHeadBaseline(weight=0.5)
 
 def logged(rewards, **changes):
     """Three prompts whose last candidate is no item."""
-    return random_batch(prompts=3, logged_rewards_B=torch.tensor(rewards), candidate_values_BK=VALUES, **changes)
+    return random_batch(
+        prompts=3, logged_rewards_B=torch.tensor(rewards), candidate_values_BK=VALUES, **changes
+    )
 
 
 def of(objective, batch, now=NLL, values=None, start_values=None):
@@ -53,11 +59,16 @@ def test_a_negative_reward_weighs_nothing_and_is_counted():
     assert terms.loss.item() == pytest.approx(3.0, abs=1e-12)
     assert terms.metrics["negative_share"].tolist() == [1, 3]
     assert terms.metrics["rewarded_share"].tolist() == [2, 3]
-    assert of(RewardWeightedBcLoss(0.0), logged([5.0, 0.0, -1.0])).metrics["negative_share"].tolist() == [1, 3]
+    assert of(RewardWeightedBcLoss(0.0), logged([5.0, 0.0, -1.0])).metrics["negative_share"].tolist() == [
+        1,
+        3,
+    ]
 
 
 def test_the_unit_of_the_reward_does_not_matter():
-    losses = [of(RewardWeightedBcLoss(0.0), logged([5.0 * unit, unit, 0.0])).loss.item() for unit in (1.0, 100.0)]
+    losses = [
+        of(RewardWeightedBcLoss(0.0), logged([5.0 * unit, unit, 0.0])).loss.item() for unit in (1.0, 100.0)
+    ]
     assert losses == pytest.approx([3.5, 3.5], abs=1e-12)
 
 
@@ -98,7 +109,9 @@ def test_a_sft():
     # advantages 2 and -1
     batch, objective = logged([5.0, 1.0, NAN]), a_sft(beta=2.0)
     first, second = math.exp(1), math.exp(-0.5)
-    assert of(objective, batch).loss.item() == pytest.approx((3 * first + 6 * second) / (first + second), abs=1e-12)
+    assert of(objective, batch).loss.item() == pytest.approx(
+        (3 * first + 6 * second) / (first + second), abs=1e-12
+    )
     assert objective.mass(batch).item() == pytest.approx(first + second)
     third = of(a_sft(beta=2.0, missing_weight=0.25), batch).loss.item()
     assert third == pytest.approx((3 * first + 6 * second + 0.25 * 1.5) / (first + second + 0.25), abs=1e-12)
@@ -113,7 +126,9 @@ def test_a_sft_with_a_value_head():
     now, start = at_the_prompt(4.0, 0.0, 7.0), at_the_prompt(3.0, 2.0, 1.0)
     first, second = math.exp(1), math.exp(-0.5)
     expected = (3 * first + 6 * second + 0.25 * 1.5 + 0.5 * (1 + 1)) / 2.25
-    assert of(objective, batch, values=now, start_values=start).loss.item() == pytest.approx(expected, abs=1e-12)
+    assert of(objective, batch, values=now, start_values=start).loss.item() == pytest.approx(
+        expected, abs=1e-12
+    )
     assert objective.mass(batch).item() == 2.25
 
 
@@ -137,7 +152,9 @@ def test_with_beta_to_infinity_a_sft_is_nll(seed):
     (gradient,) = torch.autograd.grad(weighted, now)
     torch.testing.assert_close(gradient, torch.full_like(now, -1 / 6), atol=1e-12, rtol=0)
     head = of(a_sft(beta=1e12, baseline=HEAD), batch, now, torch.zeros_like(now), torch.zeros_like(now))
-    assert head.loss.item() - 0.5 * head.metrics["value_error"][0] / 6 == pytest.approx(plain.item(), abs=1e-11)
+    assert head.loss.item() - 0.5 * head.metrics["value_error"][0] / 6 == pytest.approx(
+        plain.item(), abs=1e-11
+    )
 
 
 def test_a_smaller_beta_trusts_the_better_rows_more():
@@ -148,7 +165,9 @@ def test_a_smaller_beta_trusts_the_better_rows_more():
 
 def test_metrics_of_a_sft():
     objective = a_sft(beta=2.0, missing_weight=0.25, baseline=HEAD)
-    terms = of(objective, logged([5.0, 1.0, NAN]), NLL, at_the_prompt(4.0, 3.0, 7.0), at_the_prompt(3.0, 2.0, 1.0))
+    terms = of(
+        objective, logged([5.0, 1.0, NAN]), NLL, at_the_prompt(4.0, 3.0, 7.0), at_the_prompt(3.0, 2.0, 1.0)
+    )
     weights = [math.exp(1), math.exp(-0.5), 0.25]
     expected = {
         "loss": terms.loss.item(),
@@ -164,7 +183,9 @@ def test_metrics_of_a_sft():
     assert means(terms) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("objective", [RewardWeightedBcLoss(0.5), a_sft(missing_weight=0.5), a_sft(baseline=HEAD)])
+@pytest.mark.parametrize(
+    "objective", [RewardWeightedBcLoss(0.5), a_sft(missing_weight=0.5), a_sft(baseline=HEAD)]
+)
 def test_gradcheck(objective):
     torch.manual_seed(0)
     batch = rich_batch(prompts=3)

@@ -19,7 +19,7 @@ from sluice.learner.objectives.settings.objective import (
     NllObjective,
 )
 from sluice.learner.objectives.terms.correction import correction_weights
-from sluice.learner.objectives.terms.group_term import k3
+from sluice.learner.objectives.terms.group_term import k3_divergence
 from sluice.learner.reduction import mean_of
 from sluice.learner.scoring.shared_prefix import branch_log_probs
 from tests.unit.learner.learner_cases import NAN, one_group, random_batch, tiny_policy
@@ -45,7 +45,8 @@ def test_clipped_surrogate(ratio, advantage, low, high, expected):
 
 
 @pytest.mark.parametrize(
-    ("ratio", "advantage", "gradient"), [(1.5, 1.0, 0.0), (1.5, -1.0, -1.5), (0.5, 1.0, 0.5), (0.5, -1.0, 0.0)]
+    ("ratio", "advantage", "gradient"),
+    [(1.5, 1.0, 0.0), (1.5, -1.0, -1.5), (0.5, 1.0, 0.5), (0.5, -1.0, 0.0)],
 )
 def test_a_clipped_token_has_no_gradient(ratio, advantage, gradient):
     log_ratio = torch.tensor([[[ratio]]]).log().requires_grad_()
@@ -54,7 +55,7 @@ def test_a_clipped_token_has_no_gradient(ratio, advantage, gradient):
 
 
 def test_k3():
-    found = k3(torch.tensor([-1.0, -2.0, -1.0]), torch.tensor([-2.0, -1.0, -1.0]))
+    found = k3_divergence(torch.tensor([-1.0, -2.0, -1.0]), torch.tensor([-2.0, -1.0, -1.0]))
     assert found.tolist() == pytest.approx([math.exp(-1), math.e - 2, 0.0], abs=1e-6)
 
 
@@ -89,10 +90,14 @@ def test_grpo_against_the_batch_start():
     settings = GrpoSettings(kl_beta=0, old_policy="batch_start")
     assert grpo_loss(settings, batch, log_probs, start).item() == pytest.approx(0.1 * A, abs=1e-7)
     # start/engine ratios are 1, 2, 2/3; truncated to 1.5: -A -1.2A -A; A + .75A + .8A
-    settings = GrpoSettings(kl_beta=0, old_policy="batch_start", correction=CorrectionSettings(level="token", high=1.5))
+    settings = GrpoSettings(
+        kl_beta=0, old_policy="batch_start", correction=CorrectionSettings(level="token", high=1.5)
+    )
     assert grpo_loss(settings, batch, log_probs, start).item() == pytest.approx(0.65 / 6 * A, abs=1e-7)
     # of the sequence: 1 * 2 * 2/3 = 4/3
-    settings = GrpoSettings(kl_beta=0, old_policy="batch_start", correction=CorrectionSettings(level="sequence"))
+    settings = GrpoSettings(
+        kl_beta=0, old_policy="batch_start", correction=CorrectionSettings(level="sequence")
+    )
     assert grpo_loss(settings, batch, log_probs, start).item() == pytest.approx(0.4 / 3 * A, abs=1e-7)
 
 
@@ -106,7 +111,8 @@ def test_the_kl_term_is_added_per_token():
 
 
 def test_injected_ground_truth_takes_the_learners_own_log_prob_as_behaviour():
-    # candidate 1 is replaced: rewards 1 and 9, advantages -A' and A' with A' = 4 / (sqrt(32) + 1e-4); its ratios are 1
+    # candidate 1 is replaced: rewards 1 and 9, advantages -A' and A' with A' = 4 / (sqrt(32) + 1e-4); its
+    # ratios are 1
     batch, log_probs = pair()
     expected = -(-3.3 + 3.0) / 6 * 4 / (math.sqrt(32) + 1e-4)
     settings = GrpoSettings(kl_beta=0, ground_truth="inject")
@@ -191,7 +197,12 @@ def model_gradients(objective, batch):
     model = tiny_policy().model
     inputs = MixtureLoss(1.0, GrpoSettings()).inputs(batch)
     scores = branch_log_probs(
-        model, batch.history_BT, batch.history_lengths_B, inputs.branches_BSL, inputs.allowed_BSLV, inputs.temperature
+        model,
+        batch.history_BT,
+        batch.history_lengths_B,
+        inputs.branches_BSL,
+        inputs.allowed_BSLV,
+        inputs.temperature,
     )
     terms = objective(batch, scores, scores.detach(), scores.log_probs_BSL.detach() - 0.1)
     terms.loss.backward()
@@ -214,7 +225,9 @@ def test_a_closed_gate_is_pure_nll_to_the_bit(constrained):
 
 
 def test_an_open_gate_is_the_mixture_to_the_bit():
-    batch = random_batch(target_scores_B=torch.full((4,), 100.0), distractor_scores_BM=torch.full((4, 2), -100.0))
+    batch = random_batch(
+        target_scores_B=torch.full((4,), 100.0), distractor_scores_BM=torch.full((4, 2), -100.0)
+    )
     opened = AdaGrpoLoss(0.3, GrpoSettings(), GateSettings(parts="discriminability"))
     found = model_gradients(opened, batch)
     assert found[0].metrics["gate_rate"].tolist() == [4.0, 4.0]

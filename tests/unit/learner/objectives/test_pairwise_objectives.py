@@ -14,7 +14,14 @@ from sluice.learner.objectives.settings.preference import (
     SelfPairs,
 )
 from tests.unit.learner.learner_cases import one_group, random_batch
-from tests.unit.learner.preference_cases import assert_no_mass, double, means, per_branch, rich_batch, scores_of
+from tests.unit.learner.preference_cases import (
+    assert_no_mass,
+    double,
+    means,
+    per_branch,
+    rich_batch,
+    scores_of,
+)
 
 TWO = LoggedPairs(per_prompt=2)  # (0, 1) with margin 3 and (0, 2) with margin 0
 NOW, REFERENCE = per_branch(-3, -6, -3, -9, -9), per_branch(-4.5, -4.5, -4.5, -1, -1)
@@ -23,7 +30,9 @@ SOURCES = (IntervalPairs(per_prompt=3), LoggedPairs(per_prompt=2), SelfPairs(per
 
 def of(objective, batch=None, now=NOW, reference=REFERENCE, **scores):
     """What the objective gives for one group."""
-    return objective(one_group() if batch is None else batch, scores_of(now, **scores), scores_of(now), reference)
+    return objective(
+        one_group() if batch is None else batch, scores_of(now, **scores), scores_of(now), reference
+    )
 
 
 def dpo(**changes):
@@ -37,7 +46,9 @@ def ipo(**changes):
 def test_dpo():
     # -log sigmoid(1.5) and -log sigmoid(0)
     assert of(dpo()).loss.item() == pytest.approx((0.20141328 + 0.69314718) / 2, abs=1e-8)
-    assert of(dpo(beta=2.0)).loss.item() == pytest.approx((math.log(1 + math.exp(-6)) + math.log(2)) / 2, abs=1e-12)
+    assert of(dpo(beta=2.0)).loss.item() == pytest.approx(
+        (math.log(1 + math.exp(-6)) + math.log(2)) / 2, abs=1e-12
+    )
 
 
 def test_ipo():
@@ -77,7 +88,10 @@ def test_the_anchor_is_the_nll_of_the_chosen(objective):
     plain, anchored = of(objective()).loss.item(), of(objective(nll_weight=0.1)).loss.item()
     assert anchored - plain == pytest.approx(0.3, abs=1e-12)
     own = SelfPairs(per_prompt=1)  # candidate 4, whose log-prob is -9
-    plain, anchored = of(objective(pairs=own)).loss.item(), of(objective(pairs=own, nll_weight=0.1)).loss.item()
+    plain, anchored = (
+        of(objective(pairs=own)).loss.item(),
+        of(objective(pairs=own, nll_weight=0.1)).loss.item(),
+    )
     assert anchored - plain == pytest.approx(0.9, abs=1e-12)
 
 
@@ -112,7 +126,9 @@ def test_room_for_more_pairs_changes_nothing(objective):
 def test_no_pair_no_loss(objective):
     now = NOW.clone().requires_grad_()
     batch = one_group(candidate_scores_BK=torch.ones(1, 4))
-    assert_no_mass(objective(pairs=SelfPairs(), nll_weight=0.1), batch, scores_of(now), scores_of(now), REFERENCE)
+    assert_no_mass(
+        objective(pairs=SelfPairs(), nll_weight=0.1), batch, scores_of(now), scores_of(now), REFERENCE
+    )
 
 
 @pytest.mark.parametrize("objective", [dpo, ipo])
@@ -133,7 +149,9 @@ def test_gradcheck(pairs):
     reference = -2 * torch.rand(3, 5, 3, dtype=torch.float64)
     point = (reference + 0.5 * torch.randn_like(reference)).requires_grad_()
     for objective in (dpo(pairs=pairs, nll_weight=0.3), ipo(pairs=pairs, nll_weight=0.3)):
-        assert torch.autograd.gradcheck(lambda now, loss=objective: of(loss, batch, now, reference).loss, (point,))
+        assert torch.autograd.gradcheck(
+            lambda now, loss=objective: of(loss, batch, now, reference).loss, (point,)
+        )
 
 
 def test_metrics():

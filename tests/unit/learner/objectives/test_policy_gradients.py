@@ -78,7 +78,9 @@ def test_dr_grpo_divides_by_the_constant_k_times_l():
     rewards = batch.candidate_scores_BK.clone()
     rewards[:, -1] = rewards[:, :-1].amin(1) - 1
     expected = -(rewards - rewards.mean(1, keepdim=True)) / (4 * 3) / 4  # K L_max, prompts
-    torch.testing.assert_close(gradient[:, 1:], expected.double()[..., None].expand(4, 4, 3), atol=1e-8, rtol=1e-6)
+    torch.testing.assert_close(
+        gradient[:, 1:], expected.double()[..., None].expand(4, 4, 3), atol=1e-8, rtol=1e-6
+    )
 
 
 # Ratio levels: the ratio of a candidate is 1 * .5 * 1.5 = .75.
@@ -98,7 +100,9 @@ def test_dr_grpo_divides_by_the_constant_k_times_l():
 )
 def test_ratio_levels_and_clip_bounds(settings, loss):
     batch, log_probs = pair()
-    assert grpo_loss(GrpoSettings(kl_beta=0, **settings), batch, log_probs).item() == pytest.approx(loss * A, abs=1e-7)
+    assert grpo_loss(GrpoSettings(kl_beta=0, **settings), batch, log_probs).item() == pytest.approx(
+        loss * A, abs=1e-7
+    )
 
 
 def test_gspo_clips_above_at_four_ten_thousandths():
@@ -114,7 +118,9 @@ def test_at_ratio_one_the_levels_have_one_direction(ratio, factor):
     batch = random_batch()
     log_probs = -3 * torch.rand(4, 5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     gradients = [
-        loss_and_gradient(GrpoLoss(GrpoSettings(kl_beta=0, old_policy="batch_start", ratio=level)), batch, log_probs)[1]
+        loss_and_gradient(
+            GrpoLoss(GrpoSettings(kl_beta=0, old_policy="batch_start", ratio=level)), batch, log_probs
+        )[1]
         for level in ("token", ratio)
     ]
     torch.testing.assert_close(gradients[1], factor * gradients[0], atol=1e-12, rtol=1e-10)
@@ -159,7 +165,9 @@ def test_masked_tokens_leave_the_loss():
     # -A, 0, -1.5 * 2/3 A; A, 0, 1.2 * 2/3 A
     assert terms.loss.item() == pytest.approx(0.2 / 6 * A, abs=1e-7)
     assert terms.metrics["correction_inside"].tolist() == [4.0, 6.0]
-    settings = GrpoSettings(correction=CorrectionSettings(level="sequence", high=1.3, outside="mask"), **masked)
+    settings = GrpoSettings(
+        correction=CorrectionSettings(level="sequence", high=1.3, outside="mask"), **masked
+    )
     terms, gradient = loss_and_gradient(GrpoLoss(settings), batch, log_probs, start)
     assert terms.loss.item() == 0 and gradient.abs().max() == 0
     assert terms.metrics["correction_inside"].tolist() == [0.0, 2.0]
@@ -192,7 +200,9 @@ def test_dapo_takes_the_mean_over_the_groups_that_differ():
     log_probs = -3 * torch.rand(3, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     batch, objective = two_groups(), GrpoLoss(DAPO)
     terms, gradient = loss_and_gradient(objective, batch, log_probs)
-    plain, plain_gradient = loss_and_gradient(GrpoLoss(GrpoSettings(kl_beta=0, clip_high=0.28)), batch, log_probs)
+    plain, plain_gradient = loss_and_gradient(
+        GrpoLoss(GrpoSettings(kl_beta=0, clip_high=0.28)), batch, log_probs
+    )
     assert objective.mass(batch).item() == 2.0 and GrpoLoss(GrpoSettings()).mass(batch).item() == 3.0
     assert terms.loss.item() == pytest.approx(plain.loss.item() * 3 / 2) != 0
     torch.testing.assert_close(gradient, plain_gradient * 3 / 2)
@@ -233,17 +243,27 @@ def test_grpo_sr_is_reinforce_and_the_likelihood_of_the_ground_truth():
 def test_the_gradient_of_grpo_sr_is_that_of_grpo_at_ratio_one():
     batch = random_batch()
     log_probs = -3 * torch.rand(4, 5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    _, gradient = loss_and_gradient(GrpoSrLoss(0.0, GrpoSrSettings(rewards=RAW, ground_truth="none")), batch, log_probs)
-    _, expected = loss_and_gradient(GrpoLoss(GrpoSettings(kl_beta=0, old_policy="batch_start")), batch, log_probs)
+    _, gradient = loss_and_gradient(
+        GrpoSrLoss(0.0, GrpoSrSettings(rewards=RAW, ground_truth="none")), batch, log_probs
+    )
+    _, expected = loss_and_gradient(
+        GrpoLoss(GrpoSettings(kl_beta=0, old_policy="batch_start")), batch, log_probs
+    )
     torch.testing.assert_close(gradient, expected, atol=1e-14, rtol=1e-12)
 
 
 def test_the_default_reward_of_grpo_sr_is_preference_times_relevance_with_positives_at_the_top():
-    batch, _ = pair(candidate_items_BK=torch.tensor([[1, 2]]))  # (3, 7, 11) starts like GT, (4, 7, 10) does not
-    term = GrpoSrLoss(1.0, GrpoSrSettings()).term(batch, scores_of(torch.zeros(1, 3, 3)), torch.zeros(1, 3, 3), None)
+    batch, _ = pair(
+        candidate_items_BK=torch.tensor([[1, 2]])
+    )  # (3, 7, 11) starts like GT, (4, 7, 10) does not
+    term = GrpoSrLoss(1.0, GrpoSrSettings()).term(
+        batch, scores_of(torch.zeros(1, 3, 3)), torch.zeros(1, 3, 3), None
+    )
     assert term.rewards.rewards_BK[0].tolist() == pytest.approx([0.7310586, 0.0])
     batch, _ = pair(candidate_items_BK=torch.tensor([[1, 0]]))
-    term = GrpoSrLoss(1.0, GrpoSrSettings()).term(batch, scores_of(torch.zeros(1, 3, 3)), torch.zeros(1, 3, 3), None)
+    term = GrpoSrLoss(1.0, GrpoSrSettings()).term(
+        batch, scores_of(torch.zeros(1, 3, 3)), torch.zeros(1, 3, 3), None
+    )
     assert term.rewards.rewards_BK[0].tolist() == pytest.approx([0.7310586, 0.7310586])
     assert term.metrics["reward/relevance"].tolist() == [1.0, 2.0]
 
@@ -338,7 +358,9 @@ def test_gbpo_of_a_certain_token():
     certain = torch.tensor([[[0.0, 1e-8]]])  # rounding may exceed probability 1
     old = torch.tensor([[[-1.0, -1.0]]])
     assert bounded_old(certain, old, torch.tensor([[-1.0]])).tolist() == [[[-1.0, -1.0]]]
-    assert bounded_old(certain, old, torch.tensor([[1.0]]))[0, 0].tolist() == pytest.approx([0.0, 0.0], abs=1e-6)
+    assert bounded_old(certain, old, torch.tensor([[1.0]]))[0, 0].tolist() == pytest.approx(
+        [0.0, 0.0], abs=1e-6
+    )
 
 
 # ReRe
@@ -389,7 +411,10 @@ def once(function):
 
 
 OFF_POLICY = {"kl_beta": 0.05, "ground_truth": "inject"}
-MASKED = {"old_policy": "batch_start", "correction": CorrectionSettings(level="sequence", outside="mask", high=9.0)}
+MASKED = {
+    "old_policy": "batch_start",
+    "correction": CorrectionSettings(level="sequence", outside="mask", high=9.0),
+}
 
 
 @pytest.mark.parametrize("objective", [
@@ -403,7 +428,9 @@ MASKED = {"old_policy": "batch_start", "correction": CorrectionSettings(level="s
     AdaGrpoLoss(0.7, GrpoSettings(kl_beta=0.05), GateSettings(mode="soft", tau=0.5)),
 ], ids=["sequence", "gspo", "dapo", "grpo_sr", "ecpo", "gbpo", "rere", "soft"])  # fmt: skip
 def test_gradcheck(objective, monkeypatch):
-    """What the objective holds constant (sg) is held constant at the point, so that differences see the same loss."""
+    """What the objective holds constant (sg) is held constant at the point, so that differences see the same
+    loss.
+    """
     generator = torch.Generator().manual_seed(1)
     batch = random_batch(prompts=2, candidates=3, candidate_items_BK=torch.tensor([[1, 5000, 2], [3, 4, -1]]))
     batch.candidate_scores_BK[:] = torch.tensor([[0.3, 0.7, -0.2], [1.0, -1.0, float("nan")]])

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from sluice.learner.objectives.ppo import PpoLoss, clipped_value_loss, gae
+from sluice.learner.objectives.ppo import PpoLoss, clipped_value_loss, generalised_advantages
 from sluice.learner.objectives.settings.preference import PpoObjective
 from tests.unit.learner.learner_cases import NAN, one_group
 from tests.unit.learner.preference_cases import assert_no_mass, double, means, rich_batch, scores_of
@@ -30,7 +30,9 @@ def settled(batch=None, objective=None, now_value=2.1):
     start = torch.full((1, 3, 3), -1.0, dtype=torch.float64)
     now, values = start + RATIOS.log(), torch.full_like(start, now_value)
     objective, batch = ppo() if objective is None else objective, pair() if batch is None else batch
-    return objective(batch, scores_of(now, values), scores_of(start, torch.full_like(start, 2.0)), start - 0.5)
+    return objective(
+        batch, scores_of(now, values), scores_of(start, torch.full_like(start, 2.0)), start - 0.5
+    )
 
 
 def free(batch, objective, now, start, values, start_values, reference):
@@ -39,12 +41,20 @@ def free(batch, objective, now, start, values, start_values, reference):
 
 def test_gae():
     rewards, values = double([0.0, 0.0, 1.0]), double([0.5, 0.25, 0.75])
-    assert gae(rewards, values, 1.0, 0.5).tolist() == pytest.approx([0.0625, 0.625, 0.25])
-    assert gae(rewards, values, 0.8, 0.5).tolist() == pytest.approx([-0.12, 0.45, 0.25])
-    assert gae(rewards, values, 1.0, 1.0).tolist() == pytest.approx([0.5, 0.75, 0.25])  # return minus value
-    assert gae(rewards, values, 1.0, 0.0).tolist() == pytest.approx([-0.25, 0.5, 0.25])  # one step
-    assert gae(rewards.expand(2, 4, 3), values.expand(2, 4, 3), 1.0, 0.5).shape == (2, 4, 3)
-    assert not gae(rewards, values.clone().requires_grad_(), 1.0, 0.5).requires_grad
+    assert generalised_advantages(rewards, values, 1.0, 0.5).tolist() == pytest.approx([0.0625, 0.625, 0.25])
+    assert generalised_advantages(rewards, values, 0.8, 0.5).tolist() == pytest.approx([-0.12, 0.45, 0.25])
+    assert generalised_advantages(rewards, values, 1.0, 1.0).tolist() == pytest.approx(
+        [0.5, 0.75, 0.25]
+    )  # return minus value
+    assert generalised_advantages(rewards, values, 1.0, 0.0).tolist() == pytest.approx(
+        [-0.25, 0.5, 0.25]
+    )  # one step
+    assert generalised_advantages(rewards.expand(2, 4, 3), values.expand(2, 4, 3), 1.0, 0.5).shape == (
+        2,
+        4,
+        3,
+    )
+    assert not generalised_advantages(rewards, values.clone().requires_grad_(), 1.0, 0.5).requires_grad
 
 
 @pytest.mark.parametrize(
@@ -66,14 +76,17 @@ def test_the_value_loss_is_clipped_around_the_start(value, returns, clip, loss, 
 
 def test_ppo():
     # each token costs .1 * .5, so the returns are .85 .9 .95 and 2.85 2.9 2.95, the advantages those less 2
-    # candidate 0: -1.15, max(-.55, -.88) -> -.88, -1.575; candidate 1: .85, .45, 1.2 * .95 = 1.14; the sum is -1.165
+    # candidate 0: -1.15, max(-.55, -.88) -> -.88, -1.575; candidate 1: .85, .45, 1.2 * .95 = 1.14; the sum is
+    # -1.165
     terms = settled()
     found = means(terms)
     assert found["policy_loss"] == pytest.approx(1.165 / 6, abs=1e-12)
     # values are 2.1 now: squared errors 1.5625 1.44 1.3225 and .5625 .64 .7225
     assert found["value_loss"] == pytest.approx(6.25 / 6, abs=1e-12)
     assert terms.loss.item() == pytest.approx(1.165 / 6 + 0.5 * 6.25 / 6, abs=1e-12)
-    assert settled(objective=ppo(value_weight=2.0)).loss.item() == pytest.approx((1.165 + 12.5) / 6, abs=1e-12)
+    assert settled(objective=ppo(value_weight=2.0)).loss.item() == pytest.approx(
+        (1.165 + 12.5) / 6, abs=1e-12
+    )
     assert found["kl"] == pytest.approx(0.5) and found["reward"] == pytest.approx(2.0)
     assert found["clip_share"] == pytest.approx(2 / 6)  # A < 0 at .5, A > 0 at 1.5
     assert found["ratio_mean"] == pytest.approx(1.0) and found["entropy"] == 1
@@ -83,7 +96,9 @@ def test_ppo():
 
 def test_the_value_may_move_by_the_value_clip():
     # clipped at 2.2, so that the errors of candidate 1 are those of 2.2 and of candidate 0 those of 2.5
-    errors = sum((2.5 - value) ** 2 for value in (0.85, 0.9, 0.95)) + sum((2.2 - v) ** 2 for v in (2.85, 2.9, 2.95))
+    errors = sum((2.5 - value) ** 2 for value in (0.85, 0.9, 0.95)) + sum(
+        (2.2 - v) ** 2 for v in (2.85, 2.9, 2.95)
+    )
     assert means(settled(now_value=2.5))["value_loss"] == pytest.approx(errors / 6, abs=1e-12)
 
 
@@ -140,12 +155,15 @@ def test_a_finite_clip_is_not():
     assert losses[0] != pytest.approx(losses[1], abs=1e-3)
 
 
-@pytest.mark.parametrize("objective", [ppo(gae_lambda=0.9, gamma=0.95), ppo(kl_coef=0, clip=0.05, value_clip=0.5)])
+@pytest.mark.parametrize(
+    "objective", [ppo(gae_lambda=0.9, gamma=0.95), ppo(kl_coef=0, clip=0.05, value_clip=0.5)]
+)
 def test_gradcheck(objective):
     batch, case = rich_batch(prompts=2), random_case(prompts=2)
     now, values = case["now"].requires_grad_(), case["values"].requires_grad_()
     assert torch.autograd.gradcheck(
-        lambda now, values: free(batch, objective, **(case | {"now": now, "values": values})).loss, (now, values)
+        lambda now, values: free(batch, objective, **(case | {"now": now, "values": values})).loss,
+        (now, values),
     )
 
 
@@ -163,7 +181,10 @@ def test_prompts_without_a_valid_candidate_do_not_count():
     assert_no_mass(ppo(), nothing, scores, start, case["reference"][:, :3])
 
     items = torch.tensor([[1, 2, 3, 4], [-1] * 4, [1, 2, 3, -1]])
-    batch, case = rich_batch(prompts=3, candidate_items_BK=items, candidate_scores_BK=torch.rand(3, 4)), random_case()
+    batch, case = (
+        rich_batch(prompts=3, candidate_items_BK=items, candidate_scores_BK=torch.rand(3, 4)),
+        random_case(),
+    )
     terms = free(batch, ppo(), **case)
     kept = {name: value[[0, 2]] for name, value in case.items()}
     tensors = {name: value[[0, 2]] for name, value in vars(batch).items() if isinstance(value, torch.Tensor)}

@@ -1,4 +1,6 @@
-"""LoRA: the start is the base, the gradients are the chain rule's, and what others get is the merged plain policy."""
+"""LoRA: the start is the base, the gradients are the chain rule's, and what others get is the merged plain
+policy.
+"""
 
 import copy
 
@@ -11,7 +13,7 @@ from sluice.catalog.errors import PolicyError
 from sluice.learner.objectives.grpo import GrpoLoss
 from sluice.learner.objectives.nll import NllLoss
 from sluice.learner.objectives.settings.objective import GrpoSettings
-from sluice.learner.policy.lora import add_adapters, merged, plain_parameters
+from sluice.learner.policy.lora import add_adapters, merge_adapters, plain_parameters
 from sluice.learner.policy.packed_weights import pack_one_by_one
 from sluice.learner.policy.policy import Policy, load_policy, save_policy
 from sluice.learner.scoring.shared_prefix import BranchScorer
@@ -36,7 +38,9 @@ def disturbed(model):
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
-                parameter.add_(torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype), alpha=0.1)
+                parameter.add_(
+                    torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype), alpha=0.1
+                )
     return model
 
 
@@ -68,13 +72,18 @@ def test_the_start_is_the_base_to_the_bit_and_training_leaves_its_weights_alone(
     for _ in range(2):
         learner.update(random_batch())
     assert (scores_of(model) - scores_of(base)).abs().max() > 1e-3
-    frozen = {name.replace(".token_adapter", "").replace(".base_layer", ""): p for name, p in model.named_parameters()}
+    frozen = {
+        name.replace(".token_adapter", "").replace(".base_layer", ""): p
+        for name, p in model.named_parameters()
+    }
     assert all(torch.equal(frozen[name], value) for name, value in base.named_parameters())
 
 
 def test_what_is_trained():
     names = trained(adapted(tiny_policy().model, LoraSettings(rank=2, targets=("q_proj", "down_proj"))))
-    layers = [f"model.layers.{layer}.{part}" for layer in (0, 1) for part in ("self_attn.q_proj", "mlp.down_proj")]
+    layers = [
+        f"model.layers.{layer}.{part}" for layer in (0, 1) for part in ("self_attn.q_proj", "mlp.down_proj")
+    ]
     adapters = {f"{layer}.lora_{side}.default.weight" for layer in layers for side in "AB"}
     assert names == adapters | {"model.embed_tokens.token_adapter.trainable_tokens_delta.default"}
     everywhere = trained(adapted(tiny_policy().model, LoraSettings(train_tokens=False)))
@@ -94,7 +103,9 @@ def test_the_policy_of_the_merged_weights_scores_as_the_adapted_one(make):
     torch.testing.assert_close(scores_of(plain), scores_of(model), atol=1e-10, rtol=0)
     assert (scores_of(base) - scores_of(model)).abs().max() > 0.1
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    rows = (found["model.embed_tokens.weight"] != dict(base.named_parameters())["model.embed_tokens.weight"]).any(dim=1)
+    rows = (
+        found["model.embed_tokens.weight"] != dict(base.named_parameters())["model.embed_tokens.weight"]
+    ).any(dim=1)
     assert rows.nonzero().flatten().tolist() == list(TOKENS)
 
 
@@ -124,12 +135,14 @@ def test_merging_a_layer_by_hand():
         layer.lora_A["default"].weight[1, 4] = 5.0
         layer.lora_B["default"].weight[7, 1] = 2.0
     weight[7, 4] = 1.0
-    found = merged(layer, weight)
+    found = merge_adapters(layer, weight)
     assert found[7, 4] == 1 + 3 * 2 * 5 and found.count_nonzero() == 1
 
 
 def test_gradients_are_the_chain_rule_of_the_dense_gradient():
-    """dL/dA = s B' G and dL/dB = s G A' for the dense gradient G at W + s B A; the rows' is that of the embedding."""
+    """dL/dA = s B' G and dL/dB = s G A' for the dense gradient G at W + s B A; the rows' is that of the
+    embedding.
+    """
     base = in_double(tiny_policy().model)
     model = disturbed(adapted(copy.deepcopy(base)))
     dense = plain_of(model, base)
@@ -142,7 +155,9 @@ def test_gradients_are_the_chain_rule_of_the_dense_gradient():
         torch.testing.assert_close(b.grad, 3 * gradient @ a.T, atol=1e-8, rtol=1e-8)
         assert a.grad.abs().max() > 1e-3
     rows = model.get_input_embeddings().token_adapter.trainable_tokens_delta["default"]
-    torch.testing.assert_close(rows.grad, dense.get_input_embeddings().weight.grad[3:15], atol=1e-8, rtol=1e-8)
+    torch.testing.assert_close(
+        rows.grad, dense.get_input_embeddings().weight.grad[3:15], atol=1e-8, rtol=1e-8
+    )
 
 
 def test_biases_keep_their_names_and_values():
@@ -157,12 +172,16 @@ def test_biases_keep_their_names_and_values():
         base.model.layers[0].self_attn.q_proj.bias.normal_()
     found = dict(plain_parameters(adapted(copy.deepcopy(base))))
     assert set(found) == {name for name, _ in base.named_parameters()}
-    assert torch.equal(found["model.layers.0.self_attn.q_proj.bias"], base.model.layers[0].self_attn.q_proj.bias)
+    assert torch.equal(
+        found["model.layers.0.self_attn.q_proj.bias"], base.model.layers[0].self_attn.q_proj.bias
+    )
 
 
 def test_engines_and_checkpoints_get_the_plain_policy(tmp_path):
     start = tiny_policy()
-    policy = Policy(model=disturbed(adapted(tiny_policy().model)), tokenizer=start.tokenizer, layout=start.layout)
+    policy = Policy(
+        model=disturbed(adapted(tiny_policy().model)), tokenizer=start.tokenizer, layout=start.layout
+    )
     learner = LearnerStep(policy.model, objective=NllLoss(), settings=SETTINGS)
     assert not learner.in_policy_directory
     weights = learner.plain_weights()
@@ -180,7 +199,9 @@ def test_engines_and_checkpoints_get_the_plain_policy(tmp_path):
 
 def learner_with_kl(settings, model=None):
     objective = GrpoLoss(GrpoSettings(kl_beta=0.1))
-    return LearnerStep(model or adapted(in_double(tiny_policy().model)), objective=objective, settings=settings)
+    return LearnerStep(
+        model or adapted(in_double(tiny_policy().model)), objective=objective, settings=settings
+    )
 
 
 def test_the_reference_is_the_base_and_costs_the_adapters_alone():
@@ -209,7 +230,9 @@ def test_resuming_continues_as_if_nothing_had_happened(tmp_path, dropout):
     again = learner_with_kl(settings, adapted(in_double(tiny_policy().model), lora, seed=5))
     again.load_state_dict(torch.load(tmp_path / "state.pt"))
     found = [again.update(random_batch(seed=seed)) for seed in range(2, 4)]
-    assert [[one[name] for name in names] for one in found] == [[one[name] for name in names] for one in expected]
+    assert [[one[name] for name in names] for one in found] == [
+        [one[name] for name in names] for one in expected
+    ]
 
 
 def test_the_adapters_dropout_acts_in_updates_alone_and_brings_no_other_with_it():

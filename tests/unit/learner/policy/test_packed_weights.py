@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sluice.catalog.errors import PolicyError
-from sluice.learner.policy.packed_weights import PackedWeights, UnverifiedWeights, pack
+from sluice.learner.policy.packed_weights import PackedWeights, UnverifiedWeights, pack_weights
 from tests.unit.learner.learner_cases import tiny_policy
 
 
@@ -26,7 +26,7 @@ def verify(weights):
 
 
 def test_every_tensor_comes_back_as_it_was():
-    packed = pack(parameters(), version=3)
+    packed = pack_weights(parameters(), version=3)
     assert packed.version == 3
     assert packed.nbytes == (6 + 1 + 12) * 4 + 2 * 2
     found = dict(packed.tensors())
@@ -38,20 +38,25 @@ def test_every_tensor_comes_back_as_it_was():
 
 @pytest.mark.parametrize(("byte", "name"), [(0, "a"), (5, "a"), (25, "c"), (40, "d"), (75, "d")])
 def test_a_flipped_byte_is_noticed(byte, name):
-    packed = pack(parameters(), version=3)
+    packed = pack_weights(parameters(), version=3)
     packed.buffers["torch.float32"][byte] ^= 1
-    with pytest.raises(PolicyError, match=rf"version 3 arrived damaged: .* torch\.float32 .*; damaged are {name}$"):
+    with pytest.raises(
+        PolicyError, match=rf"version 3 arrived damaged: .* torch\.float32 .*; damaged are {name}$"
+    ):
         verify(packed)
 
 
 def test_an_exchanged_buffer_is_noticed_even_if_its_checksum_comes_with_it():
-    packed, other = pack(parameters(), version=3), pack([("a", torch.zeros(10)), ("b", torch.zeros(2))], version=3)
+    packed, other = (
+        pack_weights(parameters(), version=3),
+        pack_weights([("a", torch.zeros(10)), ("b", torch.zeros(2))], version=3),
+    )
     with pytest.raises(PolicyError, match="the manifest is not the one packed"):
         UnverifiedWeights(replace(packed, buffers=other.buffers, checksums=other.checksums))
 
 
 def test_a_changed_manifest_is_noticed():
-    packed = pack(parameters(), version=3)
+    packed = pack_weights(parameters(), version=3)
     swapped = replace(packed.manifest[0], name="d"), *packed.manifest[1:]
     with pytest.raises(PolicyError, match="damaged: the manifest is not the one packed"):
         UnverifiedWeights(replace(packed, manifest=swapped))
@@ -69,7 +74,7 @@ class Slow(PackedWeights):
 
 
 def test_damaged_weights_may_be_loaded_but_the_block_that_loads_them_fails():
-    slow = Slow(**vars(pack(parameters(), version=3)))
+    slow = Slow(**vars(pack_weights(parameters(), version=3)))
     slow.buffers["torch.float32"][25] ^= 1
     arrived = UnverifiedWeights(slow)  # does not verify them itself: that would take 10 s
     assert arrived.version == 3
@@ -83,7 +88,7 @@ def test_damaged_weights_may_be_loaded_but_the_block_that_loads_them_fails():
 
 
 def test_that_weights_are_damaged_is_said_in_the_place_of_what_their_load_raises():
-    packed = pack(parameters(), version=3)
+    packed = pack_weights(parameters(), version=3)
     torn = replace(packed, buffers=packed.buffers | {"torch.float32": packed.buffers["torch.float32"][:-8]})
     with (
         pytest.raises(PolicyError, match=r"version 3 arrived damaged: .*; damaged are d$") as caught,
@@ -96,36 +101,42 @@ def test_that_weights_are_damaged_is_said_in_the_place_of_what_their_load_raises
 
 
 def test_sound_weights_are_there_in_the_block():
-    packed = pack(parameters(), version=3)
+    packed = pack_weights(parameters(), version=3)
     with UnverifiedWeights(packed).verifying() as weights:
         assert weights is packed
 
 
 def test_what_to_load_is_what_differs_with_its_block():
-    names = ["model.layers.0.mlp.up_proj.weight", "model.layers.0.mlp.down_proj.weight", "model.layers.0.norm.weight"]
-    before = pack([(name, torch.ones(2)) for name in names], version=1)
-    same = pack([(name, torch.ones(2)) for name in names], version=2)
+    names = [
+        "model.layers.0.mlp.up_proj.weight",
+        "model.layers.0.mlp.down_proj.weight",
+        "model.layers.0.norm.weight",
+    ]
+    before = pack_weights([(name, torch.ones(2)) for name in names], version=1)
+    same = pack_weights([(name, torch.ones(2)) for name in names], version=2)
     assert same.changed(before.manifest) == set()
     assert same.changed(()) == set(names)
-    after = pack([(names[0], torch.zeros(2)), *((name, torch.ones(2)) for name in names[1:])], version=3)
+    after = pack_weights(
+        [(names[0], torch.zeros(2)), *((name, torch.ones(2)) for name in names[1:])], version=3
+    )
     assert after.changed(before.manifest) == set(names[:2])
     assert [name for name, _ in after.tensors({names[1]})] == [names[1]]
 
 
 def test_tied_weights_travel_once():
     model = tiny_policy().model
-    packed = pack(model.named_parameters(), version=0)
+    packed = pack_weights(model.named_parameters(), version=0)
     assert packed.nbytes == 4 * sum(parameter.numel() for parameter in model.parameters())
     assert "lm_head.weight" not in dict(packed.tensors())
 
 
 def test_packing_copies():
     tensor = torch.ones(3)
-    packed = pack([("a", tensor)], version=0)
+    packed = pack_weights([("a", tensor)], version=0)
     tensor.zero_()
     assert dict(packed.tensors())["a"].tolist() == [1, 1, 1]
 
 
 def test_an_integer_parameter_is_refused():
     with pytest.raises(PolicyError, match=r"parameter a has dtype torch\.int64"):
-        pack([("a", torch.ones(3, dtype=torch.int64))], version=0)
+        pack_weights([("a", torch.ones(3, dtype=torch.int64))], version=0)

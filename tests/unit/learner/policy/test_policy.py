@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, models
-from transformers import AutoModelForCausalLM, AutoTokenizer, CohereConfig, CohereForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    CohereConfig,
+    CohereForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from sluice.catalog.errors import DataError, PolicyError
 from sluice.catalog.tokens import TokenLayout
@@ -33,7 +39,12 @@ def test_fresh_policy_has_its_layout_and_sizes():
         level_sizes=(4, 3, 5), level_offsets=(3, 7, 10), pad=0, bos=1, eos=2, vocab_size=15
     )
     config = policy.model.config
-    assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads, config.head_dim) == (16, 2, 2, 8)
+    assert (config.hidden_size, config.num_hidden_layers, config.num_attention_heads, config.head_dim) == (
+        16,
+        2,
+        2,
+        8,
+    )
     assert (config.intermediate_size, config.max_position_embeddings, config.vocab_size) == (24, 64, 15)
     assert policy.model.get_input_embeddings().weight is policy.model.get_output_embeddings().weight
     assert {parameter.dtype for parameter in policy.model.parameters()} == {torch.float32}
@@ -150,7 +161,10 @@ def test_config_that_does_not_fit_the_tokenizer_is_refused(tmp_path):
 def test_tokenizer_larger_than_the_model_is_refused(tmp_path):
     policy = tiny_policy()
     wide = build_policy(
-        PolicySettings(hidden_size=16, layers=2, heads=2, feed_forward_size=24), (4, 3, 6), max_positions=64, seed=0
+        PolicySettings(hidden_size=16, layers=2, heads=2, feed_forward_size=24),
+        (4, 3, 6),
+        max_positions=64,
+        seed=0,
     )
     save_policy(policy, tmp_path / "policy")
     wide.tokenizer.save_pretrained(tmp_path / "policy")
@@ -196,7 +210,11 @@ def test_vocabulary_lays_codes_out():
     ("codes", "error", "message"),
     [
         ([[0, 0]], PolicyError, r"shape \[1, 2\], but the policy has 3 levels"),
-        ([[0, 0, 0], [0, 3, 0]], PolicyError, r"item row 1 has code 3 at level 1, but the policy has codes 0\.\.2"),
+        (
+            [[0, 0, 0], [0, 3, 0]],
+            PolicyError,
+            r"item row 1 has code 3 at level 1, but the policy has codes 0\.\.2",
+        ),
         ([[0, -1, 0]], PolicyError, r"code -1 at level 1"),
         ([[0, 1, 0], [0, 1, 0]], DataError, r"rows 0 and 1 have the same semantic ID"),
     ],

@@ -1,4 +1,6 @@
-"""The reference policy: what it is after each step, that it leaves the policy alone, and that a checkpoint keeps it."""
+"""The reference policy: what it is after each step, that it leaves the policy alone, and that a checkpoint
+keeps it.
+"""
 
 import copy
 
@@ -23,8 +25,9 @@ def scalar(value: float) -> nn.Module:
 
 
 def followed(settings, values):
-    """The reference's value after each step in which the policy's only weight, 1 at the start, becomes the next value,
-    and its version."""
+    """The reference's value after each step in which the policy's only weight, 1 at the start, becomes the
+    next value, and its version.
+    """
     policy = scalar(1.0)
     reference = Reference(policy, settings)
     found = []
@@ -54,7 +57,9 @@ def test_an_averaged_reference_keeps_its_share():
 def test_it_may_start_as_something_else_and_only_what_is_trained_counts():
     policy = nn.Sequential(scalar(1.0), scalar(2.0))
     policy[0].requires_grad_(False)
-    reference = Reference(policy, FrozenReference(), {"0.weight": torch.tensor([[7.0]]), "1.weight": torch.ones(1, 1)})
+    reference = Reference(
+        policy, FrozenReference(), {"0.weight": torch.tensor([[7.0]]), "1.weight": torch.ones(1, 1)}
+    )
     assert {name: value.tolist() for name, value in reference.values.items()} == {"1.weight": [[1.0]]}
 
 
@@ -64,7 +69,9 @@ def test_the_policy_is_back_after_its_turn_even_after_an_error():
     before = copy.deepcopy(policy.state_dict())
     reference = Reference(policy, FrozenReference(), dict(other.named_parameters()))
     with pytest.raises(KeyError), reference.in_place():
-        assert all(torch.equal(value, other.state_dict()[name]) for name, value in policy.state_dict().items())
+        assert all(
+            torch.equal(value, other.state_dict()[name]) for name, value in policy.state_dict().items()
+        )
         raise KeyError
     assert all(torch.equal(value, before[name]) for name, value in policy.state_dict().items())
     assert all(torch.equal(value, other.state_dict()[name]) for name, value in reference.values.items())
@@ -78,12 +85,17 @@ def learner_with(reference, model=None):
 
 def figures_of(learner, seeds):
     updates = [learner.update(random_batch(seed=seed)) for seed in seeds]
-    return [{name: update[name] for name in ("loss", "kl", "grad_norm", "reference_version")} for update in updates]
+    return [
+        {name: update[name] for name in ("loss", "kl", "grad_norm", "reference_version")}
+        for update in updates
+    ]
 
 
 @pytest.mark.parametrize("reference", [FrozenReference(), SyncedReference(every=2), EmaReference(decay=0.5)])
 def test_a_resumed_run_goes_on_with_the_same_reference(reference, tmp_path):
-    """The checkpoint lies between two syncs, and the model that resumes starts from the run's start, as a worker's."""
+    """The checkpoint lies between two syncs, and the model that resumes starts from the run's start, as a
+    worker's.
+    """
     torch.manual_seed(0)
     learner = learner_with(reference)
     for seed in range(3):
@@ -99,7 +111,9 @@ def test_a_resumed_run_goes_on_with_the_same_reference(reference, tmp_path):
     again.model.load_state_dict(policy)
     again.load_state_dict(torch.load(tmp_path / "state.pt"))
     assert figures_of(again, range(3, 6)) == expected
-    assert all(torch.equal(value, again.reference.values[name]) for name, value in learner.reference.values.items())
+    assert all(
+        torch.equal(value, again.reference.values[name]) for name, value in learner.reference.values.items()
+    )
 
 
 def test_dropout_has_no_part_in_the_reference():

@@ -40,9 +40,14 @@ def test_fitting_learns_the_log(fitted):
 
 def test_the_ensemble_is_the_mean_of_its_members(fitted, dataset):
     ranker, _, _ = fitted
-    histories, candidates = [dataset.history(0, 5, 6), dataset.history(3, 2, 6)], np.array([[1, 2], [3, 4]], np.int32)
-    alone = [EnsembleRanker([member], "v", 6, "rating").assess(histories, candidates) for member in ranker.members]
-    found = ranker.assess(histories, candidates)
+    histories, candidates = (
+        [dataset.history(0, 5, 6), dataset.history(3, 2, 6)],
+        np.array([[1, 2], [3, 4]], np.int32),
+    )
+    alone = [
+        EnsembleRanker([member], "v", 6, "rating").predict(histories, candidates) for member in ranker.members
+    ]
+    found = ranker.predict(histories, candidates)
     assert found.scores.shape == found.spread.shape == found.values.shape == (2, 2)
     assert found.scores.dtype == found.spread.dtype == found.values.dtype == np.float32
     assert not np.allclose(alone[0].scores, alone[1].scores)
@@ -66,8 +71,8 @@ def test_an_item_that_came_later_is_judged_as_the_mean_item(fitted, dataset):
     ranker, _, _ = fitted
     histories = [dataset.history(0, 5, 6), dataset.history(3, 2, 6)]
     everything = np.tile(np.arange(dataset.items, dtype=np.int32), (2, 1))
-    known = ranker.assess(histories, everything)
-    later = ranker.assess(histories, np.array([[dataset.items, 4], [dataset.items + 7, -1]], np.int32))
+    known = ranker.predict(histories, everything)
+    later = ranker.predict(histories, np.array([[dataset.items, 4], [dataset.items + 7, -1]], np.int32))
     assert later.scores[:, 0] == pytest.approx(known.scores.mean(axis=1), abs=1e-5)
     assert later.values[:, 0] == pytest.approx(known.values.mean(axis=1), abs=1e-5)
     assert later.scores[0, 1] == pytest.approx(known.scores[0, 4], abs=1e-5)

@@ -8,7 +8,7 @@ import torch
 
 from sluice.learner.ranker.fit import _loss, fit_ranker
 from sluice.learner.ranker.model import EnsembleRanker, SequenceRanker, build_member
-from sluice.learner.ranker.quality import judge_ranker, likeliest, plain_baselines
+from sluice.learner.ranker.quality import judge_ranker, likeliest_items, plain_baselines
 from sluice.learner.settings import RankerSettings
 from tests.tiny_data import tiny_dataset
 
@@ -20,16 +20,17 @@ SETTINGS = RankerSettings(
 
 def test_the_likeliest_items_by_hand():
     scores = np.log(np.array([1, NAN, 4, 3, 2], dtype=np.float32)) + 50  # any level
-    items, probabilities = likeliest(scores, top=2)
+    items, probabilities = likeliest_items(scores, top=2)
     assert items.tolist() == [2, 3]
     assert probabilities == pytest.approx([0.4, 0.3], rel=1e-5)
-    items, probabilities = likeliest(scores, top=9)
+    items, probabilities = likeliest_items(scores, top=9)
     assert items.tolist() == [2, 3, 4, 0]
     assert probabilities.sum() == pytest.approx(1)
 
 
 def test_plain_baselines_by_hand():
-    # Two users with four and three interactions; the last of each is held out. Item 1 was never rated in training.
+    # Two users with four and three interactions; the last of each is held out. Item 1 was never rated in
+    # training.
     data = SimpleNamespace(
         offsets=np.array([0, 4, 7]),
         sequence=np.array([0, 2, 0, 1, 2, 0, 2]),
@@ -39,13 +40,20 @@ def test_plain_baselines_by_hand():
     ratings = np.array([1.0, NAN, 3.0, 9.0, NAN, 5.0, 9.0])
     users, positions = np.array([0, 1, 1, 0]), np.array([3, 2, 1, 2])
     found = plain_baselines(data, ratings, users, positions)
-    assert found["user_mean"].tolist() == [2, 5, 3, 1]  # user 1 has rated nothing before position 1: the mean 3
+    assert found["user_mean"].tolist() == [
+        2,
+        5,
+        3,
+        1,
+    ]  # user 1 has rated nothing before position 1: the mean 3
     assert found["item_mean"].tolist() == [3, 3, 3, 3]  # items 1, 2, 0, 0: nothing, nothing, (1 + 3 + 5) / 3
     ratings[1] = 7.0
     assert plain_baselines(data, ratings, users, positions)["item_mean"].tolist() == [4, 7, 3, 3]
 
 
-def constant_ranker(biases: list[list[float]], outcomes: list[float], reward: str | None = "rating") -> EnsembleRanker:
+def constant_ranker(
+    biases: list[list[float]], outcomes: list[float], reward: str | None = "rating"
+) -> EnsembleRanker:
     """Members that score item i with their bias, and predict the rating 2 + outcome for everything."""
     members = []
     for bias, outcome in zip(biases, outcomes, strict=True):
@@ -66,7 +74,7 @@ CANDIDATES = np.array([[0, 2, -1], [1, -1, -1]], np.int32)
 
 def test_scores_spread_and_values_by_hand():
     ranker = constant_ranker([[1, 2, 3], [2, 2, 5], [6, 5, 10]], [0.5, 1.0, -0.75])
-    found = ranker.assess(HISTORIES, CANDIDATES)
+    found = ranker.predict(HISTORIES, CANDIDATES)
     np.testing.assert_allclose(found.scores, [[3, 6, NAN], [3, NAN, NAN]], rtol=1e-6)
     # item 0: (4 + 1 + 9) / 2; item 2: (9 + 1 + 16) / 2; item 1: (1 + 1 + 4) / 2
     np.testing.assert_allclose(found.spread, [[7**0.5, 13**0.5, NAN], [3**0.5, NAN, NAN]], rtol=1e-6)
@@ -74,10 +82,12 @@ def test_scores_spread_and_values_by_hand():
 
 
 def test_one_member_has_no_spread_and_no_head_gives_no_values():
-    found = constant_ranker([[1, 2, 3]], [0.5], reward=None).assess(HISTORIES, CANDIDATES)
+    found = constant_ranker([[1, 2, 3]], [0.5], reward=None).predict(HISTORIES, CANDIDATES)
     assert np.isnan(found.spread).all() and np.isnan(found.values).all()
     assert found.scores[0].tolist()[:2] == [1, 3]
-    assert np.isnan(constant_ranker([[1, 2, 3]], [0.5], reward="click").assess(HISTORIES, CANDIDATES).values).all()
+    assert np.isnan(
+        constant_ranker([[1, 2, 3]], [0.5], reward="click").predict(HISTORIES, CANDIDATES).values
+    ).all()
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +107,9 @@ def test_errors_and_calibration_of_a_head_by_hand(dataset):
 
 
 def test_relevance_is_calibrated_as_the_probability_of_the_next_item(dataset):
-    """Every rankable item is equally likely: 13 of 20 are left after 7, and the target is among the first 10 or not."""
+    """Every rankable item is equally likely: 13 of 20 are left after 7, and the target is among the first 10
+    or not.
+    """
     ranker = constant_ranker([[0.0] * 20], [0.0])
     quality = judge_ranker(ranker, dataset, "valid")["relevance"]
     examples, hits = dataset.examples("valid"), 0
@@ -117,7 +129,9 @@ def test_the_softmax_loss_is_corrected_for_the_chance_of_being_a_candidate(datas
     assert list(member.heads) == ["dwell_seconds"]
     shares = torch.linspace(0.01, 0.09, 20)
     rows = [np.arange(3), np.arange(9, 11)]  # three items of one user, two of the next: three positives
-    monkeypatch.setattr(torch, "randint", lambda low, high, size: torch.arange(high))  # every item is a candidate
+    monkeypatch.setattr(
+        torch, "randint", lambda low, high, size: torch.arange(high)
+    )  # every item is a candidate
     found = _loss(member, dataset, rows, shares, settings)
     ranker = EnsembleRanker([member], "v", 6)
     items = dataset.sequence
@@ -137,17 +151,21 @@ def test_the_scale_of_a_head_is_that_of_the_training_part(dataset):
     stars = np.array([1.0 + int(dataset.item_ids[item][1:]) % 5 for item in dataset.sequence])
     training = np.concatenate([stars[9 * user : 9 * user + 7] for user in range(24)])
     head = build_member(dataset, SETTINGS).heads["rating"]
-    assert float(head.mean) == pytest.approx(training.mean(), rel=1e-6) != pytest.approx(stars.mean(), rel=1e-4)
+    assert (
+        float(head.mean) == pytest.approx(training.mean(), rel=1e-6) != pytest.approx(stars.mean(), rel=1e-4)
+    )
     assert float(head.deviation) == pytest.approx(training.std(), rel=1e-6)
 
 
 def test_a_head_without_weight_is_left_out(dataset, tmp_path):
-    settings = SETTINGS.model_copy(update={"epochs": 1, "ensemble": 1, "click_weight": 0.0, "dwell_weight": 0.0})
+    settings = SETTINGS.model_copy(
+        update={"epochs": 1, "ensemble": 1, "click_weight": 0.0, "dwell_weight": 0.0}
+    )
     quality = fit_ranker(dataset, settings, 0, tmp_path)
     assert set(quality["heads"]) == {"rating"}
     ranker = EnsembleRanker.load(tmp_path, dataset)
     assert ranker.heads == ["rating"]
-    assert np.isnan(ranker.assess([dataset.history(0, 5, 6)], np.array([[1]], np.int32)).values).all()
+    assert np.isnan(ranker.predict([dataset.history(0, 5, 6)], np.array([[1]], np.int32)).values).all()
 
 
 def test_heads_for_every_outcome_of_the_log(dataset, tmp_path):
@@ -160,6 +178,6 @@ def test_heads_for_every_outcome_of_the_log(dataset, tmp_path):
     ranker = EnsembleRanker.load(tmp_path, dataset)
     assert all(float(member.heads["dwell_seconds"].smearing) != 1 for member in ranker.members)
     candidates = np.arange(20, dtype=np.int32)[None]
-    seconds = ranker.assess([dataset.history(0, 5, 6)], candidates).values[0, 5:8]
+    seconds = ranker.predict([dataset.history(0, 5, 6)], candidates).values[0, 5:8]
     wanted = [10 * (1 + int(dataset.item_ids[item][1:]) % 3) for item in range(5, 8)]
     np.testing.assert_allclose(seconds, wanted, rtol=0.35)

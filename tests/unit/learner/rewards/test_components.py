@@ -21,7 +21,9 @@ PLACES = [-0.3903800, -0.2463024, -0.1951900, -0.1681275]  # -1/log2(k + 2), ove
 
 def group(items=(1, 2, 3, 4), scores=(1.0, 2.0, 3.0, 4.0), **changes):
     return one_group(
-        candidate_items_BK=torch.tensor([list(items)]), candidate_scores_BK=torch.tensor([list(scores)]), **changes
+        candidate_items_BK=torch.tensor([list(items)]),
+        candidate_scores_BK=torch.tensor([list(scores)]),
+        **changes,
     )
 
 
@@ -42,12 +44,18 @@ def tokens(*candidates):
         ("rank", (1.0, 3.0, 3.0, 4.0), [0.0, 0.5, 0.5, 1.0]),  # ties: 1 lower and half of 1, of 3
         ("rank", (2.0, 2.0, 2.0, 2.0), [0.5, 0.5, 0.5, 0.5]),
         ("zscore", (1.0, 2.0, 3.0, 4.0), [-1.1618050, -0.3872683, 0.3872683, 1.1618050]),
-        ("zscore", (0.0, 0.0, 0.0, 0.04), [-0.4975124, -0.4975124, -0.4975124, 1.4925373]),  # the floor of 1e-4 shows
+        (
+            "zscore",
+            (0.0, 0.0, 0.0, 0.04),
+            [-0.4975124, -0.4975124, -0.4975124, 1.4925373],
+        ),  # the floor of 1e-4 shows
         ("zscore", (0.5, 0.5, 0.5, 0.5), [0.0, 0.0, 0.0, 0.0]),
     ],
 )
 def test_ranker(transform, scores, expected):
-    assert values(group(scores=scores), RankerReward(transform=transform)) == pytest.approx(expected, abs=1e-6)
+    assert values(group(scores=scores), RankerReward(transform=transform)) == pytest.approx(
+        expected, abs=1e-6
+    )
 
 
 @pytest.mark.parametrize("ignored", [NAN, 2.5, 99.0])
@@ -55,7 +63,9 @@ def test_ranker_transforms_compare_valid_candidates_only(ignored):
     batch = group(items=(1, -1, 3, -1), scores=(1.0, ignored, 3.0, ignored))
     assert values(batch, RankerReward(transform="rank"))[::2] == [0.0, 1.0]
     # mean 2, std sqrt(2)
-    assert values(batch, RankerReward(transform="zscore"))[::2] == pytest.approx([-0.7070568, 0.7070568], abs=1e-6)
+    assert values(batch, RankerReward(transform="zscore"))[::2] == pytest.approx(
+        [-0.7070568, 0.7070568], abs=1e-6
+    )
     alone = group(items=(-1, -1, 3, -1), scores=(NAN, ignored, 3.0, NAN))
     assert values(alone, RankerReward(transform="rank"))[2] == 0
     assert values(alone, RankerReward(transform="zscore"))[2] == 0
@@ -144,7 +154,9 @@ def test_diversity(candidates, length, expected):
 
 def test_popularity():
     batch = group(items=(1, 2, 3, -1), candidate_popularity_BK=torch.tensor([[0.5, 0.01, 0.0, NAN]]))
-    assert values(batch, PopularityReward())[:3] == pytest.approx([0.6931472, 4.6051702, 13.8155106], abs=1e-5)
+    assert values(batch, PopularityReward())[:3] == pytest.approx(
+        [0.6931472, 4.6051702, 13.8155106], abs=1e-5
+    )
     with pytest.raises(DataError, match="candidate_popularity"):
         values(group(), PopularityReward())
 
@@ -152,7 +164,12 @@ def test_popularity():
 def test_logged():
     batch = group(items=(1, 0, -1, 0), logged_rewards_B=torch.tensor([4.0]))
     assert values(batch, LoggedReward()) == [0, 4, 0, 4]
-    assert values(group(items=(0, 2, 3, 4), logged_rewards_B=torch.tensor([NAN])), LoggedReward()) == [0, 0, 0, 0]
+    assert values(group(items=(0, 2, 3, 4), logged_rewards_B=torch.tensor([NAN])), LoggedReward()) == [
+        0,
+        0,
+        0,
+        0,
+    ]
     with pytest.raises(DataError, match="rating, click or dwell"):
         values(group(), LoggedReward())
 
@@ -164,7 +181,11 @@ def rewards(batch, *components, ground_truth="none", margin=1.0):
 def test_the_reward_is_the_weighted_sum_and_relevance_multiplies_the_ranker_alone():
     batch = group(items=(1, 2, 0, 4))
     found = rewards(
-        batch, HitReward(weight=10), RelevanceReward(), RankerReward(weight=2, transform="sigmoid"), DiversityReward()
+        batch,
+        HitReward(weight=10),
+        RelevanceReward(),
+        RankerReward(weight=2, transform="sigmoid"),
+        DiversityReward(),
     )
     # relevance is 1, 1, 0, 0 and every candidate is alone of its kind
     expected = [2 * 0.7310586 + 1, 2 * 0.8807971 + 1, 10 + 1, 1]
@@ -206,4 +227,9 @@ def test_an_injected_ground_truth_is_rewarded_as_itself(component, expected):
 
 def test_override_takes_the_maximum_of_the_sum():
     batch = group(items=(0, 2, 3, 4), scores=(1.0, 2.0, 9.0, 4.0))
-    assert rewards(batch, RankerReward(weight=2), ground_truth="override").rewards_BK[0].tolist() == [18, 4, 18, 8]
+    assert rewards(batch, RankerReward(weight=2), ground_truth="override").rewards_BK[0].tolist() == [
+        18,
+        4,
+        18,
+        8,
+    ]

@@ -12,7 +12,9 @@ def rewards_of(batch, ground_truth, margin, injectable=None):
 
 def group(items, scores=(1.0, 2.0, 3.0, 4.0), **changes):
     return one_group(
-        candidate_items_BK=torch.tensor([list(items)]), candidate_scores_BK=torch.tensor([list(scores)]), **changes
+        candidate_items_BK=torch.tensor([list(items)]),
+        candidate_scores_BK=torch.tensor([list(scores)]),
+        **changes,
     )
 
 
@@ -50,7 +52,12 @@ def test_override_gives_a_hit_the_group_maximum(items, scores, rewards):
     [
         ((1, 2, 3, 4), (1.0, 2.0, 3.0, 4.0), 2.5, [1.0, 2.0, 3.0, 2.5]),
         ((1, 2, 3, -1), (1.0, 2.0, 3.0, NAN), 2.5, [1.0, 2.0, 3.0, 2.5]),
-        ((1, 2, -1, 4), (1.0, 2.0, NAN, 4.0), 0.5, [1.0, 2.0, -0.5, 0.5]),  # below the injected GT, which is lowest
+        (
+            (1, 2, -1, 4),
+            (1.0, 2.0, NAN, 4.0),
+            0.5,
+            [1.0, 2.0, -0.5, 0.5],
+        ),  # below the injected GT, which is lowest
         ((-1, -1, -1, -1), (NAN, NAN, NAN, NAN), 2.5, [1.5, 1.5, 1.5, 2.5]),
     ],
 )

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sluice.learner.scoring.branch_attention import MergedAttention, PackedRow, attend, masked_attention
+from sluice.learner.scoring.branch_attention import MergedAttention, PackedRow, attend_row, masked_attention
 
 SCALE = 0.6
 
@@ -26,7 +26,9 @@ def dense(query_1HMd, key_1HNd, value_1HNd, row):
     tokens = owners(row)
     queries = tokens
     if row.last_only:
-        queries = [token for token in tokens if token[1] >= 0 or token[2] == row.history_lengths[token[0]] - 1]
+        queries = [
+            token for token in tokens if token[1] >= 0 or token[2] == row.history_lengths[token[0]] - 1
+        ]
     mask_MN = torch.tensor([[sees(query, key) for key in tokens] for query in queries])
     score = (query_1HMd @ key_1HNd.mT * SCALE).masked_fill(~mask_MN, -torch.inf)
     return (score.softmax(dim=-1) @ value_1HNd).transpose(1, 2)
@@ -70,20 +72,22 @@ def test_scores_far_apart_do_not_overflow():
     far = (query * 100, key * 100, value)
     found = MergedAttention.apply(*far, ROW, SCALE)
     torch.testing.assert_close(found, dense(*far, ROW), atol=1e-5, rtol=1e-5)
-    assert all(torch.isfinite(gradient).all() for gradient in torch.autograd.grad(found.sum(), (query, key, value)))
+    assert all(
+        torch.isfinite(gradient).all() for gradient in torch.autograd.grad(found.sum(), (query, key, value))
+    )
 
 
 @pytest.mark.parametrize("last_only", [False, True])
 def test_items_of_one_token_have_histories_only(last_only):
     row = replace(ROW, fed=0, last_only=last_only)
     given = inputs(row)
-    found, _ = attend(None, *given, None, packed_row=row, scaling=SCALE)
+    found, _ = attend_row(None, *given, None, packed_row=row, scaling=SCALE)
     torch.testing.assert_close(found, dense(*given, row), atol=1e-12, rtol=1e-12)
 
 
 def test_grouped_heads_share_keys_and_the_scale_defaults_to_the_head_size():
     query, key, value = inputs(ROW, heads=4, key_heads=2)
-    found, _ = attend(None, query, key, value, None, packed_row=ROW)
+    found, _ = attend_row(None, query, key, value, None, packed_row=ROW)
     several = [part[:, [0, 0, 1, 1]] for part in (key, value)]
     expected = dense(query * (0.5 / SCALE), *several, ROW)  # heads of size 4: 1 / sqrt(4)
     torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-12)
@@ -91,7 +95,7 @@ def test_grouped_heads_share_keys_and_the_scale_defaults_to_the_head_size():
 
 def test_queries_and_keys_in_another_precision_follow_the_values():
     query, key, value = inputs(ROW, dtype=torch.float32)
-    found, _ = attend(None, query, key, value.bfloat16(), None, packed_row=ROW, scaling=SCALE)
+    found, _ = attend_row(None, query, key, value.bfloat16(), None, packed_row=ROW, scaling=SCALE)
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found.float(), dense(query, key, value, ROW), atol=0.1, rtol=0.1)
 
@@ -106,15 +110,15 @@ def test_queries_and_keys_in_another_precision_follow_the_values():
 )
 def test_other_attention_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
-        attend(SimpleNamespace(), *inputs(ROW), None, packed_row=ROW, **changes)
+        attend_row(SimpleNamespace(), *inputs(ROW), None, packed_row=ROW, **changes)
 
 
 def test_a_window_that_holds_everything_is_no_window():
     given = inputs(ROW)
-    found, _ = attend(None, *given, None, packed_row=ROW, scaling=SCALE, sliding_window=11, softcap=None)
+    found, _ = attend_row(None, *given, None, packed_row=ROW, scaling=SCALE, sliding_window=11, softcap=None)
     torch.testing.assert_close(found, dense(*given, ROW), atol=1e-12, rtol=1e-12)
 
 
 def test_a_mask_is_refused():
     with pytest.raises(ValueError, match="attention with a mask does not work"):
-        attend(None, *inputs(ROW), torch.ones(1, 1, 1, 1, dtype=torch.bool), packed_row=ROW)
+        attend_row(None, *inputs(ROW), torch.ones(1, 1, 1, 1, dtype=torch.bool), packed_row=ROW)

@@ -26,7 +26,13 @@ def branches_of(batch):
 
 def shared(model, batch, allowed_BSLV=None, temperature=1.0, value_head=None):
     return branch_log_probs(
-        model, batch.history_BT, batch.history_lengths_B, branches_of(batch), allowed_BSLV, temperature, value_head
+        model,
+        batch.history_BT,
+        batch.history_lengths_B,
+        branches_of(batch),
+        allowed_BSLV,
+        temperature,
+        value_head,
     )
 
 
@@ -44,7 +50,9 @@ def gradients(module, loss):
 def assert_close(found, expected, tolerance, what=""):
     """Within `tolerance` of the larger of 1 and the largest expected number."""
     scale = max(1.0, expected.abs().max().item())
-    torch.testing.assert_close(found / scale, expected / scale, atol=tolerance, rtol=0, msg=lambda text: what + text)
+    torch.testing.assert_close(
+        found / scale, expected / scale, atol=tolerance, rtol=0, msg=lambda text: what + text
+    )
 
 
 def tiny(model_class, config_class, **changes):
@@ -81,10 +89,15 @@ def test_equals_one_forward_per_sequence(architecture, dtype, tolerance, case):
     for name, wanted in expected._asdict().items():
         assert_close(getattr(scores, name), wanted, tolerance, f"{name}: ")
 
-    weights, value_weights = torch.randn_like(expected.log_probs_BSL), torch.randn_like(expected.log_probs_BSL)
+    weights, value_weights = (
+        torch.randn_like(expected.log_probs_BSL),
+        torch.randn_like(expected.log_probs_BSL),
+    )
 
     def loss(of):
-        return (of.log_probs_BSL * weights + of.values_BSL * value_weights).sum() + of.target_log_probs_BL.sum()
+        return (
+            of.log_probs_BSL * weights + of.values_BSL * value_weights
+        ).sum() + of.target_log_probs_BL.sum()
 
     wanted, found = gradients(both, loss(expected)), gradients(both, loss(scores))
     assert wanted.keys() == found.keys() == dict(both.named_parameters()).keys()
@@ -125,7 +138,9 @@ def full_batch(**changes):
 @pytest.mark.parametrize("name", OBJECTIVES)
 @pytest.mark.parametrize("architecture", ["qwen3", "llama"])
 @pytest.mark.parametrize(("dtype", "tolerance"), PRECISIONS)
-def test_every_objective_has_the_loss_and_gradient_of_one_row_per_sequence(name, architecture, dtype, tolerance):
+def test_every_objective_has_the_loss_and_gradient_of_one_row_per_sequence(
+    name, architecture, dtype, tolerance
+):
     objective = build_objective(OBJECTIVES[name]())
     constrained = architecture == "llama"
     batch = full_batch(constrained=constrained, temperature=0.7 if constrained else 1.0)
@@ -144,7 +159,9 @@ def test_every_objective_has_the_loss_and_gradient_of_one_row_per_sequence(name,
         scorer = scorer_class(model, value_head)
         scores = scorer(*arguments)
         with torch.no_grad():
-            reference_BSL = scorer_class(reference)(*arguments).log_probs_BSL if objective.needs_reference else None
+            reference_BSL = (
+                scorer_class(reference)(*arguments).log_probs_BSL if objective.needs_reference else None
+            )
         loss = objective(batch, scores, scores.detach(), reference_BSL).loss
         return loss.detach(), gradients(scorer, loss)
 
@@ -177,7 +194,9 @@ def test_a_branch_does_not_see_the_others():
 
 def test_items_of_one_token():
     model = tiny_policy().model.double()
-    batch = random_batch(target_BL=torch.tensor([[3], [4], [5], [6]]), candidates_BKL=torch.tensor([[[5], [3]]] * 4))
+    batch = random_batch(
+        target_BL=torch.tensor([[3], [4], [5], [6]]), candidates_BKL=torch.tensor([[[5], [3]]] * 4)
+    )
     scores = shared(model, batch)
     assert scores.log_probs_BSL.shape == (4, 3, 1)
     expected = per_sequence(model, batch).log_probs_BSL
@@ -196,7 +215,9 @@ def test_a_forced_token_has_log_prob_zero_and_a_pair_is_renormalised():
     eos = branches_of(batch).clone()
     eos[..., 0] = 2
     free = shared(model, batch).log_probs_BSL[..., 0].exp()
-    free_eos = branch_log_probs(model, batch.history_BT, batch.history_lengths_B, eos).log_probs_BSL[..., 0].exp()
+    free_eos = (
+        branch_log_probs(model, batch.history_BT, batch.history_lengths_B, eos).log_probs_BSL[..., 0].exp()
+    )
     found = shared(model, batch, allowed).log_probs_BSL[..., 0].exp()
     torch.testing.assert_close(found, free / (free + free_eos), atol=1e-12, rtol=1e-12)
 
@@ -211,7 +232,9 @@ def test_token_that_is_not_allowed_is_impossible_and_harmless():
     impossible = torch.isinf(scores.log_probs_BSL)
     assert impossible.nonzero().tolist() == [[0, 0, 1], [1, 2, 2]]
     assert torch.isfinite(scores.entropy_BSL).all()
-    found = gradients(model, scores.log_probs_BSL.masked_fill(impossible, 0.0).sum() + scores.log_probs_BSL[1, 2, 2])
+    found = gradients(
+        model, scores.log_probs_BSL.masked_fill(impossible, 0.0).sum() + scores.log_probs_BSL[1, 2, 2]
+    )
     assert all(torch.isfinite(gradient).all() for gradient in found.values())
 
 
@@ -221,7 +244,9 @@ def test_entropy_of_a_uniform_policy():
         model.model.norm.weight.zero_()
     scores = shared(model, random_batch())
     torch.testing.assert_close(scores.entropy_BSL, torch.full((4, 5, 3), math.log(15), dtype=torch.float64))
-    torch.testing.assert_close(scores.log_probs_BSL, torch.full((4, 5, 3), -math.log(15), dtype=torch.float64))
+    torch.testing.assert_close(
+        scores.log_probs_BSL, torch.full((4, 5, 3), -math.log(15), dtype=torch.float64)
+    )
     assert not scores.entropy_BSL.requires_grad
 
 
@@ -249,7 +274,9 @@ def test_a_prompt_does_not_see_the_others():
     lengths_B, branches_BSL = batch.history_lengths_B, branches_of(batch)
     for prompt in range(4):
         one = slice(prompt, prompt + 1)
-        alone = branch_log_probs(model, batch.history_BT[one], lengths_B[one], branches_BSL[one]).log_probs_BSL
+        alone = branch_log_probs(
+            model, batch.history_BT[one], lengths_B[one], branches_BSL[one]
+        ).log_probs_BSL
         torch.testing.assert_close(alone, together[one], atol=1e-12, rtol=1e-12)
 
 

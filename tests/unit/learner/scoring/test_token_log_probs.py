@@ -8,7 +8,9 @@ ROWS, TOKENS = torch.tensor([[0, 0], [1, 0]]), torch.tensor([[0, 2], [1, 0]])
 
 
 def test_values_by_hand():
-    logits = torch.tensor([[0.0, math.log(2), math.log(5)], [0.0, 0.0, 0.0]], dtype=torch.float64, requires_grad=True)
+    logits = torch.tensor(
+        [[0.0, math.log(2), math.log(5)], [0.0, 0.0, 0.0]], dtype=torch.float64, requires_grad=True
+    )
     log_probs, entropy = TokenLogProbs.apply(logits, ROWS, TOKENS)
     expected = torch.tensor([[1 / 8, 5 / 8], [1 / 3, 1 / 8]], dtype=torch.float64)
     torch.testing.assert_close(log_probs.exp(), expected)

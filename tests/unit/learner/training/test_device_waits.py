@@ -28,7 +28,9 @@ CASES = {
 
 
 def gradient(name, device):
-    """A policy on `device` with the gradient of one update, by way of what `LearnerStep.update` does until then."""
+    """A policy on `device` with the gradient of one update, by way of what `LearnerStep.update` does until
+    then.
+    """
     objective, batch = (make() for make in CASES[name])
     policy = tiny_policy()
     head = torch.nn.Linear(policy.model.config.hidden_size, 1) if objective.needs_values else None
@@ -38,7 +40,9 @@ def gradient(name, device):
         parts = micro_batches(batch, 3, device)
         for weight, part in zip(loss_weights(objective, parts), parts, strict=True):
             inputs, lengths = objective.inputs(part), part.history_lengths_B.tolist()
-            scores = scorer(part.history_BT, lengths, inputs.branches_BSL, inputs.allowed_BSLV, inputs.temperature)
+            scores = scorer(
+                part.history_BT, lengths, inputs.branches_BSL, inputs.allowed_BSLV, inputs.temperature
+            )
             start = scores.detach()
             terms = objective(part, scores, start, start.log_probs_BSL if objective.needs_reference else None)
             (on_every_parameter(terms.loss, scores) * weight).backward()
@@ -47,13 +51,17 @@ def gradient(name, device):
 
 
 class NoCopyIsWaitedFor(TorchFunctionMode):
-    """Refuses what copies numbers of the host to the device and waits: `new_tensor` above all, and a plain `to`."""
+    """Refuses what copies numbers of the host to the device and waits: `new_tensor` above all, and a plain
+    `to`.
+    """
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         made = function(*args, **(kwargs or {}))
         if isinstance(made, torch.Tensor) and made.device.type == "meta":
             name = getattr(function, "__name__", "")
-            assert name not in ("tensor", "as_tensor", "new_tensor"), f"{name} waits for the copy of its numbers"
+            assert name not in ("tensor", "as_tensor", "new_tensor"), (
+                f"{name} waits for the copy of its numbers"
+            )
             moved = name in ("to", "cuda") and args[0].device.type == "cpu"
             assert not moved or (kwargs or {}).get("non_blocking", False), f"{name} waits for its copy"
         return made
@@ -61,7 +69,9 @@ class NoCopyIsWaitedFor(TorchFunctionMode):
 
 @pytest.mark.parametrize("name", CASES)
 def test_nothing_before_the_gradient_waits_for_the_device(name):
-    """The meta device has no data: whatever asks for some, as for a number or for the places of a mask, fails."""
+    """The meta device has no data: whatever asks for some, as for a number or for the places of a mask,
+    fails.
+    """
     scorer, backward = gradient(name, torch.device("meta"))
     with NoCopyIsWaitedFor():
         backward()

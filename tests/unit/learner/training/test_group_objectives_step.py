@@ -1,4 +1,6 @@
-"""Through the learner: micro-batches, padding and updates on one batch, for every group-relative objective."""
+"""Through the learner: micro-batches, padding and updates on one batch, for every group-relative
+objective.
+"""
 
 import pytest
 import torch

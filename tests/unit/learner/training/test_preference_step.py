@@ -37,11 +37,15 @@ OBJECTIVES = {
     "ppo": PpoLoss(PpoObjective(value_clip=0.05)),
     "cql": CqlLoss(CqlObjective(scale=0.7)),
 }
-SETTINGS = LearnerSettings(prompts_per_step=6, warmup_steps=0, lr=1e-2, max_grad_norm=1e9, updates_per_batch=2)
+SETTINGS = LearnerSettings(
+    prompts_per_step=6, warmup_steps=0, lr=1e-2, max_grad_norm=1e9, updates_per_batch=2
+)
 
 
 def uneven_batch():
-    """Six prompts of mixed lengths, two of them without a reward, one without a pair and one without an item."""
+    """Six prompts of mixed lengths, two of them without a reward, one without a pair and one without an
+    item.
+    """
     batch = rich_batch()
     batch.candidate_scores_BK[1] = 1.0
     batch.candidate_items_BK[1] = batch.target_items_B[1]
@@ -73,7 +77,9 @@ def test_micro_batches_give_the_gradient_and_metrics_of_the_full_batch(name):
         for one, other in zip(found, gradients, strict=True):
             torch.testing.assert_close(one, other, atol=1e-10, rtol=1e-10)
         for one, other in zip(moved, parameters, strict=True):
-            torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-6)  # Adam divides tiny gradients by themselves
+            torch.testing.assert_close(
+                one, other, atol=1e-6, rtol=1e-6
+            )  # Adam divides tiny gradients by themselves
         assert reported == pytest.approx(metrics, abs=1e-8, nan_ok=True)
 
 
@@ -95,7 +101,10 @@ def test_the_value_head_learns(name):
     *_, metrics = trained(OBJECTIVES[name], None)
     key = {"ppo": "value_loss", "cql": "q_error"}.get(name, "value_error")
     learner = LearnerStep(
-        tiny_policy().model, objective=OBJECTIVES[name], settings=SETTINGS, reference=tiny_policy(seed=1).model
+        tiny_policy().model,
+        objective=OBJECTIVES[name],
+        settings=SETTINGS,
+        reference=tiny_policy(seed=1).model,
     )
     history = [learner.update(rich_batch())[key] for _ in range(15)]
     assert metrics[key] > 0 and history[-1] < history[0]

@@ -162,7 +162,10 @@ def test_gradient_norm_is_reported_before_and_clipped_after():
         learner = learner_of(half_open(kl_beta=0), SETTINGS.model_copy(update={"max_grad_norm": bound}))
         steps = captured_gradients(learner)
         metrics = learner.update(half_trusted())
-        norms[bound] = metrics["grad_norm"], torch.cat([gradient.flatten() for gradient in steps[0]]).norm().item()
+        norms[bound] = (
+            metrics["grad_norm"],
+            torch.cat([gradient.flatten() for gradient in steps[0]]).norm().item(),
+        )
     assert norms[1e9][0] == pytest.approx(norms[1e9][1]) == norms[0.5][0]
     assert norms[0.5][0] > 0.5 and norms[0.5][1] == pytest.approx(0.5, rel=1e-4)
 
@@ -291,15 +294,24 @@ def test_bfloat16_computes_close_to_float32_and_keeps_everything_else_in_it(kl_b
     for precision in ("float32", "bfloat16"):
         settings = SETTINGS.model_copy(update={"precision": precision})
         model = tiny_policy(hidden_size=32).model
-        learner = learner_of(half_open(kl_beta=kl_beta), settings, model=model, reference=tiny_policy(1, 32).model)
+        learner = learner_of(
+            half_open(kl_beta=kl_beta), settings, model=model, reference=tiny_policy(1, 32).model
+        )
         steps = captured_gradients(learner)
         kinds = set()
-        hook = model.model.layers[0].mlp.down_proj.register_forward_hook(lambda *call: kinds.add(call[2].dtype))  # noqa: B023
+        hook = model.model.layers[0].mlp.down_proj.register_forward_hook(
+            lambda *call, kinds=kinds: kinds.add(call[2].dtype)
+        )
         metrics = learner.update(half_trusted())
         hook.remove()
         assert kinds == {getattr(torch, precision)}
         state = [value for values in learner.optimizer.state.values() for value in values.values()]
-        kept = [*model.parameters(), *steps[0], *state, *(learner.reference.values.values() if kl_beta else ())]
+        kept = [
+            *model.parameters(),
+            *steps[0],
+            *state,
+            *(learner.reference.values.values() if kl_beta else ()),
+        ]
         assert {value.dtype for value in kept} == {torch.float32}
         found[precision] = metrics, torch.cat([gradient.flatten() for gradient in steps[0]])
     (exact, exact_gradient), (half, half_gradient) = found.values()

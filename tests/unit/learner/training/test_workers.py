@@ -1,4 +1,6 @@
-"""Two learner workers (gloo, two processes) equal one with the whole batch: DDP and FSDP, every part of the step."""
+"""Two learner workers (gloo, two processes) equal one with the whole batch: DDP and FSDP, every part of the
+step.
+"""
 
 import multiprocessing
 
@@ -18,8 +20,8 @@ from sluice.learner.objectives.terms.base import Objective, Terms
 from sluice.learner.policy.lora import add_adapters
 from sluice.learner.policy.packed_weights import pack_one_by_one
 from sluice.learner.policy.policy import Policy
-from sluice.learner.policy.sharding import shard
-from sluice.learner.reduction import mean_of, means
+from sluice.learner.policy.sharding import shard_scorer
+from sluice.learner.reduction import mean_of, reduce_means
 from sluice.learner.scoring.shared_prefix import BranchScorer, BranchScores
 from sluice.learner.settings import EmaReference, LearnerSettings, LoraSettings
 from sluice.learner.training import micro_batches
@@ -48,7 +50,9 @@ class HitMass(Objective):
 
 
 class LongOnly(Objective):
-    """No loss at all, and no gradient, on parts whose histories are short, as of preferences without a pair."""
+    """No loss at all, and no gradient, on parts whose histories are short, as of preferences without a
+    pair.
+    """
 
     def __call__(self, batch, scores, start, reference_BSL):
         log_probs_B = scores.target_log_probs_BL.sum(dim=-1)
@@ -110,12 +114,14 @@ def trained(learner, batches):
 
 
 def sharded(scorer):
-    return shard(scorer, CPU)
+    return shard_scorer(scorer, CPU)
 
 
 def join(rank, directory):
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{directory}/meet", rank=rank, world_size=2)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{directory}/meet", rank=rank, world_size=2
+    )
 
 
 def ddp_worker(rank, directory):
@@ -155,7 +161,9 @@ def sharded_policy(learner, rank):
     """What rank 0 packs and saves of a sharded policy, and what a use of the model by itself computes."""
     weights = learner.plain_weights()
     batch = batch_of()
-    scored = learner.run(lambda: learner.model.get_decoder()(batch.history_BT, use_cache=False).last_hidden_state)
+    scored = learner.run(
+        lambda: learner.model.get_decoder()(batch.history_BT, use_cache=False).last_hidden_state
+    )
     if rank > 0:
         weights.draw()
         weights.draw()
@@ -181,7 +189,8 @@ def run_two(worker, directory):
 def assert_equals_one_worker(case, results):
     learner = learner_of(case, micro_batch_prompts=None)
     metrics, weights = trained(learner, [batch_of(seed) for seed in range(3)])
-    # Adam divides by what it has seen of a gradient, so single weights of float32 differ by more than their rounding.
+    # Adam divides by what it has seen of a gradient, so single weights of float32 differ by more than their
+    # rounding.
     metric_atol, weight_atol = (1e-4, 1e-4) if case == "float32" else (1e-8, 1e-10)
     for found_metrics, found_weights in results:
         for found, expected in zip(found_metrics, metrics, strict=True):
@@ -227,7 +236,9 @@ def alone(tmp_path):
 def test_a_sharded_learner_equals_a_plain_one(alone, case):
     learner = learner_of(case, sharded)
     found = [trained(learner, [batch_of(seed) for seed in range(2)])]
-    hidden = learner.run(lambda: learner.model.get_decoder()(batch_of().history_BT, use_cache=False).last_hidden_state)
+    hidden = learner.run(
+        lambda: learner.model.get_decoder()(batch_of().history_BT, use_cache=False).last_hidden_state
+    )
     torch.distributed.destroy_process_group()
     plain = learner_of(case)
     expected = trained(plain, [batch_of(seed) for seed in range(2)])
@@ -251,14 +262,16 @@ def test_the_other_workers_mass_and_metrics_count(monkeypatch):
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: tensor.add_(5))
     parts = [half_of(batch_of(), rank) for rank in range(2)]
     assert loss_weights(HitMass(), parts).tolist() == pytest.approx([12 * 2 / 18, 1 * 2 / 18])
-    assert means({"a": torch.tensor([7.0, 1.0])}) == {"a": 2.0}
+    assert reduce_means({"a": torch.tensor([7.0, 1.0])}) == {"a": 2.0}
 
 
 def test_a_policy_without_a_list_of_layers_is_not_sharded():
     model = tiny_policy().model
     del model.model.layers
-    with pytest.raises(PolicyError, match=r"has no list of layers named `layers`; set learner.sharding to ddp"):
-        shard(BranchScorer(model), CPU)
+    with pytest.raises(
+        PolicyError, match=r"has no list of layers named `layers`; set learner.sharding to ddp"
+    ):
+        shard_scorer(BranchScorer(model), CPU)
 
 
 def test_one_worker_has_nobody_to_share_with():

@@ -13,7 +13,17 @@ from sluice.services.cli import main as cli
 ROOT = Path(__file__).parents[4]
 CONFIG = str(ROOT / "configs" / "ml100k.yaml")
 
-COMMANDS = ("prepare", "pretrain", "fit-ranker", "train", "evaluate", "report", "submit", "catalogue", "config")
+COMMANDS = (
+    "prepare",
+    "pretrain",
+    "fit-ranker",
+    "train",
+    "evaluate",
+    "report",
+    "submit",
+    "catalogue",
+    "config",
+)
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["submit", "--help"], ["config", "check", CONFIG]])
@@ -21,10 +31,13 @@ def test_nothing_heavy_is_imported(arguments: list[str]):
     script = (
         "import sys\nfrom sluice.services.cli import main as cli\n"
         f"try:\n    cli.main({arguments!r})\nexcept SystemExit:\n    pass\n"
-        "heavy = {'torch', 'ray', 'vllm', 'transformers', 'matplotlib', 'pyarrow', 'numpy'} & set(sys.modules)\n"
+        "heavy = {'torch', 'ray', 'vllm', 'transformers', 'matplotlib', 'pyarrow', 'numpy'} & "
+        "set(sys.modules)\n"
         "print('HEAVY', sorted(heavy))"
     )
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert done.stdout.splitlines()[-1] == "HEAVY []"
 
 
@@ -48,7 +61,9 @@ def test_config_check_takes_stochastic_beams(capsys: pytest.CaptureFixture[str])
     assert "kind: stochastic_beam" in capsys.readouterr().out
     assert cli.main(["config", "check", CONFIG, *changes, "--set", "rollout.decode.top_p=0.9"]) == 2
     message = capsys.readouterr().err
-    assert "rollout.decode: " in message and "top_p is 0.9, but stochastic beams are drawn from all" in message
+    assert (
+        "rollout.decode: " in message and "top_p is 0.9, but stochastic beams are drawn from all" in message
+    )
 
 
 def test_a_users_mistake_is_one_message_and_its_code(capsys: pytest.CaptureFixture[str]):
@@ -63,7 +78,7 @@ def test_exit_codes(monkeypatch: pytest.MonkeyPatch, error: BaseException, code:
     def run(*_: object) -> int:
         raise error
 
-    monkeypatch.setitem(sys.modules, "sluice.services.run.train", types.SimpleNamespace(run=run))
+    monkeypatch.setitem(sys.modules, "sluice.services.run.train", types.SimpleNamespace(run_training=run))
     assert cli.main(["train", "--config", CONFIG]) == code
 
 
@@ -71,14 +86,14 @@ def test_a_bug_is_not_hidden(monkeypatch: pytest.MonkeyPatch):
     def run(*_: object) -> int:
         raise ZeroDivisionError
 
-    monkeypatch.setitem(sys.modules, "sluice.services.run.train", types.SimpleNamespace(run=run))
+    monkeypatch.setitem(sys.modules, "sluice.services.run.train", types.SimpleNamespace(run_training=run))
     with pytest.raises(ZeroDivisionError):
         cli.main(["train", "--config", CONFIG])
 
 
 def test_train_gets_config_and_resume_and_gives_its_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     seen = []
-    fake = types.SimpleNamespace(run=lambda config, resume: seen.append((config, resume)) or 4)
+    fake = types.SimpleNamespace(run_training=lambda config, resume: seen.append((config, resume)) or 4)
     monkeypatch.setitem(sys.modules, "sluice.services.run.train", fake)
     monkeypatch.chdir(tmp_path)
     assert cli.main(["train", "--config", CONFIG, "--resume", "--seed", "5"]) == 4
@@ -92,7 +107,9 @@ def test_train_gets_config_and_resume_and_gives_its_code(monkeypatch: pytest.Mon
 
 def test_prepare_goes_to_the_run_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     seen = []
-    fake = types.SimpleNamespace(prepare=lambda settings, output, progress: seen.append((settings.name, output)))
+    fake = types.SimpleNamespace(
+        prepare_data=lambda settings, output, progress: seen.append((settings.name, output))
+    )
     monkeypatch.setitem(sys.modules, "sluice.services.stages.prepare", fake)
     monkeypatch.chdir(tmp_path)
     assert cli.main(["prepare", "--config", CONFIG]) == 0

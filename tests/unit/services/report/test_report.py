@@ -16,7 +16,13 @@ SUMMARY = {
     "objective": "adagrpo",
     "dataset": "ml100k",
     "seed": 0,
-    "decode": {"kind": "stochastic_beam", "candidates": 16, "temperature": 0.7, "top_p": 1.0, "constrained": True},
+    "decode": {
+        "kind": "stochastic_beam",
+        "candidates": 16,
+        "temperature": 0.7,
+        "top_p": 1.0,
+        "constrained": True,
+    },
     "metrics": {
         "start": {
             "hr@1": 0.031,
@@ -88,14 +94,22 @@ SUMMARY = {
         "relevance": {
             "ece": 0.0123,
             "events": 9430,
-            "curve": {"predicted": [0.004, 0.02, 0.08], "observed": [0.005, 0.018, 0.06], "events": [4000, 4000, 1430]},
+            "curve": {
+                "predicted": [0.004, 0.02, 0.08],
+                "observed": [0.005, 0.018, 0.06],
+                "events": [4000, 4000, 1430],
+            },
         },
         "heads": {
             "rating": {
                 "rmse": {"ranker": 1.0586, "user_mean": 1.1215, "item_mean": 1.0641},
                 "ece": 0.0917,
                 "events": 943,
-                "curve": {"predicted": [2.8, 3.5, 4.2], "observed": [2.9, 3.4, 4.1], "events": [300, 320, 323]},
+                "curve": {
+                    "predicted": [2.8, 3.5, 4.2],
+                    "observed": [2.9, 3.4, 4.1],
+                    "events": [300, 320, 323],
+                },
             },
             "click": {
                 "rmse": {"ranker": 0.41, "user_mean": 0.44, "item_mean": 0.43},
@@ -137,7 +151,13 @@ def make_run(directory: Path) -> Path:
                 hr = 0.205 + (0.006 if control else 0.019) * grown + noise.gauss(0, 0.0012)
                 hallucination = 0.041 - (0.009 if control else 0.033) * grown
                 rows.append(
-                    {"kind": "eval", "step": step, "split": "valid", "hr@10": hr, "hallucination": hallucination}
+                    {
+                        "kind": "eval",
+                        "step": step,
+                        "split": "valid",
+                        "hr@10": hr,
+                        "hallucination": hallucination,
+                    }
                 )
             if step:
                 row = {"kind": "step", "step": step, "nll": 5.9 - 0.2 * grown + noise.gauss(0, 0.08)}
@@ -161,17 +181,21 @@ def make_run(directory: Path) -> Path:
         (directory / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
     (directory / "summary.json").write_text(json.dumps(SUMMARY))
     (directory / "config.yaml").write_text("name: ml100k\nseed: 0\nlearner:\n  lr: 0.0001\n")
-    (directory / "manifest.json").write_text(json.dumps({"packages": {"ray": "2.60.0"}, "git": {"commit": "abc"}}))
+    (directory / "manifest.json").write_text(
+        json.dumps({"packages": {"ray": "2.60.0"}, "git": {"commit": "abc"}})
+    )
     return directory
 
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return report.write(make_run(tmp_path_factory.mktemp("runs") / "ml100k-seed0")).read_text()
+    return report.write_report(make_run(tmp_path_factory.mktemp("runs") / "ml100k-seed0")).read_text()
 
 
 def text_of(html: str) -> str:
-    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", re.sub(r"<(style|svg).*?</\1>", "", html, flags=re.DOTALL)))
+    return re.sub(
+        r"\s+", " ", re.sub(r"<[^>]+>", " ", re.sub(r"<(style|svg).*?</\1>", "", html, flags=re.DOTALL))
+    )
 
 
 def test_headline_numbers_are_on_the_page(page: str):
@@ -185,12 +209,17 @@ def test_the_page_says_what_a_group_was(page: str):
     what = "16 sequences sampled without replacement (stochastic beams), constrained to the catalogue, temperature 0.7"
     assert f"adagrpo on ml100k, seed 0; a group is {what} " in text_of(page)
     exact = SUMMARY["decode"] | {"kind": "beam", "constrained": False, "temperature": 1.0}
-    assert report.groups({"decode": exact}) == "the 16 likeliest sequences (beams, not samples), free, temperature 1"
-    assert report.groups({}) is None
+    assert (
+        report.group_rows({"decode": exact})
+        == "the 16 likeliest sequences (beams, not samples), free, temperature 1"
+    )
+    assert report.group_rows({}) is None
 
 
 def test_verdicts_follow_the_interval():
-    verdicts = {row["pair"]: (row["verdict"], round(row["difference"], 4)) for row in report.differences(SUMMARY)}
+    verdicts = {
+        row["pair"]: (row["verdict"], round(row["difference"], 4)) for row in report.difference_rows(SUMMARY)
+    }
     assert verdicts == {
         "best - control": ("better", 0.0127),
         "best - start": ("not distinguishable", 0.017),
@@ -199,9 +228,9 @@ def test_verdicts_follow_the_interval():
 
 
 def test_accounting_identity():
-    assert report.accounting(SUMMARY)["holds"]
+    assert report.accounting_rows(SUMMARY)["holds"]
     broken = {"accounting": SUMMARY["accounting"] | {"stale": 31}}
-    assert report.accounting(broken) == {
+    assert report.accounting_rows(broken) == {
         "counts": {"issued": 6480, "trained": 6400, "stale": 31, "invalid": 8, "in_flight": 40},
         "total": 6479,
         "holds": False,
@@ -210,8 +239,10 @@ def test_accounting_identity():
 
 def test_a_broken_identity_is_said_on_the_page(tmp_path: Path):
     run = make_run(tmp_path / "run")
-    (run / "summary.json").write_text(json.dumps(SUMMARY | {"accounting": SUMMARY["accounting"] | {"stale": 31}}))
-    text = text_of(report.write(run).read_text())
+    (run / "summary.json").write_text(
+        json.dumps(SUMMARY | {"accounting": SUMMARY["accounting"] | {"stale": 31}})
+    )
+    text = text_of(report.write_report(run).read_text())
     assert "issued 6,480 ≠ trained + stale + invalid + in flight 6,479 does not hold" in text
 
 
@@ -224,7 +255,9 @@ def test_every_chart_is_drawn_and_nothing_is_fetched(page: str):
 
 
 def test_the_page_says_where_the_time_went(page: str):
-    (bars,) = re.findall(r"<h3>Where the time of the post-training went</h3>.*?</section>", page, flags=re.DOTALL)
+    (bars,) = re.findall(
+        r"<h3>Where the time of the post-training went</h3>.*?</section>", page, flags=re.DOTALL
+    )
     for name in ("learner-0", "ranker-0", "rollout-0", "wait company", "load weights", "generate"):
         assert f">{name}<" in bars
 
@@ -246,12 +279,16 @@ def test_heat_maps_hold_every_cell(page: str):
     assert "90% admitted" in users and "463" in users and "943 in all" in users
     (control,) = re.findall(r"<h3>Start to control: HR@10</h3>.*?</section>", page, flags=re.DOTALL)
     assert "-0.020" in control.replace("\u2212", "-") and "+0.100" in control
-    (gain,) = re.findall(r"<h3>Start to best checkpoint: rank of the target</h3>.*?</section>", page, flags=re.DOTALL)
+    (gain,) = re.findall(
+        r"<h3>Start to best checkpoint: rank of the target</h3>.*?</section>", page, flags=re.DOTALL
+    )
     assert "+0.500" in gain and "-0.062" in gain.replace("\u2212", "-")
 
 
 def test_heat_maps_without_a_gate():
-    cells = [{key: value for key, value in cell.items() if key != "admitted"} for cell in SUMMARY["stratified"]]
+    cells = [
+        {key: value for key, value in cell.items() if key != "admitted"} for cell in SUMMARY["stratified"]
+    ]
     charts = ranker_view.heat_maps(cells)
     assert len(charts) == 5 and "admitted" not in charts[0]["svg"] + charts[0]["note"]
     assert ranker_view.heat_maps([]) == []
@@ -260,7 +297,9 @@ def test_heat_maps_without_a_gate():
 def test_a_run_with_a_ranker_of_the_user_s(tmp_path: Path):
     run = make_run(tmp_path / "run")
     (run / "summary.json").write_text(json.dumps(SUMMARY | {"ranker": None}))
-    assert "only the built-in ranker is judged when it is fitted" in text_of(report.write(run).read_text())
+    assert "only the built-in ranker is judged when it is fitted" in text_of(
+        report.write_report(run).read_text()
+    )
 
 
 def test_quality_lines():
@@ -275,20 +314,20 @@ def test_missing_parts_are_said(tmp_path: Path):
     run = tmp_path / "run"
     run.mkdir()
     (run / "metrics.jsonl").write_text('{"kind":"step","step":1,"nll":5.0}\n{"kind":"step","st')
-    text = text_of(report.write(run).read_text())
+    text = text_of(report.write_report(run).read_text())
     assert "not measured: the run has not been judged yet" in text
     assert "Rollout groups not measured" in text
 
 
 def test_no_run_directory(tmp_path: Path):
     with pytest.raises(RunError, match=r"no summary\.json and no metrics"):
-        report.write(tmp_path)
+        report.write_report(tmp_path)
 
 
 def test_user_text_is_escaped(tmp_path: Path):
     run = make_run(tmp_path / "run")
     (run / "config.yaml").write_text("name: <script>alert(1)</script>")
-    assert "<script>" not in report.write(run).read_text()
+    assert "<script>" not in report.write_report(run).read_text()
 
 
 def test_terminal_lines_hold_the_table():

@@ -45,7 +45,9 @@ def test_the_tree_engine_is_opened_on_the_runs_policy_and_catalogue(tmp_path, ca
 
 def test_the_tree_engine_loads_neither_vllm_nor_ray():
     script = "import sys, sluice.actors.engines.tree\nprint(sorted({'ray', 'vllm'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert done.stdout.strip() == "[]"
 
 
@@ -57,7 +59,9 @@ class Published:
         self.versions.append(vocabulary)
 
 
-def test_what_is_pushed_is_published_and_a_change_that_cannot_be_read_does_not_end_the_run(tmp_path, caplog, capsys):
+def test_what_is_pushed_is_published_and_a_change_that_cannot_be_read_does_not_end_the_run(
+    tmp_path, caplog, capsys
+):
     start = Vocabulary.of(CODES, LAYOUT)
     ids = [f"i{row}" for row in range(len(CODES))]
     published = Published()

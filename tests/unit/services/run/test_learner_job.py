@@ -7,7 +7,7 @@ from sluice.services.run import learner_job
 
 def test_only_the_thread_that_trains_does_not_give_way(monkeypatch):
     calls = []
-    monkeypatch.setattr(learner_job, "give_way", lambda *, but: calls.append(but))
+    monkeypatch.setattr(learner_job, "lower_thread_priority", lambda *, but: calls.append(but))
     monkeypatch.setattr(learner_job, "train_loop", calls.append)
     options = {"config": object()}
     learner_job._train_loop(options)

@@ -16,7 +16,9 @@ ROOT = Path(__file__).parents[4]
 
 def git(directory: Path, *arguments: str) -> str:
     identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
-    done = subprocess.run(["git", *identity, *arguments], cwd=directory, check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        ["git", *identity, *arguments], cwd=directory, check=True, capture_output=True, text=True
+    )
     return done.stdout.strip()
 
 
@@ -39,13 +41,13 @@ def test_commit_and_dirty_flag(checkout: Path):
 def test_a_copy_without_history_takes_what_submit_told(tmp_path: Path):
     told = {"commit": "abc", "dirty": True}
     assert manifest.git_state(tmp_path) is None
-    assert manifest.describe(tmp_path, {})["git"] is None
-    assert manifest.describe(tmp_path, {"SLUICE_GIT": json.dumps(told)})["git"] == told
+    assert manifest.describe_run(tmp_path, {})["git"] is None
+    assert manifest.describe_run(tmp_path, {"SLUICE_GIT": json.dumps(told)})["git"] == told
 
 
 def test_written_beside_the_config(tmp_path: Path):
     config = load_config(ROOT / "configs" / "ml100k.yaml", [f"output={tmp_path}"])
-    manifest.write(config, config.directory)
+    manifest.write_manifest(config, config.directory)
     assert load_config(config.directory / "config.yaml") == config
     written = json.loads((config.directory / "manifest.json").read_text())
     assert re.fullmatch(r"3\.11\.\d+", written["python"])
@@ -54,11 +56,13 @@ def test_written_beside_the_config(tmp_path: Path):
 
 
 def test_it_names_no_path_of_the_machine(tmp_path: Path):
-    assert str(ROOT) not in json.dumps(manifest.describe(ROOT, {}))
+    assert str(ROOT) not in json.dumps(manifest.describe_run(ROOT, {}))
 
 
 def test_the_settings_page_is_current():
-    spec = importlib.util.spec_from_file_location("docs_configuration", ROOT / "docs" / "scripts" / "configuration.py")
+    spec = importlib.util.spec_from_file_location(
+        "docs_configuration", ROOT / "docs" / "scripts" / "configuration.py"
+    )
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -20,7 +20,7 @@ from sluice.catalog.data.settings import (
 )
 from sluice.catalog.errors import DataError
 from sluice.services.stages import prepare as module
-from sluice.services.stages.prepare import prepare
+from sluice.services.stages.prepare import prepare_data
 
 USERS_COUNT, ITEMS_COUNT = 40, 30
 
@@ -31,7 +31,10 @@ def make_log(seed: int = 0) -> pa.Table:
     rows = []
     for user in range(USERS_COUNT):
         items = rng.permutation(ITEMS_COUNT)[: rng.integers(3, 13)]
-        rows += [(f"u{user}", f"i{item}", 1000 + 100 * place + user, 1 + place % 5) for place, item in enumerate(items)]
+        rows += [
+            (f"u{user}", f"i{item}", 1000 + 100 * place + user, 1 + place % 5)
+            for place, item in enumerate(items)
+        ]
     order = rng.permutation(len(rows))
     columns = list(zip(*[rows[i] for i in order], strict=True))
     return pa.table(dict(zip(["user_id", "item_id", "timestamp", "rating"], map(list, columns), strict=True)))
@@ -43,7 +46,9 @@ def make_items() -> pa.Table:
     )
 
 
-def write(folder: Path, log: pa.Table, items: pa.Table | None = None, suffix: str = "parquet", **given) -> DataSettings:
+def write(
+    folder: Path, log: pa.Table, items: pa.Table | None = None, suffix: str = "parquet", **given
+) -> DataSettings:
     folder.mkdir(parents=True, exist_ok=True)
     save = pq.write_table if suffix == "parquet" else pc_csv.write_csv
     save(log, folder / f"log.{suffix}")
@@ -81,7 +86,7 @@ def last_row_of(log: pa.Table, user: str) -> int:
 
 def test_files_follow_the_schemas_and_the_sequences_the_log(tmp_path):
     log = make_log()
-    result = prepare(write(tmp_path / "raw", log, make_items()), tmp_path / "out")
+    result = prepare_data(write(tmp_path / "raw", log, make_items()), tmp_path / "out")
     assert not result.reused and result.warnings == ()
     for name, schema in [
         ("users", USERS),
@@ -91,14 +96,19 @@ def test_files_follow_the_schemas_and_the_sequences_the_log(tmp_path):
     ]:
         assert pq.read_schema(tmp_path / "out" / f"{name}.parquet").equals(schema), name
     dataset = Dataset.open(tmp_path / "out")
-    rows = sorted(zip(*(log.column(n).to_pylist() for n in ("user_id", "timestamp", "item_id", "rating")), strict=True))
+    rows = sorted(
+        zip(*(log.column(n).to_pylist() for n in ("user_id", "timestamp", "item_id", "rating")), strict=True)
+    )
     for user, name in enumerate(dataset.user_ids):
         expected = [(item, rating) for u, _, item, rating in rows if u == name]
         found = [dataset.item_ids[item] for item in dataset.items_of(user)]
         start, end = dataset.offsets[user : user + 2]
         assert list(zip(found, dataset.ratings[start:end].tolist(), strict=True)) == expected
     assert sorted(dataset.user_ids) == sorted(f"u{i}" for i in range(USERS_COUNT))
-    assert result.manifest["counts"] | {"items_with_shared_codes": 0, "items_without_training_interactions": 0} == {
+    assert result.manifest["counts"] | {
+        "items_with_shared_codes": 0,
+        "items_without_training_interactions": 0,
+    } == {
         "users": 40,
         "items": 30,
         "interactions": len(rows),
@@ -115,16 +125,16 @@ def test_files_follow_the_schemas_and_the_sequences_the_log(tmp_path):
 
 def test_csv_and_parquet_give_the_same(tmp_path):
     for suffix in ("parquet", "csv"):
-        prepare(write(tmp_path / suffix, make_log(), make_items(), suffix), tmp_path / f"out-{suffix}")
+        prepare_data(write(tmp_path / suffix, make_log(), make_items(), suffix), tmp_path / f"out-{suffix}")
     assert contents(tmp_path / "out-csv") == contents(tmp_path / "out-parquet")
 
 
 def test_the_result_does_not_depend_on_batches_and_buckets(tmp_path, monkeypatch):
     settings = write(tmp_path / "raw", make_log(), make_items())
-    prepare(settings, tmp_path / "whole")
+    prepare_data(settings, tmp_path / "whole")
     monkeypatch.setattr(sources, "BATCH_ROWS", 7)
     monkeypatch.setattr(partition, "BUCKET_ROWS", 20)
-    prepare(settings, tmp_path / "pieces")
+    prepare_data(settings, tmp_path / "pieces")
     whole, pieces = Dataset.open(tmp_path / "whole"), Dataset.open(tmp_path / "pieces")
     assert whole.user_ids == pieces.user_ids
     assert (whole.codes == pieces.codes).all()
@@ -136,7 +146,7 @@ def test_the_result_does_not_depend_on_batches_and_buckets(tmp_path, monkeypatch
 def test_rows_of_one_second_keep_the_order_of_the_log(tmp_path):
     items = [f"i{i}" for i in (5, 3, 9, 1, 7)]
     log = pa.table({"user_id": ["a"] * 5, "item_id": items, "timestamp": [4, 4, 2, 4, 4], "rating": [1] * 5})
-    prepare(write(tmp_path / "raw", log), tmp_path / "out")
+    prepare_data(write(tmp_path / "raw", log), tmp_path / "out")
     dataset = Dataset.open(tmp_path / "out")
     assert [dataset.item_ids[i] for i in dataset.items_of(0)] == ["i9", "i5", "i3", "i1", "i7"]
     assert dataset.item_ids == sorted(items)
@@ -146,7 +156,11 @@ def test_semantic_ids_see_the_training_part_alone(tmp_path):
     log, items = make_log(), make_items()
     codes = []
     first, last = log.column("user_id")[0].as_py(), last_row_of(log, "u7")
-    used = {i for u, i in zip(*(log.column(n).to_pylist() for n in ("user_id", "item_id")), strict=True) if u == "u7"}
+    used = {
+        i
+        for u, i in zip(*(log.column(n).to_pylist() for n in ("user_id", "item_id")), strict=True)
+        if u == "u7"
+    }
     other = next(f"i{i}" for i in range(ITEMS_COUNT) if f"i{i}" not in used)
     in_training = min(
         (i for i, u in enumerate(log.column("user_id").to_pylist()) if u == first),
@@ -157,7 +171,7 @@ def test_semantic_ids_see_the_training_part_alone(tmp_path):
         ("test-changed", without(log, last, item_id=other)),
         ("training-changed", without(log, in_training, item_id=other)),
     ]:
-        prepare(write(tmp_path / name, table, items), tmp_path / f"out-{name}")
+        prepare_data(write(tmp_path / name, table, items), tmp_path / f"out-{name}")
         codes.append(Dataset.open(tmp_path / f"out-{name}").codes.tolist())
     assert codes[0] == codes[1]
     assert codes[0] != codes[2]
@@ -166,7 +180,7 @@ def test_semantic_ids_see_the_training_part_alone(tmp_path):
 def test_bad_rows_stop_it_by_default_and_nothing_is_left_behind(tmp_path):
     log = without(without(make_log(), 2, timestamp=-5), 5, user_id="")
     with pytest.raises(DataError) as caught:
-        prepare(write(tmp_path / "raw", log, make_items()), tmp_path / "out")
+        prepare_data(write(tmp_path / "raw", log, make_items()), tmp_path / "out")
     assert f"{tmp_path}/raw/log.parquet, row 3, timestamp='-5': is negative" in str(caught.value)
     assert "row 6, user_id='': is empty" in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["raw"]
@@ -174,20 +188,22 @@ def test_bad_rows_stop_it_by_default_and_nothing_is_left_behind(tmp_path):
 
 def test_a_negative_dwell_time_is_a_bad_row(tmp_path):
     log = make_log()
-    seconds = pa.array([-0.5 if row == 7 else None if row == 8 else float(row) for row in range(log.num_rows)])
+    seconds = pa.array(
+        [-0.5 if row == 7 else None if row == 8 else float(row) for row in range(log.num_rows)]
+    )
     settings = write(tmp_path / "raw", log.append_column("seconds", seconds))
     columns = InteractionColumns(rating="rating", dwell_seconds="seconds")
     settings = settings.model_copy(update={"source": settings.source.model_copy(update={"columns": columns})})
     with pytest.raises(DataError, match=r"dwell_seconds.*is negative"):
-        prepare(settings, tmp_path / "out")
+        prepare_data(settings, tmp_path / "out")
     lenient = settings.model_copy(update={"max_bad_share": 0.1})
-    counts = prepare(lenient, tmp_path / "out").manifest["counts"]
+    counts = prepare_data(lenient, tmp_path / "out").manifest["counts"]
     assert counts["interactions_with"]["dwell_seconds"] == counts["interactions"] - 1
 
 
 def test_bad_rows_within_the_share_are_left_out_and_listed(tmp_path):
     log = without(without(make_log(), 2, timestamp=-5), 5, item_id="i999")
-    result = prepare(write(tmp_path / "raw", log, make_items(), max_bad_share=0.05), tmp_path / "out")
+    result = prepare_data(write(tmp_path / "raw", log, make_items(), max_bad_share=0.05), tmp_path / "out")
     assert result.manifest["rejected"]["interactions"] == {
         "rows": log.num_rows,
         "bad": 2,
@@ -205,31 +221,31 @@ def test_bad_rows_within_the_share_are_left_out_and_listed(tmp_path):
 def test_a_repeated_catalogue_row_is_reported(tmp_path):
     items = pa.concat_tables([make_items(), make_items().slice(3, 1)])
     with pytest.raises(DataError, match=r"items\.parquet, row 31, item_id='i3': stands in an earlier row"):
-        prepare(write(tmp_path / "raw", make_log(), items), tmp_path / "out")
+        prepare_data(write(tmp_path / "raw", make_log(), items), tmp_path / "out")
 
 
 def test_it_is_not_done_twice_unless_something_changed(tmp_path):
     settings, out = write(tmp_path / "raw", make_log(), make_items()), tmp_path / "out"
-    assert not prepare(settings, out).reused
+    assert not prepare_data(settings, out).reused
     before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
-    again = prepare(settings, out)
+    again = prepare_data(settings, out)
     assert again.reused and again.manifest["counts"]["users"] == 40
     assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before
-    assert not prepare(settings.model_copy(update={"max_history": 9}), out).reused
-    assert not prepare(settings, out).reused
+    assert not prepare_data(settings.model_copy(update={"max_history": 9}), out).reused
+    assert not prepare_data(settings, out).reused
     write(tmp_path / "raw", make_log(seed=1), make_items())  # another log in the same place
-    assert not prepare(settings, out).reused
+    assert not prepare_data(settings, out).reused
     codes = out / "catalogue.parquet"
     codes.write_bytes(codes.read_bytes()[:-1] + b"x")
-    assert not prepare(settings, out).reused
+    assert not prepare_data(settings, out).reused
     (out / "examples.parquet").unlink()
-    assert not prepare(settings, out).reused
-    assert prepare(settings, out).reused
+    assert not prepare_data(settings, out).reused
+    assert prepare_data(settings, out).reused
 
 
 def test_a_failure_leaves_the_earlier_result_as_it_was(tmp_path, monkeypatch):
     settings, out = write(tmp_path / "raw", make_log(), make_items()), tmp_path / "out"
-    prepare(settings, out)
+    prepare_data(settings, out)
     before = contents(out)
 
     def fail(*arguments):
@@ -237,7 +253,7 @@ def test_a_failure_leaves_the_earlier_result_as_it_was(tmp_path, monkeypatch):
 
     monkeypatch.setattr(module, "residual_kmeans", fail)
     with pytest.raises(RuntimeError, match="out of luck"):
-        prepare(settings.model_copy(update={"max_history": 9}), out)
+        prepare_data(settings.model_copy(update={"max_history": 9}), out)
     assert contents(out) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "raw"]
 
@@ -247,14 +263,14 @@ def test_a_directory_of_something_else_is_never_replaced(tmp_path):
     out.mkdir()
     (out / "thesis.txt").write_text("years of work")
     with pytest.raises(DataError, match="holds other files"):
-        prepare(write(tmp_path / "raw", make_log()), out)
+        prepare_data(write(tmp_path / "raw", make_log()), out)
     assert (out / "thesis.txt").read_text() == "years of work"
 
 
 def test_users_with_few_interactions_are_left_out_and_counted(tmp_path):
     log = make_log()
     lengths = np.unique(log.column("user_id").to_pylist(), return_counts=True)[1]
-    result = prepare(write(tmp_path / "raw", log, make_items(), min_interactions=6), tmp_path / "out")
+    result = prepare_data(write(tmp_path / "raw", log, make_items(), min_interactions=6), tmp_path / "out")
     counts = result.manifest["counts"]
     assert counts["users"] == (lengths >= 6).sum()
     assert counts["users_below_min_interactions"] == (lengths < 6).sum() > 0
@@ -264,7 +280,11 @@ def test_users_with_few_interactions_are_left_out_and_counted(tmp_path):
 
 @pytest.mark.parametrize(
     ("rows", "given", "message"),
-    [(0, {}, "the log is empty"), (2, {}, r"no user .* has data\.min_interactions 3"), (8, {}, "the train split")],
+    [
+        (0, {}, "the log is empty"),
+        (2, {}, r"no user .* has data\.min_interactions 3"),
+        (8, {}, "the train split"),
+    ],
 )
 def test_logs_too_small_to_use(tmp_path, rows, given, message):
     log = pa.table(
@@ -276,24 +296,26 @@ def test_logs_too_small_to_use(tmp_path, rows, given, message):
         }
     )
     with pytest.raises(DataError, match=message):
-        prepare(write(tmp_path / "raw", log, **given), tmp_path / "out")
+        prepare_data(write(tmp_path / "raw", log, **given), tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["raw"]
 
 
 def test_a_reward_that_no_row_has_stops_it(tmp_path):
     log = make_log()
     empty = log.set_column(3, "rating", pa.nulls(log.num_rows, pa.float64()))
-    with pytest.raises(DataError, match=r"data\.reward is rating, but no usable interaction of .*log\.parquet has one"):
-        prepare(write(tmp_path / "raw", empty, reward="rating"), tmp_path / "out")
+    with pytest.raises(
+        DataError, match=r"data\.reward is rating, but no usable interaction of .*log\.parquet has one"
+    ):
+        prepare_data(write(tmp_path / "raw", empty, reward="rating"), tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["raw"]
-    prepare(write(tmp_path / "raw", empty), tmp_path / "out")
+    prepare_data(write(tmp_path / "raw", empty), tmp_path / "out")
     assert Dataset.open(tmp_path / "out").reward_column is None
 
 
 def test_global_time(tmp_path):
     log = make_log()
     split = GlobalTime(valid_share=0.2, test_share=0.1)
-    result = prepare(write(tmp_path / "raw", log, make_items(), split=split), tmp_path / "out")
+    result = prepare_data(write(tmp_path / "raw", log, make_items(), split=split), tmp_path / "out")
     times = np.sort(log.column("timestamp").to_numpy())
     n = len(times)
     cuts = {"valid_from": int(times[int(n * 0.7)]), "test_from": int(times[int(n * 0.9)])}
@@ -315,7 +337,7 @@ def test_global_time(tmp_path):
 def test_codes_of_the_user_are_kept_and_told_apart(tmp_path):
     own = [[i % 5, i // 10] for i in range(ITEMS_COUNT)]  # every tuple twice
     items = make_items().append_column("codes", pa.array(own, pa.list_(pa.int64())))
-    result = prepare(write(tmp_path / "raw", make_log(), items), tmp_path / "out")
+    result = prepare_data(write(tmp_path / "raw", make_log(), items), tmp_path / "out")
     dataset = Dataset.open(tmp_path / "out")
     assert dataset.codes[:, :2].tolist() == own
     assert dataset.level_sizes == (5, 3, 2)
@@ -326,7 +348,7 @@ def test_codes_of_the_user_are_kept_and_told_apart(tmp_path):
 def test_codes_that_are_one_to_one_stay_as_they_are(tmp_path):
     own = [[i % 5, i // 5] for i in range(ITEMS_COUNT)]
     items = make_items().append_column("codes", pa.array(own, pa.list_(pa.int64())))
-    prepare(write(tmp_path / "raw", make_log(), items), tmp_path / "out")
+    prepare_data(write(tmp_path / "raw", make_log(), items), tmp_path / "out")
     dataset = Dataset.open(tmp_path / "out")
     assert (dataset.codes.tolist(), dataset.level_sizes) == (own, (5, 6))
 
@@ -340,16 +362,16 @@ def test_targets_that_can_never_be_hit_are_told(tmp_path):
         if u == "u3" and i != last
     )
     log = without(log, last, item_id=again)
-    result = prepare(write(tmp_path / "raw", log, make_items()), tmp_path / "out")
+    result = prepare_data(write(tmp_path / "raw", log, make_items()), tmp_path / "out")
     assert result.manifest["counts"]["repeated_targets"] == {"train": 0, "valid": 0, "test": 1}
     assert "1 of 40 test examples were consumed before" in result.warnings[0]
     free = write(tmp_path / "raw", log, make_items(), exclude_seen=False)
-    assert prepare(free, tmp_path / "free").warnings == ()
+    assert prepare_data(free, tmp_path / "free").warnings == ()
 
 
 def test_progress_ends_at_its_total_and_never_goes_back(tmp_path):
     seen = []
-    prepare(
+    prepare_data(
         write(tmp_path / "raw", make_log(), make_items()),
         tmp_path / "out",
         lambda done, total, fields: seen.append((done, total)),
@@ -362,7 +384,7 @@ def test_movielens():
     from tempfile import TemporaryDirectory
 
     with TemporaryDirectory() as folder:
-        result = prepare(DataSettings(), Path(folder) / "ml")
+        result = prepare_data(DataSettings(), Path(folder) / "ml")
         dataset = Dataset.open(Path(folder) / "ml")
         counts = result.manifest["counts"]
         assert (counts["users"], counts["items"], counts["interactions"]) == (943, 1682, 100_000)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from sluice.services.submit import follow as follow_module
-from sluice.services.submit.follow import Outcome, follow
+from sluice.services.submit.follow import Outcome, follow_job
 
 
 class Client:
@@ -32,9 +32,11 @@ class Client:
         return SimpleNamespace(status=SimpleNamespace(value="FAILED"), driver_exit_code=3)
 
 
-@pytest.mark.parametrize("last_line", ["why it failed\n", "why it failed"], ids=["whole", "without a line end"])
+@pytest.mark.parametrize(
+    "last_line", ["why it failed\n", "why it failed"], ids=["whole", "without a line end"]
+)
 def test_the_end_of_the_log_is_shown_though_the_job_is_over(last_line, monkeypatch, capsys):
     monkeypatch.setattr(follow_module, "_STATUS_EVERY_S", 0.2)
     monkeypatch.setattr(follow_module, "_DRAIN_S", 1.0)
-    assert follow(Client(last_line), "job") == Outcome(exit_code=3, finished=True)
+    assert follow_job(Client(last_line), "job") == Outcome(exit_code=3, finished=True)
     assert capsys.readouterr().out.splitlines() == ["first line", "why it failed"]

@@ -15,7 +15,7 @@ from sluice.cluster.environment import ALLOCATOR
 from sluice.services.config import load_config
 from sluice.services.submit import head as head_module
 from sluice.services.submit import submit
-from sluice.services.submit.follow import LineSplitter, bounded, exit_code
+from sluice.services.submit.follow import LineSplitter, call_with_bound, exit_code
 from sluice.services.submit.head import Head, free_ports
 from sluice.services.submit.submit import EXCLUDES, JobRequest, SubmitOptions, absolute_paths, job_request
 
@@ -62,7 +62,10 @@ def test_all_processes_of_a_job_know_which_cluster_is_theirs(checkout: Path):
     plain = request(checkout, True)
     located = plain.on("10.0.0.5:6379")
     assert located.runtime_env["env_vars"] == plain.runtime_env["env_vars"] | {"RAY_ADDRESS": "10.0.0.5:6379"}
-    assert (located.entrypoint, located.runtime_env["excludes"]) == (plain.entrypoint, plain.runtime_env["excludes"])
+    assert (located.entrypoint, located.runtime_env["excludes"]) == (
+        plain.entrypoint,
+        plain.runtime_env["excludes"],
+    )
     assert "RAY_ADDRESS" not in plain.runtime_env["env_vars"]
     assert plain.on(None) == plain
 
@@ -142,12 +145,12 @@ def test_bounded_passes_values_and_errors_and_gives_up():
     def fail() -> int:
         raise ValueError(7)
 
-    assert bounded(lambda: 3, 5.0, "count") == 3
+    assert call_with_bound(lambda: 3, 5.0, "count") == 3
     with pytest.raises(ClusterError, match="could not count: 7"):
-        bounded(fail, 5.0, "count")
+        call_with_bound(fail, 5.0, "count")
     never = threading.Event()
     with pytest.raises(ClusterError, match=r"could not wait: the job server did not answer within 0 s"):
-        bounded(never.wait, 0.01, "wait")
+        call_with_bound(never.wait, 0.01, "wait")
     never.set()
 
 
@@ -228,7 +231,12 @@ def own_head(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "jobs", [{"ours": "RUNNING"}, {"ours": "SUCCEEDED", "before": "FAILED", "stopped": "STOPPED"}, {"unreachable": ""}]
+    "jobs",
+    [
+        {"ours": "RUNNING"},
+        {"ours": "SUCCEEDED", "before": "FAILED", "stopped": "STOPPED"},
+        {"unreachable": ""},
+    ],
 )
 def test_a_head_of_ours_ends_with_its_last_job_and_cannot_be_found_meanwhile(jobs, own_head):
     head, address = own_head

@@ -59,7 +59,9 @@ def matches(counts, expected):
 def test_exact_beams_are_the_likeliest_in_order():
     found = search(Beams(4))
     assert rows(found) == [0, 2, 3, 1]
-    np.testing.assert_allclose(np.exp(found.log_probs_KL), [[0.5, 0.7], [0.3, 1], [0.2, 0.9], [0.5, 0.3]], rtol=1e-6)
+    np.testing.assert_allclose(
+        np.exp(found.log_probs_KL), [[0.5, 0.7], [0.3, 1], [0.2, 0.9], [0.5, 0.3]], rtol=1e-6
+    )
     assert found.inclusion_log_probs_K is None
     assert (found.tokens_KL.dtype, found.log_probs_KL.dtype) == (np.int64, np.float32)
 

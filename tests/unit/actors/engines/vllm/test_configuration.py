@@ -3,7 +3,12 @@
 import pytest
 from pydantic import ValidationError
 
-from sluice.actors.engines.vllm.configuration import ModelShape, check_environment, derive_sizes, engine_environment
+from sluice.actors.engines.vllm.configuration import (
+    ModelShape,
+    check_environment,
+    derive_sizes,
+    engine_environment,
+)
 from sluice.actors.settings import EngineSettings
 from sluice.catalog.errors import ConfigError
 
@@ -26,7 +31,8 @@ def test_everything_is_derived_with_a_reason():
     derived = sizes()
     assert (derived.max_model_len, derived.block_size, derived.max_sequences) == (204, 32, 512)
     assert derived.max_batched_tokens == 4096
-    # 7 blocks of 32 hold a prompt of 200; a candidate's own 31 + 4 tokens need 2. A block is 2 x 4 x 4 x 32 x 32 x 4 B.
+    # 7 blocks of 32 hold a prompt of 200; a candidate's own 31 + 4 tokens need 2. A block is 2 x 4 x 4 x 32 x
+    # 32 x 4 B.
     assert derived.kv_cache_bytes == 2 * (1 + 32 * (7 + 16 * 2)) * 131072
     assert set(derived.derivation) == {
         "max_model_len",
@@ -35,7 +41,10 @@ def test_everything_is_derived_with_a_reason():
         "max_batched_tokens",
         "kv_cache_bytes",
     }
-    assert derived.derivation["max_sequences"] == (512, "32 prompts in flight x 16 sequences of each, at most 1024")
+    assert derived.derivation["max_sequences"] == (
+        512,
+        "32 prompts in flight x 16 sequences of each, at most 1024",
+    )
 
 
 def test_given_sizes_are_taken():
@@ -78,9 +87,13 @@ def test_a_gpu_engine_takes_a_share_of_the_memory_when_told_to():
 
 
 def test_sizes_that_cannot_work_are_refused():
-    with pytest.raises(ConfigError, match="block_size is 48; the CPU attention kernel takes multiples of 32 only"):
+    with pytest.raises(
+        ConfigError, match="block_size is 48; the CPU attention kernel takes multiples of 32 only"
+    ):
         sizes(block_size=48)
-    with pytest.raises(ConfigError, match=r"max_batched_tokens is 128, less than prompt \+ item \(204 tokens\)"):
+    with pytest.raises(
+        ConfigError, match=r"max_batched_tokens is 128, less than prompt \+ item \(204 tokens\)"
+    ):
         sizes(max_batched_tokens=128)
     assert sizes(gpu_bytes=2**30, block_size=16, max_batched_tokens=128).max_batched_tokens == 128
 
@@ -103,5 +116,7 @@ def test_a_process_with_another_environment_is_refused(monkeypatch):
         check_environment(settings)
     monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE")
     monkeypatch.delenv("VLLM_ENABLE_V1_MULTIPROCESSING")
-    with pytest.raises(ConfigError, match="VLLM_ENABLE_V1_MULTIPROCESSING is None where the vLLM engine needs '0'"):
+    with pytest.raises(
+        ConfigError, match="VLLM_ENABLE_V1_MULTIPROCESSING is None where the vLLM engine needs '0'"
+    ):
         check_environment(settings)

@@ -1,4 +1,6 @@
-"""Combinations of settings without a meaning are refused, with the remedy; those that mean something are taken."""
+"""Combinations of settings without a meaning are refused, with the remedy; those that mean something are
+taken.
+"""
 
 import pytest
 from pydantic import TypeAdapter, ValidationError
@@ -62,7 +64,9 @@ def test_contradictions_of_the_gate(gate, message):
 
 @pytest.mark.parametrize("kind", ["mixture", "adagrpo"])
 def test_beside_an_nll_no_group_is_dropped(kind):
-    with pytest.raises(ValidationError, match=r"the NLL is a mean over all prompts.*use objective\.type grpo"):
+    with pytest.raises(
+        ValidationError, match=r"the NLL is a mean over all prompts.*use objective\.type grpo"
+    ):
         OBJECTIVE.validate_python({"type": kind, "grpo": {"drop_equal_groups": True}})
 
 

@@ -21,7 +21,9 @@ FIRST_SHARE = 0.3  # of an item's log-prob falls to its first token, the rest to
 def two_of_two():
     """K = 2 with p .5 and .2, q .8 and .4, so that w is .625 and .5."""
     p, q = torch.tensor([[0.5, 0.2]], dtype=torch.float64), torch.tensor([[0.8, 0.4]], dtype=torch.float64)
-    batch, _ = pair(behaviour_log_probs_BKL=(p.log() / 3)[..., None].expand(1, 2, 3), inclusion_log_probs_BK=q.log())
+    batch, _ = pair(
+        behaviour_log_probs_BKL=(p.log() / 3)[..., None].expand(1, 2, 3), inclusion_log_probs_BK=q.log()
+    )
     return batch
 
 
@@ -80,7 +82,9 @@ def test_equal_rewards():
 )
 def test_members_count_by_their_weights_in_the_loss_and_the_kl(kind, counts, advantages):
     batch, log_probs = two_of_two(), torch.full((1, 3, 3), -1.0, dtype=torch.float64)
-    settings = GrpoSettings(kl_beta=0.5, old_policy="batch_start", advantage="dr_grpo", inclusion_weights=kind)
+    settings = GrpoSettings(
+        kl_beta=0.5, old_policy="batch_start", advantage="dr_grpo", inclusion_weights=kind
+    )
     log_probs[0, 2] = -2.0  # where the reference is 1 above: d = 1 in candidate 1, 0 in candidate 0
     terms = GrpoLoss(settings)(
         batch, scores_of(log_probs), scores_of(log_probs), torch.full((1, 3, 3), -1.0, dtype=torch.float64)
@@ -92,7 +96,10 @@ def test_members_count_by_their_weights_in_the_loss_and_the_kl(kind, counts, adv
 
 @pytest.mark.parametrize("kind", ["unbiased", "normalised"])
 def test_gradcheck(kind):
-    batch, settings = two_of_two(), GrpoSettings(kl_beta=0.1, clip_high=0.9, clip_low=0.9, inclusion_weights=kind)
+    batch, settings = (
+        two_of_two(),
+        GrpoSettings(kl_beta=0.1, clip_high=0.9, clip_low=0.9, inclusion_weights=kind),
+    )
     generator = torch.Generator().manual_seed(0)
     start = -1 - 0.3 * torch.rand(1, 3, 3, dtype=torch.float64, generator=generator)
     point = (start + 0.1).requires_grad_()
@@ -104,10 +111,11 @@ def test_gradcheck(kind):
 
 
 def every_group(size, nodes=200):
-    """All unordered groups of a Gumbel top-k of four items with the threshold integrated out: groups and their mass.
+    """All unordered groups of a Gumbel top-k of four items with the threshold integrated out: groups and
+    their mass.
 
-    Given u = exp(-threshold), item i is in with q_i = 1 - exp(-p_i u); the next one after the group, t, has the density
-    p_t exp(-p_t u), and all others stay below with exp(-p_j u).
+    Given u = exp(-threshold), item i is in with q_i = 1 - exp(-p_i u); the next one after the group, t, has
+    the density p_t exp(-p_t u), and all others stay below with exp(-p_j u).
     """
     p = LOGITS.softmax(0).numpy()
     x, w = np.polynomial.legendre.leggauss(nodes)
@@ -121,7 +129,11 @@ def every_group(size, nodes=200):
         items += [group] * nodes
         inclusion.append(np.log(q))
         mass.append(q.prod(axis=1) * rest * np.exp(-rest * u) * du)
-    return torch.tensor(items), torch.from_numpy(np.concatenate(inclusion)), torch.from_numpy(np.concatenate(mass))
+    return (
+        torch.tensor(items),
+        torch.from_numpy(np.concatenate(inclusion)),
+        torch.from_numpy(np.concatenate(mass)),
+    )
 
 
 def expected_gradient(theta, settings, groups):
@@ -199,7 +211,12 @@ def test_a_group_of_all_items_has_no_variance():
     items, q = torch.tensor([[0, 1, 2, 3]]), torch.zeros(1, 4, dtype=torch.float64)
     for kind in ("unbiased", "normalised"):
         settings = GrpoSettings(
-            kl_beta=0, advantage="dr_grpo", ratio="sequence", clip_low=0.999, clip_high=1e6, inclusion_weights=kind
+            kl_beta=0,
+            advantage="dr_grpo",
+            ratio="sequence",
+            clip_low=0.999,
+            clip_high=1e6,
+            inclusion_weights=kind,
         )
         found = expected_gradient(OFF, settings, (items, q, torch.ones(1, dtype=torch.float64)))
         torch.testing.assert_close(found, true_gradient(OFF), atol=1e-12, rtol=1e-10)

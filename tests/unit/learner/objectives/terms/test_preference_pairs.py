@@ -3,7 +3,7 @@ import torch
 
 from sluice.catalog.errors import RankerError
 from sluice.learner.objectives.settings.preference import IntervalPairs, LoggedPairs, SelfPairs
-from sluice.learner.objectives.terms.preference_pairs import preference_pairs, widest
+from sluice.learner.objectives.terms.preference_pairs import preference_pairs, widest_gap
 from tests.unit.learner.learner_cases import NAN, one_group
 
 SAME_FIRST_TWO = torch.tensor([[[3, 7, 11], [3, 7, 11], [4, 7, 10], [5, 7, 10]]])
@@ -22,7 +22,9 @@ def group(scores=(1.0, 2.0, 3.0, 4.0), spread=(0.25,) * 4, target_spread=0.25, i
 def found(batch, settings):
     """(chosen, rejected) of the only prompt, 0 being the ground truth and 1..4 the candidates."""
     pairs = preference_pairs(batch, settings)
-    listed = zip(*(part[0].tolist() for part in (pairs.chosen_BP, pairs.rejected_BP, pairs.mask_BP)), strict=True)
+    listed = zip(
+        *(part[0].tolist() for part in (pairs.chosen_BP, pairs.rejected_BP, pairs.mask_BP)), strict=True
+    )
     return [(chosen, rejected) for chosen, rejected, used in listed if used]
 
 
@@ -43,11 +45,15 @@ def test_the_widest_gaps_are_kept_and_the_rest_is_masked():
 
 
 def test_an_uncertain_member_is_neither_chosen_nor_rejected():
-    batch = group(spread=(0.0, 0.0, 0.0, 2.0), target_spread=0.0)  # 4 +- 2 is above 1 alone, and below nothing
+    batch = group(
+        spread=(0.0, 0.0, 0.0, 2.0), target_spread=0.0
+    )  # 4 +- 2 is above 1 alone, and below nothing
     pairs = found(batch, IntervalPairs(per_prompt=20))
     assert [pair for pair in pairs if 4 in pair] == [(4, 1)]
     assert (3, 0) in pairs and (0, 2) in pairs
-    unsure = found(group(spread=(0.0,) * 4, target_spread=1.0), IntervalPairs(per_prompt=20))  # GT is 2.5 +- 1
+    unsure = found(
+        group(spread=(0.0,) * 4, target_spread=1.0), IntervalPairs(per_prompt=20)
+    )  # GT is 2.5 +- 1
     assert [pair for pair in unsure if 0 in pair] == [(0, 1), (4, 0)]
 
 
@@ -130,7 +136,7 @@ def test_prompts_do_not_see_each_other():
 def test_widest():
     inf = float("inf")
     gaps = torch.tensor([[[-inf, 1.0], [2.0, -inf]], [[-inf, -inf], [-inf, 0.0]]])
-    pairs = widest(gaps, 9)
+    pairs = widest_gap(gaps, 9)
     assert pairs.mask_BP.tolist() == [[True, True, False, False], [True, False, False, False]]
     assert pairs.chosen_BP.tolist() == [[1, 0, 0, 0], [1, 0, 0, 0]]
     assert pairs.rejected_BP.tolist() == [[0, 1, 0, 0], [1, 0, 0, 0]]

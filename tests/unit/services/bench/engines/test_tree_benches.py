@@ -32,7 +32,9 @@ def generations(shift=0.0, tilt=0.0):
     for name in "ab":
         tokens = 3 + (RNG.random((400, 2)) < 0.6 + tilt)
         log_probs = np.log(np.where(tokens == 3, 0.4, 0.6)) + shift
-        made.append(Generation(request_id=name, tokens=tokens, log_probs=log_probs, version_min=0, version_max=0))
+        made.append(
+            Generation(request_id=name, tokens=tokens, log_probs=log_probs, version_min=0, version_max=0)
+        )
     return made
 
 
@@ -49,7 +51,9 @@ def test_engines_must_give_the_same_log_probs_and_frequencies():
 
 def test_engines_must_find_the_same_beams():
     ours, other = generations(), generations()
-    turned = [dataclasses.replace(one, tokens=one.tokens[::-1], log_probs=one.log_probs[::-1]) for one in ours]
+    turned = [
+        dataclasses.replace(one, tokens=one.tokens[::-1], log_probs=one.log_probs[::-1]) for one in ours
+    ]
     engines._check_equal("four", "beam", ours, turned)
     with pytest.raises(RunError, match="five: the beams of the engines differ by"):
         engines._check_equal("five", "beam", ours, other)

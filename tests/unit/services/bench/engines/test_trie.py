@@ -39,4 +39,6 @@ def test_both_sides_mask_alike_and_the_figures_are_there(small):
     assert result["rows"][1]["speedup"] is None
     (built,) = result["builds"]
     assert built["items"] == 1000 and built["build_s"] > 0 and built["bytes_per_item"] > 8
-    assert all(row["us_per_step"] > 0 and row["build_s"] > 0 and row["memory_mib"] > 0 for row in result["rows"])
+    assert all(
+        row["us_per_step"] > 0 and row["build_s"] > 0 and row["memory_mib"] > 0 for row in result["rows"]
+    )

@@ -19,8 +19,13 @@ def model():
 
 def test_all_sides_have_the_same_loss_and_take_the_same_step(model):
     batch = learner.make_batch(prompts=4, candidates=3, history=10, seed=1)
-    assert sorted(batch.history_lengths_B.tolist()) == [6, 8, 11, 13]  # middles of the quarters of 5..15, cut off
-    sides = learner.steps(model, batch)
+    assert sorted(batch.history_lengths_B.tolist()) == [
+        6,
+        8,
+        11,
+        13,
+    ]  # middles of the quarters of 5..15, cut off
+    sides = learner.timed_steps(model, batch)
     assert list(sides) == ["shared_prefix", "per_sequence", "trl"]
     losses = {name: [step(), step()] for name, step in sides.items()}
     for name in ("per_sequence", "trl"):
@@ -46,7 +51,8 @@ def test_sides_that_differ_are_not_reported():
 
 
 def test_flops_by_hand():
-    # D = 4, one head of 4, feed-forward 5: keys and values 32 weights, the rest 32 + 60; a pair costs 8; V = 7
+    # D = 4, one head of 4, feed-forward 5: keys and values 32 weights, the rest 32 + 60; a pair costs 8; V =
+    # 7
     config = build_policy(PolicySettings(hidden_size=8, layers=2, heads=1), (2, 2), 8, 0).model.config
     config.hidden_size, config.head_dim, config.intermediate_size, config.vocab_size = 4, 4, 5, 7
     # two histories of 3 and 1 token, two branches of 3 fed tokens: 16 tokens, 14 of which predict
@@ -63,7 +69,11 @@ def test_quick_rows_have_the_promised_fields(monkeypatch):
     torch.set_num_threads(1)
     (row,) = learner.run(learner.BenchOptions(quick=True, repeats=1))["rows"]
     assert (row["K"], row["T"], row["prompts"], row["repeats"]) == (2, 6, 2, 1)
-    assert row["speedup"] == pytest.approx(row["shared_prefix_prompts_per_s"] / row["per_sequence_prompts_per_s"])
-    assert row["speedup_over_trl"] == pytest.approx(row["shared_prefix_prompts_per_s"] / row["trl_prompts_per_s"])
+    assert row["speedup"] == pytest.approx(
+        row["shared_prefix_prompts_per_s"] / row["per_sequence_prompts_per_s"]
+    )
+    assert row["speedup_over_trl"] == pytest.approx(
+        row["shared_prefix_prompts_per_s"] / row["trl_prompts_per_s"]
+    )
     assert row["floor_share"] == pytest.approx(row["speedup"] / (3 * 10 / (6 + 12)))
     assert row["peak_share_ratio"] == pytest.approx(row["peak_share"] / row["plain_peak_share"])

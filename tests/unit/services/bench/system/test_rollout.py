@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sluice.catalog.errors import RunError
-from sluice.services.bench.support.rollout_timing import Arrivals, Round, share_of_same, summary
+from sluice.services.bench.support.rollout_timing import Arrivals, Round, share_of_same, summarise_rounds
 from sluice.services.bench.system import rollout
 
 
@@ -30,11 +30,13 @@ def test_the_ratio_is_the_median_of_the_rounds():
         Round(service_s=0.050, engine_s=0.030, bare_s=0.050, bare_add_s=0.002),
         Round(service_s=0.025, engine_s=0.020, bare_s=0.010, bare_add_s=0.003),
     ]
-    found = summary(rounds)
+    found = summarise_rounds(rounds)
     assert found["ratios"] == pytest.approx([0.9, 1.0, 0.4])
     assert found["ratio"] == pytest.approx(0.9)
     assert found["groups_per_s"] == pytest.approx({"service": 40, "bare": 1 / 0.018})
-    assert found["ms_per_group"] == pytest.approx({"service": 25, "service_engine": 20, "bare": 18, "bare_add": 2})
+    assert found["ms_per_group"] == pytest.approx(
+        {"service": 25, "service_engine": 20, "bare": 18, "bare_add": 2}
+    )
 
 
 def test_candidates_are_compared_as_whole_items():

@@ -15,9 +15,9 @@ from sluice.services.bench.system.scale_engine import (
     SimulatedLog,
     SimulatedRanker,
     candidate_tokens,
-    vocabulary,
+    simulated_vocabulary,
 )
-from sluice.services.bench.system.scale_rows import Shape, all_have, check_accounting, summary
+from sluice.services.bench.system.scale_rows import Shape, all_have, check_accounting, summarise_rows
 from tests.rollout_fakes import weights_at
 
 TOKENS = [np.full((2, 3), 3), np.full((2, 3), 4)]
@@ -46,7 +46,9 @@ def clock():
 
 
 def engine_at(clock, **options):
-    return SimulatedEngine(TOKENS, EngineTimes(group_s=2.0, load_s=0.5), clock=clock, sleep=clock.sleep, **options)
+    return SimulatedEngine(
+        TOKENS, EngineTimes(group_s=2.0, load_s=0.5), clock=clock, sleep=clock.sleep, **options
+    )
 
 
 def names(generations):
@@ -110,7 +112,7 @@ def test_a_swap_pauses_the_engine_and_keeps_the_version_of_what_has_begun(clock)
 
 
 def test_log_ranker_and_candidates_fit_the_catalogue():
-    known, log = vocabulary(seed=1), SimulatedLog(seed=1)
+    known, log = simulated_vocabulary(seed=1), SimulatedLog(seed=1)
     tokens = candidate_tokens(known, 4, seed=1)
     items = known.lookup(np.stack(tokens), np.zeros(len(tokens), dtype=np.int64))
     assert items.shape == (64, 4)
@@ -130,7 +132,9 @@ def test_everybody_has_a_version_when_the_last_one_has_it_or_a_later_one():
 
 def counts(**changes):
     accounting = {"issued": 10, "trained": 6, "stale": 1, "invalid": 1, "in_flight": 2} | changes
-    return SimpleNamespace(accounting=accounting, staleness_mean=0.5, staleness_max=1, late=0, reissued=0, **accounting)
+    return SimpleNamespace(
+        accounting=accounting, staleness_mean=0.5, staleness_max=1, late=0, reissued=0, **accounting
+    )
 
 
 def test_accounting_must_add_up():
@@ -158,7 +162,7 @@ def test_a_row_by_hand(train_s, limit, efficiency):
     )
     found = {"began": began, "ended": ended, "published": {1: 55.0}, "pull_s": 0.25}
     loads = [({1: 55.5}, {1: 56.0}), ({1: 55.25}, {1: 57.0})]
-    row = summary(shape, RolloutSettings(), found, 0.003, counts(), loads, idle=30.0)
+    row = summarise_rows(shape, RolloutSettings(), found, 0.003, counts(), loads, idle=30.0)
     assert (row["limit"], row["groups_per_s"], row["efficiency"]) == (limit, 6.0, efficiency)
     assert (row["queue_cpu_ms_per_group"], row["queue_cpu_net_ms_per_group"]) == (15.0, 10.0)
     assert row["queue_limit_groups_per_s"] == 100.0

@@ -4,11 +4,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
-WAIT = "wait_"  # what begins with this is idle time: nothing can be done until somebody else has done something
+WAIT = (
+    "wait_"  # what begins with this is idle time: nothing can be done until somebody else has done something
+)
 
 
-class Timebook:
-    """One activity at a time, from the opening of the book on, so that what all of them took adds up to the time since.
+class ActivityClock:
+    """One activity at a time, from the opening of the book on, so that what all of them took adds up to the
+    time since.
 
     Belongs to one thread, or to one chain of coroutines.
     """
@@ -20,9 +23,11 @@ class Timebook:
         self._seconds: dict[str, float] = {activity: 0.0}
 
     @contextmanager
-    def during(self, activity: str) -> Iterator[None]:
-        """What happens inside is `activity`; afterwards the component goes on with what it did before."""
-        before = self._switch(activity)
+    def activity(self, name: str) -> Iterator[None]:
+        """What happens inside is the activity `name`; afterwards the component goes on with what it did
+        before.
+        """
+        before = self._switch(name)
         try:
             yield
         finally:
@@ -45,6 +50,6 @@ def is_wait(activity: str) -> bool:
     return activity.startswith(WAIT)
 
 
-def idle(seconds: Mapping[str, float]) -> float:
+def idle_seconds(seconds: Mapping[str, float]) -> float:
     """The waits among the seconds of a book."""
     return sum(spent for activity, spent in seconds.items() if is_wait(activity))

@@ -2,7 +2,7 @@ import asyncio
 
 import pytest
 
-from sluice.actors.queue.waiting_line import Line
+from sluice.actors.queue.wait_list import WaitList
 
 
 def run(scenario):
@@ -11,11 +11,11 @@ def run(scenario):
 
 def test_first_come_first_served_up_to_the_first_in_vain():
     async def scenario():
-        stock, line = [1, 2], Line()
-        futures = [line.join(lambda: stock.pop(0) if stock else None) for _ in range(3)]
-        assert line.serve() and len(line) == 1
+        stock, line = [1, 2], WaitList()
+        futures = [line.add(lambda: stock.pop(0) if stock else None) for _ in range(3)]
+        assert line.wake() and len(line) == 1
         stock.append(3)
-        assert line.serve() and not line.serve()
+        assert line.wake() and not line.wake()
         return [future.result() for future in futures]
 
     assert run(scenario) == [1, 2, 3]
@@ -23,14 +23,14 @@ def test_first_come_first_served_up_to_the_first_in_vain():
 
 def test_a_caller_in_vain_holds_up_those_behind_unless_everyone_is_tried():
     async def scenario():
-        line = Line()
-        never, ready, later = line.join(lambda: None), line.join(lambda: "yes"), line.join(lambda: None)
-        assert not line.serve() and not ready.done()
-        assert line.serve(everyone=True) and ready.result() == "yes"
+        line = WaitList()
+        never, ready, later = line.add(lambda: None), line.add(lambda: "yes"), line.add(lambda: None)
+        assert not line.wake() and not ready.done()
+        assert line.wake(everyone=True) and ready.result() == "yes"
         assert [future.done() for future in (never, later)] == [False, False]
         order = []
-        line.join(lambda: order.append("last"))
-        line.serve(everyone=True)
+        line.add(lambda: order.append("last"))
+        line.wake(everyone=True)
         return len(line), order
 
     assert run(scenario) == (3, ["last"])
@@ -38,11 +38,11 @@ def test_a_caller_in_vain_holds_up_those_behind_unless_everyone_is_tried():
 
 def test_who_gave_up_takes_nothing():
     async def scenario():
-        taken, line = [], Line()
-        gone = line.join(lambda: taken.append("gone") or True)
+        taken, line = [], WaitList()
+        gone = line.add(lambda: taken.append("gone") or True)
         gone.cancel()
-        line.join(lambda: taken.append("here") or True)
-        assert line.serve() and not len(line)
+        line.add(lambda: taken.append("here") or True)
+        assert line.wake() and not len(line)
         return taken
 
     assert run(scenario) == ["here"]
@@ -53,9 +53,9 @@ def test_an_error_ends_the_wait_of_the_caller_it_belongs_to():
         def fail():
             raise ValueError("no such step")
 
-        line = Line()
-        failed, fine = line.join(fail), line.join(lambda: 1)
-        assert line.serve()
+        line = WaitList()
+        failed, fine = line.add(fail), line.add(lambda: 1)
+        assert line.wake()
         with pytest.raises(ValueError, match="no such step"):
             failed.result()
         return fine.result()
@@ -65,10 +65,12 @@ def test_an_error_ends_the_wait_of_the_caller_it_belongs_to():
 
 def test_who_is_dismissed_goes_with_nothing():
     async def scenario():
-        taken, line = [], Line()
-        gone, here = (line.join(lambda name=name: taken.append(name) or True, name) for name in ("gone", "here"))
-        line.dismiss("gone")
-        assert gone.result() is None and line.serve()
+        taken, line = [], WaitList()
+        gone, here = (
+            line.add(lambda name=name: taken.append(name) or True, name) for name in ("gone", "here")
+        )
+        line.release("gone")
+        assert gone.result() is None and line.wake()
         return taken, here.result()
 
     assert run(scenario) == (["here"], True)

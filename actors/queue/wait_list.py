@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 
-class Line:
+class WaitList:
     """First come, first served; a caller that gave up (its future is cancelled) leaves by itself."""
 
     def __init__(self) -> None:
@@ -15,35 +15,36 @@ class Line:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def join(self, attempt: Callable[[], Any], who: str = "") -> asyncio.Future:
+    def add(self, attempt: Callable[[], Any], who: str = "") -> asyncio.Future:
         """Stand at the end; the future gets the first truthy value of `attempt`, or what it raises."""
         future = asyncio.get_running_loop().create_future()
         self._waiting.append((who, attempt, future))
         return future
 
-    def dismiss(self, who: str) -> None:
+    def release(self, who: str) -> None:
         """Let the callers of that name go with nothing: their futures get None."""
         for name, _, future in self._waiting:
             if name == who and not future.done():
                 future.set_result(None)
 
-    def serve(self, everyone: bool = False) -> bool:
-        """Try for the callers in their order, up to the first in vain unless `everyone` is to be tried; returns whether
-        anybody got something."""
-        served = False
+    def wake(self, everyone: bool = False) -> bool:
+        """Try for the callers in their order, up to the first in vain unless `everyone` is to be tried;
+        returns whether anybody got something.
+        """
+        woken = False
         for _ in range(len(self._waiting)):
             caller = self._waiting.popleft()
             _, attempt, future = caller
             if future.done():
                 continue
             if _settle(attempt, future):
-                served = True
+                woken = True
             elif everyone:
                 self._waiting.append(caller)
             else:
                 self._waiting.appendleft(caller)
                 break
-        return served
+        return woken
 
 
 def _settle(attempt: Callable[[], Any], future: asyncio.Future) -> bool:

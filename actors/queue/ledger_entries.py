@@ -1,0 +1,39 @@
+"""What the rollout ledger keeps of a prompt on its way, and of a step that is being trained on."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from sluice.actors.queue.leases import Push
+
+
+class PromptState(Enum):
+    """Where a prompt is, as long as it is in flight."""
+
+    WAITING, LEASED, QUEUED, PULLED = range(4)
+
+
+@dataclass(kw_only=True)
+class LedgerEntry:
+    """One prompt in flight."""
+
+    lease_id: int
+    user: int
+    position: int
+    attempt: int = 0
+    state: PromptState = PromptState.WAITING
+    actor: str = ""
+    incarnation: str = ""
+    leased_s: float = 0.0
+    deadline_s: float = 0.0
+    push: Push | None = None
+
+
+@dataclass(kw_only=True)
+class LedgerStep:
+    """The groups that the learner's workers got for one step."""
+
+    world: int
+    count: int
+    learner_version: int
+    slots: list[list[int]]  # [world], lease ids of each rank
+    acked: set[int]
