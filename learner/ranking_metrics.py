@@ -29,14 +29,33 @@ def rank_of(target: np.ndarray, lists: np.ndarray) -> np.ndarray:
     return np.where(hit.any(axis=1), hit.argmax(axis=1) + 1, 0)
 
 
-def bootstrap_mean(values: np.ndarray, seed: int = 0, resamples: int = 2000) -> tuple[float, float]:
-    """95% percentile interval of the mean over users; pass paired differences for a paired comparison."""
-    if len(values) < 2 or np.ptp(values) == 0:
+def bootstrap_mean(
+    values: np.ndarray, users: np.ndarray, seed: int = 0, resamples: int = 2000
+) -> tuple[float, float]:
+    """95% percentile interval of the mean of `values` `[n]`, whole users drawn: a user's rows are not independent.
+
+    `users` `[n]` says whose each row is. Pass paired differences for a paired comparison. The statistic of a
+    resample is its sum over its number of rows (a ratio estimator over clusters; Cochran 1977, section 9).
+
+    >>> low, high = bootstrap_mean(np.array([0.0, 1.0, 1.0, 1.0]), np.array([0, 0, 1, 2]))
+    >>> low < 0.75 < high
+    True
+    """
+    _, owner = np.unique(users, return_inverse=True)
+    sums, counts = np.bincount(owner, weights=values), np.bincount(owner)
+    means = sums / counts
+    if len(sums) < 2 or np.ptp(means) == 0:
         mean = float(np.mean(values))
         return mean, mean
+
+    def mean_of_rows(sums: np.ndarray, counts: np.ndarray, axis: int = -1) -> np.ndarray:
+        return sums.sum(axis=axis) / counts.sum(axis=axis)
+
     interval = stats.bootstrap(
-        (values,),
-        np.mean,
+        (sums, counts),
+        mean_of_rows,
+        paired=True,
+        vectorized=True,
         n_resamples=resamples,
         method="percentile",
         rng=np.random.default_rng(seed),
@@ -46,14 +65,14 @@ def bootstrap_mean(values: np.ndarray, seed: int = 0, resamples: int = 2000) -> 
 
 
 def bootstrap_intervals(
-    rows: Mapping[str, np.ndarray], metric: str, pairs: tuple[tuple[str, str], ...]
+    rows: Mapping[str, np.ndarray], users: np.ndarray, metric: str, pairs: tuple[tuple[str, str], ...]
 ) -> dict[str, list[float]]:
-    """Bootstrap intervals of `metric` for each row's ranks, and of the paired difference `a - b` for each
-    pair.
+    """Bootstrap intervals over users of `metric` for each row's ranks `[n]`, and of the paired difference
+    `a - b` for each pair; `users` `[n]` are those of all rows.
     """
     values = {name: per_user(ranks)[metric] for name, ranks in rows.items()}
-    result = {name: list(bootstrap_mean(value)) for name, value in values.items()}
+    result = {name: list(bootstrap_mean(value, users)) for name, value in values.items()}
     for first, second in pairs:
         if first in values and second in values:
-            result[f"{first}-{second}"] = list(bootstrap_mean(values[first] - values[second]))
+            result[f"{first}-{second}"] = list(bootstrap_mean(values[first] - values[second], users))
     return result

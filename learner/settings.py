@@ -57,6 +57,10 @@ class RankerSettings(Settings):
     """The built-in ranker, or the user's own as `module:Class`."""
 
     use: str = "builtin"  # "builtin" or "package.module:Class"
+    until: Literal["pretrain", "fresh"] = Field(
+        default="fresh",
+        description="the last part of the logs that the ranker learns from; production refreshes it daily: fresh",
+    )
     options: dict[str, str | int | float | bool] = Field(
         default_factory=dict
     )  # keyword arguments of the user's class

@@ -18,11 +18,12 @@ import scipy.sparse as sp
 from pydantic import ValidationError
 
 from sluice.catalog.data.items import attribute_matrix
-from sluice.catalog.data.settings import OUTCOMES, DataSettings
-from sluice.catalog.data.splits import SPLITS, TimeCuts, label_splits, positions_of, training_lengths
+from sluice.catalog.data.settings import OUTCOMES, DataSettings, FreshLogs
+from sluice.catalog.data.splits import SPLITS, TimeCuts, label_splits, lengths_until, positions_of
 from sluice.catalog.errors import DataError
 
-FORMAT = 1  # of a prepared directory; another number means that it was written by another version
+FORMAT = 2  # of a prepared directory; another number means that it was written by another version
+_READABLE = (1, FORMAT)  # format 1 calls the pretrain part "train"
 MANIFEST = "manifest.json"
 _OUTCOME_ARRAYS = {"rating": "ratings", "click": "clicks", "dwell_seconds": "dwell_seconds"}
 FILES = ("users.parquet", "catalogue.parquet", "interactions.parquet", "examples.parquet")
@@ -60,7 +61,7 @@ class Dataset:
         remedy = f"prepare it again: `sluice prepare` with the output {directory}"
         if manifest is None:
             raise DataError(f"{directory} is no prepared data set (it has no {MANIFEST}); {remedy}")
-        if manifest.get("format") != FORMAT:
+        if manifest.get("format") not in _READABLE:
             found = manifest.get("format")
             raise DataError(
                 f"{directory / MANIFEST} has format {found!r}, this version reads {FORMAT}; {remedy}"
@@ -191,37 +192,45 @@ class Dataset:
             return None
         return self.outcome(self.reward_column)[self.offsets[users] + positions]
 
-    @cached_property
-    def in_training(self) -> np.ndarray:
-        """bool [n]: the interaction is in the training part."""
-        return positions_of(self.offsets) < np.repeat(self.training_lengths, np.diff(self.offsets))
+    def known_until(self, part: str) -> np.ndarray:
+        """bool [n]: the interaction lies before the end of the part."""
+        return positions_of(self.offsets) < np.repeat(self.lengths_until(part), np.diff(self.offsets))
+
+    def item_shares(self, part: str) -> np.ndarray:
+        """float32 [N], each item's share of the interactions before the end of the part; they add up to 1."""
+        return self._item_shares[part]
+
+    def lengths_until(self, part: str) -> np.ndarray:
+        """int64 [U], how many leading interactions of each user lie before the end of the part."""
+        return self._lengths[part]
+
+    @property
+    def prompt_part(self) -> str:
+        """The part that post-training draws its prompts from: fresh, or pretrain where there is no fresh part."""
+        return "fresh" if isinstance(self.settings.split, FreshLogs) else "pretrain"
 
     @cached_property
-    def item_shares(self) -> np.ndarray:
-        """float32 [N], each item's share of the interactions of the training part; the shares add up to 1."""
-        counts = np.bincount(self.sequence[self.in_training], minlength=self.items)
-        return (counts / counts.sum()).astype(np.float32)
-
-    @cached_property
-    def training_lengths(self) -> np.ndarray:
-        """int64 [U], how many leading interactions of each user are the training part."""
+    def _lengths(self) -> dict[str, np.ndarray]:
         cuts = self.manifest["time_cuts"]
         labels = label_splits(
             self.offsets, self.timestamps, self.settings.split, TimeCuts(**cuts) if cuts else None
         )
-        return training_lengths(self.offsets, labels)
+        return {part: lengths_until(self.offsets, labels, number) for number, part in enumerate(SPLITS)}
+
+    @cached_property
+    def _item_shares(self) -> dict[str, np.ndarray]:
+        shares = {}
+        for part in SPLITS:
+            counts = np.bincount(self.sequence[self.known_until(part)], minlength=self.items)
+            shares[part] = (counts / counts.sum()).astype(np.float32)
+        return shares
 
     def items_of(self, user: int) -> np.ndarray:
         """The user's whole sequence, int32 item rows, oldest first (a view)."""
         return self.sequence[self.offsets[user] : self.offsets[user + 1]]
 
-    def training_items_of(self, user: int) -> np.ndarray:
-        """The training part of the user's sequence, int32 item rows, oldest first (a view)."""
-        start = self.offsets[user]
-        return self.sequence[start : start + self.training_lengths[user]]
-
     def examples(self, split: str) -> Examples:
-        """The examples of "train", "valid" or "test", in order of users."""
+        """The examples of a part, "pretrain", "fresh", "valid" or "test", in order of users."""
         if split not in SPLITS:
             raise ValueError(f"split {split!r} is none of {', '.join(SPLITS)}")
         users, positions, labels = self._examples
@@ -251,7 +260,8 @@ class Dataset:
     @cached_property
     def _examples(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         split = self._column("examples.parquet", "split")
-        label = np.asarray([SPLITS.index(name) for name in split.dictionary.to_pylist()], dtype=np.int8)
+        names = [{"train": "pretrain"}.get(name, name) for name in split.dictionary.to_pylist()]
+        label = np.asarray([SPLITS.index(name) for name in names], dtype=np.int8)
         users, positions = (
             self._column("examples.parquet", name).to_numpy() for name in ("user", "position")
         )

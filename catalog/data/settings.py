@@ -71,7 +71,35 @@ class GlobalTime(Settings):
     test_share: float = Field(default=0.1, gt=0, lt=0.5)
 
 
-Split = Annotated[LeaveLastTwoOut | GlobalTime, Field(discriminator="type")]
+class FreshLogs(Settings):
+    """As in production: a policy pretrained up to some moment, fresh logs after it, then validation and test.
+
+    The policy, the semantic IDs and the item vectors see the pretrain part alone. Prompts are drawn from the
+    fresh part alone. Every position of validation and test is a target.
+    """
+
+    type: Literal["fresh"] = "fresh"
+    by: Literal["user", "time"] = Field(
+        default="user",
+        description="user: shares of each user's sequence. time: shares of all interactions in order of time.",
+    )
+    fresh_share: float = Field(default=0.2, gt=0, lt=1, description="share of the fresh part")
+    valid_share: float = Field(default=0.1, gt=0, lt=0.5, description="share of the validation part")
+    test_share: float = Field(default=0.1, gt=0, lt=0.5, description="share of the test part; it is the last")
+
+    @model_validator(mode="after")
+    def _something_is_left(self) -> "FreshLogs":
+        if self.pretrain_share < 0.01:
+            raise ValueError("fresh_share + valid_share + test_share must leave a share for pretraining")
+        return self
+
+    @property
+    def pretrain_share(self) -> float:
+        """What the other parts leave."""
+        return 1 - self.fresh_share - self.valid_share - self.test_share
+
+
+Split = Annotated[LeaveLastTwoOut | GlobalTime | FreshLogs, Field(discriminator="type")]
 
 
 class SemanticIdSettings(Settings):

@@ -1,28 +1,31 @@
-"""Which interactions train, which validate, which test.
+"""Which interactions pretrain, which are fresh, which validate, which test.
 
-Sequences are in order of time, so the training part of a user is always a prefix of the user's sequence, the
-validation part comes next, the test part last. An example needs a history: the first interaction of a user is
-never a target, though it counts as part of its split.
+Sequences are in order of time, so the parts of a user follow each other: pretrain, fresh, validation, test.
+Splits other than `FreshLogs` have no fresh part. An example needs a history: the first interaction of a user
+is never a target, though it counts as part of its part.
 """
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
-from sluice.catalog.data.settings import GlobalTime, LeaveLastTwoOut, Split
+from sluice.catalog.data.settings import FreshLogs, GlobalTime, LeaveLastTwoOut, Split
 from sluice.catalog.errors import DataError
 
-SPLITS = ("train", "valid", "test")
-TRAIN, VALID, TEST = range(3)
+SPLITS = ("pretrain", "fresh", "valid", "test")
+PRETRAIN, FRESH, VALID, TEST = range(4)
 
 _BINS = 4096
+_ROUNDING = 1e-9  # shares add up in floating point
 
 
 @dataclass(frozen=True, kw_only=True)
 class TimeCuts:
-    """Where a global split cuts: validation from `valid_from` on, test from `test_from` on."""
+    """Where a split by time cuts: from these times on the fresh part (None: there is none), validation, test."""
 
+    fresh_from: int | None = None
     valid_from: int
     test_from: int
 
@@ -30,22 +33,28 @@ class TimeCuts:
 def label_splits(
     offsets: np.ndarray, timestamps: np.ndarray, split: Split, cuts: TimeCuts | None
 ) -> np.ndarray:
-    """The split of every interaction, int8 `[n]`, for sequences `offsets[u] : offsets[u + 1]` in order of
+    """The part of every interaction, int8 `[n]`, for sequences `offsets[u] : offsets[u + 1]` in order of
     time.
     """
+    lengths = np.diff(offsets)
     if isinstance(split, LeaveLastTwoOut):
-        from_end = np.repeat(offsets[1:], np.diff(offsets)) - np.arange(len(timestamps))
-        return np.select([from_end == 1, from_end == 2], [TEST, VALID], TRAIN).astype(np.int8)
+        from_end = np.repeat(offsets[1:], lengths) - np.arange(len(timestamps))
+        return np.select([from_end == 1, from_end == 2], [TEST, VALID], PRETRAIN).astype(np.int8)
+    if isinstance(split, FreshLogs) and split.by == "user":
+        shares = np.cumsum([split.pretrain_share, split.fresh_share, split.valid_share])
+        ends = np.floor(lengths[:, None] * shares + _ROUNDING)  # [U, 3], where fresh, valid and test begin
+        position = positions_of(offsets)[:, None]
+        return (position >= np.repeat(ends, lengths, axis=0)).sum(axis=1).astype(np.int8)
     if cuts is None:
-        raise ValueError("a global split needs its cuts")
-    return np.select(
-        [timestamps >= cuts.test_from, timestamps >= cuts.valid_from], [TEST, VALID], TRAIN
-    ).astype(np.int8)
+        raise ValueError("a split by time needs its cuts")
+    fresh_from = cuts.valid_from if cuts.fresh_from is None else cuts.fresh_from
+    parts = [timestamps >= cuts.test_from, timestamps >= cuts.valid_from, timestamps >= fresh_from]
+    return np.select(parts, [TEST, VALID, FRESH], PRETRAIN).astype(np.int8)
 
 
-def training_lengths(offsets: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """How many interactions of each user train, int64 `[U]`."""
-    before = np.concatenate([[0], np.cumsum(labels == TRAIN)])
+def lengths_until(offsets: np.ndarray, labels: np.ndarray, part: int) -> np.ndarray:
+    """How many interactions of each user lie before the end of a part, int64 `[U]`."""
+    before = np.concatenate([[0], np.cumsum(labels <= part)])
     return before[offsets[1:]] - before[offsets[:-1]]
 
 
@@ -54,30 +63,35 @@ def positions_of(offsets: np.ndarray) -> np.ndarray:
     return (np.arange(offsets[-1]) - np.repeat(offsets[:-1], np.diff(offsets))).astype(np.int32)
 
 
-def find_cuts(chunks: Callable[[], Iterable[np.ndarray]], split: GlobalTime) -> TimeCuts:
-    """The cuts of a global split over timestamps that are too many to hold: `chunks()` streams them anew on
+def find_cuts(chunks: Callable[[], Iterable[np.ndarray]], split: GlobalTime | FreshLogs) -> TimeCuts:
+    """The cuts of a split by time over timestamps that are too many to hold: `chunks()` streams them anew on
     every call.
 
-    With n timestamps in order, `test_from` is the one at place floor(n * (1 - test_share)) counted from 0,
-    `valid_from` the one at floor(n * (1 - test_share - valid_share)); equal timestamps go together, to the
-    later part.
+    With n timestamps in order, a part begins at the one at place floor(n * share), counted from 0, with the
+    share of all parts before it; equal timestamps go together, to the later part.
 
     Raises:
         DataError: the shares leave a part empty, because there are too few distinct timestamps.
     """
     n = sum(len(chunk) for chunk in chunks())
-    places = [int(n * (1 - split.test_share - split.valid_share)), int(n * (1 - split.test_share))]
-    valid_from, test_from = (_at_place(chunks, place) for place in places)
+    shares = {
+        "fresh_from": 1 - split.test_share - split.valid_share - getattr(split, "fresh_share", 0.0),
+        "valid_from": 1 - split.test_share - split.valid_share,
+        "test_from": 1 - split.test_share,
+    }
+    if isinstance(split, GlobalTime):
+        del shares["fresh_from"]
+    cuts = {name: _at_place(chunks, int(n * share + _ROUNDING)) for name, share in shares.items()}
     earliest = min((int(chunk.min()) for chunk in chunks() if len(chunk)), default=0)
-    if not earliest < valid_from < test_from:
+    bounds = [earliest, *cuts.values()]
+    if any(later <= earlier for earlier, later in pairwise(bounds)):
+        begins = ", ".join(f"{name.removesuffix('_from')} at {time}" for name, time in cuts.items())
         raise DataError(
-            f"the global time split leaves a part empty: the earliest timestamp is {earliest}, validation "
-            f"would begin "
-            f"at {valid_from} and test at {test_from}. Many interactions share a time, or there are too few "
-            f"({n}): "
-            "change data.split.valid_share and data.split.test_share, or use leave_last_two_out"
+            f"data.split leaves a part empty: the earliest timestamp is {earliest}, and the parts would begin "
+            f"like this: {begins}. Many interactions share a time, or there are too few ({n}): change the "
+            "shares of data.split, or use leave_last_two_out"
         )
-    return TimeCuts(valid_from=valid_from, test_from=test_from)
+    return TimeCuts(**cuts)
 
 
 def _at_place(chunks: Callable[[], Iterable[np.ndarray]], place: int) -> int:

@@ -105,7 +105,7 @@ def _if_known(groups: Sequence[RolloutGroup], told_by: str, name: str) -> torch.
 
 
 def _popularity(groups: Sequence[RolloutGroup], dataset: "Dataset") -> torch.Tensor:
-    items_BK, shares = np.stack([group.candidate_items for group in groups]), dataset.item_shares
+    items_BK, shares = np.stack([group.candidate_items for group in groups]), dataset.item_shares("fresh")
     # A later version of the catalogue has items that are not in the data set, and so in none of its
     # interactions.
     known_BK = shares.take(items_BK, mode="clip")

@@ -17,11 +17,13 @@ from sluice.learner.batches.collate import collate_groups, collate_logged
 
 
 def prompts_of(dataset: Dataset, recent: int | None) -> Examples:
-    """The training examples that post-training draws prompts from: all, or each user's last `recent`."""
-    examples = dataset.examples("train")
+    """The examples that post-training draws prompts from: those of the fresh part (of the pretrain part where
+    there is none), all or each user's last `recent`.
+    """
+    examples = dataset.examples(dataset.prompt_part)
     if recent is None:
         return examples
-    last = dataset.training_lengths[examples.users] - 1
+    last = dataset.lengths_until(dataset.prompt_part)[examples.users] - 1
     keep = examples.positions > last - recent
     return Examples(users=examples.users[keep], positions=examples.positions[keep])
 

@@ -35,15 +35,17 @@ def drop_items(interactions: np.ndarray, most: float, generator: np.random.Gener
 def epoch_batches(
     dataset: Dataset,
     *,
+    until: str,
     batch_interactions: int,
     shuffle_ties: bool,
     generator: np.random.Generator,
     item_dropout: float = 0.0,
 ) -> Iterator[list[np.ndarray]]:
-    """One epoch over the training parts, as batches of windows of interaction rows.
+    """One epoch over what users did before the end of a part, as batches of windows of interaction rows.
 
     Args:
         dataset: a row indexes its `sequence`, `ratings` and `timestamps`.
+        until: the last part to learn from, of `sluice.catalog.data.splits.SPLITS`.
         batch_interactions: most windows x longest window of a batch.
         shuffle_ties: put interactions of one user and timestamp in random order.
         generator: decides cuts, ties, losses and the order of the batches.
@@ -52,7 +54,7 @@ def epoch_batches(
     """
     limit = dataset.settings.max_history
     pieces = []
-    for user, length in enumerate(dataset.training_lengths):
+    for user, length in enumerate(dataset.lengths_until(until)):
         if length < SHORTEST_WINDOW:
             continue
         rows = np.arange(dataset.offsets[user], dataset.offsets[user] + length)

@@ -1,6 +1,6 @@
 """The two baselines that stand in every table: what is popular, and what goes with the items just consumed.
 
-Both are fitted on the training part alone and score the whole catalogue for a history; who ranks takes the
+Both are fitted on all logs before validation and score the whole catalogue for a history; who ranks takes the
 seen items out.
 """
 
@@ -11,7 +11,6 @@ import scipy.sparse as sp
 
 from sluice.catalog.data.cooccurrence import CoOccurrence
 from sluice.catalog.data.dataset import Dataset
-from sluice.catalog.data.splits import positions_of
 
 # Chosen on the validation split of MovieLens-100K.
 WINDOW = 50  # two items co-occur when at most this many places apart, and this much of a history counts
@@ -29,7 +28,7 @@ class Popularity:
 
     @classmethod
     def fit(cls, dataset: Dataset) -> Self:
-        """Count the training part."""
+        """Count the logs before validation."""
         return cls(_count(dataset, window=1).popularity)
 
     def score(self, histories: list[np.ndarray]) -> np.ndarray:
@@ -53,7 +52,7 @@ class ItemKNN:
 
     @classmethod
     def fit(cls, dataset: Dataset) -> Self:
-        """Count the training part."""
+        """Count the logs before validation."""
         counted = _count(dataset, WINDOW)
         return cls(counted.matrix(), counted.popularity)
 
@@ -71,8 +70,8 @@ class ItemKNN:
 
 def _count(dataset: Dataset, window: int) -> CoOccurrence:
     lengths = np.diff(dataset.offsets)
-    training = positions_of(dataset.offsets) < np.repeat(dataset.training_lengths, lengths)
+    known = dataset.known_until("fresh")
     users = np.repeat(np.arange(dataset.users), lengths)
     counted = CoOccurrence(dataset.items, window)
-    counted.add(users[training], dataset.sequence[training])
+    counted.add(users[known], dataset.sequence[known])
     return counted

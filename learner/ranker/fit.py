@@ -52,18 +52,19 @@ def fit_ranker(
         members, fingerprint.hexdigest()[:12], dataset.settings.max_history, dataset.reward_column
     )
     ranker.save(directory)
-    return judge_ranker(ranker, dataset, "valid")
+    return judge_ranker(ranker, dataset, "valid", until=settings.until)
 
 
 def _fit_member(
     dataset: Dataset, settings: RankerSettings, generator: np.random.Generator, progress: Progress
 ) -> SequenceRanker:
     member = build_member(dataset, settings)
-    popularity = torch.from_numpy(dataset.item_shares)
+    popularity = torch.from_numpy(dataset.item_shares(settings.until))
     epochs = [
         list(
             epoch_batches(
                 dataset,
+                until=settings.until,
                 batch_interactions=settings.batch_interactions,
                 shuffle_ties=True,
                 generator=generator,

@@ -258,7 +258,7 @@ def build_member(dataset: Dataset, settings: RankerSettings) -> SequenceRanker:
     0.
     """
     known = {
-        column: torch.from_numpy(values[dataset.in_training & ~np.isnan(values)])
+        column: torch.from_numpy(values[dataset.known_until(settings.until) & ~np.isnan(values)])
         for column in OUTCOMES
         if settings.head_weights[column] > 0 and (values := dataset.outcome(column)) is not None
     }

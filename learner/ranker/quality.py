@@ -22,7 +22,9 @@ from sluice.learner.ranking_metrics import per_user
 TOP = 10
 
 
-def judge_ranker(ranker: EnsembleRanker, dataset: Dataset, split: str, batch: int = 128) -> dict[str, Any]:
+def judge_ranker(
+    ranker: EnsembleRanker, dataset: Dataset, split: str, *, until: str, batch: int = 128
+) -> dict[str, Any]:
     """Its quality on the examples of a split.
 
     Returns:
@@ -64,7 +66,7 @@ def judge_ranker(ranker: EnsembleRanker, dataset: Dataset, split: str, batch: in
     quality["heads"] = {}
     for column in ranker.heads:
         predicted = np.concatenate([one[column] for one in outcomes])
-        judged = _judge_head(ranker, dataset, column, examples.users, examples.positions, predicted)
+        judged = _judge_head(ranker, dataset, column, examples.users, examples.positions, predicted, until)
         if judged is not None:
             quality["heads"][column] = judged
     return quality
@@ -87,6 +89,7 @@ def _judge_head(
     users: np.ndarray,
     positions: np.ndarray,
     predicted: np.ndarray,
+    until: str,
 ) -> dict[str, Any] | None:
     """Calibration and errors of the predictions `[n]`; None where no outcome is known."""
     logged = torch.from_numpy(np.array(dataset.outcome(column)))  # a copy: torch wants it writable
@@ -95,21 +98,21 @@ def _judge_head(
     known = ~np.isnan(actual)
     if not known.any():
         return None
-    rivals = {"ranker": predicted, **plain_baselines(dataset, outcomes, users, positions)}
+    rivals = {"ranker": predicted, **plain_baselines(dataset, outcomes, users, positions, until)}
     errors = {name: float(np.sqrt(np.mean((value - actual)[known] ** 2))) for name, value in rivals.items()}
     return {"rmse": errors, **calibration_curve(predicted[known], actual[known]).as_json()}
 
 
 def plain_baselines(
-    dataset: Dataset, outcomes: np.ndarray, users: np.ndarray, positions: np.ndarray
+    dataset: Dataset, outcomes: np.ndarray, users: np.ndarray, positions: np.ndarray, until: str
 ) -> dict[str, np.ndarray]:
     """What two plain means predict for n interactions: of the user's past outcomes, and of the item's in
     training.
 
     `outcomes` `[all interactions]` has NaN where nothing is known; a mean over nothing is that of the
-    training part.
+    logs until the end of the part `until`.
     """
-    training = dataset.in_training & ~np.isnan(outcomes)
+    training = dataset.known_until(until) & ~np.isnan(outcomes)
     everybody = float(outcomes[training].mean())
     items, known = dataset.sequence[training], outcomes[training]
     counts = np.bincount(items, minlength=dataset.items)

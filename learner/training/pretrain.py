@@ -44,6 +44,7 @@ def pretrain_policy(
         list(
             epoch_batches(
                 dataset,
+                until="pretrain",
                 batch_interactions=settings.batch_interactions,
                 shuffle_ties=settings.shuffle_ties,
                 item_dropout=settings.item_dropout,

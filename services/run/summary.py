@@ -62,7 +62,7 @@ def judge_policies(
     ranks = {name: result.ranks for name, result in results.items()}
     summary = {
         "metrics": {name: result.summary(dataset.items) for name, result in results.items()},
-        "intervals": {metric: bootstrap_intervals(ranks, metric, PAIRS) for metric in ("hr@10", "ndcg@10")},
+        "intervals": {metric: bootstrap_intervals(ranks, results["start"].users, metric, PAIRS) for metric in ("hr@10", "ndcg@10")},
     }
     if build_objective(config.objective).needs_groups:
         ranker = load_ranker(config.ranker, paths.ranker, dataset)

@@ -12,7 +12,7 @@ co-occurrence). Everything is written to a directory beside the output and renam
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,9 @@ from sluice.catalog.data.items import Items, attribute_matrix, read_items
 from sluice.catalog.data.partition import ItemIndex, UserBuckets
 from sluice.catalog.data.schema import CATALOGUE, EXAMPLES, INTERACTIONS, USERS
 from sluice.catalog.data.semantic_ids import item_vectors, level_sizes_of, residual_kmeans, resolve_collisions
-from sluice.catalog.data.settings import OUTCOMES, DataSettings, GlobalTime
+from sluice.catalog.data.settings import OUTCOMES, DataSettings, FreshLogs, GlobalTime
 from sluice.catalog.data.sources import LogSource, open_source
-from sluice.catalog.data.splits import SPLITS, TRAIN, TimeCuts, find_cuts, label_splits, positions_of
+from sluice.catalog.data.splits import PRETRAIN, SPLITS, TimeCuts, find_cuts, label_splits, positions_of
 from sluice.catalog.errors import DataError
 from sluice.catalog.files import sha256_of
 from sluice.services.stages.staging import check_replaceable, is_current, staged_directory
@@ -102,9 +102,7 @@ class _Preparation:
             "settings": self._settings.model_dump(mode="json"),
             "counts": self._counts,
             "level_sizes": list(level_sizes),
-            "time_cuts": None
-            if cuts is None
-            else {"valid_from": cuts.valid_from, "test_from": cuts.test_from},
+            "time_cuts": None if cuts is None else asdict(cuts),
             "rejected": {rejections.table: rejections.summary() for rejections in (log, catalogue)},
             "versions": {name: metadata.version(name) for name in _LIBRARIES},
         }
@@ -188,7 +186,7 @@ class _Preparation:
 
     def _cuts(self) -> TimeCuts | None:
         split = self._settings.split
-        if not isinstance(split, GlobalTime):
+        if not isinstance(split, GlobalTime) and not (isinstance(split, FreshLogs) and split.by == "time"):
             return None
         return find_cuts(
             lambda: (table.column(0).to_numpy() for table in self._row_groups(["timestamp"])), split
@@ -210,8 +208,8 @@ class _Preparation:
                 labels = label_splits(offsets, timestamp, self._settings.split, cuts)
                 positions = positions_of(offsets)
                 for counts in (near, shared):
-                    counts.add(user[labels == TRAIN], item[labels == TRAIN])
-                training += int((labels == TRAIN).sum())
+                    counts.add(user[labels == PRETRAIN], item[labels == PRETRAIN])
+                training += int((labels == PRETRAIN).sum())
                 kept = positions > 0
                 examples += np.bincount(labels[kept], minlength=len(SPLITS))
                 repeats += np.bincount(
@@ -221,16 +219,17 @@ class _Preparation:
                 columns = [pa.array(user[kept]), pa.array(positions[kept]), split]
                 file.write_table(pa.table(columns, schema=EXAMPLES), row_group_size=max(1, int(kept.sum())))
                 self._advance(len(user), {"examples": float(examples.sum())})
-        self._counts["training_interactions"] = training
+        self._counts["pretrain_interactions"] = training
         self._counts["examples"] = dict(zip(SPLITS, examples.tolist(), strict=True))
         self._counts["repeated_targets"] = dict(zip(SPLITS, repeats.tolist(), strict=True))
-        self._counts["items_without_training_interactions"] = int((near.popularity == 0).sum())
+        self._counts["items_without_pretrain_interactions"] = int((near.popularity == 0).sum())
         self._check_splits()
         return near, shared
 
     def _check_splits(self) -> None:
+        optional = () if isinstance(self._settings.split, FreshLogs) else ("fresh",)
         for split, count in self._counts["examples"].items():
-            if count == 0:
+            if count == 0 and split not in optional:
                 raise DataError(
                     f"the {split} split of {_named(self._source)} has no example (an interaction with a "
                     f"history): "

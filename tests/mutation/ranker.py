@@ -44,7 +44,7 @@ _RANKER = (
     ("[values for _, values in parts]).mean(0)", "[values for _, values in parts]).sum(0)"),
     ("outcome.value(outcome(states", "outcome.expected(outcome(states"),
     ("np.where(padding, nan, value.cpu().numpy())", "value.cpu().numpy()"),
-    ("dataset.in_training & ~np.isnan(values)", "~np.isnan(values)"),
+    ("dataset.known_until(settings.until) & ~np.isnan(values)", "~np.isnan(values)"),
     ("settings.head_weights[column] > 0 and ", ""),
     ("reward if reward in members[0].heads else None", "next(iter(members[0].heads), None)"),
 )
@@ -76,7 +76,7 @@ _QUALITY = (
     ("came.append(items == target)", "came.append(items != target)"),
     ("row[dataset.seen(*pair)] = np.nan", "pass"),
     ("np.sqrt(np.mean((value - actual)[known] ** 2))", "np.mean((value - actual)[known] ** 2)"),
-    ("training = dataset.in_training & ~np.isnan(outcomes)", "training = ~np.isnan(outcomes)"),
+    ("training = dataset.known_until(until) & ~np.isnan(outcomes)", "training = ~np.isnan(outcomes)"),
     ("outcomes[start : start + position]", "outcomes[start : start + position + 1]"),
     ("dataset.sequence[starts + positions]", "dataset.sequence[starts + positions - 1]"),
 )

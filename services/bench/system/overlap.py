@@ -125,7 +125,7 @@ class OneAfterAnother:
             objective=build_objective(config.objective),
             settings=config.learner,
         )
-        examples = self._dataset.examples("train")
+        examples = self._dataset.examples(self._dataset.prompt_part)
         self._feed = PromptFeed(examples.users, examples.positions, seed=config.seed)
         self._step = self._version = 0
         raise_gc_threshold()  # as a rollout actor does

@@ -24,19 +24,47 @@ def test_rank_is_one_based_and_zero_when_absent():
 def test_bootstrap_interval_holds_the_mean_and_narrows_with_users():
     rng = np.random.default_rng(1)
     few, many = rng.random(50), rng.random(5000)
-    low, high = bootstrap_mean(few)
+    low, high = bootstrap_mean(few, np.arange(50))
     assert low < few.mean() < high
-    assert bootstrap_mean(many)[1] - bootstrap_mean(many)[0] < (high - low) / 4
+    narrow = bootstrap_mean(many, np.arange(5000))
+    assert narrow[1] - narrow[0] < (high - low) / 4
 
 
 def test_a_constant_has_no_spread():
-    assert bootstrap_mean(np.ones(10)) == (1.0, 1.0)
+    assert bootstrap_mean(np.ones(10), np.arange(10)) == (1.0, 1.0)
+
+
+def test_rows_of_one_user_count_as_one_user():
+    # Four users whose ten rows all agree know no more than four rows do.
+    values, users = np.repeat([0.0, 1.0, 1.0, 0.0], 10), np.repeat(np.arange(4), 10)
+    assert bootstrap_mean(values, users) == bootstrap_mean(np.array([0.0, 1.0, 1.0, 0.0]), np.arange(4))
+    assert np.diff(bootstrap_mean(values, np.arange(40)))[0] < 0.5 < np.diff(bootstrap_mean(values, users))[0]
+
+
+def test_a_user_counts_by_the_rows_it_has():
+    # One user with nine rows of 1, one with a row of 0: the mean is of rows, .9, and not of users, .5.
+    low, high = bootstrap_mean(np.array([1.0] * 9 + [0.0]), np.array([7] * 9 + [3]))
+    assert (low, high) == (0.0, 1.0)
+
+
+def test_intervals_over_users_cover_the_mean_as_often_as_they_say():
+    rng = np.random.default_rng(0)
+    users = np.repeat(np.arange(60), rng.integers(1, 20, 60))
+    covered = covered_by_rows = 0
+    for _ in range(200):
+        values = (rng.random(len(users)) < rng.beta(1, 3, 60)[users]).astype(float)  # the mean is 1/4
+        low, high = bootstrap_mean(values, users, resamples=400)
+        covered += low <= 0.25 <= high
+        low, high = bootstrap_mean(values, np.arange(len(users)), resamples=400)
+        covered_by_rows += low <= 0.25 <= high
+    assert 0.89 < covered / 200 < 0.99
+    assert covered_by_rows / 200 < 0.8
 
 
 def test_pairs_are_compared_user_by_user():
     better, worse = np.array([1, 1, 0, 20] * 30), np.array([0, 1, 0, 20] * 30)
     found = bootstrap_intervals(
-        {"best": better, "control": worse}, "hr@10", (("best", "control"), ("best", "absent"))
+        {"best": better, "control": worse}, np.arange(120), "hr@10", (("best", "control"), ("best", "absent"))
     )
     assert found["best-control"][0] > 0.1  # a quarter of the users gained, none lost
     assert found["best-control"][1] < 0.4

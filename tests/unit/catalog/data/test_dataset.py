@@ -36,7 +36,7 @@ def directory(tmp_path):
     with pq.ParquetWriter(tmp_path / "interactions.parquet", INTERACTIONS) as writer:
         writer.write_table(table.slice(0, 4))
         writer.write_table(table.slice(4))
-    split = pa.array(["train", "valid", "test", "valid", "test"]).cast(EXAMPLES.field("split").type)
+    split = pa.array(["pretrain", "valid", "test", "valid", "test"]).cast(EXAMPLES.field("split").type)
     examples = pa.table(
         [pa.array([0, 0, 0, 1, 1], pa.int32()), pa.array([1, 2, 3, 1, 2], pa.int32()), split], schema=EXAMPLES
     )
@@ -87,14 +87,15 @@ def test_examples_and_the_training_part(directory):
     dataset = Dataset.open(directory)
     found = {
         split: (dataset.examples(split).users.tolist(), dataset.examples(split).positions.tolist())
-        for split in ("train", "valid", "test")
+        for split in ("pretrain", "fresh", "valid", "test")
     }
-    assert found == {"train": ([0], [1]), "valid": ([0, 1], [2, 1]), "test": ([0, 1], [3, 2])}
+    assert found == {"pretrain": ([0], [1]), "fresh": ([], []), "valid": ([0, 1], [2, 1]), "test": ([0, 1], [3, 2])}
     assert dataset.examples("valid").users.dtype == dataset.examples("valid").positions.dtype == np.int32
     assert len(dataset.examples("test")) == 2
-    assert dataset.training_lengths.tolist() == [2, 1]
-    assert [dataset.training_items_of(user).tolist() for user in range(2)] == [[2, 0], [1]]
-    with pytest.raises(ValueError, match="none of train, valid, test"):
+    assert dataset.lengths_until("pretrain").tolist() == [2, 1]
+    assert dataset.lengths_until("valid").tolist() == [3, 2]
+    assert dataset.prompt_part == "pretrain"
+    with pytest.raises(ValueError, match="none of pretrain, fresh, valid, test"):
         dataset.examples("validation")
 
 
@@ -160,11 +161,11 @@ def test_without_ratings_auto_is_no_reward(directory):
     assert Dataset.open(directory).reward_column is None
 
 
-def test_item_shares_are_of_the_training_part(directory):
+def test_item_shares_are_of_what_is_known(directory):
     dataset = Dataset.open(directory)
-    assert dataset.in_training.tolist() == [True, True, False, False, True, False, False]
-    assert dataset.item_shares.dtype == np.float32  # items 2 and 0 of ann, 1 of bob
-    np.testing.assert_allclose(dataset.item_shares, [1 / 3, 1 / 3, 1 / 3, 0], rtol=1e-6)
+    assert dataset.known_until("pretrain").tolist() == [True, True, False, False, True, False, False]
+    assert dataset.item_shares("pretrain").dtype == np.float32  # items 2 and 0 of ann, 1 of bob
+    np.testing.assert_allclose(dataset.item_shares("pretrain"), [1 / 3, 1 / 3, 1 / 3, 0], rtol=1e-6)
 
 
 def test_a_directory_that_is_no_data_set(tmp_path):

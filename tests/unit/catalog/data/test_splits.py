@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sluice.catalog.data.settings import GlobalTime, LeaveLastTwoOut
-from sluice.catalog.data.splits import TimeCuts, find_cuts, label_splits, positions_of, training_lengths
+from sluice.catalog.data.settings import FreshLogs, GlobalTime, LeaveLastTwoOut
+from sluice.catalog.data.splits import TimeCuts, find_cuts, label_splits, lengths_until, positions_of
 from sluice.catalog.errors import DataError
 
 OFFSETS = np.array([0, 4, 7])  # one user with 4 interactions, one with 3
@@ -12,21 +12,58 @@ OFFSETS = np.array([0, 4, 7])  # one user with 4 interactions, one with 3
 
 def test_leave_last_two_out_by_hand():
     labels = label_splits(OFFSETS, np.array([1, 2, 3, 4, 1, 1, 1]), LeaveLastTwoOut(), None)
-    assert labels.tolist() == [0, 0, 1, 2, 0, 1, 2]
-    assert training_lengths(OFFSETS, labels).tolist() == [2, 1]
+    assert labels.tolist() == [0, 0, 2, 3, 0, 2, 3]
+    assert lengths_until(OFFSETS, labels, 0).tolist() == [2, 1]
+    assert lengths_until(OFFSETS, labels, 1).tolist() == [2, 1]
+    assert lengths_until(OFFSETS, labels, 2).tolist() == [3, 2]
 
 
 def test_global_time_by_hand():
     labels = label_splits(
         OFFSETS, np.array([10, 20, 30, 40, 5, 20, 29]), GlobalTime(), TimeCuts(valid_from=20, test_from=30)
     )
-    assert labels.tolist() == [0, 1, 2, 2, 0, 1, 1]
-    assert training_lengths(OFFSETS, labels).tolist() == [1, 1]
+    assert labels.tolist() == [0, 2, 3, 3, 0, 2, 2]
+    assert lengths_until(OFFSETS, labels, 0).tolist() == [1, 1]
 
 
-def test_training_length_of_a_user_who_only_tests_is_zero():
-    labels = np.array([2, 2, 2, 2, 0, 0, 1])
-    assert training_lengths(OFFSETS, labels).tolist() == [0, 2]
+def test_a_user_who_only_tests_has_nothing_before():
+    labels = np.array([3, 3, 3, 3, 0, 0, 2])
+    assert lengths_until(OFFSETS, labels, 0).tolist() == [0, 2]
+
+
+def test_fresh_logs_by_user_by_hand():
+    # Ten interactions: 6, 2, 1, 1. Seven: fresh from 4.2, valid from 5.6, test from 6.3.
+    offsets = np.array([0, 10, 17])
+    labels = label_splits(offsets, np.zeros(17, dtype=np.int64), FreshLogs(), None)
+    assert labels[:10].tolist() == [0] * 6 + [1] * 2 + [2, 3]
+    assert labels[10:].tolist() == [0] * 4 + [1, 2, 3]
+    assert lengths_until(offsets, labels, 0).tolist() == [6, 4]
+    assert lengths_until(offsets, labels, 1).tolist() == [8, 5]
+
+
+def test_fresh_logs_by_time_by_hand():
+    split = FreshLogs(by="time")
+    times = np.array([0, 1, 2, 3, 4, 5, 6, 7, 8, 9])
+    cuts = find_cuts(lambda: iter([times[5:], times[:5]]), split)
+    assert cuts == TimeCuts(fresh_from=6, valid_from=8, test_from=9)
+    offsets = np.array([0, 4, 10])
+    assert label_splits(offsets, times, split, cuts).tolist() == [0] * 6 + [1, 1, 2, 3]
+
+
+@given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=8))
+def test_fresh_parts_of_a_user_follow_each_other(lengths):
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    labels = label_splits(offsets, np.zeros(offsets[-1], dtype=np.int64), FreshLogs(), None)
+    for user, length in enumerate(lengths):
+        own = labels[offsets[user] : offsets[user + 1]]
+        assert (np.diff(own) >= 0).all() and own[-1] == 3
+        counts = np.bincount(own, minlength=4)
+        assert counts[0] == int(np.floor(length * 0.6 + 1e-9)) and counts.sum() == length
+
+
+def test_shares_that_leave_nothing_to_pretrain_on_are_refused():
+    with pytest.raises(ValueError, match="must leave a share for pretraining"):
+        FreshLogs(fresh_share=0.8)
 
 
 def test_positions_begin_anew_for_every_user():
@@ -61,7 +98,7 @@ def test_cuts_keep_equal_timestamps_together():
     cuts = find_cuts(lambda: iter([times]), GlobalTime(valid_share=0.2, test_share=0.2))
     labels = label_splits(np.array([0, 10]), times, GlobalTime(), cuts)
     assert (cuts.valid_from, cuts.test_from) == (5, 7)
-    assert labels.tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 2, 2]
+    assert labels.tolist() == [0, 0, 0, 0, 2, 2, 2, 2, 3, 3]
 
 
 @pytest.mark.parametrize("times", [[5] * 20, [1] * 18 + [2] * 2, [1] * 16 + [2] * 4, [1, 2]])

@@ -24,7 +24,7 @@ def dataset(tmp_path_factory):
 def source(dataset, rank=0, world=1, share=4):
     vocabulary = Vocabulary.of(dataset.codes, TokenLayout.fresh(dataset.level_sizes))
     return LoggedSource(
-        dataset, dataset.examples("train"), vocabulary, seed=5, rank=rank, world=world, share=share
+        dataset, dataset.examples("pretrain"), vocabulary, seed=5, rank=rank, world=world, share=share
     )
 
 
@@ -90,4 +90,4 @@ def test_prompts_can_be_the_last_training_positions(dataset):
     recent = prompts_of(dataset, 2)
     assert len(recent.users) == 2 * USERS
     assert set(recent.positions.tolist()) == {LENGTH - 4, LENGTH - 3}
-    assert len(prompts_of(dataset, None).users) == len(dataset.examples("train").users)
+    assert len(prompts_of(dataset, None).users) == len(dataset.examples("pretrain").users)

@@ -131,7 +131,7 @@ def test_judging_counts_only_rankable_items(dataset):
         def expected_outcomes(self, histories, items):
             return {}
 
-    quality = judge_ranker(Ascending(), dataset, "valid")
+    quality = judge_ranker(Ascending(), dataset, "valid", until="fresh")
     examples = dataset.examples("valid")
     ranks = []
     for user, position in zip(examples.users, examples.positions, strict=True):

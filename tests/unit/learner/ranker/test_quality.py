@@ -34,12 +34,12 @@ def test_plain_baselines_by_hand():
     data = SimpleNamespace(
         offsets=np.array([0, 4, 7]),
         sequence=np.array([0, 2, 0, 1, 2, 0, 2]),
-        in_training=np.array([True, True, True, False, True, True, False]),
+        known_until={"fresh": np.array([True, True, True, False, True, True, False])}.__getitem__,
         items=3,
     )
     ratings = np.array([1.0, NAN, 3.0, 9.0, NAN, 5.0, 9.0])
     users, positions = np.array([0, 1, 1, 0]), np.array([3, 2, 1, 2])
-    found = plain_baselines(data, ratings, users, positions)
+    found = plain_baselines(data, ratings, users, positions, "fresh")
     assert found["user_mean"].tolist() == [
         2,
         5,
@@ -48,7 +48,7 @@ def test_plain_baselines_by_hand():
     ]  # user 1 has rated nothing before position 1: the mean 3
     assert found["item_mean"].tolist() == [3, 3, 3, 3]  # items 1, 2, 0, 0: nothing, nothing, (1 + 3 + 5) / 3
     ratings[1] = 7.0
-    assert plain_baselines(data, ratings, users, positions)["item_mean"].tolist() == [4, 7, 3, 3]
+    assert plain_baselines(data, ratings, users, positions, "fresh")["item_mean"].tolist() == [4, 7, 3, 3]
 
 
 def constant_ranker(
@@ -97,7 +97,7 @@ def dataset(tmp_path_factory):
 
 def test_errors_and_calibration_of_a_head_by_hand(dataset):
     ranker = constant_ranker([list(range(20))], [1.0])  # says 3 stars of everything
-    judged = judge_ranker(ranker, dataset, "valid")["heads"]["rating"]
+    judged = judge_ranker(ranker, dataset, "valid", until="fresh")["heads"]["rating"]
     examples = dataset.examples("valid")
     targets = [dataset.target(*pair) for pair in zip(examples.users, examples.positions, strict=True)]
     stars = np.array([1 + int(dataset.item_ids[target][1:]) % 5 for target in targets])
@@ -111,7 +111,7 @@ def test_relevance_is_calibrated_as_the_probability_of_the_next_item(dataset):
     or not.
     """
     ranker = constant_ranker([[0.0] * 20], [0.0])
-    quality = judge_ranker(ranker, dataset, "valid")["relevance"]
+    quality = judge_ranker(ranker, dataset, "valid", until="fresh")["relevance"]
     examples, hits = dataset.examples("valid"), 0
     for user, position in zip(examples.users, examples.positions, strict=True):
         rankable = np.setdiff1d(np.arange(20), dataset.seen(user, position))

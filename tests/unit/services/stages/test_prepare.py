@@ -107,7 +107,7 @@ def test_files_follow_the_schemas_and_the_sequences_the_log(tmp_path):
     assert sorted(dataset.user_ids) == sorted(f"u{i}" for i in range(USERS_COUNT))
     assert result.manifest["counts"] | {
         "items_with_shared_codes": 0,
-        "items_without_training_interactions": 0,
+        "items_without_pretrain_interactions": 0,
     } == {
         "users": 40,
         "items": 30,
@@ -115,11 +115,11 @@ def test_files_follow_the_schemas_and_the_sequences_the_log(tmp_path):
         "interactions_with": {"rating": len(rows), "click": 0, "dwell_seconds": 0},
         "users_below_min_interactions": 0,
         "interactions_below_min_interactions": 0,
-        "training_interactions": len(rows) - 80,
-        "examples": {"train": len(rows) - 120, "valid": 40, "test": 40},
-        "repeated_targets": {"train": 0, "valid": 0, "test": 0},
+        "pretrain_interactions": len(rows) - 80,
+        "examples": {"pretrain": len(rows) - 120, "fresh": 0, "valid": 40, "test": 40},
+        "repeated_targets": {"pretrain": 0, "fresh": 0, "valid": 0, "test": 0},
         "items_with_shared_codes": 0,
-        "items_without_training_interactions": 0,
+        "items_without_pretrain_interactions": 0,
     }
 
 
@@ -283,7 +283,7 @@ def test_users_with_few_interactions_are_left_out_and_counted(tmp_path):
     [
         (0, {}, "the log is empty"),
         (2, {}, r"no user .* has data\.min_interactions 3"),
-        (8, {}, "the train split"),
+        (8, {}, "the pretrain split"),
     ],
 )
 def test_logs_too_small_to_use(tmp_path, rows, given, message):
@@ -319,19 +319,19 @@ def test_global_time(tmp_path):
     times = np.sort(log.column("timestamp").to_numpy())
     n = len(times)
     cuts = {"valid_from": int(times[int(n * 0.7)]), "test_from": int(times[int(n * 0.9)])}
-    assert result.manifest["time_cuts"] == cuts
+    assert result.manifest["time_cuts"] == {"fresh_from": None, **cuts}
     dataset = Dataset.open(tmp_path / "out")
     for split_name, low, high in [
-        ("train", 0, cuts["valid_from"]),
+        ("pretrain", 0, cuts["valid_from"]),
         ("valid", cuts["valid_from"], cuts["test_from"]),
         ("test", cuts["test_from"], 10**9),
     ]:
         examples = dataset.examples(split_name)
         at = dataset.timestamps[dataset.offsets[examples.users] + examples.positions]
         assert len(examples) and (at >= low).all() and (at < high).all() and (examples.positions > 0).all()
-    total = sum(len(dataset.examples(s)) for s in ("train", "valid", "test"))
+    total = sum(len(dataset.examples(s)) for s in ("pretrain", "valid", "test"))
     assert total == n - dataset.users
-    assert dataset.training_lengths.sum() == (times < cuts["valid_from"]).sum()
+    assert dataset.lengths_until("pretrain").sum() == (times < cuts["valid_from"]).sum()
 
 
 def test_codes_of_the_user_are_kept_and_told_apart(tmp_path):
@@ -363,7 +363,7 @@ def test_targets_that_can_never_be_hit_are_told(tmp_path):
     )
     log = without(log, last, item_id=again)
     result = prepare_data(write(tmp_path / "raw", log, make_items()), tmp_path / "out")
-    assert result.manifest["counts"]["repeated_targets"] == {"train": 0, "valid": 0, "test": 1}
+    assert result.manifest["counts"]["repeated_targets"] == {"pretrain": 0, "fresh": 0, "valid": 0, "test": 1}
     assert "1 of 40 test examples were consumed before" in result.warnings[0]
     free = write(tmp_path / "raw", log, make_items(), exclude_seen=False)
     assert prepare_data(free, tmp_path / "free").warnings == ()
@@ -388,7 +388,7 @@ def test_movielens():
         dataset = Dataset.open(Path(folder) / "ml")
         counts = result.manifest["counts"]
         assert (counts["users"], counts["items"], counts["interactions"]) == (943, 1682, 100_000)
-        assert counts["examples"] == {"train": 97_171, "valid": 943, "test": 943}
+        assert counts["examples"] == {"pretrain": 97_171, "fresh": 0, "valid": 943, "test": 943}
         assert dataset.codes.shape == (1682, 4)
         assert len({tuple(row) for row in dataset.codes.tolist()}) == 1682
         assert dataset.settings.exclude_seen

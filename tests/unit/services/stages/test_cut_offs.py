@@ -1,0 +1,132 @@
+"""Nothing later reaches anything earlier: every part of the log has items of its own, and each learner is
+asked which items it has seen.
+"""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from sluice.catalog.data.cooccurrence import CoOccurrence
+from sluice.catalog.data.dataset import Dataset
+from sluice.catalog.data.settings import DataSettings, FreshLogs, SemanticIdSettings, TableSource
+from sluice.learner.batches import windows
+from sluice.learner.batches.sources import prompts_of
+from sluice.learner.evaluation.baselines import ItemKNN, Popularity
+from sluice.learner.policy.policy import build_policy
+from sluice.learner.ranker import fit
+from sluice.learner.settings import EvaluationSettings, PolicySettings, PretrainSettings, RankerSettings
+from sluice.learner.training import pretrain
+from sluice.services.stages.prepare import prepare_data
+
+USERS = 12
+PARTS = {"pretrain": 6, "fresh": 2, "valid": 1, "test": 1}  # interactions of each user, in this order
+
+
+@pytest.fixture(scope="module", params=["user", "time"])
+def dataset(request, tmp_path_factory) -> Dataset:
+    """Users have ten interactions each; those of a part are with items that are named after it."""
+    directory = tmp_path_factory.mktemp("parts")
+    names = [part for part, count in PARTS.items() for _ in range(count)]
+    rows = [
+        (f"u{user:02d}", f"{part}-{(user + step) % 4}", 1000 * step + user)
+        for user in range(USERS)
+        for step, part in enumerate(names)
+    ]
+    users, items, times = zip(*rows, strict=True)
+    pq.write_table(pa.table({"user_id": users, "item_id": items, "timestamp": times}), directory / "log.parquet")
+    settings = DataSettings(
+        name="parts",
+        source=TableSource(interactions=(str(directory / "log.parquet"),)),
+        split=FreshLogs(by=request.param),
+        semantic_ids=SemanticIdSettings(level_sizes=(4, 4), vector_dims=4, window=2),
+        exclude_seen=False,
+        max_history=10,
+    )
+    counted: list[set[int]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        count = CoOccurrence.add
+        patch.setattr(
+            CoOccurrence,
+            "add",
+            lambda self, users, items: (counted.append(set(items.tolist())), count(self, users, items))[1],
+        )
+        made = Dataset.open(prepare_data(settings, directory / "data").directory)
+    made.counted = set.union(*counted)
+    return made
+
+
+def parts_of(dataset: Dataset, items) -> set[str]:
+    """The parts that the items are named after."""
+    return {dataset.item_ids[item].partition("-")[0] for item in set(np.asarray(items).ravel().tolist())}
+
+
+def rows_seen(monkeypatch, module) -> list[np.ndarray]:
+    """The interaction rows of all windows that `module` trains on, filled while it trains."""
+    seen: list[np.ndarray] = []
+
+    def spy(*arguments, **options):
+        for batch in windows.epoch_batches(*arguments, **options):
+            seen.extend(batch)
+            yield batch
+
+    monkeypatch.setattr(module, "epoch_batches", spy)
+    return seen
+
+
+def test_every_part_has_its_examples(dataset):
+    for part, count in PARTS.items():
+        examples = dataset.examples(part)
+        targets = [dataset.target(*pair) for pair in zip(examples.users, examples.positions, strict=True)]
+        assert parts_of(dataset, targets) == {part}
+        assert len(examples) == USERS * (count - (part == "pretrain"))  # a first interaction is no target
+
+
+def test_semantic_ids_see_the_pretrain_part_alone(dataset):
+    assert parts_of(dataset, list(dataset.counted)) == {"pretrain"}
+
+
+def test_the_policy_sees_the_pretrain_part_alone(dataset, monkeypatch):
+    seen = rows_seen(monkeypatch, pretrain)
+    policy = build_policy(
+        PolicySettings(hidden_size=16, layers=1, heads=1, feed_forward_size=16), dataset.level_sizes, 40, 0
+    )
+    pretrain.pretrain_policy(
+        policy, dataset, PretrainSettings(epochs=1, batch_interactions=64), EvaluationSettings(beam_width=10), 0
+    )
+    assert parts_of(dataset, dataset.sequence[np.concatenate(seen)]) == {"pretrain"}
+
+
+@pytest.mark.parametrize(("until", "parts"), [("pretrain", {"pretrain"}), ("fresh", {"pretrain", "fresh"})])
+def test_the_ranker_sees_the_logs_until_its_cut_off(dataset, monkeypatch, tmp_path, until, parts):
+    seen = rows_seen(monkeypatch, fit)
+    settings = RankerSettings(until=until, ensemble=1, epochs=1, hidden_size=8, batch_interactions=64)
+    popularity: list[torch.Tensor] = []
+    loss = fit._loss
+    monkeypatch.setattr(
+        fit, "_loss", lambda *arguments: (popularity.append(arguments[3]), loss(*arguments))[1]
+    )
+    fit.fit_ranker(dataset, settings, 0, tmp_path)
+    assert parts_of(dataset, dataset.sequence[np.concatenate(seen)]) == parts
+    assert parts_of(dataset, popularity[0].nonzero()) == parts
+
+
+def test_prompts_come_from_the_fresh_part_with_the_history_up_to_them(dataset):
+    prompts = prompts_of(dataset, None)
+    pairs = list(zip(prompts.users.tolist(), prompts.positions.tolist(), strict=True))
+    assert len(pairs) == USERS * PARTS["fresh"]
+    assert parts_of(dataset, [dataset.target(*pair) for pair in pairs]) == {"fresh"}
+    assert parts_of(dataset, np.concatenate([dataset.history(*pair, None) for pair in pairs])) == {
+        "pretrain",
+        "fresh",
+    }
+    assert len(prompts_of(dataset, 1)) == USERS
+
+
+def test_baselines_see_the_logs_before_validation(dataset):
+    known = Popularity.fit(dataset).score([np.array([0])])[0]
+    assert parts_of(dataset, known.nonzero()) == {"pretrain", "fresh"}
+    everything = [np.arange(dataset.items, dtype=np.int32)]
+    assert parts_of(dataset, ItemKNN.fit(dataset).score(everything)[0].nonzero()) == {"pretrain", "fresh"}
+    assert parts_of(dataset, dataset.item_shares("fresh").nonzero()) == {"pretrain", "fresh"}
