@@ -242,7 +242,7 @@ class _Worker:
                 self.version = max(published, self.version)
                 self._publish()
         if state is None:
-            self._record_validation(0)
+            self.validate_and_checkpoint(0)  # the start itself may be the best
         self._barrier()
 
     def train_step(self, step: int) -> None:
