@@ -2,6 +2,8 @@
 
 A rank is 1-based; 0 means that the target is not in the list. HR@k, NDCG@k and MRR as usual for one relevant
 item: HR@k = 1[rank <= k], NDCG@k = 1[rank <= k] / log2(rank + 1), MRR = 1 / rank within the list, else 0.
+
+Definition: docs/algorithms.md, Metrics.
 """
 
 from collections.abc import Mapping

@@ -2,7 +2,7 @@
 All pure.
 
 A batch is the prompts of one lease call: what other prompts of the batch generated is where a prompt's
-distractors come from (algorithms section 1).
+distractors come from (docs/algorithms.md, Discriminability).
 """
 
 from collections.abc import Sequence

@@ -8,6 +8,8 @@ level: each level codes what the levels before it left over. Items that still sh
 by a collision code, the most popular item first.
 
 Everything is seeded and k-means runs on one thread: equal input gives equal codes on one machine.
+
+Definition: docs/algorithms.md, Semantic IDs.
 """
 
 import faiss

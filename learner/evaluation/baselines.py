@@ -2,6 +2,8 @@
 
 Both are fitted on the training part alone and score the whole catalogue for a history; who ranks takes the
 seen items out.
+
+Definition: docs/algorithms.md, Baselines.
 """
 
 from typing import Self

@@ -4,6 +4,8 @@ HR, NDCG and MRR come from constrained beams (items the user has consumed left o
 or, when `constrained` is off, from free beams, in which a sequence that is no item takes up a place.
 Hallucination is always measured on free beams: decoded top-k sequences that are no item / decoded top-k
 sequences.
+
+Definition: docs/algorithms.md, Metrics.
 """
 
 from collections.abc import Callable

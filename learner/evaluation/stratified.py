@@ -11,6 +11,8 @@ ours:
   among the W beams counts as rank W + 1;
 - the share of users whom the gate would admit, with the ten best beams of the start in the place of the K
   candidates of a training prompt, and distractors from other users' ten best.
+
+Definition: docs/algorithms.md, Stratified analysis.
 """
 
 from collections.abc import Mapping

@@ -20,6 +20,8 @@ How the ranks are taken [ours]:
 
 Beside the gate of the paper there are two to compare it with, see `sluice.learner.gate.variants`: one that
 admits groups by chance, and a soft one whose value lies between 0 and 1.
+
+Definition: docs/algorithms.md, AdaGRPO.
 """
 
 import math

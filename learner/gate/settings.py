@@ -8,7 +8,10 @@ from sluice.catalog.settings import Settings
 
 
 class GateSettings(Settings):
-    """When the GRPO term of a prompt is admitted; algorithms section 1. tau and rho are fractions of K."""
+    """When the GRPO term of a prompt is admitted. tau and rho are fractions of K.
+
+    Definition: docs/algorithms.md, AdaGRPO.
+    """
 
     # `hard` is the gate of the paper; `random` admits groups by chance at `random_rate`, to compare with;
     # `soft` is an experiment: a number in [0, 1] that multiplies the term.

@@ -13,6 +13,8 @@ bounds,
     R = sigma(head + 1/2 - ranker_rank) * sigma(least margin of a distractor - 1/2)
 
 so that it is 1/2 at a bound and becomes the hard gate as softness goes to 0.
+
+Definition: docs/algorithms.md, Gates to compare with.
 """
 
 import torch

@@ -4,8 +4,8 @@
 
 [formula: ours; the source prints it as an image] r is the logged reward, no importance weights; w carries no
 gradient. beta bounds how far the policy leaves the logs: on a bandit the optimum is pi(y | x) proportional to
-p(y | x) exp(r / beta), with p the logging policy, and as beta grows w -> 1, which is plain NLL. algorithms
-section 3.
+p(y | x) exp(r / beta), with p the logging policy, and as beta grows w -> 1, which is plain NLL.
+Definition: docs/algorithms.md, A-SFT.
 
 - V(x) is the mean reward that the ranker predicts for the policy's valid candidates, repetitions counted as
   drawn; the mass is the sum of the weights (they are normalised per batch). Only the ground truth is scored.

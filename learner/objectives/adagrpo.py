@@ -1,6 +1,8 @@
 """AdaGRPO (arXiv 2606.08480): NLL on every prompt, GRPO where the gate says the reward can be trusted.
 
 L = mean over prompts of [ NLL(x, y*) + weight * gate(x) * L_GRPO(x) ]
+
+Definition: docs/algorithms.md, AdaGRPO.
 """
 
 from dataclasses import replace

@@ -2,8 +2,8 @@
 
     L = mean over rewarded prompts of alpha * [ logsumexp_a Q(x, a) - Q(x, y*) ] + (Q(x, y*) - r)^2
 
-r is the logged reward, y* the logged item; no importance weights of the logs. algorithms section 3. The
-Q-function is the policy itself [ours]:
+r is the logged reward, y* the logged item; no importance weights of the logs. Definition:
+docs/algorithms.md, CQL. The Q-function is the policy itself [ours]:
 
     Q(x, a) = V(x) + scale * log pi(a | x)
 

@@ -7,6 +7,8 @@ GRPO's minimum leaves rho A without a bound where A < 0 and rho is large, and on
 step. Here rho never exceeds 1 + high + delta, delta 0.1; the gradient there is (1 + high + delta) A grad log
 pi instead of rho A grad log pi. Where A >= 0 the clip at 1 + high cuts in before, so nothing changes. The
 source has one epsilon for low and high, and no KL.
+
+Definition: docs/algorithms.md, ECPO.
 """
 
 import math

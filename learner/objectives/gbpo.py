@@ -9,6 +9,8 @@ Every token keeps a gradient, and its size is bounded: A >= 0 by A grad log pi (
 by |A| pi / (1 - pi) grad log pi, the size that binary cross-entropy gives a negative. The source applies it
 to items that were exposed and to their logged feedback; here it is given the candidates of a group and their
 rewards. [ours] pi is the probability of a token.
+
+Definition: docs/algorithms.md, GBPO.
 """
 
 import torch

@@ -16,6 +16,8 @@ expected reward.
 DAPO (arXiv 2503.14476): clip_high above clip_low, no KL, and groups whose rewards are all equal left out: the
 mean is then over the other groups of the whole step, `mass`. Its dynamic sampling, which draws new groups for
 those left out, is replaced by leaving them out. [ours]
+
+Definition: docs/algorithms.md, GRPO.
 """
 
 from typing import Literal

@@ -8,6 +8,8 @@ defaults of the settings. What is relevant, and that log pi(v) is the item's log
 (the NLL of the other objectives), is ours; the data has one positive per prompt. [ours]
 
 Groups of an older policy count as if they were the current one's: keep `queue.max_staleness` low.
+
+Definition: docs/algorithms.md, GRPO-SR.
 """
 
 from dataclasses import replace

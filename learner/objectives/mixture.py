@@ -3,6 +3,8 @@
     L = mean over prompts of [ NLL(x, y*) + weight * gate(x) * L_GRPO(x) ]
 
 `mixture_terms` serves the gated objective too; here the gate is 1.
+
+Definition: docs/algorithms.md, Mixture.
 """
 
 import torch

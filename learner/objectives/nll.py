@@ -5,6 +5,8 @@
 A sum over tokens, so it is the negative log-likelihood of the item; the loss is its mean over prompts. Always
 under the plain policy (whole vocabulary, temperature 1), however the rollouts were drawn: what is anchored is
 what free decoding uses.
+
+Definition: docs/algorithms.md, NLL.
 """
 
 import torch

@@ -17,6 +17,8 @@ are of the rollouts' distribution.
   reward and does not count. [ours]
 
 On a bandit the optimum is pi proportional to pi_ref exp(r / kl_coef).
+
+Definition: docs/algorithms.md, PPO.
 """
 
 import torch

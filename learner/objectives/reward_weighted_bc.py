@@ -2,7 +2,8 @@
 
     L = sum over prompts of w NLL(x, y*) / sum over prompts of w,    w = max(r(x, y*), 0)
 
-r is the logged reward of the logged item (rating, dwell); no importance weights. algorithms section 3.
+r is the logged reward of the logged item (rating, dwell); no importance weights.
+Definition: docs/algorithms.md, Reward-weighted behaviour cloning.
 
 - The mean is over the sum of the weights, so that the loss and the learning rate that suits it do not depend
   on the unit of the reward. [ours]

@@ -3,6 +3,8 @@
     ECE = sum over bins b of n_b / n * |mean prediction in b - mean observation in b|
 
 with bins of equal mass (Nguyen & O'Connor 2015), which put the resolution where the predictions are.
+
+Definition: docs/algorithms.md, Calibration.
 """
 
 from dataclasses import dataclass

@@ -7,6 +7,8 @@ encoders,
 
 trained on logged interactions by `ranker_fit`, and so with their exposure bias. Further heads
 (`ranker_heads`) predict the rating, click and dwell time of the next interaction where the logs have them.
+
+Definition: docs/algorithms.md, Built-in ranker.
 """
 
 import json

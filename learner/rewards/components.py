@@ -19,6 +19,8 @@ what the functions return for the others is not used, see `sluice.learner.reward
 - popularity: -log(share of the training interactions), at most -log(1e-6) for what was never consumed. [ours]
 - logged: the logged reward of the ground truth for a candidate that is it, 0 for other candidates and where
   the logs say nothing. [ours]
+
+Definition: docs/algorithms.md, Rewards.
 """
 
 import torch

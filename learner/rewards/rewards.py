@@ -11,6 +11,8 @@ enters.
   does). Least like it means: the shortest common prefix of semantic-ID tokens with GT, then the lowest
   likelihood under the behaviour policy, then the first. [ours] Nobody drew GT, so its behaviour log-prob is
   the learner's own, detached; among likelihoods GT holds the place of the candidate that it replaced. [ours]
+
+Definition: docs/algorithms.md, Ground truth in the group.
 """
 
 from collections.abc import Sequence

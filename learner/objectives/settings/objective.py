@@ -46,7 +46,10 @@ class CorrectionSettings(Settings):
 
 
 class GroupSettings(Settings):
-    """What is common to all group-relative terms: rewards, ground truth, advantages. algorithms section 2."""
+    """What is common to all group-relative terms: rewards, ground truth, advantages.
+
+    Definition: docs/algorithms.md, GRPO.
+    """
 
     rewards: tuple[RewardComponent, ...] = (RankerReward(),)  # their weighted sum is a candidate's reward
     ground_truth: Literal["none", "override", "inject"] = "none"  # how GT may enter the group
@@ -121,7 +124,7 @@ class OffPolicySettings(GroupSettings):
 
 
 class GrpoSettings(OffPolicySettings):
-    """The group-relative term. algorithms section 2.
+    """The group-relative term; docs/algorithms.md, GRPO.
 
     Dr.GRPO is `advantage: dr_grpo`; RLOO `advantage: rloo`; GSPO `ratio: gspo`; DAPO `clip_high: 0.28,
     kl_beta: 0, drop_equal_groups: true`.

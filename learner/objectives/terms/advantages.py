@@ -8,6 +8,8 @@ The same advantage holds for every token of member i, and carries no gradient. G
 replacement replace r_i - mean(r) by the weighted advantage of
 `sluice.learner.objectives.terms.member_weights`; `grpo` then divides by the weighted standard deviation
 [ours], and `rloo` is `dr_grpo`, since that baseline leaves the member out already.
+
+Definition: docs/algorithms.md, Advantages.
 """
 
 from typing import Literal

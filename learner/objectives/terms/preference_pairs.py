@@ -12,6 +12,8 @@
 Candidates with equal tokens count once. Of more pairs than `per_prompt` those with the widest gap are kept,
 and of equal gaps the first in the order of the branches, so that a batch has the same pairs wherever it is
 computed. [ours]
+
+Definition: docs/algorithms.md, Preference pairs.
 """
 
 from collections.abc import Sequence
