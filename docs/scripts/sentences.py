@@ -1,8 +1,8 @@
 """How long the sentences of a page are: `python docs/scripts/sentences.py README.md docs/*.md`.
 
-Prose counts: paragraphs and list items. Headings, tables, pictures and code blocks do not. A sentence ends with `.`, `!`
-or `?`, or with its paragraph or list item. A word is what stands between blanks and has a letter or a digit, so inline code
-without a blank is one word.
+Prose counts: paragraphs and list items. Headings, tables, pictures and code blocks do not. A sentence ends
+with `.`, `!` or `?`, or with its paragraph or list item. A word is what stands between blanks and has a
+letter or a digit, so inline code without a blank is one word.
 """
 
 import re

@@ -50,7 +50,8 @@ def extended(tmp_path_factory):
 
 
 def run_in(copy, *arguments):
-    done = subprocess.run([sys.executable, "-m", *arguments], cwd=copy, capture_output=True, text=True)
+    command = [sys.executable, "-m", *arguments]
+    done = subprocess.run(command, cwd=copy, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
