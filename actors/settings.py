@@ -40,7 +40,7 @@ class DecodeSettings(Settings):
     @property
     def distribution(self) -> dict[str, Any]:
         """What the learner must know to score candidates as they were drawn: arguments of
-        `sluice.learner.batches.collate.collate`.
+        `sluice.learner.batches.collate.collate_groups`.
         """
         # Stochastic beams are samples; exact beams were not drawn from anything.
         return {

@@ -70,7 +70,7 @@ _VERSION_KEY = b"sluice.rollout_group"
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutGroup:
-    """The fields of `sluice.catalog.data.schema.ROLLOUT_GROUP`, with their shapes."""
+    """The fields of `sluice.catalog.rollout_group.ROLLOUT_GROUP`, with their shapes."""
 
     lease_id: int
     user: int

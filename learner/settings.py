@@ -79,7 +79,7 @@ class RankerSettings(Settings):
 
     @property
     def head_weights(self) -> dict[str, float]:
-        """The weights by `sluice.catalog.settings.OUTCOMES`."""
+        """The weights by `sluice.catalog.data.settings.OUTCOMES`."""
         return {"rating": self.rating_weight, "click": self.click_weight, "dwell_seconds": self.dwell_weight}
 
 

@@ -29,7 +29,7 @@ from sluice.learner.policy.packed_weights import UnverifiedWeights
 
 
 class Queue(Protocol):
-    """What the worker needs of the rollout queue (`sluice.actors.queue.actor.LeaseHolder`)."""
+    """What the worker needs of the rollout queue (`sluice.actors.queue.lease_holder.LeaseHolder`)."""
 
     def lease(self, count: int) -> Call[tuple[Lease, ...]]:
         """Ask for prompts."""

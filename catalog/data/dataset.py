@@ -161,7 +161,7 @@ class Dataset:
 
     def outcome(self, column: str) -> np.ndarray | None:
         """The ratings, clicks or dwell times, by the name of their column in
-        `sluice.catalog.settings.OUTCOMES`.
+        `sluice.catalog.data.settings.OUTCOMES`.
         """
         return getattr(self, _OUTCOME_ARRAYS[column])
 

@@ -324,9 +324,11 @@ RELEVANT = GrpoSrObjective(
 IN_ORDER, IPO = "every pair in order (share wrong)", "pi_ref exp(P(y > pi_ref) / tau)"
 CASES = (
     Case("nll", NllObjective(), "p", lambda w: w.logged_XN),
-    Case("reward_weighted_bc", RewardWeightedBcObjective(), "p r", lambda w: normalised(w.logged_XN * w.reward_XN)),
+    Case("reward_weighted_bc", RewardWeightedBcObjective(), "p r",
+         lambda w: normalised(w.logged_XN * w.reward_XN)),
     Case("a_sft, candidates", AdvantageSftObjective(**A_SFT), "p exp(r / beta)", exponential, 2),
-    Case("a_sft, value head", AdvantageSftObjective(**A_SFT, baseline=ValueHeadBaseline()), "the same", exponential),
+    Case("a_sft, value head", AdvantageSftObjective(**A_SFT, baseline=ValueHeadBaseline()), "the same",
+         exponential),
     Case("grpo", GrpoObjective(grpo=NO_KL), BEST, best, 2, False),
     Case("grpo, Dr.GRPO", grpo(advantage="dr_grpo"), BEST, best, 2, False),
     Case("grpo, RLOO", grpo(advantage="rloo"), BEST, best, 2, False),
@@ -339,7 +341,8 @@ CASES = (
     Case("ppo", PpoObjective(kl_coef=0.5), "pi_ref exp(s / kl_coef)", regularised, 1, False),
     Case("dpo, ranker_intervals", DpoObjective(beta=3.0, pairs=CERTAIN), IN_ORDER, None, 2, False, True),
     Case("dpo, self_generated", DpoObjective(beta=3.0, pairs=SelfPairs()), IN_ORDER, None, 2, False, True),
-    Case("dpo, logged/generated", DpoObjective(beta=2.0), "sqrt(pi_ref p), beta = 2", semi_generative, 1, True, True),
+    Case("dpo, logged/generated", DpoObjective(beta=2.0), "sqrt(pi_ref p), beta = 2",
+         semi_generative, 1, True, True),
     Case("ipo, ranker_intervals", IpoObjective(tau=0.5, pairs=CERTAIN), IPO, ipo_optimum, 2, False, True),
     Case("cql", CqlObjective(alpha=0.5), "softmax of the optimal Q", cql_optimum, 3),
 )  # fmt: skip

@@ -35,7 +35,7 @@ _CATALOGUE_S = 60.0  # for a catalogue that an engine already has
 
 
 class RolloutQueue(Protocol):
-    """What the learner needs of the queue's client (`sluice.actors.queue.actor.QueueClient`)."""
+    """What the learner needs of the queue's client (`sluice.actors.queue.client.QueueClient`)."""
 
     def pull(self, step: int, rank: int, world: int, count: int, learner_version: int) -> list[Any]:
         """`count` record batches for this rank's share of `step`."""

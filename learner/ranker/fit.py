@@ -8,7 +8,8 @@ frequent negatives:
     loss = -log softmax_C( s(x, .) - log q(.) )[y],     q(i) = 1 - (1 - 1/N)^n (1 - p_i)^b
 
 with n uniform negatives of N items, b positives in the batch and p_i the share of item i in the training
-part. Each head (`ranker_heads`) adds its weight times its loss on the outcome of the next interaction.
+part. Each head (`sluice.learner.ranker.heads`) adds its weight times its loss on the outcome of the next
+interaction.
 """
 
 import hashlib

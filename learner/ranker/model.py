@@ -5,8 +5,9 @@ encoders,
 
     score(history, i) = <W gru(history), v_i> + b_i,      v_i = embedding_i + attributes_i A
 
-trained on logged interactions by `ranker_fit`, and so with their exposure bias. Further heads
-(`ranker_heads`) predict the rating, click and dwell time of the next interaction where the logs have them.
+trained on logged interactions by `sluice.learner.ranker.fit`, and so with their exposure bias. Further heads
+(`sluice.learner.ranker.heads`) predict the rating, click and dwell time of the next interaction where the
+logs have them.
 
 Definition: docs/algorithms.md, Built-in ranker.
 """
@@ -83,7 +84,7 @@ class SequenceRanker(nn.Module):
     ) -> None:
         """`attributes_NA` is the multi-hot attribute matrix of the N items; row N of the tables is padding.
 
-        `heads` are the outcomes to predict, of `sluice.catalog.settings.OUTCOMES`.
+        `heads` are the outcomes to predict, of `sluice.catalog.data.settings.OUTCOMES`.
         """
         super().__init__()
         self.items = attributes_NA.shape[0]

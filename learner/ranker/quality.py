@@ -1,12 +1,14 @@
 """How good a ranker is on held-out users: ranking, calibration, and the errors of its heads.
 
-Relevance is calibrated as a probability: the softmax of a user's scores over the rankable items. The events are each
-user's `TOP` likeliest items, observed is whether the item is the true next one. Over the whole catalogue nearly every
-probability is nearly zero and any ranker would look calibrated; the likeliest item alone, as for classifiers (Guo et
-al. 2017), says nothing of the candidates that a policy comes up with.  [ours]
+Relevance is calibrated as a probability: the softmax of a user's scores over the rankable items. The events
+are each user's `TOP` likeliest items, observed is whether the item is the true next one. Over the whole
+catalogue nearly every probability is nearly zero and any ranker would look calibrated; the likeliest item
+alone, as for classifiers (Guo et al. 2017), says nothing of the candidates that a policy comes up with.
+[ours]
 
-A head is judged on its own scale (see `ranker_heads`): stars, click probability, log(1 + seconds). Its root
-mean squared error stands beside two plain baselines, the user's past mean and the item's mean in training.
+A head is judged on its own scale (see `sluice.learner.ranker.heads`): stars, click probability, log(1 +
+seconds). Its root mean squared error stands beside two plain baselines, the user's past mean and the item's
+mean in training.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""Settings of the rewards, a list of components; their definitions: reward_components.py. Imports no
+"""Settings of the rewards, a list of components; their definitions: components.py. Imports no
 torch.
 """
 

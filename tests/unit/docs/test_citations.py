@@ -78,6 +78,29 @@ def test_docstrings_cite_headings_and_pages_that_exist(path):
     )
 
 
+def is_defined(dotted):
+    """Whether `sluice.a.b.c` is a module or folder of the project, or a name in one."""
+    parts = dotted.split(".")[1:]
+    for end in range(len(parts), 0, -1):
+        path, rest = ROOT.joinpath(*parts[:end]), ".".join(parts[end:])
+        if path.with_suffix(".py").is_file():
+            return not rest or rest in names_in(path.with_suffix(".py"))
+        if path.is_dir():
+            return not rest
+    return False
+
+
+@pytest.mark.parametrize("path", CODE, ids=lambda path: str(path.relative_to(ROOT)))
+def test_names_in_docstrings_exist(path):
+    names = set(re.findall(r"`(sluice\.[\w.]+)`", " ".join(path.read_text().split())))
+    assert [name for name in sorted(names) if not is_defined(name)] == []
+
+
+def test_a_name_that_is_not_there_is_noticed():
+    assert is_defined("sluice.learner.gate") and is_defined("sluice.learner.gate.gate.GateResult.admitted_B")
+    assert not is_defined("sluice.learner.gates") and not is_defined("sluice.learner.gate.gate.Gate")
+
+
 def test_every_objective_cites_its_definition():
     for path in (ROOT / "learner" / "objectives").glob("*.py"):
         if path.name not in ("__init__.py", "build.py"):
