@@ -51,9 +51,11 @@ def main(paths: list[str]) -> None:
     """Print the mean and the longest sentence of each page."""
     for path in paths:
         text = Path(path).read_text()
-        longest = max(sentences_of(text), key=lambda sentence: len(words_of(sentence)))
-        count = len(sentences_of(text))
-        print(f"{path}: {mean_words(text):.1f} words per sentence in {count} sentences; longest: {longest}")
+        sentences = sentences_of(text)
+        if not sentences:  # a page of tables
+            continue
+        longest = max(sentences, key=lambda sentence: len(words_of(sentence)))
+        print(f"{path}: {mean_words(text):.1f} words in each of {len(sentences)} sentences; longest: {longest}")
 
 
 if __name__ == "__main__":
