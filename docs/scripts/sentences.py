@@ -55,7 +55,8 @@ def main(paths: list[str]) -> None:
         if not sentences:  # a page of tables
             continue
         longest = max(sentences, key=lambda sentence: len(words_of(sentence)))
-        print(f"{path}: {mean_words(text):.1f} words in each of {len(sentences)} sentences; longest: {longest}")
+        mean = mean_words(text)
+        print(f"{path}: {mean:.1f} words in each of {len(sentences)} sentences; longest: {longest}")
 
 
 if __name__ == "__main__":
