@@ -1,4 +1,4 @@
-# make setup | train | quickstart | test | floors | lint | mutate | docs | lock      (README.md says what each is for)
+# make setup | train | quickstart | test | floors | lint | mutate | docs | lock | lock-check | gpu-check      (README.md says what each is for)
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -18,7 +18,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # The numeric libraries of every process stay on one thread; what may use more says so in the config.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup train quickstart test test-unit test-ray test-engine test-e2e test-gpu floors lint mutate lock docs clean
+.PHONY: setup train quickstart test test-unit test-ray test-engine test-e2e test-gpu floors lint mutate lock lock-check docs clean
 
 setup: $(STAMP)
 
@@ -70,6 +70,9 @@ docs: setup
 
 lock:
 	python3.11 requirements/lock.py
+
+lock-check:
+	@python3.11 requirements/check.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .hypothesis .ruff_cache
