@@ -6,6 +6,8 @@ SHELL := bash
 
 CONFIG ?= configs/ml100k.yaml
 ARGS ?=
+# A Python with the packages already, for `make gpu-check` where they cannot be installed.
+GPU_PYTHON ?=
 LOCK ?= requirements/cpu.lock
 VENV := .venv
 BIN := $(VENV)/bin
@@ -18,7 +20,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # The numeric libraries of every process stay on one thread; what may use more says so in the config.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup train quickstart test test-unit test-ray test-engine test-e2e test-gpu floors lint mutate lock lock-check docs clean
+.PHONY: setup train quickstart test test-unit test-ray test-engine test-e2e test-gpu floors lint mutate lock lock-check gpu-check docs clean
 
 setup: $(STAMP)
 
@@ -49,8 +51,11 @@ train: setup
 quickstart:
 	$(MAKE) train CONFIG=configs/quickstart.yaml
 
+# What checks the locks and the GPU is tested without them.
+CHECKS := tests/gpu/test_check.py tests/gpu/test_lock_check.py
+
 test: setup
-	$(BIN)/python -m pytest tests/unit tests/ray tests/engine tests/e2e $(ARGS)
+	$(BIN)/python -m pytest tests/unit tests/ray tests/engine tests/e2e $(CHECKS) $(ARGS)
 
 test-unit test-ray test-engine test-e2e test-gpu: test-%: setup
 	$(BIN)/python -m pytest tests/$* $(ARGS)
@@ -74,5 +79,15 @@ lock:
 lock-check:
 	@python3.11 requirements/check.py
 
+# Asks for a GPU before it installs gigabytes for one. GPU_PYTHON's packages may be others than the lock's.
+gpu-check:
+	@python3 -m tests.gpu.check.device
+	@if [ -n "$(GPU_PYTHON)" ]; then \
+	  "$(GPU_PYTHON)" -m tests.gpu.check --any-versions $(ARGS); \
+	else \
+	  $(MAKE) --no-print-directory setup VENV=.venv-gpu LOCK=requirements/gpu.lock \
+	    && .venv-gpu/bin/python -m tests.gpu.check $(ARGS); \
+	fi
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .hypothesis .ruff_cache
+	rm -rf $(VENV) .venv-gpu build dist *.egg-info .pytest_cache .hypothesis .ruff_cache

