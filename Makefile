@@ -82,12 +82,9 @@ lock-check:
 # Asks for a GPU before it installs gigabytes for one. GPU_PYTHON's packages may be others than the lock's.
 gpu-check:
 	@python3 -m tests.gpu.check.device
-	@if [ -n "$(GPU_PYTHON)" ]; then \
-	  "$(GPU_PYTHON)" -m tests.gpu.check --any-versions $(ARGS); \
-	else \
-	  $(MAKE) --no-print-directory setup VENV=.venv-gpu LOCK=requirements/gpu.lock \
-	    && .venv-gpu/bin/python -m tests.gpu.check $(ARGS); \
-	fi
+	@if [ -z "$(GPU_PYTHON)" ]; then \
+	  $(MAKE) --no-print-directory setup VENV=.venv-gpu LOCK=requirements/gpu.lock; fi
+	@"$(or $(GPU_PYTHON),.venv-gpu/bin/python)" -m tests.gpu.check $(if $(GPU_PYTHON),--any-versions) $(ARGS)
 
 clean:
 	rm -rf $(VENV) .venv-gpu build dist *.egg-info .pytest_cache .hypothesis .ruff_cache

@@ -72,21 +72,21 @@ class Runner:
         folder = self.output / step.name
         folder.mkdir(parents=True, exist_ok=True)
         started_s = time.monotonic()
-        status = self._execute(step, folder, bound_s)
+        status, words = self._execute(step, folder, bound_s)
         about["seconds"] = time.monotonic() - started_s
         if status is None and bound_s < step.limit_s:
             note = f"cut off after {bound_s:.0f} s: the {self.budget.total_s:.0f} s are used up"
             self.record(Result(**about, outcome="out of time", note=note))
         elif status is None:
-            note = f"no end within {step.limit_s:.0f} s; {said(folder)}"
+            note = f"no end within {step.limit_s:.0f} s; {words}"
             self.record(Result(**about, outcome="failed", note=note))
         elif status:
-            self.record(Result(**about, outcome="failed", note=f"exit status {status}; {said(folder)}"))
+            self.record(Result(**about, outcome="failed", note=f"exit status {status}; {words}"))
         else:
             self.record(judged(step, folder, about))
 
-    def _execute(self, step: Step, folder: Path, bound_s: float) -> int | None:
-        """The exit status, None when the bound was reached."""
+    def _execute(self, step: Step, folder: Path, bound_s: float) -> tuple[int | None, str]:
+        """The exit status, None when the bound was reached; and what the step said before it was ended."""
         mark = uuid.uuid4().hex
         command = [part.replace("{out}", str(folder)) for part in step.command]
         with open(folder / "output.txt", "w") as output:
@@ -102,9 +102,10 @@ class Runner:
         if self._stopped.is_set():  # in between, so that `stop` has not seen it
             _end(process, mark)
         try:
-            return process.wait(timeout=bound_s)
+            status = process.wait(timeout=bound_s)
+            return status, said(folder)
         except subprocess.TimeoutExpired:
-            return None
+            return None, said(folder)
         finally:
             _end(process, mark)
             self._running.pop(mark, None)
