@@ -5,8 +5,6 @@ They lie in the run's directory as Parquet files, one per version of the catalog
 catalogue.
 """
 
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +18,7 @@ from sluice.catalog.data.cleaning import as_text
 from sluice.catalog.data.items import number_lists
 from sluice.catalog.data.sources import read_batches, table_file
 from sluice.catalog.errors import DataError
+from sluice.catalog.files import write_atomically
 from sluice.catalog.trie.vocabulary import Vocabulary
 
 # One version of a run's catalogue after the first: an item that is new, or one that is retired (`codes`
@@ -196,10 +195,9 @@ class _Taken:
 def _write_new(table: pa.Table, path: Path) -> None:
     """The whole file under its name or nothing, and never over another."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".new-") as scratch:
-        whole = Path(scratch) / path.name
-        pq.write_table(table, whole)
-        try:
-            os.link(whole, path)
-        except FileExistsError:
-            raise DataError(f"{path} has just been written by somebody else: push again") from None
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    try:
+        write_atomically(path, sink.getvalue().to_pybytes(), overwrite=False)
+    except FileExistsError:
+        raise DataError(f"{path} has just been written by somebody else: push again") from None

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from sluice.catalog.errors import DataError
+from sluice.catalog.files import write_atomically
 
 DEAD = -1  # the node off the trie
 _NUMBERS = "numbers.json"
@@ -58,7 +59,7 @@ class TrieArrays:
                 np.save(Path(path) / f"{name}.npy", value)
             else:
                 numbers[name] = value
-        (Path(path) / _NUMBERS).write_text(json.dumps(numbers))
+        write_atomically(Path(path) / _NUMBERS, json.dumps(numbers))  # last: `load` looks for it
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

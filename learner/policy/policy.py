@@ -6,7 +6,6 @@ token layout is recovered, and each must fit the other.
 """
 
 import json
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from sluice.catalog.errors import PolicyError
+from sluice.catalog.files import directory_aside
 from sluice.catalog.tokens import TokenLayout, token_name
 from sluice.learner.scoring.shared_prefix import branch_log_probs
 from sluice.learner.settings import PolicySettings
@@ -126,16 +126,10 @@ def save_policy(policy: Policy, directory: str | Path) -> None:
 
     A policy that is there already is moved aside only when the new one is complete.
     """
-    directory = Path(directory)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}-") as scratch:
-        fresh, old = Path(scratch) / "fresh", Path(scratch) / "old"
+    with directory_aside(Path(directory)) as fresh:
         with _no_progress_bars():
             policy.model.save_pretrained(fresh)
         policy.tokenizer.save_pretrained(fresh)
-        if directory.exists():
-            directory.rename(old)
-        fresh.rename(directory)
 
 
 def _load_parts(directory: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:

@@ -12,7 +12,6 @@ part. Each head (`sluice.learner.ranker.heads`) adds its weight times its loss o
 interaction.
 """
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
 from sluice.catalog.data.dataset import Dataset
+from sluice.catalog.files import sha256_of
 from sluice.learner.batches.windows import epoch_batches
 from sluice.learner.ranker.model import EnsembleRanker, SequenceRanker, build_member
 from sluice.learner.ranker.quality import judge_ranker
@@ -45,13 +45,10 @@ def fit_ranker(
                 progress(index * total + done, settings.ensemble * total, fields)
 
         members.append(_fit_member(dataset, settings, np.random.default_rng((seed, index)), report))
-    fingerprint = hashlib.sha256()
-    for member in members:
-        for tensor in member.state_dict().values():
-            fingerprint.update(tensor.cpu().numpy().tobytes())
-    ranker = EnsembleRanker(
-        members, fingerprint.hexdigest()[:12], dataset.settings.max_history, dataset.reward_column
+    version = sha256_of(
+        tensor.cpu().numpy().tobytes() for member in members for tensor in member.state_dict().values()
     )
+    ranker = EnsembleRanker(members, version[:12], dataset.settings.max_history, dataset.reward_column)
     ranker.save(directory)
     return judge_ranker(ranker, dataset, "valid")
 

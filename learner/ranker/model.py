@@ -25,6 +25,7 @@ from torch import nn
 from sluice.catalog.data.dataset import Dataset
 from sluice.catalog.data.settings import OUTCOMES
 from sluice.catalog.errors import RankerError
+from sluice.catalog.files import write_atomically
 from sluice.learner.ranker.heads import HEADS
 from sluice.learner.ranker.output import RankerOutput
 from sluice.learner.settings import RankerSettings
@@ -243,7 +244,7 @@ class EnsembleRanker:
             "heads": self.heads,
             "max_history": self._max_history,
         }
-        (directory / "ranker.json").write_text(json.dumps(facts, indent=1))
+        write_atomically(directory / "ranker.json", json.dumps(facts, indent=1))
 
     @classmethod
     def load(cls, directory: Path, dataset: Dataset) -> "EnsembleRanker":

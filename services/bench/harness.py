@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import Any, NamedTuple, TypeVar
 
 from sluice.catalog.errors import ConfigError
+from sluice.catalog.files import write_atomically
 
 Side = TypeVar("Side")
 
@@ -105,7 +106,7 @@ def run_bench(name: str, options: BenchOptions, output: Path | None) -> int:
     }
     text = json.dumps(result, indent=1)
     if output is not None:
-        output.write_text(text + "\n")
+        write_atomically(output, text + "\n")
     print(text)
     return 0
 

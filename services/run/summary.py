@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from sluice.catalog.data.dataset import Dataset, Examples
+from sluice.catalog.files import write_atomically
 from sluice.learner.evaluation.baselines import ItemKNN, Popularity
 from sluice.learner.evaluation.evaluate import TOP, UserResults
 from sluice.learner.evaluation.stratified import gate_at_start, stratify_users
@@ -125,6 +126,4 @@ def judge_baselines(dataset: Dataset) -> dict[str, UserResults]:
 
 def write_summary(path: Path, summary: dict[str, Any]) -> None:
     """Write it whole or not at all."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(summary, indent=1))
-    partial.rename(path)
+    write_atomically(path, json.dumps(summary, indent=1))

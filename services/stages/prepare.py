@@ -32,8 +32,8 @@ from sluice.catalog.data.settings import OUTCOMES, DataSettings, GlobalTime
 from sluice.catalog.data.sources import LogSource, open_source
 from sluice.catalog.data.splits import SPLITS, TRAIN, TimeCuts, find_cuts, label_splits, positions_of
 from sluice.catalog.errors import DataError
-from sluice.catalog.files import sha256_of
-from sluice.services.stages.staging import check_replaceable, is_current, staged_directory
+from sluice.catalog.files import directory_aside, sha256_of, write_atomically
+from sluice.services.stages.staging import check_replaceable, is_current
 
 REJECTED = "rejected.jsonl"
 _LIBRARIES = ("pyarrow", "numpy", "scipy", "faiss-cpu")
@@ -68,11 +68,11 @@ def prepare_data(
         manifest = read_manifest(output) or {}
         return Prepared(directory=output, reused=True, manifest=manifest, warnings=_warnings(manifest))
     check_replaceable(output)
-    with staged_directory(output) as staging:
+    with directory_aside(output) as staging:
         manifest = _Preparation(settings, source, staging, progress).run()
         manifest["source"] = fingerprint
         manifest["files"] = {path.name: sha256_of(path) for path in sorted(staging.iterdir())}
-        (staging / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+        write_atomically(staging / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
     return Prepared(directory=output, reused=False, manifest=manifest, warnings=_warnings(manifest))
 
 

@@ -12,7 +12,6 @@ rankers started beside all of it since the driver began engines_s: from the driv
 engines were ready, as the job's log says; beside the phases above
 """
 
-import json
 import os
 import shutil
 import signal
@@ -33,6 +32,7 @@ from sluice.services.bench.harness import BenchOptions, print_note
 from sluice.services.bench.support.artefacts import make_artefacts
 from sluice.services.config import RunConfig
 from sluice.services.paths import RunPaths
+from sluice.services.run.metrics_file import last_metrics
 
 PHASES = ("submit", "learner", "validate", "first_step")
 _START_S = 300.0
@@ -144,7 +144,4 @@ def _wait(is_there: Callable[[], bool], process: subprocess.Popen, log: _Log) ->
 
 
 def _has(paths: RunPaths, kind: str) -> bool:
-    metrics = paths.metrics("train")
-    if not metrics.exists():
-        return False
-    return any(json.loads(line)["kind"] == kind for line in metrics.read_text().split("\n")[:-1])
+    return last_metrics(paths.metrics("train"), kind) is not None
