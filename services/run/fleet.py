@@ -23,7 +23,7 @@ from sluice.actors.calls import RayCall, get_result, reason_of
 from sluice.actors.queue.actor import QueueActor
 from sluice.actors.queue.client import QueueClient
 from sluice.actors.ranker.pool import RankerActor, RankerClient
-from sluice.actors.rollout.actor import LAUNCH, RolloutActor
+from sluice.actors.rollout.actor import LAUNCH, RolloutActor, RolloutClients
 from sluice.catalog.data.changes import ChangingCatalogue
 from sluice.catalog.data.dataset import Dataset
 from sluice.catalog.errors import ClusterError, DataError, RunError, SluiceError
@@ -51,13 +51,14 @@ class _Rollout:
     name: str
     handle: ActorHandle
     vocabulary: ray.ObjectRef
+    clients: RolloutClients
     started: ray.ObjectRef  # the engine is there
     running: ray.ObjectRef | None = None
     restarts: int = 0
 
     def begin(self) -> None:
         """Run once the engine is there."""
-        self.running = self.handle.run.remote(self.started, self.vocabulary)
+        self.running = self.handle.run.remote(self.started, self.vocabulary, self.clients)
 
     def begin_again(self) -> None:
         """Run in the actor that replaces a dead one: `start` is retried until Ray has replaced it, `run`
@@ -282,6 +283,12 @@ def start_fleet(
     ranker = RankerClient(
         tuple(rankers), timeout_s=config.ranker_pool.timeout_s, attempts=config.ranker_pool.attempts
     )
+    clients = RolloutClients(
+        queue=queue,
+        ranker=ranker,
+        weights=WeightSource(board),
+        catalogues=CatalogueSource(catalogue_board),
+    )
     rollouts = []
     for index in range(config.rollout.actors):
         name = f"rollout-{index}"
@@ -296,15 +303,12 @@ def start_fleet(
                 name=name,
                 engine_factory=functools.partial(open_engine, config, paths, seed=config.seed + index),
                 dataset_factory=open_dataset,
-                queue=queue,
-                ranker=ranker,
-                weights=WeightSource(board),
                 settings=config.rollout,
                 seed=config.seed,
-                catalogues=CatalogueSource(catalogue_board),
             )
         )
-        rollouts.append(_Rollout(name, handle, vocabulary=stored, started=handle.start.remote(stored)))
+        started = handle.start.remote(stored)
+        rollouts.append(_Rollout(name, handle, vocabulary=stored, clients=clients, started=started))
     return Fleet(
         queue=queue,
         publisher=WeightPublisher(board, transport=config.weights.transport),

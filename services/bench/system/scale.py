@@ -61,7 +61,7 @@ from sluice.actors.calls import get_result
 from sluice.actors.queue.actor import QueueActor
 from sluice.actors.queue.client import QueueClient
 from sluice.actors.ranker.pool import RankerActor, RankerClient
-from sluice.actors.rollout.actor import RolloutActor
+from sluice.actors.rollout.actor import RolloutActor, RolloutClients
 from sluice.actors.settings import RankerPoolSettings, RolloutSettings, WeightSettings
 from sluice.catalog.data.dataset import Examples
 from sluice.catalog.errors import RunError
@@ -164,14 +164,11 @@ class Rollouts:
             name=f"rollout-{number}",
             engine_factory=lambda _: engine,
             dataset_factory=lambda: self._log,
-            queue=queue,
-            ranker=ranker,
-            weights=source,
             settings=self._rollout,
             seed=self._seed + number,
         )
         self._live[actor._name] = (actor, engine, source)
-        actor.run(0.0, self._known)
+        actor.run(0.0, self._known, RolloutClients(queue=queue, ranker=ranker, weights=source))
 
     @ray.method(concurrency_group="control")
     def stop(self) -> None:
