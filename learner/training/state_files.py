@@ -24,9 +24,9 @@ def save_state(state: Any, place: Path) -> None:
     Raises:
         TypeError: the state holds something else than tensors, dicts, lists, tuples, numbers, texts and None.
     """
-    tensors: dict[str, torch.Tensor] = {}
+    tensors = _Tensors()
     text = json.dumps(_encode(state, tensors))
-    save_file(tensors, _tensor_file(place))
+    save_file(tensors.by_name, _tensor_file(place))
     write_atomically(_text_file(place), text)
 
 
@@ -53,12 +53,29 @@ def _text_file(place: Path) -> Path:
     return place.with_name(f"{place.name}.json")
 
 
-def _encode(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
+class _Tensors:
+    """The tensors of a state by number, each in memory of its own: safetensors refuses what is shared."""
+
+    def __init__(self) -> None:
+        self.by_name: dict[str, torch.Tensor] = {}
+        self._memory: set[int] = set()  # addresses of what they hold
+
+    def add(self, tensor: torch.Tensor) -> str:
+        """Take a tensor, on the CPU and contiguous; returns its name."""
+        tensor = tensor.detach().cpu().contiguous()
+        storage = tensor.untyped_storage()
+        if storage.nbytes() != tensor.nbytes or storage.data_ptr() in self._memory:
+            tensor = tensor.clone()
+        self._memory.add(tensor.untyped_storage().data_ptr())
+        name = str(len(self.by_name))
+        self.by_name[name] = tensor
+        return name
+
+
+def _encode(value: Any, tensors: _Tensors) -> Any:
     """`value` as JSON; its tensors go into `tensors`."""
     if isinstance(value, torch.Tensor):
-        name = str(len(tensors))
-        tensors[name] = _as_own_memory(value)
-        return {"tensor": name}
+        return {"tensor": tensors.add(value)}
     if isinstance(value, dict):
         return {"dict": [[_encode(key, tensors), _encode(item, tensors)] for key, item in value.items()]}
     if isinstance(value, tuple):
@@ -82,9 +99,3 @@ def _decode(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
     if kind == "tuple":
         return tuple(_decode(item, tensors) for item in content)
     return {_decode(key, tensors): _decode(item, tensors) for key, item in content}
-
-
-def _as_own_memory(tensor: torch.Tensor) -> torch.Tensor:
-    """On the CPU, contiguous, and no part of another tensor's memory: safetensors refuses what is shared."""
-    tensor = tensor.detach().cpu().contiguous()
-    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()

@@ -108,8 +108,8 @@ def assert_best_is_whole(directory, workers):
     }
     assert state.best == max(scores.values())
     assert state.step == min(step for step, score in scores.items() if score == state.best)
-    assert sorted(path.name for path in best.glob("rank-*.pt")) == [
-        f"rank-{rank}.pt" for rank in range(workers)
+    assert sorted(path.name for path in best.glob("rank-*")) == [
+        f"rank-{rank}.{kind}" for rank in range(workers) for kind in ("json", "safetensors")
     ]
     kept, policy = (
         dict(load_policy(place).model.named_parameters()) for place in (best / "policy", directory / "best")

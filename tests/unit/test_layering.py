@@ -60,6 +60,8 @@ TORCH_FREE = (
     "services/cli/main.py",
     "services/config.py",
 )
+# A file in such a format runs code when it is read.
+RUNS_CODE = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal", "ray.cloudpickle"}
 LONGEST = 400
 WIDEST = 15
 
@@ -124,6 +126,21 @@ def goes_up(path: Path, other: Path) -> bool:
     return path.parts[0] == other.parts[0] and room(path) != room(other) and floor(other) >= floor(path)
 
 
+def unsafe_files(source: str) -> set[str]:
+    """Ways to write or read files that run code when they are read."""
+    unsafe = {module for module, _ in imports(source) if module in RUNS_CODE}
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call):
+            continue
+        name, options = ast.unparse(node.func), {word.arg: ast.unparse(word.value) for word in node.keywords}
+        safe_load = name == "torch.load" and options.get("weights_only") == "True"
+        if name in ("torch.save", "torch.load") and not safe_load:
+            unsafe.add(name)
+        if options.get("allow_pickle", "False") != "False":
+            unsafe.add(name)
+    return unsafe
+
+
 def circle(arrows: Mapping[str, Iterable[str]]) -> list[str]:
     """One circle of the arrows, empty when there is none."""
     try:
@@ -168,6 +185,19 @@ def test_a_broken_arrow_a_circle_and_a_wide_folder_are_noticed(tmp_path: Path):
         (tmp_path / f"{number}.py").touch()
     (tmp_path / "__init__.py").touch()
     assert width(tmp_path) == 3
+
+
+def test_files_that_run_code_are_noticed():
+    assert unsafe_files("import pickle\nfrom ray import cloudpickle") == {"pickle", "ray.cloudpickle"}
+    assert unsafe_files("torch.load(path)\ntorch.save(x, path)") == {"torch.load", "torch.save"}
+    assert unsafe_files("torch.load(path, weights_only=False)") == {"torch.load"}
+    assert unsafe_files("np.load(path, allow_pickle=True)") == {"np.load"}
+    assert unsafe_files("torch.load(path, weights_only=True)\nnp.load(path, mmap_mode='r')") == set()
+
+
+@pytest.mark.parametrize("path", CODE, ids=str)
+def test_no_file_runs_code_when_it_is_read(path: Path):
+    assert unsafe_files((ROOT / path).read_text()) == set()
 
 
 @pytest.mark.parametrize("path", MODULES, ids=str)

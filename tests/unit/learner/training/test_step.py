@@ -14,6 +14,7 @@ from sluice.learner.objectives.nll import NllLoss
 from sluice.learner.objectives.settings.objective import AdaGrpoObjective, GrpoSettings
 from sluice.learner.scoring.shared_prefix import BranchScorer
 from sluice.learner.settings import LearnerSettings
+from sluice.learner.training.checkpoint import read_rank, write_rank
 from sluice.learner.training.micro_batches import micro_batches
 from sluice.learner.training.optimizer import lr_factor
 from sluice.learner.training.step import LearnerStep
@@ -276,13 +277,13 @@ def test_resuming_continues_as_if_nothing_had_happened(tmp_path):
     learner = learner_of(half_open(kl_beta=0), settings, model=noisy_policy())
     for seed in range(2):
         learner.update(half_trusted(seed=seed))
-    torch.save(learner.state_dict(), tmp_path / "state.pt")
+    write_rank(tmp_path, 0, learner.state_dict())
     model = copy.deepcopy(learner.model)
     expected = [learner.update(half_trusted(seed=seed)) for seed in range(2, 4)]
 
     torch.manual_seed(99)
     again = learner_of(half_open(kl_beta=0), settings, model=model)
-    again.load_state_dict(torch.load(tmp_path / "state.pt"))
+    again.load_state_dict(read_rank(tmp_path, 0))
     assert again.step == 2
     assert [again.update(half_trusted(seed=seed)) for seed in range(2, 4)] == expected
     assert differ(weights_of(learner), weights_of(again)) == 0

@@ -3,6 +3,7 @@ step.
 """
 
 import multiprocessing
+from pathlib import Path
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ from sluice.learner.reduction import mean_of, reduce_means
 from sluice.learner.scoring.shared_prefix import BranchScorer, BranchScores
 from sluice.learner.settings import EmaReference, LearnerSettings, LoraSettings
 from sluice.learner.training import micro_batches
+from sluice.learner.training.checkpoint import read_rank, write_rank
 from sluice.learner.training.micro_batches import loss_weights, on_every_parameter
 from sluice.learner.training.step import LearnerStep
 from sluice.learner.training.validation import equal_share
@@ -143,9 +145,9 @@ def fsdp_worker(rank, directory):
         learner = learner_of(case, sharded)
         shares = {name: parameter.to_local().numel() for name, parameter in learner.model.named_parameters()}
         first = [learner.update(half) for half in halves[:2]]
-        torch.save(learner.state_dict(), f"{directory}/state{rank}.pt")
+        write_rank(Path(directory), rank, learner.state_dict())
         last, weights = trained(learner, halves[2:])
-        state = torch.load(f"{directory}/state{rank}.pt")
+        state = read_rank(Path(directory), rank)
         again = learner_of(case, sharded)
         again.load_state_dict(state)
         resumed, resumed_weights = trained(again, halves[2:])
