@@ -63,8 +63,7 @@ class _Tensors:
     def add(self, tensor: torch.Tensor) -> str:
         """Take a tensor, on the CPU and contiguous; returns its name."""
         tensor = tensor.detach().cpu().contiguous()
-        storage = tensor.untyped_storage()
-        if storage.nbytes() != tensor.nbytes or storage.data_ptr() in self._memory:
+        if tensor.untyped_storage().data_ptr() in self._memory:
             tensor = tensor.clone()
         self._memory.add(tensor.untyped_storage().data_ptr())
         name = str(len(self.by_name))
