@@ -145,4 +145,6 @@ def starvation_message(status: QueueStatus, *, step: int, needed: int, wait_s: f
             text
             + "More groups went stale than were trained: raise queue.max_staleness or weights.publish_every."
         )
-    return text + "If the rollout actors are alive but slow, raise learner.wait_s or rollout.actors."
+    return (
+        text + "If the rollout actors are alive but slow, raise learner.rollout_timeout_s or rollout.actors."
+    )

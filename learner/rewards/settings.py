@@ -7,15 +7,19 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from sluice.catalog.settings import Settings
+from sluice.catalog.settings import Settings, Unit
 
 
 class RankerReward(Settings):
-    """The ranker's score of the candidate. `sigmoid` and `rank` lie in [0, 1], `zscore` is over the group."""
+    """The ranker's score of the candidate."""
 
     type: Literal["ranker"] = "ranker"
-    weight: float = 1.0
-    transform: Literal["raw", "sigmoid", "rank", "zscore"] = "raw"
+    weight: float = Field(default=1.0, description="Weight of this component in the sum.")
+    transform: Literal["raw", "sigmoid", "rank", "zscore"] = Field(
+        default="raw",
+        description="What is done to the score. sigmoid and rank lie in [0, 1]; rank and zscore are taken "
+        "over the group.",
+    )
 
 
 class RelevanceReward(Settings):
@@ -24,17 +28,19 @@ class RelevanceReward(Settings):
     """
 
     type: Literal["relevance"] = "relevance"
-    like: Literal["target", "history"] = (
-        "target"  # what is relevant: the logged item, or any item of the history
+    like: Literal["target", "history"] = Field(
+        default="target", description="What is relevant: the logged item, or any item of the history."
     )
-    tokens: int = Field(default=1, ge=1)  # length of the common semantic-ID prefix that counts as like it
+    tokens: Annotated[int, Unit("tokens")] = Field(
+        default=1, ge=1, description="Length of the semantic-ID prefix that has to be the same."
+    )
 
 
 class HitReward(Settings):
     """1 for a candidate that is the logged item, else 0."""
 
     type: Literal["hit"] = "hit"
-    weight: float = 1.0
+    weight: float = Field(default=1.0, description="Weight of this component in the sum.")
 
 
 class RankPenaltyReward(Settings):
@@ -43,17 +49,19 @@ class RankPenaltyReward(Settings):
     """
 
     type: Literal["rank_penalty"] = "rank_penalty"
-    weight: float = 1.0
+    weight: float = Field(default=1.0, description="Weight of this component in the sum.")
 
 
 class DiversityReward(Settings):
     """1 - the share of the group's other members with the same item, or the same first tokens."""
 
     type: Literal["diversity"] = "diversity"
-    weight: float = 1.0
-    tokens: int | None = Field(
-        default=None, ge=1
-    )  # length of the semantic-ID prefix compared; null: the whole item
+    weight: float = Field(default=1.0, description="Weight of this component in the sum.")
+    tokens: Annotated[int | None, Unit("tokens")] = Field(
+        default=None,
+        ge=1,
+        description="Length of the semantic-ID prefix that is compared. null: the whole item.",
+    )
 
 
 class PopularityReward(Settings):
@@ -62,7 +70,7 @@ class PopularityReward(Settings):
     """
 
     type: Literal["popularity"] = "popularity"
-    weight: float = 1.0
+    weight: float = Field(default=1.0, description="Weight of this component in the sum.")
 
 
 class LoggedReward(Settings):
@@ -71,7 +79,7 @@ class LoggedReward(Settings):
     """
 
     type: Literal["logged"] = "logged"
-    weight: float = 1.0
+    weight: float = Field(default=1.0, description="Weight of this component in the sum.")
 
 
 RewardComponent = Annotated[

@@ -2,7 +2,7 @@
 
     consumes   batches of a `BatchSource` (rollout queue or logs), numbered by optimizer step
     produces   packed weights on the weight board every `publish_every` steps; metrics; checkpoints; the best policy
-    waits for  the source to fill a step (bounded by `learner.wait_s`), the other workers (collectives)
+    waits for  the source to fill a step (`learner.rollout_timeout_s`), the other workers (collectives)
 
 All workers do the same number of steps. Rank 0 alone writes files, publishes weights and talks to the queue
 about checkpoints; every rank validates its share of the users.
@@ -206,7 +206,7 @@ class _Worker:
                 catalogues=config.catalogues,
             )
         else:
-            prompts = prompts_of(self.dataset, config.learner.recent_positions)
+            prompts = prompts_of(self.dataset, config.learner.prompts_per_user)
             source = LoggedSource(
                 self.dataset,
                 prompts,

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from sluice.catalog.errors import ConfigError
 from sluice.catalog.files import write_atomically
+from sluice.services.config_yaml import current_name
 
 Side = TypeVar("Side")
 
@@ -73,6 +74,15 @@ BENCHES: dict[str, Bench] = {
         "the mask of 1,024 prefixes by the trie against a dictionary of prefixes, over catalogue sizes",
     ),
 }
+
+
+# Former name -> name; a row stays for one release.
+RENAMED_BENCHES: dict[str, str] = {"gate": "floors"}
+
+
+def current_bench(name: str) -> str:
+    """Today's name of a bench; warns when `name` is a former one."""
+    return current_name(name, "sluice bench", RENAMED_BENCHES)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -249,11 +249,11 @@ def start_fleet(
         ray.remote(QueueActor)
         .options(**light)
         .remote(
-            functools.partial(open_prompts, paths.data, config.learner.recent_positions),
+            functools.partial(open_prompts, paths.data, config.learner.prompts_per_user),
             seed=config.seed,
             settings=config.queue,
             publish_every=config.weights.publish_every,
-            lease_deadline_s=config.learner.wait_s / 2,
+            lease_deadline_s=config.learner.rollout_timeout_s / 2,
         )
     )
     board = ray.remote(WeightBoard).options(**light).remote()
@@ -279,7 +279,9 @@ def start_fleet(
         )
         for index in range(config.ranker_pool.actors)
     ]
-    queue = QueueClient(queue_actor, wait_s=config.learner.wait_s, start_s=config.cluster.start_timeout_s)
+    queue = QueueClient(
+        queue_actor, wait_s=config.learner.rollout_timeout_s, start_s=config.cluster.start_timeout_s
+    )
     ranker = RankerClient(
         tuple(rankers), timeout_s=config.ranker_pool.timeout_s, attempts=config.ranker_pool.attempts
     )

@@ -112,7 +112,7 @@ class Bare:
 
         self._dataset = Dataset.open(paths.data)
         self._vocabulary = Vocabulary.of(self._dataset.codes, layout)
-        examples = open_prompts(paths.data, config.learner.recent_positions)
+        examples = open_prompts(paths.data, config.learner.prompts_per_user)
         feed = PromptFeed(examples.users, examples.positions, seed=config.seed)
         self._order = [feed.draw() for _ in range(len(examples))]
         self._limit = self._dataset.settings.max_history
