@@ -36,6 +36,7 @@ from sluice.learner.training.micro_batches import loss_weights, micro_batches, o
 from sluice.learner.training.optimizer import (
     clip_gradient,
     load_optimizer_state,
+    load_schedule_state,
     lr_factor,
     optimizer_state,
     parameter_groups,
@@ -179,12 +180,12 @@ class LearnerStep:
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` gave, with the same settings, on a model that holds the policy's
-        parameters.
+        """Go on from what `state_dict` gave, on a model that holds the policy's parameters. The learning rate,
+        its schedule and the weight decay are those of the settings, which a resumed run may change.
         """
         self._step = state["step"]
         load_optimizer_state(self.optimizer, state["optimizer"])
-        self._schedule.load_state_dict(state["schedule"])
+        load_schedule_state(self._schedule, state["schedule"])
         for name, parameter in self._not_in_policy_directory().items():
             local_share(parameter).copy_(state["weights"][name])
         if self.reference is not None:

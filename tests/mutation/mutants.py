@@ -2,6 +2,7 @@
 
 from tests.mutation.beams import BEAM_MUTANTS, BEAMS, IN_BEAMS
 from tests.mutation.files import FILE_MUTANTS
+from tests.mutation.config import CONFIG_MUTANTS
 from tests.mutation.flow import FLOW_MUTANTS
 from tests.mutation.mutant import Mutant
 from tests.mutation.policy_gradient import POLICY_GRADIENT
@@ -133,7 +134,7 @@ _STEP = (
     ('if not math.isfinite(values["grad_norm"]):', "if False:"),
     ('torch.set_rng_state(state["rng"]["torch"])', "pass"),
     ('load_optimizer_state(self.optimizer, state["optimizer"])', "pass"),
-    ('self._schedule.load_state_dict(state["schedule"])', "pass"),
+    ('load_schedule_state(self._schedule, state["schedule"])', "pass"),
     ("        self._schedule.step()\n", ""),
     ("totals[name] + value if", "value if"),
     ("self.settings.max_grad_norm)", "1e9)"),
@@ -155,4 +156,5 @@ MUTANTS = (
     *(Mutant(*mutant) for mutant in TREE_MUTANTS),
     *(Mutant(*mutant) for mutant in FLOW_MUTANTS),
     *(Mutant(*mutant) for mutant in FILE_MUTANTS),
+    *(Mutant(*mutant) for mutant in CONFIG_MUTANTS),
 )

@@ -289,6 +289,20 @@ def test_resuming_continues_as_if_nothing_had_happened(tmp_path):
     assert differ(weights_of(learner), weights_of(again)) == 0
 
 
+def test_a_resumed_learner_takes_rate_schedule_and_decay_of_its_settings():
+    torch.manual_seed(0)
+    learner = learner_of(half_open(kl_beta=0), SETTINGS, model=noisy_policy())
+    for seed in range(2):
+        learner.update(half_trusted(seed=seed))
+    changes = {"lr": 4e-3, "weight_decay": 0.25, "schedule": "cosine", "steps": 4}
+    again = learner_of(half_open(kl_beta=0), SETTINGS.model_copy(update=changes), model=noisy_policy())
+    again.load_state_dict(learner.state_dict())
+    assert [group["weight_decay"] for group in again.optimizer.param_groups] == [0.25, 0.0]
+    rates = [again.update(half_trusted(seed=seed))["lr"] for seed in range(2, 4)]
+    # half a cosine over four steps, at its third and fourth: (1 + cos(pi / 2)) / 2 and (1 + cos(3 pi / 4)) / 2
+    assert rates == pytest.approx([2e-3, 4e-3 * 0.1464466], rel=1e-5)
+
+
 @pytest.mark.parametrize("kl_beta", [0, 0.1])
 def test_bfloat16_computes_close_to_float32_and_keeps_everything_else_in_it(kl_beta):
     found = {}
