@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from sluice.catalog.errors import ClusterError
+from sluice.services.bench.harness import BENCHES, RENAMED_BENCHES
 from sluice.services.cli import main as cli
 
 ROOT = Path(__file__).parents[4]
@@ -26,7 +27,16 @@ COMMANDS = (
 )
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["submit", "--help"], ["config", "check", CONFIG]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["--version"],
+        ["submit", "--help"],
+        ["config", "check", CONFIG],
+        ["config", "explain", "learner.lr", "--config", CONFIG],
+    ],
+)
 def test_nothing_heavy_is_imported(arguments: list[str]):
     script = (
         "import sys\nfrom sluice.services.cli import main as cli\n"
@@ -125,3 +135,27 @@ def test_pushing_to_no_run_is_one_message(tmp_path: Path, capsys: pytest.Capture
 def test_evaluate_wants_a_directory(capsys: pytest.CaptureFixture[str]):
     assert cli.main(["evaluate", "--config", CONFIG, "--policy", "nowhere"]) == 2
     assert "--policy nowhere is no directory" in capsys.readouterr().err
+
+
+def test_version(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["--version"])
+    assert end.value.code == 0
+    assert capsys.readouterr().out.startswith("sluice ")
+
+
+def test_a_bench_is_found_by_its_former_name(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    seen = []
+    monkeypatch.setattr(cli, "run_bench", lambda name, *_: seen.append(name) or 0)
+    assert cli.main(["bench", "gate", "--quick"]) == 0
+    assert [record.getMessage() for record in caplog.records] == [
+        "sluice bench: gate is now called floors; the next release refuses the former name"
+    ]
+    assert cli.main(["bench", "floors"]) == 0
+    assert seen == ["floors", "floors"] and len(caplog.records) == 1
+
+
+def test_every_former_bench_leads_to_one_that_there_is():
+    assert set(RENAMED_BENCHES.values()) <= set(BENCHES) and not set(RENAMED_BENCHES) & set(BENCHES)
