@@ -159,3 +159,9 @@ def test_a_bench_is_found_by_its_former_name(
 
 def test_every_former_bench_leads_to_one_that_there_is():
     assert set(RENAMED_BENCHES.values()) <= set(BENCHES) and not set(RENAMED_BENCHES) & set(BENCHES)
+
+
+def test_the_exit_code_reaches_the_shell_and_so_the_job_server():
+    command = [sys.executable, "-m", "sluice", "config", "check", CONFIG, "--set", "learner.lr=-1"]
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode == 2
+    assert subprocess.run(command[:-2], cwd=ROOT, capture_output=True, check=False).returncode == 0
