@@ -3,10 +3,12 @@
 import subprocess
 import sys
 import types
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+import sluice.services.run
 from sluice.catalog.errors import ClusterError
 from sluice.services.bench.harness import BENCHES, RENAMED_BENCHES
 from sluice.services.cli import main as cli
@@ -83,12 +85,19 @@ def test_a_users_mistake_is_one_message_and_its_code(capsys: pytest.CaptureFixtu
     assert captured.out == "" and "Traceback" not in captured.err
 
 
+def replace_train(monkeypatch: pytest.MonkeyPatch, run: Callable[..., int]) -> None:
+    """Nothing is trained, whether or not another test has imported the module already."""
+    fake = types.SimpleNamespace(run_training=run)
+    monkeypatch.setitem(sys.modules, "sluice.services.run.train", fake)
+    monkeypatch.setattr(sluice.services.run, "train", fake, raising=False)
+
+
 @pytest.mark.parametrize(("error", "code"), [(ClusterError("gone"), 3), (KeyboardInterrupt(), 130)])
 def test_exit_codes(monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int):
     def run(*_: object) -> int:
         raise error
 
-    monkeypatch.setitem(sys.modules, "sluice.services.run.train", types.SimpleNamespace(run_training=run))
+    replace_train(monkeypatch, run)
     assert cli.main(["train", "--config", CONFIG]) == code
 
 
@@ -96,15 +105,14 @@ def test_a_bug_is_not_hidden(monkeypatch: pytest.MonkeyPatch):
     def run(*_: object) -> int:
         raise ZeroDivisionError
 
-    monkeypatch.setitem(sys.modules, "sluice.services.run.train", types.SimpleNamespace(run_training=run))
+    replace_train(monkeypatch, run)
     with pytest.raises(ZeroDivisionError):
         cli.main(["train", "--config", CONFIG])
 
 
 def test_train_gets_config_and_resume_and_gives_its_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     seen = []
-    fake = types.SimpleNamespace(run_training=lambda config, resume: seen.append((config, resume)) or 4)
-    monkeypatch.setitem(sys.modules, "sluice.services.run.train", fake)
+    replace_train(monkeypatch, lambda config, resume: seen.append((config, resume)) or 4)
     monkeypatch.chdir(tmp_path)
     assert cli.main(["train", "--config", CONFIG, "--resume", "--seed", "5"]) == 4
     (config, resume), *_ = seen
