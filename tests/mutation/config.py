@@ -25,5 +25,5 @@ CONFIG_MUTANTS = (
     (OPTIMIZER, 'group["weight_decay"] = decay', "pass", IN_STEP),
     (MANIFEST, "if former is not None and not find_changes(former, config):", "if False:", IN_MANIFEST),
     (MANIFEST, "        number += 1\n", "        break\n", IN_MANIFEST),
-    (MANIFEST, "shutil.copyfile(record, kept)", "pass", IN_MANIFEST),
+    (MANIFEST, "write_atomically(kept, record.read_bytes())", "pass", IN_MANIFEST),
 )

@@ -1,8 +1,8 @@
 """The mutants of the learning core: one small wrong edit each, and the test files that must notice it."""
 
 from tests.mutation.beams import BEAM_MUTANTS, BEAMS, IN_BEAMS
-from tests.mutation.files import FILE_MUTANTS
 from tests.mutation.config import CONFIG_MUTANTS
+from tests.mutation.files import FILE_MUTANTS
 from tests.mutation.flow import FLOW_MUTANTS
 from tests.mutation.mutant import Mutant
 from tests.mutation.policy_gradient import POLICY_GRADIENT

@@ -145,6 +145,14 @@ def test_a_record_of_the_release_before_is_read_under_todays_names(tmp_path: Pat
         check_resume(config_of(tmp_path, "learner.prompts_per_user=5"), directory)
 
 
+def test_the_record_that_the_release_before_wrote_is_read():
+    run = Path(__file__).parents[2] / "data" / "run-of-0.1"
+    config = read_record(run)
+    assert config is not None and check_resume(config, run) == ()
+    longer = config.model_copy(update={"learner": config.learner.model_copy(update={"steps": 12})})
+    assert name_changes(check_resume(longer, run)) == "learner.steps 8 -> 12"
+
+
 def test_only_an_objective_of_the_same_kind_fits_the_checkpoint(tmp_path: Path):
     objective = "objective={type: a_sft, baseline: {type: %s}}"
     directory = recorded(tmp_path, objective % "candidates")

@@ -30,6 +30,12 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def config_in(directory: Path, *overrides: str) -> RunConfig:
+    path = directory / "run.yaml"
+    path.write_text("name: a\n")
+    return load_config(path, [f"output={directory}", *overrides])
+
+
 def test_commit_and_dirty_flag(checkout: Path):
     commit = git(checkout, "rev-parse", "HEAD")
     assert manifest.git_state(checkout) == {"commit": commit, "dirty": False}
@@ -45,7 +51,7 @@ def test_a_copy_without_history_takes_what_submit_told(tmp_path: Path):
 
 
 def test_written_beside_the_config(tmp_path: Path):
-    config = load_config(ROOT / "configs" / "ml100k.yaml", [f"output={tmp_path}"])
+    config = config_in(tmp_path)
     manifest.write_manifest(config, config.directory)
     assert load_config(config.directory / "config.yaml") == config
     written = json.loads((config.directory / "manifest.json").read_text())
@@ -56,10 +62,6 @@ def test_written_beside_the_config(tmp_path: Path):
 
 def test_it_names_no_path_of_the_machine(tmp_path: Path):
     assert str(ROOT) not in json.dumps(manifest.describe_run(ROOT, {}))
-
-
-def config_in(directory: Path, *overrides: str) -> RunConfig:
-    return load_config(ROOT / "configs" / "ml100k.yaml", [f"output={directory}", *overrides])
 
 
 def test_a_config_with_other_settings_is_kept_under_a_number(tmp_path: Path):
