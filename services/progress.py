@@ -190,7 +190,7 @@ class Reporter:
     def __enter__(self) -> "Reporter":
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, *_exception: object) -> None:
         self._sink.close()
 
     def line(self, text: str) -> None:

@@ -215,11 +215,6 @@ class Dataset:
         """The user's whole sequence, int32 item rows, oldest first (a view)."""
         return self.sequence[self.offsets[user] : self.offsets[user + 1]]
 
-    def training_items_of(self, user: int) -> np.ndarray:
-        """The training part of the user's sequence, int32 item rows, oldest first (a view)."""
-        start = self.offsets[user]
-        return self.sequence[start : start + self.training_lengths[user]]
-
     def examples(self, split: str) -> Examples:
         """The examples of "train", "valid" or "test", in order of users."""
         if split not in SPLITS:

@@ -106,7 +106,7 @@ class _watching:
     def __enter__(self) -> None:
         self._thread.start()
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, *_exception: object) -> None:
         self._ended.set()
         self._thread.join(timeout=10)
 
