@@ -21,7 +21,8 @@ def decide_restart(component: str, *, restarts: int, bound: int, setting: str, r
         return Decision(
             restart=True,
             restarts=restarts + 1,
-            message=f"{component} failed and is started again ({restarts + 1} of at most {bound} times): {reason}",
+            message=f"{component} failed and is started again ({restarts + 1} of at most {bound} times): "
+            f"{reason}",
         )
     return Decision(
         restart=False,

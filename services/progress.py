@@ -13,9 +13,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Protocol, TextIO
+from typing import TYPE_CHECKING, Protocol, TextIO
 
 from sluice.catalog.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
 
 Progress = Callable[[int, int, dict[str, float]], None]
 
@@ -142,7 +145,7 @@ class LiveSink:
             console=self._console,
             refresh_per_second=8,
         )
-        self._tasks: dict[str, int] = {}
+        self._tasks: dict[str, TaskID] = {}
         self._bars.start()
 
     def show(self, update: Update) -> None:

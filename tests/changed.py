@@ -1,8 +1,8 @@
 """The unit tests beside what changed since the branch left main: `python -m tests.changed` prints them for
 pytest.
 
-A file's tests stand in the folder of tests/unit that mirrors its own. The shape of the code, the doctests and the
-documentation are tested each time.
+A file's tests stand in the folder of tests/unit that mirrors its own. The shape of the code, the doctests and
+the documentation are tested each time.
 """
 
 import subprocess
@@ -14,7 +14,7 @@ PACKAGES = ("actors", "catalog", "cluster", "learner", "services")
 ALWAYS = ("tests/unit/test_layering.py", "tests/unit/test_doctests.py", "tests/unit/docs")
 
 
-def tests_of(changed: Iterable[str], existing: Iterable[str]) -> list[str]:
+def choose_tests(changed: Iterable[str], existing: Iterable[str]) -> list[str]:
     """The tests to run, of those that exist, for files that changed (paths from the root)."""
     folders, files = set(), set()
     for path in map(PurePosixPath, changed):
@@ -31,7 +31,7 @@ def tests_of(changed: Iterable[str], existing: Iterable[str]) -> list[str]:
 
 
 def changed_files(main: str = "main") -> list[str]:
-    """Files that differ from where the branch left `main`, from HEAD where there is no such branch; new ones too."""
+    """Files that differ from where the branch left `main`, or from HEAD without such a branch; new ones too."""
     base = _git("merge-base", "HEAD", main) or ["HEAD"]
     return [*_git("diff", "--name-only", base[0]), *_git("ls-files", "--others", "--exclude-standard")]
 
@@ -43,4 +43,4 @@ def _git(*arguments: str) -> list[str]:
 
 if __name__ == "__main__":
     unit_tests = [path.relative_to(ROOT).as_posix() for path in (ROOT / "tests" / "unit").rglob("test_*.py")]
-    print(*tests_of(changed_files(), unit_tests))
+    print(*choose_tests(changed_files(), unit_tests))

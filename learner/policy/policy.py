@@ -132,6 +132,11 @@ def save_policy(policy: Policy, directory: str | Path) -> None:
         policy.tokenizer.save_pretrained(fresh)
 
 
+def move_model(model: PreTrainedModel, device: torch.device | str) -> PreTrainedModel:
+    """The model, moved in place. `PreTrainedModel.to` has no types; it adds a check of quantized models."""
+    return torch.nn.Module.to(model, device)
+
+
 def _load_parts(directory: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     directory = Path(directory)
     if not (directory / "config.json").is_file():

@@ -75,7 +75,8 @@ def run_learner(
             storage_path=str(paths.checkpoints),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.learner.keep_last),
             failure_config=ray.train.FailureConfig(max_failures=config.cluster.max_learner_restarts),
-            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
+            # Checkers see the RunConfig of Ray Train's first version; at run time it is the second's.
+            logging_config=ray.train.LoggingConfig(log_level="WARNING"),  # type: ignore[call-arg]
         ),
     )
     with reporter.phase(name) as progress, _watching(paths.metrics(name), config.learner.steps, progress):

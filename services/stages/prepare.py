@@ -241,8 +241,9 @@ class _Preparation:
 
     def _semantic_ids(self, near: CoOccurrence, shared: SharedUsers) -> tuple[np.ndarray, tuple[int, ...]]:
         settings, items = self._settings.semantic_ids, self._items
+        fitted: tuple[int, ...] = ()
         if items.codes is not None:
-            codes, fitted = items.codes, ()
+            codes = items.codes
         else:
             attributes, names = attribute_matrix(items.attributes)
             counts = mix_counts(near.matrix(), shared.matrix(), settings.user_share)

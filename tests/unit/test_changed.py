@@ -1,6 +1,6 @@
 """Which unit tests belong to a change."""
 
-from tests.changed import ALWAYS, tests_of
+from tests.changed import ALWAYS, choose_tests
 
 EXISTING = [
     "tests/unit/learner/gate/test_gate.py",
@@ -12,10 +12,10 @@ EXISTING = [
 
 
 def chosen(*changed: str) -> list[str]:
-    return tests_of(changed, EXISTING)[len(ALWAYS) :]
+    return choose_tests(changed, EXISTING)[len(ALWAYS) :]
 
 
-def test_the_tests_of_a_file_stand_in_the_folder_that_mirrors_its_own():
+def test_the_choose_tests_a_file_stand_in_the_folder_that_mirrors_its_own():
     assert chosen("learner/gate/gate.py") == EXISTING[:2]
     assert chosen("learner/ranking_metrics.py") == [EXISTING[2]]
     assert chosen("catalog/data/splits.py", "learner/gate/variants.py") == [EXISTING[3], *EXISTING[:2]]
@@ -27,5 +27,5 @@ def test_a_test_that_changed_is_run_alone_and_what_it_stands_on_with_its_neighbo
 
 
 def test_shape_doctests_and_documentation_come_once_and_always():
-    assert tests_of([], EXISTING) == list(ALWAYS)
-    assert tests_of(["docs/a.md", "tests/unit/docs/test_pages.py", "Makefile"], EXISTING) == list(ALWAYS)
+    assert choose_tests([], EXISTING) == list(ALWAYS)
+    assert choose_tests(["docs/a.md", "tests/unit/docs/test_pages.py", "Makefile"], EXISTING) == list(ALWAYS)
