@@ -10,7 +10,11 @@ from sluice.catalog.settings import Settings
 
 
 class DecodeSettings(Settings):
-    """How the K candidates of a prompt are drawn; docs/rollouts.md compares the kinds."""
+    """How the K candidates of a prompt are drawn; docs/rollouts.md compares the kinds.
+
+    >>> DecodeSettings(kind="stochastic_beam", candidates=8, constrained=True).temperature
+    1.0
+    """
 
     # sample: K independent samples; beam: the K likeliest sequences; stochastic_beam: K distinct ones,
     # sampled without replacement, with the probability of each to be among them

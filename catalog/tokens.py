@@ -45,7 +45,11 @@ class TokenLayout:
         return len(self.level_sizes)
 
     def encode(self, codes: np.ndarray) -> np.ndarray:
-        """Codes `[N, L]` to tokens `[N, L]` (int64)."""
+        """Codes `[N, L]` to tokens `[N, L]` (int64).
+
+        >>> TokenLayout.fresh((2, 3)).encode(np.array([[1, 0], [0, 2]])).tolist()
+        [[4, 5], [3, 7]]
+        """
         return codes.astype(np.int64) + np.asarray(self.level_offsets, dtype=np.int64)
 
     def prompt(self, item_tokens: np.ndarray, items: np.ndarray) -> np.ndarray:

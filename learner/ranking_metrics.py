@@ -26,7 +26,11 @@ def per_user(ranks: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def rank_of(target: np.ndarray, lists: np.ndarray) -> np.ndarray:
-    """1-based place of `target[i]` in `lists[i]` `[n, W]`, 0 where it is absent."""
+    """1-based place of `target[i]` in `lists[i]` `[n, W]`, 0 where it is absent.
+
+    >>> rank_of(np.array([7, 9]), np.array([[5, 7], [5, 7]])).tolist()
+    [2, 0]
+    """
     hit = lists == target[:, None]
     return np.where(hit.any(axis=1), hit.argmax(axis=1) + 1, 0)
 

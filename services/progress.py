@@ -284,7 +284,11 @@ def _number(value: float) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """Seconds as `42s`, `3m05s` or `2h03m`."""
+    """Seconds as `42s`, `3m05s` or `2h03m`.
+
+    >>> format_duration(185)
+    '3m05s'
+    """
     whole = round(seconds)
     if whole < 60:
         return f"{whole}s"

@@ -52,6 +52,12 @@ class Dataset:
     def open(cls, directory: str | Path) -> "Dataset":
         """Open a prepared directory.
 
+        >>> dataset = Dataset.open(directory)
+        >>> dataset.users, dataset.items, dataset.level_sizes[:2]
+        (24, 20, (4, 4))
+        >>> [dataset.item_ids[row] for row in dataset.history(user=1, position=3, limit=2)]
+        ['i02', 'i03']
+
         Raises:
             DataError: there is none, a file is missing, or another version wrote it.
         """

@@ -33,6 +33,10 @@ class Trie(TrieArrays):
     ) -> "Trie":
         """Build from item tokens `[N, L]`; item rows in `retired` keep their tokens but can't be reached.
 
+        >>> trie = Trie.build(np.array([[3, 5], [3, 6], [4, 5]]), vocab_size=7)
+        >>> trie.items, trie.levels
+        (3, 2)
+
         Raises:
             DataError: two items have the same tokens, or there is no item.
         """
@@ -73,7 +77,12 @@ class Trie(TrieArrays):
         return np.stack(path, axis=-1)
 
     def lookup(self, tokens: np.ndarray) -> np.ndarray:
-        """Item rows of token sequences `[..., L]`, -1 where the sequence is no item."""
+        """Item rows of token sequences `[..., L]`, -1 where the sequence is no item.
+
+        >>> trie = Trie.build(np.array([[3, 5], [3, 6], [4, 5]]), vocab_size=7)
+        >>> trie.lookup(np.array([[4, 5], [4, 6]])).tolist()
+        [2, -1]
+        """
         node = self.walk(tokens)[..., -1]
         leaf = np.maximum(node - int(self.depth_start[self.levels]), 0)
         return np.where(node != DEAD, self.leaf_item[leaf], -1).astype(np.int32)
@@ -83,6 +92,11 @@ class Trie(TrieArrays):
     ) -> np.ndarray:
         """Allowed next tokens, bool `[R, vocab_size]`, for nodes `[R]`; nothing is allowed at a leaf or off
         the trie.
+
+        >>> trie = Trie.build(np.array([[3, 5], [3, 6], [4, 5]]), vocab_size=7)
+        >>> node = trie.step(np.array([0]), np.array([3]))
+        >>> np.flatnonzero(trie.mask(node)[0]).tolist()
+        [5, 6]
 
         `requests` `[R]` says which request of `exclusions` each node belongs to.
         """

@@ -36,6 +36,10 @@ class Vocabulary:
         """Lay the codes `[N, L]` of a catalogue out in a policy's tokens; item rows in `retired` can't be
         generated.
 
+        >>> layout = TokenLayout.fresh((2, 2))
+        >>> Vocabulary.of(np.array([[0, 0], [0, 1], [1, 1]]), layout).item_tokens.tolist()
+        [[3, 5], [3, 6], [4, 6]]
+
         Raises:
             PolicyError: the catalogue has more levels or more codes per level than the policy has tokens for.
             DataError: two items share their codes, or there is no item.
@@ -77,6 +81,11 @@ class Vocabulary:
     def changed(self, *, new_codes: np.ndarray | None = None, retire: np.ndarray = _NONE) -> "Vocabulary":
         """The next version: items with `new_codes` `[n, L]` as further rows, and the item rows in `retire`
         gone.
+
+        >>> first = Vocabulary.of(np.array([[0, 0], [0, 1]]), TokenLayout.fresh((2, 2)))
+        >>> second = first.changed(new_codes=np.array([[1, 1]]), retire=np.array([0]))
+        >>> second.version, second.retired.tolist(), second.trie.items
+        (1, [0], 2)
 
         Raises:
             PolicyError: a new item has codes that the policy has no tokens for.

@@ -65,7 +65,7 @@ def _section(path: str, model: type[Settings], title: str, seen: dict[type[Setti
             )
         elif name != "type":
             rows.append(f"| `{dotted}` | {_type(field)} | {_default(field)} | {comments.get(name, '')} |")
-    text = inspect.cleandoc(model.__doc__ or "")
+    text = inspect.cleandoc(model.__doc__ or "").partition("\n>>> ")[0].rstrip()  # without examples
     table = ["| setting | type | default | |", "|---|---|---|---|", *rows] if rows else []
     return ["\n", f"## {title}\n\n{text}\n", "\n" if table else "", *(f"{line}\n" for line in table), *below]
 

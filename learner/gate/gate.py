@@ -56,6 +56,22 @@ class GateResult:
 def compute_gate(batch: GroupBatch, target_log_prob_B: torch.Tensor, settings: GateSettings) -> GateResult:
     """Decide which prompts are admitted.
 
+    One prompt, four candidates of one token. The policy finds the ground truth (token 9) hard, the ranker puts
+    it first, and the distractor ranks below the head:
+
+    >>> batch = GroupBatch(
+    ...     history_BT=torch.tensor([[1]]), history_lengths_B=torch.tensor([1]),
+    ...     target_BL=torch.tensor([[9]]), target_items_B=torch.tensor([0]),
+    ...     candidates_BKL=torch.tensor([[[5], [6], [7], [8]]]),
+    ...     candidate_items_BK=torch.tensor([[1, 2, 3, 4]]),
+    ...     behaviour_log_probs_BKL=torch.tensor([[[-1.0], [-2.0], [-3.0], [-4.0]]]),
+    ...     candidate_scores_BK=torch.tensor([[1.0, 2.0, 3.0, 4.0]]), target_scores_B=torch.tensor([5.0]),
+    ...     distractor_scores_BM=torch.tensor([[0.0]]), allowed_BSLV=None, temperature=1.0, beams=False,
+    ... )
+    >>> result = compute_gate(batch, torch.tensor([-2.5]), GateSettings(tau=0.25))
+    >>> result.policy_rank_B, result.ranker_rank_B, result.gate_B
+    (tensor([3]), tensor([1]), tensor([1.]))
+
     `target_log_prob_B` is GT's log-prob summed over its tokens, under the distribution that the rollouts were
     drawn from (temperature, allowed tokens); exact beams do not need it, since GT's place is read from the
     beams.

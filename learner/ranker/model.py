@@ -47,6 +47,15 @@ class Ranker(Protocol):
     An answer that breaks the contract is a `RankerError` (`sluice.learner.ranker.output.check_output`). The
     question is then asked of another replica, `ranker_pool.attempts` times in all; after that its prompts are
     given up and counted as `invalid`.
+
+    >>> class Newest:
+    ...     version = "1"
+    ...     def score(self, histories, candidates):
+    ...         return np.where(candidates < 0, np.nan, candidates).astype(np.float32)
+    >>> histories = [np.array([3, 1], dtype=np.int32), np.array([2], dtype=np.int32)]
+    >>> Newest().score(histories, np.array([[0, 4], [7, -1]]))
+    array([[ 0.,  4.],
+           [ 7., nan]], dtype=float32)
     """
 
     # Text that names what was fitted. It goes into every rollout group, so it must change when scores do, and

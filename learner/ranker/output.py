@@ -53,6 +53,13 @@ FIELDS = tuple(RankerOutput.__dataclass_fields__)
 def ask_ranker(ranker: Any, histories: list[np.ndarray], candidates: np.ndarray) -> RankerOutput:
     """Ask the ranker's `predict` where it has one, otherwise its `score`; the answer is unchecked.
 
+    >>> class Same:
+    ...     def score(self, histories, candidates):
+    ...         return np.ones(candidates.shape, dtype=np.float32)
+    >>> answer = ask_ranker(Same(), [np.array([0])], np.array([[1, 2]]))
+    >>> answer.scores.tolist(), answer.spread.tolist()
+    ([[1.0, 1.0]], [[nan, nan]])
+
     A ranker whose `predict` still has its former name, `assess`, is asked by that, with a warning.
 
     Raises:

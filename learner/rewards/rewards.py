@@ -72,6 +72,11 @@ def group_rewards(
 def compose_rewards(values: dict[str, torch.Tensor], components: Sequence[RewardComponent]) -> torch.Tensor:
     """The weighted sum `[B, K]` of the components' values; the relevance gate multiplies the ranker's.
     [ours]
+
+    >>> from sluice.learner.rewards.settings import HitReward, RankerReward
+    >>> values = {"ranker": torch.tensor([[0.5, 0.25]]), "hit": torch.tensor([[0.0, 1.0]])}
+    >>> compose_rewards(values, [RankerReward(), HitReward(weight=2.0)])
+    tensor([[0.5000, 2.2500]])
     """
     gated = dict(values)
     if "relevance" in gated:
