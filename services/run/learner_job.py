@@ -10,8 +10,6 @@ from typing import Any
 import ray.train
 from ray.train.torch import TorchTrainer
 
-from sluice.actors.boards.weight_board import WeightPublisher
-from sluice.actors.queue.client import QueueClient
 from sluice.catalog.errors import RunError
 from sluice.cluster.environment import lower_thread_priority
 from sluice.cluster.metrics import MetricSet
@@ -36,8 +34,6 @@ def run_learner(
     fleet: Fleet | None = None,
 ) -> None:
     """One Ray Train run of the learner, shown as the phase `name`."""
-    queue: QueueClient | None = fleet.queue if fleet else None
-    publisher: WeightPublisher | None = fleet.publisher if fleet else None
     is_control = name == "control"
     loop = LoopConfig(
         metrics_path=str(paths.metrics(name)),
@@ -53,8 +49,8 @@ def run_learner(
         publish_every=config.weights.publish_every,
         threads=max(1, int(config.cluster.learner_cpus)),
         **config.rollout.decode.distribution,
-        queue=queue,
-        publisher=publisher,
+        queue=fleet.queue if fleet else None,
+        publisher=fleet.publisher if fleet else None,
         open_vocabulary=fleet.open_vocabulary if fleet else None,
         catalogues=fleet.catalogue_source if fleet else None,
         meter=MetricSet(),
