@@ -253,6 +253,7 @@ def test_unit_tests_mirror_the_rooms():
     assert {path.name for path in tests if path.parent == Path(".")} == {
         "test_changed.py",
         "test_doctests.py",
+        "test_import_name.py",
         "test_layering.py",
     }
 
@@ -325,7 +326,7 @@ def test_the_import_name_is_a_link_to_each_package():
     }
 
 
-def test_the_wheel_holds_every_package():
+def test_every_package_is_found_for_the_wheel():
     from setuptools import find_packages
 
     found = {".".join(("sluice", *path.parent.parts)) for path in MODULES if path.name == "__init__.py"}
