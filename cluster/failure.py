@@ -17,7 +17,7 @@ def decide_restart(component: str, *, restarts: int, bound: int, setting: str, r
 
     `setting` names the field that holds `bound`, for the message.
 
-    >>> decide_restart("rollout-0", restarts=2, bound=2, setting="cluster.max_actor_restarts", reason="killed")
+    >>> decide_restart("rollout-0", restarts=2, bound=2, setting="cluster.max_actor_restarts", reason="gone")
     Decision(restart=False, restarts=2, message='rollout-0 failed after 2 restart(s), ...')
     """
     if restarts < bound:

@@ -31,7 +31,7 @@ def choose_tests(changed: Iterable[str], existing: Iterable[str]) -> list[str]:
 
 
 def changed_files(main: str = "main") -> list[str]:
-    """Files that differ from where the branch left `main`, or from HEAD without such a branch; new ones too."""
+    """Files that differ from where the branch left `main`, or from HEAD without it; new files too."""
     base = _git("merge-base", "HEAD", main) or ["HEAD"]
     return [*_git("diff", "--name-only", base[0]), *_git("ls-files", "--others", "--exclude-standard")]
 

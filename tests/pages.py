@@ -1,4 +1,4 @@
-"""What is wrong with a page of the documentation: links, paths, commands, code blocks and long lines.
+"""What is wrong with the commands and the code blocks of a page of the documentation.
 
 Each function takes a page's text and returns one line per fault, so that a test can show them all.
 """
@@ -18,13 +18,8 @@ from sluice.services.cli.main import build_parser
 from sluice.services.config import RunConfig
 
 ROOT = Path(__file__).parents[1]
-WIDEST = 110
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _SPAN = re.compile(r"`([^`\n]+)`")
-_LINK = re.compile(r"\]\(([^)\s]+)\)")
-_FOLDERS = "catalog|learner|actors|services|cluster|sluice|docs|tests|configs|requirements"
-_PATH = re.compile(rf"(?:{_FOLDERS})(?:/[\w.*<>-]+)+/?")
-_MODULE = re.compile(r"sluice(\.\w+)+")
 _TARGETS = re.compile(r"^([a-z][a-z0-9 -]*):", re.MULTILINE)
 
 
@@ -38,62 +33,13 @@ def prose(text: str) -> str:
     return _FENCE.sub("", text)
 
 
-def anchors(text: str) -> set[str]:
-    """What a link to a heading of the page may say, as GitHub makes it."""
-    headings = re.findall(r"^#+ (.+)$", prose(text), re.MULTILINE)
-    kept = (re.sub(r"[^\w\- ]", "", heading.replace("`", "").lower()) for heading in headings)
-    return {heading.strip().replace(" ", "-") for heading in kept}
-
-
-def bad_links(text: str, folder: Path) -> list[str]:
-    """Links to files or headings that are not there; `folder` is the page's."""
-    faults = []
-    for link in _LINK.findall(prose(text)):
-        if re.match(r"[a-z]+:", link):
-            continue
-        name, _, anchor = link.partition("#")
-        target = folder / name if name else None
-        if target is not None and not target.exists():
-            faults.append(f"link {link}: there is no such file")
-        elif anchor and anchor not in anchors(text if target is None else target.read_text()):
-            faults.append(f"link {link}: no heading makes this anchor")
-    return faults
-
-
-def bad_paths(text: str, root: Path = ROOT) -> list[str]:
-    """Files and modules in `code spans` that are not there. `*` stands for anything, `<name>` too."""
-    spans = [span for span in _SPAN.findall(prose(text)) if "://" not in span]
-    paths = [path for span in spans for path in span.split() if _PATH.fullmatch(path)]
-    faults = [
-        f"path {path}: there is no such file"
-        for path in paths
-        if not any(root.glob(re.sub(r"<\w+>", "*", path).rstrip("/")))
-    ]
-    return faults + [
-        f"module {span}: there is no such module, or the name is not in it"
-        for span in spans
-        if _MODULE.fullmatch(span) and not _is_defined(span.split("."), root)
-    ]
-
-
-def _is_defined(parts: list[str], root: Path) -> bool:
-    for length in range(len(parts), 1, -1):
-        module, names = root.joinpath(*parts[:length]), parts[length:]
-        if module.is_dir():
-            return not names
-        if module.with_suffix(".py").is_file():
-            source = module.with_suffix(".py").read_text()
-            return all(re.search(rf"\b{name}\b", source) for name in names)
-    return False
-
-
 def bad_commands(text: str) -> list[str]:
     """`sluice` commands, options and `make` targets that do not exist, in spans and in blocks for a shell."""
     faults = []
     for words in _commands(text):
         program = Path(words[0]).name
         if program == "sluice":
-            faults += _bad_arguments(build_parser(), words[1:], " ".join(words))
+            faults += _bad_arguments(build_parser(), words[1:], " ".join([program, *words[1:]]))
         elif program == "make":
             named = [word for word in words[1:] if re.fullmatch(r"[a-z][a-z0-9-]*", word)]
             faults += [f"make {name}: no such target" for name in named if name not in make_targets()]
@@ -148,13 +94,3 @@ def bad_blocks(text: str) -> list[str]:
         except (yaml.YAMLError, ValidationError, ConfigError) as error:
             faults.append(f"yaml block {number}: {error}")
     return faults
-
-
-def long_lines(text: str) -> list[str]:
-    """Lines of more than 110 characters outside tables, code blocks and lines with a link."""
-    lines = prose(text).split("\n")
-    return [
-        f"{len(line)} characters: {line[:60]}..."
-        for line in lines
-        if len(line) > WIDEST and not line.startswith("|") and "](" not in line and "://" not in line
-    ]

@@ -56,8 +56,8 @@ class GateResult:
 def compute_gate(batch: GroupBatch, target_log_prob_B: torch.Tensor, settings: GateSettings) -> GateResult:
     """Decide which prompts are admitted.
 
-    One prompt, four candidates of one token. The policy finds the ground truth (token 9) hard, the ranker puts
-    it first, and the distractor ranks below the head:
+    One prompt, four candidates of one token. The policy finds the ground truth (token 9) hard, the ranker
+    puts it first, and the distractor ranks below the head:
 
     >>> batch = GroupBatch(
     ...     history_BT=torch.tensor([[1]]), history_lengths_B=torch.tensor([1]),

@@ -1,13 +1,26 @@
 """Opening the rollout engine that a config names, inside a rollout actor."""
 
 from collections.abc import Mapping
+from pathlib import Path
+from typing import TypedDict
 
 from sluice.actors.engines.engine import Engine
 from sluice.actors.engines.vllm.configuration import engine_environment
+from sluice.actors.settings import DecodeSettings
 from sluice.catalog.data.dataset import Dataset
 from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.services.config import RunConfig
 from sluice.services.paths import RunPaths
+
+
+class _Arguments(TypedDict):
+    """What every engine is made with, beside its settings."""
+
+    policy_dir: Path
+    vocabulary: Vocabulary
+    decode: DecodeSettings
+    seed: int
+    max_prompt_tokens: int
 
 
 def engine_variables(config: RunConfig) -> dict[str, str]:
@@ -20,32 +33,24 @@ def open_engine(config: RunConfig, paths: RunPaths, vocabulary: Vocabulary, seed
     """Runs inside the rollout actor, whose environment is what `engine_variables` says before vLLM is
     imported.
     """
-    settings, decode = config.rollout.engine, config.rollout.decode
-    max_prompt_tokens = 1 + Dataset.open(paths.data).settings.max_history * vocabulary.layout.levels
+    settings = config.rollout.engine
+    arguments: _Arguments = {
+        "policy_dir": paths.policy,
+        "vocabulary": vocabulary,
+        "decode": config.rollout.decode,
+        "seed": seed,
+        "max_prompt_tokens": 1 + Dataset.open(paths.data).settings.max_history * vocabulary.layout.levels,
+    }
     if settings.type == "tree":
         from sluice.actors.engines.tree import TreeEngine
 
-        tree = TreeEngine(
-            policy_dir=paths.policy,
-            vocabulary=vocabulary,
-            decode=decode,
-            engine=settings,
-            seed=seed,
-            max_prompt_tokens=max_prompt_tokens,
-        )
+        tree = TreeEngine(**arguments, engine=settings)
         _print_derivation(tree.derivation)
         return tree
     from sluice.actors.engines.vllm.engine import VllmEngine
 
-    vllm = VllmEngine(
-        policy_dir=paths.policy,
-        vocabulary=vocabulary,
-        decode=decode,
-        engine=settings,
-        seed=seed,
-        max_prompt_tokens=max_prompt_tokens,
-        prompts_in_flight=config.rollout.prompts_per_lease * config.rollout.leases_ahead,
-    )
+    prompts_in_flight = config.rollout.prompts_per_lease * config.rollout.leases_ahead
+    vllm = VllmEngine(**arguments, engine=settings, prompts_in_flight=prompts_in_flight)
     _print_derivation(vllm.derivation)
     return vllm
 
