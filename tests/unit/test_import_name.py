@@ -39,3 +39,9 @@ def test_a_bare_checkout_works(checkout: Path):
     assert "name: quickstart" in run(checkout, "-m", "sluice", "config", "check", "configs/quickstart.yaml")
     script = "import sluice.services.config as config; print(config.__file__)"
     assert run(checkout, "-c", script).strip() == str(checkout / "sluice" / "services" / "config.py")
+
+
+def test_the_exit_code_is_the_commands(checkout: Path):
+    command = [sys.executable, "-m", "sluice", "config", "check", "configs/none.yaml"]
+    done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "") and "configs/none.yaml" in done.stderr
