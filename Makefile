@@ -81,7 +81,7 @@ types: setup  ## mypy, strict, over the five packages
 	$(BIN)/mypy
 
 pages: setup  ## links, paths, commands and code blocks of the documentation, and the layers
-	$(BIN)/python -m pytest -q tests/unit/docs tests/unit/test_layering.py
+	$(BIN)/python -m pytest -q tests/unit/docs/test_{pages,prose,citations}.py tests/unit/test_layering.py
 
 unused: setup  ## code that nothing uses
 	$(BIN)/vulture

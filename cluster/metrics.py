@@ -99,14 +99,12 @@ class MetricSet:
         self._metric(name, Histogram).observe(value, tags=tags)
 
     def _metric(self, name: str, kind: type[Kind]) -> Kind:
+        metric, asked = self._declared[name], kind.__name__.lower()
+        if metric.kind != asked:
+            raise TypeError(f"{name} is declared as a {metric.kind}, not a {asked}")
         live = self._live.get(name)
         if live is None:
-            metric = self._declared[name]
-            if metric.kind != kind.__name__.lower():
-                raise TypeError(f"{name} is declared as a {metric.kind}, not a {kind.__name__.lower()}")
-            buckets: dict[str, Any] = (
-                {"boundaries": list(metric.bounds)} if metric.kind == "histogram" else {}
-            )
+            buckets: dict[str, Any] = {"boundaries": list(metric.bounds)} if metric.bounds else {}
             description = f"{metric.description} [{metric.unit}]"
             live = self._live[name] = kind(name, description, tag_keys=metric.tags, **buckets)
         assert isinstance(live, kind)

@@ -10,15 +10,21 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("actors", "catalog", "cluster", "learner", "services")
-ALWAYS = ("tests/unit/test_layering.py", "tests/unit/test_doctests.py", "tests/unit/docs")
+MIRRORED = ("actors", "catalog", "cluster", "docs", "learner", "services")
+ALWAYS = (
+    "tests/unit/test_layering.py",
+    "tests/unit/test_doctests.py",
+    "tests/unit/docs/test_pages.py",
+    "tests/unit/docs/test_prose.py",
+    "tests/unit/docs/test_citations.py",
+)
 
 
 def choose_tests(changed: Iterable[str], existing: Iterable[str]) -> list[str]:
     """The tests to run, of those that exist, for files that changed (paths from the root)."""
     folders, files = set(), set()
     for path in map(PurePosixPath, changed):
-        if path.parts[0] in PACKAGES:
+        if path.parts[0] in MIRRORED:
             folders.add(PurePosixPath("tests", "unit", *path.parent.parts))
         elif path.parts[:2] == ("tests", "unit"):
             (files if path.name.startswith("test_") else folders).add(
@@ -27,7 +33,7 @@ def choose_tests(changed: Iterable[str], existing: Iterable[str]) -> list[str]:
     chosen = [
         test for test in existing if PurePosixPath(test).parent in folders or PurePosixPath(test) in files
     ]
-    return [*ALWAYS, *sorted(test for test in chosen if not test.startswith(ALWAYS))]
+    return [*ALWAYS, *sorted(test for test in chosen if test not in ALWAYS)]
 
 
 def changed_files(main: str = "main") -> list[str]:

@@ -8,6 +8,7 @@ EXISTING = [
     "tests/unit/learner/test_ranking_metrics.py",
     "tests/unit/catalog/data/test_splits.py",
     "tests/unit/docs/test_pages.py",
+    "tests/unit/docs/test_extending.py",
 ]
 
 
@@ -28,4 +29,5 @@ def test_a_test_that_changed_is_run_alone_and_what_it_stands_on_with_its_neighbo
 
 def test_shape_doctests_and_documentation_come_once_and_always():
     assert choose_tests([], EXISTING) == list(ALWAYS)
-    assert choose_tests(["docs/a.md", "tests/unit/docs/test_pages.py", "Makefile"], EXISTING) == list(ALWAYS)
+    assert choose_tests(["README.md", "tests/unit/docs/test_pages.py", "Makefile"], EXISTING) == list(ALWAYS)
+    assert chosen("docs/extending.md") == ["tests/unit/docs/test_extending.py"]
