@@ -13,8 +13,6 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 FORMER = {"sluice bench gate: no bench gate", "make gate: no such target"}
 # NOT YET: what pages name already and what is still to come; take it out when it is there.
 TO_COME = {
-    "make gpu-check: no such target",
-    "make lock-check: no such target",
     "sluice config explain learner.lr: no command explain",
 }
 
