@@ -26,7 +26,11 @@ T = TypeVar("T")
 
 
 def build_arrays(item_tokens: np.ndarray, retired: np.ndarray) -> dict[str, np.ndarray]:
-    """The array fields of `sluice.catalog.trie.trie.Trie`.
+    """The array fields of `sluice.catalog.trie.arrays.TrieArrays`.
+
+    Args:
+        item_tokens: `[N, L]`.
+        retired: item rows that the trie leaves out.
 
     Raises:
         DataError: two items have the same tokens, no item is left, or there are too many nodes for int32.
@@ -44,8 +48,8 @@ def build_arrays(item_tokens: np.ndarray, retired: np.ndarray) -> dict[str, np.n
     if len(opens[-1]) < rows:
         twin = int(np.setdiff1d(np.arange(rows), opens[-1])[0])
         raise DataError(
-            f"items in rows {order[twin - 1]} and {order[twin]} have the same semantic ID; every item needs "
-            f"its own"
+            f"items in rows {order[twin - 1]} and {order[twin]} have the same semantic ID; "
+            "every item needs its own"
         )
     if not live.all():
         keep = live[order]
@@ -54,7 +58,9 @@ def build_arrays(item_tokens: np.ndarray, retired: np.ndarray) -> dict[str, np.n
     opens = [np.zeros(1, dtype=np.int64), *opens]  # leaf position of the first item below each node, by depth
     depth_start = np.concatenate([[0], np.cumsum([len(starts) for starts in opens])])
     if depth_start[-1] > _MOST_NODES:
-        raise DataError(f"the catalogue's trie has {depth_start[-1]} nodes, int32 numbers {_MOST_NODES}")
+        raise DataError(
+            f"the catalogue's trie has {depth_start[-1]} nodes, more than the {_MOST_NODES} that int32 numbers"
+        )
     token = np.full(depth_start[-1], -1, dtype=np.int32)
     first_child = np.full(depth_start[levels] + 1, depth_start[-1], dtype=np.int32)
     most_children = np.empty(levels, dtype=np.int64)
@@ -102,11 +108,11 @@ def _in_parallel(work: Callable[[slice], T], parts: list[slice]) -> list[T]:
 def _extremes(tokens: np.ndarray, parts: list[slice]) -> tuple[np.ndarray, np.ndarray]:
     """int64 `[levels]`: the lowest and the highest token of each level."""
     columns = tokens.T  # a column at a time: numpy is slow on the short rows
-    found = _in_parallel(
+    of_parts = _in_parallel(
         lambda part: [(column[part].min(), column[part].max()) for column in columns],
         parts,
     )
-    extremes = np.array(found, dtype=np.int64)  # [parts, levels, 2]
+    extremes = np.array(of_parts, dtype=np.int64)  # [parts, levels, 2]
     return extremes[..., 0].min(axis=0), extremes[..., 1].max(axis=0)
 
 
@@ -148,9 +154,8 @@ def _sorted(
 
     _in_parallel(pack, parts)
     if len(parts) > 1:
-        keys.partition(
-            [part.start for part in parts[1:]]
-        )  # each part gets the keys that it will hold when sorted
+        # Each part gets the keys that it will hold when sorted.
+        keys.partition([part.start for part in parts[1:]])
     _in_parallel(sort_and_unpack, parts)
     return order, columns
 

@@ -46,7 +46,7 @@ class Trie(TrieArrays):
 
     @cached_property
     def host(self) -> TrieTensors:
-        """The queries on this memory."""
+        """The queries on this memory, for the CPU."""
         return TrieTensors(self, torch.device("cpu"))
 
     def on(self, device: torch.device) -> TrieTensors:

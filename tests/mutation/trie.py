@@ -39,7 +39,7 @@ _TENSORS = (
         _IN_TENSORS,
     ),
     ("xp.minimum(jump - 1, last)", "xp.minimum(jump, last)", _IN_TENSORS),
-    ("found = (low < end) & ", "found = ", _IN_TENSORS),
+    ("matches = (low < end) & ", "matches = ", _IN_TENSORS),
     ("(low < end) & (token[xp.minimum(low, last)] == tokens)", "(low < end)", _IN_TENSORS),
     ("most_children.bit_length()", "(most_children.bit_length() - 1)", _IN_TENSORS),
     ("(nodes < len(first_child) - 1)", "(nodes < len(first_child))", _IN_TENSORS),
@@ -49,7 +49,7 @@ _TENSORS = (
     ("logits[:, :low] = -torch.inf", "pass", _IN_TENSORS),
     ("logits[:, high:] = -torch.inf", "pass", _IN_TENSORS),
     ("logits.index_fill_(0, own, -torch.inf)", "pass", _IN_TENSORS),
-    ("given if within is None else given[within]", "given", _IN_TENSORS),
+    ("restricted if within is None else restricted[within]", "restricted", _IN_TENSORS),
     ('side="right") - 1', 'side="left") - 1', _IN_TENSORS),
     ("nodes - int(self._depth_start[level])", "nodes * 0", _IN_TENSORS),
     ("torch.from_numpy(requests[rows].astype", "torch.from_numpy(requests[: len(rows)].astype", _IN_TENSORS),
@@ -66,7 +66,7 @@ _EXCLUSIONS = (
     ("max((part._longest for part in parts), default=0)", "1", _IN_TENSORS),
     ("base + first), torch", "first), torch", _IN_TENSORS),
     ("at < high[:, None]", "at <= high[:, None]", _IN_TENSORS),
-    ("return self._keys[at] == wanted", "return self._keys[at] <= wanted", _IN_TENSORS),
+    ("return self._keys[at] == keys", "return self._keys[at] <= keys", _IN_TENSORS),
 )
 
 _TRIE = (
@@ -97,8 +97,8 @@ _VERSIONS = (
     ("(*before.earlier, before.trie, *self.earlier)", "(before.trie, *self.earlier)", _IN_VOCABULARY),
     ("(*before.earlier, before.trie, *self.earlier)", "(*before.earlier, before.trie)", _IN_VOCABULARY),
     ("(*before.earlier, before.trie, *self.earlier)", "(*before.earlier, *self.earlier)", _IN_VOCABULARY),
-    ("reverse=True)[:_KEPT]", "reverse=True)", _IN_VOCABULARY),
-    ("sorted(known, reverse=True)", "sorted(known)", _IN_VOCABULARY),
+    ("reverse=True)[:_EARLIER_TRIES]", "reverse=True)", _IN_VOCABULARY),
+    ("sorted(tries, reverse=True)", "sorted(tries)", _IN_VOCABULARY),
     ("self.trie_of(version).lookup", "self.trie.lookup", _IN_VOCABULARY),
 )
 
