@@ -23,7 +23,7 @@ class CoOccurrence:
         self._pending_pairs = 0
 
     def add(self, users: np.ndarray, items: np.ndarray) -> None:
-        """Count sequences `[n]`: `items` in order of time, and whose they are. A user's rows stand together."""
+        """Count sequences `[n]`: `items` in order of time, and whose they are; a user's stand together."""
         self.popularity += np.bincount(items, minlength=len(self.popularity))
         for lag in range(1, min(self._window, len(items) - 1) + 1):
             same = (users[lag:] == users[:-lag]) & (items[lag:] != items[:-lag])
@@ -57,7 +57,7 @@ class SharedUsers:
         self._sum = sp.csr_matrix((items, items), dtype=np.float64)
 
     def add(self, users: np.ndarray, items: np.ndarray) -> None:
-        """Count whole sequences `[n]`: `items`, and whose they are. A user's rows stand together."""
+        """Count whole sequences `[n]`: `items`, and whose they are; a user's stand together."""
         if len(items) == 0:
             return
         row = np.cumsum(np.append(0, users[1:] != users[:-1]))

@@ -22,8 +22,8 @@ class PromptFeed:
         """
         if len(users) == 0 or len(users) != len(positions):
             raise DataError(
-                f"the prompt feed got {len(users)} users and {len(positions)} positions; it needs one of each "
-                "per example, and one example at least: check the train split in examples.parquet"
+                f"the prompt feed got {len(users)} users and {len(positions)} positions; it needs one of "
+                "each per example, and one example at least: check the train split in examples.parquet"
             )
         self._users, self._positions, self._seed = users, positions, seed
         self._enter(epoch=0, cursor=0)

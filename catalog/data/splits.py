@@ -78,8 +78,8 @@ def find_cuts(chunks: Callable[[], Iterable[np.ndarray]], split: GlobalTime) -> 
     if not earliest < valid_from < test_from:
         raise DataError(
             f"the global time split leaves a part empty: the earliest timestamp is {earliest}, validation "
-            f"would begin at {valid_from} and test at {test_from}. Many of the {n} interactions share a time, "
-            "or there are too few: change data.split.valid_share and data.split.test_share, or use "
+            f"would begin at {valid_from} and test at {test_from}. Many of the {n} interactions share a "
+            "time, or there are too few: change data.split.valid_share and data.split.test_share, or use "
             "leave_last_two_out"
         )
     return TimeCuts(valid_from=valid_from, test_from=test_from)

@@ -78,7 +78,7 @@ class TrieArrays:
 
 
 def bits_row_bytes(width: int) -> int:
-    """Bytes of a node's bits: one bit per token, and at least one more for a mask to write what is not meant."""
+    """Bytes of a node's bits: one per token, and at least one more for a mask to write what is not meant."""
     return width // 8 + 1
 
 

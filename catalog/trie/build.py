@@ -59,7 +59,8 @@ def build_arrays(item_tokens: np.ndarray, retired: np.ndarray) -> dict[str, np.n
     depth_start = np.concatenate([[0], np.cumsum([len(starts) for starts in opens])])
     if depth_start[-1] > _MOST_NODES:
         raise DataError(
-            f"the catalogue's trie has {depth_start[-1]} nodes, more than the {_MOST_NODES} that int32 numbers"
+            f"the catalogue's trie has {depth_start[-1]} nodes, more than the {_MOST_NODES} that int32 can "
+            "number: leave items out"
         )
     token = np.full(depth_start[-1], -1, dtype=np.int32)
     first_child = np.full(depth_start[levels] + 1, depth_start[-1], dtype=np.int32)

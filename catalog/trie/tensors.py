@@ -129,7 +129,7 @@ class TrieTensors:
         exclusions: Exclusions | None,
         requests: torch.Tensor | None,
     ) -> torch.Tensor:
-        """`[R, width]` of values of `byte` `[256, 8]`, in which byte 0 forbids its first token, 1 allows it."""
+        """Values `[R, width]` out of `byte` `[256, 8]`: row 0 forbids the first token, row 1 allows it."""
         bits, width, forbidden, permitted = self._bits[level], self.width[level], byte[0, 0], byte[1, 0]
         excluding = exclusions is not None and len(exclusions) > 0
         if bits is None or excluding:
@@ -157,7 +157,7 @@ class TrieTensors:
         meant: torch.Tensor,
         value: torch.Tensor,
     ) -> None:
-        """Write `value` at the children's tokens, where `meant`; the column behind the level takes the rest."""
+        """Write `value` at the children's tokens where `meant`; the column past the level takes the rest."""
         token = self._token[children.clamp(0, len(self._token) - 1)].long() - self.token_low[level]
         table.scatter_(1, torch.where(meant, token, self.width[level]), value.expand_as(token))
 

@@ -1,5 +1,6 @@
-"""Attention of tree decoding: histories read themselves, branches read a shared history and their own
-ancestors.
+"""Attention of tree decoding.
+
+Histories read themselves; branches read a shared history and their own ancestors.
 
 `HistoryAttention` serves the one forward of the histories and keeps their keys and values; `BranchAttention`
 serves one forward per code level. Both take packed tokens from `sluice.learner.decoding.forward`. A history
@@ -28,8 +29,9 @@ _SCORES = 2**20  # numbers of a block's scores at a time, which a processor's ca
 
 
 def _by_blocks(device: torch.device) -> bool:
-    """Whether rows of which nothing is known attend by blocks of tokens: torch's flash kernel for CPUs takes
-    MKL.
+    """Whether rows of which nothing is known attend by blocks of tokens.
+
+    torch's flash kernel for CPUs multiplies with MKL, which is slower than blocks with oneDNN.
     """
     return device.type == "cpu" and onednn.onednn_is_exact()
 
@@ -52,7 +54,8 @@ class RowGeometry:
     @property
     def new_R(self) -> np.ndarray:
         """Tokens of each row that the forward computes."""
-        return self.lengths_R - self.known_R
+        new_R: np.ndarray = self.lengths_R - self.known_R
+        return new_R
 
     def packed(self) -> tuple[np.ndarray, np.ndarray]:
         """(row, position) `[N]` of every new token, row by row."""
@@ -74,14 +77,12 @@ class RowGeometry:
 
 @dataclass(frozen=True, kw_only=True)
 class KnownRow:
-    """The first tokens of a row, computed before: keys and values of each layer `[R', G, T', E]`, and where
-    in them.
-    """
+    """The first tokens of a row, whose keys and values were computed before, as a row of another batch."""
 
-    keys: list[torch.Tensor]
+    keys: list[torch.Tensor]  # of each layer, [R', G, T', E]
     values: list[torch.Tensor]
-    row: int
-    length: int  # tokens
+    row: int  # of the R'
+    length: int  # tokens of the T'
 
 
 class _Spread:
@@ -230,22 +231,20 @@ class HistoryAttention:
         self._row_P = None if in_order else torch.from_numpy(wanted[0]).to(device)  # None: one of each row
         past_P1 = torch.from_numpy(wanted[1]).to(device)[:, None]
         self._mask_P11T = (torch.arange(geometry.longest, device=device) <= past_P1)[:, None, None]
-        self.keys: list[
-            torch.Tensor
-        ] = []  # of each layer, [R, G, T, E]; beyond a row's end something of its own
+        # of each layer, [R, G, T, E]; beyond a row's end something of its own
+        self.keys: list[torch.Tensor] = []
         self.values: list[torch.Tensor] = []
 
     def keep(self, layer: int, keys_NGE: torch.Tensor, values_NGE: torch.Tensor) -> None:
-        """See `tree_forward.Attention`."""
-        self.keys.append(self._rows(keys_NGE, {row: one.keys[layer] for row, one in self._known.items()}))
-        self.values.append(
-            self._rows(values_NGE, {row: one.values[layer] for row, one in self._known.items()})
-        )
+        """See `sluice.learner.decoding.forward.Attention`."""
+        known = self._known.items()
+        self.keys.append(self._rows(keys_NGE, {row: start.keys[layer] for row, start in known}))
+        self.values.append(self._rows(values_NGE, {row: start.values[layer] for row, start in known}))
 
     def attend(
         self, layer: int, queries_NHE: torch.Tensor, scale: float, wanted_P: torch.Tensor | None
     ) -> torch.Tensor:
-        """See `tree_forward.Attention`."""
+        """See `sluice.learner.decoding.forward.Attention`."""
         keys, values = self.keys[layer], self.values[layer]
         if wanted_P is None:
             read = [group.attend(queries_NHE[group.tokens], keys, values, scale) for group in self._groups]
@@ -288,8 +287,9 @@ class BranchAttention:
         self._parent_N: torch.Tensor | None = None
 
     def grow(self, parent_BW: torch.Tensor | None) -> None:
-        """Say which branch of the level before each branch of the next forward goes on from; None: there is
-        none.
+        """Say which branch of the level before each branch of the next forward goes on from.
+
+        None: the next forward is the first.
         """
         self._parent_N = None
         if parent_BW is not None:
@@ -298,20 +298,20 @@ class BranchAttention:
             self._parent_N = (first_B1 + parent_BW).flatten()
 
     def keep(self, layer: int, keys_NGE: torch.Tensor, values_NGE: torch.Tensor) -> None:
-        """See `tree_forward.Attention`."""
-        own = (keys_NGE[:, None], values_NGE[:, None])
+        """See `sluice.learner.decoding.forward.Attention`."""
         if self._parent_N is None:
-            self._own.append(own)
+            self._own.append((keys_NGE[:, None], values_NGE[:, None]))
             return
-        self._own[layer] = tuple(
-            torch.cat([old.index_select(0, self._parent_N), new], dim=1)
-            for old, new in zip(self._own[layer], own, strict=True)
+        old_keys, old_values = (old.index_select(0, self._parent_N) for old in self._own[layer])
+        self._own[layer] = (
+            torch.cat([old_keys, keys_NGE[:, None]], dim=1),
+            torch.cat([old_values, values_NGE[:, None]], dim=1),
         )
 
     def attend(
         self, layer: int, queries_NHE: torch.Tensor, scale: float, wanted_P: torch.Tensor | None
     ) -> torch.Tensor:
-        """See `tree_forward.Attention`."""
+        """See `sluice.learner.decoding.forward.Attention`."""
         assert wanted_P is None, "every branch token is wanted"
         keys_BGTE, values_BGTE = self._keys[layer], self._values[layer]
         own_keys_NAGE, own_values_NAGE = self._own[layer]
@@ -339,6 +339,6 @@ class BranchAttention:
         read_BGWQE = read_XME.view(prompts, groups, width, per_group, size)
         own_BGWQA = weights_BGMt[..., longest:].unflatten(2, (width, per_group))
         own_NAGQ1 = own_BGWQA.permute(0, 2, 4, 1, 3).reshape(-1, ancestors, groups, per_group, 1)
-        read_NGQE = (own_NAGQ1 * own_values_NAGE[:, :, :, None]).sum(dim=1)
+        read_NGQE: torch.Tensor = (own_NAGQ1 * own_values_NAGE[:, :, :, None]).sum(dim=1)
         read_NGQE += read_BGWQE.transpose(1, 2).flatten(0, 1)
         return read_NGQE.flatten(1, 2)

@@ -75,15 +75,15 @@ def perturb_totals(
     gap = torch.log(-torch.expm1(shifted - shifted.amax(dim=-1, keepdim=True)))
     difference = largest_BW[..., None] - shifted + gap
     result = largest_BW[..., None] - difference.clamp(min=0) - torch.log1p(torch.exp(-difference.abs()))
-    return result.masked_fill(
-        ~torch.isfinite(totals_BWC), -torch.inf
-    )  # NaN where a whole family is impossible
+    # NaN where a whole family is impossible.
+    return result.masked_fill(~torch.isfinite(totals_BWC), -torch.inf)
 
 
 def log_inclusion(totals: torch.Tensor, kappa: torch.Tensor) -> torch.Tensor:
-    """Log of the chance 1 - exp(-exp(l - kappa)) that a sequence of log-prob l exceeds the threshold kappa.  [paper]
+    """Log of the chance 1 - exp(-exp(l - kappa)) that a sequence of log-prob l exceeds the threshold kappa.
 
-    0 where kappa is -inf: there is no other sequence, so each is certain.
+    The chance is that of Kool et al. 2019. It is 1, and its log 0, where kappa is -inf: there is no other
+    sequence, so each is certain.
     """
     log_rate = totals - kappa
     # Far below zero the chance is exp(l - kappa) to 1e-13, and its complement would round to 1.

@@ -13,19 +13,26 @@ Dimension suffixes: N packed tokens, H query heads, G key-value heads, D hidden 
 tokens.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers import AttentionInterface, PreTrainedModel
+from transformers.models.llama.modeling_llama import (
+    LlamaAttention,
+    LlamaDecoderLayer,
+    LlamaModel,
+    LlamaRMSNorm,
+)
 
 from sluice.catalog.errors import PolicyError
 from sluice.learner.kernels.onednn import onednn_linear
 
+# Decoders of Llama style, whose parts have the same names: the types below say Llama for all of them.
 _LEAN = ("LlamaModel", "MistralModel", "Qwen2Model", "Qwen3Model")
 _ATTENTION = "sluice_tree"
 
@@ -47,15 +54,13 @@ Forward = Callable[[torch.Tensor, torch.Tensor, Attention, torch.Tensor | None],
 
 
 def forward_of(model: PreTrainedModel) -> Forward:
-    """The fastest forward for a causal LM. It reads the model's parameters when it is called, and copies
-    none.
-    """
-    decoder = model.get_decoder()
-    return _Lean(decoder) if _is_lean(decoder) else _General(decoder)
+    """The fastest forward for a causal LM. It reads the parameters when it is called, and copies none."""
+    decoder: PreTrainedModel = model.get_decoder()
+    return _Lean(cast(LlamaModel, decoder)) if _is_lean(decoder) else _General(decoder)
 
 
-def _is_lean(decoder: nn.Module) -> bool:
-    config = decoder.config
+def _is_lean(decoder: PreTrainedModel) -> bool:
+    config: Any = decoder.config  # its fields are those of the architecture
     kinds = getattr(config, "layer_types", None) or ["full_attention"]
     windowed = any(kind != "full_attention" for kind in kinds) or (
         type(decoder).__name__ == "MistralModel" and config.sliding_window is not None
@@ -67,8 +72,9 @@ def _is_lean(decoder: nn.Module) -> bool:
 class _Lean:
     """Llama and Qwen: RMS norm, rotary positions, gated feed-forward."""
 
-    def __init__(self, decoder: nn.Module) -> None:
+    def __init__(self, decoder: LlamaModel) -> None:
         self._decoder = decoder
+        self._layers = cast(Sequence[LlamaDecoderLayer], decoder.layers)
 
     def __call__(
         self,
@@ -80,13 +86,13 @@ class _Lean:
         decoder = self._decoder
         x_ND = decoder.embed_tokens(tokens_N)
         angles = _angles(decoder, x_ND, positions_N)
-        last = len(decoder.layers) - 1
-        for index, layer in enumerate(decoder.layers):
+        last = len(self._layers) - 1
+        for index, layer in enumerate(self._layers):
             attn, chosen_P = layer.self_attn, wanted_P if index == last else None
             queries_NHE, keys_NGE, values_NGE = self._heads_of(index, layer, x_ND, tokens_N, chosen_P)
             attention.keep(index, _rotate(keys_NGE, angles), values_NGE)
             if chosen_P is not None:  # nobody reads the last layer's output at the other tokens
-                x_ND, angles = x_ND[chosen_P], tuple(part[chosen_P] for part in angles)
+                x_ND, angles = x_ND[chosen_P], (angles[0][chosen_P], angles[1][chosen_P])
             queries_NHE = _rotate(queries_NHE, angles)
             read_NHE = attention.attend(index, queries_NHE, attn.scaling, chosen_P)
             x_ND = project_tokens(attn.o_proj, read_NHE.flatten(1)).add_(x_ND)
@@ -100,7 +106,7 @@ class _Lean:
     def _heads_of(
         self,
         index: int,
-        layer: nn.Module,
+        layer: LlamaDecoderLayer,
         x_ND: torch.Tensor,
         tokens_N: torch.Tensor,
         chosen_P: torch.Tensor | None,
@@ -123,8 +129,12 @@ class _Lean:
         )
         if not by_token:
             return heads
-        tokens = (tokens_N if chosen_P is None else tokens_N[chosen_P], tokens_N, tokens_N)
-        return tuple(part_VHE.index_select(0, which) for part_VHE, which in zip(heads, tokens, strict=True))
+        queries_VHE, keys_VGE, values_VGE = heads
+        return (
+            queries_VHE.index_select(0, tokens_N if chosen_P is None else tokens_N[chosen_P]),
+            keys_VGE.index_select(0, tokens_N),
+            values_VGE.index_select(0, tokens_N),
+        )
 
 
 def project_tokens(module: nn.Module, x: torch.Tensor, rows: slice = slice(None)) -> torch.Tensor:
@@ -133,29 +143,31 @@ def project_tokens(module: nn.Module, x: torch.Tensor, rows: slice = slice(None)
     In float32 on a CPU plain linear layers are computed by oneDNN (`sluice.learner.kernels.onednn`).
     """
     if type(module) is not nn.Linear:  # adapted by peft, for example
-        return module(x)[..., rows]
+        projected: torch.Tensor = module(x)
+        return projected[..., rows]
     weight, bias = module.weight[rows], None if module.bias is None else module.bias[rows]
     return onednn_linear(x, weight, bias)
 
 
-def _norm(norm: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def _norm(norm: LlamaRMSNorm, x: torch.Tensor) -> torch.Tensor:
     """transformers' RMS norm; torch, too, computes it in float32 whatever the model's type."""
     if x.dtype in (torch.bfloat16, torch.float16):  # rounded before it is weighted, as transformers does
         return norm.weight * F.rms_norm(x, norm.weight.shape, None, norm.variance_epsilon)
     if x.device.type == "cpu":  # torch takes half as many passes again
-        inverse = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1])
+        length: torch.Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        inverse = length.square_().div_(x.shape[-1])
         return (x * inverse.add_(norm.variance_epsilon).rsqrt_()).mul_(norm.weight)
     return F.rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)
 
 
-def _heads(attn: nn.Module, projected: torch.Tensor, norm: str) -> torch.Tensor:
+def _heads(attn: LlamaAttention, projected: torch.Tensor, norm: str) -> torch.Tensor:
     """Split into heads; Qwen3 norms each head."""
-    heads = projected.unflatten(-1, (-1, attn.head_dim))
+    heads: torch.Tensor = projected.unflatten(-1, (-1, attn.head_dim))
     return _norm(getattr(attn, norm), heads) if hasattr(attn, norm) else heads
 
 
 def _angles(
-    decoder: nn.Module, x_ND: torch.Tensor, positions_N: torch.Tensor
+    decoder: LlamaModel, x_ND: torch.Tensor, positions_N: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Cosines, and sines of which the first half is negative, `[N, H, E]`."""
     cos_NE, sin_NE = (part[0] for part in decoder.rotary_emb(x_ND, position_ids=positions_N[None]))
@@ -176,7 +188,7 @@ def _rotate(x_NHE: torch.Tensor, angles: tuple[torch.Tensor, torch.Tensor]) -> t
 class _General:
     """Any causal LM whose attention goes through transformers' attention interface."""
 
-    def __init__(self, decoder: nn.Module) -> None:
+    def __init__(self, decoder: PreTrainedModel) -> None:
         self._decoder = decoder
 
     def __call__(
@@ -186,20 +198,19 @@ class _General:
         attention: Attention,
         wanted_P: torch.Tensor | None,
     ) -> torch.Tensor:
-        with _in_place_of_its_own(self._decoder, attention) as called:
-            hidden_ND = self._decoder(
+        with _attending_through(attention, self._decoder) as attended:
+            hidden_ND: torch.Tensor = self._decoder(
                 input_ids=tokens_N[None],
                 position_ids=positions_N[None],
                 # Four dimensions tell transformers that the mask is complete; ours is inside the attention.
                 attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=tokens_N.device),
                 use_cache=False,
             ).last_hidden_state[0]
-        if sorted(called) != list(range(self._decoder.config.num_hidden_layers)):
+        if sorted(attended) != list(range(self._decoder.config.num_hidden_layers)):
             raise PolicyError(
-                f"{type(self._decoder).__name__} does not send every layer's attention through transformers' "
-                f"attention "
-                "interface, which tree decoding needs; use a model that does (Llama, Qwen, GPT-2, Phi, ... "
-                "style)"
+                f"{type(self._decoder).__name__} does not send every layer's attention through "
+                "transformers' attention interface, which tree decoding needs: use a model that does, such "
+                "as one of Llama, Qwen, GPT-2 or Phi style"
             )
         return hidden_ND if wanted_P is None else hidden_ND[wanted_P]
 
@@ -222,26 +233,28 @@ def _dispatch(
     if sliding_window is not None or softcap is not None:
         raise PolicyError(
             f"{type(module).__name__} has sliding-window or soft-capped attention, which tree decoding does "
-            f"not compute"
+            "not compute: use a model without it"
         )
-    attention, called = _running[-1]
-    called.append(module.layer_idx)
-    attention.keep(module.layer_idx, key[0].transpose(0, 1), value[0].transpose(0, 1))
+    attention, attended = _running[-1]
+    layer = cast(int, module.layer_idx)
+    attended.append(layer)
+    attention.keep(layer, key[0].transpose(0, 1), value[0].transpose(0, 1))
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return attention.attend(module.layer_idx, query[0].transpose(0, 1), scale, None)[None], None
+    return attention.attend(layer, query[0].transpose(0, 1), scale, None)[None], None
 
 
 AttentionInterface.register(_ATTENTION, _dispatch)
 
 
 @contextmanager
-def _in_place_of_its_own(decoder: nn.Module, attention: Attention):
+def _attending_through(attention: Attention, decoder: PreTrainedModel) -> Iterator[list[int]]:
     """While the context lasts, the decoder's layers attend through `attention`; gives the layers that did."""
-    config, own, called = decoder.config, decoder.config._attn_implementation, []
+    attended: list[int] = []
+    config, own = decoder.config, decoder.config._attn_implementation
     config._attn_implementation = _ATTENTION
-    _running.append((attention, called))
+    _running.append((attention, attended))
     try:
-        yield called
+        yield attended
     finally:
         _running.pop()
         config._attn_implementation = own

@@ -50,7 +50,8 @@ class Candidates:
     @property
     def log_probs_BW(self) -> np.ndarray:
         """float32 nats, summed over the L tokens."""
-        return self.log_probs_BWL.sum(axis=2)
+        total_BW: np.ndarray = self.log_probs_BWL.sum(axis=2)
+        return total_BW
 
 
 class TreeDecoder:
@@ -169,10 +170,10 @@ class TreeDecoder:
     ) -> Candidates:
         """K distinct candidates of each prompt, sampled without replacement, in the order of drawing.
 
-        Stochastic beam search (Kool et al. 2019, arXiv 1903.06059): beams by Gumbel-perturbed log-probs. With kappa the
-        (K+1)-th largest, a candidate of log-prob l had the chance 1 - exp(-exp(l - kappa)) of being among the K, by
-        which a sum over them is weighted to be unbiased.  [paper] The root's value is drawn, too: a constant gives the
-        same samples but a kappa that makes that estimator biased.
+        Stochastic beam search (Kool et al. 2019, arXiv 1903.06059): beams by Gumbel-perturbed log-probs. With
+        kappa the (K+1)-th largest, a candidate of log-prob l had the chance 1 - exp(-exp(l - kappa)) of being
+        among the K. A sum over them, weighted by the inverse of that chance, is unbiased.  [paper] The root's
+        value is drawn too: a constant gives the same samples, but a kappa that makes the estimator biased.
 
         Args:
             prefix: of `prefill_histories`; it can be used again afterwards.
@@ -217,8 +218,9 @@ class _Tree:
             raise ValueError("items can be excluded from constrained decoding only")
         self._decoder, self._prefix, self._constrained = decoder, prefix, constrained
         self._trie, device = decoder.catalogue, prefix.lengths_B.device
-        some = excluded is not None and any(len(items) for items in excluded)
-        self._exclusions = self._trie.exclusions(excluded) if some else None
+        self._exclusions = None
+        if excluded is not None and any(len(items) for items in excluded):
+            self._exclusions = self._trie.exclusions(excluded)
         self._attention = BranchAttention(prefix.keys, prefix.values, prefix.lengths_B)
         self._hidden_BWD = prefix.hidden_BD[:, None]
         self._node_BW = torch.zeros(len(prefix.lengths_B), 1, dtype=torch.int64, device=device)

@@ -68,7 +68,8 @@ class ItemKNN:
         query = sp.csr_matrix(
             (weights.astype(np.float32), (rows, columns)), shape=(len(recent), len(self._prior))
         )
-        return (query @ self._similarity).toarray() + self._prior
+        scores: np.ndarray = (query @ self._similarity).toarray() + self._prior
+        return scores
 
 
 def _count(dataset: Dataset, window: int) -> CoOccurrence:

@@ -33,8 +33,13 @@ class ShardedScorer(nn.Module):
 
     def forward(self, *inputs: object) -> BranchScores:
         """The scorer's scores, none of them a view of another: hooks of the backward hang on each."""
-        scores = self.scorer(*inputs)
-        return type(scores)(*(part if part is None else part.clone() for part in scores))
+        scores: BranchScores = self.scorer(*inputs)
+        return BranchScores(
+            scores.log_probs_BSL.clone(),
+            scores.target_log_probs_BL.clone(),
+            scores.entropy_BSL.clone(),
+            None if scores.values_BSL is None else scores.values_BSL.clone(),
+        )
 
     def run(self, function: Callable[[], Result]) -> Result:
         """Call `function`, which may call any part of the model. All workers call it together, and each has
@@ -54,8 +59,7 @@ def shard_scorer(scorer: BranchScorer, device: torch.device) -> ShardedScorer:
     if not isinstance(layers, nn.ModuleList):
         raise PolicyError(
             f"{type(scorer.model).__name__} cannot be sharded: its decoder has no list of layers named "
-            f"`layers`; set "
-            "learner.sharding to ddp"
+            "`layers`; set learner.sharding to ddp"
         )
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     root = ShardedScorer(scorer)

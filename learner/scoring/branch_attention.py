@@ -120,7 +120,7 @@ def attend_row(
     query_1HMd, key_1GNd = query_1HMd.to(value_1GNd.dtype), key_1GNd.to(value_1GNd.dtype)
     scale = query_1HMd.shape[-1] ** -0.5 if scaling is None else scaling
     if query_1HMd.device.type == "cpu" and dropout == 0.0 and packed_row.fed > 0:
-        return MergedAttention.apply(query_1HMd, key_1GNd, value_1GNd, packed_row, scale), None
+        return merged_attention(query_1HMd, key_1GNd, value_1GNd, packed_row, scale), None
     return masked_attention(query_1HMd, key_1GNd, value_1GNd, packed_row, scale, dropout), None
 
 
@@ -129,13 +129,10 @@ AttentionInterface.register(NAME, attend_row)
 
 @dataclass(frozen=True, kw_only=True)
 class _Blocks:
-    """One block per prompt, all of the same size: where the history tokens go, and which keys there are to
-    see.
-    """
+    """One block per prompt, all of one size: where the history tokens go, and which keys there are."""
 
-    longest: (
-        int  # T; with the R branch tokens of a prompt a multiple of 8, as the kernels that take masks want it
-    )
+    # T; with the R branch tokens of a prompt a multiple of 8, as the kernels that take masks want it
+    longest: int
     place_n: torch.Tensor  # of each history token among the B*T
     real_B11T: torch.Tensor  # bool: there is a history token
     seen_B1RX: torch.Tensor  # bool: which of the X = T + R keys each branch token sees
@@ -144,7 +141,8 @@ class _Blocks:
         """The history tokens in their blocks, `[B, H, T, d]`, zeros behind each history."""
         blocks = part_nHd.new_zeros(len(self.real_B11T) * self.longest, *part_nHd.shape[1:])
         blocks = blocks.index_copy(0, self.place_n, part_nHd)
-        return blocks.unflatten(0, (-1, self.longest)).transpose(1, 2)
+        blocks_BTHd: torch.Tensor = blocks.unflatten(0, (-1, self.longest))
+        return blocks_BTHd.transpose(1, 2)
 
 
 @lru_cache(maxsize=4)  # the layers of a forward ask for the same
@@ -165,6 +163,17 @@ def _blocks(lengths: tuple[int, ...], branches: int, fed: int, device: torch.dev
     return _Blocks(
         longest=longest, place_n=place_n, real_B11T=real_BT[:, None, None], seen_B1RX=seen_BRX[:, None]
     )
+
+
+def merged_attention(
+    query_1HMd: torch.Tensor, key_1HNd: torch.Tensor, value_1HNd: torch.Tensor, row: PackedRow, scale: float
+) -> torch.Tensor:
+    """The attention of a packed row whose branches have tokens, `[1, M, H, d]`: `MergedAttention`."""
+    # torch leaves `apply` untyped.
+    output_1MHd: torch.Tensor = MergedAttention.apply(  # type: ignore[no-untyped-call]
+        query_1HMd, key_1HNd, value_1HNd, row, scale
+    )
+    return output_1MHd
 
 
 def masked_attention(

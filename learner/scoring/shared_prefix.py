@@ -27,7 +27,7 @@ from transformers import PreTrainedModel
 from sluice.learner.batches.batch import to_device
 from sluice.learner.scoring.branch_attention import PackedRow
 from sluice.learner.scoring.packed_forward import packed_forward
-from sluice.learner.scoring.token_log_probs import TokenLogProbs
+from sluice.learner.scoring.token_log_probs import token_log_probs
 
 Lengths = Sequence[int] | torch.Tensor
 
@@ -35,26 +35,27 @@ Lengths = Sequence[int] | torch.Tensor
 class BranchScores(NamedTuple):
     """What one forward says of the branches of every prompt."""
 
-    log_probs_BSL: (
-        torch.Tensor
-    )  # nats under the rollouts' distribution (temperature, allowed tokens); -inf: not allowed
-    target_log_probs_BL: (
-        torch.Tensor
-    )  # nats of branch 0 under the plain policy: temperature 1, whole vocabulary
-    entropy_BSL: torch.Tensor  # nats, of the rollouts' distribution before each token; carries no gradient
-    values_BSL: torch.Tensor | None = (
-        None  # of the value head, of the state before each token; None without a head
-    )
+    # nats under the rollouts' distribution (temperature, allowed tokens); -inf: not allowed
+    log_probs_BSL: torch.Tensor
+    # nats of branch 0 under the plain policy: temperature 1, whole vocabulary
+    target_log_probs_BL: torch.Tensor
+    # nats, of the rollouts' distribution before each token; carries no gradient
+    entropy_BSL: torch.Tensor
+    # of the value head, of the state before each token; None without a head
+    values_BSL: torch.Tensor | None = None
 
     def detach(self) -> "BranchScores":
         """The same numbers without their gradients."""
-        return BranchScores(*(None if part is None else part.detach() for part in self))
+        return BranchScores(
+            self.log_probs_BSL.detach(),
+            self.target_log_probs_BL.detach(),
+            self.entropy_BSL.detach(),
+            None if self.values_BSL is None else self.values_BSL.detach(),
+        )
 
 
 class BranchScorer(nn.Module):
-    """`branch_log_probs` as a module, so that what wraps it (DDP, FSDP) sees the forward and synchronises
-    gradients.
-    """
+    """`branch_log_probs` as a module: what wraps it (DDP, FSDP) sees the forward, and syncs gradients."""
 
     def __init__(self, model: PreTrainedModel, value_head: nn.Module | None = None) -> None:
         """Score with `model` and `value_head`, whose parameters become this module's."""
@@ -170,7 +171,7 @@ def _score(
     if temperature != 1.0:
         logits_NV = logits_NV / temperature
     if allowed is None:
-        log_probs, entropy_N = TokenLogProbs.apply(logits_NV, rows, tokens)
+        log_probs, entropy_N = token_log_probs(logits_NV, rows, tokens)
         return log_probs, entropy_N[rows]
     possible = allowed.gather(-1, tokens[..., None])[..., 0]
     # The lowest finite number, not -inf: a row whose token is not allowed may allow nothing at all, which
@@ -178,7 +179,7 @@ def _score(
     lowest = torch.finfo(logits_NV.dtype).min
     logits_PV = logits_NV[rows.flatten()].masked_fill(~allowed.flatten(0, -2), lowest)
     own_rows = torch.arange(rows.numel(), device=rows.device).view(rows.shape)
-    log_probs, entropy_P = TokenLogProbs.apply(logits_PV, own_rows, tokens)
+    log_probs, entropy_P = token_log_probs(logits_PV, own_rows, tokens)
     return torch.where(possible, log_probs, -torch.inf), entropy_P.view(tokens.shape)
 
 

@@ -1,7 +1,8 @@
-"""Log-probs of a few tokens of many distributions, and the distributions' entropies, in one pass over the
-logits.
+"""Log-probs of a few tokens of many distributions, and the entropies of these, in one pass over the logits.
 
-    log p(v) = x_v - log sum_u exp x_u        H = - sum_v p(v) log p(v)        d log p(v) / d x_u = [u = v] - p(u)
+    log p(v) = x_v - log sum_u exp x_u
+    entropy = - sum_v p(v) log p(v)
+    d log p(v) / d x_u = [u = v] - p(u)
 
 Autograd through log_softmax and gather would keep the log-probs, make a second full-size tensor for the
 gather's gradient and a third for the softmax's; here the probabilities are kept, for the gradient and the
@@ -11,6 +12,17 @@ entropy alike.
 from typing import Any
 
 import torch
+
+
+def token_log_probs(
+    logits_NV: torch.Tensor, rows: torch.Tensor, tokens: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-probs of tokens and the entropies of their distributions: `TokenLogProbs.forward`."""
+    # torch leaves `apply` untyped.
+    outputs: tuple[torch.Tensor, torch.Tensor] = TokenLogProbs.apply(  # type: ignore[no-untyped-call]
+        logits_NV, rows, tokens
+    )
+    return outputs
 
 
 class TokenLogProbs(torch.autograd.Function):

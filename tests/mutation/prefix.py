@@ -53,11 +53,11 @@ _FORWARD = (
     ('getattr(attention, "q_norm", None)', "None"),
     ('getattr(attention, "k_norm", None)', "None"),
     (
-        "attention.attention_dropout if layer.training else 0.0",
-        "0.0 if layer.training else attention.attention_dropout",
+        "float(attention.attention_dropout or 0.0) if layer.training else 0.0",
+        "0.0 if layer.training else float(attention.attention_dropout or 0.0)",
     ),
     ("hidden_1ND[:, rows_M] + attention", "normed_1ND[:, rows_M] + attention"),
-    ("return hidden_1MD + layer", "return layer"),
+    ("return hidden_1MD + fed", "return fed"),
     ("layer.post_attention_layernorm(hidden_1MD)", "layer.input_layernorm(hidden_1MD)"),
 )
 
@@ -131,14 +131,14 @@ _LINEAR = (
     ("return _product(x, weight, bias)", "return _product(x, weight, None)"),
     ('return "bf16" if exact else "ieee"', 'return "bf16"'),
     (
-        "            if not self._inside:\n                torch",
-        "            if True:\n                torch",
+        "            if not self._inside:\n                _matmul",
+        "            if True:\n                _matmul",
     ),
     (
-        "            if not self._inside:\n                wanted",
-        "            if True:\n                wanted",
+        "            if not self._inside:\n                precision",
+        "            if True:\n                precision",
     ),
-    ("matmul.fp32_precision = wanted\n", "matmul.fp32_precision\n"),
+    ("fp32_precision = precision\n", "fp32_precision\n"),
 )
 
 PREFIX_MUTANTS = (
