@@ -45,12 +45,7 @@ def build_arrays(item_tokens: np.ndarray, retired: np.ndarray) -> dict[str, np.n
     width = high - low + 1
     order, columns = _sorted(item_tokens, low, width, parts)
     opens = _openings(columns)
-    if len(opens[-1]) < rows:
-        twin = int(np.setdiff1d(np.arange(rows), opens[-1])[0])
-        raise DataError(
-            f"items in rows {order[twin - 1]} and {order[twin]} have the same semantic ID; "
-            "every item needs its own"
-        )
+    _refuse_twins(order, opens[-1])
     if not live.all():
         keep = live[order]
         order, columns = order[keep], [column[keep] for column in columns]
@@ -67,11 +62,11 @@ def build_arrays(item_tokens: np.ndarray, retired: np.ndarray) -> dict[str, np.n
     most_children = np.empty(levels, dtype=np.int64)
     bits, bits_start = [np.empty(0, dtype=np.uint8)], np.full(levels, -1)
     for level in range(levels):
-        own, below = slice(*depth_start[level : level + 2]), slice(*depth_start[level + 1 : level + 3])
+        parents, children = slice(*depth_start[level : level + 2]), slice(*depth_start[level + 1 : level + 3])
         codes = columns[level][opens[level + 1]]
-        token[below] = codes + low[level]
-        first_child[own] = depth_start[level + 1] + np.searchsorted(opens[level + 1], opens[level])
-        counts = np.diff(np.append(first_child[own], depth_start[level + 2]))
+        token[children] = codes + low[level]
+        first_child[parents] = depth_start[level + 1] + np.searchsorted(opens[level + 1], opens[level])
+        counts = np.diff(np.append(first_child[parents], depth_start[level + 2]))
         most_children[level] = counts.max()
         row_bytes = bits_row_bytes(int(width[level]))
         if len(counts) * row_bytes <= _TOKEN_BYTES * len(codes):
@@ -89,6 +84,16 @@ def build_arrays(item_tokens: np.ndarray, retired: np.ndarray) -> dict[str, np.n
         "bits": np.concatenate(bits),
         "bits_start": bits_start.astype(np.int64),
     }
+
+
+def _refuse_twins(order: np.ndarray, distinct: np.ndarray) -> None:
+    """Raise DataError when some place in `order` is not among the `distinct` ones, which open a new leaf."""
+    if len(distinct) < len(order):
+        twin = int(np.setdiff1d(np.arange(len(order)), distinct)[0])
+        raise DataError(
+            f"items in rows {order[twin - 1]} and {order[twin]} have the same semantic ID; "
+            "every item needs its own"
+        )
 
 
 def _parts(rows: int) -> list[slice]:

@@ -1,6 +1,7 @@
 """Draws from next-token distributions, as pure functions of log-probs and given random numbers.
 
-Dimension suffixes: B prompts, W branches of a prompt, K candidates of a prompt, C tokens to choose from.
+Dimension suffixes: B prompts, W branches of a prompt, K candidates of a prompt, C tokens to choose from,
+X = B * K.
 """
 
 from collections.abc import Sequence
@@ -42,8 +43,8 @@ def draw_codes(log_p_BWC: torch.Tensor, branch_BK: torch.Tensor, uniforms_BK: to
         return torch.searchsorted(shares_BWC[:, 0], target_BK, right=True)
     prompts, width, _ = shares_BWC.shape
     row_BK = torch.arange(prompts, device=branch_BK.device)[:, None] * width + branch_BK
-    shares_NC = shares_BWC.flatten(0, 1).index_select(0, row_BK.flatten())
-    return torch.searchsorted(shares_NC, target_BK.flatten()[:, None], right=True).view_as(branch_BK)
+    shares_XC = shares_BWC.flatten(0, 1).index_select(0, row_BK.flatten())
+    return torch.searchsorted(shares_XC, target_BK.flatten()[:, None], right=True).view_as(branch_BK)
 
 
 def distinct_values(values_BK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -93,5 +94,5 @@ def log_inclusion(totals: torch.Tensor, kappa: torch.Tensor) -> torch.Tensor:
 
 
 def random_streams(keys: Sequence[bytes]) -> list[np.random.Generator]:
-    """Random numbers of each 16-byte key, whatever the other keys are."""
+    """A stream of random numbers for each 16-byte key, whatever the other keys are."""
     return [np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little"))) for key in keys]

@@ -49,7 +49,7 @@ def prefix_bytes(model: PreTrainedModel, tokens: int, stride: int) -> int:
 
 
 def _start_bytes(tokens: int, stride: int) -> int:
-    """Of each start its last item and the number of the start before."""
+    """Bytes of each start's last item and of the number of the start before."""
     starts = _starts(tokens, stride)
     return _TOKEN_BYTES * (len(starts) + starts[-1]) if starts else 0
 
@@ -187,14 +187,14 @@ def prefill_histories(
     geometry = RowGeometry(
         known_R=known_R, lengths_R=_filled(known_R, lengths_R) if device.type == "cpu" else lengths_R
     )
-    row_N, position_N = geometry.packed()
+    row_P, position_P = geometry.packed()
     end_B = lengths_B - 1
     attention = HistoryAttention(geometry, known, (row_B, end_B), device)
-    first_R = np.searchsorted(row_N, np.arange(len(rows)))
-    wanted_B = torch.from_numpy(first_R[row_B] + end_B - geometry.known_R[row_B])
-    tokens_N = torch.from_numpy(history_BT[prompt_R[row_N], position_N])
+    first_R = np.searchsorted(row_P, np.arange(len(rows)))
+    predicting_B = torch.from_numpy(first_R[row_B] + end_B - geometry.known_R[row_B])
+    tokens_P = torch.from_numpy(history_BT[prompt_R[row_P], position_P])
     hidden_BD = forward(
-        tokens_N.to(device), torch.from_numpy(position_N).to(device), attention, wanted_B.to(device)
+        tokens_P.to(device), torch.from_numpy(position_P).to(device), attention, predicting_B.to(device)
     )
     if cache is not None:
         cache.add(rows, attention.keys, attention.values)

@@ -170,10 +170,10 @@ class TreeDecoder:
     ) -> Candidates:
         """K distinct candidates of each prompt, sampled without replacement, in the order of drawing.
 
-        Stochastic beam search (Kool et al. 2019, arXiv 1903.06059): beams by Gumbel-perturbed log-probs. With
-        kappa the (K+1)-th largest, a candidate of log-prob l had the chance 1 - exp(-exp(l - kappa)) of being
-        among the K. A sum over them, weighted by the inverse of that chance, is unbiased.  [paper] The root's
-        value is drawn too: a constant gives the same samples, but a kappa that makes the estimator biased.
+        Stochastic beam search (Kool et al. 2019, arXiv 1903.06059): beams by Gumbel-perturbed log-probs. With kappa the
+        (K+1)-th largest, a candidate of log-prob l had the chance 1 - exp(-exp(l - kappa)) of being among the K, by
+        which a sum over them is weighted to be unbiased.  [paper] The root's value is drawn, too: a constant gives the
+        same samples but a kappa that makes that estimator biased.
 
         Args:
             prefix: of `prefill_histories`; it can be used again afterwards.

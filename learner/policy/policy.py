@@ -214,8 +214,7 @@ def _fresh_tokenizer(level_sizes: tuple[int, ...]) -> PreTrainedTokenizerFast:
 
 @torch.no_grad()
 def _grow_embeddings(model: PreTrainedModel, known: int, needed: int, seed: int) -> None:
-    """Make room for tokens `known..needed-1` and draw their embeddings around those of the tokens before
-    them.
+    """Make room for tokens `known..needed-1` and draw their embeddings around those of the tokens before.
 
     Many bases have more embeddings than tokens; those spare rows are untrained, so they are drawn like new
     ones.
@@ -241,8 +240,9 @@ def _weight_of(embedding: nn.Module) -> torch.Tensor:
 
 @torch.no_grad()
 def _check_shared_prefix(model: PreTrainedModel, layout: TokenLayout, directory: str | Path) -> None:
-    """Refuse an architecture that does not honour the masks and positions of `shared_prefix`, or has no
-    linear head.
+    """Refuse an architecture that does not honour the masks and positions of shared prefixes, or its head.
+
+    Branches that are scored behind a shared history must have the log-probs of the same rows alone.
     """
     first_L = torch.tensor(layout.level_offsets)
     branches_SL = torch.stack([first_L, first_L + torch.tensor(layout.level_sizes) - 1])

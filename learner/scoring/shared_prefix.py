@@ -15,6 +15,9 @@ branch; `policy.py` checks that of every policy it loads.
 
 The output embedding is applied only where a token is predicted: once at the end of the history, whose
 distribution all branches share, and at every branch token.
+
+Dimension suffixes as in `sluice.learner.batches.batch` and `sluice.learner.scoring.branch_attention`, and
+D model width, N distributions to look tokens up in, Y distributions over the tokens allowed.
 """
 
 from collections.abc import Sequence
@@ -138,15 +141,15 @@ def _hidden_states(
     places_BT = torch.arange(history_BT.shape[1]).expand(prompts, -1)
     real_BT = places_BT < lengths_B[:, None]
     branch_positions_BSF = (lengths_B[:, None, None] + torch.arange(fed)).expand(-1, branches, -1)
-    real_H, positions_N = (
+    real_n, positions_P = (
         to_device(part, history_BT.device)
         for part in (
             real_BT.flatten().nonzero()[:, 0],
             torch.cat([places_BT[real_BT], branch_positions_BSF.flatten()]),
         )
     )
-    tokens_N = torch.cat([history_BT.flatten()[real_H], fed_BSF.flatten()])
-    return packed_forward(model, tokens_N, positions_N, row)
+    tokens_P = torch.cat([history_BT.flatten()[real_n], fed_BSF.flatten()])
+    return packed_forward(model, tokens_P, positions_P, row)
 
 
 def _predicting_rows(prompts: int, branches: int, levels: int, device: torch.device) -> torch.Tensor:
@@ -177,10 +180,10 @@ def _score(
     # The lowest finite number, not -inf: a row whose token is not allowed may allow nothing at all, which
     # would be 0/0.
     lowest = torch.finfo(logits_NV.dtype).min
-    logits_PV = logits_NV[rows.flatten()].masked_fill(~allowed.flatten(0, -2), lowest)
+    logits_YV = logits_NV[rows.flatten()].masked_fill(~allowed.flatten(0, -2), lowest)
     own_rows = torch.arange(rows.numel(), device=rows.device).view(rows.shape)
-    log_probs, entropy_P = token_log_probs(logits_PV, own_rows, tokens)
-    return torch.where(possible, log_probs, -torch.inf), entropy_P.view(tokens.shape)
+    log_probs, entropy_Y = token_log_probs(logits_YV, own_rows, tokens)
+    return torch.where(possible, log_probs, -torch.inf), entropy_Y.view(tokens.shape)
 
 
 def _full_precision(logits: torch.Tensor) -> torch.Tensor:

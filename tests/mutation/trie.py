@@ -12,7 +12,7 @@ _IN_VOCABULARY = ("catalog/trie/test_vocabulary.py",)
 
 _BUILD = (
     ("live[retired] = False", "pass", _IN_VOCABULARY),
-    ("if len(opens[-1]) < rows:", "if False:", ("catalog/trie/test_trie.py",)),
+    ("if len(distinct) < len(order):", "if False:", ("catalog/trie/test_trie.py",)),
     ("    own <<= row_bits\n", "", _IN_TRIE),
     ("own |= tokens[part, level] - low[level]", "own |= tokens[part, level]", _IN_TRIE),
     ("keys.partition(", "len(", _IN_TENSORS),
