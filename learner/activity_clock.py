@@ -11,8 +11,8 @@ WAIT = "wait_"
 class ActivityClock:
     """The seconds that each activity of a component took.
 
-    There is one activity at a time, so the seconds of all add up to the time since the clock was made. A clock
-    belongs to one thread, or to one chain of coroutines.
+    There is one activity at a time, so the seconds of all add up to the time since the clock was made. A
+    clock belongs to one thread, or to one chain of coroutines.
 
     Example:
         >>> now_s = iter([0.0, 2.0, 5.0, 6.0])

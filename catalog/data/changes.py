@@ -37,8 +37,10 @@ class ItemRow:
 
 
 def read_item_rows(path: Path, *, codes: bool) -> list[ItemRow]:
-    """The rows of a file with a column `item_id`, and with `codes` a column of that name too: a list, or text
-    with numbers in it.
+    """The rows of a file of items to add or to retire.
+
+    The file has a column `item_id`. With `codes` it has a column of that name too: a list, or text with
+    numbers in it.
 
     Raises:
         DataError: the file cannot be read, lacks a column, or a row has no id, an id twice or no codes.
@@ -69,8 +71,12 @@ class ChangingCatalogue:
     def __init__(
         self, item_ids: Callable[[], Sequence[str]], vocabulary: Vocabulary, directory: Path
     ) -> None:
-        """`vocabulary` is version 0, of the data set with these `item_ids`, which are asked for with the
-        first change; `directory` need not be there yet.
+        """The catalogue as the data set has it, with the changes to come in `directory`.
+
+        Args:
+            item_ids: gives the data set's item ids `[N]`; called at the first change.
+            vocabulary: version 0, of that data set.
+            directory: of the changes; it need not be there yet.
         """
         self._item_ids, self._directory = item_ids, directory
         self.vocabulary = vocabulary

@@ -206,8 +206,9 @@ class _Judge:
 
 
 def as_text(values: pa.Array) -> pa.Array:
-    """Any scalar column as text; whole floats lose their `.0`, so that an id reads the same from every file
-    type.
+    """Any scalar column as text.
+
+    Whole floats lose their `.0`, so that an id reads the same from every file type.
     """
     if pa.types.is_dictionary(values.type):
         values = values.dictionary_decode()

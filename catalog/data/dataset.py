@@ -236,9 +236,7 @@ class Dataset:
         return Examples(users=users[chosen], positions=positions[chosen])
 
     def history(self, user: int, position: int, limit: int | None) -> np.ndarray:
-        """int32 item rows, oldest first: the last `limit` before `position` (a view), all of them for
-        None.
-        """
+        """The last `limit` items before `position`, int32 item rows, oldest first (a view); None: all."""
         start = self.offsets[user]
         first = 0 if limit is None else max(0, position - limit)
         return self.sequence[start + first : start + position]

@@ -61,8 +61,9 @@ class TableFile:
 
 @dataclass(frozen=True, kw_only=True)
 class RawBatch:
-    """Some rows of one file, unjudged. `malformed` are rows of a text file with too many or too few
-    fields.
+    """Some rows of one file, unjudged.
+
+    `malformed` are rows of a text file with too many or too few fields.
     """
 
     file: str

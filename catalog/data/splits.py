@@ -61,8 +61,9 @@ def positions_of(offsets: np.ndarray) -> np.ndarray:
 
 
 def find_cuts(chunks: Callable[[], Iterable[np.ndarray]], split: GlobalTime) -> TimeCuts:
-    """The cuts of a global split over timestamps that are too many to hold: `chunks()` streams them anew on
-    every call.
+    """The cuts of a global split over timestamps that are too many to hold.
+
+    `chunks()` streams them, int64 `[any length]` each, anew on every call.
 
     With n timestamps in order, `test_from` is the one at place floor(n * (1 - test_share)) counted from 0,
     `valid_from` the one at floor(n * (1 - test_share - valid_share)); equal timestamps go together, to the
@@ -86,8 +87,9 @@ def find_cuts(chunks: Callable[[], Iterable[np.ndarray]], split: GlobalTime) -> 
 
 
 def _at_place(chunks: Callable[[], Iterable[np.ndarray]], place: int) -> int:
-    """The value at a place of the sorted stream, by histograms of ever narrower ranges: exact, in constant
-    memory.
+    """The value at a place of the sorted stream, exact and in constant memory.
+
+    Histograms of ever narrower ranges find it.
     """
     low = min((int(chunk.min()) for chunk in chunks() if len(chunk)), default=0)
     high = max((int(chunk.max()) for chunk in chunks() if len(chunk)), default=0)

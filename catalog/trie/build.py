@@ -125,8 +125,9 @@ def _extremes(tokens: np.ndarray, parts: list[slice]) -> tuple[np.ndarray, np.nd
 def _sorted(
     tokens: np.ndarray, low: np.ndarray, width: np.ndarray, parts: list[slice]
 ) -> tuple[np.ndarray, list[np.ndarray]]:
-    """int32 `[rows]`: item rows in the order of their tokens, and the codes (tokens less `low`) of each level
-    in it.
+    """Item rows in the order of their tokens, int32 `[rows]`, and in that order the codes of each level.
+
+    A code is a token less the level's `low`.
     """
     rows, levels = tokens.shape
     level_bits = [int(size - 1).bit_length() for size in width]
@@ -141,22 +142,22 @@ def _sorted(
     columns = [np.empty(rows, dtype=np.int32) for _ in range(levels)]
 
     def pack(part: slice) -> None:
-        own = keys[part]
-        own[:] = tokens[part, 0] - low[0]
+        packed = keys[part]
+        packed[:] = tokens[part, 0] - low[0]
         for level in range(1, levels):
-            own <<= level_bits[level]
-            own |= tokens[part, level] - low[level]
-        own <<= row_bits
-        own |= np.arange(part.start, part.stop)
+            packed <<= level_bits[level]
+            packed |= tokens[part, level] - low[level]
+        packed <<= row_bits
+        packed |= np.arange(part.start, part.stop)
 
     def sort_and_unpack(part: slice) -> None:
-        own = keys[part]
-        own.sort()
-        np.bitwise_and(own, (1 << row_bits) - 1, out=order[part], casting="unsafe")
-        own >>= row_bits
+        packed = keys[part]
+        packed.sort()
+        np.bitwise_and(packed, (1 << row_bits) - 1, out=order[part], casting="unsafe")
+        packed >>= row_bits
         for level in reversed(range(levels)):
-            np.bitwise_and(own, (1 << level_bits[level]) - 1, out=columns[level][part], casting="unsafe")
-            own >>= level_bits[level]
+            np.bitwise_and(packed, (1 << level_bits[level]) - 1, out=columns[level][part], casting="unsafe")
+            packed >>= level_bits[level]
 
     _in_parallel(pack, parts)
     if len(parts) > 1:
@@ -190,8 +191,9 @@ def _openings(columns: list[np.ndarray]) -> list[np.ndarray]:
 
 
 def _bits(codes: np.ndarray, counts: np.ndarray, row_bytes: int) -> np.ndarray:
-    """uint8 `[nodes * row_bytes]`: bit `code` of each node's row is set for each of its `counts` children's
-    codes.
+    """The bits of a level, uint8 `[nodes * row_bytes]`: in a node's row those of its children's codes.
+
+    `codes` are those of all children, node by node; `counts` says how many each node has.
     """
     place = np.repeat(np.arange(len(counts)) * row_bytes, counts) + (codes >> 3)
     first = np.flatnonzero(np.append(True, place[1:] != place[:-1]))

@@ -52,10 +52,10 @@ class TrieTensors:
         exclusions: Exclusions | None = None,
         requests: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """bool `[R, width[level]]`: which tokens from `token_low[level]` on may follow nodes `[R]` of depth
-        `level`.
+        """Which tokens may follow nodes `[R]` of depth `level`, bool `[R, width[level]]`.
 
-        All tensors are int64 and on this device. `requests` `[R]` are those of `exclusions`.
+        The first column is the token `token_low[level]`. All tensors are int64 and on this device. `requests`
+        `[R]` are those of `exclusions`.
         """
         return self._follow(self._allowed, level, nodes, exclusions, requests)
 

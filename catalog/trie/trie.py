@@ -64,9 +64,7 @@ class Trie(TrieArrays):
         return int(self.first_child[node + 1] - self.first_child[node])
 
     def walk(self, tokens: np.ndarray) -> np.ndarray:
-        """Nodes `[..., L + 1]` along token sequences `[..., L]`, root first; DEAD once a sequence leaves the
-        trie.
-        """
+        """Nodes `[..., L + 1]` along token sequences `[..., L]`, root first; DEAD from where one leaves."""
         path = [np.zeros(tokens.shape[:-1], dtype=np.int32)]
         for level in range(tokens.shape[-1]):
             path.append(self.step(path[-1], tokens[..., level]))
@@ -81,9 +79,9 @@ class Trie(TrieArrays):
     def mask(
         self, nodes: np.ndarray, exclusions: Exclusions | None = None, requests: np.ndarray | None = None
     ) -> np.ndarray:
-        """Allowed next tokens, bool `[R, vocab_size]`, for nodes `[R]`; nothing is allowed at a leaf or off
-        the trie.
+        """Allowed next tokens, bool `[R, vocab_size]`, for nodes `[R]`.
 
-        `requests` `[R]` says which request of `exclusions` each node belongs to.
+        Nothing is allowed at a leaf or off the trie. `requests` `[R]` says which request of `exclusions` each
+        node belongs to.
         """
         return self.host.mask(nodes, exclusions, requests).numpy()

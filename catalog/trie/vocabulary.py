@@ -33,8 +33,9 @@ class Vocabulary:
     def of(
         cls, codes: np.ndarray, layout: TokenLayout, *, version: int = 0, retired: np.ndarray = _NONE
     ) -> "Vocabulary":
-        """Lay the codes `[N, L]` of a catalogue out in a policy's tokens; item rows in `retired` can't be
-        generated.
+        """Lay the codes `[N, L]` of a catalogue out in a policy's tokens.
+
+        Item rows in `retired` can't be generated.
 
         Raises:
             PolicyError: the catalogue has more levels or more codes per level than the policy has tokens for.
@@ -74,8 +75,10 @@ class Vocabulary:
         return np.flatnonzero(self.trie.item_leaf < 0)
 
     def changed(self, *, new_codes: np.ndarray | None = None, retire: np.ndarray = _NONE) -> "Vocabulary":
-        """The next version: items with `new_codes` `[n, L]` as further rows, and the item rows in `retire`
-        gone.
+        """The next version of the catalogue.
+
+        Items with `new_codes` `[n, L]` come as further rows; the item rows in `retire` can't be generated any
+        more.
 
         Raises:
             PolicyError: a new item has codes that the policy has no tokens for.
@@ -138,8 +141,9 @@ class Vocabulary:
         )
 
     def lookup(self, tokens: np.ndarray, versions: np.ndarray) -> np.ndarray:
-        """Item rows [B, ...] of token sequences `[B, ..., L]`, each by the catalogue of its version [B]; -1:
-        no item.
+        """Item rows, int32 `[B, ...]`, of token sequences `[B, ..., L]`; -1 where one is no item.
+
+        Each of the B is looked up in the catalogue of its version `[B]`.
 
         Raises:
             RunError: a version is not known here.

@@ -76,8 +76,11 @@ class PrefixCache:
     """
 
     def __init__(self, max_bytes: int, stride: int) -> None:
-        """`max_bytes` bounds the tensors and the tokens that find them; a batch above it leaves all as it
-        was.
+        """An empty cache.
+
+        Args:
+            max_bytes: bound of the tensors and of the tokens that find them; a batch above it is not kept.
+            stride: tokens of an item.
         """
         self._max_bytes, self._stride = max_bytes, stride
         self._batches: deque[_Batch] = deque()

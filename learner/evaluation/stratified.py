@@ -2,8 +2,8 @@
 
 The target is the ground truth (GT), the item that the user took. Every test user falls into one cell by where
 the starting policy and where the ranker place it. Expected [paper]: reward-driven updates help where the
-policy is unsure and the ranker discriminates, and do nothing or harm elsewhere. What is measured in each cell,
-and the gate at test time, are ours:
+policy is unsure and the ranker discriminates, and do nothing or harm elsewhere. What is measured in each
+cell, and the gate at test time, are ours:
 
 - the change of HR@10 from the start to a later policy;
 - the rank gain, mean over users of log2(rank at the start / rank now): +1 is a rank halved. A GT that is not

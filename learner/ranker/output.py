@@ -4,14 +4,11 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Self
+from typing import Protocol, Self
 
 import numpy as np
 
 from sluice.catalog.errors import RankerError
-
-if TYPE_CHECKING:
-    from sluice.learner.ranker.model import Ranker
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +56,13 @@ class RankerOutput:
 FIELDS = tuple(RankerOutput.__dataclass_fields__)
 
 
-def ask_ranker(ranker: "Ranker", histories: list[np.ndarray], candidates: np.ndarray) -> RankerOutput:
+class _Scorer(Protocol):
+    """The part of `sluice.learner.ranker.model.Ranker` that every ranker has and is asked for here."""
+
+    def score(self, histories: list[np.ndarray], candidates: np.ndarray) -> np.ndarray: ...
+
+
+def ask_ranker(ranker: _Scorer, histories: list[np.ndarray], candidates: np.ndarray) -> RankerOutput:
     """Ask the ranker's `predict` where it has one, otherwise its `score`; the answer is unchecked.
 
     A ranker whose `predict` still has its former name, `assess`, is asked by that, with a warning.

@@ -218,9 +218,7 @@ def masked_attention(
 
 
 class MergedAttention(torch.autograd.Function):
-    """The attention of a packed row whose branches have tokens, by the CPU's flash kernel and
-    log-sum-exps.
-    """
+    """The attention of a packed row whose branches have tokens, by the CPU's flash kernel."""
 
     @staticmethod
     def forward(

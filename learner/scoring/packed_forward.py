@@ -33,8 +33,9 @@ LLAMA_STYLE = (LlamaDecoderLayer, MistralDecoderLayer, Qwen2DecoderLayer, Qwen3D
 def packed_forward(
     model: PreTrainedModel, tokens_P: torch.Tensor, positions_P: torch.Tensor, row: PackedRow
 ) -> torch.Tensor:
-    """Last hidden states `[M, D]` of the M = B + B*S*F tokens that predict one: the histories' last, the
-    branches'.
+    """Last hidden states `[M, D]` of the M = B + B*S*F tokens that predict one.
+
+    They are the last token of each history, then all tokens of the branches.
 
     Raises:
         ValueError: the model asks for attention that a packed row does not have, or recomputes activations.

@@ -132,8 +132,9 @@ def branch_log_probs(
 def _hidden_states(
     model: PreTrainedModel, history_BT: torch.Tensor, history_lengths_B: Lengths, fed_BSF: torch.Tensor
 ) -> torch.Tensor:
-    """What predicts a token, `[B + B*S*F, D]`: the last hidden state of each history, then those of the
-    branches.
+    """What predicts a token, `[M, D]` with M = B + B*S*F.
+
+    That is the last hidden state of each history, then those of the branches.
     """
     prompts, branches, fed = fed_BSF.shape
     lengths_B = torch.as_tensor(history_lengths_B, device="cpu")

@@ -34,8 +34,7 @@ class TokenLogProbs(torch.autograd.Function):
     def forward(
         ctx: Any, logits_MV: torch.Tensor, rows: torch.Tensor, tokens: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-probs, in nats and in the shape of `tokens`, of each token under its row, and the entropies
-        `[M]`.
+        """Log-probs of each token under its row, in the shape of `tokens`, and the entropies `[M]`, in nats.
 
         The entropies carry no gradient. Logits must be finite: the lowest finite number makes a token
         impossible.

@@ -13,10 +13,14 @@ _IN_VOCABULARY = ("catalog/trie/test_vocabulary.py",)
 _BUILD = (
     ("live[retired] = False", "pass", _IN_VOCABULARY),
     ("if len(distinct) < len(order):", "if False:", ("catalog/trie/test_trie.py",)),
-    ("    own <<= row_bits\n", "", _IN_TRIE),
-    ("own |= tokens[part, level] - low[level]", "own |= tokens[part, level]", _IN_TRIE),
+    ("    packed <<= row_bits\n", "", _IN_TRIE),
+    ("packed |= tokens[part, level] - low[level]", "packed |= tokens[part, level]", _IN_TRIE),
     ("keys.partition(", "len(", _IN_TENSORS),
-    ("own |= np.arange(part.start, part.stop)", "own |= np.arange(part.stop - part.start)", _IN_TENSORS),
+    (
+        "packed |= np.arange(part.start, part.stop)",
+        "packed |= np.arange(part.stop - part.start)",
+        _IN_TENSORS,
+    ),
     ("extremes[..., 0].min(axis=0)", "extremes[..., 0].max(axis=0)", _IN_TENSORS),
     ("within = slice(part.start, min(part.stop, len(order)))", "within = part", _IN_TENSORS),
     ("= np.arange(within.start, max(", "= np.arange(0, max(", _IN_TENSORS),
