@@ -157,7 +157,7 @@ def decode_groups(record: pa.RecordBatch) -> RolloutGroup:
         if len(values[name]) % count:
             raise DataError(
                 f"rollout group of lease {values['lease_id']}: {name} has {len(values[name])} values, "
-                f"not a multiple of its {count} candidates"
+                f"which is no multiple of its {count} candidates"
             )
         values[name] = values[name].reshape(count, -1)
     group = RolloutGroup(**values)

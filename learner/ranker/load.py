@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sluice.catalog.data.dataset import Dataset
 from sluice.catalog.errors import RankerError
-from sluice.learner.ranker.model import EnsembleRanker, Ranker
+from sluice.learner.ranker.model import Ranker
 from sluice.learner.settings import RankerSettings
 
 
@@ -20,6 +20,8 @@ def load_ranker(settings: RankerSettings, directory: str | Path, dataset: Datase
         RankerError: it cannot be imported or constructed, or lacks `score` or `version`.
     """
     if settings.use == "builtin":
+        from sluice.learner.ranker.model import EnsembleRanker
+
         return EnsembleRanker.load(directory, dataset)
     module_name, colon, class_name = settings.use.partition(":")
     if not colon or not module_name or not class_name:
