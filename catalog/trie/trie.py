@@ -50,7 +50,7 @@ class Trie(TrieArrays):
 
     @cached_property
     def host(self) -> TrieTensors:
-        """The queries on this memory."""
+        """The queries on this memory, for the CPU."""
         return TrieTensors(self, torch.device("cpu"))
 
     def on(self, device: torch.device) -> TrieTensors:
@@ -68,9 +68,7 @@ class Trie(TrieArrays):
         return int(self.first_child[node + 1] - self.first_child[node])
 
     def walk(self, tokens: np.ndarray) -> np.ndarray:
-        """Nodes `[..., L + 1]` along token sequences `[..., L]`, root first; DEAD once a sequence leaves the
-        trie.
-        """
+        """Nodes `[..., L + 1]` along token sequences `[..., L]`, root first; DEAD from where one leaves."""
         path = [np.zeros(tokens.shape[:-1], dtype=np.int32)]
         for level in range(tokens.shape[-1]):
             path.append(self.step(path[-1], tokens[..., level]))
@@ -90,14 +88,14 @@ class Trie(TrieArrays):
     def mask(
         self, nodes: np.ndarray, exclusions: Exclusions | None = None, requests: np.ndarray | None = None
     ) -> np.ndarray:
-        """Allowed next tokens, bool `[R, vocab_size]`, for nodes `[R]`; nothing is allowed at a leaf or off
-        the trie.
+        """Allowed next tokens, bool `[R, vocab_size]`, for nodes `[R]`.
+
+        Nothing is allowed at a leaf or off the trie. `requests` `[R]` says which request of `exclusions` each
+        node belongs to.
 
         >>> trie = Trie.build(np.array([[3, 5], [3, 6], [4, 5]]), vocab_size=7)
         >>> node = trie.step(np.array([0]), np.array([3]))
         >>> np.flatnonzero(trie.mask(node)[0]).tolist()
         [5, 6]
-
-        `requests` `[R]` says which request of `exclusions` each node belongs to.
         """
         return self.host.mask(nodes, exclusions, requests).numpy()
