@@ -10,7 +10,11 @@ from sluice.catalog.settings import Cpus, Gpus, Prompts, Seconds, Settings, Step
 
 
 class DecodeSettings(Settings):
-    """How the K candidates of a prompt are drawn; docs/rollouts.md compares the kinds."""
+    """How the K candidates of a prompt are drawn; docs/rollouts.md compares the kinds.
+
+    >>> DecodeSettings(kind="stochastic_beam", candidates=8, constrained=True).temperature
+    1.0
+    """
 
     kind: Literal["sample", "beam", "stochastic_beam"] = Field(
         default="sample",

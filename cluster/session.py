@@ -1,7 +1,6 @@
 """The connection to a Ray cluster: join the one that is running, or say what is missing."""
 
 import logging
-import os
 from dataclasses import dataclass
 
 import ray
@@ -24,8 +23,6 @@ class ClusterFacts:
     address: str
     nodes: int  # alive
     resources: dict[str, float]  # total, over the alive nodes
-    dashboard: str  # host:port, "" without one
-    authentication: str  # the mode this process runs in: token or disabled
 
 
 def connect_cluster(address: str = "auto", namespace: str = "sluice") -> ClusterFacts:
@@ -56,8 +53,6 @@ def connect_cluster(address: str = "auto", namespace: str = "sluice") -> Cluster
         address=context.gcs_address,
         nodes=sum(node["Alive"] for node in ray.nodes()),
         resources={name: amount for name, amount in ray.cluster_resources().items() if ":" not in name},
-        dashboard=ray._private.worker.get_dashboard_url() or "",
-        authentication=os.environ.get("RAY_AUTH_MODE", "disabled"),
     )
 
 

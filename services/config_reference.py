@@ -60,7 +60,8 @@ class SettingGroup:
     @property
     def text(self) -> str:
         """What the group is for."""
-        return inspect.cleandoc(self.model.__doc__ or "")
+        text = inspect.cleandoc(self.model.__doc__ or "")
+        return text.partition("\n>>> ")[0].rstrip()  # without examples
 
 
 def describe_settings() -> SettingGroup:

@@ -35,7 +35,7 @@ _IDLE_WAIT_S = 0.2  # how soon new weights or a stop are noticed while nothing e
 _REPORT_EVERY_S = 2.0
 _FIRST_VERSION_S = 60.0
 
-LAUNCH = {"concurrency_groups": {"control": 2}, "allow_out_of_order_execution": True}
+LAUNCH: dict[str, Any] = {"concurrency_groups": {"control": 2}, "allow_out_of_order_execution": True}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,8 +30,12 @@ class TimeCuts:
 def label_splits(
     offsets: np.ndarray, timestamps: np.ndarray, split: Split, cuts: TimeCuts | None
 ) -> np.ndarray:
-    """The split of every interaction, int8 `[n]`, for sequences `offsets[u] : offsets[u + 1]` in order of
-    time.
+    """The split of every interaction, int8 `[n]`: an index into `SPLITS`.
+
+    The sequence of user u is `offsets[u] : offsets[u + 1]` of the interactions, in order of time.
+
+    Raises:
+        ValueError: a global split is asked for without its cuts.
     """
     if isinstance(split, LeaveLastTwoOut):
         from_end = np.repeat(offsets[1:], np.diff(offsets)) - np.arange(len(timestamps))
@@ -44,19 +48,22 @@ def label_splits(
 
 
 def training_lengths(offsets: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """How many interactions of each user train, int64 `[U]`."""
+    """How many interactions of each user train, int64 `[U]`, from the splits int8 `[n]` of all of them."""
     before = np.concatenate([[0], np.cumsum(labels == TRAIN)])
-    return before[offsets[1:]] - before[offsets[:-1]]
+    lengths: np.ndarray = before[offsets[1:]] - before[offsets[:-1]]
+    return lengths
 
 
 def positions_of(offsets: np.ndarray) -> np.ndarray:
     """The position of every interaction in its user's sequence, int32 `[n]`."""
-    return (np.arange(offsets[-1]) - np.repeat(offsets[:-1], np.diff(offsets))).astype(np.int32)
+    positions: np.ndarray = np.arange(offsets[-1]) - np.repeat(offsets[:-1], np.diff(offsets))
+    return positions.astype(np.int32)
 
 
 def find_cuts(chunks: Callable[[], Iterable[np.ndarray]], split: GlobalTime) -> TimeCuts:
-    """The cuts of a global split over timestamps that are too many to hold: `chunks()` streams them anew on
-    every call.
+    """The cuts of a global split over timestamps that are too many to hold.
+
+    `chunks()` streams them, int64 `[any length]` each, anew on every call.
 
     With n timestamps in order, `test_from` is the one at place floor(n * (1 - test_share)) counted from 0,
     `valid_from` the one at floor(n * (1 - test_share - valid_share)); equal timestamps go together, to the
@@ -72,17 +79,17 @@ def find_cuts(chunks: Callable[[], Iterable[np.ndarray]], split: GlobalTime) -> 
     if not earliest < valid_from < test_from:
         raise DataError(
             f"the global time split leaves a part empty: the earliest timestamp is {earliest}, validation "
-            f"would begin "
-            f"at {valid_from} and test at {test_from}. Many interactions share a time, or there are too few "
-            f"({n}): "
-            "change data.split.valid_share and data.split.test_share, or use leave_last_two_out"
+            f"would begin at {valid_from} and test at {test_from}. Many of the {n} interactions share a "
+            "time, or there are too few: change data.split.valid_share and data.split.test_share, or use "
+            "leave_last_two_out"
         )
     return TimeCuts(valid_from=valid_from, test_from=test_from)
 
 
 def _at_place(chunks: Callable[[], Iterable[np.ndarray]], place: int) -> int:
-    """The value at a place of the sorted stream, by histograms of ever narrower ranges: exact, in constant
-    memory.
+    """The value at a place of the sorted stream, exact and in constant memory.
+
+    Histograms of ever narrower ranges find it.
     """
     low = min((int(chunk.min()) for chunk in chunks() if len(chunk)), default=0)
     high = max((int(chunk.max()) for chunk in chunks() if len(chunk)), default=0)

@@ -40,7 +40,7 @@ class RolloutQueue(Protocol):
     def pull(self, step: int, rank: int, world: int, count: int, learner_version: int) -> list[Any]:
         """`count` record batches for this rank's share of `step`."""
 
-    def ack(self, step: int, rank: int) -> None:
+    def ack(self, step: int, rank: int) -> object:
         """The optimizer step on that share is done."""
 
     def snapshot(self) -> dict[str, Any]:

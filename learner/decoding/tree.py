@@ -50,7 +50,8 @@ class Candidates:
     @property
     def log_probs_BW(self) -> np.ndarray:
         """float32 nats, summed over the L tokens."""
-        return self.log_probs_BWL.sum(axis=2)
+        total_BW: np.ndarray = self.log_probs_BWL.sum(axis=2)
+        return total_BW
 
 
 class TreeDecoder:
@@ -217,8 +218,9 @@ class _Tree:
             raise ValueError("items can be excluded from constrained decoding only")
         self._decoder, self._prefix, self._constrained = decoder, prefix, constrained
         self._trie, device = decoder.catalogue, prefix.lengths_B.device
-        some = excluded is not None and any(len(items) for items in excluded)
-        self._exclusions = self._trie.exclusions(excluded) if some else None
+        self._exclusions = None
+        if excluded is not None and any(len(items) for items in excluded):
+            self._exclusions = self._trie.exclusions(excluded)
         self._attention = BranchAttention(prefix.keys, prefix.values, prefix.lengths_B)
         self._hidden_BWD = prefix.hidden_BD[:, None]
         self._node_BW = torch.zeros(len(prefix.lengths_B), 1, dtype=torch.int64, device=device)

@@ -54,7 +54,10 @@ class UserResults:
 
 
 def sample_examples(examples: Examples, size: int | None, seed: int = 0) -> Examples:
-    """A fixed random subset of `size` examples (all when None or larger)."""
+    """A random subset of `size` examples, in their order; all when `size` is None or larger.
+
+    The same seed gives the same subset.
+    """
     if size is None or size >= len(examples.users):
         return examples
     chosen = np.sort(np.random.default_rng(seed).choice(len(examples.users), size=size, replace=False))
@@ -69,7 +72,16 @@ def evaluate_policy(
     settings: EvaluationSettings,
     progress: Callable[[int, int, dict[str, float]], None] | None = None,
 ) -> UserResults:
-    """Decode every example; the model's training mode is left as it was."""
+    """Decode every example in evaluation mode; the model's mode is left as it was.
+
+    Args:
+        model: the policy's causal LM.
+        vocabulary: the catalogue in its tokens.
+        dataset: histories and targets.
+        examples: whom to evaluate on.
+        settings: beam width, batch size, constrained or free.
+        progress: called with examples done, their total, and no metrics.
+    """
     was_training = model.training
     model.eval()
     try:

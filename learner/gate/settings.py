@@ -11,6 +11,11 @@ class GateSettings(Settings):
     """When the GRPO term of a prompt is admitted. tau and rho are fractions of K.
 
     Definition: docs/algorithms.md, AdaGRPO.
+
+    >>> GateSettings(tau=0.5).mode
+    'hard'
+    >>> GateSettings(mode="random", random_rate=0.3).random_rate
+    0.3
     """
 
     mode: Literal["hard", "random", "soft"] = Field(

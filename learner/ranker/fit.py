@@ -14,7 +14,7 @@ interaction.
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from transformers import get_cosine_with_min_lr_schedule_with_warmup
 from sluice.catalog.data.dataset import Dataset
 from sluice.catalog.files import sha256_of
 from sluice.learner.batches.windows import epoch_batches
+from sluice.learner.ranker.heads import DwellHead
 from sluice.learner.ranker.model import EnsembleRanker, SequenceRanker, build_member
 from sluice.learner.ranker.quality import judge_ranker
 from sluice.learner.settings import RankerSettings
@@ -35,7 +36,7 @@ Progress = Callable[[int, int, dict[str, float]], None]
 def fit_ranker(
     dataset: Dataset, settings: RankerSettings, seed: int, directory: Path, progress: Progress | None = None
 ) -> dict[str, Any]:
-    """Fit and save the ensemble; returns its quality on validation."""
+    """Fit the ensemble and save it to `directory`; returns its quality on validation (`judge_ranker`)."""
     members = []
     for index in range(settings.ensemble):
         torch.manual_seed(seed * 1000 + index)
@@ -88,16 +89,18 @@ def _fit_member(
             average.update_parameters(member)
             done += 1
             progress(done, total, {"loss": float(loss.detach())})
-    fitted = average.module.eval()
+    fitted = cast(SequenceRanker, average.module.eval())
     if "dwell_seconds" in fitted.heads:
-        _settle_dwell(fitted, dataset, epochs[-1])
+        _fit_smearing(fitted, dataset, epochs[-1])
     return fitted
 
 
 @torch.no_grad()
-def _settle_dwell(member: SequenceRanker, dataset: Dataset, batches: list[list[np.ndarray]]) -> None:
+def _fit_smearing(member: SequenceRanker, dataset: Dataset, batches: list[list[np.ndarray]]) -> None:
     """One more pass over the training part, for what the dwell head takes from its errors."""
-    head, seen = member.heads["dwell_seconds"], []
+    head = member.head("dwell_seconds")
+    assert isinstance(head, DwellHead)
+    seen = []
     vectors_ND = member.item_vectors()
     for rows in batches:
         items_BT, next_BT = _inputs(member, dataset, rows)
@@ -107,7 +110,7 @@ def _settle_dwell(member: SequenceRanker, dataset: Dataset, batches: list[list[n
         seen.append(torch.stack([z_P, outcomes_BT[known_BT]]))
     z, outcomes = torch.cat(seen, dim=1)
     if len(outcomes):
-        head.settle(z, outcomes)
+        head.fit_smearing(z, outcomes)
 
 
 def _inputs(
@@ -125,6 +128,7 @@ def _inputs(
 def _next_outcomes(dataset: Dataset, rows: list[np.ndarray], column: str) -> torch.Tensor:
     """The outcome `[B, T]` of the interaction after each, NaN where there is none."""
     outcomes = dataset.outcome(column)
+    assert outcomes is not None, f"a head predicts {column}, which no interaction has"
     return nn.utils.rnn.pad_sequence(
         [torch.from_numpy(outcomes[row]) for row in rows], batch_first=True, padding_value=torch.nan
     )[:, 1:]
@@ -151,7 +155,8 @@ def _loss(
         member.relevance(states_PD, vectors_ND[candidates_C], member.bias[candidates_C]) - included_C.log()
     )
     loss = nn.functional.cross_entropy(scores_PC, torch.searchsorted(candidates_C, positives_P))
-    for column, head in member.heads.items():
+    for column in member.heads:
+        head = member.head(column)
         z_P = head(states_PD, positives_P, vectors_ND)
         outcomes_P = _next_outcomes(dataset, rows, column)[real_BT]
         loss = loss + settings.head_weights[column] * head.loss(z_P, outcomes_P)

@@ -97,6 +97,11 @@ RewardComponent = Annotated[
 def check_rewards(components: Sequence[Settings]) -> None:
     """Refuse compositions without a meaning.
 
+    >>> check_rewards([RankerReward(transform="zscore"), HitReward(weight=2.0)])
+    >>> check_rewards([HitReward(weight=0.0)])
+    Traceback (most recent call last):
+    ValueError: rewards has no component with a weight: add one, such as {type: ranker}
+
     Raises:
         ValueError: no component, one type twice, a relevance gate without a non-negative ranker component, or
             nothing but zero weights.

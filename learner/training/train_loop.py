@@ -69,7 +69,7 @@ class Publisher(Protocol):
     (`sluice.actors.boards.weight_board.WeightPublisher`).
     """
 
-    def publish(self, weights: PackedWeights) -> None:
+    def publish(self, weights: PackedWeights) -> object:
         """Make the weights available to the rollout actors."""
 
     def latest_version(self) -> int:

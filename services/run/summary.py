@@ -61,7 +61,7 @@ def judge_policies(
     dataset = Dataset.open(paths.data)
     results |= judge_baselines(dataset)
     ranks = {name: result.ranks for name, result in results.items()}
-    summary = {
+    summary: dict[str, Any] = {
         "metrics": {name: result.summary(dataset.items) for name, result in results.items()},
         "intervals": {metric: bootstrap_intervals(ranks, metric, PAIRS) for metric in ("hr@10", "ndcg@10")},
     }

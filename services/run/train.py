@@ -1,9 +1,9 @@
 """`sluice train`: the whole job, from logs to a better policy.
 
-    prepare -> pretrain -> fit-ranker      artefacts, built once
-    post-train                             rollouts -> ranker -> queue -> learner -> weight board -> rollouts
-    control                                the start continued with NLL alone: as many steps, the same prompts
-    judge                                  start, control, best, last on the test users, beside both baselines
+    prepare -> pretrain -> fit-ranker    artefacts, built once
+    post-train                           rollouts -> ranker -> queue -> learner -> weight board -> rollouts
+    control                              the start continued with NLL alone: as many steps, the same prompts
+    judge                                start, control, best, last and both baselines on the test users
 
 The driver only starts, watches and sums up; tensors never pass through it.
 """

@@ -116,13 +116,13 @@ class _Preparation:
             items = read_items(self._source, catalogue)
             catalogue.check(self._settings.max_bad_share)
             index = ItemIndex(items.ids if items else None)
-            buckets = self._partition(index, LogCleaner(log, index.known if items else None), log)
+            buckets = self._partition(index, LogCleaner(log, index.contains if items else None), log)
         if not log.bad + catalogue.bad:
             rejected.unlink()
         if log.rows == 0:
             raise DataError(f"the log is empty: {_named(self._source)} holds no row")
         log.check(self._settings.max_bad_share)
-        ids, item_rows = index.ordered()
+        ids, item_rows = index.order_rows()
         self._items = items or Items.bare(ids)
         self._rows = log.rows
         self._done = log.rows
@@ -134,7 +134,7 @@ class _Preparation:
         try:
             for batch in self._source.batches():
                 rows = cleaner.clean(batch)
-                buckets.add(rows, index.numbers(rows.column("item_id")))
+                buckets.add(rows, index.number_ids(rows.column("item_id")))
                 self._advance(len(batch.rows), {"rejected": float(log.bad)})
         finally:
             buckets.close()
@@ -147,7 +147,7 @@ class _Preparation:
             pq.ParquetWriter(self._directory / "users.parquet", USERS) as user_file,
             pq.ParquetWriter(self._directory / "interactions.parquet", INTERACTIONS) as interaction_file,
         ):
-            for bucket in buckets.sorted(item_rows, self._settings.min_interactions):
+            for bucket in buckets.read_sorted(item_rows, self._settings.min_interactions):
                 dropped_users += bucket.dropped_users
                 dropped_rows += bucket.dropped_rows
                 rows = bucket.interactions.num_rows
@@ -241,8 +241,9 @@ class _Preparation:
 
     def _semantic_ids(self, near: CoOccurrence, shared: SharedUsers) -> tuple[np.ndarray, tuple[int, ...]]:
         settings, items = self._settings.semantic_ids, self._items
+        fitted: tuple[int, ...] = ()
         if items.codes is not None:
-            codes, fitted = items.codes, ()
+            codes = items.codes
         else:
             attributes, names = attribute_matrix(items.attributes)
             counts = mix_counts(near.matrix(), shared.matrix(), settings.user_share)

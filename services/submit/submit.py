@@ -191,7 +191,7 @@ def absolute_paths(config: RunConfig, working_directory: Path) -> list[str]:
         if isinstance(value, str):
             overrides.append(f"{field}={json.dumps(_absolute(value, working_directory))}")
         elif value is not None:
-            overrides.append(f"{field}={json.dumps([_absolute(one, working_directory) for one in value])}")
+            overrides.append(f"{field}={json.dumps([_absolute(path, working_directory) for path in value])}")
     return overrides
 
 
@@ -250,10 +250,10 @@ def _submit_job(client: "JobSubmissionClient", request: JobRequest) -> str:
 
 def _how_to_follow(head: Head, job: str) -> str:
     mode = os.environ.get("RAY_AUTH_MODE", "disabled")
-    prefix = f"RAY_AUTH_MODE={mode} RAY_API_SERVER_ADDRESS={head.url} ray job"
+    command = f"RAY_AUTH_MODE={mode} RAY_API_SERVER_ADDRESS={head.url} ray job"
     return (
-        f"  follow it: {prefix} logs --follow {job}\n"
-        f"  stop it:   {prefix} stop {job}\n"
+        f"  follow it: {command} logs --follow {job}\n"
+        f"  stop it:   {command} stop {job}\n"
         f"  dashboard: {head.url}"
     )
 

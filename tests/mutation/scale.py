@@ -76,7 +76,7 @@ _REFERENCE = (
         IN_REFERENCE,
     ),
     ("if p.requires_grad}", "}", IN_REFERENCE),
-    ("if found != self._settings.type:", "if False:", IN_REFERENCE),
+    ("if written != self._settings.type:", "if False:", IN_REFERENCE),
     ('value.copy_(state["values"][name])', "pass", IN_REFERENCE),
     ('self._version = state["version"]', "pass", IN_REFERENCE),
     (").clone()\n            for", ")\n            for", IN_REFERENCE),

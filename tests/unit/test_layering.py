@@ -63,9 +63,21 @@ TORCH_FREE = (
 # A file in such a format runs code when it is read.
 RUNS_CODE = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal", "ray.cloudpickle"}
 LONGEST = 400
+LONGEST_FUNCTION = 60
+# NOT YET: one function of each is longer; take it out when that is mended.
+STILL_LONG = {
+    Path("actors/engines/vllm/configuration.py"),
+    Path("learner/training/pretrain.py"),
+    Path("services/cli/main.py"),
+}
 WIDEST = 15
 
 MODULES = sorted(path.relative_to(ROOT) for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+OUTSIDE = sorted(
+    path.relative_to(ROOT)
+    for name in ("tests", "docs", "requirements")
+    for path in (ROOT / name).rglob("*.py")
+)
 CODE = [path for path in MODULES if path.name != "__init__.py"]
 NAMES = {".".join(("sluice", *path.with_suffix("").parts)): path for path in CODE}
 
@@ -207,6 +219,11 @@ def test_imports_follow_the_arrows(path: Path):
     assert not roots(path) & {"tests", *PACKAGES}, "bare names are everybody's: import sluice.learner, ..."
 
 
+@pytest.mark.parametrize("path", OUTSIDE, ids=str)
+def test_tests_and_scripts_import_by_the_one_name(path: Path):
+    assert not roots(path) & set(PACKAGES), "bare names are everybody's: import sluice.learner, ..."
+
+
 @pytest.mark.parametrize("path", CODE, ids=str)
 def test_imports_between_rooms_go_down(path: Path):
     assert [str(other) for other in own_imports(path) if goes_up(path, other)] == []
@@ -233,7 +250,12 @@ def test_unit_tests_mirror_the_rooms():
     ]
     rooms = {path.parent for path in CODE} | {Path("docs")}
     assert {path.parent for path in tests if path.parent != Path(".")} <= rooms
-    assert {path.name for path in tests if path.parent == Path(".")} == {"test_layering.py"}
+    assert {path.name for path in tests if path.parent == Path(".")} == {
+        "test_changed.py",
+        "test_doctests.py",
+        "test_import_name.py",
+        "test_layering.py",
+    }
 
 
 @pytest.mark.parametrize("path", [path for path in CODE if path.parts[0] == "cluster"], ids=str)
@@ -275,6 +297,28 @@ def test_a_module_says_its_subject_and_is_short(path: Path):
     assert len(text.splitlines()) <= LONGEST
 
 
+def long_functions(source: str) -> list[str]:
+    """The functions that do not fit on a screen, with their lengths."""
+    functions = [
+        node
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    lengths = {function.name: function.end_lineno - function.lineno + 1 for function in functions}
+    return [f"{name}: {length} lines" for name, length in lengths.items() if length > LONGEST_FUNCTION]
+
+
+def test_a_long_function_is_noticed():
+    body = "    pass\n" * LONGEST_FUNCTION
+    assert long_functions(f"class A:\n  async def f():\n{body}") == ["f: 61 lines"]
+    assert long_functions(f"def f():\n{body[:-9]}") == []
+
+
+@pytest.mark.parametrize("path", [path for path in CODE if path not in STILL_LONG], ids=str)
+def test_functions_fit_on_a_screen(path: Path):
+    assert long_functions((ROOT / path).read_text()) == []
+
+
 def test_the_import_name_is_a_link_to_each_package():
     links = {path.name: path for path in (ROOT / "sluice").iterdir() if path.is_symlink()}
     assert {name: str(path.readlink()) for name, path in links.items()} == {
@@ -282,7 +326,7 @@ def test_the_import_name_is_a_link_to_each_package():
     }
 
 
-def test_the_wheel_holds_every_package():
+def test_every_package_is_found_for_the_wheel():
     from setuptools import find_packages
 
     found = {".".join(("sluice", *path.parent.parts)) for path in MODULES if path.name == "__init__.py"}

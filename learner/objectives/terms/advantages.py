@@ -29,6 +29,10 @@ def group_advantages(
 
     A group whose rewards are all equal gets exact zeros: rounding in the mean must not turn into a signal.
     Not so with unbiased weights and no division, where dropping single groups would bias the sum over them.
+
+    >>> group_advantages(torch.tensor([[1.0, 2.0, 6.0], [4.0, 4.0, 4.0]]), "dr_grpo")
+    tensor([[-2., -1.,  3.],
+            [ 0.,  0.,  0.]])
     """
     candidates = rewards_BK.shape[-1]
     if weights is None:

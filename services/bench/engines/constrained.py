@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -113,10 +114,10 @@ def _row(
             for row, history in enumerate(histories)
         ]
         engine.submit(requests, decode)
-        items = np.concatenate([vocabulary.trie.lookup(one.tokens) for one in _drain(engine)])
+        items = np.concatenate([vocabulary.trie.lookup(group.tokens) for group in _drain(engine)])
         sampled[name] = int((items >= 0).sum())
 
-    sides = {name: lambda name=name: side(name) for name in ("free", "constrained")}
+    sides = {name: partial(side, name) for name in ("free", "constrained")}
     seconds = time_alternately(sides, options.repeats, device.device_clock()[1])
     assert sampled["constrained"] == prompts * _CANDIDATES, "constrained sampling left the catalogue"
     figures = median_seconds(seconds)

@@ -27,13 +27,13 @@ import tempfile
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from scipy.stats import chi2_contingency
 
-from sluice.actors.engines.engine import Engine, GenerateRequest, Generation
+from sluice.actors.engines.engine import GenerateRequest, Generation
 from sluice.actors.engines.vllm.configuration import engine_environment
 from sluice.actors.settings import DecodeSettings
 from sluice.catalog.errors import RunError
@@ -44,9 +44,15 @@ from sluice.services.bench.engines.beam import random_catalogue, random_historie
 from sluice.services.bench.harness import BenchOptions, median_seconds, print_note, time_alternately
 from sluice.services.bench.support import device
 
+if TYPE_CHECKING:
+    from sluice.actors.engines.tree import TreeEngine
+    from sluice.actors.engines.vllm.engine import VllmEngine
+
+Kind = Literal["sample", "beam", "stochastic_beam"]
+SAMPLE: Kind = "sample"
 # lengths of the histories, kind, K, constrained
-ROWS = (
-    *itertools.product(("equal", "mixed"), ("sample",), (16, 64), (False, True)),
+ROWS: tuple[tuple[str, Kind, int, bool], ...] = (
+    *itertools.product(("equal", "mixed"), (SAMPLE,), (16, 64), (False, True)),
     ("mixed", "beam", 16, True),
     ("mixed", "stochastic_beam", 16, True),
 )
@@ -98,7 +104,9 @@ def _compare(
         "K": decode.candidates,
         "constrained": decode.constrained,
         "speedup": rate["tree"] / rate["vllm"],
-        "distinct": float(np.mean([len(np.unique(one.tokens[:, 0])) / decode.candidates for one in ours])),
+        "distinct": float(
+            np.mean([len(np.unique(group.tokens[:, 0])) / decode.candidates for group in ours])
+        ),
         "tree_prompts_per_s": rate["tree"],
         "vllm_prompts_per_s": rate["vllm"],
     }
@@ -114,12 +122,13 @@ def _check_equal(
     """Raises RunError when the engines cannot have drawn from the same distributions, or found the same
     beams.
     """
-    first, shared = ([], []), 0
+    shared = 0
+    first: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
     for pair in zip(ours, theirs, strict=True):
         known: dict[tuple[int, ...], float] = {}
-        for side, one in enumerate(pair):
-            first[side].append(one.tokens[:, 0])
-            for tokens, log_probs in zip(one.tokens.tolist(), one.log_probs.tolist(), strict=True):
+        for side, group in enumerate(pair):
+            first[side].append(group.tokens[:, 0])
+            for tokens, log_probs in zip(group.tokens.tolist(), group.log_probs.tolist(), strict=True):
                 for level, log_prob in enumerate(log_probs):
                     before = known.setdefault(tuple(tokens[: level + 1]), log_prob)
                     shared += side and before is not log_prob
@@ -128,7 +137,7 @@ def _check_equal(
                             f"{what}: the engines differ by {abs(before - log_prob):.2g} nats on one token"
                         )
     if kind == "beam":
-        totals = [np.sort([one.log_probs.sum(axis=1) for one in side], axis=1) for side in (ours, theirs)]
+        totals = [np.sort([group.log_probs.sum(axis=1) for group in side], axis=1) for side in (ours, theirs)]
         if (apart := np.abs(totals[0] - totals[1]).max()) > tolerance:
             raise RunError(f"{what}: the beams of the engines differ by {apart:.2g} nats")
         return
@@ -170,7 +179,8 @@ class _Remote:
         """
         self._number += 1
         self._pipe.send((self._number, lengths, decode))
-        return self._answer()
+        generations: list[Generation] = self._answer()
+        return generations
 
     def end(self) -> None:
         """Let the process close its engine and end."""
@@ -236,19 +246,28 @@ def _open(
     prompts: int,
     threads: int,
     seed: int,
-) -> Engine:
-    arguments = {
-        "policy_dir": policy_dir,
-        "vocabulary": vocabulary,
-        "decode": DecodeSettings(candidates=64),
-        "seed": seed,
-        "max_prompt_tokens": prompt_tokens,
-    }
+) -> "TreeEngine | VllmEngine":
+    decode = DecodeSettings(candidates=64)
     torch.set_num_threads(threads)
     if kind == "tree":
         from sluice.actors.engines.tree import TreeEngine
 
-        return TreeEngine(**arguments, engine=device.tree_settings(threads, prompts_per_step=prompts))
+        return TreeEngine(
+            policy_dir=policy_dir,
+            vocabulary=vocabulary,
+            decode=decode,
+            engine=device.tree_settings(threads, prompts_per_step=prompts),
+            seed=seed,
+            max_prompt_tokens=prompt_tokens,
+        )
     from sluice.actors.engines.vllm.engine import VllmEngine
 
-    return VllmEngine(**arguments, engine=device.vllm_settings(threads), prompts_in_flight=prompts)
+    return VllmEngine(
+        policy_dir=policy_dir,
+        vocabulary=vocabulary,
+        decode=decode,
+        engine=device.vllm_settings(threads),
+        seed=seed,
+        max_prompt_tokens=prompt_tokens,
+        prompts_in_flight=prompts,
+    )

@@ -9,6 +9,7 @@ weight transfer, and everything outside vLLM. The process must have been started
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from sluice.actors.engines.engine import GenerateRequest
 from sluice.actors.engines.vllm.configuration import derive_sizes
 from sluice.actors.engines.vllm.groups import open_group
 from sluice.actors.engines.vllm.start import compile_graphs, gpu_bytes, plain_arguments, read_policy_facts
-from sluice.actors.settings import RolloutSettings
+from sluice.actors.settings import EngineSettings, RolloutSettings
 from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.cluster.environment import raise_gc_threshold
 from sluice.services.bench.support.rollout_timing import Arrivals
@@ -38,9 +39,11 @@ class BareLoop:
         seed: int,
         max_prompt_tokens: int,
     ) -> None:
+        settings = rollout.engine
+        assert isinstance(settings, EngineSettings), "the bare loop is vLLM's"
         policy = read_policy_facts(policy_dir, vocabulary.layout, max_prompt_tokens)
         sizes = derive_sizes(
-            rollout.engine,
+            settings,
             candidates=rollout.decode.sequences,
             levels=vocabulary.layout.levels,
             max_prompt_tokens=max_prompt_tokens,
@@ -48,19 +51,20 @@ class BareLoop:
             model=policy.model,
             gpu_bytes=gpu_bytes(),
         )
-        torch.set_num_threads(rollout.engine.threads)
+        torch.set_num_threads(settings.threads)
         self._vocabulary, self._decode, self._seed = vocabulary, rollout.decode, seed
-        compile_graphs(rollout.engine)
-        self._llm = LLM(**plain_arguments(policy_dir, rollout.engine, sizes, seed))
+        compile_graphs(settings)
+        self._llm = LLM(**plain_arguments(policy_dir, settings, sizes, seed))
         raise_gc_threshold()  # as a rollout actor does
 
     def generate(self, prompts: dict[str, np.ndarray]) -> tuple[float, Arrivals, list[np.ndarray]]:
         """The candidates of prompts by their request ids: the seconds until the first step, when each step's
         groups were there, and the tokens `[K, L]` of every prompt.
         """
-        asked = [self._ask(request_id, prompt) for request_id, prompt in prompts.items()]
+        requests = [self._ask(request_id, prompt) for request_id, prompt in prompts.items()]
         arrivals, engine = Arrivals(), self._llm.llm_engine
-        step, first_step_s = engine.step, []
+        step = engine.step
+        first_step_s: list[float] = []
 
         def timed_step() -> list[Any]:
             if not first_step_s:
@@ -69,15 +73,12 @@ class BareLoop:
             arrivals.note(len(outputs), time.monotonic())
             return outputs
 
-        engine.step = timed_step
         started_s = time.monotonic()
-        try:
+        with mock.patch.object(engine, "step", timed_step):
             outputs = self._llm.generate(
-                [prompt for prompt, _ in asked], [one for _, one in asked], use_tqdm=False
+                [prompt for prompt, _ in requests], [params for _, params in requests], use_tqdm=False
             )
-        finally:
-            engine.step = step
-        tokens = [np.asarray([one.token_ids for one in output.outputs]) for output in outputs]
+        tokens = [np.asarray([sequence.token_ids for sequence in output.outputs]) for output in outputs]
         return first_step_s[0] - started_s, arrivals, tokens
 
     def _ask(self, request_id: str, prompt: np.ndarray) -> tuple[Any, Any]:

@@ -5,7 +5,7 @@ What goes to the CPU stays as it is everywhere: figures of the two kinds of mach
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -42,7 +42,7 @@ def policy_settings(**changes: Any) -> PolicySettings:
     return PolicySettings(**((GPU_POLICY if on_gpu() else {}) | changes))
 
 
-def policy_dtype() -> str:
+def policy_dtype() -> Literal["float32", "bfloat16"]:
     """What engines compute in: float32, or bfloat16 on a GPU."""
     return "bfloat16" if on_gpu() else "float32"
 

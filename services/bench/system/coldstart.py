@@ -53,9 +53,9 @@ def run(options: BenchOptions) -> dict[str, Any]:
                 shutil.copytree(place, RunPaths.of(config).root / place.name)
             runs.append(_start(config, scratch / f"run-{number}.yaml", scratch))
             print_note(f"start {number} of {repeats}: {sum(runs[-1][phase] for phase in PHASES):.1f} s")
-    middle = {phase: statistics.median(one[phase] for one in runs[1:]) for phase in (*PHASES, "engines")}
+    middle = {phase: statistics.median(start[phase] for start in runs[1:]) for phase in (*PHASES, "engines")}
     return {
-        "total_s": round(statistics.median(sum(one[phase] for phase in PHASES) for one in runs[1:]), 2),
+        "total_s": round(statistics.median(sum(start[phase] for phase in PHASES) for start in runs[1:]), 2),
         "phases": {f"{phase}_s": round(middle[phase], 2) for phase in PHASES},
         "engines_s": round(middle["engines"], 2),
     }
@@ -132,7 +132,7 @@ class _Log:
                 self.engines_s = time.monotonic()
 
 
-def _wait(is_there: Callable[[], bool], process: subprocess.Popen, log: _Log) -> float:
+def _wait(is_there: Callable[[], bool], process: subprocess.Popen[str], log: _Log) -> float:
     until_s = time.monotonic() + _START_S
     while time.monotonic() < until_s:
         if is_there():

@@ -81,7 +81,7 @@ class SimulatedEngine:
     def made(self) -> float:
         """Groups so far, with the part of each that is done."""
         now_s = self._clock()
-        done = ((now_s - one.begins_s) / self._times.group_s for one in list(self._running))
+        done = ((now_s - running.begins_s) / self._times.group_s for running in list(self._running))
         return self._answered + sum(min(1.0, max(0.0, part)) for part in done)
 
     def submit(self, requests: Sequence[GenerateRequest]) -> None:
@@ -107,10 +107,10 @@ class SimulatedEngine:
         version.
         """
         now_s, pause_s = self._clock(), self._times.load_s
-        for one in self._running:
-            if one.begins_s <= now_s and one.version is None:
-                one.version = self.version
-            one.begins_s, one.due_s = one.begins_s + pause_s, one.due_s + pause_s
+        for running in self._running:
+            if running.begins_s <= now_s and running.version is None:
+                running.version = self.version
+            running.begins_s, running.due_s = running.begins_s + pause_s, running.due_s + pause_s
         self._free_s += pause_s
         self._sleep(pause_s)
         self.version = weights.version
@@ -125,14 +125,14 @@ class SimulatedEngine:
     def close(self) -> None:
         """Nothing to free."""
 
-    def _generation(self, one: _Running) -> Generation:
+    def _generation(self, running: _Running) -> Generation:
         tokens = self._candidates[self._answered % len(self._candidates)]
         self._answered += 1
         return Generation(
-            request_id=one.request.request_id,
+            request_id=running.request.request_id,
             tokens=tokens,
             log_probs=self._log_probs,
-            version_min=self.version if one.version is None else one.version,
+            version_min=self.version if running.version is None else running.version,
             version_max=self.version,
             catalogue_version=self.catalogue_version,
         )

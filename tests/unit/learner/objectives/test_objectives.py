@@ -161,7 +161,9 @@ def test_at_ratio_one_the_gradient_is_reinforce_with_a_group_baseline(old_policy
     GrpoSettings(kl_beta=0.05),
     GrpoSettings(kl_beta=0.05, ground_truth="inject"),
     GrpoSettings(old_policy="batch_start", correction=CorrectionSettings(level="token", low=0.5, high=1.5)),
-    GrpoSettings(old_policy="batch_start", correction=CorrectionSettings(level="sequence"), ground_truth="override"),
+    GrpoSettings(
+        old_policy="batch_start", correction=CorrectionSettings(level="sequence"), ground_truth="override"
+    ),
 ])  # fmt: skip
 def test_gradcheck(settings):
     torch.manual_seed(0)

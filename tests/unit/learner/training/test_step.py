@@ -364,7 +364,8 @@ def test_float32_is_the_computation_without_autocast_to_the_bit():
 def test_default_settings_build_a_learner_that_trains():
     learner = learner_of(build_objective(AdaGrpoObjective()), LearnerSettings(), model=tiny_policy().model)
     expected = {
-        "loss", "nll", "grpo", "kl", "gate_rate", "difficulty", "discriminability", "ratio_mean", "clip_share",
-        "entropy", "reward_admitted", "reward_refused", "invalid_share", "hit_share", "mismatch", "lr", "grad_norm",
+        "loss", "nll", "grpo", "kl", "gate_rate", "difficulty", "discriminability", "ratio_mean",
+        "clip_share", "entropy", "reward_admitted", "reward_refused", "invalid_share", "hit_share",
+        "mismatch", "lr", "grad_norm",
     }  # fmt: skip
     assert expected <= set(learner.update(half_trusted()))
