@@ -1,4 +1,5 @@
-"""What every setting is: its type, bounds, default, unit and description, read from the settings classes.
+"""What every setting is: its type, bounds, default, unit and description, read from
+the settings classes.
 
 docs/configuration.md and `sluice config explain` show this. Imports no torch, no Ray.
 """
@@ -8,6 +9,7 @@ import types
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
+from doctest import DocTestParser
 from typing import Any, Literal
 
 from pydantic.fields import FieldInfo
@@ -60,8 +62,8 @@ class SettingGroup:
     @property
     def text(self) -> str:
         """What the group is for."""
-        text = inspect.cleandoc(self.model.__doc__ or "")
-        return text.partition("\n>>> ")[0].rstrip()  # without examples
+        words = DocTestParser().parse(inspect.cleandoc(self.model.__doc__ or ""))[0]  # without examples
+        return str(words).rstrip()
 
 
 def describe_settings() -> SettingGroup:
