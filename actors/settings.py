@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
+from sluice.catalog.decoding import Decoding
 from sluice.catalog.settings import Cpus, Gpus, Prompts, Seconds, Settings, Steps, Unit
 
 
@@ -35,33 +36,23 @@ class DecodeSettings(Settings):
     )
 
     @model_validator(mode="after")
-    def _beams_are_exact(self) -> "DecodeSettings":
-        if self.kind == "beam" and (self.temperature != 1.0 or self.top_p != 1.0):
-            raise ValueError("beams take no temperature or top_p: leave both at 1.0")
-        if self.kind == "stochastic_beam" and self.top_p != 1.0:
-            raise ValueError(
-                f"top_p is {self.top_p}, but stochastic beams are drawn from all sequences: leave it at 1.0 "
-                f"and use "
-                "temperature, or take kind: sample"
-            )
+    def _can_be_done(self) -> "DecodeSettings":
+        self.decoding()
         return self
 
-    @property
-    def sequences(self) -> int:
-        """Sequences of a prompt that an engine advances beside each other."""
-        return self.candidates + 1 if self.kind == "stochastic_beam" else self.candidates
+    def decoding(self) -> Decoding:
+        """What engines carry out, and what the learner scores candidates by.
 
-    @property
-    def distribution(self) -> dict[str, Any]:
-        """What the learner must know to score candidates as they were drawn: arguments of
-        `sluice.learner.batches.collate.collate_groups`.
+        Raises:
+            ValueError: the kind takes no such temperature or top_p.
         """
-        # Stochastic beams are samples; exact beams were not drawn from anything.
-        return {
-            "constrained": self.constrained,
-            "temperature": self.temperature,
-            "beams": self.kind == "beam",
-        }
+        return Decoding(
+            kind=self.kind,
+            candidates=self.candidates,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            constrained=self.constrained,
+        )
 
 
 # Sizes of an attention head that vLLM's CPU kernels take.

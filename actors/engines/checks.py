@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 
 from sluice.actors.engines.engine import GenerateRequest
-from sluice.actors.settings import DecodeSettings
+from sluice.catalog.decoding import Decoding
 from sluice.catalog.errors import DataError, PolicyError
 from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.learner.policy.packed_weights import PackedWeights
@@ -16,7 +16,7 @@ from sluice.learner.policy.packed_weights import PackedWeights
 def check_requests(
     requests: Sequence[GenerateRequest],
     in_flight: Collection[str],
-    decode: DecodeSettings,
+    decoding: Decoding,
     vocabulary: Vocabulary,
     max_prompt_tokens: int,
 ) -> None:
@@ -29,11 +29,11 @@ def check_requests(
         if request.request_id in in_flight or request.request_id in names:
             raise ValueError(f"request {request.request_id} is already in flight")
         names.add(request.request_id)
-        _check_request(request, decode, vocabulary, max_prompt_tokens)
+        _check_request(request, decoding, vocabulary, max_prompt_tokens)
 
 
 def _check_request(
-    request: GenerateRequest, decode: DecodeSettings, vocabulary: Vocabulary, max_prompt_tokens: int
+    request: GenerateRequest, decoding: Decoding, vocabulary: Vocabulary, max_prompt_tokens: int
 ) -> None:
     name, length, layout, items = (
         request.request_id,
@@ -53,9 +53,9 @@ def _check_request(
             f"request {name}: prompt holds token {low if low < 0 else high}; the policy has tokens 0 to "
             f"{layout.vocab_size - 1}"
         )
-    needed = 1 if decode.kind == "sample" else decode.candidates
+    needed = decoding.distinct
     available = (
-        items - len(np.unique(request.excluded)) if decode.constrained else layout.vocab_size**layout.levels
+        items - len(np.unique(request.excluded)) if decoding.constrained else layout.vocab_size**layout.levels
     )
     if available < needed:
         raise DataError(

@@ -111,7 +111,7 @@ class RolloutActor:
         try:
             newer = clients.weights.newest(self._engine.version, _FIRST_VERSION_S)
             if newer is not None:
-                worker.load(newer)
+                worker.load_weights(newer)
             if clients.catalogues is not None:
                 later = clients.catalogues.newest(vocabulary.version, _FIRST_VERSION_S)
                 if later is not None:

@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from sluice.catalog.decoding import Decoding
 from sluice.catalog.settings import Settings
 from sluice.learner.batches.batch import GroupBatch
 from sluice.learner.gate.gate import compute_gate
@@ -56,6 +57,7 @@ from sluice.learner.objectives.settings.preference import (
     SelfPairs,
     ValueHeadBaseline,
 )
+from sluice.learner.objectives.terms.base import ObjectiveInput
 from sluice.learner.rewards.settings import RankerReward, RelevanceReward
 from sluice.learner.scoring.shared_prefix import BranchScores
 
@@ -180,8 +182,7 @@ class Rows:
             target_spread_B=torch.zeros_like(weight_B),
             candidate_values_BK=scores_BK,
             allowed_BSLV=None,
-            temperature=1.0,
-            beams=False,
+            decoding=Decoding(candidates=case.candidates),
         )
 
     def drawn_from(self, log_probs_XNL: torch.Tensor) -> tuple[GroupBatch, torch.Tensor]:
@@ -214,7 +215,13 @@ def train(case: Case, bandit: Bandit) -> list[torch.Tensor]:
         outputs = rows.branches(log_probs_XNL), rows.branches(values_XNL)
         leaves = [output.detach().requires_grad_() for output in outputs]
         scores = BranchScores(leaves[0], leaves[0][:, 0], torch.zeros_like(leaves[0]), leaves[1])
-        loss = objective(batch, scores, scores.detach(), rows.branches(reference_XNL)).loss
+        inputs = ObjectiveInput(
+            batch=batch,
+            scores=scores,
+            start=scores.detach(),
+            reference_BSL=rows.branches(reference_XNL),
+        )
+        loss = objective(inputs).loss
         gradients = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
         optimizer.zero_grad()
         scale_B11 = (len(weight_B) * weight_B)[:, None, None]

@@ -9,6 +9,8 @@ from dataclasses import dataclass, fields
 
 import torch
 
+from sluice.catalog.decoding import Decoding
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoggedBatch:
@@ -41,8 +43,7 @@ class GroupBatch(LoggedBatch):
     # bool [B, S, L, V]: tokens allowed at each step when decoding was trie-constrained; None when it was
     # free.
     allowed_BSLV: torch.Tensor | None
-    temperature: float  # of the rollouts; log-probs on both sides are at this temperature
-    beams: bool  # candidates are the exact top-K beams, not samples; stochastic beams are samples
+    decoding: Decoding  # of the rollouts; log-probs on both sides are of its distribution
     # float32 nats, log of each candidate's chance of being in its group, for groups drawn without replacement
     # (stochastic beams); None where candidates are independent samples, or exact beams.
     inclusion_log_probs_BK: torch.Tensor | None = None

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from sluice.catalog.decoding import Decoding
 from sluice.catalog.errors import DataError, RunError
 from sluice.catalog.rollout_group import RolloutGroup, decode_groups
 from sluice.catalog.tokens import TokenLayout
@@ -22,12 +23,9 @@ def collate_groups(
     groups: Sequence[pa.RecordBatch],
     dataset: "Dataset",
     vocabulary: Vocabulary,
-    *,
-    constrained: bool,
-    temperature: float,
-    beams: bool,
+    decoding: Decoding,
 ) -> GroupBatch:
-    """One batch of B groups. `constrained`, `temperature` and `beams` are those of the rollouts' decoding.
+    """One batch of B groups, which were drawn by `decoding`.
 
     Raises:
         DataError: a record is no rollout group of this release, or the groups differ in K or L, in how they
@@ -64,9 +62,10 @@ def collate_groups(
             dataset, np.asarray([g.user for g in decoded]), np.asarray([g.position for g in decoded])
         ),
         distractor_scores_BM=_distractor_scores(decoded),
-        allowed_BSLV=_allowed(decoded, target_BL, candidates_BKL, vocabulary) if constrained else None,
-        temperature=temperature,
-        beams=beams,
+        allowed_BSLV=_allowed(decoded, target_BL, candidates_BKL, vocabulary)
+        if decoding.constrained
+        else None,
+        decoding=decoding,
         inclusion_log_probs_BK=_inclusion(decoded),
     )
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from sluice.catalog.data.dataset import Dataset, Examples
 from sluice.catalog.data.feed import PromptFeed
+from sluice.catalog.decoding import Decoding
 from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.learner.batches.batch import GroupBatch, LoggedBatch
 from sluice.learner.batches.collate import collate_groups, collate_logged
@@ -87,9 +88,7 @@ class QueueSource:
         rank: int,
         world: int,
         share: int,
-        constrained: bool,
-        temperature: float,
-        beams: bool,
+        decoding: Decoding,
         catalogues: Catalogues | None = None,
     ) -> None:
         self._queue, self._dataset, self._vocabulary, self._catalogues = (
@@ -99,7 +98,7 @@ class QueueSource:
             catalogues,
         )
         self._rank, self._world, self._share = rank, world, share
-        self._decoding = {"constrained": constrained, "temperature": temperature, "beams": beams}
+        self._decoding = decoding
 
     def next(self, step: int, learner_version: int) -> tuple[GroupBatch, dict[str, float]]:
         """Waits for the queue to allot the step."""
@@ -110,7 +109,7 @@ class QueueSource:
             for name in ("generate_s", "score_s")
         }
         self._follow_catalogue(max(group.column("catalogue_version")[0].as_py() for group in groups))
-        batch = collate_groups(groups, self._dataset, self._vocabulary, **self._decoding)
+        batch = collate_groups(groups, self._dataset, self._vocabulary, self._decoding)
         figures = {"staleness": float(learner_version - oldest.mean()), **seconds}
         if batch.inclusion_log_probs_BK is not None:
             figures["inclusion"] = float(batch.inclusion_log_probs_BK.exp().mean())

@@ -15,6 +15,7 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from sluice.catalog.data.dataset import Dataset, Examples
+from sluice.catalog.decoding import Decoding
 from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.learner.batches.collate import collate_logged
 from sluice.learner.decoding.tree import TreeDecoder
@@ -111,11 +112,12 @@ def _evaluate_batch(
     pairs = list(zip(examples.users.tolist(), examples.positions.tolist(), strict=True))
     logged = collate_logged(dataset, examples, vocabulary)
     prefix = decoder.prefill(logged.history_BT, logged.history_lengths_B)
-    free = decoder.beams(prefix, settings.beam_width, constrained=False)
+    free = decoder.beams(prefix, Decoding(kind="beam", candidates=settings.beam_width))
     free_items = vocabulary.trie.lookup(free.tokens_BWL)
     if settings.constrained:
         excluded = [dataset.seen(*pair) for pair in pairs] if dataset.settings.exclude_seen else None
-        ranked = decoder.beams(prefix, settings.beam_width, excluded=excluded)
+        held = Decoding(kind="beam", candidates=settings.beam_width, constrained=True)
+        ranked = decoder.beams(prefix, held, excluded)
         items = np.where(np.isfinite(ranked.log_probs_BW), vocabulary.trie.lookup(ranked.tokens_BWL), -1)
     else:
         items = free_items

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from sluice.catalog.data.dataset import Dataset
+from sluice.catalog.decoding import Decoding
 from sluice.learner.batches.batch import GroupBatch
 from sluice.learner.evaluation.evaluate import TOP, UserResults
 from sluice.learner.gate.gate import compute_gate
@@ -155,6 +156,5 @@ def _as_group(top_items: np.ndarray, targets: np.ndarray, scores: torch.Tensor) 
         target_scores_B=scores[:, 0],
         distractor_scores_BM=scores[:, 1 + beams :],
         allowed_BSLV=None,
-        temperature=1.0,
-        beams=True,
+        decoding=Decoding(kind="beam", candidates=beams),
     )

@@ -126,7 +126,7 @@ def policy_rank(batch: GroupBatch, target_log_prob_B: torch.Tensor) -> torch.Ten
     """
     rivals_BK = batch.distinct_BK & ~batch.hit_BK
     likelihood_BK = batch.behaviour_log_probs_BKL.sum(dim=-1)
-    if not batch.beams:
+    if batch.decoding.is_drawn:
         return 1 + (rivals_BK & (likelihood_BK > target_log_prob_B[:, None])).sum(dim=-1)
     own_B = likelihood_BK.masked_fill(~batch.hit_BK, -torch.inf).amax(dim=-1)
     place_B = 1 + (rivals_BK & (likelihood_BK > own_B[:, None])).sum(dim=-1)

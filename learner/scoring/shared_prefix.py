@@ -27,6 +27,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from sluice.catalog.decoding import PLAIN_POLICY, Decoding
 from sluice.learner.batches.batch import to_device
 from sluice.learner.scoring.branch_attention import PackedRow
 from sluice.learner.scoring.packed_forward import packed_forward
@@ -72,7 +73,7 @@ class BranchScorer(nn.Module):
         history_lengths_B: Lengths,
         branches_BSL: torch.Tensor,
         allowed_BSLV: torch.Tensor | None = None,
-        temperature: float = 1.0,
+        decoding: Decoding = PLAIN_POLICY,
     ) -> BranchScores:
         """See `branch_log_probs`."""
         return branch_log_probs(
@@ -81,7 +82,7 @@ class BranchScorer(nn.Module):
             history_lengths_B,
             branches_BSL,
             allowed_BSLV,
-            temperature,
+            decoding,
             self.value_head,
         )
 
@@ -92,7 +93,7 @@ def branch_log_probs(
     history_lengths_B: Lengths,
     branches_BSL: torch.Tensor,
     allowed_BSLV: torch.Tensor | None = None,
-    temperature: float = 1.0,
+    decoding: Decoding = PLAIN_POLICY,
     value_head: nn.Module | None = None,
 ) -> BranchScores:
     """Score S branches of L tokens per prompt.
@@ -105,7 +106,7 @@ def branch_log_probs(
             laid out there, so that the host never waits for the device.
         branches_BSL: token ids of the branches.
         allowed_BSLV: tokens allowed at each step; the log-probs are normalised over them. None: all.
-        temperature: of the rollouts' distribution.
+        decoding: of the rollouts; the log-probs are of its distribution.
         value_head: maps hidden states `[..., D]` to values `[..., 1]`.
 
     Returns:
@@ -116,13 +117,15 @@ def branch_log_probs(
     hidden_MD = _hidden_states(model, history_BT, history_lengths_B, branches_BSL[:, :, :-1])
     logits_MV = _full_precision(model.get_output_embeddings()(hidden_MD))
     rows_BSL = _predicting_rows(prompts, branches, levels, history_BT.device)
-    log_probs_BSL, entropy_BSL = _score(logits_MV, rows_BSL, branches_BSL, allowed_BSLV, temperature)
-    if allowed_BSLV is None and temperature == 1.0:
+    log_probs_BSL, entropy_BSL = _score(logits_MV, rows_BSL, branches_BSL, allowed_BSLV, decoding)
+    if allowed_BSLV is None and decoding.temperature == 1.0:
         target_BL = log_probs_BSL[:, 0]
     else:
         target_rows_BL = rows_BSL[:, 0]
         own_rows_BL = torch.arange(prompts * levels, device=history_BT.device).view(prompts, levels)
-        target_BL, _ = _score(logits_MV[target_rows_BL.flatten()], own_rows_BL, branches_BSL[:, 0], None, 1.0)
+        target_BL, _ = _score(
+            logits_MV[target_rows_BL.flatten()], own_rows_BL, branches_BSL[:, 0], None, PLAIN_POLICY
+        )
     values_BSL = None
     if value_head is not None:
         values_BSL = _full_precision(value_head(hidden_MD))[rows_BSL, 0]
@@ -167,13 +170,13 @@ def _score(
     rows: torch.Tensor,
     tokens: torch.Tensor,
     allowed: torch.Tensor | None,
-    temperature: float,
+    decoding: Decoding,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probs and entropies, in the shape of `tokens`, of tokens under their rows; `allowed` is `[*tokens,
     V]`.
     """
-    if temperature != 1.0:
-        logits_NV = logits_NV / temperature
+    if decoding.temperature != 1.0:
+        logits_NV = logits_NV / decoding.temperature
     if allowed is None:
         log_probs, entropy_N = token_log_probs(logits_NV, rows, tokens)
         return log_probs, entropy_N[rows]

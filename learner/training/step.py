@@ -1,7 +1,7 @@
 """One optimizer step of post-training, in plain torch: scores, objective, backward, clip, AdamW, schedule.
 
     for each update on the batch:
-        for each micro-batch:  scores <- scorer(branches);  loss <- objective;  backward of loss * its share of prompts
+        for each micro-batch:  scores <- scorer(branches);  loss <- objective;  backward of loss * its share
         clip the gradient, AdamW
     the reference follows
 
@@ -25,7 +25,7 @@ from sluice.learner.batches.batch import LoggedBatch
 from sluice.learner.kernels.compiled import compile_layers
 from sluice.learner.kernels.onednn import use_onednn_matmul
 from sluice.learner.kernels.sdpa import without_cudnn
-from sluice.learner.objectives.terms.base import Objective
+from sluice.learner.objectives.terms.base import Objective, ObjectiveInput
 from sluice.learner.policy.plain_weights import PlainWeights
 from sluice.learner.policy.reference import Reference
 from sluice.learner.policy.sharding import ShardedScorer, local_share
@@ -141,7 +141,10 @@ class LearnerStep:
                     scores = self._score(part)
                     if starts[index] is None:
                         starts[index] = scores.detach()
-                    terms = self.objective(part, scores, starts[index], references[index])
+                    inputs = ObjectiveInput(
+                        batch=part, scores=scores, start=starts[index], reference_BSL=references[index]
+                    )
+                    terms = self.objective(inputs)
                     (on_every_parameter(terms.loss, scores) * weights[index]).backward()
                 for name, value in terms.metrics.items():
                     totals[name] = totals[name] + value if name in totals else value
@@ -207,15 +210,15 @@ class LearnerStep:
             drop_in_adapters(self.model, self.settings.lora.dropout > 0)
 
     def _score(self, part: LoggedBatch) -> BranchScores:
-        inputs = self.objective.inputs(part)
+        branches = self.objective.select_branches(part)
         half = self.settings.precision == "bfloat16"
         with torch.autocast(part.target_BL.device.type, torch.bfloat16, enabled=half):
             return self._scorer(
                 part.history_BT,
                 part.history_lengths_B.tolist(),  # no tensor, which DDP would move to the device
-                inputs.branches_BSL,
-                inputs.allowed_BSLV,
-                inputs.temperature,
+                branches.branches_BSL,
+                branches.allowed_BSLV,
+                branches.decoding,
             )
 
     @torch.no_grad()

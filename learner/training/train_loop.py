@@ -23,6 +23,7 @@ import torch
 import torch.distributed as dist
 
 from sluice.catalog.data.dataset import Dataset
+from sluice.catalog.decoding import Decoding
 from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.learner.activity_clock import ActivityClock, idle_seconds
 from sluice.learner.batches.prefetch import Prefetched
@@ -101,9 +102,7 @@ class LoopConfig:
     evaluation: EvaluationSettings
     publish_every: int
     threads: int  # CPU threads of a worker
-    constrained: bool
-    temperature: float
-    beams: bool
+    decoding: Decoding  # of the rollouts
     queue: RolloutQueue | None  # None: learn from the logs alone
     publisher: Publisher | None
     open_vocabulary: Callable[[], Vocabulary] | None = (
@@ -200,9 +199,7 @@ class _Worker:
                 rank=self.rank,
                 world=self.world,
                 share=share,
-                constrained=config.constrained,
-                temperature=config.temperature,
-                beams=config.beams,
+                decoding=config.decoding,
                 catalogues=config.catalogues,
             )
         else:

@@ -6,8 +6,8 @@ from typing import TypedDict
 
 from sluice.actors.engines.engine import Engine
 from sluice.actors.engines.vllm.configuration import engine_environment
-from sluice.actors.settings import DecodeSettings
 from sluice.catalog.data.dataset import Dataset
+from sluice.catalog.decoding import Decoding
 from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.services.config import RunConfig
 from sluice.services.paths import RunPaths
@@ -18,7 +18,7 @@ class _Arguments(TypedDict):
 
     policy_dir: Path
     vocabulary: Vocabulary
-    decode: DecodeSettings
+    decoding: Decoding
     seed: int
     max_prompt_tokens: int
 
@@ -37,7 +37,7 @@ def open_engine(config: RunConfig, paths: RunPaths, vocabulary: Vocabulary, seed
     arguments: _Arguments = {
         "policy_dir": paths.policy,
         "vocabulary": vocabulary,
-        "decode": config.rollout.decode,
+        "decoding": config.rollout.decode.decoding(),
         "seed": seed,
         "max_prompt_tokens": 1 + Dataset.open(paths.data).settings.max_history * vocabulary.layout.levels,
     }

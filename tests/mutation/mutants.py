@@ -53,7 +53,7 @@ _GATE = (
     ("return 1 + (rivals_BK &", "return (rivals_BK &"),
     ("place_B = 1 + ", "place_B = "),
     ("batch.hit_BK.shape[1] + 1)", "batch.hit_BK.shape[1])"),
-    ("if not batch.beams:", "if batch.beams:"),
+    ("if batch.decoding.is_drawn:", "if not batch.decoding.is_drawn:"),
     ("candidate_scores_BK > batch.target_scores_B", "candidate_scores_BK >= batch.target_scores_B"),
     ("return 1 + (_ranker_rivals(batch)", "return (_ranker_rivals(batch)"),
     (".masked_fill(~rivals_BK, torch.nan)", ""),

@@ -55,7 +55,7 @@ _CLIPPED = (
         "return all_equal(rewards).sum().double()",
         _GRADIENTS,
     ),
-    (_GRPO, "return (~all_equal(rewards)).sum().double()", "return super().mass(batch)", _GRADIENTS),
+    (_GRPO, "return (~all_equal(rewards)).sum().double()", "return super().normaliser(batch)", _GRADIENTS),
     (_GRPO, "kept_B = ~all_equal", "kept_B = all_equal", _GRADIENTS),
     (_GRPO, "torch.where(kept_B, term.loss_B, 0.0).sum()", "term.loss_B.sum()", _GRADIENTS),
     (_GRPO, "/ kept_B.sum().clamp(min=1)", "/ kept_B.numel()", _GRADIENTS),

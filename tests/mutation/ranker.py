@@ -96,7 +96,7 @@ _STRATIFIED = (
     ("np.append(own, targets[row])", "own"),
     ("setdiff1d(shown, np.append(own, targets[row]))", "setdiff1d(shown, targets[row : row + 1])"),
     ("places = -torch.arange", "places = torch.arange"),
-    ("beams=True,", "beams=False,"),
+    ('Decoding(kind="beam", candidates', "Decoding(candidates"),
     ("target_scores_B=scores[:, 0]", "target_scores_B=scores[:, 1]"),
     ("scores[:, 1 + beams :]", "scores[:, beams:]"),
 )

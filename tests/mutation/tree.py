@@ -123,16 +123,16 @@ _DECODE = (
     ("value=-torch.inf)[:, count : count + 1]", "value=-torch.inf)[:, count - 1 : count]"),
     ("largest_BW = self._gumbel(streams, 1)", "largest_BW = 0 * self._gumbel(streams, 1)"),
     ("total_BW = total_BWC.flatten(1).gather(1, flat_BW)", "total_BW = largest_BW"),
-    ("/ temperature\n", "* temperature\n"),
+    ("/ self._decoding.temperature\n", "* self._decoding.temperature\n"),
     (
         "return log_softmax(logits)[..., codes].masked_fill",
         "return log_softmax(logits[..., codes]).masked_fill",
     ),
     ("logits = logits.masked_fill_(~allowed_BWC, -torch.inf)", "pass"),
-    ("self._constrained and over_allowed", "over_allowed"),
+    ("self._decoding.constrained and over_allowed", "over_allowed"),
     (
-        "choice_BW + self._decoder.layout.level_offsets[level] if self._constrained",
-        "choice_BW if self._constrained",
+        "choice_BW + self._decoder.layout.level_offsets[level] if self._decoding.constrained",
+        "choice_BW if self._decoding.constrained",
     ),
     (
         "self._node_BW.gather(1, parent_BW), choice_BW)",
@@ -142,14 +142,22 @@ _DECODE = (
     ("self._prefix.lengths_B[:, None] + level)", "self._prefix.lengths_B[:, None] + level + 1)"),
     ("_pick(self._log_probs_BWl, parent_BW), log_p", "_pick(self._log_probs_BWl, 0 * parent_BW), log_p"),
     ("_pick(self._tokens_BWl, parent_BW), token", "_pick(self._tokens_BWl, 0 * parent_BW), token"),
-    ("if excluded is not None and not constrained:", "if False:"),
+    ("if excluded is not None and not decoding.constrained:", "if False:"),
     ("project_tokens(self._head, hidden, tokens)", "project(self._head, hidden)"),
+    ("self.level, self._decoding.top_p\n", "self.level, 1.0\n"),
+)
+
+# Which kind of decoding is which method, seen by the engine alone.
+_BY_KIND = (
+    ("renormalise=True)", "renormalise=False)"),
+    ('if decoding.kind == "beam":', "if False:"),
+    ('if decoding.kind == "stochastic_beam":', "if False:"),
 )
 
 _ENGINE = (
     ("len(chosen) < self._per_step:", "True:"),
-    ("if wanted == decode and", "if True and"),
-    (" and known is catalogue:", ":"),
+    ("if own_decoding == decoding and", "if True and"),
+    (" and own_catalogue is catalogue:", ":"),
     ("self._decoder.catalogue = catalogue\n", "pass\n"),
     ("extendleft(reversed(later))", "extendleft(later)"),
     ("            self._decoder.forget()\n        self._loaded", "            pass\n        self._loaded"),
@@ -158,12 +166,10 @@ _ENGINE = (
     ("weights.changed(self._loaded)", "weights.changed(())"),
     ("self._loaded, self._version = weights.manifest, weights.version", "self._loaded = weights.manifest"),
     ("self._loaded, self._version = weights.manifest, weights.version", "self._version = weights.version"),
-    ("renormalise=True", "renormalise=False"),
-    ("[request.excluded for request in requests] if decode.constrained else None", "None"),
+    ("[request.excluded for request in requests] if decoding.constrained else None", "None"),
     ('f"{self._seed}/{request.request_id}"', 'f"{request.request_id}"'),
     ('f"{self._seed}/{request.request_id}"', 'f"{self._seed}"'),
-    ('wanted = {"temperature": decode.temperature,', 'wanted = {"temperature": 1.0,'),
-    ("top_p=decode.top_p, ", ""),
+    ("decode(prefix, decoding, streams", "decode(prefix, self._decoding, streams"),
     ("self._names.difference_update(", "len("),
     ("if policy.layout != vocabulary.layout:", "if False:"),
     ("positions < needed:", "positions <= needed + 99:"),
@@ -177,11 +183,26 @@ _CHECKS = (
     ("available < needed", "available <= needed"),
     ("request.request_id in in_flight or", "False or"),
     (" or request.request_id in names", ""),
-    ('needed = 1 if decode.kind == "sample" else', "needed = 1 if True else"),
+    ("needed = decoding.distinct", "needed = 1"),
     ("if known.get(name) != shape:", "if False:"),
     ("    if absent:", "    if False:"),
     ("later.version <= before.version", "later.version < before.version"),
     ("if later.layout != before.layout:", "if False:"),
+)
+
+_SETTINGS = (
+    *((f"            {name}=self.{name},\n", "") for name in ("kind", "temperature", "top_p", "constrained")),
+    ("        self.decoding()\n        return self", "        return self"),
+)
+
+_DECODING = (
+    ("self.temperature != 1.0 or", "False or"),
+    ("or self.top_p != 1.0", "or False"),
+    ('self.kind == "beam" and', "True and"),
+    ('self.kind == "stochastic_beam" and', 'self.kind != "beam" and'),
+    ("self.candidates + 1 if", "self.candidates if"),
+    ("return 1 if", "return self.candidates if"),
+    ('return self.kind != "beam"', 'return self.kind == "sample"'),
 )
 
 TREE_MUTANTS = tuple(
@@ -201,7 +222,10 @@ TREE_MUTANTS = tuple(
             ("learner/decoding/test_tree.py", "learner/decoding/test_prefix.py"),
             _DECODE,
         ),
+        ("learner/decoding/tree.py", ("actors/engines/test_tree.py",), _BY_KIND),
         ("actors/engines/tree.py", ("actors/engines/test_tree.py",), _ENGINE),
+        ("actors/settings.py", ("actors/test_settings.py",), _SETTINGS),
+        ("catalog/decoding.py", ("catalog/test_decoding.py",), _DECODING),
         ("actors/engines/checks.py", ("actors/engines/test_tree.py",), _CHECKS),
     )
     for old, new in edits

@@ -16,6 +16,7 @@ import torch
 from ray.train.torch import TorchTrainer
 
 from sluice.catalog.data.dataset import Dataset
+from sluice.catalog.decoding import Decoding
 from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.learner.objectives.settings.objective import NllObjective
 from sluice.learner.policy.packed_weights import PackedWeights, UnverifiedWeights
@@ -68,9 +69,7 @@ def fit(start, directory, steps, open_vocabulary=None, **learner):
         evaluation=EvaluationSettings(beam_width=10, batch_size=5),
         publish_every=2,
         threads=1,
-        constrained=False,
-        temperature=1.0,
-        beams=False,
+        decoding=Decoding(candidates=2),
         queue=None,
         publisher=FilePublisher(str(directory / "published")),
         open_vocabulary=open_vocabulary,

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from sluice.catalog.decoding import Decoding
 from sluice.catalog.errors import RunError
 from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.learner.decoding.tree import Candidates, TreeDecoder
@@ -35,9 +36,10 @@ def run(options: BenchOptions) -> dict[str, Any]:
     follow = _prefixes(vocabulary)
     rows = []
     for width, compared in ((20, True), (50, True), (256, False)):
+        decoding = Decoding(kind="beam", candidates=width, constrained=True)
 
-        def tree(width: int = width) -> Candidates:
-            return decoder.beams(decoder.prefill(histories_BT, lengths_B), width)
+        def tree(decoding: Decoding = decoding) -> Candidates:
+            return decoder.beams(decoder.prefill(histories_BT, lengths_B), decoding)
 
         def hub(width: int = width) -> tuple[np.ndarray, np.ndarray]:
             return _generate(policy.model, histories_BT, width, follow)

@@ -21,7 +21,8 @@ import numpy as np
 
 from sluice.actors.engines.engine import GenerateRequest
 from sluice.actors.engines.vllm.configuration import engine_environment
-from sluice.actors.settings import DecodeSettings, EngineSettings
+from sluice.actors.settings import EngineSettings
+from sluice.catalog.decoding import Decoding
 from sluice.catalog.tokens import TokenLayout
 from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.learner.policy.policy import build_policy, save_policy
@@ -66,7 +67,7 @@ def _measure(options: BenchOptions, settings: EngineSettings) -> dict[str, Any]:
         engine = VllmEngine(
             policy_dir=Path(directory) / "policy",
             vocabulary=_vocabulary(sizes[0], policy.layout, 0, options),
-            decode=DecodeSettings(candidates=_CANDIDATES),
+            decoding=Decoding(candidates=_CANDIDATES),
             engine=settings,
             seed=options.seed,
             max_prompt_tokens=1 + _HISTORY * len(_LEVEL_SIZES),
@@ -103,7 +104,7 @@ def _row(
     sampled: dict[str, int] = {}
 
     def side(name: str) -> None:
-        decode = DecodeSettings(candidates=_CANDIDATES, constrained=name == "constrained")
+        decoding = Decoding(candidates=_CANDIDATES, constrained=name == "constrained")
         histories = random.integers(0, size, (prompts, _HISTORY)).astype(np.int32)
         requests = [
             GenerateRequest(
@@ -113,7 +114,7 @@ def _row(
             )
             for row, history in enumerate(histories)
         ]
-        engine.submit(requests, decode)
+        engine.submit(requests, decoding)
         items = np.concatenate([vocabulary.trie.lookup(group.tokens) for group in _drain(engine)])
         sampled[name] = int((items >= 0).sum())
 

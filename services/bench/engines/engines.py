@@ -35,7 +35,7 @@ from scipy.stats import chi2_contingency
 
 from sluice.actors.engines.engine import GenerateRequest, Generation
 from sluice.actors.engines.vllm.configuration import engine_environment
-from sluice.actors.settings import DecodeSettings
+from sluice.catalog.decoding import Decoding
 from sluice.catalog.errors import RunError
 from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.cluster.environment import ALLOCATOR, raise_gc_threshold
@@ -74,10 +74,10 @@ def run(options: BenchOptions) -> dict[str, Any]:
         try:
             for lengths, engine in itertools.product(("equal", "mixed"), engines.values()):
                 for _ in range(_WARM_UPS):
-                    engine.generate(lengths, DecodeSettings(candidates=16))
+                    engine.generate(lengths, Decoding(candidates=16))
             for lengths, kind, candidates, constrained in ROWS:
-                decode = DecodeSettings(kind=kind, candidates=candidates, constrained=constrained)
-                rows.append({"lengths": lengths, **_compare(engines, prompts, lengths, decode, options)})
+                decoding = Decoding(kind=kind, candidates=candidates, constrained=constrained)
+                rows.append({"lengths": lengths, **_compare(engines, prompts, lengths, decoding, options)})
         finally:
             for engine in engines.values():
                 engine.end()
@@ -85,27 +85,28 @@ def run(options: BenchOptions) -> dict[str, Any]:
 
 
 def _compare(
-    engines: "dict[str, _Remote]", prompts: int, lengths: str, decode: DecodeSettings, options: BenchOptions
+    engines: "dict[str, _Remote]", prompts: int, lengths: str, decoding: Decoding, options: BenchOptions
 ) -> dict[str, Any]:
     tolerance = _NATS[device.policy_dtype()]
     what = (
-        f"{lengths} lengths, {decode.kind}, K={decode.candidates}, {'trie' if decode.constrained else 'free'}"
+        f"{lengths} lengths, {decoding.kind}, K={decoding.candidates}, "
+        f"{'trie' if decoding.constrained else 'free'}"
     )
-    ours, theirs = (engine.generate(lengths, decode) for engine in engines.values())
-    _check_equal(what, decode.kind, ours, theirs, tolerance)
+    ours, theirs = (engine.generate(lengths, decoding) for engine in engines.values())
+    _check_equal(what, decoding.kind, ours, theirs, tolerance)
     sides = {
-        name: (lambda engine=engine: engine.generate(lengths, decode)) for name, engine in engines.items()
+        name: (lambda engine=engine: engine.generate(lengths, decoding)) for name, engine in engines.items()
     }
     seconds = median_seconds(time_alternately(sides, options.repeats))
     rate = {name: prompts / value for name, value in seconds.items()}
     print_note(f"{what}: " + ", ".join(f"{name} {value:.1f} prompts/s" for name, value in rate.items()))
     return {
-        "kind": decode.kind,
-        "K": decode.candidates,
-        "constrained": decode.constrained,
+        "kind": decoding.kind,
+        "K": decoding.candidates,
+        "constrained": decoding.constrained,
         "speedup": rate["tree"] / rate["vllm"],
         "distinct": float(
-            np.mean([len(np.unique(group.tokens[:, 0])) / decode.candidates for group in ours])
+            np.mean([len(np.unique(group.tokens[:, 0])) / decoding.candidates for group in ours])
         ),
         "tree_prompts_per_s": rate["tree"],
         "vllm_prompts_per_s": rate["vllm"],
@@ -173,12 +174,12 @@ class _Remote:
         theirs.close()
         print_note(f"{kind} engine ready after {self._answer():.0f} s")
 
-    def generate(self, lengths: str, decode: DecodeSettings) -> list[Generation]:
+    def generate(self, lengths: str, decoding: Decoding) -> list[Generation]:
         """Candidates of the prompts of this call; the n-th call is about the same prompts with every
         engine.
         """
         self._number += 1
-        self._pipe.send((self._number, lengths, decode))
+        self._pipe.send((self._number, lengths, decoding))
         generations: list[Generation] = self._answer()
         return generations
 
@@ -207,12 +208,12 @@ def _serve(pipe: Connection, kind: str, setting: tuple[Any, ...]) -> None:
     raise_gc_threshold()
     pipe.send(time.perf_counter() - started_s)
     while (question := pipe.recv()) is not None:
-        number, lengths, decode = question
+        number, lengths, decoding = question
         requests = [
             GenerateRequest(request_id=f"{number}-{row}", prompt=tokens, excluded=np.empty(0, dtype=np.int32))
             for row, tokens in enumerate(draw_histories(vocabulary, prompts, history, lengths, seed + number))
         ]
-        engine.submit(requests, decode)
+        engine.submit(requests, decoding)
         done: dict[str, Generation] = {}
         while engine.in_flight:
             done |= {generation.request_id: generation for generation in engine.step()}
@@ -247,7 +248,7 @@ def _open(
     threads: int,
     seed: int,
 ) -> "TreeEngine | VllmEngine":
-    decode = DecodeSettings(candidates=64)
+    decoding = Decoding(candidates=64)
     torch.set_num_threads(threads)
     if kind == "tree":
         from sluice.actors.engines.tree import TreeEngine
@@ -255,7 +256,7 @@ def _open(
         return TreeEngine(
             policy_dir=policy_dir,
             vocabulary=vocabulary,
-            decode=decode,
+            decoding=decoding,
             engine=device.tree_settings(threads, prompts_per_step=prompts),
             seed=seed,
             max_prompt_tokens=prompt_tokens,
@@ -265,7 +266,7 @@ def _open(
     return VllmEngine(
         policy_dir=policy_dir,
         vocabulary=vocabulary,
-        decode=decode,
+        decoding=decoding,
         engine=device.vllm_settings(threads),
         seed=seed,
         max_prompt_tokens=prompt_tokens,

@@ -39,12 +39,12 @@ class BareLoop:
         seed: int,
         max_prompt_tokens: int,
     ) -> None:
-        settings = rollout.engine
+        settings, decoding = rollout.engine, rollout.decode.decoding()
         assert isinstance(settings, EngineSettings), "the bare loop is vLLM's"
         policy = read_policy_facts(policy_dir, vocabulary.layout, max_prompt_tokens)
         sizes = derive_sizes(
             settings,
-            candidates=rollout.decode.sequences,
+            candidates=decoding.sequences,
             levels=vocabulary.layout.levels,
             max_prompt_tokens=max_prompt_tokens,
             prompts_in_flight=rollout.prompts_per_lease * rollout.leases_ahead,
@@ -52,7 +52,7 @@ class BareLoop:
             gpu_bytes=gpu_bytes(),
         )
         torch.set_num_threads(settings.threads)
-        self._vocabulary, self._decode, self._seed = vocabulary, rollout.decode, seed
+        self._vocabulary, self._decoding, self._seed = vocabulary, decoding, seed
         compile_graphs(settings)
         self._llm = LLM(**plain_arguments(policy_dir, settings, sizes, seed))
         raise_gc_threshold()  # as a rollout actor does
@@ -83,5 +83,6 @@ class BareLoop:
 
     def _ask(self, request_id: str, prompt: np.ndarray) -> tuple[Any, Any]:
         request = GenerateRequest(request_id=request_id, prompt=prompt, excluded=NOTHING)
-        ((tokens, params),) = open_group(request, self._decode, self._vocabulary.trie, "", self._seed).asks()
+        group = open_group(request, self._decoding, self._vocabulary.trie, "", self._seed)
+        ((tokens, params),) = group.make_requests()
         return tokens_input(tokens.tolist()), params

@@ -38,6 +38,7 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
+from sluice.catalog.decoding import Decoding
 from sluice.catalog.errors import RunError
 from sluice.learner.batches.batch import GroupBatch
 from sluice.learner.kernels.onednn import use_onednn_matmul
@@ -156,8 +157,7 @@ def make_batch(prompts: int, candidates: int, history: int, seed: int) -> GroupB
         target_scores_B=torch.randn(prompts, generator=generator),
         distractor_scores_BM=torch.randn(prompts, 2, generator=generator),
         allowed_BSLV=None,
-        temperature=1.0,
-        beams=False,
+        decoding=Decoding(candidates=candidates),
     )
 
 

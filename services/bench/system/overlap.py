@@ -176,7 +176,7 @@ class OneAfterAnother:
             rows = encode_groups(*groups)
             records = [rows.slice(row, 1) for row in range(len(groups))]
             self._learner.update(
-                collate_groups(records, self._dataset, self._vocabulary, **config.rollout.decode.distribution)
+                collate_groups(records, self._dataset, self._vocabulary, config.rollout.decode.decoding())
             )
             self._step += 1
         with book.activity("load_weights"):
@@ -214,7 +214,7 @@ class AllAtOnce:
             rank=0,
             world=1,
             share=config.learner.prompts_per_step,
-            **config.rollout.decode.distribution,
+            decoding=config.rollout.decode.decoding(),
         )
         self._learner, self._spare = (
             LearnerStep(

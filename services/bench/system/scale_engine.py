@@ -14,8 +14,9 @@ from statistics import median
 import numpy as np
 
 from sluice.actors.engines.engine import GenerateRequest, Generation
-from sluice.actors.settings import DecodeSettings, TreeEngineSettings
+from sluice.actors.settings import TreeEngineSettings
 from sluice.catalog.data.settings import DataSettings
+from sluice.catalog.decoding import Decoding
 from sluice.catalog.tokens import TokenLayout
 from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.learner.policy.packed_weights import PackedWeights, pack_weights
@@ -188,7 +189,7 @@ def small_policy(seed: int) -> Policy:
     return build_policy(PolicySettings(), LEVEL_SIZES, 1 + len(LEVEL_SIZES) * (HISTORY + 1), seed)
 
 
-def measure_engine(prompts: int, decode: DecodeSettings, repeats: int, seed: int) -> EngineTimes:
+def measure_engine(prompts: int, decoding: Decoding, repeats: int, seed: int) -> EngineTimes:
     """What the tree engine takes here, on one thread: medians, after one warm-up."""
     from sluice.actors.engines.tree import TreeEngine
 
@@ -198,7 +199,7 @@ def measure_engine(prompts: int, decode: DecodeSettings, repeats: int, seed: int
         engine = TreeEngine(
             policy_dir=Path(directory),
             vocabulary=known,
-            decode=decode,
+            decoding=decoding,
             engine=TreeEngineSettings(prompts_per_step=prompts, prefix_cache_mib=0),
             seed=seed,
             max_prompt_tokens=1 + len(LEVEL_SIZES) * HISTORY,

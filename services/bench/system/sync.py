@@ -45,7 +45,8 @@ from sluice.actors.boards.weight_board import WeightBoard, WeightPublisher, Weig
 from sluice.actors.calls import get_result
 from sluice.actors.engines.engine import GenerateRequest
 from sluice.actors.engines.vllm.configuration import engine_environment
-from sluice.actors.settings import DecodeSettings, EngineSettings
+from sluice.actors.settings import EngineSettings
+from sluice.catalog.decoding import Decoding
 from sluice.catalog.tokens import TokenLayout
 from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.cluster.environment import lower_thread_priority, raise_gc_threshold
@@ -122,7 +123,7 @@ class Receiver:
         self._engine = VllmEngine(
             policy_dir=policy,
             vocabulary=self._vocabulary,
-            decode=DecodeSettings(candidates=8),
+            decoding=Decoding(candidates=8),
             engine=EngineSettings(),
             seed=seed,
             max_prompt_tokens=1 + 3 * PROMPT_ITEMS,

@@ -90,9 +90,9 @@ def test_the_draw_depends_on_seed_and_lease_alone():
 
 def test_the_ranker_is_asked_for_each_item_once_and_the_target_first():
     drawn = drawn_batch(distractors=3)
-    assert drawn.asked.shape == (3, 1 + 3 + 3)
+    assert drawn.items_to_score.shape == (3, 1 + 3 + 3)
     d0, d1, d2 = (row[row >= 0].tolist() for row in drawn.distractor_items)
-    assert drawn.asked.tolist() == [
+    assert drawn.items_to_score.tolist() == [
         [2, 0, 1, *d0, -1, -1],
         [3, 2, *d1, -1, -1],  # its own target among the candidates is not asked for again
         [6, 1, 4, *d2, -1],
@@ -102,7 +102,7 @@ def test_the_ranker_is_asked_for_each_item_once_and_the_target_first():
 
 def test_scores_go_back_to_every_place_an_item_has():
     drawn = drawn_batch()
-    asked = drawn.asked
+    asked = drawn.items_to_score
     scores = np.where(asked < 0, np.nan, asked * 10 + np.arange(3)[:, None]).astype(np.float32)
     spread = np.where(asked < 0, np.nan, asked / 10).astype(np.float32)
     groups = score_groups(
@@ -131,7 +131,7 @@ def test_groups_of_the_wrong_shape_are_the_engine_s_fault():
 
 def groups():
     drawn = drawn_batch()
-    asked = drawn.asked
+    asked = drawn.items_to_score
     scores = np.where(asked < 0, np.nan, asked).astype(np.float32)
     return score_groups(drawn, RankerOutput.of(scores, scores / 8, None), ranker_version="r1", score_s=0.5)
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from sluice.catalog.decoding import Decoding
 from sluice.catalog.errors import RunError
 from sluice.catalog.rollout_group import decode_groups, encode_groups
 from sluice.catalog.trie.vocabulary import Vocabulary
@@ -61,8 +62,10 @@ def test_a_worker_swaps_between_steps_and_old_groups_keep_their_catalogue():
 
 
 def source(queue, versions):
-    decoding = {"constrained": True, "temperature": 1.0, "beams": False}
-    return QueueSource(queue, TinyDataset(), START, rank=0, world=1, share=2, catalogues=versions, **decoding)
+    decoding = Decoding(candidates=2, constrained=True)
+    return QueueSource(
+        queue, TinyDataset(), START, rank=0, world=1, share=2, catalogues=versions, decoding=decoding
+    )
 
 
 def test_the_learner_fetches_the_catalogue_of_a_group_it_does_not_know():

@@ -10,7 +10,7 @@ from sluice.learner.gate.gate import (
     whole_places,
 )
 from sluice.learner.gate.settings import GateSettings
-from tests.unit.learner.learner_cases import NAN, one_group, random_batch
+from tests.unit.learner.learner_cases import FOUR_BEAMS, NAN, one_group, random_batch
 
 GT = [3, 7, 10]
 CANDIDATES = [[3, 7, 11], [3, 8, 10], [4, 7, 10], [5, 7, 10]]
@@ -60,7 +60,7 @@ def test_policy_rank_of_beams_is_the_place_among_them(place, rank):
     tokens, items = [list(row) for row in CANDIDATES], [1, 2, 3, 4]
     if place is not None:
         tokens[place], items[place] = GT, 0
-    batch = with_candidates(tokens, items, beams=True)
+    batch = with_candidates(tokens, items, decoding=FOUR_BEAMS)
     assert policy_rank(batch, torch.tensor([99.0])).tolist() == [rank]
 
 

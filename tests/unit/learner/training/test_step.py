@@ -18,7 +18,7 @@ from sluice.learner.training.checkpoint import read_rank, write_rank
 from sluice.learner.training.micro_batches import micro_batches
 from sluice.learner.training.optimizer import lr_factor
 from sluice.learner.training.step import LearnerStep
-from tests.unit.learner.learner_cases import in_double, random_batch, tiny_policy
+from tests.unit.learner.learner_cases import in_double, objective_input, random_batch, tiny_policy
 
 SETTINGS = LearnerSettings(prompts_per_step=4, warmup_steps=0, lr=1e-2, max_grad_norm=1e9)
 NO_KL = GrpoSettings(kl_beta=0)
@@ -93,12 +93,12 @@ def test_updates_on_one_batch_keep_the_log_probs_of_its_start():
 
     objective = half_open(old_policy="batch_start", kl_beta=0.1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0)
-    inputs = (batch.history_BT, batch.history_lengths_B, objective.inputs(batch).branches_BSL)
+    inputs = (batch.history_BT, batch.history_lengths_B, objective.select_branches(batch).branches_BSL)
     with torch.no_grad():
         start, fixed = BranchScorer(model)(*inputs), reference(*inputs).log_probs_BSL
     ratios = []
     for _ in range(3):
-        terms = objective(batch, BranchScorer(model)(*inputs), start, fixed)
+        terms = objective(objective_input(batch, BranchScorer(model)(*inputs), start, fixed))
         ratios.append((terms.metrics["ratio_mean"][0] / terms.metrics["ratio_mean"][1]).item())
         optimizer.zero_grad()
         terms.loss.backward()
@@ -338,9 +338,10 @@ def test_losses_are_float32_under_bfloat16():
     kinds = []
 
     class Watched(NllLoss):
-        def __call__(self, batch, scores, start, reference_BSL):
-            terms = super().__call__(batch, scores, start, reference_BSL)
-            kinds.extend([scores.log_probs_BSL.dtype, terms.loss.dtype, torch.is_autocast_enabled("cpu")])
+        def __call__(self, inputs):
+            terms = super().__call__(inputs)
+            log_probs_BSL = inputs.scores.log_probs_BSL
+            kinds.extend([log_probs_BSL.dtype, terms.loss.dtype, torch.is_autocast_enabled("cpu")])
             return terms
 
     settings = SETTINGS.model_copy(update={"precision": "bfloat16"})
@@ -356,8 +357,9 @@ def test_float32_is_the_computation_without_autocast_to_the_bit():
     learner.update(batch)
     part = micro_batches(batch, None, torch.device("cpu"))[0]
     objective = half_open(kl_beta=0)
-    scores = BranchScorer(model)(part.history_BT, part.history_lengths_B, objective.inputs(part).branches_BSL)
-    objective(part, scores, scores.detach(), None).loss.backward()
+    branches_BSL = objective.select_branches(part).branches_BSL
+    scores = BranchScorer(model)(part.history_BT, part.history_lengths_B, branches_BSL)
+    objective(objective_input(part, scores, scores.detach(), None)).loss.backward()
     assert all(torch.equal(p.grad, found) for p, found in zip(model.parameters(), steps[0], strict=True))
 
 
