@@ -113,9 +113,7 @@ def test_engine_and_learner_mean_the_same_distribution(engine, world, decoding):
         [encode_groups(group) for group in groups],
         TinyDataset(),  # another catalogue's, but neither popularity nor logged rewards matter here
         vocabulary,
-        constrained=decoding.constrained,
-        temperature=decoding.temperature,
-        beams=decoding.kind == "beam",
+        decoding,
     )
     with torch.no_grad():
         scores = branch_log_probs(
@@ -124,7 +122,7 @@ def test_engine_and_learner_mean_the_same_distribution(engine, world, decoding):
             batch.history_lengths_B,
             torch.cat([batch.target_BL[:, None], batch.candidates_BKL], dim=1),
             batch.allowed_BSLV,
-            batch.temperature,
+            batch.decoding,
         )
     close(scores.log_probs_BSL[:, 1:].numpy(), batch.behaviour_log_probs_BKL.numpy())
     if decoding.kind == "stochastic_beam":

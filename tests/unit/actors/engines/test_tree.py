@@ -295,7 +295,7 @@ def test_a_rollout_worker_fills_the_queue_from_it(tmp_path):
         distractors=2,
     )
     engine = TreeEngine(
-        tmp_path / "policy", vocabulary, rollout.decode, rollout.engine, 0, max_prompt_tokens=10
+        tmp_path / "policy", vocabulary, rollout.decode.decoding(), rollout.engine, 0, max_prompt_tokens=10
     )
     queue = LocalQueue()
     worker = RolloutWorker(
