@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from sluice.catalog.data.dataset import Dataset
+from sluice.catalog.decoding import Decoding
 from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.learner.batches.batch import GroupBatch
 from sluice.learner.objectives.build import build_objective
@@ -111,8 +112,7 @@ def group_batch(seed):
         target_scores_B=torch.tensor([3.0, 3.0]),
         distractor_scores_BM=torch.full((2, 2), -3.0),
         allowed_BSLV=None,
-        temperature=1.0,
-        beams=False,
+        decoding=Decoding(candidates=3),
     )
 
 
