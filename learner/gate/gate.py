@@ -61,6 +61,7 @@ def compute_gate(batch: GroupBatch, target_log_prob_B: torch.Tensor, settings: G
     One prompt, four candidates of one token. The policy finds the ground truth (token 9) hard, the ranker
     puts it first, and the distractor ranks below the head:
 
+    >>> from sluice.catalog.decoding import Decoding
     >>> batch = GroupBatch(
     ...     history_BT=torch.tensor([[1]]), history_lengths_B=torch.tensor([1]),
     ...     target_BL=torch.tensor([[9]]), target_items_B=torch.tensor([0]),
@@ -68,7 +69,8 @@ def compute_gate(batch: GroupBatch, target_log_prob_B: torch.Tensor, settings: G
     ...     candidate_items_BK=torch.tensor([[1, 2, 3, 4]]),
     ...     behaviour_log_probs_BKL=torch.tensor([[[-1.0], [-2.0], [-3.0], [-4.0]]]),
     ...     candidate_scores_BK=torch.tensor([[1.0, 2.0, 3.0, 4.0]]), target_scores_B=torch.tensor([5.0]),
-    ...     distractor_scores_BM=torch.tensor([[0.0]]), allowed_BSLV=None, temperature=1.0, beams=False,
+    ...     distractor_scores_BM=torch.tensor([[0.0]]), allowed_BSLV=None,
+    ...     decoding=Decoding(candidates=4),
     ... )
     >>> result = compute_gate(batch, torch.tensor([-2.5]), GateSettings(tau=0.25))
     >>> result.policy_rank_B, result.ranker_rank_B, result.gate_B

@@ -56,6 +56,7 @@ def test_what_users_call_has_an_example():
     assert {
         "sluice.actors.settings.DecodeSettings",
         "sluice.catalog.data.dataset.Dataset.open",
+        "sluice.catalog.decoding.Decoding",
         "sluice.catalog.trie.trie.Trie.build",
         "sluice.catalog.trie.trie.Trie.lookup",
         "sluice.catalog.trie.trie.Trie.mask",

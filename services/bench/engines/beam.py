@@ -36,9 +36,8 @@ def run(options: BenchOptions) -> dict[str, Any]:
     follow = _prefixes(vocabulary)
     rows = []
     for width, compared in ((20, True), (50, True), (256, False)):
-        decoding = Decoding(kind="beam", candidates=width, constrained=True)
-
-        def tree(decoding: Decoding = decoding) -> Candidates:
+        def tree(width: int = width) -> Candidates:
+            decoding = Decoding(kind="beam", candidates=width, constrained=True)
             return decoder.beams(decoder.prefill(histories_BT, lengths_B), decoding)
 
         def hub(width: int = width) -> tuple[np.ndarray, np.ndarray]:

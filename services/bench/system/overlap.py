@@ -170,7 +170,7 @@ class OneAfterAnother:
                 seed=config.seed,
             )
         with book.activity("rank"):
-            output = ask_ranker(self._ranker, drawn.histories, drawn.asked)
+            output = ask_ranker(self._ranker, drawn.histories, drawn.items_to_score)
             groups = score_groups(drawn, output, ranker_version=self._ranker.version, score_s=0.0)
         with book.activity("learn"):
             rows = encode_groups(*groups)
