@@ -183,8 +183,10 @@ class LearnerStep:
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` gave, on a model that holds the policy's parameters. The learning rate,
-        its schedule and the weight decay are those of the settings, which a resumed run may change.
+        """Go on from what `state_dict` gave, on a model that holds the policy's parameters.
+
+        The learning rate, its schedule and the weight decay are those of the settings, which a resumed run
+        may change.
         """
         self._step = state["step"]
         load_optimizer_state(self.optimizer, state["optimizer"])

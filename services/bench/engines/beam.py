@@ -36,6 +36,7 @@ def run(options: BenchOptions) -> dict[str, Any]:
     follow = _prefixes(vocabulary)
     rows = []
     for width, compared in ((20, True), (50, True), (256, False)):
+
         def tree(width: int = width) -> Candidates:
             decoding = Decoding(kind="beam", candidates=width, constrained=True)
             return decoder.beams(decoder.prefill(histories_BT, lengths_B), decoding)

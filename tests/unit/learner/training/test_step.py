@@ -299,7 +299,8 @@ def test_a_resumed_learner_takes_rate_schedule_and_decay_of_its_settings():
     again.load_state_dict(learner.state_dict())
     assert [group["weight_decay"] for group in again.optimizer.param_groups] == [0.25, 0.0]
     rates = [again.update(half_trusted(seed=seed))["lr"] for seed in range(2, 4)]
-    # half a cosine over four steps, at its third and fourth: (1 + cos(pi / 2)) / 2 and (1 + cos(3 pi / 4)) / 2
+    # half a cosine over four steps, at its third and fourth: (1 + cos(pi / 2)) / 2 and
+    # (1 + cos(3 pi / 4)) / 2
     assert rates == pytest.approx([2e-3, 4e-3 * 0.1464466], rel=1e-5)
 
 
