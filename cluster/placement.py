@@ -165,16 +165,14 @@ def describe_shortage(
     absent = [name for name in names if not total.get(name)]
     remedy = (
         f"No node has the resource(s) {', '.join(absent)}: start nodes with them, or change "
-        f"cluster.*_resource or "
-        "*.gpus"
+        f"cluster.*_resource or *.gpus"
         if absent
         else "Add nodes, stop what else runs there, or lower rollout.actors, rollout.cpus, ranker_pool.* or "
         "cluster.learner_cpus"
     )
     return (
         f"the cluster did not grant the run's resources within {timeout_s:g} s. Asked for: "
-        f"{wanted.describe()} (in all "
-        f"{_words(wanted.totals)}). The cluster has {have}. {remedy}"
+        f"{wanted.describe()} (in all {_words(wanted.totals)}). The cluster has {have}. {remedy}"
     )
 
 

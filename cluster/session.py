@@ -11,8 +11,7 @@ from sluice.catalog.errors import ClusterError
 _AUTH_REMEDY = (
     "Ray has token authentication on by default: set RAY_AUTH_MODE=token, and have the cluster's token in "
     "~/.ray/auth_token, in RAY_AUTH_TOKEN, or in the file that RAY_AUTH_TOKEN_PATH names (`ray "
-    "get-auth-token` "
-    "prints it on the head node)"
+    "get-auth-token` prints it on the head node)"
 )
 
 
@@ -37,8 +36,8 @@ def connect_cluster(address: str = "auto", namespace: str = "sluice") -> Cluster
         except (ConnectionError, ValueError) as error:
             raise ClusterError(
                 f"no Ray cluster answers at {address!r} ({_first_line(error)}). Start one with `ray start "
-                "--head`, or submit the "
-                "run with `sluice submit`, which starts one; on another machine set RAY_API_SERVER_ADDRESS"
+                "--head`, or submit the run with `sluice submit`, which starts one; on another machine set "
+                "RAY_API_SERVER_ADDRESS"
             ) from None
         except AuthenticationError as error:
             raise ClusterError(

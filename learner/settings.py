@@ -275,8 +275,7 @@ class LearnerSettings(Settings):
         if self.sharding == "fsdp" and self.workers == 1:
             raise ValueError(
                 "sharding fsdp shares the policy out over several workers, and workers is 1: raise workers, "
-                "or set "
-                "sharding to ddp"
+                "or set sharding to ddp"
             )
         if self.sharding == "fsdp" and self.compile:
             raise ValueError("compile works on whole parameters: set compile to false, or sharding to ddp")

@@ -82,8 +82,7 @@ class RunConfig(Settings):
         if self.queue.max_groups < needed:
             raise ValueError(
                 f"queue.max_groups {self.queue.max_groups} is below {needed}, the larger of "
-                f"learner.prompts_per_step "
-                "and rollout.prompts_per_lease: the learner could never fill a step"
+                f"learner.prompts_per_step and rollout.prompts_per_lease: the learner could never fill a step"
             )
         return self
 
@@ -100,8 +99,7 @@ class RunConfig(Settings):
         if size < 32 or size % 16:
             raise ValueError(
                 f"policy.hidden_size / policy.heads is {size}; vLLM's attention kernels take head sizes of "
-                f"32 and more "
-                "that are multiples of 16"
+                f"32 and more that are multiples of 16"
             )
         return self
 
@@ -122,10 +120,8 @@ class RunConfig(Settings):
         if grpo and grpo.uses_engine_probabilities and self.rollout.decode.top_p < 1:
             raise ValueError(
                 f"rollout.decode.top_p {self.rollout.decode.top_p} makes the engine normalise over a nucleus "
-                f"that the "
-                "learner does not have, so every ratio is biased: set top_p to 1.0 (temperature may differ "
-                "from 1), or "
-                "objective.grpo.old_policy to batch_start with correction.level none"
+                f"that the learner does not have, so every ratio is biased: set top_p to 1.0 (temperature "
+                "may differ from 1), or objective.grpo.old_policy to batch_start with correction.level none"
             )
         return self
 
@@ -135,10 +131,8 @@ class RunConfig(Settings):
         if grpo and grpo.ground_truth == "inject" and self.rollout.decode.kind == "stochastic_beam":
             raise ValueError(
                 "objective.grpo.ground_truth inject puts an item into the group that nobody drew, and "
-                "members of a "
-                "stochastic_beam group count by their chance of being drawn: set ground_truth to override or "
-                "none, or "
-                "rollout.decode.kind to sample"
+                "members of a stochastic_beam group count by their chance of being drawn: set ground_truth "
+                "to override or none, or rollout.decode.kind to sample"
             )
         return self
 
@@ -156,8 +150,7 @@ class RunConfig(Settings):
         if self.needs_logged_reward and self.data.reward == "none":
             raise ValueError(
                 f"objective {self.objective.type} learns from logged rewards, and data.reward is none: name "
-                f"the column "
-                "of the log that holds them (rating, click or dwell_seconds)"
+                f"the column of the log that holds them (rating, click or dwell_seconds)"
             )
         return self
 
@@ -167,8 +160,7 @@ class RunConfig(Settings):
         if self.objective.type == "cql" and (decode.kind == "beam" or decode.top_p < 1):
             raise ValueError(
                 f"objective cql sums over all items by sampling, which rollout.decode.kind {decode.kind} "
-                f"with top_p "
-                f"{decode.top_p} does not allow: set kind to sample and top_p to 1.0"
+                f"with top_p {decode.top_p} does not allow: set kind to sample and top_p to 1.0"
             )
         return self
 
@@ -179,8 +171,7 @@ class RunConfig(Settings):
         if pairs and pairs.type == "ranker_intervals" and builtin and self.ranker.ensemble < 2:
             raise ValueError(
                 f"objective.pairs.type ranker_intervals needs the spread over an ensemble, and "
-                f"ranker.ensemble is "
-                f"{self.ranker.ensemble}: set it to 2 or more, or choose other pairs"
+                f"ranker.ensemble is {self.ranker.ensemble}: set it to 2 or more, or choose other pairs"
             )
         return self
 

@@ -247,8 +247,7 @@ def _check_policy(policy: Policy, directory: Path, vocabulary: Vocabulary, max_p
             f"policy {directory} has {policy.layout.vocab_size} tokens, the catalogue's layout "
             f"{vocabulary.layout.vocab_size}, with codes {list(policy.layout.level_sizes)} and "
             f"{list(vocabulary.layout.level_sizes)}; they must be equal, so use the policy that was made for "
-            f"this "
-            "catalogue"
+            f"this catalogue"
         )
     positions = getattr(policy.model.config, "max_position_embeddings", None)
     needed = max_prompt_tokens + vocabulary.layout.levels

@@ -227,8 +227,7 @@ def _check_columns(path: Path, columns: dict[str, str], available: list[str], se
         remedy = " or, when the rows already stand in order of time, to null" if name == "timestamp" else ""
         raise DataError(
             f"{path} has no column {column!r} ({listed}); it has "
-            f"{', '.join(map(repr, available)) or 'none'}. "
-            f"Set {listed} to one of them{remedy}"
+            f"{', '.join(map(repr, available)) or 'none'}. Set {listed} to one of them{remedy}"
         )
 
 

@@ -97,8 +97,7 @@ def _if_known(groups: Sequence[RolloutGroup], told_by: str, name: str) -> torch.
     if unknown.any():
         raise DataError(
             f"the ranker gave a {told_by} to {(~unknown).sum()} of {len(groups)} groups of a batch: it must "
-            f"give one "
-            "to all prompts or to none, and all ranker actors must run one version"
+            f"give one to all prompts or to none, and all ranker actors must run one version"
         )
     return _float32(np.stack([getattr(group, name) for group in groups]))
 
@@ -129,8 +128,7 @@ def _inclusion(groups: Sequence[RolloutGroup]) -> torch.Tensor | None:
     if with_them < len(groups):
         raise DataError(
             f"{with_them} of {len(groups)} groups carry inclusion probabilities (stochastic beams), the "
-            f"others none: "
-            "one decoding per queue"
+            f"others none: one decoding per queue"
         )
     return _float32(np.stack([group.inclusion_log_probs for group in groups]))
 
@@ -168,9 +166,8 @@ def _allowed(
         row, branch, level = (int(index) for index in np.argwhere(~chosen_BSL)[0])
         raise RunError(
             f"lease {groups[row].lease_id}: token {branches_BSL[row, branch, level]} at level {level} of "
-            f"candidate {branch - 1} "
-            "lies outside the trie mask of constrained decoding, so the engine did not apply the mask the "
-            "learner assumes"
+            f"candidate {branch - 1} lies outside the trie mask of constrained decoding, so the engine did "
+            "not apply the mask the learner assumes"
         )
     return torch.from_numpy(allowed_BSLV)
 

@@ -55,8 +55,8 @@ def candidate_baseline(batch: LoggedBatch) -> torch.Tensor:
     if batch.candidate_values_BK is None:
         raise RankerError(
             "a_sft with baseline candidates needs a ranker that predicts the logged reward of the "
-            "candidates, and this "
-            "one does not: use one that does, or set objective.baseline.type to value_head"
+            "candidates, and this one does not: use one that does, or set objective.baseline.type to "
+            "value_head"
         )
     return batch.candidate_values_BK.double().masked_fill(~batch.valid_BK, torch.nan).nanmean(dim=-1)
 

@@ -46,8 +46,7 @@ def sampling_log_weights(batch: GroupBatch) -> torch.Tensor:
     elif not batch.decoding.is_drawn:
         raise ConfigError(
             "cql sums over items by sampling, and beams are no sample: set rollout.decode.kind to one that "
-            "draws its "
-            "candidates"
+            "draws its candidates"
         )
     else:
         log_weights_BK = -batch.behaviour_log_probs_BKL.sum(dim=-1) - math.log(batch.valid_BK.shape[1])

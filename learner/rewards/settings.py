@@ -118,6 +118,5 @@ def check_rewards(components: Sequence[Settings]) -> None:
             found = "there is none" if ranker is None else f"its transform is {ranker.transform}"
             raise ValueError(
                 "the relevance reward multiplies the ranker's, which must not be negative (0 would be a "
-                "gain), and "
-                f"{found}: add {{type: ranker, transform: sigmoid}}, or rank"
+                f"gain), and {found}: add {{type: ranker, transform: sigmoid}}, or rank"
             )

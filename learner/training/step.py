@@ -156,8 +156,8 @@ class LearnerStep:
         if not math.isfinite(values["grad_norm"]):
             raise RunError(
                 f"the gradient norm of learner step {self._step} is {values['grad_norm']}, so the step was "
-                f"not taken: "
-                f"check that the ranker's scores are finite, or lower learner.lr {self.settings.lr}"
+                f"not taken: check that the ranker's scores are finite, or lower learner.lr "
+                f"{self.settings.lr}"
             )
         self._schedule.step()
         self._step += 1

@@ -1,7 +1,8 @@
 """The Ray Train worker loop: batch -> gated update -> acknowledge -> publish -> validate -> checkpoint.
 
     consumes   batches of a `BatchSource` (rollout queue or logs), numbered by optimizer step
-    produces   packed weights on the weight board every `publish_every` steps; metrics; checkpoints; the best policy
+    produces   packed weights on the weight board every `publish_every` steps; metrics; checkpoints; the best
+               policy
     waits for  the source to fill a step (`learner.rollout_timeout_s`), the other workers (collectives)
 
 All workers do the same number of steps. Rank 0 alone writes files, publishes weights and talks to the queue

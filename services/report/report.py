@@ -209,8 +209,8 @@ def terminal_lines(summary: Mapping[str, Any], width: int = 110) -> list[str]:
     Console(file=buffer, width=width, color_system=None).print(terminal_table(summary))
     table = [line.rstrip() for line in buffer.getvalue().splitlines()]
     compared = [
-        f"{row['metric']} {row['pair']}: {row['difference']:+.4f} "
-        f"[{row['low']:+.4f}, {row['high']:+.4f}] {row['verdict']}"
+        f"{row['metric']} {row['pair']}: {row['difference']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}] "
+        f"{row['verdict']}"
         for row in difference_rows(summary)
         if row["metric"] == COLUMNS["hr@10"]
     ]

@@ -111,8 +111,8 @@ class Fleet:
         if late:
             raise ClusterError(
                 f"the engines of {', '.join(starting[ref] for ref in late)} were not ready within "
-                f"{timeout_s:.0f} s; "
-                "raise cluster.start_timeout_s, or look at the actors' logs in the Ray dashboard"
+                f"{timeout_s:.0f} s; raise cluster.start_timeout_s, or look at the actors' logs in the Ray "
+                "dashboard"
             )
         self._follow_catalogue()  # what was pushed before a run was resumed is there from its first prompt on
         for rollout in self.rollouts:

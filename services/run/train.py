@@ -100,8 +100,7 @@ def _check_rewards(config: RunConfig, dataset: Dataset) -> None:
     if config.needs_logged_reward and dataset.reward_column is None:
         raise ConfigError(
             f"objective {config.objective.type} learns from logged rewards, and the log has none: name its "
-            f"column in "
-            "data.source.columns (rating, click or dwell_seconds), or choose another objective"
+            f"column in data.source.columns (rating, click or dwell_seconds), or choose another objective"
         )
 
 
@@ -117,9 +116,8 @@ def _check_fresh(paths: RunPaths, resume: Resume) -> None:
     if has_begun and not resume:
         raise RunError(
             f"{paths.root} already holds a post-training: give --resume to go on with it, or another name, "
-            f"seed or "
-            "output to start a new one, or remove its checkpoints directory to train again from the same "
-            "start"
+            f"seed or output to start a new one, or remove its checkpoints directory to train again from the "
+            "same start"
         )
 
 

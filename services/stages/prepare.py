@@ -163,14 +163,14 @@ class _Preparation:
         if users == 0:
             raise DataError(
                 f"no user of {_named(self._source)} has data.min_interactions "
-                f"{self._settings.min_interactions} usable "
-                f"interactions ({dropped_users} users with {dropped_rows} interactions have fewer)"
+                f"{self._settings.min_interactions} usable interactions ({dropped_users} users with "
+                f"{dropped_rows} interactions have fewer)"
             )
         if outcomes.get(self._settings.reward) == 0:
             raise DataError(
                 f"data.reward is {self._settings.reward}, but no usable interaction of "
-                f"{_named(self._source)} has one: "
-                "set data.reward to auto or none, or correct data.source.columns"
+                f"{_named(self._source)} has one: set data.reward to auto or none, or correct "
+                "data.source.columns"
             )
         self._counts = {
             "users": users,
@@ -233,10 +233,8 @@ class _Preparation:
             if count == 0:
                 raise DataError(
                     f"the {split} split of {_named(self._source)} has no example (an interaction with a "
-                    f"history): "
-                    f"{self._counts['users']} users have {self._counts['interactions']} interactions. Give a "
-                    f"longer "
-                    "log, or change data.split"
+                    f"history): {self._counts['users']} users have {self._counts['interactions']} "
+                    f"interactions. Give a longer log, or change data.split"
                 )
 
     def _semantic_ids(self, near: CoOccurrence, shared: SharedUsers) -> tuple[np.ndarray, tuple[int, ...]]:
@@ -277,8 +275,8 @@ def _warnings(manifest: dict[str, Any]) -> tuple[str, ...]:
         )
         found.append(
             f"data.exclude_seen keeps consumed items out of the ranking, but the targets of {listed} "
-            f"examples were "
-            "consumed before and can never be hit: set data.exclude_seen=false if people come back to items"
+            f"examples were consumed before and can never be hit: set data.exclude_seen=false if people come "
+            "back to items"
         )
     found += [
         f"{rejected['bad']} of {rejected['rows']} rows of the {table} were left out; {REJECTED} lists them"

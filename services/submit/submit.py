@@ -155,8 +155,7 @@ def job_request(
     if not inside and not local:
         raise ConfigError(
             f"--config {options.config} lies outside {working_directory}, which is all that the cluster "
-            f"gets: "
-            "move it there"
+            f"gets: move it there"
         )
     overrides = [*options.overrides, *(absolute_paths(config, working_directory) if local else ())]
     command = [
@@ -216,8 +215,7 @@ def _remote_head(address: str, config: RunConfig) -> Head:
     if not Path(config.output).expanduser().is_absolute():
         _tell(
             f"output {config.output!r} is relative, so the run goes to {Path('~/sluice') / config.output} on "
-            f"the "
-            "cluster's head node; give storage that every node sees with --set output=/shared/runs"
+            f"the cluster's head node; give storage that every node sees with --set output=/shared/runs"
         )
     return Head(url=address)
 

@@ -53,15 +53,13 @@ def check_environment(settings: EngineSettings) -> None:
         if name.startswith(("VLLM_", "TRITON_")) and os.environ.get(name) != value:
             raise ConfigError(
                 f"environment variable {name} is {os.environ.get(name)!r} where the vLLM engine needs "
-                f"{value!r}; start "
-                "its process with the variables of "
+                f"{value!r}; start its process with the variables of "
                 "sluice.actors.engines.vllm.configuration.engine_environment"
             )
     if os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
         raise ConfigError(
             f"environment variable VLLM_CPU_KVCACHE_SPACE={os.environ['VLLM_CPU_KVCACHE_SPACE']} would "
-            f"override the "
-            "engine's settings; unset it and set rollout.engine.kv_cache_gib instead"
+            f"override the engine's settings; unset it and set rollout.engine.kv_cache_gib instead"
         )
 
 
@@ -137,8 +135,8 @@ def derive_sizes(
     if cpu and batched_tokens < max_model_len:
         raise ConfigError(
             f"rollout.engine.max_batched_tokens is {batched_tokens}, less than prompt + item "
-            f"({max_model_len} tokens); "
-            "the CPU engine prefills a prompt in one piece, so raise it or shorten the history"
+            f"({max_model_len} tokens); the CPU engine prefills a prompt in one piece, so raise it or "
+            "shorten the history"
         )
     kv_cache_bytes = None
     if settings.gpu_memory_share is not None and not cpu:

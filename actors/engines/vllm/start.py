@@ -80,15 +80,13 @@ def read_policy_facts(directory: Path, layout: TokenLayout, max_prompt_tokens: i
     if config.vocab_size != layout.vocab_size:
         raise PolicyError(
             f"policy {directory} has {config.vocab_size} tokens, the catalogue's layout {layout.vocab_size}; "
-            f"they "
-            "must be equal, so use the policy that was made for this catalogue"
+            f"they must be equal, so use the policy that was made for this catalogue"
         )
     positions = getattr(config, "max_position_embeddings", None)
     if positions is not None and positions < max_prompt_tokens + layout.levels:
         raise ConfigError(
             f"policy {directory} has {positions} positions; prompt + item take "
-            f"{max_prompt_tokens + layout.levels}, so "
-            "shorten the history"
+            f"{max_prompt_tokens + layout.levels}, so shorten the history"
         )
     heads = config.num_attention_heads
     head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
@@ -180,8 +178,7 @@ def gpu_bytes() -> int | None:
     if not torch.cuda.is_available():
         raise ConfigError(
             "this vLLM is built for GPUs and the engine's process has none: set rollout.gpus to 1 (or to a "
-            "share of "
-            "one GPU), or install requirements/cpu.lock"
+            "share of one GPU), or install requirements/cpu.lock"
         )
     return current_platform.get_device_total_memory()
 

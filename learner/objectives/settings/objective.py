@@ -91,8 +91,7 @@ class GroupSettings(Settings):
         ):
             raise ValueError(
                 "ground_truth=inject needs the ground truth's own reward, and a batch has the popularity of "
-                "candidates "
-                "only: set ground_truth to override or none, or remove the popularity reward"
+                "candidates only: set ground_truth to override or none, or remove the popularity reward"
             )
         return self
 
@@ -130,8 +129,7 @@ class OffPolicySettings(GroupSettings):
         if self.old_policy == "behaviour" and self.correction.level != "none":
             raise ValueError(
                 "correction.level must be none with old_policy=behaviour, whose ratio already is "
-                "learner/engine; "
-                "set old_policy=batch_start to use the truncated correction"
+                "learner/engine; set old_policy=batch_start to use the truncated correction"
             )
         return self
 
@@ -181,8 +179,7 @@ class GrpoSettings(OffPolicySettings):
         if self.ratio != "token" and self.correction.level == "token":
             raise ValueError(
                 f"correction.level token does not go with ratio {self.ratio}, which is one number per "
-                f"candidate: set "
-                "correction.level to sequence"
+                f"candidate: set correction.level to sequence"
             )
         return self
 
@@ -191,8 +188,7 @@ class GrpoSettings(OffPolicySettings):
         if self.drop_equal_groups and self.ground_truth == "inject":
             raise ValueError(
                 "drop_equal_groups does not go with ground_truth=inject: whether GT can be injected is known "
-                "only "
-                "after scoring, and the mean's denominator must be known before; set ground_truth to "
+                "only after scoring, and the mean's denominator must be known before; set ground_truth to "
                 "override or none"
             )
         return self
@@ -290,8 +286,8 @@ class _Mixed(Settings):
         if value.drop_equal_groups:
             raise ValueError(
                 "drop_equal_groups changes what the loss is a mean over, and here the NLL is a mean over all "
-                "prompts: "
-                "set it to false (an equal group has no policy gradient anyhow), or use objective.type grpo"
+                "prompts: set it to false (an equal group has no policy gradient anyhow), or use "
+                "objective.type grpo"
             )
         return value
 

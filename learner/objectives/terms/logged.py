@@ -19,8 +19,7 @@ def logged_rewards(batch: LoggedBatch) -> torch.Tensor:
     if batch.logged_rewards_B is None:
         raise DataError(
             "the objective learns from logged rewards, but the data set has none: name the column of the log "
-            "that "
-            "holds them (rating or dwell_seconds), or choose an objective that does not need them"
+            "that holds them (rating or dwell_seconds), or choose an objective that does not need them"
         )
     return batch.logged_rewards_B.double()
 

@@ -57,9 +57,8 @@ def member_weights(
     if ground_truth == "inject":
         raise ConfigError(
             "objective.grpo.ground_truth=inject puts an item into the group that nobody drew, and groups "
-            "drawn without "
-            "replacement weigh each member by its chance of being drawn: set it to override or none, or "
-            "rollout.decode.kind to sample"
+            "drawn without replacement weigh each member by its chance of being drawn: set it to override or "
+            "none, or rollout.decode.kind to sample"
         )
     log_p_BK = batch.behaviour_log_probs_BKL.sum(dim=-1)
     raw_BK, p_BK = (log_p_BK - batch.inclusion_log_probs_BK).exp(), log_p_BK.exp()
