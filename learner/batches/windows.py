@@ -51,7 +51,7 @@ def epoch_batches(
             follows is predicted from other histories each epoch.
     """
     limit = dataset.settings.max_history
-    pieces = []
+    pieces: list[np.ndarray] = []
     for user, length in enumerate(dataset.training_lengths):
         if length < SHORTEST_WINDOW:
             continue

@@ -23,7 +23,7 @@ import torch
 
 from sluice.catalog.errors import RankerError
 from sluice.learner.batches.batch import GroupBatch, LoggedBatch
-from sluice.learner.objectives.settings.preference import AdvantageSftObjective
+from sluice.learner.objectives.settings.preference import AdvantageSftObjective, ValueHeadBaseline
 from sluice.learner.objectives.terms.base import (
     BranchInputs,
     Objective,
@@ -86,6 +86,7 @@ class AdvantageSftLoss(Objective):
         batch, scores = inputs.batch, inputs.scores
         rewards_B, normaliser = logged_rewards(batch), self.normaliser(batch)
         if self.needs_values:
+            assert inputs.start.values_BSL is not None
             baseline_B = inputs.start.values_BSL[:, 0, 0].double()
         else:
             baseline_B = candidate_baseline(batch)
@@ -104,7 +105,8 @@ class AdvantageSftLoss(Objective):
             "rewarded_share": mean_of(known_B),
             "entropy": mean_of(scores.entropy_BSL),
         }
-        if self.needs_values:
+        if isinstance(self.settings.baseline, ValueHeadBaseline):
+            assert scores.values_BSL is not None
             error_B = torch.where(known_B, scores.values_BSL[:, 0, 0] - rewards_B.to(nll_B.dtype), 0.0) ** 2
             loss_B = loss_B + self.settings.baseline.weight * error_B
             metrics["value_error"] = mean_of(error_B, known_B)

@@ -77,6 +77,7 @@ class CqlLoss(Objective):
     def __call__(self, inputs: ObjectiveInput) -> Terms:
         """The mean over the rewarded prompts."""
         batch, scores = inputs.groups, inputs.scores
+        assert scores.values_BSL is not None, "needs_values"
         q_BS = scores.values_BSL[:, :, 0] + self.settings.scale * scores.log_probs_BSL.sum(dim=-1)
         logged_B = q_BS[:, 0]
         rewards_B = logged_rewards(batch).to(q_BS.dtype)

@@ -75,6 +75,7 @@ class PpoLoss(Objective):
         batch, scores, start = inputs.groups, inputs.scores, inputs.start
         settings, counts_B = self.settings, batch.valid_BK.any(dim=-1)
         log_probs_BKL, start_BKL = scores.log_probs_BSL[:, 1:], start.log_probs_BSL[:, 1:]
+        assert scores.values_BSL is not None and start.values_BSL is not None, "needs_values"
         values_BKL, start_values_BKL = scores.values_BSL[:, 1:], start.values_BSL[:, 1:]
         group = group_rewards(batch, settings.rewards, "none", settings.invalid_margin)
         rewards_BK = group.rewards_BK.to(start_BKL.dtype)

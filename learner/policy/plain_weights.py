@@ -44,7 +44,7 @@ class PlainWeights:
         else:
             yield from (gather_whole(parameter) for parameter in self._model.parameters())
 
-    def draw(self) -> None:
+    def join_gathering(self) -> None:
         """Take part in the gathering, if there is any, and keep nothing."""
         if any(isinstance(parameter, DTensor) for parameter in self._model.parameters()):
             for _ in self.tensors():

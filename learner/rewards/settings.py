@@ -94,7 +94,7 @@ RewardComponent = Annotated[
 ]
 
 
-def check_rewards(components: Sequence[Settings]) -> None:
+def check_rewards(components: Sequence[RewardComponent]) -> None:
     """Refuse compositions without a meaning.
 
     >>> check_rewards([RankerReward(transform="zscore"), HitReward(weight=2.0)])
@@ -114,8 +114,9 @@ def check_rewards(components: Sequence[Settings]) -> None:
         raise ValueError("rewards has no component with a weight: add one, such as {type: ranker}")
     if "relevance" in by_type:
         ranker = by_type.get("ranker")
-        if ranker is None or ranker.transform not in ("sigmoid", "rank"):
-            found = "there is none" if ranker is None else f"its transform is {ranker.transform}"
+        transform = ranker.transform if isinstance(ranker, RankerReward) else None
+        if transform not in ("sigmoid", "rank"):
+            found = "there is none" if transform is None else f"its transform is {transform}"
             raise ValueError(
                 "the relevance reward multiplies the ranker's, which must not be negative (0 would be a "
                 f"gain), and {found}: add {{type: ranker, transform: sigmoid}}, or rank"

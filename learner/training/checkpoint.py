@@ -97,9 +97,11 @@ def read_rank(directory: Path, rank: int) -> dict[str, Any]:
     """One worker's own part. Raises RunError when the run had fewer workers than now."""
     place = directory / f"rank-{rank}"
     if has_state(place):
-        return load_state(place)
+        state: dict[str, Any] = load_state(place)
+        return state
     of_format_2 = directory / f"rank-{rank}.pt"
     if of_format_2.is_file():
         # To the CPU, as `load_state`. Tensors, containers and numbers alone: no code of the file is run.
-        return torch.load(of_format_2, map_location="cpu", weights_only=True)
+        state = torch.load(of_format_2, map_location="cpu", weights_only=True)
+        return state
     raise RunError(f"{directory} has no state of learner worker {rank}: resume with the same learner.workers")

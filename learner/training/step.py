@@ -141,8 +141,10 @@ class LearnerStep:
                     scores = self._score(part)
                     if starts[index] is None:
                         starts[index] = scores.detach()
+                    start = starts[index]
+                    assert start is not None
                     inputs = ObjectiveInput(
-                        batch=part, scores=scores, start=starts[index], reference_BSL=references[index]
+                        batch=part, scores=scores, start=start, reference_BSL=references[index]
                     )
                     terms = self.objective(inputs)
                     (on_every_parameter(terms.loss, scores) * weights[index]).backward()
@@ -169,7 +171,7 @@ class LearnerStep:
         """This worker's optimizer, schedule, step, reference and RNG, and the weights that the policy's
         directory does not hold: the value head, adapters, this worker's shares.
         """
-        rng = {"torch": torch.get_rng_state()}
+        rng: dict[str, Any] = {"torch": torch.get_rng_state()}
         if torch.cuda.is_available():
             rng["cuda"] = torch.cuda.get_rng_state_all()
         return {
@@ -215,13 +217,14 @@ class LearnerStep:
         branches = self.objective.select_branches(part)
         half = self.settings.precision == "bfloat16"
         with torch.autocast(part.target_BL.device.type, torch.bfloat16, enabled=half):
-            return self._scorer(
+            scores: BranchScores = self._scorer(
                 part.history_BT,
                 part.history_lengths_B.tolist(),  # no tensor, which DDP would move to the device
                 branches.branches_BSL,
                 branches.allowed_BSLV,
                 branches.decoding,
             )
+        return scores
 
     @torch.no_grad()
     def _reference_log_probs(self, parts: list[LoggedBatch]) -> list[torch.Tensor | None]:
@@ -231,11 +234,12 @@ class LearnerStep:
         with self.reference.in_place():
             return [self._score(part).log_probs_BSL for part in parts]
 
-    def _synchronised(self, last: bool) -> AbstractContextManager:
+    def _synchronised(self, last: bool) -> AbstractContextManager[None]:
         """DDP adds gradients up over the micro-batches and exchanges them once, with the last; FSDP exchanges
         each.
         """
-        return nullcontext() if last or not hasattr(self._scorer, "no_sync") else self._scorer.no_sync()
+        no_sync: Callable[[], AbstractContextManager[None]] | None = getattr(self._scorer, "no_sync", None)
+        return nullcontext() if last or no_sync is None else no_sync()
 
     def _apply_gradient(self) -> torch.Tensor:
         """Take the step, unless the gradient is not finite, without waiting for the device; returns its
@@ -244,7 +248,7 @@ class LearnerStep:
         norm = clip_gradient(list(self._trained.values()), self.settings.max_grad_norm)
         # What a gradient scaler says to a fused optimizer, which then leaves parameters and moments as they
         # are.
-        self.optimizer.found_inf = (~torch.isfinite(norm)).float()
+        self.optimizer.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm

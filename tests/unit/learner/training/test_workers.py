@@ -168,8 +168,8 @@ def sharded_policy(learner, rank):
         lambda: learner.model.get_decoder()(batch.history_BT, use_cache=False).last_hidden_state
     )
     if rank > 0:
-        weights.draw()
-        weights.draw()
+        weights.join_gathering()
+        weights.join_gathering()
         return {"hidden": scored.detach()}
     packed = pack_one_by_one(weights.shapes(), weights.tensors(), version=1)
     policy = weights.policy(like=Policy(model=learner.model, tokenizer=None, layout=None))
