@@ -59,7 +59,7 @@ class DecodeSettings(Settings):
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 
 
-class EngineSettings(Settings):
+class VllmEngineSettings(Settings):
     """One vLLM engine. What is null is chosen for the workload, and logged."""
 
     type: Literal["vllm"] = "vllm"
@@ -101,7 +101,7 @@ class EngineSettings(Settings):
     )
 
     @model_validator(mode="after")
-    def _one_size_of_the_cache(self) -> "EngineSettings":
+    def _one_size_of_the_cache(self) -> "VllmEngineSettings":
         if self.kv_cache_gib is not None and self.gpu_memory_share is not None:
             raise ValueError(
                 "kv_cache_gib and gpu_memory_share both say how large the cache is: leave one of them out"
@@ -141,7 +141,7 @@ def _engine_type(value: Any) -> str:
 
 
 AnyEngineSettings = Annotated[
-    Annotated[EngineSettings, Tag("vllm")] | Annotated[TreeEngineSettings, Tag("tree")],
+    Annotated[VllmEngineSettings, Tag("vllm")] | Annotated[TreeEngineSettings, Tag("tree")],
     Discriminator(_engine_type),
 ]
 
@@ -153,7 +153,7 @@ class RolloutSettings(Settings):
         default=1, ge=1, description="Rollout actors, each with an engine."
     )
     decode: DecodeSettings = Field(default=DecodeSettings(), description="How candidates are drawn.")
-    engine: AnyEngineSettings = Field(default=EngineSettings(), description="What generates.")
+    engine: AnyEngineSettings = Field(default=VllmEngineSettings(), description="What generates.")
     prompts_per_lease: Prompts = Field(
         default=16,
         ge=2,
@@ -163,7 +163,7 @@ class RolloutSettings(Settings):
         default=2, ge=1, description="Leases that are kept in the engine, so that it never runs dry."
     )
     distractors: Annotated[int, Unit("items")] = Field(
-        default=4, ge=1, description="Candidates of other prompts that the ranker scores for the gate, M."
+        default=4, ge=1, description="Candidates of other prompts that the ranker scores for the gate, J."
     )
     cpus: Cpus = Field(default=1.0, ge=0, description="CPU cores of an actor.")
     gpus: Gpus = Field(default=0.0, ge=0, description="GPUs of an actor.")

@@ -130,7 +130,7 @@ def from_stream(stream: bytes) -> pa.RecordBatch:
     return pa.ipc.open_stream(stream).read_next_batch()
 
 
-def decode_groups(record: pa.RecordBatch) -> RolloutGroup:
+def decode_group(record: pa.RecordBatch) -> RolloutGroup:
     """The group of a one-row record batch; its arrays are read-only views of the record.
 
     Raises:

@@ -22,13 +22,8 @@ from sluice.catalog.errors import ConfigError
 from sluice.catalog.settings import Settings
 from sluice.cluster.settings import ClusterSettings
 from sluice.learner.objectives.settings.objective import AdaGrpoObjective, Objective
-from sluice.learner.settings import (
-    EvaluationSettings,
-    LearnerSettings,
-    PolicySettings,
-    PretrainSettings,
-    RankerSettings,
-)
+from sluice.learner.ranker.settings import RankerSettings
+from sluice.learner.settings import EvaluationSettings, LearnerSettings, PolicySettings, PretrainSettings
 from sluice.services.config_yaml import apply_override, read_settings
 
 Resume = Literal["last", "best"] | None  # which checkpoint a run goes on from

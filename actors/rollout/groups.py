@@ -30,16 +30,16 @@ class Prompt:
 
 @dataclass(frozen=True, kw_only=True)
 class UnscoredGroups:
-    """B prompts with their K candidates and up to M distractors, and what the ranker is asked about them."""
+    """B prompts with their K candidates and up to J distractors, and what the ranker is asked about them."""
 
     prompts: Sequence[Prompt]
     generations: Sequence[Generation]
     generate_s: Sequence[float]
     candidate_items: np.ndarray  # [B, K] int32 item rows, -1: no item
-    distractor_items: np.ndarray  # [B, M] int32 item rows, -1: the batch offered fewer
-    # [B, 1 + K + M] int32 item rows, each once per prompt, the ground truth first; -1 = padding
+    distractor_items: np.ndarray  # [B, J] int32 item rows, -1: the batch offered fewer
+    # [B, 1 + K + J] int32 item rows, each once per prompt, the ground truth first; -1 = padding
     items_to_score: np.ndarray
-    # [B, 1 + K + M] columns of `items_to_score`: of ground truth, candidates, distractors; 1 + K + M: none
+    # [B, 1 + K + J] columns of `items_to_score`: of ground truth, candidates, distractors; 1 + K + J: none
     places: np.ndarray
 
     @property
@@ -57,7 +57,7 @@ def assemble_groups(
     distractors: int,
     seed: int,
 ) -> UnscoredGroups:
-    """Candidate items by the trie each was generated with, and up to M `distractors` for each prompt.
+    """Candidate items by the trie each was generated with, and up to J `distractors` for each prompt.
 
     A prompt's distractors are drawn without replacement from the distinct items that the *other* prompts
     generated, less its ground truth and its own candidates. The draw depends on `seed`, the batch's lease ids
@@ -95,7 +95,7 @@ def assemble_groups(
 def score_groups(
     unscored: UnscoredGroups, output: RankerOutput, *, ranker_version: str, score_s: float
 ) -> list[RolloutGroup]:
-    """Rollout groups from the ranker's answer `[B, 1 + K + M]` to what it was asked."""
+    """Rollout groups from the ranker's answer `[B, 1 + K + J]` to what it was asked."""
     scores, spread, values = (
         _at(column, unscored.places) for column in (output.scores, output.spread, output.values)
     )
@@ -139,7 +139,7 @@ def score_groups(
 def _distractors(
     target_items: np.ndarray, candidate_items: np.ndarray, count: int, generator: np.random.Generator
 ) -> np.ndarray:
-    """`[B, M]`: the items with the smallest of random keys, among those that a prompt may be given."""
+    """`[B, J]`: the items with the smallest of random keys, among those that a prompt may be given."""
     generated, places = np.unique(np.append(candidate_items, -1), return_inverse=True)
     # Without its own candidates, what the whole batch generated is what the other prompts did.
     keys = generator.random((len(candidate_items), len(generated)))

@@ -32,7 +32,6 @@ from sluice.catalog.settings import Settings
 from sluice.learner.batches.batch import GroupBatch
 from sluice.learner.gate.gate import compute_gate
 from sluice.learner.gate.settings import GateSettings
-from sluice.learner.objectives.build import build_objective
 from sluice.learner.objectives.settings.objective import (
     AdaGrpoObjective,
     EcpoObjective,
@@ -60,6 +59,7 @@ from sluice.learner.objectives.settings.preference import (
 from sluice.learner.objectives.terms.base import ObjectiveInput
 from sluice.learner.rewards.settings import RankerReward, RelevanceReward
 from sluice.learner.scoring.shared_prefix import BranchScores
+from sluice.learner.training.objective import build_objective
 
 CONTEXTS, CODES, LEVELS = 2, 3, 2
 ITEMS = CODES**LEVELS
@@ -175,7 +175,7 @@ class Rows:
             target_items_B=target_B,
             candidate_scores_BK=scores_BK,
             target_scores_B=bandit.ranker_XN[self.context_B, target_B],
-            distractor_scores_BM=torch.full(
+            distractor_scores_BJ=torch.full(
                 (len(rows), 1), torch.nan
             ),  # none: their half of the gate is vacuous
             candidate_spread_BK=torch.zeros_like(scores_BK),

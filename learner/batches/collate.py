@@ -9,7 +9,7 @@ import torch
 
 from sluice.catalog.decoding import Decoding
 from sluice.catalog.errors import DataError, RunError
-from sluice.catalog.rollout_group import RolloutGroup, decode_groups
+from sluice.catalog.rollout_group import RolloutGroup, decode_group
 from sluice.catalog.tokens import TokenLayout
 from sluice.catalog.trie.exclusions import Exclusions
 from sluice.catalog.trie.vocabulary import Vocabulary
@@ -33,7 +33,7 @@ def collate_groups(
         RunError: a constrained group holds a candidate that its decoding forbade, or its catalogue is not
             known here.
     """
-    decoded = [decode_groups(record) for record in groups]
+    decoded = [decode_group(record) for record in groups]
     shapes = {group.candidate_tokens.shape for group in decoded}
     if len(shapes) != 1:
         raise DataError(
@@ -61,7 +61,7 @@ def collate_groups(
         logged_rewards_B=_logged_rewards(
             dataset, np.asarray([g.user for g in decoded]), np.asarray([g.position for g in decoded])
         ),
-        distractor_scores_BM=_distractor_scores(decoded),
+        distractor_scores_BJ=_distractor_scores(decoded),
         allowed_BSLV=_allowed(decoded, target_BL, candidates_BKL, vocabulary)
         if decoding.constrained
         else None,
@@ -135,10 +135,10 @@ def _inclusion(groups: Sequence[RolloutGroup]) -> torch.Tensor | None:
 
 def _distractor_scores(groups: Sequence[RolloutGroup]) -> torch.Tensor:
     width = max(len(group.distractor_scores) for group in groups)
-    scores_BM = np.full((len(groups), width), np.nan, dtype=np.float32)
+    scores_BJ = np.full((len(groups), width), np.nan, dtype=np.float32)
     for row, group in enumerate(groups):
-        scores_BM[row, : len(group.distractor_scores)] = group.distractor_scores
-    return torch.from_numpy(scores_BM)
+        scores_BJ[row, : len(group.distractor_scores)] = group.distractor_scores
+    return torch.from_numpy(scores_BJ)
 
 
 def _allowed(

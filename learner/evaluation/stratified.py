@@ -154,7 +154,7 @@ def _as_group(top_items: np.ndarray, targets: np.ndarray, scores: torch.Tensor) 
         target_items_B=torch.from_numpy(targets.astype(np.int64)),
         candidate_scores_BK=scores[:, 1 : 1 + beams],
         target_scores_B=scores[:, 0],
-        distractor_scores_BM=scores[:, 1 + beams :],
+        distractor_scores_BJ=scores[:, 1 + beams :],
         allowed_BSLV=None,
         decoding=Decoding(kind="beam", candidates=beams),
     )

@@ -69,7 +69,7 @@ def compute_gate(batch: GroupBatch, target_log_prob_B: torch.Tensor, settings: G
     ...     candidate_items_BK=torch.tensor([[1, 2, 3, 4]]),
     ...     behaviour_log_probs_BKL=torch.tensor([[[-1.0], [-2.0], [-3.0], [-4.0]]]),
     ...     candidate_scores_BK=torch.tensor([[1.0, 2.0, 3.0, 4.0]]), target_scores_B=torch.tensor([5.0]),
-    ...     distractor_scores_BM=torch.tensor([[0.0]]), allowed_BSLV=None,
+    ...     distractor_scores_BJ=torch.tensor([[0.0]]), allowed_BSLV=None,
     ...     decoding=Decoding(candidates=4),
     ... )
     >>> result = compute_gate(batch, torch.tensor([-2.5]), GateSettings(tau=0.25))
@@ -155,13 +155,13 @@ def distractor_margins(batch: GroupBatch, settings: GateSettings) -> torch.Tenso
         [
             batch.target_scores_B[:, None],
             batch.candidate_scores_BK.masked_fill(~rivals_BK, torch.nan),
-            batch.distractor_scores_BM,
+            batch.distractor_scores_BJ,
         ],
         dim=1,
     )
-    present_BJ = ~torch.isnan(batch.distractor_scores_BM)
+    present_BJ = ~torch.isnan(batch.distractor_scores_BJ)
     # NaN compares false, so padding and invalid candidates never outrank anything.
-    rank_BJ = 1 + (pool_BX[:, None, :] > batch.distractor_scores_BM[:, :, None]).sum(dim=-1)
+    rank_BJ = 1 + (pool_BX[:, None, :] > batch.distractor_scores_BJ[:, :, None]).sum(dim=-1)
     if settings.distractor_rule == "below_head":
         margins_BJ = rank_BJ - places
     else:

@@ -28,7 +28,7 @@ from sluice.learner.batches.windows import epoch_batches
 from sluice.learner.ranker.heads import DwellHead
 from sluice.learner.ranker.model import EnsembleRanker, SequenceRanker, build_member
 from sluice.learner.ranker.quality import judge_ranker
-from sluice.learner.settings import RankerSettings
+from sluice.learner.ranker.settings import RankerSettings
 
 Progress = Callable[[int, int, dict[str, float]], None]
 

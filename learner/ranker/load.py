@@ -7,7 +7,7 @@ from pathlib import Path
 from sluice.catalog.data.dataset import Dataset
 from sluice.catalog.errors import RankerError
 from sluice.learner.ranker.model import Ranker
-from sluice.learner.settings import RankerSettings
+from sluice.learner.ranker.settings import RankerSettings
 
 
 def load_ranker(settings: RankerSettings, directory: str | Path, dataset: Dataset) -> Ranker:

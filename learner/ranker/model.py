@@ -28,7 +28,7 @@ from sluice.catalog.errors import RankerError
 from sluice.catalog.files import write_atomically
 from sluice.learner.ranker.heads import HEADS, OutcomeHead
 from sluice.learner.ranker.output import RankerOutput
-from sluice.learner.settings import RankerSettings
+from sluice.learner.ranker.settings import RankerSettings
 
 
 class Ranker(Protocol):

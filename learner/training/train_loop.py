@@ -38,7 +38,6 @@ from sluice.learner.batches.sources import (
     prompts_of,
 )
 from sluice.learner.evaluation.evaluate import sample_examples
-from sluice.learner.objectives.build import build_objective
 from sluice.learner.objectives.settings.objective import Objective
 from sluice.learner.policy.dropout import dropout_enabled
 from sluice.learner.policy.packed_weights import PackedWeights, pack_one_by_one
@@ -56,6 +55,7 @@ from sluice.learner.training.checkpoint import (
     write_rank,
 )
 from sluice.learner.training.metrics_log import MetricsLog
+from sluice.learner.training.objective import build_objective
 from sluice.learner.training.step import LearnerStep
 from sluice.learner.training.validation import validate_policy
 

@@ -15,10 +15,10 @@ from sluice.catalog.files import write_atomically
 from sluice.learner.evaluation.baselines import ItemKNN, Popularity
 from sluice.learner.evaluation.evaluate import TOP, UserResults
 from sluice.learner.evaluation.stratified import gate_at_start, stratify_users
-from sluice.learner.objectives.build import build_objective
 from sluice.learner.ranker.load import load_ranker
 from sluice.learner.ranker.model import Ranker
 from sluice.learner.ranking_metrics import bootstrap_intervals, rank_of
+from sluice.learner.training.objective import build_objective
 from sluice.services.config import RunConfig
 from sluice.services.paths import RunPaths
 from sluice.services.run.tasks import State, run_tasks

@@ -19,9 +19,9 @@ from typing import Any
 from sluice.catalog.data.dataset import Dataset
 from sluice.catalog.errors import ConfigError, RunError, SluiceError
 from sluice.cluster import session
-from sluice.learner.objectives.build import build_objective
 from sluice.learner.objectives.settings.objective import NllObjective
 from sluice.learner.policy.policy import load_policy
+from sluice.learner.training.objective import build_objective
 from sluice.services.config import Resume, RunConfig
 from sluice.services.config_resume import check_resume, name_changes
 from sluice.services.paths import RunPaths

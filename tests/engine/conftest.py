@@ -10,7 +10,7 @@ import torch
 
 from sluice.actors.engines.engine import GenerateRequest
 from sluice.actors.engines.vllm.configuration import engine_environment
-from sluice.actors.settings import EngineSettings
+from sluice.actors.settings import VllmEngineSettings
 from sluice.catalog.decoding import Decoding
 from sluice.catalog.errors import DataError
 from sluice.catalog.tokens import TokenLayout
@@ -20,7 +20,7 @@ from sluice.learner.settings import PolicySettings
 
 LEVEL_SIZES = (6, 5, 4)
 MAX_PROMPT = 100
-ENGINE = EngineSettings(threads=1)
+ENGINE = VllmEngineSettings(threads=1)
 
 
 @dataclass(frozen=True)

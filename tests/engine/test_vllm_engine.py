@@ -9,7 +9,7 @@ import torch
 from scipy.stats import chisquare
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
-from sluice.actors.settings import CPU_HEAD_SIZES, EngineSettings
+from sluice.actors.settings import CPU_HEAD_SIZES, VllmEngineSettings
 from sluice.catalog.decoding import Decoding
 from sluice.catalog.errors import ConfigError, PolicyError
 from sluice.learner.policy.packed_weights import pack_weights
@@ -387,7 +387,7 @@ def test_an_engine_that_cannot_work_is_not_started(world, vllm_environment, tmp_
         open_engine(world, max_prompt_tokens=126)
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match="block_size is 48"):
-            open_engine(world, engine=EngineSettings(block_size=48))
+            open_engine(world, engine=VllmEngineSettings(block_size=48))
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
     with pytest.raises(ConfigError, match="VLLM_CPU_KVCACHE_SPACE=1 would override"):
         open_engine(world)

@@ -17,7 +17,7 @@ from sluice.actors.ranker.pool import RankerActor, RankerClient
 from sluice.actors.rollout.actor import LAUNCH, RolloutActor, RolloutClients
 from sluice.actors.settings import DecodeSettings, QueueSettings, RolloutSettings
 from sluice.catalog.data.dataset import Examples
-from sluice.catalog.rollout_group import decode_groups
+from sluice.catalog.rollout_group import decode_group
 from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.cluster.failure import decide_restart
 from tests.ray.conftest import WAIT_S
@@ -120,7 +120,7 @@ class Parts:
 
 
 def train(queue, step, count, version=0):
-    groups = [decode_groups(record) for record in queue.pull(step, 0, 1, count, version)]
+    groups = [decode_group(record) for record in queue.pull(step, 0, 1, count, version)]
     assert queue.ack(step, 0) == count
     status = queue.status()
     assert status.issued == status.trained + status.stale + status.invalid + status.in_flight

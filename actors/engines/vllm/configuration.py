@@ -8,7 +8,7 @@ be in force before that: a Ray actor gets it as `runtime_env={"env_vars": engine
 import os
 from dataclasses import dataclass
 
-from sluice.actors.settings import EngineSettings
+from sluice.actors.settings import VllmEngineSettings
 from sluice.catalog.errors import ConfigError
 
 _CPU_BLOCK = 32
@@ -23,7 +23,7 @@ _STEPS_REMEMBERED = {
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "auto": 4}
 
 
-def engine_environment(settings: EngineSettings) -> dict[str, str]:
+def engine_environment(settings: VllmEngineSettings) -> dict[str, str]:
     """The environment variables of a process that hosts one vLLM engine."""
     return {
         # The engine runs in the actor's own process: it starts twice as fast and weights reach it without a
@@ -42,7 +42,7 @@ def engine_environment(settings: EngineSettings) -> dict[str, str]:
     }
 
 
-def check_environment(settings: EngineSettings) -> None:
+def check_environment(settings: VllmEngineSettings) -> None:
     """Refuse to start an engine in a process whose environment would give it another configuration.
 
     Raises:
@@ -85,7 +85,7 @@ class EngineSizes:
 
 
 def derive_sizes(
-    settings: EngineSettings,
+    settings: VllmEngineSettings,
     *,
     candidates: int,
     levels: int,
@@ -166,7 +166,7 @@ def _batch_of_tokens(cpu: bool) -> int:
 
 
 def _cache(
-    settings: EngineSettings, blocks: int, block_size: int, model: ModelShape, gpu_bytes: int | None
+    settings: VllmEngineSettings, blocks: int, block_size: int, model: ModelShape, gpu_bytes: int | None
 ) -> tuple[int, str]:
     """Bytes of the cache on each device, and why; `blocks` are what the prompts in flight fill."""
     if settings.kv_cache_gib is not None:

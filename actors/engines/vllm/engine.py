@@ -26,7 +26,7 @@ from sluice.actors.engines.vllm.configuration import check_environment, derive_s
 from sluice.actors.engines.vllm.groups import Group, open_group
 from sluice.actors.engines.vllm.start import PrefixCacheCounter, gpu_bytes, read_policy_facts, start_llm
 from sluice.actors.engines.vllm.trie import OfferedTries
-from sluice.actors.settings import EngineSettings
+from sluice.actors.settings import VllmEngineSettings
 from sluice.catalog.decoding import Decoding
 from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.learner.policy.packed_weights import PackedWeights, TensorEntry
@@ -40,7 +40,7 @@ class VllmEngine:
         policy_dir: Path,
         vocabulary: Vocabulary,
         decoding: Decoding,
-        engine: EngineSettings,
+        engine: VllmEngineSettings,
         seed: int,
         max_prompt_tokens: int,
         prompts_in_flight: int,

@@ -21,7 +21,7 @@ import numpy as np
 
 from sluice.actors.engines.engine import GenerateRequest
 from sluice.actors.engines.vllm.configuration import engine_environment
-from sluice.actors.settings import EngineSettings
+from sluice.actors.settings import VllmEngineSettings
 from sluice.catalog.decoding import Decoding
 from sluice.catalog.tokens import TokenLayout
 from sluice.catalog.trie.vocabulary import Vocabulary
@@ -54,7 +54,7 @@ def run(options: BenchOptions) -> dict[str, Any]:
         os.environ.update(before)
 
 
-def _measure(options: BenchOptions, settings: EngineSettings) -> dict[str, Any]:
+def _measure(options: BenchOptions, settings: VllmEngineSettings) -> dict[str, Any]:
     """Runs in the engine's process."""
     from sluice.actors.engines.vllm.engine import VllmEngine
 

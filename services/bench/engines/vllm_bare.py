@@ -20,7 +20,7 @@ from sluice.actors.engines.engine import GenerateRequest
 from sluice.actors.engines.vllm.configuration import derive_sizes
 from sluice.actors.engines.vllm.groups import open_group
 from sluice.actors.engines.vllm.start import compile_graphs, gpu_bytes, plain_arguments, read_policy_facts
-from sluice.actors.settings import EngineSettings, RolloutSettings
+from sluice.actors.settings import RolloutSettings, VllmEngineSettings
 from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.cluster.environment import raise_gc_threshold
 from sluice.services.bench.support.rollout_timing import Arrivals
@@ -40,7 +40,7 @@ class BareLoop:
         max_prompt_tokens: int,
     ) -> None:
         settings, decoding = rollout.engine, rollout.decode.decoding()
-        assert isinstance(settings, EngineSettings), "the bare loop is vLLM's"
+        assert isinstance(settings, VllmEngineSettings), "the bare loop is vLLM's"
         policy = read_policy_facts(policy_dir, vocabulary.layout, max_prompt_tokens)
         sizes = derive_sizes(
             settings,

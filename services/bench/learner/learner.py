@@ -42,10 +42,10 @@ from sluice.catalog.decoding import Decoding
 from sluice.catalog.errors import RunError
 from sluice.learner.batches.batch import GroupBatch
 from sluice.learner.kernels.onednn import use_onednn_matmul
-from sluice.learner.objectives.build import build_objective
 from sluice.learner.objectives.settings.objective import GrpoSettings, MixtureObjective
 from sluice.learner.policy.policy import build_policy, move_model
 from sluice.learner.settings import LearnerSettings
+from sluice.learner.training.objective import build_objective
 from sluice.learner.training.step import LearnerStep
 from sluice.services.bench.harness import (
     BenchOptions,
@@ -155,7 +155,7 @@ def make_batch(prompts: int, candidates: int, history: int, seed: int) -> GroupB
         target_items_B=torch.full((prompts,), prompts * candidates),
         candidate_scores_BK=torch.randn(prompts, candidates, generator=generator),
         target_scores_B=torch.randn(prompts, generator=generator),
-        distractor_scores_BM=torch.randn(prompts, 2, generator=generator),
+        distractor_scores_BJ=torch.randn(prompts, 2, generator=generator),
         allowed_BSLV=None,
         decoding=Decoding(candidates=candidates),
     )

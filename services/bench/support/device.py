@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from sluice.actors.settings import EngineSettings, TreeEngineSettings
+from sluice.actors.settings import TreeEngineSettings, VllmEngineSettings
 from sluice.learner.settings import PolicySettings
 
 GPU_POLICY = {
@@ -47,9 +47,9 @@ def policy_dtype() -> Literal["float32", "bfloat16"]:
     return "bfloat16" if on_gpu() else "float32"
 
 
-def vllm_settings(threads: int) -> EngineSettings:
+def vllm_settings(threads: int) -> VllmEngineSettings:
     """Of a vLLM engine."""
-    return EngineSettings(threads=threads, dtype=policy_dtype())
+    return VllmEngineSettings(threads=threads, dtype=policy_dtype())
 
 
 def tree_settings(threads: int, **changes: Any) -> TreeEngineSettings:

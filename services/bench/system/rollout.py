@@ -40,12 +40,13 @@ from sluice.actors.settings import DecodeSettings, QueueSettings, RolloutSetting
 from sluice.catalog.data.dataset import Dataset
 from sluice.catalog.data.feed import PromptFeed
 from sluice.catalog.errors import RunError
-from sluice.catalog.rollout_group import decode_groups
+from sluice.catalog.rollout_group import decode_group
 from sluice.catalog.tokens import TokenLayout
 from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.learner.batches.sources import open_prompts
 from sluice.learner.policy.policy import load_policy
-from sluice.learner.settings import PretrainSettings, RankerSettings
+from sluice.learner.ranker.settings import RankerSettings
+from sluice.learner.settings import PretrainSettings
 from sluice.services.bench.harness import BenchOptions, in_turn, print_note
 from sluice.services.bench.support import device
 from sluice.services.bench.support.artefacts import make_artefacts
@@ -153,7 +154,7 @@ class _Service:
         after = self._stats()
         if after["invalid"] or after["late"]:
             raise RunError(f"{after['invalid']} groups were invalid and {after['late']} late; none should be")
-        groups = [decode_groups(record) for record in records]
+        groups = [decode_group(record) for record in records]
         engine_s = (after["generate"] - before["generate"]) / (after["groups"] - before["groups"])
         return engine_s, arrivals, {group.lease_id: group.candidate_tokens for group in groups}
 

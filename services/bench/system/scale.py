@@ -65,7 +65,7 @@ from sluice.actors.rollout.actor import RolloutActor, RolloutClients
 from sluice.actors.settings import RankerPoolSettings, RolloutSettings, WeightSettings
 from sluice.catalog.data.dataset import Examples
 from sluice.catalog.errors import RunError
-from sluice.catalog.rollout_group import decode_groups
+from sluice.catalog.rollout_group import decode_group
 from sluice.learner.policy.packed_weights import PackedWeights, UnverifiedWeights, pack_weights
 from sluice.services.bench.harness import BenchOptions, in_turn, print_note
 from sluice.services.bench.support.connection import bench_cluster, cluster_of
@@ -219,7 +219,7 @@ class Learner:
             groups = queue.pull(step, 0, 1, shape.groups_per_step, version)
             pulled_s = time.monotonic()
             pulls.append(pulled_s - started_s)
-            if len({decode_groups(group).lease_id for group in (groups[0], groups[-1])}) != 2:
+            if len({decode_group(group).lease_id for group in (groups[0], groups[-1])}) != 2:
                 raise RunError(f"step {step} has the same group twice")
             time.sleep(max(0.0, pulled_s + shape.train_s - time.monotonic()))
             queue.ack(step, 0)

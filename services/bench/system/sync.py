@@ -45,7 +45,7 @@ from sluice.actors.boards.weight_board import WeightBoard, WeightPublisher, Weig
 from sluice.actors.calls import get_result
 from sluice.actors.engines.engine import GenerateRequest
 from sluice.actors.engines.vllm.configuration import engine_environment
-from sluice.actors.settings import EngineSettings
+from sluice.actors.settings import VllmEngineSettings
 from sluice.catalog.decoding import Decoding
 from sluice.catalog.tokens import TokenLayout
 from sluice.catalog.trie.vocabulary import Vocabulary
@@ -124,7 +124,7 @@ class Receiver:
             policy_dir=policy,
             vocabulary=self._vocabulary,
             decoding=Decoding(candidates=8),
-            engine=EngineSettings(),
+            engine=VllmEngineSettings(),
             seed=seed,
             max_prompt_tokens=1 + 3 * PROMPT_ITEMS,
             prompts_in_flight=PROMPTS,
@@ -266,7 +266,7 @@ def _start(
             num_gpus=device.gpu_count(NODES / count),
             scheduling_strategy=places[number % len(places)],
             max_concurrency=1,
-            runtime_env={"env_vars": engine_environment(EngineSettings())},
+            runtime_env={"env_vars": engine_environment(VllmEngineSettings())},
         )
         engines.append(remote.remote(policy, layout, seed + number, board))
     for number, engine in enumerate(engines):

@@ -82,5 +82,5 @@ def test_the_code_of_the_page_keeps_the_house_rules(extended):
     written = [path for kind, path, _ in blocks(PAGE.read_text()) if kind == "python"]
     run_in(extended, "ruff", "check", "--no-cache", *written)
     run_in(extended, "ruff", "format", "--check", "--no-cache", *written)
-    chosen = "imports or docstring or short or rooms or torch"
+    chosen = "imports or docstring or short or rooms or torch or wide"
     run_in(extended, "pytest", "-q", "-p", "no:cacheprovider", "tests/unit/test_layering.py", "-k", chosen)

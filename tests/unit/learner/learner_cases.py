@@ -114,7 +114,7 @@ def random_batch(
         "target_items_B": torch.full((prompts,), 5000),
         "candidate_scores_BK": scores_BK,
         "target_scores_B": torch.randn(prompts, generator=generator),
-        "distractor_scores_BM": torch.randn(prompts, 2, generator=generator) - 1,
+        "distractor_scores_BJ": torch.randn(prompts, 2, generator=generator) - 1,
         "allowed_BSLV": allowed_BSLV,
         "decoding": Decoding(candidates=candidates, temperature=temperature, constrained=constrained),
     }
@@ -140,7 +140,7 @@ def one_group(**changes: object) -> GroupBatch:
         "target_items_B": torch.tensor([0]),
         "candidate_scores_BK": torch.tensor([[1.0, 2.0, 3.0, 4.0]]),
         "target_scores_B": torch.tensor([2.5]),
-        "distractor_scores_BM": torch.tensor([[0.0]]),
+        "distractor_scores_BJ": torch.tensor([[0.0]]),
         "allowed_BSLV": None,
         "decoding": Decoding(candidates=4),
     }

@@ -13,7 +13,7 @@ from sluice.actors.rollout.worker import RolloutWorker
 from sluice.actors.settings import DecodeSettings, RolloutSettings, TreeEngineSettings
 from sluice.catalog.decoding import Decoding
 from sluice.catalog.errors import ConfigError, DataError, PolicyError
-from sluice.catalog.rollout_group import decode_groups
+from sluice.catalog.rollout_group import decode_group
 from sluice.catalog.tokens import TokenLayout
 from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.learner.decoding.prefix import prefix_bytes
@@ -311,7 +311,7 @@ def test_a_rollout_worker_fills_the_queue_from_it(tmp_path):
     )
     for _ in range(12):
         worker.advance()
-    groups = [decode_groups(group.reference) for group in queue.ledger.allot(0, 0, 1, 4, 0)]
+    groups = [decode_group(group.reference) for group in queue.ledger.allot(0, 0, 1, 4, 0)]
     assert [group.lease_id for group in groups] == [0, 1, 2, 3]
     for group in groups:
         assert (group.candidate_items >= 0).all()

@@ -85,7 +85,7 @@ def test_candidates_and_scores_keep_their_places():
     assert batch.target_items_B.tolist() == [2, 3]
     assert batch.target_scores_B.tolist() == [0.75, 0.375]
     np.testing.assert_array_equal(batch.candidate_scores_BK, [[0.5, 0.75], [np.nan, 0.25]])
-    np.testing.assert_array_equal(batch.distractor_scores_BM, [[0.125, np.nan, np.nan], [1, 2, 3]])
+    np.testing.assert_array_equal(batch.distractor_scores_BJ, [[0.125, np.nan, np.nan], [1, 2, 3]])
     assert (batch.decoding, batch.allowed_BSLV) == (Decoding(candidates=2, temperature=0.7), None)
     assert (batch.candidates_BKL.dtype, batch.candidate_scores_BK.dtype) == (torch.int64, torch.float32)
     assert batch.inclusion_log_probs_BK is None

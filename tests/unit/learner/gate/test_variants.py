@@ -108,7 +108,7 @@ def test_soft_gate(settings, expected):
     ],
 )
 def test_the_soft_gate_takes_the_distractor_nearest_to_failing(distractors, rule, margin):
-    batch = one_group(target_scores_B=torch.tensor([3.5]), distractor_scores_BM=torch.tensor([distractors]))
+    batch = one_group(target_scores_B=torch.tensor([3.5]), distractor_scores_BJ=torch.tensor([distractors]))
     settings = GateSettings(mode="soft", tau=0.5, rho=0.5, distractor_rule=rule, parts="discriminability")
     expected = 0.6224593 / (1 + math.exp(0.5 - margin))
     assert compute_gate(batch, torch.tensor([-2.5]), settings).gate_B.item() == pytest.approx(

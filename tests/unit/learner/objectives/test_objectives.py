@@ -7,7 +7,6 @@ import torch
 from sluice.catalog.decoding import PLAIN_POLICY
 from sluice.learner.gate.settings import GateSettings
 from sluice.learner.objectives.adagrpo import AdaGrpoLoss
-from sluice.learner.objectives.build import build_objective
 from sluice.learner.objectives.grpo import GrpoLoss, clipped_surrogate
 from sluice.learner.objectives.mixture import MixtureLoss
 from sluice.learner.objectives.nll import NllLoss
@@ -23,6 +22,7 @@ from sluice.learner.objectives.terms.correction import correction_weights
 from sluice.learner.objectives.terms.group_term import k3_divergence
 from sluice.learner.reduction import mean_of
 from sluice.learner.scoring.shared_prefix import branch_log_probs
+from sluice.learner.training.objective import build_objective
 from tests.unit.learner.learner_cases import NAN, objective_input, one_group, random_batch, tiny_policy
 from tests.unit.learner.objective_cases import RATIOS, A, grpo_loss, pair, scores_of
 
@@ -224,7 +224,7 @@ def assert_same_bits(first, second):
 
 @pytest.mark.parametrize("constrained", [False, True])
 def test_a_closed_gate_is_pure_nll_to_the_bit(constrained):
-    batch = random_batch(constrained=constrained, distractor_scores_BM=torch.full((4, 2), 100.0))
+    batch = random_batch(constrained=constrained, distractor_scores_BJ=torch.full((4, 2), 100.0))
     closed = AdaGrpoLoss(1.0, GrpoSettings(), GateSettings())
     found = model_gradients(closed, batch)
     assert found[0].metrics["gate_rate"].tolist() == [0.0, 4.0]
@@ -233,7 +233,7 @@ def test_a_closed_gate_is_pure_nll_to_the_bit(constrained):
 
 def test_an_open_gate_is_the_mixture_to_the_bit():
     batch = random_batch(
-        target_scores_B=torch.full((4,), 100.0), distractor_scores_BM=torch.full((4, 2), -100.0)
+        target_scores_B=torch.full((4,), 100.0), distractor_scores_BJ=torch.full((4, 2), -100.0)
     )
     opened = AdaGrpoLoss(0.3, GrpoSettings(), GateSettings(parts="discriminability"))
     found = model_gradients(opened, batch)
@@ -244,7 +244,7 @@ def test_an_open_gate_is_the_mixture_to_the_bit():
 
 def test_the_gate_lets_single_prompts_through():
     distractors = torch.tensor([[-100.0], [100.0], [-100.0], [100.0]])
-    batch = random_batch(target_scores_B=torch.full((4,), 100.0), distractor_scores_BM=distractors)
+    batch = random_batch(target_scores_B=torch.full((4,), 100.0), distractor_scores_BJ=distractors)
     gated = AdaGrpoLoss(1.0, GrpoSettings(), GateSettings(parts="discriminability"))
     log_probs = torch.full((4, 5, 3), -1.5, requires_grad=True)
     terms = gated(
@@ -257,7 +257,7 @@ def test_the_gate_lets_single_prompts_through():
 
 
 def test_a_refused_prompt_that_overflows_does_no_harm():
-    batch = random_batch(distractor_scores_BM=torch.full((4, 2), 100.0))
+    batch = random_batch(distractor_scores_BJ=torch.full((4, 2), 100.0))
     batch.behaviour_log_probs_BKL[0] = -1e4  # the ratios are infinite
     log_probs = torch.full((4, 5, 3), -1.5)
     loss = AdaGrpoLoss(1.0, GrpoSettings(kl_beta=0), GateSettings())(

@@ -8,7 +8,6 @@ import torch
 from sluice.learner.gate.settings import GateSettings
 from sluice.learner.objectives import ecpo, gbpo, grpo_sr
 from sluice.learner.objectives.adagrpo import AdaGrpoLoss
-from sluice.learner.objectives.build import build_objective
 from sluice.learner.objectives.ecpo import EcpoLoss, early_clipped_old
 from sluice.learner.objectives.gbpo import GbpoLoss, bounded_old
 from sluice.learner.objectives.grpo import GrpoLoss, clipped_surrogate
@@ -29,6 +28,7 @@ from sluice.learner.objectives.settings.objective import (
 from sluice.learner.objectives.terms.advantages import group_advantages
 from sluice.learner.objectives.terms.correction import correction_weights, inside_bounds
 from sluice.learner.rewards.settings import RankerReward
+from sluice.learner.training.objective import build_objective
 from tests.unit.learner.learner_cases import objective_input, random_batch
 from tests.unit.learner.objective_cases import RATIOS, A, grpo_loss, pair, scores_of
 

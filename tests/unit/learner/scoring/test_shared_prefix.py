@@ -14,9 +14,9 @@ from transformers import (
 )
 
 from sluice.catalog.decoding import PLAIN_POLICY, Decoding
-from sluice.learner.objectives.build import build_objective
 from sluice.learner.scoring.packed_forward import LLAMA_STYLE
 from sluice.learner.scoring.shared_prefix import BranchScorer, branch_log_probs
+from sluice.learner.training.objective import build_objective
 from tests.per_sequence import PerSequenceScorer
 from tests.unit.learner.learner_cases import (
     in_double,

@@ -8,7 +8,6 @@ from sluice.catalog.errors import RunError
 from sluice.learner.batches.batch import LoggedBatch
 from sluice.learner.gate.settings import GateSettings
 from sluice.learner.objectives.adagrpo import AdaGrpoLoss
-from sluice.learner.objectives.build import build_objective
 from sluice.learner.objectives.grpo import GrpoLoss
 from sluice.learner.objectives.nll import NllLoss
 from sluice.learner.objectives.settings.objective import AdaGrpoObjective, GrpoSettings
@@ -16,6 +15,7 @@ from sluice.learner.scoring.shared_prefix import BranchScorer
 from sluice.learner.settings import LearnerSettings
 from sluice.learner.training.checkpoint import read_rank, write_rank
 from sluice.learner.training.micro_batches import micro_batches
+from sluice.learner.training.objective import build_objective
 from sluice.learner.training.optimizer import lr_factor
 from sluice.learner.training.step import LearnerStep
 from tests.unit.learner.learner_cases import in_double, objective_input, random_batch, tiny_policy
@@ -32,7 +32,7 @@ def half_open(**grpo):
 def half_trusted(prompts=4, **changes):
     """The ranker puts GT first everywhere, and every other prompt's distractor before it."""
     distractors = torch.where(torch.arange(prompts) % 2 == 0, -100.0, 100.0)
-    values = {"target_scores_B": torch.full((prompts,), 50.0), "distractor_scores_BM": distractors[:, None]}
+    values = {"target_scores_B": torch.full((prompts,), 50.0), "distractor_scores_BJ": distractors[:, None]}
     return random_batch(prompts=prompts, **(values | changes))
 
 
@@ -212,7 +212,7 @@ def test_a_step_reads_no_number_of_the_device_before_its_metrics():
 
 
 def test_a_mean_over_nothing_is_nan():
-    batch = random_batch(distractor_scores_BM=torch.full((4, 2), 100.0))
+    batch = random_batch(distractor_scores_BJ=torch.full((4, 2), 100.0))
     learner = learner_of(AdaGrpoLoss(1.0, NO_KL, GateSettings()))
     metrics = learner.update(batch)
     assert metrics["gate_rate"] == 0 and metrics["reward_admitted"] != metrics["reward_admitted"]

@@ -14,10 +14,10 @@ from sluice.catalog.data.dataset import Dataset
 from sluice.catalog.decoding import Decoding
 from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.learner.batches.batch import GroupBatch
-from sluice.learner.objectives.build import build_objective
 from sluice.learner.policy.policy import load_policy
 from sluice.learner.ranker.load import load_ranker
 from sluice.learner.training.checkpoint import read_rank, read_state, write_rank
+from sluice.learner.training.objective import build_objective
 from sluice.learner.training.step import LearnerStep
 from sluice.learner.training.train_loop import starting_policy
 from sluice.services.config import load_config
@@ -110,7 +110,7 @@ def group_batch(seed):
         target_items_B=items[:, 0],
         candidate_scores_BK=torch.from_numpy(draw.normal(size=(2, 3)).astype(np.float32)),
         target_scores_B=torch.tensor([3.0, 3.0]),
-        distractor_scores_BM=torch.full((2, 2), -3.0),
+        distractor_scores_BJ=torch.full((2, 2), -3.0),
         allowed_BSLV=None,
         decoding=Decoding(candidates=3),
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from sluice.actors.engines.tree import TreeEngine
-from sluice.actors.settings import EngineSettings, RolloutSettings, TreeEngineSettings
+from sluice.actors.settings import RolloutSettings, TreeEngineSettings, VllmEngineSettings
 from sluice.catalog.data.changes import ChangingCatalogue, ItemRow
 from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.learner.policy.policy import build_policy, save_policy
@@ -28,7 +28,7 @@ def config(engine):
 
 def test_only_vllm_needs_an_environment():
     assert engine_variables(config(TreeEngineSettings(threads=2))) == {}
-    assert engine_variables(config(EngineSettings(threads=2)))["OMP_NUM_THREADS"] == "2"
+    assert engine_variables(config(VllmEngineSettings(threads=2)))["OMP_NUM_THREADS"] == "2"
 
 
 def test_the_tree_engine_is_opened_on_the_runs_policy_and_catalogue(tmp_path, capsys):

@@ -162,7 +162,7 @@ def expected_gradient(theta, settings, groups):
         target_items_B=torch.full((prompts,), 99),
         candidate_scores_BK=REWARDS[items_BK],
         target_scores_B=torch.zeros(prompts),
-        distractor_scores_BM=torch.zeros(prompts, 1),
+        distractor_scores_BJ=torch.zeros(prompts, 1),
         allowed_BSLV=None,
         decoding=Decoding(candidates=items_BK.shape[1]),
         inclusion_log_probs_BK=inclusion_BK,
