@@ -32,6 +32,12 @@ from sluice.catalog.settings import Settings
 from sluice.learner.batches.batch import GroupBatch
 from sluice.learner.gate.gate import compute_gate
 from sluice.learner.gate.settings import GateSettings
+from sluice.learner.objectives.settings.logged import (
+    AdvantageSftObjective,
+    CqlObjective,
+    RewardWeightedBcObjective,
+    ValueHeadBaseline,
+)
 from sluice.learner.objectives.settings.objective import (
     AdaGrpoObjective,
     EcpoObjective,
@@ -46,15 +52,11 @@ from sluice.learner.objectives.settings.objective import (
     RereObjective,
 )
 from sluice.learner.objectives.settings.preference import (
-    AdvantageSftObjective,
-    CqlObjective,
     DpoObjective,
     IntervalPairs,
     IpoObjective,
     PpoObjective,
-    RewardWeightedBcObjective,
     SelfPairs,
-    ValueHeadBaseline,
 )
 from sluice.learner.objectives.terms.base import ObjectiveInput
 from sluice.learner.rewards.settings import RankerReward, RelevanceReward

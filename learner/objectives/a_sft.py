@@ -23,7 +23,7 @@ import torch
 
 from sluice.catalog.errors import RankerError
 from sluice.learner.batches.batch import GroupBatch, LoggedBatch
-from sluice.learner.objectives.settings.preference import AdvantageSftObjective, ValueHeadBaseline
+from sluice.learner.objectives.settings.logged import AdvantageSftObjective, ValueHeadBaseline
 from sluice.learner.objectives.terms.base import (
     BranchInputs,
     Objective,

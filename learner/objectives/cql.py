@@ -28,7 +28,7 @@ import torch
 
 from sluice.catalog.errors import ConfigError
 from sluice.learner.batches.batch import GroupBatch, LoggedBatch
-from sluice.learner.objectives.settings.preference import CqlObjective
+from sluice.learner.objectives.settings.logged import CqlObjective
 from sluice.learner.objectives.terms.base import Objective, ObjectiveInput, Terms, nll_per_prompt
 from sluice.learner.objectives.terms.logged import logged_rewards, mean_over
 from sluice.learner.reduction import mean_of

@@ -8,14 +8,12 @@ from pydantic import Field, field_validator, model_validator
 
 from sluice.catalog.settings import Settings, Unit
 from sluice.learner.gate.settings import GateSettings
-from sluice.learner.objectives.settings.preference import (
+from sluice.learner.objectives.settings.logged import (
     AdvantageSftObjective,
     CqlObjective,
-    DpoObjective,
-    IpoObjective,
-    PpoObjective,
     RewardWeightedBcObjective,
 )
+from sluice.learner.objectives.settings.preference import DpoObjective, IpoObjective, PpoObjective
 from sluice.learner.rewards.settings import (
     HitReward,
     RankerReward,

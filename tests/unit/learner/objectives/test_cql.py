@@ -7,7 +7,7 @@ import torch
 
 from sluice.catalog.errors import ConfigError, DataError
 from sluice.learner.objectives.cql import CqlLoss, log_sum_items, sampling_log_weights
-from sluice.learner.objectives.settings.preference import CqlObjective
+from sluice.learner.objectives.settings.logged import CqlObjective
 from tests.unit.learner.learner_cases import FOUR_BEAMS, NAN, objective_input, one_group, random_batch
 from tests.unit.learner.preference_cases import (
     assert_nothing_to_learn,

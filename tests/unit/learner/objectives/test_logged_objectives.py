@@ -10,7 +10,7 @@ from sluice.learner.batches.batch import LoggedBatch
 from sluice.learner.objectives.a_sft import AdvantageSftLoss, advantage_weights, candidate_baseline
 from sluice.learner.objectives.nll import NllLoss
 from sluice.learner.objectives.reward_weighted_bc import RewardWeightedBcLoss
-from sluice.learner.objectives.settings.preference import (
+from sluice.learner.objectives.settings.logged import (
     AdvantageSftObjective,
     CandidateBaseline,
     ValueHeadBaseline,
