@@ -6,71 +6,102 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from sluice.catalog.settings import Settings
+from sluice.catalog.decoding import Decoding
+from sluice.catalog.settings import Cpus, Gpus, Prompts, Seconds, Settings, Steps, Unit
 
 
 class DecodeSettings(Settings):
-    """How the K candidates of a prompt are drawn; docs/rollouts.md compares the kinds."""
+    """How the K candidates of a prompt are drawn; docs/rollouts.md compares the kinds.
 
-    # sample: K independent samples; beam: the K likeliest sequences; stochastic_beam: K distinct ones,
-    # sampled without replacement, with the probability of each to be among them
-    kind: Literal["sample", "beam", "stochastic_beam"] = "sample"
-    candidates: int = Field(default=16, ge=2)  # K
-    temperature: float = Field(default=1.0, ge=0.01, le=2)  # the range that vLLM takes
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    constrained: bool = False  # mask every step to the catalogue's trie
+    >>> DecodeSettings(kind="stochastic_beam", candidates=8, constrained=True).temperature
+    1.0
+    """
+
+    kind: Literal["sample", "beam", "stochastic_beam"] = Field(
+        default="sample",
+        description="sample: K independent samples. beam: the K likeliest sequences. stochastic_beam: K "
+        "distinct ones, sampled without replacement, each with the probability to be among them.",
+    )
+    candidates: Annotated[int, Unit("candidates")] = Field(
+        default=16, ge=2, description="Candidates of a prompt, K."
+    )
+    temperature: float = Field(
+        default=1.0, ge=0.01, le=2, description="Temperature of sampling, in the range that vLLM takes."
+    )
+    top_p: float = Field(
+        default=1.0, gt=0, le=1, description="Sample from the likeliest tokens that hold this probability."
+    )
+    constrained: bool = Field(
+        default=False, description="Mask every token to the catalogue's trie, so that candidates are items."
+    )
 
     @model_validator(mode="after")
-    def _beams_are_exact(self) -> "DecodeSettings":
-        if self.kind == "beam" and (self.temperature != 1.0 or self.top_p != 1.0):
-            raise ValueError("beams take no temperature or top_p: leave both at 1.0")
-        if self.kind == "stochastic_beam" and self.top_p != 1.0:
-            raise ValueError(
-                f"top_p is {self.top_p}, but stochastic beams are drawn from all sequences: leave it at 1.0 "
-                f"and use "
-                "temperature, or take kind: sample"
-            )
+    def _can_be_done(self) -> "DecodeSettings":
+        self.decoding()
         return self
 
-    @property
-    def sequences(self) -> int:
-        """Sequences of a prompt that an engine advances beside each other."""
-        return self.candidates + 1 if self.kind == "stochastic_beam" else self.candidates
+    def decoding(self) -> Decoding:
+        """What engines carry out, and what the learner scores candidates by.
 
-    @property
-    def distribution(self) -> dict[str, Any]:
-        """What the learner must know to score candidates as they were drawn: arguments of
-        `sluice.learner.batches.collate.collate`.
+        Raises:
+            ValueError: the kind takes no such temperature or top_p.
         """
-        # Stochastic beams are samples; exact beams were not drawn from anything.
-        return {
-            "constrained": self.constrained,
-            "temperature": self.temperature,
-            "beams": self.kind == "beam",
-        }
+        return Decoding(
+            kind=self.kind,
+            candidates=self.candidates,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            constrained=self.constrained,
+        )
 
 
 # Sizes of an attention head that vLLM's CPU kernels take.
 CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 
 
-class EngineSettings(Settings):
-    """One vLLM engine. None means derived from the workload; the derivation is logged."""
+class VllmEngineSettings(Settings):
+    """One vLLM engine. What is null is chosen for the workload, and logged."""
 
     type: Literal["vllm"] = "vllm"
-    dtype: Literal["float32", "bfloat16", "auto"] = "float32"
-    kv_cache_gib: float | None = Field(default=None, gt=0)
-    # GPU engines: vLLM fills this share of the GPU's memory with weights and cache, instead of `kv_cache_gib`
-    gpu_memory_share: float | None = Field(default=None, gt=0, le=1)
-    block_size: int | None = Field(default=None, ge=16)  # CPU: a multiple of 32
-    max_sequences: int | None = Field(default=None, ge=1)
-    max_batched_tokens: int | None = Field(default=None, ge=64)
-    tensor_parallel: int = Field(default=1, ge=1)
-    threads: int = Field(default=1, ge=1)  # CPU threads of an engine
-    enforce_eager: bool = True  # no compiled graphs: a prompt is one prefill and a few short steps
+    dtype: Literal["float32", "bfloat16", "auto"] = Field(
+        default="float32", description="Precision of weights and computation. auto: as the policy is saved."
+    )
+    kv_cache_gib: Annotated[float | None, Unit("GiB")] = Field(
+        default=None, gt=0, description="Memory of the KV cache. null: what the workload needs."
+    )
+    gpu_memory_share: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="Share of the GPU's memory that vLLM fills with weights and cache, instead of "
+        "`kv_cache_gib`.",
+    )
+    block_size: Annotated[int | None, Unit("tokens")] = Field(
+        default=None,
+        ge=16,
+        description="Tokens of a cache block; on a CPU a multiple of 32. null: chosen for the workload.",
+    )
+    max_sequences: Annotated[int | None, Unit("sequences")] = Field(
+        default=None,
+        ge=1,
+        description="Sequences that the engine advances at once. null: those of the prompts in the engine.",
+    )
+    max_batched_tokens: Annotated[int | None, Unit("tokens")] = Field(
+        default=None, ge=64, description="Tokens of one engine step. null: chosen for the workload."
+    )
+    tensor_parallel: Annotated[int, Unit("GPUs")] = Field(
+        default=1, ge=1, description="GPUs that share one engine's policy."
+    )
+    threads: Annotated[int, Unit("CPU threads")] = Field(
+        default=1, ge=1, description="CPU threads of an engine."
+    )
+    enforce_eager: bool = Field(
+        default=True,
+        description="Compile no graphs: a prompt is one prefill and a few short steps.",
+    )
 
     @model_validator(mode="after")
-    def _one_size_of_the_cache(self) -> "EngineSettings":
+    def _one_size_of_the_cache(self) -> "VllmEngineSettings":
         if self.kv_cache_gib is not None and self.gpu_memory_share is not None:
             raise ValueError(
                 "kv_cache_gib and gpu_memory_share both say how large the cache is: leave one of them out"
@@ -84,13 +115,24 @@ class TreeEngineSettings(Settings):
     """
 
     type: Literal["tree"] = "tree"
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    threads: int = Field(default=1, ge=1)  # CPU threads of an engine
-    # Prompts of one engine step, between which weights are swapped; null: 32 on a CPU, 256 on a GPU.
-    prompts_per_step: int | None = Field(default=None, ge=1)
-    # Keys and values remembered within one weight version, for prompts that extend earlier ones; 0: none;
-    # null: those of twelve steps, in a quarter of the memory that is free at most.
-    prefix_cache_mib: float | None = Field(default=None, ge=0)
+    dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="Precision of weights and computation."
+    )
+    threads: Annotated[int, Unit("CPU threads")] = Field(
+        default=1, ge=1, description="CPU threads of an engine."
+    )
+    prompts_per_step: Prompts | None = Field(
+        default=None,
+        ge=1,
+        description="Prompts of one engine step. Weights are swapped between steps. null: 32 on a CPU, 256 "
+        "on a GPU.",
+    )
+    prefix_cache_mib: Annotated[float | None, Unit("MiB")] = Field(
+        default=None,
+        ge=0,
+        description="Memory for keys and values of prompts that later ones extend, within one weight "
+        "version. 0: none. null: those of twelve steps, in at most a quarter of the memory that is free.",
+    )
 
 
 def _engine_type(value: Any) -> str:
@@ -99,7 +141,7 @@ def _engine_type(value: Any) -> str:
 
 
 AnyEngineSettings = Annotated[
-    Annotated[EngineSettings, Tag("vllm")] | Annotated[TreeEngineSettings, Tag("tree")],
+    Annotated[VllmEngineSettings, Tag("vllm")] | Annotated[TreeEngineSettings, Tag("tree")],
     Discriminator(_engine_type),
 ]
 
@@ -107,40 +149,64 @@ AnyEngineSettings = Annotated[
 class RolloutSettings(Settings):
     """The rollout actor pool."""
 
-    actors: int = Field(default=1, ge=1)
-    decode: DecodeSettings = DecodeSettings()
-    engine: AnyEngineSettings = EngineSettings()
-    prompts_per_lease: int = Field(
-        default=16, ge=2
-    )  # one rollout batch; distractors come from its other prompts
-    leases_ahead: int = Field(default=2, ge=1)  # batches kept in the engine so that it never drains
-    distractors: int = Field(default=4, ge=1)  # M
-    cpus: float = Field(default=1.0, ge=0)
-    gpus: float = Field(default=0.0, ge=0)
+    actors: Annotated[int, Unit("processes")] = Field(
+        default=1, ge=1, description="Rollout actors, each with an engine."
+    )
+    decode: DecodeSettings = Field(default=DecodeSettings(), description="How candidates are drawn.")
+    engine: AnyEngineSettings = Field(default=VllmEngineSettings(), description="What generates.")
+    prompts_per_lease: Prompts = Field(
+        default=16,
+        ge=2,
+        description="Prompts that an actor takes from the queue at once. Distractors come from the others.",
+    )
+    leases_ahead: Annotated[int, Unit("leases")] = Field(
+        default=2, ge=1, description="Leases that are kept in the engine, so that it never runs dry."
+    )
+    distractors: Annotated[int, Unit("items")] = Field(
+        default=4, ge=1, description="Candidates of other prompts that the ranker scores for the gate, J."
+    )
+    cpus: Cpus = Field(default=1.0, ge=0, description="CPU cores of an actor.")
+    gpus: Gpus = Field(default=0.0, ge=0, description="GPUs of an actor.")
 
 
 class RankerPoolSettings(Settings):
     """The ranker actor pool: micro-batches across callers, answers in time or is asked elsewhere."""
 
-    actors: int = Field(default=1, ge=1)
-    max_batch: int = Field(default=64, ge=1)  # prompts scored in one forward
-    max_wait_ms: float = Field(default=5.0, ge=0)  # how long a request waits for company
-    timeout_s: float = Field(default=30.0, gt=0)  # per attempt
-    attempts: int = Field(default=3, ge=1)
-    cpus: float = Field(default=0.2, ge=0)
-    gpus: float = Field(default=0.0, ge=0)
+    actors: Annotated[int, Unit("processes")] = Field(
+        default=1, ge=1, description="Ranker actors, each with a copy of the ranker."
+    )
+    max_batch: Prompts = Field(default=64, ge=1, description="Prompts scored in one forward pass at most.")
+    max_wait_ms: Annotated[float, Unit("milliseconds")] = Field(
+        default=5.0, ge=0, description="How long a request waits for others to share a forward pass."
+    )
+    timeout_s: Seconds = Field(default=30.0, gt=0, description="Longest wait for an answer, per attempt.")
+    attempts: Annotated[int, Unit("attempts")] = Field(
+        default=3, ge=1, description="Actors asked before a group is given up as invalid."
+    )
+    cpus: Cpus = Field(default=0.2, ge=0, description="CPU cores of an actor.")
+    gpus: Gpus = Field(default=0.0, ge=0, description="GPUs of an actor.")
 
 
 class QueueSettings(Settings):
     """Bounds of the rollout queue, and when a group is too old to train on."""
 
-    max_groups: int = Field(default=128, ge=1)  # leased + queued
-    # measured: as few of them as keep the learner supplied, from the measured rates; full: always max_groups
-    flow: Literal["measured", "full"] = "measured"
-    max_mib: float = Field(default=256.0, gt=0)
-    max_staleness: int = Field(
-        default=4, ge=0
-    )  # weight versions between a group's oldest token and the learner
+    max_groups: Annotated[int, Unit("groups")] = Field(
+        default=128, ge=1, description="Groups leased and queued at most."
+    )
+    flow: Literal["measured", "full"] = Field(
+        default="measured",
+        description="How many groups are under way. measured: as few as keep the learner supplied, from the "
+        "measured rates. full: always `max_groups`.",
+    )
+    max_mib: Annotated[float, Unit("MiB")] = Field(
+        default=256.0, gt=0, description="Memory of the queued groups at most."
+    )
+    max_staleness: Annotated[int, Unit("weight versions")] = Field(
+        default=4,
+        ge=0,
+        description="Weight versions between a group's oldest token and the learner at most. Groups that are "
+        "older are dropped.",
+    )
 
 
 WeightTransport = Literal["object_store", "nixl"]
@@ -149,7 +215,11 @@ WeightTransport = Literal["object_store", "nixl"]
 class WeightSettings(Settings):
     """When new weights go to the rollout actors, and how."""
 
-    publish_every: int = Field(default=4, ge=1)  # optimizer steps
-    # object_store: one copy per node; nixl: Ray Direct Transport, learner's memory to actor's, by RDMA where
-    # there is
-    transport: WeightTransport = "object_store"
+    publish_every: Steps = Field(
+        default=4, ge=1, description="Optimizer steps between two versions of the weights."
+    )
+    transport: WeightTransport = Field(
+        default="object_store",
+        description="object_store: one copy per node. nixl: Ray Direct Transport from the learner's memory "
+        "to the actor's, by RDMA where there is.",
+    )

@@ -1,10 +1,127 @@
-"""Files as every part of Sluice reads and writes them."""
+"""Files as every part of Sluice writes, reads and compares them.
+
+Whatever must not be met half written is written aside, beside its place, and renamed. Its bytes are on the
+disk before its name is, so neither a process that dies nor a machine that does leaves a part of it.
+"""
 
 import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 
-def sha256_of(path: Path) -> str:
-    """sha256 of a file's content, in hexadecimal."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def write_atomically(path: Path, content: str | bytes, *, overwrite: bool = True) -> None:
+    """Write a file: a reader, and whoever comes after a crash, finds the old content or all of the new.
+
+    Text is written as UTF-8. The file gets the permissions of a new file.
+
+    Raises:
+        FileExistsError: `overwrite` is False and there is a file already, which is left as it is.
+    """
+    aside = _place_aside(path)
+    try:
+        with aside.open("xb") as stream:
+            stream.write(content.encode() if isinstance(content, str) else content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        if overwrite:
+            os.replace(aside, path)
+        else:
+            os.link(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+    _sync(path.parent)
+
+
+@contextmanager
+def directory_aside(directory: Path) -> Iterator[Path]:
+    """An empty directory beside `directory` that takes its place when the block ends well, and vanishes when
+    it does not.
+    """
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    fresh = _place_aside(directory)
+    fresh.mkdir()
+    try:
+        yield fresh
+        replace_directory(fresh, directory)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def replace_directory(fresh: Path, directory: Path) -> None:
+    """Move `fresh`, which is complete and lies beside `directory`, to its place.
+
+    A reader finds the old directory or the new one, never a mixture; for a moment, neither.
+    """
+    for folder, _, files in os.walk(fresh):
+        for name in files:
+            _sync(Path(folder, name))
+        _sync(Path(folder))
+    old = _place_aside(directory)
+    if directory.exists():
+        os.rename(directory, old)
+    try:
+        os.rename(fresh, directory)
+    except BaseException:
+        if old.exists():
+            os.rename(old, directory)
+        raise
+    _sync(directory.parent)
+    # On a network file system a file that is being read cannot be removed, which does not make the new
+    # directory worse.
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Remove what processes that died had begun to write aside for `directory`.
+
+    Only for a directory that one process at a time writes.
+    """
+    for path in directory.parent.glob(f".{directory.name}.new-*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WholeLines:
+    """The lines of a file that were written to their end."""
+
+    lines: list[str]  # without their line ends
+    size: int  # bytes of the file that they fill, line ends included
+
+
+def read_whole_lines(path: Path) -> WholeLines:
+    """The lines of a UTF-8 file but for a last one without a line end: it is still being written, or its
+    writer died. A file that is not there has none.
+    """
+    content = path.read_bytes() if path.exists() else b""
+    size = content.rfind(b"\n") + 1
+    return WholeLines(lines=content[:size].decode().split("\n")[:-1], size=size)
+
+
+def sha256_of(content: Path | Iterable[bytes]) -> str:
+    """sha256 in hexadecimal of a file's content, or of pieces of bytes one after the other."""
+    if isinstance(content, Path):
+        with content.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    for piece in content:
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def _place_aside(path: Path) -> Path:
+    """A name of its own beside `path`, so that two writers do not meet."""
+    return path.with_name(f".{path.name}.new-{uuid.uuid4().hex[:8]}")
+
+
+def _sync(path: Path) -> None:
+    """Bring a file, or the names in a directory, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

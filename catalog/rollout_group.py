@@ -1,7 +1,7 @@
-"""RolloutGroup, one prompt with its candidates and their scores, and its form on the wire: a row of an Arrow
-record batch, of which one stream goes through the object store per lease.
+"""RolloutGroup: one prompt with its candidates and their scores, and its form on the wire.
 
-The schema carries its version in its metadata; a reader refuses any other.
+On the wire a group is a row of an Arrow record batch. One stream per lease goes through the object store. The
+schema carries its version in its metadata; a reader refuses any other.
 """
 
 from dataclasses import dataclass
@@ -12,103 +12,88 @@ import pyarrow as pa
 from sluice.catalog.errors import DataError
 
 ROLLOUT_GROUP_VERSION = 2
-
-
+_VERSION_KEY = b"sluice.rollout_group"
 _int_list, _float_list = pa.list_(pa.int32()), pa.list_(pa.float32())
 
-
-# One row per prompt. K candidates, L tokens each, M distractors; flattened lists are row-major [K, L].
+# One row per prompt. K candidates, L tokens each, J distractors; flattened lists are row-major [K, L].
 ROLLOUT_GROUP = pa.schema(
     [
         pa.field("lease_id", pa.int64(), nullable=False),
         pa.field("user", pa.int32(), nullable=False),
         pa.field("position", pa.int32(), nullable=False),
-        pa.field(
-            "history", _int_list, nullable=False
-        ),  # [n] item rows, oldest first, as the prompt showed them
-        pa.field("excluded", _int_list, nullable=False),  # [E] item rows that constrained decoding left out
+        # [n] item rows, oldest first, as the prompt showed them
+        pa.field("history", _int_list, nullable=False),
+        pa.field("excluded", _int_list, nullable=False),  # [e] item rows that constrained decoding left out
         pa.field("target_item", pa.int32(), nullable=False),
         pa.field("candidate_tokens", _int_list, nullable=False),  # [K*L] token ids
-        pa.field(
-            "behaviour_log_probs", _float_list, nullable=False
-        ),  # [K*L] nats, of the distribution drawn from
+        # [K*L] nats, of the distribution drawn from
+        pa.field("behaviour_log_probs", _float_list, nullable=False),
         # [K] nats, log of the chance of being in the group; empty unless drawn without replacement
         # (stochastic beams)
         pa.field("inclusion_log_probs", _float_list, nullable=False),
         pa.field("candidate_items", _int_list, nullable=False),  # [K] item rows, -1: no item of the catalogue
         pa.field("candidate_scores", _float_list, nullable=False),  # [K] ranker scores, NaN: no item
         pa.field("target_score", pa.float32(), nullable=False),
-        pa.field(
-            "candidate_spread", _float_list, nullable=False
-        ),  # [K] deviation of the score, NaN: no item, not known
+        # [K] deviation of the score, NaN: no item, or not known
+        pa.field("candidate_spread", _float_list, nullable=False),
         pa.field("target_spread", pa.float32(), nullable=False),
-        pa.field(
-            "candidate_values", _float_list, nullable=False
-        ),  # [K] predicted logged reward, NaN likewise
+        # [K] predicted logged reward, NaN: no item, or not known
+        pa.field("candidate_values", _float_list, nullable=False),
         pa.field("target_value", pa.float32(), nullable=False),
-        pa.field(
-            "distractor_items", _int_list, nullable=False
-        ),  # [M] item rows drawn from other prompts' candidates
-        pa.field("distractor_scores", _float_list, nullable=False),  # [M] scored under this prompt's history
-        pa.field(
-            "version_min", pa.int32(), nullable=False
-        ),  # oldest weights that produced a token of the group
+        # [J] item rows drawn from other prompts' candidates
+        pa.field("distractor_items", _int_list, nullable=False),
+        pa.field("distractor_scores", _float_list, nullable=False),  # [J] scored under this prompt's history
+        # the oldest weights that produced a token of the group
+        pa.field("version_min", pa.int32(), nullable=False),
         pa.field("version_max", pa.int32(), nullable=False),
-        pa.field(
-            "catalogue_version", pa.int32(), nullable=False
-        ),  # of the trie that names the candidates' items
+        # of the trie that names the candidates' items
+        pa.field("catalogue_version", pa.int32(), nullable=False),
         pa.field("ranker_version", pa.string(), nullable=False),
         pa.field("generate_s", pa.float32(), nullable=False),  # submit to last token
         pa.field("score_s", pa.float32(), nullable=False),  # ranker request to answer
     ],
-    metadata={b"sluice.rollout_group": str(ROLLOUT_GROUP_VERSION).encode()},
+    metadata={_VERSION_KEY: str(ROLLOUT_GROUP_VERSION).encode()},
 )
-
-
-_VERSION_KEY = b"sluice.rollout_group"
 
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutGroup:
-    """The fields of `sluice.catalog.data.schema.ROLLOUT_GROUP`, with their shapes."""
+    """One prompt with its candidates and scores: the fields of `ROLLOUT_GROUP`, with their shapes."""
 
     lease_id: int
     user: int
     position: int
     history: np.ndarray  # [n] int32 item rows, oldest first, as the prompt showed them
-    excluded: np.ndarray  # [E] int32 item rows that constrained decoding left out
+    excluded: np.ndarray  # [e] int32 item rows that constrained decoding left out
     target_item: int
     candidate_tokens: np.ndarray  # [K, L] int32 token ids
     behaviour_log_probs: np.ndarray  # [K, L] float32 nats, of the distribution drawn from
-    inclusion_log_probs: (
-        np.ndarray
-    )  # [K] float32 nats, log of the chance of being in the group; [0]: see the schema
+    # [K] float32 nats, log of the chance of being in the group; [0] unless drawn without replacement
+    inclusion_log_probs: np.ndarray
     candidate_items: np.ndarray  # [K] int32 item rows, -1: no item of the catalogue
     candidate_scores: np.ndarray  # [K] float32, NaN: no item
     target_score: float
-    candidate_spread: (
-        np.ndarray
-    )  # [K] float32, deviation of the score over the ranker's ensemble, NaN: no item
+    # [K] float32, deviation of the score over the ranker's ensemble, NaN: no item
+    candidate_spread: np.ndarray
     target_spread: float  # NaN, and the candidates' with it: the ranker does not know it
     candidate_values: np.ndarray  # [K] float32, logged reward that the ranker predicts, NaN: no item
     target_value: float  # NaN likewise
-    distractor_items: np.ndarray  # [M] int32 item rows; fewer when the batch offered fewer
-    distractor_scores: np.ndarray  # [M] float32, scored under this prompt's history
+    distractor_items: np.ndarray  # [J] int32 item rows; fewer when the batch offered fewer
+    distractor_scores: np.ndarray  # [J] float32, scored under this prompt's history
     version_min: int  # oldest weights that produced a token of the group
     version_max: int
     ranker_version: str
     generate_s: float  # submit to last token
     score_s: float  # ranker request to answer
-    catalogue_version: int = (
-        0  # of the trie that constrained decoding chose from and that names the candidates' items
-    )
+    # of the trie that constrained decoding chose from and that names the candidates' items
+    catalogue_version: int = 0
 
 
 _ARRAYS = {field.name: field.type.value_type for field in ROLLOUT_GROUP if pa.types.is_list(field.type)}
 
 
 def encode_groups(*groups: RolloutGroup) -> pa.RecordBatch:
-    """The groups as rows, a few times faster together than one by one.
+    """The groups as rows, one each. All at once is a few times faster than one by one.
 
     Raises:
         DataError: the shapes of a group's arrays do not fit each other.
@@ -120,7 +105,9 @@ def encode_groups(*groups: RolloutGroup) -> pa.RecordBatch:
         values = [getattr(group, field.name) for group in groups]
         if field.name in _ARRAYS:
             flat = pa.array(
-                np.concatenate([v.reshape(-1) for v in values]), type=_ARRAYS[field.name], from_pandas=False
+                np.concatenate([value.reshape(-1) for value in values]),
+                type=_ARRAYS[field.name],
+                from_pandas=False,
             )
             offsets = np.cumsum([0, *(value.size for value in values)], dtype=np.int32)
             columns.append(pa.ListArray.from_arrays(pa.array(offsets), flat))
@@ -134,7 +121,8 @@ def to_stream(records: pa.RecordBatch) -> bytes:
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, records.schema) as writer:
         writer.write_batch(records)
-    return sink.getvalue().to_pybytes()
+    stream: bytes = sink.getvalue().to_pybytes()
+    return stream
 
 
 def from_stream(stream: bytes) -> pa.RecordBatch:
@@ -142,24 +130,23 @@ def from_stream(stream: bytes) -> pa.RecordBatch:
     return pa.ipc.open_stream(stream).read_next_batch()
 
 
-def decode_groups(record: pa.RecordBatch) -> RolloutGroup:
+def decode_group(record: pa.RecordBatch) -> RolloutGroup:
     """The group of a one-row record batch; its arrays are read-only views of the record.
 
     Raises:
         DataError: the record has another version, other fields, not one row, or shapes that do not fit each
             other.
     """
-    found = (record.schema.metadata or {}).get(_VERSION_KEY, b"none").decode()
-    if found != str(ROLLOUT_GROUP_VERSION):
+    version = (record.schema.metadata or {}).get(_VERSION_KEY, b"none").decode()
+    if version != str(ROLLOUT_GROUP_VERSION):
         raise DataError(
-            f"a rollout group has schema version {found}, this release reads {ROLLOUT_GROUP_VERSION}: run "
-            f"the "
-            "rollout actors and the learner from one release"
+            f"a rollout group has schema version {version}, this release reads {ROLLOUT_GROUP_VERSION}: "
+            "run the rollout actors and the learner from one release"
         )
     if not record.schema.equals(ROLLOUT_GROUP) or record.num_rows != 1:
         raise DataError(
-            f"a rollout group must be one row of the schema ROLLOUT_GROUP, got {record.num_rows} row(s) of "
-            f"{record.schema.names}"
+            f"a rollout group must be one row of the schema ROLLOUT_GROUP, "
+            f"got {record.num_rows} row(s) with the columns {', '.join(record.schema.names)}"
         )
     values = {}
     for field in ROLLOUT_GROUP:
@@ -169,9 +156,8 @@ def decode_groups(record: pa.RecordBatch) -> RolloutGroup:
     for name in ("candidate_tokens", "behaviour_log_probs"):
         if len(values[name]) % count:
             raise DataError(
-                f"rollout group of lease {values['lease_id']}: {name} has {len(values[name])} values, which "
-                f"is no "
-                f"multiple of its {count} candidates"
+                f"rollout group of lease {values['lease_id']}: {name} has {len(values[name])} values, "
+                f"which is no multiple of its {count} candidates"
             )
         values[name] = values[name].reshape(count, -1)
     group = RolloutGroup(**values)
@@ -200,6 +186,5 @@ def _check(group: RolloutGroup) -> None:
         if (np.isnan(values) != ((group.candidate_items < 0) | np.isnan(known))).any():
             raise DataError(
                 f"rollout group of lease {group.lease_id}: candidate_{name} must be NaN exactly where "
-                f"candidate_items "
-                f"is -1, got {values.tolist()} for {group.candidate_items.tolist()}"
+                f"candidate_items is -1, got {values.tolist()} for {group.candidate_items.tolist()}"
             )

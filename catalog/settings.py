@@ -1,11 +1,30 @@
-"""Settings of the data: where the logs come from, how they are split, how semantic IDs are fitted. Imports no
-torch.
-"""
+"""What all settings have in common: the base class, and the units of numbers. Imports no torch."""
+
+from dataclasses import dataclass
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict
 
 
 class Settings(BaseModel):
-    """Base of every settings class: immutable, and an unknown key is an error."""
+    """Base of every settings class: immutable, and an unknown key is an error.
+
+    Every field has a `description`, which docs/configuration.md and `sluice config explain` show. The `type`
+    that tells the classes of a union apart is described by the docstring of its class.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What a setting counts or is measured in, as in `Annotated[int, Unit("prompts")]`."""
+
+    name: str
+
+
+Seconds = Annotated[float, Unit("seconds")]
+Prompts = Annotated[int, Unit("prompts")]
+Steps = Annotated[int, Unit("optimizer steps")]
+Cpus = Annotated[float, Unit("CPU cores")]
+Gpus = Annotated[float, Unit("GPUs")]

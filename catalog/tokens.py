@@ -11,7 +11,7 @@ import numpy as np
 
 
 def token_name(level: int, code: int) -> str:
-    """The token's text, `<a_12>` for code 12 of the first level."""
+    """The token's text: `<a_12>` for code 12 of the first level (level 0)."""
     return f"<{chr(ord('a') + level)}_{code}>"
 
 
@@ -45,9 +45,18 @@ class TokenLayout:
         return len(self.level_sizes)
 
     def encode(self, codes: np.ndarray) -> np.ndarray:
-        """Codes `[N, L]` to tokens `[N, L]` (int64)."""
+        """The tokens, int64 `[N, L]`, of the codes `[N, L]` of N items.
+
+        >>> TokenLayout.fresh((2, 3)).encode(np.array([[1, 0], [0, 2]])).tolist()
+        [[4, 5], [3, 7]]
+        """
         return codes.astype(np.int64) + np.asarray(self.level_offsets, dtype=np.int64)
 
     def prompt(self, item_tokens: np.ndarray, items: np.ndarray) -> np.ndarray:
-        """The token prompt `[1 + n*L]` of a history of n item rows: BOS, then each item's tokens."""
+        """The token prompt, int64 `[1 + n*L]`, of a history: BOS, then each item's tokens.
+
+        Args:
+            item_tokens: int64 `[N, L]`, the tokens of every item row.
+            items: `[n]` item rows, oldest first.
+        """
         return np.concatenate([np.asarray([self.bos], dtype=np.int64), item_tokens[items].reshape(-1)])

@@ -16,12 +16,16 @@ def decide_restart(component: str, *, restarts: int, bound: int, setting: str, r
     """What to do about `component`, which failed with `reason` after `restarts` restarts.
 
     `setting` names the field that holds `bound`, for the message.
+
+    >>> decide_restart("rollout-0", restarts=2, bound=2, setting="cluster.max_actor_restarts", reason="gone")
+    Decision(restart=False, restarts=2, message='rollout-0 failed after 2 restart(s), ...')
     """
     if restarts < bound:
         return Decision(
             restart=True,
             restarts=restarts + 1,
-            message=f"{component} failed and is started again ({restarts + 1} of at most {bound} times): {reason}",
+            message=f"{component} failed and is started again ({restarts + 1} of at most {bound} times): "
+            f"{reason}",
         )
     return Decision(
         restart=False,

@@ -6,7 +6,7 @@ Ray exposes them on each node's metrics port with the prefix `ray_`.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
@@ -22,6 +22,8 @@ class Metric:
     tags: tuple[str, ...] = ()
     bounds: tuple[float, ...] = ()  # of a histogram's buckets
 
+
+Kind = TypeVar("Kind", Gauge, Counter, Histogram)
 
 _SECONDS = (0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 60.0)
 
@@ -74,7 +76,7 @@ class MetricSet:
 
     def set(self, name: str, value: float, **tags: str) -> None:
         """Set a gauge."""
-        self._metric(name, "gauge").set(value, tags=tags)
+        self._metric(name, Gauge).set(value, tags=tags)
 
     def set_times(self, component: str, seconds: Mapping[str, float]) -> None:
         """Set where a component's time went, by activity."""
@@ -84,7 +86,7 @@ class MetricSet:
     def add(self, name: str, value: float = 1.0, **tags: str) -> None:
         """Raise a counter by `value`."""
         if value > 0:
-            self._metric(name, "counter").inc(value, tags=tags)
+            self._metric(name, Counter).inc(value, tags=tags)
 
     def raise_to(self, name: str, total: float, **tags: str) -> None:
         """Raise a counter to `total`; a total that went back (a restored run) counts from there on."""
@@ -94,20 +96,16 @@ class MetricSet:
 
     def observe(self, name: str, value: float, **tags: str) -> None:
         """Add an observation to a histogram."""
-        self._metric(name, "histogram").observe(value, tags=tags)
+        self._metric(name, Histogram).observe(value, tags=tags)
 
-    def _metric(self, name: str, kind: str) -> Gauge | Counter | Histogram:
-        if name not in self._live:
-            metric = self._declared[name]
-            if metric.kind != kind:
-                raise TypeError(f"{name} is declared as a {metric.kind}, not a {kind}")
+    def _metric(self, name: str, kind: type[Kind]) -> Kind:
+        metric, asked = self._declared[name], kind.__name__.lower()
+        if metric.kind != asked:
+            raise TypeError(f"{name} is declared as a {metric.kind}, not a {asked}")
+        live = self._live.get(name)
+        if live is None:
+            buckets: dict[str, Any] = {"boundaries": list(metric.bounds)} if metric.bounds else {}
             description = f"{metric.description} [{metric.unit}]"
-            if kind == "histogram":
-                self._live[name] = Histogram(
-                    name, description, boundaries=list(metric.bounds), tag_keys=metric.tags
-                )
-            else:
-                self._live[name] = {"gauge": Gauge, "counter": Counter}[kind](
-                    name, description, tag_keys=metric.tags
-                )
-        return self._live[name]
+            live = self._live[name] = kind(name, description, tag_keys=metric.tags, **buckets)
+        assert isinstance(live, kind)
+        return live

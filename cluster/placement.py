@@ -106,7 +106,7 @@ class Reservation:
     def options(self, role: str, index: int) -> dict[str, Any]:
         """Arguments for `.options(...)` that put actor `index` of a role into its place."""
         options = as_options(self._resources[role, index])
-        if (role, index) in self._places:
+        if self._group is not None and (role, index) in self._places:
             options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(
                 placement_group=self._group, placement_group_bundle_index=self._places[role, index]
             )
@@ -147,7 +147,7 @@ def _granted(
 ) -> PlacementGroup | None:
     if not bundles:
         return None
-    group = placement_group([bundle.resources for bundle in bundles], strategy="PACK")
+    group: PlacementGroup = placement_group([bundle.resources for bundle in bundles], strategy="PACK")
     if not group.wait(max(0.1, deadline_s - time.monotonic())):
         remove_placement_group(group)
         raise ClusterError(
@@ -165,16 +165,14 @@ def describe_shortage(
     absent = [name for name in names if not total.get(name)]
     remedy = (
         f"No node has the resource(s) {', '.join(absent)}: start nodes with them, or change "
-        f"cluster.*_resource or "
-        "*.gpus"
+        f"cluster.*_resource or *.gpus"
         if absent
         else "Add nodes, stop what else runs there, or lower rollout.actors, rollout.cpus, ranker_pool.* or "
         "cluster.learner_cpus"
     )
     return (
         f"the cluster did not grant the run's resources within {timeout_s:g} s. Asked for: "
-        f"{wanted.describe()} (in all "
-        f"{_words(wanted.totals)}). The cluster has {have}. {remedy}"
+        f"{wanted.describe()} (in all {_words(wanted.totals)}). The cluster has {have}. {remedy}"
     )
 
 

@@ -1,7 +1,6 @@
 """The connection to a Ray cluster: join the one that is running, or say what is missing."""
 
 import logging
-import os
 from dataclasses import dataclass
 
 import ray
@@ -12,8 +11,7 @@ from sluice.catalog.errors import ClusterError
 _AUTH_REMEDY = (
     "Ray has token authentication on by default: set RAY_AUTH_MODE=token, and have the cluster's token in "
     "~/.ray/auth_token, in RAY_AUTH_TOKEN, or in the file that RAY_AUTH_TOKEN_PATH names (`ray "
-    "get-auth-token` "
-    "prints it on the head node)"
+    "get-auth-token` prints it on the head node)"
 )
 
 
@@ -24,8 +22,6 @@ class ClusterFacts:
     address: str
     nodes: int  # alive
     resources: dict[str, float]  # total, over the alive nodes
-    dashboard: str  # host:port, "" without one
-    authentication: str  # the mode this process runs in: token or disabled
 
 
 def connect_cluster(address: str = "auto", namespace: str = "sluice") -> ClusterFacts:
@@ -40,8 +36,8 @@ def connect_cluster(address: str = "auto", namespace: str = "sluice") -> Cluster
         except (ConnectionError, ValueError) as error:
             raise ClusterError(
                 f"no Ray cluster answers at {address!r} ({_first_line(error)}). Start one with `ray start "
-                "--head`, or submit the "
-                "run with `sluice submit`, which starts one; on another machine set RAY_API_SERVER_ADDRESS"
+                "--head`, or submit the run with `sluice submit`, which starts one; on another machine set "
+                "RAY_API_SERVER_ADDRESS"
             ) from None
         except AuthenticationError as error:
             raise ClusterError(
@@ -56,8 +52,6 @@ def connect_cluster(address: str = "auto", namespace: str = "sluice") -> Cluster
         address=context.gcs_address,
         nodes=sum(node["Alive"] for node in ray.nodes()),
         resources={name: amount for name, amount in ray.cluster_resources().items() if ":" not in name},
-        dashboard=ray._private.worker.get_dashboard_url() or "",
-        authentication=os.environ.get("RAY_AUTH_MODE", "disabled"),
     )
 
 

@@ -2,6 +2,8 @@
 
 A rank is 1-based; 0 means that the target is not in the list. HR@k, NDCG@k and MRR as usual for one relevant
 item: HR@k = 1[rank <= k], NDCG@k = 1[rank <= k] / log2(rank + 1), MRR = 1 / rank within the list, else 0.
+
+Definition: docs/algorithms.md, Metrics.
 """
 
 from collections.abc import Mapping
@@ -15,16 +17,20 @@ NDCG_CUTS = (5, 10)
 
 def per_user(ranks: np.ndarray) -> dict[str, np.ndarray]:
     """Each metric for each user, float64 `[n]`, from ranks `[n]`."""
-    found = ranks > 0
-    safe = np.where(found, ranks, 1)
-    values = {f"hr@{k}": (found & (ranks <= k)).astype(np.float64) for k in HIT_CUTS}
-    values |= {f"ndcg@{k}": np.where(found & (ranks <= k), 1 / np.log2(safe + 1), 0.0) for k in NDCG_CUTS}
-    values["mrr"] = np.where(found, 1 / safe, 0.0)
+    listed = ranks > 0
+    safe = np.where(listed, ranks, 1)
+    values = {f"hr@{k}": (listed & (ranks <= k)).astype(np.float64) for k in HIT_CUTS}
+    values |= {f"ndcg@{k}": np.where(listed & (ranks <= k), 1 / np.log2(safe + 1), 0.0) for k in NDCG_CUTS}
+    values["mrr"] = np.where(listed, 1 / safe, 0.0)
     return values
 
 
 def rank_of(target: np.ndarray, lists: np.ndarray) -> np.ndarray:
-    """1-based place of `target[i]` in `lists[i]` `[n, W]`, 0 where it is absent."""
+    """1-based place `[n]` of each target `[n]` in its list `[n, W]`, 0 where it is absent.
+
+    >>> rank_of(np.array([7, 9]), np.array([[5, 7], [5, 7]])).tolist()
+    [2, 0]
+    """
     hit = lists == target[:, None]
     return np.where(hit.any(axis=1), hit.argmax(axis=1) + 1, 0)
 
@@ -32,10 +38,12 @@ def rank_of(target: np.ndarray, lists: np.ndarray) -> np.ndarray:
 def bootstrap_mean(
     values: np.ndarray, users: np.ndarray, seed: int = 0, resamples: int = 2000
 ) -> tuple[float, float]:
-    """95% percentile interval of the mean of `values` `[n]`, whole users drawn: a user's rows are not independent.
+    """95% percentile interval (low, high) of the mean of values `[n]`; whole users are drawn.
 
-    `users` `[n]` says whose each row is. Pass paired differences for a paired comparison. The statistic of a
-    resample is its sum over its number of rows (a ratio estimator over clusters; Cochran 1977, section 9).
+    The rows of a user are not independent. `users` `[n]` says whose each row is. Pass paired differences for
+    a paired comparison. What is computed of a resample is its sum over its number of rows, a ratio over
+    clusters (Cochran 1977, Sampling Techniques, 9A). Of fewer than two users, or of users with equal means,
+    both ends are the mean.
 
     >>> low, high = bootstrap_mean(np.array([0.0, 1.0, 1.0, 1.0]), np.array([0, 0, 1, 2]))
     >>> low < 0.75 < high
@@ -49,7 +57,8 @@ def bootstrap_mean(
         return mean, mean
 
     def mean_of_rows(sums: np.ndarray, counts: np.ndarray, axis: int = -1) -> np.ndarray:
-        return sums.sum(axis=axis) / counts.sum(axis=axis)
+        means: np.ndarray = sums.sum(axis=axis) / counts.sum(axis=axis)
+        return means
 
     interval = stats.bootstrap(
         (sums, counts),
@@ -67,8 +76,13 @@ def bootstrap_mean(
 def bootstrap_intervals(
     rows: Mapping[str, np.ndarray], users: np.ndarray, metric: str, pairs: tuple[tuple[str, str], ...]
 ) -> dict[str, list[float]]:
-    """Bootstrap intervals over users of `metric` for each row's ranks `[n]`, and of the paired difference
-    `a - b` for each pair; `users` `[n]` are those of all rows.
+    """Bootstrap intervals [low, high] of a metric's mean, whole users drawn.
+
+    Args:
+        rows: name -> ranks `[n]` of the same n examples.
+        users: `[n]`, whose each example is.
+        metric: a name of `per_user`.
+        pairs: names whose paired difference "first-second" gets an interval too, where both are in `rows`.
     """
     values = {name: per_user(ranks)[metric] for name, ranks in rows.items()}
     result = {name: list(bootstrap_mean(value, users)) for name, value in values.items()}

@@ -5,8 +5,9 @@ import torch.distributed as dist
 
 
 def mean_of(values: torch.Tensor, where: torch.Tensor | None = None) -> torch.Tensor:
-    """The metric `[2]`, (sum, count), that reports the mean of `values` over the entries where `where`
-    holds.
+    """The metric (sum, count), float64 `[2]`, of the mean of `values` over the entries where `where` holds.
+
+    `where` has the shape of `values`; None: all entries.
     """
     values = values.detach().double()
     if where is None:
@@ -15,8 +16,9 @@ def mean_of(values: torch.Tensor, where: torch.Tensor | None = None) -> torch.Te
 
 
 def reduce_means(totals: dict[str, torch.Tensor]) -> dict[str, float]:
-    """The means of (sum, count) metrics over all workers; one exchange and one copy to the host for all of
-    them.
+    """The means of (sum, count) metrics over all workers.
+
+    All metrics take one exchange and one copy to the host together.
     """
     names = sorted(totals)
     table = torch.stack([totals[name] for name in names])

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from sluice.catalog.settings import Settings
+from sluice.catalog.settings import Prompts, Seconds, Settings, Steps, Unit
 
 
 class PolicySettings(Settings):
@@ -12,15 +12,27 @@ class PolicySettings(Settings):
     tokens.
     """
 
-    base: str | None = None  # a Hugging Face model directory; when given, the sizes below are not used
-    hidden_size: int = Field(default=128, ge=8)
-    layers: int = Field(default=4, ge=1)
-    heads: int = Field(default=4, ge=1)
-    feed_forward_size: int = Field(default=384, ge=8)
-    initializer_range: float = Field(default=0.05, gt=0)  # standard deviation of the initial weights
-    # base of the rotary positions: the longest wavelength is 2 pi times this, and a small one tells near
-    # places apart
-    rope_theta: float = Field(default=10_000.0, gt=1)
+    base: str | None = Field(
+        default=None,
+        description="Directory of a Hugging Face model. When it is given, the sizes below are not used.",
+    )
+    hidden_size: Annotated[int, Unit("dimensions")] = Field(
+        default=128, ge=8, description="Width of the residual stream."
+    )
+    layers: int = Field(default=4, ge=1, description="Transformer layers.")
+    heads: int = Field(default=4, ge=1, description="Attention heads. They divide `hidden_size`.")
+    feed_forward_size: Annotated[int, Unit("dimensions")] = Field(
+        default=384, ge=8, description="Width of the feed-forward layers."
+    )
+    initializer_range: float = Field(
+        default=0.05, gt=0, description="Standard deviation of the initial weights."
+    )
+    rope_theta: float = Field(
+        default=10_000.0,
+        gt=1,
+        description="Base of the rotary positions. The longest wavelength is 2 pi times this, in tokens; a "
+        "small one tells near places apart.",
+    )
 
     @model_validator(mode="after")
     def _heads(self) -> "PolicySettings":
@@ -32,59 +44,49 @@ class PolicySettings(Settings):
 class PretrainSettings(Settings):
     """Next-token NLL over training histories, all positions supervised, kept at the best validation HR@10."""
 
-    epochs: int = Field(
-        default=10, ge=0
-    )  # each sees every interaction about once; 0 takes `policy.base` as it is
-    batch_interactions: int = Field(default=300, ge=16)  # padded interactions per optimizer step
-    lr: float = Field(default=3e-3, gt=0)
-    warmup_share: float = Field(default=0.05, ge=0, lt=1)
-    final_lr_share: float = Field(default=0.02, ge=0, le=1)  # cosine schedule down to this share of lr
-    weight_decay: float = Field(default=0.05, ge=0)
-    dropout: float = Field(default=0.0, ge=0, lt=1)  # on what each block adds to the residual stream
-    embedding_dropout: float = Field(default=0.1, ge=0, lt=1)
-    item_dropout: float = Field(
-        default=0.0, ge=0, lt=1
-    )  # each window loses a share of its items, uniform in 0..this
-    average_decay: float = Field(
-        default=0.995, ge=0, lt=1
-    )  # exponential moving average of the weights, which is kept
-    shuffle_ties: bool = True  # interactions of one timestamp have no order: show another one each epoch
-    validate_every: int = Field(default=5, ge=1)  # epochs
-    patience: int = Field(default=2, ge=1)  # validations without a better HR@10 before it stops
-
-
-class RankerSettings(Settings):
-    """The built-in ranker, or the user's own as `module:Class`."""
-
-    use: str = "builtin"  # "builtin" or "package.module:Class"
-    until: Literal["pretrain", "fresh"] = Field(
-        default="fresh",
-        description="the last part of the logs that the ranker learns from; production refreshes it daily: fresh",
+    epochs: Annotated[int, Unit("epochs")] = Field(
+        default=10,
+        ge=0,
+        description="Passes over the training part, each interaction about once. 0 takes `policy.base` as it "
+        "is.",
     )
-    options: dict[str, str | int | float | bool] = Field(
-        default_factory=dict
-    )  # keyword arguments of the user's class
-    ensemble: int = Field(default=2, ge=1)
-    hidden_size: int = Field(default=96, ge=4)
-    epochs: int = Field(default=20, ge=1)
-    batch_interactions: int = Field(default=1600, ge=64)  # padded interactions per optimizer step
-    lr: float = Field(default=3e-3, gt=0)
-    weight_decay: float = Field(default=0.01, ge=0)
-    dropout: float = Field(default=0.3, ge=0, lt=1)
-    item_dropout: float = Field(default=0.1, ge=0, lt=1)  # share of history items hidden in training
-    negatives: int = Field(default=256, ge=1)  # uniform ones per batch, beside the in-batch ones
-    # What each head's loss counts. A head needs its column in the log, and 0 leaves it out; the ranker then
-    # cannot predict that column where it is the logged reward (`data.reward`).
-    rating_weight: float = Field(default=0.1, ge=0)  # of the squared error of the standardised rating
-    click_weight: float = Field(default=0.1, ge=0)  # of the cross-entropy of the click
-    dwell_weight: float = Field(
-        default=0.1, ge=0
-    )  # of the squared error of the standardised log(1 + dwell_seconds)
-
-    @property
-    def head_weights(self) -> dict[str, float]:
-        """The weights by `sluice.catalog.settings.OUTCOMES`."""
-        return {"rating": self.rating_weight, "click": self.click_weight, "dwell_seconds": self.dwell_weight}
+    batch_interactions: Annotated[int, Unit("interactions")] = Field(
+        default=300, ge=16, description="Interactions per optimizer step, padding included."
+    )
+    lr: float = Field(default=3e-3, gt=0, description="Highest learning rate.")
+    warmup_share: float = Field(
+        default=0.05, ge=0, lt=1, description="Share of the steps in which the learning rate rises to `lr`."
+    )
+    final_lr_share: float = Field(
+        default=0.02, ge=0, le=1, description="The cosine schedule ends at this share of `lr`."
+    )
+    weight_decay: float = Field(default=0.05, ge=0, description="Weight decay of AdamW, on matrices alone.")
+    dropout: float = Field(
+        default=0.0, ge=0, lt=1, description="Dropout on what each block adds to the residual stream."
+    )
+    embedding_dropout: float = Field(default=0.1, ge=0, lt=1, description="Dropout on the token embeddings.")
+    item_dropout: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Each window loses a share of its items, drawn uniformly between 0 and this.",
+    )
+    average_decay: float = Field(
+        default=0.995,
+        ge=0,
+        lt=1,
+        description="Decay per step of the exponential moving average of the weights. The average is kept.",
+    )
+    shuffle_ties: bool = Field(
+        default=True,
+        description="Interactions of one timestamp have no order: show them in another one each epoch.",
+    )
+    validate_every: Annotated[int, Unit("epochs")] = Field(
+        default=5, ge=1, description="Epochs between two validations."
+    )
+    patience: Annotated[int, Unit("validations")] = Field(
+        default=2, ge=1, description="Training stops after this many validations without a better HR@10."
+    )
 
 
 class FrozenReference(Settings):
@@ -97,14 +99,14 @@ class SyncedReference(Settings):
     """The policy as it was at the last multiple of `every` steps."""
 
     type: Literal["synced"] = "synced"
-    every: int = Field(default=100, ge=1)  # optimizer steps
+    every: Steps = Field(default=100, ge=1, description="Optimizer steps between two copies of the policy.")
 
 
 class EmaReference(Settings):
     """The exponential moving average of the policy over the optimizer steps."""
 
     type: Literal["ema"] = "ema"
-    decay: float = Field(default=0.999, ge=0, lt=1)  # share of the old average that a step keeps
+    decay: float = Field(default=0.999, ge=0, lt=1, description="Share of the old average that a step keeps.")
 
 
 ReferenceSettings = Annotated[FrozenReference | SyncedReference | EmaReference, Field(discriminator="type")]
@@ -117,56 +119,93 @@ class LoraSettings(Settings):
     Engines and checkpoints get the merged weights, so that nothing else of a run differs.
     """
 
-    rank: int = Field(default=16, ge=1)
-    alpha: float = Field(default=32.0, gt=0)  # the product of an adapter's two matrices counts alpha / rank
-    dropout: float = Field(default=0.0, ge=0, lt=1)  # on what goes into an adapter
-    # Names of the linear layers that get an adapter, such as q_proj and v_proj; null: all except the output
-    # embedding.
-    targets: tuple[str, ...] | None = Field(default=None, min_length=1)
-    train_tokens: bool = (
-        True  # also train the embeddings of the semantic-ID tokens (those rows alone), tied or not
+    rank: int = Field(default=16, ge=1, description="Rank of an adapter: the inner size of its two matrices.")
+    alpha: float = Field(
+        default=32.0, gt=0, description="The product of an adapter's two matrices counts alpha / rank."
+    )
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout on what goes into an adapter.")
+    targets: tuple[str, ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="Names of the linear layers that get an adapter, such as q_proj and v_proj. null: all "
+        "except the output embedding.",
+    )
+    train_tokens: bool = Field(
+        default=True,
+        description="Also train the embeddings of the semantic-ID tokens (those rows alone), tied or not.",
     )
 
 
 class LearnerSettings(Settings):
     """The optimizer loop of post-training."""
 
-    workers: int = Field(default=1, ge=1)  # Ray Train workers
-    # How several workers hold the policy: each all of it (DDP), or a share of every parameter, its gradient
-    # and its optimizer state (FSDP2), for a policy that does not fit one GPU.
-    sharding: Literal["ddp", "fsdp"] = "ddp"
-    # Of the forward and backward passes; weights, losses and optimizer are float32 either way. Validation is
-    # float32.
-    precision: Literal["float32", "bfloat16"] = "float32"
-    # torch.compile of the layers' feed-forward and norms; `sluice bench compile` says whether it pays on a
-    # machine
-    compile: bool = False
-    lora: LoraSettings | None = None
-    reference: ReferenceSettings = (
-        FrozenReference()
-    )  # of the KL term and of preferences; unused by other objectives
-    steps: int = Field(default=200, ge=1)  # optimizer steps
-    prompts_per_step: int = Field(default=32, ge=1)  # over all workers
-    recent_positions: int | None = Field(
-        default=None, ge=1
-    )  # prompts: each user's last so many; None: all of training
-    updates_per_batch: int = Field(default=1, ge=1)  # optimizer updates on each batch (mu of GRPO)
-    micro_batch_prompts: int | None = Field(
-        default=None, ge=1
-    )  # prompts per forward and worker; None: all at once
-    lr: float = Field(default=1e-4, gt=0)
-    warmup_steps: int = Field(default=10, ge=0)
-    schedule: Literal["constant", "cosine"] = (
-        "constant"  # after the warm-up; cosine ends at 0 with the last step
+    workers: Annotated[int, Unit("processes")] = Field(
+        default=1, ge=1, description="Ray Train workers. They share each step's prompts."
     )
-    weight_decay: float = Field(default=0.0, ge=0)
-    max_grad_norm: float = Field(default=1.0, gt=0)
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    evaluate_every: int = Field(default=50, ge=1)  # optimizer steps between validations and checkpoints
-    keep_last: int = Field(default=2, ge=1)  # last checkpoints kept, beside the best one
-    wait_s: float = Field(
-        default=180.0, gt=0
-    )  # longest wait for rollouts before the run gives up, saying why
+    sharding: Literal["ddp", "fsdp"] = Field(
+        default="ddp",
+        description="How several workers hold the policy. ddp: each all of it. fsdp: each a share of every "
+        "parameter, its gradient and its optimizer state (FSDP2), for a policy that does not fit one GPU.",
+    )
+    precision: Literal["float32", "bfloat16"] = Field(
+        default="float32",
+        description="Precision of the forward and backward passes. Weights, losses, optimizer and validation "
+        "are float32 either way.",
+    )
+    compile: bool = Field(
+        default=False,
+        description="torch.compile of the layers' feed-forward and norms. `sluice bench compile` says "
+        "whether it pays on a machine.",
+    )
+    lora: LoraSettings | None = Field(
+        default=None,
+        description="Low-rank adapters beside a frozen policy. null: every parameter is trained.",
+    )
+    reference: ReferenceSettings = Field(
+        default=FrozenReference(),
+        description="The reference policy of the KL term and of preferences. Other objectives do not use it.",
+    )
+    steps: Steps = Field(default=200, ge=1, description="Optimizer steps of the whole post-training.")
+    prompts_per_step: Prompts = Field(
+        default=32, ge=1, description="Prompts of an optimizer step, over all workers."
+    )
+    prompts_per_user: Prompts | None = Field(
+        default=None,
+        ge=1,
+        description="Each user's latest interactions of the training part that serve as prompts. null: all.",
+    )
+    updates_per_batch: Annotated[int, Unit("updates")] = Field(
+        default=1, ge=1, description="Optimizer updates on each batch (mu of GRPO)."
+    )
+    micro_batch_prompts: Prompts | None = Field(
+        default=None,
+        ge=1,
+        description="Prompts of one forward and backward pass of a worker. null: its whole share of a step.",
+    )
+    lr: float = Field(default=1e-4, gt=0, description="Learning rate after the warm-up.")
+    warmup_steps: Steps = Field(
+        default=10, ge=0, description="Steps in which the learning rate rises linearly to `lr`."
+    )
+    schedule: Literal["constant", "cosine"] = Field(
+        default="constant",
+        description="Learning rate after the warm-up. cosine ends at 0 with the last step.",
+    )
+    weight_decay: float = Field(default=0.0, ge=0, description="Weight decay of AdamW, on matrices alone.")
+    max_grad_norm: float = Field(default=1.0, gt=0, description="A longer gradient is scaled to this norm.")
+    dropout: float = Field(
+        default=0.0, ge=0, lt=1, description="Dropout on embeddings and on what each block adds."
+    )
+    evaluate_every: Steps = Field(
+        default=50, ge=1, description="Optimizer steps between two validations, each with a checkpoint."
+    )
+    keep_last: Annotated[int, Unit("checkpoints")] = Field(
+        default=2, ge=1, description="Last checkpoints that are kept, beside the best one."
+    )
+    rollout_timeout_s: Seconds = Field(
+        default=180.0,
+        gt=0,
+        description="Longest wait for the rollouts of a step. The run then gives up and says why.",
+    )
 
     @model_validator(mode="after")
     def _shares(self) -> "LearnerSettings":
@@ -181,8 +220,7 @@ class LearnerSettings(Settings):
         if self.sharding == "fsdp" and self.workers == 1:
             raise ValueError(
                 "sharding fsdp shares the policy out over several workers, and workers is 1: raise workers, "
-                "or set "
-                "sharding to ddp"
+                "or set sharding to ddp"
             )
         if self.sharding == "fsdp" and self.compile:
             raise ValueError("compile works on whole parameters: set compile to false, or sharding to ddp")
@@ -192,9 +230,19 @@ class LearnerSettings(Settings):
 class EvaluationSettings(Settings):
     """Beam-decoded metrics over the full catalogue, one target per user."""
 
-    beam_width: int = Field(default=20, ge=10)
-    batch_size: int = Field(default=64, ge=1)  # users per forward
-    constrained: bool = True  # rank with the trie mask; hallucination is measured on free decoding either way
-    max_users: int | None = Field(
-        default=None, ge=1
-    )  # validation on a fixed random subset; test always takes all
+    beam_width: Annotated[int, Unit("beams")] = Field(
+        default=20, ge=10, description="Beams per user, each one item of the ranking."
+    )
+    batch_size: Annotated[int, Unit("users")] = Field(
+        default=64, ge=1, description="Users of one forward pass."
+    )
+    constrained: bool = Field(
+        default=True,
+        description="Rank with the trie's mask. Hallucination is measured on free decoding either way.",
+    )
+    max_users: Annotated[int | None, Unit("users")] = Field(
+        default=None,
+        ge=1,
+        description="Size of the fixed random subset of users for validation. null: all. Test always takes "
+        "all.",
+    )

@@ -5,7 +5,7 @@ Ray.
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -22,13 +22,9 @@ from sluice.catalog.errors import ConfigError
 from sluice.catalog.settings import Settings
 from sluice.cluster.settings import ClusterSettings
 from sluice.learner.objectives.settings.objective import AdaGrpoObjective, Objective
-from sluice.learner.settings import (
-    EvaluationSettings,
-    LearnerSettings,
-    PolicySettings,
-    PretrainSettings,
-    RankerSettings,
-)
+from sluice.learner.ranker.settings import RankerSettings
+from sluice.learner.settings import EvaluationSettings, LearnerSettings, PolicySettings, PretrainSettings
+from sluice.services.config_yaml import apply_override, read_settings
 
 Resume = Literal["last", "best"] | None  # which checkpoint a run goes on from
 
@@ -36,21 +32,39 @@ Resume = Literal["last", "best"] | None  # which checkpoint a run goes on from
 class RunConfig(Settings):
     """Everything a run depends on. A relative path is relative to the working directory of the command."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    seed: int = Field(default=0, ge=0)
-    output: str = "runs"  # on a cluster: storage that every node sees
-    data: DataSettings = DataSettings()
-    policy: PolicySettings = PolicySettings()
-    pretrain: PretrainSettings = PretrainSettings()
-    ranker: RankerSettings = RankerSettings()
-    rollout: RolloutSettings = RolloutSettings()
-    ranker_pool: RankerPoolSettings = RankerPoolSettings()
-    queue: QueueSettings = QueueSettings()
-    weights: WeightSettings = WeightSettings()
-    objective: Objective = AdaGrpoObjective()
-    learner: LearnerSettings = LearnerSettings()
-    evaluation: EvaluationSettings = EvaluationSettings()
-    cluster: ClusterSettings = ClusterSettings()
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="Name of the run. It names the run directory, `<output>/<name>-seed<seed>`.",
+    )
+    seed: int = Field(default=0, ge=0, description="Seed of everything that is drawn.")
+    output: str = Field(
+        default="runs",
+        description="Directory of the run directories. On a cluster: storage that every node sees.",
+    )
+    data: DataSettings = Field(default=DataSettings(), description="Logs, split and semantic IDs.")
+    policy: PolicySettings = Field(default=PolicySettings(), description="The policy's model.")
+    pretrain: PretrainSettings = Field(
+        default=PretrainSettings(), description="How the starting policy is trained."
+    )
+    ranker: RankerSettings = Field(default=RankerSettings(), description="What the reward comes from.")
+    rollout: RolloutSettings = Field(default=RolloutSettings(), description="The pool of rollout actors.")
+    ranker_pool: RankerPoolSettings = Field(
+        default=RankerPoolSettings(), description="The pool of ranker actors."
+    )
+    queue: QueueSettings = Field(default=QueueSettings(), description="The rollout queue.")
+    weights: WeightSettings = Field(
+        default=WeightSettings(), description="How new weights reach the rollout actors."
+    )
+    objective: Objective = Field(default=AdaGrpoObjective(), description="What post-training minimises.")
+    learner: LearnerSettings = Field(
+        default=LearnerSettings(), description="The optimizer loop of post-training."
+    )
+    evaluation: EvaluationSettings = Field(
+        default=EvaluationSettings(), description="How policies are measured."
+    )
+    cluster: ClusterSettings = Field(
+        default=ClusterSettings(), description="Resources, placement and restarts."
+    )
 
     @property
     def directory(self) -> Path:
@@ -63,8 +77,7 @@ class RunConfig(Settings):
         if self.queue.max_groups < needed:
             raise ValueError(
                 f"queue.max_groups {self.queue.max_groups} is below {needed}, the larger of "
-                f"learner.prompts_per_step "
-                "and rollout.prompts_per_lease: the learner could never fill a step"
+                f"learner.prompts_per_step and rollout.prompts_per_lease: the learner could never fill a step"
             )
         return self
 
@@ -81,8 +94,7 @@ class RunConfig(Settings):
         if size < 32 or size % 16:
             raise ValueError(
                 f"policy.hidden_size / policy.heads is {size}; vLLM's attention kernels take head sizes of "
-                f"32 and more "
-                "that are multiples of 16"
+                f"32 and more that are multiples of 16"
             )
         return self
 
@@ -103,10 +115,8 @@ class RunConfig(Settings):
         if grpo and grpo.uses_engine_probabilities and self.rollout.decode.top_p < 1:
             raise ValueError(
                 f"rollout.decode.top_p {self.rollout.decode.top_p} makes the engine normalise over a nucleus "
-                f"that the "
-                "learner does not have, so every ratio is biased: set top_p to 1.0 (temperature may differ "
-                "from 1), or "
-                "objective.grpo.old_policy to batch_start with correction.level none"
+                f"that the learner does not have, so every ratio is biased: set top_p to 1.0 (temperature "
+                "may differ from 1), or objective.grpo.old_policy to batch_start with correction.level none"
             )
         return self
 
@@ -116,10 +126,8 @@ class RunConfig(Settings):
         if grpo and grpo.ground_truth == "inject" and self.rollout.decode.kind == "stochastic_beam":
             raise ValueError(
                 "objective.grpo.ground_truth inject puts an item into the group that nobody drew, and "
-                "members of a "
-                "stochastic_beam group count by their chance of being drawn: set ground_truth to override or "
-                "none, or "
-                "rollout.decode.kind to sample"
+                "members of a stochastic_beam group count by their chance of being drawn: set ground_truth "
+                "to override or none, or rollout.decode.kind to sample"
             )
         return self
 
@@ -137,8 +145,7 @@ class RunConfig(Settings):
         if self.needs_logged_reward and self.data.reward == "none":
             raise ValueError(
                 f"objective {self.objective.type} learns from logged rewards, and data.reward is none: name "
-                f"the column "
-                "of the log that holds them (rating, click or dwell_seconds)"
+                f"the column of the log that holds them (rating, click or dwell_seconds)"
             )
         return self
 
@@ -148,8 +155,7 @@ class RunConfig(Settings):
         if self.objective.type == "cql" and (decode.kind == "beam" or decode.top_p < 1):
             raise ValueError(
                 f"objective cql sums over all items by sampling, which rollout.decode.kind {decode.kind} "
-                f"with top_p "
-                f"{decode.top_p} does not allow: set kind to sample and top_p to 1.0"
+                f"with top_p {decode.top_p} does not allow: set kind to sample and top_p to 1.0"
             )
         return self
 
@@ -160,8 +166,7 @@ class RunConfig(Settings):
         if pairs and pairs.type == "ranker_intervals" and builtin and self.ranker.ensemble < 2:
             raise ValueError(
                 f"objective.pairs.type ranker_intervals needs the spread over an ensemble, and "
-                f"ranker.ensemble is "
-                f"{self.ranker.ensemble}: set it to 2 or more, or choose other pairs"
+                f"ranker.ensemble is {self.ranker.ensemble}: set it to 2 or more, or choose other pairs"
             )
         return self
 
@@ -169,22 +174,15 @@ class RunConfig(Settings):
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read `path`, apply overrides such as `learner.lr=1e-5` (values are YAML), and check the result.
 
+    Former names of settings are taken, with a warning (`sluice.services.config_yaml`).
+
     Raises:
         ConfigError: the file is missing or no YAML mapping, an override is malformed, or a value is wrong;
             the message has one line per error with its field path, the value and the reason.
     """
-    try:
-        text = Path(path).read_text()
-    except OSError as error:
-        raise ConfigError(f"cannot read the config {path}: {error.strerror}") from None
-    try:
-        raw = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from None
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path} must hold a mapping of settings, not {type(raw).__name__}")
+    raw = read_settings(path)
     for override in overrides:
-        _override(raw, override)
+        apply_override(raw, override)
     try:
         return RunConfig.model_validate(raw)
     except ValidationError as error:
@@ -211,35 +209,6 @@ def place_output(config: RunConfig, working_directory: Path, home: Path) -> RunC
 
 
 _RAY_COPY = re.compile(r"/runtime_resources/working_dir_files/_ray_pkg_")
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads `1e-5` as a string; this loader reads it as the float that everybody means."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
-)
-
-
-def _override(raw: dict[str, Any], override: str) -> None:
-    key, equals, value = override.partition("=")
-    if not equals or not key:
-        raise ConfigError(f"--set {override!r}: write it as some.field=value")
-    *parents, leaf = key.split(".")
-    node = raw
-    for depth, parent in enumerate(parents):
-        node = node.setdefault(parent, {})
-        if not isinstance(node, dict):
-            raise ConfigError(
-                f"--set {override!r}: {'.'.join(parents[: depth + 1])} holds a value, not a group of settings"
-            )
-    try:
-        node[leaf] = yaml.load(value, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {override!r}: the value is not valid YAML: {error}") from None
 
 
 def _lines(error: ValidationError) -> list[str]:

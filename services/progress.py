@@ -13,9 +13,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Protocol, TextIO
+from typing import TYPE_CHECKING, Protocol, TextIO
 
 from sluice.catalog.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
 
 Progress = Callable[[int, int, dict[str, float]], None]
 
@@ -142,7 +145,7 @@ class LiveSink:
             console=self._console,
             refresh_per_second=8,
         )
-        self._tasks: dict[str, int] = {}
+        self._tasks: dict[str, TaskID] = {}
         self._bars.start()
 
     def show(self, update: Update) -> None:
@@ -190,7 +193,7 @@ class Reporter:
     def __enter__(self) -> "Reporter":
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, *_exception: object) -> None:
         self._sink.close()
 
     def line(self, text: str) -> None:
@@ -281,7 +284,11 @@ def _number(value: float) -> str:
 
 
 def format_duration(seconds: float) -> str:
-    """Seconds as `42s`, `3m05s` or `2h03m`."""
+    """Seconds as `42s`, `3m05s` or `2h03m`.
+
+    >>> format_duration(185)
+    '3m05s'
+    """
     whole = round(seconds)
     if whole < 60:
         return f"{whole}s"

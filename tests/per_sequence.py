@@ -5,6 +5,7 @@ padding.
 import torch
 from torch import nn
 
+from sluice.catalog.decoding import PLAIN_POLICY
 from sluice.learner.scoring.shared_prefix import BranchScores
 
 
@@ -15,7 +16,7 @@ class PerSequenceScorer(nn.Module):
         super().__init__()
         self.model, self.value_head = model, value_head
 
-    def forward(self, history_BT, history_lengths_B, branches_BSL, allowed_BSLV=None, temperature=1.0):
+    def forward(self, history_BT, history_lengths_B, branches_BSL, allowed_BSLV=None, decoding=PLAIN_POLICY):
         prompts, branches, levels = branches_BSL.shape
         log_probs, targets, entropies, values = [], [], [], []
         for prompt in range(prompts):
@@ -25,7 +26,7 @@ class PerSequenceScorer(nn.Module):
                 row = torch.cat([history, tokens])[None]
                 output = self.model(row, use_cache=False, output_hidden_states=True)
                 free = output.logits[0, len(history) - 1 : -1]
-                logits = free / temperature
+                logits = free / decoding.temperature
                 if allowed_BSLV is not None:
                     logits = logits.masked_fill(~allowed_BSLV[prompt, branch], -torch.inf)
                 log_p = torch.log_softmax(logits, dim=-1)

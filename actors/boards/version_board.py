@@ -57,8 +57,7 @@ class VersionBoard:
             if version <= self._version:
                 raise RunError(
                     f"{self.what} version {version} was published after version {self._version}; versions "
-                    f"must "
-                    "increase, so whoever starts again goes on from the board's latest version"
+                    f"must increase, so whoever starts again goes on from the board's latest version"
                 )
             self._version, self._references, self._nbytes = version, list(references), nbytes
             self._published += 1

@@ -62,8 +62,7 @@ class WeightPublisher:
         if self._transport == "nixl" and importlib.util.find_spec("nixl") is None:
             raise RunError(
                 "weights.transport is nixl, but the learner's node has no nixl: `pip install nixl` on every "
-                "node that "
-                "has learner workers or rollout actors, or set weights.transport to object_store"
+                "node that has learner workers or rollout actors, or set weights.transport to object_store"
             )
         # Ray takes tensors out of what is put and leaves them where they are: who fetches reads them from
         # here.

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 
 from sluice.actors.engines.engine import GenerateRequest
-from sluice.actors.settings import DecodeSettings
+from sluice.catalog.decoding import Decoding
 from sluice.catalog.errors import DataError, PolicyError
 from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.learner.policy.packed_weights import PackedWeights
@@ -16,7 +16,7 @@ from sluice.learner.policy.packed_weights import PackedWeights
 def check_requests(
     requests: Sequence[GenerateRequest],
     in_flight: Collection[str],
-    decode: DecodeSettings,
+    decoding: Decoding,
     vocabulary: Vocabulary,
     max_prompt_tokens: int,
 ) -> None:
@@ -29,11 +29,11 @@ def check_requests(
         if request.request_id in in_flight or request.request_id in names:
             raise ValueError(f"request {request.request_id} is already in flight")
         names.add(request.request_id)
-        _check_request(request, decode, vocabulary, max_prompt_tokens)
+        _check_request(request, decoding, vocabulary, max_prompt_tokens)
 
 
 def _check_request(
-    request: GenerateRequest, decode: DecodeSettings, vocabulary: Vocabulary, max_prompt_tokens: int
+    request: GenerateRequest, decoding: Decoding, vocabulary: Vocabulary, max_prompt_tokens: int
 ) -> None:
     name, length, layout, items = (
         request.request_id,
@@ -44,8 +44,7 @@ def _check_request(
     if not 1 <= length <= max_prompt_tokens:
         raise DataError(
             f"request {name}: prompt of {length} tokens; this engine was started for 1 to "
-            f"{max_prompt_tokens}, so cut "
-            "the history or start the engine for longer prompts"
+            f"{max_prompt_tokens}, so cut the history or start the engine for longer prompts"
         )
     low, high = int(request.prompt.min()), int(request.prompt.max())
     if low < 0 or high >= layout.vocab_size:
@@ -53,15 +52,15 @@ def _check_request(
             f"request {name}: prompt holds token {low if low < 0 else high}; the policy has tokens 0 to "
             f"{layout.vocab_size - 1}"
         )
-    needed = 1 if decode.kind == "sample" else decode.candidates
+    needed = decoding.distinct
     available = (
-        items - len(np.unique(request.excluded)) if decode.constrained else layout.vocab_size**layout.levels
+        items - len(np.unique(request.excluded)) if decoding.constrained else layout.vocab_size**layout.levels
     )
     if available < needed:
         raise DataError(
             f"request {name}: {needed} distinct candidates wanted and {available} to choose from (catalogue "
-            f"of {items} "
-            "items less the excluded ones); lower rollout.decode.candidates or exclude fewer items"
+            f"of {items} items less the excluded ones); lower rollout.decode.candidates or exclude fewer "
+            "items"
         )
 
 
@@ -77,15 +76,13 @@ def check_weights(weights: PackedWeights, known: Mapping[str, tuple[int, ...]], 
         if known.get(name) != shape:
             raise PolicyError(
                 f"weights version {weights.version} hold {name} of shape {shape} where the engine's policy "
-                f"has "
-                f"{known.get(name, 'none')}; learner and engine must start from the same policy"
+                f"has {known.get(name, 'none')}; learner and engine must start from the same policy"
             )
     absent = [name for name in known if name not in sent and not (tied and name == "lm_head.weight")]
     if absent:
         raise PolicyError(
             f"weights version {weights.version} lack {len(absent)} parameters, {absent[0]} first; publish "
-            f"all of the "
-            "policy's"
+            f"all of the policy's"
         )
 
 
@@ -99,6 +96,5 @@ def check_catalogue(later: Vocabulary, before: Vocabulary) -> None:
     if later.layout != before.layout:
         raise PolicyError(
             f"catalogue version {later.version} is laid out for levels {list(later.layout.level_sizes)}, the "
-            f"engine's "
-            f"policy has {list(before.layout.level_sizes)}: lay it out with the policy's own layout"
+            f"engine's policy has {list(before.layout.level_sizes)}: lay it out with the policy's own layout"
         )

@@ -26,7 +26,8 @@ import torch
 
 from sluice.actors.engines.checks import check_catalogue, check_requests, check_weights
 from sluice.actors.engines.engine import GenerateRequest, Generation
-from sluice.actors.settings import DecodeSettings, TreeEngineSettings
+from sluice.actors.settings import TreeEngineSettings
+from sluice.catalog.decoding import Decoding
 from sluice.catalog.errors import ConfigError, PolicyError
 from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.learner.decoding.device_trie import DeviceTrie
@@ -48,7 +49,7 @@ class TreeEngine:
         self,
         policy_dir: Path,
         vocabulary: Vocabulary,
-        decode: DecodeSettings,
+        decoding: Decoding,
         engine: TreeEngineSettings,
         seed: int,
         max_prompt_tokens: int,
@@ -62,7 +63,7 @@ class TreeEngine:
         """
         policy = load_policy(policy_dir)
         _check_policy(policy, policy_dir, vocabulary, max_prompt_tokens)
-        self._vocabulary, self._decode, self._seed = vocabulary, decode, seed
+        self._vocabulary, self._decoding, self._seed = vocabulary, decoding, seed
         self._max_prompt_tokens, self._version = max_prompt_tokens, version
         self._loaded: tuple[
             TensorEntry, ...
@@ -75,7 +76,7 @@ class TreeEngine:
         cache_bytes, cache_reason = _cache_size(engine.prefix_cache_mib, step_bytes, self._model.device)
         self._decoder = TreeDecoder(self._model, vocabulary, cache_bytes)
         # with the catalogue of when they were submitted
-        self._waiting: deque[tuple[GenerateRequest, DecodeSettings, DeviceTrie]] = deque()
+        self._waiting: deque[tuple[GenerateRequest, Decoding, DeviceTrie]] = deque()
         self._catalogue = self._decoder.catalogue
         self._names: set[str] = set()
         given = engine.prompts_per_step is not None
@@ -112,17 +113,17 @@ class TreeEngine:
         cache = self._decoder.cache
         return (0, 0) if cache is None else (cache.asked_tokens, cache.found_tokens)
 
-    def submit(self, requests: Sequence[GenerateRequest], decode: DecodeSettings | None = None) -> None:
-        """Queue requests; returns at once. `decode` replaces the engine's own settings for these requests.
+    def submit(self, requests: Sequence[GenerateRequest], decoding: Decoding | None = None) -> None:
+        """Queue requests; returns at once. `decoding` replaces the engine's own for these requests.
 
         Raises:
             DataError: a prompt is empty, too long or holds a foreign token, or too few items are left to
                 choose from.
         """
-        decode = decode or self._decode
-        check_requests(requests, self._names, decode, self._vocabulary, self._max_prompt_tokens)
+        decoding = decoding or self._decoding
+        check_requests(requests, self._names, decoding, self._vocabulary, self._max_prompt_tokens)
         self._names.update(request.request_id for request in requests)
-        self._waiting.extend((request, decode, self._catalogue) for request in requests)
+        self._waiting.extend((request, decoding, self._catalogue) for request in requests)
 
     def step(self) -> list[Generation]:
         """Generate for the oldest requests of one decoding and catalogue; returns their groups, long prompts
@@ -130,18 +131,18 @@ class TreeEngine:
         """
         if not self._waiting:
             return []
-        _, decode, catalogue = self._waiting[0]
+        _, decoding, catalogue = self._waiting[0]
         chosen, later = [], deque()
         while self._waiting and len(chosen) < self._per_step:
-            request, wanted, known = self._waiting.popleft()
-            if wanted == decode and known is catalogue:
+            request, own_decoding, own_catalogue = self._waiting.popleft()
+            if own_decoding == decoding and own_catalogue is catalogue:
                 chosen.append(request)
             else:
-                later.append((request, wanted, known))
+                later.append((request, own_decoding, own_catalogue))
         self._waiting.extendleft(reversed(later))
         chosen.sort(key=lambda request: -len(request.prompt))  # the decoder's order, in which it copies least
         self._decoder.catalogue = catalogue
-        drawn = self._generate(chosen, decode)
+        drawn = self._generate(chosen, decoding)
         included = (
             [None] * len(chosen) if drawn.inclusion_log_probs_BW is None else drawn.inclusion_log_probs_BW
         )
@@ -204,22 +205,15 @@ class TreeEngine:
         del self._decoder, self._model
 
     @torch.inference_mode()
-    def _generate(self, requests: Sequence[GenerateRequest], decode: DecodeSettings) -> Candidates:
+    def _generate(self, requests: Sequence[GenerateRequest], decoding: Decoding) -> Candidates:
         lengths_B = np.asarray([len(request.prompt) for request in requests])
         history_BT = np.zeros((len(requests), lengths_B.max()), dtype=np.int64)
         for row, request in enumerate(requests):
             history_BT[row, : len(request.prompt)] = request.prompt
         prefix = self._decoder.prefill(torch.from_numpy(history_BT), torch.from_numpy(lengths_B))
-        excluded = [request.excluded for request in requests] if decode.constrained else None
-        if decode.kind == "beam":
-            return self._decoder.beams(
-                prefix, decode.candidates, constrained=decode.constrained, excluded=excluded, renormalise=True
-            )
-        random = random_streams([self._key(request) for request in requests])
-        wanted = {"temperature": decode.temperature, "constrained": decode.constrained, "excluded": excluded}
-        if decode.kind == "stochastic_beam":
-            return self._decoder.stochastic_beams(prefix, random, decode.candidates, **wanted)
-        return self._decoder.sample(prefix, random, decode.candidates, top_p=decode.top_p, **wanted)
+        streams = random_streams([self._key(request) for request in requests])
+        excluded = [request.excluded for request in requests] if decoding.constrained else None
+        return self._decoder.decode(prefix, decoding, streams, excluded)
 
     def _key(self, request: GenerateRequest) -> bytes:
         """The key of a request's random numbers."""
@@ -235,9 +229,15 @@ def _cache_size(given_mib: float | None, step_bytes: int, device: torch.device) 
             torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
         )
         size = min(_STEPS_REMEMBERED * step_bytes, free // 4)
-        reason = f"{_STEPS_REMEMBERED} steps of the longest prompts, in a quarter of the {free >> 20} MiB free at most"
+        reason = (
+            f"{_STEPS_REMEMBERED} steps of the longest prompts, in a quarter of the {free >> 20} MiB free "
+            "at most"
+        )
     if 0 < size < step_bytes:
-        reason += f"; a step of the longest prompts takes {step_bytes >> 20} MiB, and one that does not fit is not kept"
+        reason += (
+            f"; a step of the longest prompts takes {step_bytes >> 20} MiB, and one that does not fit is not "
+            "kept"
+        )
     return size, reason
 
 
@@ -247,8 +247,7 @@ def _check_policy(policy: Policy, directory: Path, vocabulary: Vocabulary, max_p
             f"policy {directory} has {policy.layout.vocab_size} tokens, the catalogue's layout "
             f"{vocabulary.layout.vocab_size}, with codes {list(policy.layout.level_sizes)} and "
             f"{list(vocabulary.layout.level_sizes)}; they must be equal, so use the policy that was made for "
-            f"this "
-            "catalogue"
+            f"this catalogue"
         )
     positions = getattr(policy.model.config, "max_position_embeddings", None)
     needed = max_prompt_tokens + vocabulary.layout.levels

@@ -112,8 +112,7 @@ class QueueActor:
         if not self._restored:
             raise RunError(
                 "the queue actor was restarted and lost its state; restore the queue from the last "
-                "checkpoint before "
-                "pulling from it"
+                "checkpoint before pulling from it"
             )
 
         def attempt() -> tuple[PulledGroup, ...] | None:

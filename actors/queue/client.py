@@ -127,22 +127,21 @@ def starvation_message(status: QueueStatus, *, step: int, needed: int, wait_s: f
     """Why a learner gave up waiting, and what to do."""
     text = (
         f"waited {wait_s:g} s for {needed} rollout groups of step {step}, but {status.queued} are queued: "
-        f"{status.leased} are "
-        f"with rollout actors {status.leased_by}, {status.waiting} wait to be issued again, {status.pulled} "
-        f"are "
-        "pulled; so "
-        f"far {status.issued} issued, {status.trained} trained, {status.stale} stale, {status.invalid} "
-        f"invalid. "
-        f"Last error of the rollout side: {status.last_error or 'none'}. "
+        f"{status.leased} are with rollout actors {status.leased_by}, {status.waiting} wait to be issued "
+        f"again, {status.pulled} are pulled; so far {status.issued} issued, {status.trained} trained, "
+        f"{status.stale} stale, {status.invalid} invalid. Last error of the rollout side: "
+        f"{status.last_error or 'none'}. "
     )
     if status.queued and status.queued_bytes * (status.queued + 1) > status.max_bytes * status.queued:
         return (
-            text
-            + f"The queue is full by bytes ({status.queued_bytes} of {status.max_bytes}): raise queue.max_mib."
+            text + f"The queue is full by bytes ({status.queued_bytes} of {status.max_bytes}): raise "
+            "queue.max_mib."
         )
     if status.stale > status.trained:
         return (
             text
             + "More groups went stale than were trained: raise queue.max_staleness or weights.publish_every."
         )
-    return text + "If the rollout actors are alive but slow, raise learner.wait_s or rollout.actors."
+    return (
+        text + "If the rollout actors are alive but slow, raise learner.rollout_timeout_s or rollout.actors."
+    )

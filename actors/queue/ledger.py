@@ -117,8 +117,7 @@ class RolloutLedger:
                 self._leave(entry, "invalid")
                 self.last_error = (
                     f"{actor}: a group of {push.nbytes} bytes does not fit a queue of {self._max_bytes} "
-                    f"bytes: raise "
-                    "queue.max_mib"
+                    f"bytes: raise queue.max_mib"
                 )
                 fate["oversized"].append(push.lease_id)
             elif self._queued_bytes + push.nbytes > self._max_bytes:
@@ -190,8 +189,7 @@ class RolloutLedger:
         if (state.world, state.count) != (world, count) or not 0 <= rank < world:
             raise RunError(
                 f"rank {rank} pulled step {step} as {world} x {count} groups, but it was allotted as "
-                f"{state.world} x "
-                f"{state.count}"
+                f"{state.world} x {state.count}"
             )
         if rank in state.acked:
             raise RunError(f"rank {rank} pulled step {step} again after it had been trained on")
@@ -263,8 +261,7 @@ class RolloutLedger:
         if snapshot is not None and snapshot.get("version") != SNAPSHOT_VERSION:
             raise RunError(
                 f"the checkpoint's queue has version {snapshot.get('version')}, this release reads "
-                f"{SNAPSHOT_VERSION}: "
-                "resume with the release that wrote it"
+                f"{SNAPSHOT_VERSION}: resume with the release that wrote it"
             )
         if snapshot is None and self._highest_step < 0 and not self._count["trained"]:
             # no learner has seen a group yet: what the rollouts did meanwhile belongs to the very start

@@ -2,7 +2,7 @@
 
 `run` works until `stop`; the two live in different concurrency groups, so `stop` and `stats` answer while
 `run` is busy. Launch it with `ray.remote(**LAUNCH)(RolloutActor)`, and make it work with
-`handle.run.remote(handle.start.remote())`.
+`handle.run.remote(handle.start.remote(vocabulary), vocabulary, clients)`.
 
 Ray does not retry a `run` that fails: whoever watches it takes the actor's leases back first. While the actor
 is being restarted, Ray refuses every call that must not be retried, `run` among them; `start` may be retried,
@@ -15,6 +15,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -34,7 +35,17 @@ _IDLE_WAIT_S = 0.2  # how soon new weights or a stop are noticed while nothing e
 _REPORT_EVERY_S = 2.0
 _FIRST_VERSION_S = 60.0
 
-LAUNCH = {"concurrency_groups": {"control": 2}, "allow_out_of_order_execution": True}
+LAUNCH: dict[str, Any] = {"concurrency_groups": {"control": 2}, "allow_out_of_order_execution": True}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutClients:
+    """The other actors that a rollout actor works with."""
+
+    queue: QueueClient
+    ranker: RankerClient
+    weights: WeightSource
+    catalogues: CatalogueSource | None = None  # None: the catalogue never changes
 
 
 class RolloutActor:
@@ -46,22 +57,17 @@ class RolloutActor:
         name: str,
         engine_factory: Callable[[Vocabulary], Engine],
         dataset_factory: Callable[[], Any],
-        queue: QueueClient,
-        ranker: RankerClient,
-        weights: WeightSource,
         settings: RolloutSettings,
         seed: int,
-        catalogues: CatalogueSource | None = None,
     ) -> None:
         """`name` stays the same over restarts; the queue knows the actor's leases by it.
 
-        The catalogue comes with `start` and `run`: Ray restarts an actor from its constructor's arguments,
-        which should not depend on an object in some node's store.
+        The catalogue comes with `start` and `run`, the other actors with `run`: Ray restarts an actor from
+        its constructor's arguments, which should not depend on an object in some node's store or on a handle.
         """
         self._name, self._engine_factory, self._dataset_factory = name, engine_factory, dataset_factory
-        self._catalogues = catalogues
-        self._ranker, self._weights, self._settings, self._seed = ranker, weights, settings, seed
-        self._holder = queue.holder(name, incarnation=uuid.uuid4().hex)
+        self._settings, self._seed = settings, seed
+        self._incarnation = uuid.uuid4().hex
         self._engine: Engine | None = None
         self._dataset: Any = None
         self._stopped = threading.Event()
@@ -82,34 +88,34 @@ class RolloutActor:
             raise_gc_threshold()
         return time.monotonic() - started_s
 
-    def run(self, started: float, vocabulary: Vocabulary) -> RolloutStats:
+    def run(self, started: float, vocabulary: Vocabulary, clients: RolloutClients) -> RolloutStats:
         """Work until `stop`. Whatever the engine raises ends it; the next `run` builds a new engine.
 
         `started` is the answer of `start`, passed as a reference so that the one comes after the other.
         """
         del started
         self.start(vocabulary)
+        holder = clients.queue.holder(self._name, incarnation=self._incarnation)
         worker = RolloutWorker(
             engine=self._engine,
-            queue=self._holder,
-            ranker=self._ranker,
-            weights=self._weights,
+            queue=holder,
+            ranker=clients.ranker,
+            weights=clients.weights,
             dataset=self._dataset,
             vocabulary=vocabulary,
             settings=self._settings,
             seed=self._seed,
             clock=time.monotonic,
-            catalogues=self._catalogues,
+            catalogues=clients.catalogues,
         )
         try:
-            newer = self._weights.newest(self._engine.version, _FIRST_VERSION_S)
+            newer = clients.weights.newest(self._engine.version, _FIRST_VERSION_S)
             if newer is not None:
-                worker.load(newer)
-            later = (
-                self._catalogues.newest(vocabulary.version, _FIRST_VERSION_S) if self._catalogues else None
-            )
-            if later is not None:
-                worker.load_catalogue(later)
+                worker.load_weights(newer)
+            if clients.catalogues is not None:
+                later = clients.catalogues.newest(vocabulary.version, _FIRST_VERSION_S)
+                if later is not None:
+                    worker.load_catalogue(later)
             while not self._stopped.is_set():
                 self._turn(worker)
         finally:
@@ -117,7 +123,7 @@ class RolloutActor:
             # What is still in the engine belongs to this worker; another run must not meet it there.
             self._discard_engine()
         self._stopped.clear()
-        self._holder.release("").result()
+        holder.release("").result()
         return self._stats
 
     @ray.method(concurrency_group="control")

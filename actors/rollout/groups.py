@@ -2,7 +2,7 @@
 All pure.
 
 A batch is the prompts of one lease call: what other prompts of the batch generated is where a prompt's
-distractors come from (algorithms section 1).
+distractors come from (docs/algorithms.md, Discriminability).
 """
 
 from collections.abc import Sequence
@@ -30,19 +30,17 @@ class Prompt:
 
 @dataclass(frozen=True, kw_only=True)
 class UnscoredGroups:
-    """B prompts with their K candidates and up to M distractors, and what the ranker is asked about them."""
+    """B prompts with their K candidates and up to J distractors, and what the ranker is asked about them."""
 
     prompts: Sequence[Prompt]
     generations: Sequence[Generation]
     generate_s: Sequence[float]
     candidate_items: np.ndarray  # [B, K] int32 item rows, -1: no item
-    distractor_items: np.ndarray  # [B, M] int32 item rows, -1: the batch offered fewer
-    asked: (
-        np.ndarray
-    )  # [B, 1 + K + M] int32 item rows, each once per prompt, the ground truth first; -1 = padding
-    places: (
-        np.ndarray
-    )  # [B, 1 + K + M] columns of `asked`: of ground truth, candidates, distractors; 1 + K + M: none
+    distractor_items: np.ndarray  # [B, J] int32 item rows, -1: the batch offered fewer
+    # [B, 1 + K + J] int32 item rows, each once per prompt, the ground truth first; -1 = padding
+    items_to_score: np.ndarray
+    # [B, 1 + K + J] columns of `items_to_score`: of ground truth, candidates, distractors; 1 + K + J: none
+    places: np.ndarray
 
     @property
     def histories(self) -> list[np.ndarray]:
@@ -59,7 +57,7 @@ def assemble_groups(
     distractors: int,
     seed: int,
 ) -> UnscoredGroups:
-    """Candidate items by the trie each was generated with, and up to M `distractors` for each prompt.
+    """Candidate items by the trie each was generated with, and up to J `distractors` for each prompt.
 
     A prompt's distractors are drawn without replacement from the distinct items that the *other* prompts
     generated, less its ground truth and its own candidates. The draw depends on `seed`, the batch's lease ids
@@ -80,30 +78,32 @@ def assemble_groups(
     target_items = np.asarray([[prompt.target_item] for prompt in prompts], dtype=np.int32)
     generator = np.random.default_rng([seed, *(prompt.lease.lease_id for prompt in prompts)])
     distractor_items = _distractors(target_items, candidate_items, distractors, generator)
-    asked, places = _distinct(np.concatenate([target_items, candidate_items, distractor_items], axis=1))
+    items_to_score, places = _distinct(
+        np.concatenate([target_items, candidate_items, distractor_items], axis=1)
+    )
     return UnscoredGroups(
         prompts=prompts,
         generations=generations,
         generate_s=generate_s,
         candidate_items=candidate_items,
         distractor_items=distractor_items,
-        asked=asked,
+        items_to_score=items_to_score,
         places=places,
     )
 
 
 def score_groups(
-    drawn: UnscoredGroups, output: RankerOutput, *, ranker_version: str, score_s: float
+    unscored: UnscoredGroups, output: RankerOutput, *, ranker_version: str, score_s: float
 ) -> list[RolloutGroup]:
-    """Rollout groups from the ranker's answer `[B, 1 + K + M]` to what it was asked."""
+    """Rollout groups from the ranker's answer `[B, 1 + K + J]` to what it was asked."""
     scores, spread, values = (
-        _at(column, drawn.places) for column in (output.scores, output.spread, output.values)
+        _at(column, unscored.places) for column in (output.scores, output.spread, output.values)
     )
-    own = slice(1, 1 + drawn.candidate_items.shape[1])
+    own = slice(1, 1 + unscored.candidate_items.shape[1])
     nothing = np.empty(0, dtype=np.float32)
     groups = []
-    for row, (prompt, generation) in enumerate(zip(drawn.prompts, drawn.generations, strict=True)):
-        chosen = drawn.distractor_items[row] >= 0
+    for row, (prompt, generation) in enumerate(zip(unscored.prompts, unscored.generations, strict=True)):
+        chosen = unscored.distractor_items[row] >= 0
         inclusion = generation.inclusion_log_probs
         groups.append(
             RolloutGroup(
@@ -116,19 +116,19 @@ def score_groups(
                 candidate_tokens=generation.tokens,
                 behaviour_log_probs=generation.log_probs,
                 inclusion_log_probs=nothing if inclusion is None else inclusion,
-                candidate_items=drawn.candidate_items[row],
+                candidate_items=unscored.candidate_items[row],
                 candidate_scores=scores[row, own],
                 target_score=float(scores[row, 0]),
                 candidate_spread=spread[row, own],
                 target_spread=float(spread[row, 0]),
                 candidate_values=values[row, own],
                 target_value=float(values[row, 0]),
-                distractor_items=drawn.distractor_items[row, chosen],
+                distractor_items=unscored.distractor_items[row, chosen],
                 distractor_scores=scores[row, own.stop :][chosen],
                 version_min=generation.version_min,
                 version_max=generation.version_max,
                 ranker_version=ranker_version,
-                generate_s=drawn.generate_s[row],
+                generate_s=unscored.generate_s[row],
                 score_s=score_s,
                 catalogue_version=generation.catalogue_version,
             )
@@ -139,17 +139,17 @@ def score_groups(
 def _distractors(
     target_items: np.ndarray, candidate_items: np.ndarray, count: int, generator: np.random.Generator
 ) -> np.ndarray:
-    """`[B, M]`: the items with the smallest of random keys, among those that a prompt may be given."""
+    """`[B, J]`: the items with the smallest of random keys, among those that a prompt may be given."""
     generated, places = np.unique(np.append(candidate_items, -1), return_inverse=True)
     # Without its own candidates, what the whole batch generated is what the other prompts did.
     keys = generator.random((len(candidate_items), len(generated)))
     np.put_along_axis(keys, places[:-1].reshape(candidate_items.shape), np.inf, axis=1)
     keys[(generated == target_items) | (generated < 0)] = np.inf
-    found = np.full((len(keys), count), -1, dtype=np.int32)
+    drawn = np.full((len(keys), count), -1, dtype=np.int32)
     width = min(count, len(generated))
     chosen = np.argpartition(keys, width - 1, axis=1)[:, :width]
-    found[:, :width] = np.where(np.isinf(np.take_along_axis(keys, chosen, axis=1)), -1, generated[chosen])
-    return found
+    drawn[:, :width] = np.where(np.isinf(np.take_along_axis(keys, chosen, axis=1)), -1, generated[chosen])
+    return drawn
 
 
 def _distinct(items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -29,7 +29,7 @@ from sluice.learner.policy.packed_weights import UnverifiedWeights
 
 
 class Queue(Protocol):
-    """What the worker needs of the rollout queue (`sluice.actors.queue.actor.LeaseHolder`)."""
+    """What the worker needs of the rollout queue (`sluice.actors.queue.lease_holder.LeaseHolder`)."""
 
     def lease(self, count: int) -> Call[tuple[Lease, ...]]:
         """Ask for prompts."""
@@ -98,7 +98,7 @@ class _Batch:
 
 @dataclass(kw_only=True)
 class _Scoring:
-    drawn: UnscoredGroups
+    unscored: UnscoredGroups
     call: Call[Any]
 
 
@@ -153,7 +153,7 @@ class RolloutWorker:
         )
         return any([move() for move in moves])
 
-    def load(self, newer: UnverifiedWeights) -> None:
+    def load_weights(self, newer: UnverifiedWeights) -> None:
         """Give the engine new weights now.
 
         Raises:
@@ -212,7 +212,7 @@ class RolloutWorker:
         newer = self._weights.poll(self._engine.version)
         if newer is None:
             return False
-        self.load(newer)
+        self.load_weights(newer)
         return True
 
     def _swap_catalogue(self) -> bool:
@@ -285,21 +285,22 @@ class RolloutWorker:
 
     def _submit_to_ranker(self, batch: _Batch) -> None:
         ids = [_request_id(prompt.lease) for prompt in batch.prompts]
-        drawn = assemble_groups(
+        unscored = assemble_groups(
             batch.prompts,
-            [batch.generations[one] for one in ids],
-            [batch.finished_s[one] - batch.submitted_s for one in ids],
+            [batch.generations[request_id] for request_id in ids],
+            [batch.finished_s[request_id] - batch.submitted_s for request_id in ids],
             vocabulary=self._vocabulary,
             distractors=self._settings.distractors,
             seed=self._seed,
         )
-        self._scoring.append(_Scoring(drawn=drawn, call=self._ranker.submit(drawn.histories, drawn.asked)))
+        call = self._ranker.submit(unscored.histories, unscored.items_to_score)
+        self._scoring.append(_Scoring(unscored=unscored, call=call))
 
     def _collect_scores(self) -> bool:
         ready = [scoring for scoring in self._scoring if scoring.call.ready()]
         for scoring in ready:
             self._scoring.remove(scoring)
-            leases = [prompt.lease for prompt in scoring.drawn.prompts]
+            leases = [prompt.lease for prompt in scoring.unscored.prompts]
             try:
                 answer = scoring.call.result()
             except RankerError as error:
@@ -309,7 +310,7 @@ class RolloutWorker:
             self._count["batches"] += 1
             self._score_s += answer.latency_s
             groups = score_groups(
-                scoring.drawn, answer.output, ranker_version=answer.version, score_s=answer.latency_s
+                scoring.unscored, answer.output, ranker_version=answer.version, score_s=answer.latency_s
             )
             pushes = self._queue.put(
                 leases, encode_groups(*groups), [(group.version_min, group.version_max) for group in groups]

@@ -1,12 +1,9 @@
 """Changes of the catalogue of a run that has begun: items to add, items to retire.
 
-They lie in the run's directory as Parquet files, one per version of the catalogue
-(`schema.CATALOGUE_CHANGE`), so they outlive every process, and whoever opens the directory comes to the same
-catalogue.
+They lie in the run's directory as Parquet files, one per version of the catalogue (`CATALOGUE_CHANGE`). So
+they outlive every process, and whoever opens the directory comes to the same catalogue.
 """
 
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +17,7 @@ from sluice.catalog.data.cleaning import as_text
 from sluice.catalog.data.items import number_lists
 from sluice.catalog.data.sources import read_batches, table_file
 from sluice.catalog.errors import DataError
+from sluice.catalog.files import write_atomically
 from sluice.catalog.trie.vocabulary import Vocabulary
 
 # One version of a run's catalogue after the first: an item that is new, or one that is retired (`codes`
@@ -31,16 +29,18 @@ CATALOGUE_CHANGE = pa.schema(
 
 @dataclass(frozen=True, kw_only=True)
 class ItemRow:
-    """A row of a user's file."""
+    """A row of a user's file of items to add or to retire."""
 
     where: str  # file, row and item, for errors
     item_id: str
-    codes: tuple[int, ...] | None
+    codes: tuple[int, ...] | None  # one per level, the last may be left out; None: read without codes
 
 
 def read_item_rows(path: Path, *, codes: bool) -> list[ItemRow]:
-    """The rows of a file with a column `item_id`, and with `codes` a column of that name too: a list, or text
-    with numbers in it.
+    """The rows of a file of items to add or to retire.
+
+    The file has a column `item_id`. With `codes` it has a column of that name too: a list, or text with
+    numbers in it.
 
     Raises:
         DataError: the file cannot be read, lacks a column, or a row has no id, an id twice or no codes.
@@ -52,15 +52,15 @@ def read_item_rows(path: Path, *, codes: bool) -> list[ItemRow]:
             raise DataError(f"{path}, row {batch.malformed[0][0]}: has a wrong number of fields")
         ids = as_text(batch.columns["item_id"]).to_pylist()
         lists = number_lists(batch.columns["codes"]) if codes else [None] * len(ids)
-        for number, item_id, found in zip(batch.rows.tolist(), ids, lists, strict=True):
+        for number, item_id, numbers in zip(batch.rows.tolist(), ids, lists, strict=True):
             where = f"{path}, row {number}, item {item_id!r}"
             if item_id is None or not item_id.strip():
                 raise DataError(f"{where}: item_id is empty")
             if item_id in rows:
                 raise DataError(f"{where}: item_id stands in an earlier row")
-            if codes and (found is None or not all(float(code).is_integer() for code in found)):
-                raise DataError(f"{where}: codes must be whole numbers, one per level, got {found}")
-            values = tuple(int(code) for code in found) if codes else None
+            if codes and (numbers is None or not all(float(code).is_integer() for code in numbers)):
+                raise DataError(f"{where}: codes must be whole numbers, one per level, got {numbers}")
+            values = None if numbers is None else tuple(int(code) for code in numbers)
             rows[item_id] = ItemRow(where=where, item_id=item_id, codes=values)
     return list(rows.values())
 
@@ -71,8 +71,12 @@ class ChangingCatalogue:
     def __init__(
         self, item_ids: Callable[[], Sequence[str]], vocabulary: Vocabulary, directory: Path
     ) -> None:
-        """`vocabulary` is version 0, of the data set with these `item_ids`, which are asked for with the
-        first change; `directory` need not be there yet.
+        """The catalogue as the data set has it, with the changes to come in `directory`.
+
+        Args:
+            item_ids: gives the data set's item ids `[N]`; called at the first change.
+            vocabulary: version 0, of that data set.
+            directory: of the changes; it need not be there yet.
         """
         self._item_ids, self._directory = item_ids, directory
         self.vocabulary = vocabulary
@@ -87,15 +91,16 @@ class ChangingCatalogue:
             try:
                 table = pq.read_table(path, schema=CATALOGUE_CHANGE)
                 ids, codes = table["item_id"].to_pylist(), table["codes"].to_pylist()
-                added = {item_id: one for item_id, one in zip(ids, codes, strict=True) if one is not None}
+                added = {item_id: row for item_id, row in zip(ids, codes, strict=True) if row is not None}
                 self._apply(added, [item_id for item_id in ids if item_id not in added])
             except (pa.ArrowInvalid, OSError, KeyError, ValueError) as error:
                 raise DataError(f"{path} is no change of this run's catalogue: {error}") from None
             yield self.vocabulary
 
     def push(self, add: Sequence[ItemRow], retire: Sequence[ItemRow]) -> Vocabulary:
-        """Write the next version. Codes of `add` that lack the last level get the lowest one that is free
-        there.
+        """Write the next version, and return it.
+
+        Every row of `add` has codes. Those that lack the last level get the lowest one that is free there.
 
         Raises:
             DataError: an item is there already or is not there, its codes are taken or are none of the
@@ -138,12 +143,11 @@ class ChangingCatalogue:
         for row in add:
             if row.item_id in self._rows:
                 raise DataError(f"{row.where}: the catalogue has this item already, retired or not")
-            codes = list(row.codes)
+            codes = list(row.codes or ())
             if len(codes) not in (layout.levels, layout.levels - 1):
                 raise DataError(
                     f"{row.where}: has {len(codes)} codes; the catalogue has {layout.levels} levels, of "
-                    f"which the last "
-                    "may be left out"
+                    "which the last may be left out"
                 )
             for level, (code, size) in enumerate(zip(codes, sizes, strict=False), start=1):
                 if not 0 <= code < size:
@@ -154,10 +158,11 @@ class ChangingCatalogue:
                 last = taken.lowest_free(codes)
                 if last is None:
                     raise DataError(
-                        f"{row.where}: all {sizes[-1]} items that codes {codes} can have are taken"
+                        f"{row.where}: all {sizes[-1]} items that codes {codes} can have are taken; "
+                        "give other codes"
                     )
                 codes.append(last)
-            if not taken.take(codes):
+            if not taken.add(codes):
                 raise DataError(f"{row.where}: codes {codes} belong to another item, retired or not")
             added[row.item_id] = codes
         return added
@@ -169,13 +174,12 @@ class _Taken:
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._sizes = vocabulary.layout.level_sizes
         codes = vocabulary.item_tokens - np.asarray(vocabulary.layout.level_offsets)
-        self._numbers = np.sort(
-            np.ravel_multi_index(codes.T, self._sizes)
-        )  # of all codes in lexicographic order
+        # The number of each item's codes among all codes in lexicographic order.
+        self._numbers = np.sort(np.ravel_multi_index(codes.T, self._sizes))
         self._since: set[int] = set()
 
-    def take(self, codes: Sequence[int]) -> bool:
-        """False when they are taken already."""
+    def add(self, codes: Sequence[int]) -> bool:
+        """Take the codes; False when they are taken already."""
         number = int(np.ravel_multi_index(codes, self._sizes))
         if number in self._since or number in self._between(number, number + 1):
             return False
@@ -196,10 +200,9 @@ class _Taken:
 def _write_new(table: pa.Table, path: Path) -> None:
     """The whole file under its name or nothing, and never over another."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".new-") as scratch:
-        whole = Path(scratch) / path.name
-        pq.write_table(table, whole)
-        try:
-            os.link(whole, path)
-        except FileExistsError:
-            raise DataError(f"{path} has just been written by somebody else: push again") from None
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    try:
+        write_atomically(path, sink.getvalue().to_pybytes(), overwrite=False)
+    except FileExistsError:
+        raise DataError(f"{path} has just been written by somebody else: push again") from None

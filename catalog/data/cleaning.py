@@ -1,5 +1,6 @@
-"""Which rows of a log can be used: every value is judged once, and every row refused is reported with file,
-row and reason.
+"""Which rows of a log can be used.
+
+Every value is judged once, and every row refused is reported with file, row and reason.
 
 Ids are compared as text. A whole or decimal number is a timestamp as it stands (decimals are cut off); dates
 and date-times become microseconds since 1970 (UTC when they name no zone). One log must not mix the two.
@@ -70,7 +71,7 @@ class Rejections:
         return self.by_reason.total()
 
     def add(self, bad: BadRow) -> None:
-        """Record one."""
+        """Count a refused row; keep it if it is among the first, and write it to the sink."""
         self.by_reason[f"{bad.column} {bad.reason}"] += 1
         if len(self.first) < SHOWN:
             self.first.append(bad)
@@ -88,8 +89,8 @@ class Rejections:
             f"{self.bad} of {self.rows} rows of the {self.table} ({share:.4%}) cannot be used, more than "
             f"data.max_bad_share {max_bad_share} allows:\n"
             + "\n".join(lines + more)
-            + "\nFix these rows, or leave them "
-            f"out by raising data.max_bad_share to {np.ceil(share * 10_000) / 10_000:g} or more"
+            + "\nFix these rows, or leave them out by raising data.max_bad_share to "
+            f"{np.ceil(share * 10_000) / 10_000:g} or more"
         )
 
     def summary(self) -> dict[str, object]:
@@ -101,7 +102,7 @@ class LogCleaner:
     """Turns raw batches into rows of `CLEAN_LOG`."""
 
     def __init__(self, rejections: Rejections, known_items: Callable[[pa.Array], np.ndarray] | None) -> None:
-        """`known_items` says which item ids are in the catalogue; None takes every id."""
+        """`known_items` says which item ids [n] are in the catalogue, bool [n]; None takes every id."""
         self._rejections = rejections
         self._known_items = known_items
         self._time_kind: str | None = None  # "number" or "date", fixed by the first usable timestamp
@@ -119,9 +120,7 @@ class LogCleaner:
         ratings = judge.numbers("rating")
         click = judge.booleans("click")
         dwell = judge.numbers("dwell_seconds")
-        judge.refuse(
-            "dwell_seconds", pc.less(dwell, 0).fill_null(False).to_numpy(zero_copy_only=False), "is negative"
-        )
+        judge.refuse("dwell_seconds", _as_numpy(pc.less(dwell, 0).fill_null(False)), "is negative")
         exposed = (
             as_text(batch.columns["exposed_by"])
             if "exposed_by" in batch.columns
@@ -155,7 +154,7 @@ class _Judge:
     def __init__(self, batch: RawBatch, rejections: Rejections) -> None:
         self.batch = batch
         self.good = np.ones(len(batch.rows), dtype=bool)
-        self._found: list[BadRow] = [
+        self._refused: list[BadRow] = [
             BadRow(file=batch.file, row=row, column="row", value=text, reason="has a wrong number of fields")
             for row, text in batch.malformed
         ]
@@ -165,7 +164,7 @@ class _Judge:
         for index in np.flatnonzero(bad & self.good):
             value = str(self.batch.columns[column][index].as_py())
             row = int(self.batch.rows[index])
-            self._found.append(
+            self._refused.append(
                 BadRow(file=self.batch.file, row=row, column=column, value=value, reason=reason)
             )
         self.good &= ~bad
@@ -173,7 +172,7 @@ class _Judge:
     def ids(self, column: str) -> pa.Array:
         text = as_text(self.batch.columns[column])
         empty = pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(text)), 0).fill_null(True)
-        self.refuse(column, empty.to_numpy(zero_copy_only=False), "is empty")
+        self.refuse(column, _as_numpy(empty), "is empty")
         return text.fill_null("")
 
     def numbers(self, column: str) -> pa.Array:
@@ -194,21 +193,22 @@ class _Judge:
         ).dictionary_encode()
         truth = [(_TRUTH | _FALSEHOOD).get(text) for text in encoded.dictionary.to_pylist()]
         values = pa.array(truth, pa.bool_()).take(encoded.indices)
-        unusable = values.is_null().to_numpy(zero_copy_only=False) & ~is_missing(self.batch.columns[column])
+        unusable = _as_numpy(values.is_null()) & ~is_missing(self.batch.columns[column])
         self.refuse(column, unusable, "is neither true nor false")
         return values
 
     def close(self) -> np.ndarray:
         """Report what was refused, in the order of the rows; returns which rows are good."""
         self._rejections.rows += len(self.batch.rows) + len(self.batch.malformed)
-        for bad in sorted(self._found, key=lambda found: found.row):
+        for bad in sorted(self._refused, key=lambda bad: bad.row):
             self._rejections.add(bad)
         return self.good
 
 
 def as_text(values: pa.Array) -> pa.Array:
-    """Any scalar column as text; whole floats lose their `.0`, so that an id reads the same from every file
-    type.
+    """Any scalar column as text.
+
+    Whole floats lose their `.0`, so that an id reads the same from every file type.
     """
     if pa.types.is_dictionary(values.type):
         values = values.dictionary_decode()
@@ -218,9 +218,9 @@ def as_text(values: pa.Array) -> pa.Array:
 def is_missing(values: pa.Array) -> np.ndarray:
     """bool [n]: null, NaN, or text of nothing but spaces."""
     if pa.types.is_floating(values.type):
-        return values.is_null(nan_is_null=True).to_numpy(zero_copy_only=False)
+        return _as_numpy(values.is_null(nan_is_null=True))
     blank = pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(as_text(values))), 0)
-    return blank.fill_null(True).to_numpy(zero_copy_only=False)
+    return _as_numpy(blank.fill_null(True))
 
 
 def parse_numbers(values: pa.Array) -> np.ndarray:
@@ -230,11 +230,11 @@ def parse_numbers(values: pa.Array) -> np.ndarray:
         or pa.types.is_floating(values.type)
         or pa.types.is_decimal(values.type)
     ):
-        return values.cast(pa.float64(), safe=False).fill_null(np.nan).to_numpy(zero_copy_only=False)
+        return _as_numpy(values.cast(pa.float64(), safe=False).fill_null(np.nan))
     text = as_text(values)
     numeric = pc.match_substring_regex(text, _NUMBER)
     picked = pc.if_else(numeric.fill_null(False), pc.utf8_trim_whitespace(text), None)
-    return picked.cast(pa.float64()).fill_null(np.nan).to_numpy(zero_copy_only=False)
+    return _as_numpy(picked.cast(pa.float64()).fill_null(np.nan))
 
 
 def parse_times(values: pa.Array) -> tuple[np.ndarray, np.ndarray]:
@@ -242,24 +242,24 @@ def parse_times(values: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     kinds = np.where(is_missing(values), "null", "bad").astype("<U6")
     result = np.zeros(len(values), dtype=np.int64)
     if pa.types.is_timestamp(values.type) or pa.types.is_date(values.type):
-        there = kinds != "null"
+        present = kinds != "null"
         micros = values.cast(pa.timestamp("us", getattr(values.type, "tz", None)), safe=False).cast(
             pa.int64()
         )
-        result[there] = micros.fill_null(0).to_numpy(zero_copy_only=False)[there]
-        kinds[there] = "date"
+        result[present] = _as_numpy(micros.fill_null(0))[present]
+        kinds[present] = "date"
         return result, kinds
     if pa.types.is_integer(values.type):
-        there = kinds != "null"
+        present = kinds != "null"
         # An unsigned value beyond int64 wraps around to a negative one, which is refused as such.
-        result[there] = values.cast(pa.int64(), safe=False).fill_null(0).to_numpy(zero_copy_only=False)[there]
-        kinds[there] = "number"
+        result[present] = _as_numpy(values.cast(pa.int64(), safe=False).fill_null(0))[present]
+        kinds[present] = "number"
         return result, kinds
     text = as_text(values)
     whole = pc.match_substring_regex(text, _WHOLE).fill_null(False)
     exact = pc.if_else(whole, pc.utf8_ltrim(pc.utf8_trim_whitespace(text), "+"), None).cast(pa.int64())
-    is_whole = whole.to_numpy(zero_copy_only=False)
-    result[is_whole] = exact.fill_null(0).to_numpy(zero_copy_only=False)[is_whole]
+    is_whole = _as_numpy(whole)
+    result[is_whole] = _as_numpy(exact.fill_null(0))[is_whole]
     numbers = parse_numbers(values)
     decimal = ~is_whole & (np.abs(np.nan_to_num(numbers, nan=np.inf)) < _INT64_LIMIT)
     result[decimal] = np.floor(numbers[decimal]).astype(np.int64)
@@ -268,7 +268,7 @@ def parse_times(values: pa.Array) -> tuple[np.ndarray, np.ndarray]:
         digits = text[index].as_py().strip()
         if re.fullmatch(
             _SIGNED, digits
-        ):  # nanoseconds, say: too long for the fast path, too precise for a float
+        ):  # such as nanoseconds: too long for the fast path, too precise for a float
             result[index] = int(digits)
     for index in np.flatnonzero(kinds == "bad"):
         micros = _micros(text[index].as_py())
@@ -277,7 +277,14 @@ def parse_times(values: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     return result, kinds
 
 
+def _as_numpy(values: pa.Array) -> np.ndarray:
+    """A copy where Arrow's memory is laid out differently (bits, nulls)."""
+    array: np.ndarray = values.to_numpy(zero_copy_only=False)
+    return array
+
+
 def _micros(text: str) -> int | None:
+    """Microseconds since 1970 of an ISO 8601 date or date-time, None where the text is neither."""
     try:
         moment = datetime.datetime.fromisoformat(text.strip())
     except ValueError:

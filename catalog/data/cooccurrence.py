@@ -1,5 +1,6 @@
-"""Which items stand near each other in histories: the raw material of item vectors and of the ItemKNN
-baseline.
+"""Which items stand near each other in histories.
+
+Item vectors and the ItemKNN baseline are made of these counts.
 """
 
 import numpy as np
@@ -9,8 +10,9 @@ _PENDING_PAIRS = 1 << 22
 
 
 class CoOccurrence:
-    """Counts, streamed: how often two items stand at most `window` places apart, a pair k apart counting
-    1/sqrt(k).
+    """Streamed counts of how often two items stand at most `window` places apart.
+
+    A pair that stands k places apart counts 1/sqrt(k).
     """
 
     def __init__(self, items: int, window: int) -> None:
@@ -21,9 +23,7 @@ class CoOccurrence:
         self._pending_pairs = 0
 
     def add(self, users: np.ndarray, items: np.ndarray) -> None:
-        """Count sequences: `items` in order of time, and whose they are; the rows of a user stand
-        together.
-        """
+        """Count sequences `[n]`: `items` in order of time, and whose they are; a user's stand together."""
         self.popularity += np.bincount(items, minlength=len(self.popularity))
         for lag in range(1, min(self._window, len(items) - 1) + 1):
             same = (users[lag:] == users[:-lag]) & (items[lag:] != items[:-lag])
@@ -48,15 +48,16 @@ class CoOccurrence:
 
 
 class SharedUsers:
-    """How many users two items share, streamed; a user of n items counts 1/n, so that heavy users do not
-    dominate.
+    """Streamed counts of how many users two items share.
+
+    A user of n items counts 1/n, so that heavy users do not dominate.
     """
 
     def __init__(self, items: int) -> None:
         self._sum = sp.csr_matrix((items, items), dtype=np.float64)
 
     def add(self, users: np.ndarray, items: np.ndarray) -> None:
-        """Count whole sequences: `items`, and whose they are; the rows of a user stand together."""
+        """Count whole sequences `[n]`: `items`, and whose they are; a user's stand together."""
         if len(items) == 0:
             return
         row = np.cumsum(np.append(0, users[1:] != users[:-1]))

@@ -1,5 +1,4 @@
-"""A prepared data directory as arrays: what every later part reads users, histories, targets and semantic IDs
-from.
+"""A prepared data directory as arrays: users, histories, targets and semantic IDs.
 
 Users and items are row numbers. The sequences of all users lie in one array, user u's at `offsets[u] :
 offsets[u + 1]`, so a history is a view and costs nothing. Columns that a part does not ask for are not read.
@@ -22,8 +21,7 @@ from sluice.catalog.data.settings import OUTCOMES, DataSettings, FreshLogs
 from sluice.catalog.data.splits import SPLITS, TimeCuts, label_splits, lengths_until, positions_of
 from sluice.catalog.errors import DataError
 
-FORMAT = 2  # of a prepared directory; another number means that it was written by another version
-_READABLE = (1, FORMAT)  # format 1 calls the pretrain part "train"
+FORMAT = 1  # of a prepared directory; another number means that it was written by another version
 MANIFEST = "manifest.json"
 _OUTCOME_ARRAYS = {"rating": "ratings", "click": "clicks", "dwell_seconds": "dwell_seconds"}
 FILES = ("users.parquet", "catalogue.parquet", "interactions.parquet", "examples.parquet")
@@ -53,6 +51,12 @@ class Dataset:
     def open(cls, directory: str | Path) -> "Dataset":
         """Open a prepared directory.
 
+        >>> dataset = Dataset.open(directory)
+        >>> dataset.users, dataset.items, dataset.level_sizes[:2]
+        (24, 20, (4, 4))
+        >>> [dataset.item_ids[row] for row in dataset.history(user=1, position=3, limit=2)]
+        ['i02', 'i03']
+
         Raises:
             DataError: there is none, a file is missing, or another version wrote it.
         """
@@ -61,10 +65,10 @@ class Dataset:
         remedy = f"prepare it again: `sluice prepare` with the output {directory}"
         if manifest is None:
             raise DataError(f"{directory} is no prepared data set (it has no {MANIFEST}); {remedy}")
-        if manifest.get("format") not in _READABLE:
-            found = manifest.get("format")
+        if manifest.get("format") != FORMAT:
             raise DataError(
-                f"{directory / MANIFEST} has format {found!r}, this version reads {FORMAT}; {remedy}"
+                f"{directory / MANIFEST} has format {manifest.get('format')!r}, this version reads {FORMAT}; "
+                f"{remedy}"
             )
         absent = [name for name in FILES if not (directory / name).is_file()]
         if absent:
@@ -84,12 +88,12 @@ class Dataset:
 
     @property
     def users(self) -> int:
-        """U."""
+        """U, the number of users."""
         return len(self.offsets) - 1
 
     @property
     def items(self) -> int:
-        """N."""
+        """N, the number of items."""
         return len(self.codes)
 
     @property
@@ -99,24 +103,25 @@ class Dataset:
 
     @cached_property
     def user_ids(self) -> list[str]:
-        """[U] the user's own ids."""
-        return self._column("users.parquet", "user_id").to_pylist()
+        """[U] the ids of users in the log."""
+        return list(self._column("users.parquet", "user_id").to_pylist())
 
     @cached_property
     def codes(self) -> np.ndarray:
         """int32 [N, L] semantic IDs."""
         column = self._column("catalogue.parquet", "codes")
-        return column.flatten().to_numpy().reshape(len(column), -1)
+        flat: np.ndarray = column.flatten().to_numpy()
+        return flat.reshape(len(column), -1)
 
     @cached_property
     def item_ids(self) -> list[str]:
-        """[N] the user's own ids."""
-        return self._column("catalogue.parquet", "item_id").to_pylist()
+        """[N] the ids of items in the log and the catalogue."""
+        return list(self._column("catalogue.parquet", "item_id").to_pylist())
 
     @cached_property
     def titles(self) -> list[str | None]:
-        """[N]."""
-        return self._column("catalogue.parquet", "title").to_pylist()
+        """[N] titles, None for an item without one."""
+        return list(self._column("catalogue.parquet", "title").to_pylist())
 
     @property
     def attributes(self) -> sp.csr_matrix:
@@ -131,19 +136,18 @@ class Dataset:
     @cached_property
     def offsets(self) -> np.ndarray:
         """int64 [U + 1], where each user's sequence begins in the arrays of interactions."""
-        user = self._column("interactions.parquet", "user").to_numpy()
-        counts = np.bincount(user, minlength=self.manifest["counts"]["users"])
+        counts = np.bincount(self._interactions("user"), minlength=self.manifest["counts"]["users"])
         return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
     @cached_property
     def sequence(self) -> np.ndarray:
         """int32 [n] item rows of all interactions, user by user, in order of time."""
-        return self._column("interactions.parquet", "item").to_numpy()
+        return self._interactions("item")
 
     @cached_property
     def timestamps(self) -> np.ndarray:
-        """int64 [n]."""
-        return self._column("interactions.parquet", "timestamp").to_numpy()
+        """int64 [n], of all interactions, in the unit of the log (microseconds since 1970 for dates)."""
+        return self._interactions("timestamp")
 
     @cached_property
     def ratings(self) -> np.ndarray | None:
@@ -161,10 +165,12 @@ class Dataset:
         return self._optional("dwell_seconds")
 
     def outcome(self, column: str) -> np.ndarray | None:
-        """The ratings, clicks or dwell times, by the name of their column in
-        `sluice.catalog.settings.OUTCOMES`.
+        """The ratings, clicks or dwell times, float32 [n]; None when no interaction has one.
+
+        `column` is one of `sluice.catalog.data.settings.OUTCOMES`.
         """
-        return getattr(self, _OUTCOME_ARRAYS[column])
+        outcomes: np.ndarray | None = getattr(self, _OUTCOME_ARRAYS[column])
+        return outcomes
 
     @cached_property
     def reward_column(self) -> str | None:
@@ -173,24 +179,25 @@ class Dataset:
         Raises:
             DataError: the settings name one that no interaction has.
         """
-        wanted = self.settings.reward
-        if wanted == "auto":
+        reward = self.settings.reward
+        if reward == "auto":
             return "rating" if self.ratings is not None else None
-        if wanted in OUTCOMES and self.outcome(wanted) is None:
+        if reward in OUTCOMES and self.outcome(reward) is None:
             raise DataError(
-                f"data.reward is {wanted}, but no interaction of {self.directory} has one; set it to none"
+                f"data.reward is {reward}, but no interaction of {self.directory} has one; set it to none"
             )
-        return wanted if wanted in OUTCOMES else None
+        return reward if reward in OUTCOMES else None
 
     def logged_rewards(self, users: np.ndarray, positions: np.ndarray) -> np.ndarray | None:
-        """What the logs say that n interactions were worth, float32 [n] in the log's unit, NaN where they say
-        nothing.
+        """The logged rewards of n interactions, float32 [n] in the log's unit, NaN where the logs have none.
 
-        `users` and `positions` are int [n]; None when the data set has no logged reward at all.
+        `users` and `positions` are int [n]. None when the data set has no logged reward at all.
         """
-        if self.reward_column is None:
+        outcomes = None if self.reward_column is None else self.outcome(self.reward_column)
+        if outcomes is None:
             return None
-        return self.outcome(self.reward_column)[self.offsets[users] + positions]
+        rewards: np.ndarray = outcomes[self.offsets[users] + positions]
+        return rewards
 
     def known_until(self, part: str) -> np.ndarray:
         """bool [n]: the interaction lies before the end of the part."""
@@ -206,7 +213,7 @@ class Dataset:
 
     @property
     def prompt_part(self) -> str:
-        """The part that post-training draws its prompts from: fresh, or pretrain where there is no fresh part."""
+        """The part that prompts are drawn from: fresh, or pretrain where the split has no fresh part."""
         return "fresh" if isinstance(self.settings.split, FreshLogs) else "pretrain"
 
     @cached_property
@@ -230,7 +237,11 @@ class Dataset:
         return self.sequence[self.offsets[user] : self.offsets[user + 1]]
 
     def examples(self, split: str) -> Examples:
-        """The examples of a part, "pretrain", "fresh", "valid" or "test", in order of users."""
+        """The examples of a part, "pretrain", "fresh", "valid" or "test", in order of users.
+
+        Raises:
+            ValueError: `split` is none of these.
+        """
         if split not in SPLITS:
             raise ValueError(f"split {split!r} is none of {', '.join(SPLITS)}")
         users, positions, labels = self._examples
@@ -238,9 +249,7 @@ class Dataset:
         return Examples(users=users[chosen], positions=positions[chosen])
 
     def history(self, user: int, position: int, limit: int | None) -> np.ndarray:
-        """int32 item rows, oldest first: the last `limit` before `position` (a view), all of them for
-        None.
-        """
+        """The last `limit` items before `position`, int32 item rows, oldest first (a view); None: all."""
         start = self.offsets[user]
         first = 0 if limit is None else max(0, position - limit)
         return self.sequence[start + first : start + position]
@@ -260,6 +269,7 @@ class Dataset:
     @cached_property
     def _examples(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         split = self._column("examples.parquet", "split")
+        # Data of the release before call the pretrain part "train".
         names = [{"train": "pretrain"}.get(name, name) for name in split.dictionary.to_pylist()]
         label = np.asarray([SPLITS.index(name) for name in names], dtype=np.int8)
         users, positions = (
@@ -271,7 +281,12 @@ class Dataset:
         column = self._column("interactions.parquet", name)
         if column.null_count == len(column):
             return None
-        return column.cast(pa.float32()).to_numpy(zero_copy_only=False)
+        values: np.ndarray = column.cast(pa.float32()).to_numpy(zero_copy_only=False)
+        return values
+
+    def _interactions(self, name: str) -> np.ndarray:
+        values: np.ndarray = self._column("interactions.parquet", name).to_numpy()
+        return values
 
     def _column(self, file: str, name: str) -> pa.Array:
         path = self.directory / file
@@ -286,13 +301,14 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
     """The manifest of a prepared directory, None when there is none.
 
     Raises:
-        DataError: it is no JSON.
+        DataError: it cannot be read as JSON.
     """
     path = directory / MANIFEST
     if not path.is_file():
         return None
     try:
-        return json.loads(path.read_text())
+        manifest: dict[str, Any] = json.loads(path.read_text())
+        return manifest
     except (OSError, ValueError) as error:
         raise DataError(
             f"{path} cannot be read: {error}; delete {directory} and run `sluice prepare` again"

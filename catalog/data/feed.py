@@ -22,10 +22,8 @@ class PromptFeed:
         """
         if len(users) == 0 or len(users) != len(positions):
             raise DataError(
-                f"the prompt feed got {len(users)} users and {len(positions)} positions; it needs at least "
-                f"one "
-                "training example and as many of the one as of the other: check the train split in "
-                "examples.parquet"
+                f"the prompt feed got {len(users)} users and {len(positions)} positions; it needs one of "
+                "each per example, and one example at least: check the train split in examples.parquet"
             )
         self._users, self._positions, self._seed = users, positions, seed
         self._enter(epoch=0, cursor=0)
@@ -68,8 +66,7 @@ class PromptFeed:
             if snapshot[field] != mine:
                 raise RunError(
                     f"the checkpoint's prompt feed has {field} {snapshot[field]}, this run has {mine}: "
-                    f"resume "
-                    "with the data and the seed that the checkpoint was made with, or start a new run"
+                    "resume with the data and the seed of the checkpoint, or start a new run"
                 )
         self._enter(epoch=snapshot["epoch"], cursor=snapshot["cursor"])
 

@@ -1,5 +1,6 @@
-"""The items of a catalogue before they have semantic IDs: ids, titles, attributes, and embeddings or codes if
-the user has them.
+"""The items of a catalogue before they have semantic IDs.
+
+An item has an id, a title and attributes, and an embedding or codes if the user has them.
 
 An attribute is a text `name=value`. Text columns may hold several values separated by `|`, or be lists; a
 column of numbers with fractions becomes ten equally filled bins. Lists of numbers in text files are separated
@@ -7,7 +8,7 @@ by spaces, commas, `;` or `|`.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -56,7 +57,8 @@ def read_items(source: LogSource, rejections: Rejections) -> Items | None:
     """
     if source.catalogue is None:
         return None
-    read, seen = _Columns(), set()
+    read = _Columns()
+    seen: set[str] = set()
     for batch in source.catalogue_batches():
         keep = _keep(batch, seen, rejections)
         read.ids += as_text(batch.columns["item_id"]).take(keep).to_pylist()
@@ -70,13 +72,13 @@ def read_items(source: LogSource, rejections: Rejections) -> Items | None:
     attributes: list[list[str]] = [[] for _ in read.ids]
     for name in source.attribute_columns:
         values = columns[f"attribute:{name}"]
-        found = _years(values) if name in source.years else _attribute(name, values, name in source.words)
-        attributes = [have + more for have, more in zip(attributes, found, strict=True)]
+        more = _years(values) if name in source.years else _attribute(name, values, name in source.words)
+        attributes = [texts + added for texts, added in zip(attributes, more, strict=True)]
     titles = as_text(columns["title"]).to_pylist() if "title" in columns else [None] * len(read.ids)
     return Items(
         ids=read.ids,
         titles=titles,
-        attributes=[sorted(set(have)) for have in attributes],
+        attributes=[sorted(set(texts)) for texts in attributes],
         embedding=_embedding(columns["embedding"], where) if "embedding" in columns else None,
         codes=_codes(columns["codes"], where) if "codes" in columns else None,
     )
@@ -100,7 +102,7 @@ class _Where:
     rows: list[int]
     ids: list[str]
 
-    def fail(self, column: str, bad: list[tuple[int, object]], rule: str) -> DataError:
+    def error(self, column: str, bad: Sequence[tuple[int, object]], rule: str) -> DataError:
         shown = [
             f"  {self.file}, row {self.rows[i]}, item {self.ids[i]!r}: {value!r}" for i, value in bad[:SHOWN]
         ]
@@ -114,7 +116,7 @@ class _Where:
 def _keep(batch: RawBatch, seen: set[str], rejections: Rejections) -> pa.Array:
     keep = []
     rejections.rows += len(batch.rows) + len(batch.malformed)
-    found = [
+    refused = [
         BadRow(file=batch.file, row=row, column="row", value=text, reason="has a wrong number of fields")
         for row, text in batch.malformed
     ]
@@ -128,11 +130,11 @@ def _keep(batch: RawBatch, seen: set[str], rejections: Rejections) -> pa.Array:
         )
         if reason:
             row = int(batch.rows[index])
-            found.append(BadRow(file=batch.file, row=row, column="item_id", value=str(item), reason=reason))
+            refused.append(BadRow(file=batch.file, row=row, column="item_id", value=str(item), reason=reason))
         else:
             seen.add(item)
             keep.append(index)
-    for bad in sorted(found, key=lambda bad: bad.row):
+    for bad in sorted(refused, key=lambda bad: bad.row):
         rejections.add(bad)
     return pa.array(keep, pa.int64())
 
@@ -162,18 +164,18 @@ def _attribute(name: str, values: pa.Array, words: bool) -> list[list[str]]:
 
 def _bins(numbers: np.ndarray) -> list[list[str]]:
     """Whole numbers stand for themselves; if any has a fraction, all become deciles `[low, high)`."""
-    there = np.isfinite(numbers)
-    if (numbers[there] == np.floor(numbers[there])).all():
-        return [[f"{int(value)}"] if ok else [] for value, ok in zip(numbers, there, strict=True)]
-    edges = np.unique(np.quantile(numbers[there], np.linspace(0, 1, _BINS + 1)))
+    present = np.isfinite(numbers)
+    if (numbers[present] == np.floor(numbers[present])).all():
+        return [[f"{int(value)}"] if known else [] for value, known in zip(numbers, present, strict=True)]
+    edges = np.unique(np.quantile(numbers[present], np.linspace(0, 1, _BINS + 1)))
     bin_of = np.clip(
-        np.searchsorted(edges, np.where(there, numbers, edges[0]), side="right") - 1,
+        np.searchsorted(edges, np.where(present, numbers, edges[0]), side="right") - 1,
         0,
         max(0, len(edges) - 2),
     )
     return [
-        [f"{edges[b]:g}..{edges[min(b + 1, len(edges) - 1)]:g}"] if ok else []
-        for b, ok in zip(bin_of, there, strict=True)
+        [f"{edges[low]:g}..{edges[min(low + 1, len(edges) - 1)]:g}"] if known else []
+        for low, known in zip(bin_of, present, strict=True)
     ]
 
 
@@ -206,7 +208,7 @@ def _embedding(values: pa.Array, where: _Where) -> np.ndarray:
         (i, row) for i, row in enumerate(lists) if not row or len(row) != width or not np.isfinite(row).all()
     ]
     if bad:
-        raise where.fail(
+        raise where.error(
             "embedding", bad, f"every item needs {width or 'some'} finite numbers, as the first item has"
         )
     return np.asarray(lists, dtype=np.float32)
@@ -222,6 +224,9 @@ def _codes(values: pa.Array, where: _Where) -> np.ndarray:
         if not row or len(row) != levels or any(code != code // 1 or not 0 <= code < limit for code in row)
     ]
     if bad:
-        rule = f"every item needs {levels or 'some'} whole numbers from 0 on, one per level, as many as the first item has"
-        raise where.fail("codes", bad, rule)
+        rule = (
+            f"every item needs {levels or 'some'} whole numbers from 0 on, one per level, "
+            "as many as the first item has"
+        )
+        raise where.error("codes", bad, rule)
     return np.asarray(lists, dtype=np.int32)

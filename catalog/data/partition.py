@@ -1,5 +1,6 @@
-"""Sorting a log that is too large to hold: rows go to buckets on disk by a hash of the user, and each bucket
-is sorted alone.
+"""Sorting a log that is too large to hold.
+
+Rows go to buckets on disk by a hash of the user, and each bucket is sorted alone.
 
 Buckets are ranges of the hash and users within a bucket are in order of (hash, id), so the order of all users
 does not depend on how many buckets there are.
@@ -33,26 +34,29 @@ class ItemIndex:
     def __len__(self) -> int:
         return len(self._number)
 
-    def known(self, ids: pa.Array) -> np.ndarray:
-        """bool [n]: the id is in the catalogue."""
+    def contains(self, ids: pa.Array) -> np.ndarray:
+        """bool [n], whether each of the ids [n] is in the catalogue."""
         encoded = ids.dictionary_encode()
         known = np.asarray([item in self._number for item in encoded.dictionary.to_pylist()], dtype=bool)
-        return known[encoded.indices.to_numpy()]
+        known_of_rows: np.ndarray = known[encoded.indices.to_numpy()]
+        return known_of_rows
 
-    def numbers(self, ids: pa.Array) -> np.ndarray:
-        """int32 [n]; a new id gets the next number when there is no catalogue."""
+    def number_ids(self, ids: pa.Array) -> np.ndarray:
+        """The numbers of ids [n], int32 [n]; a new id gets the next number when there is no catalogue."""
         encoded = ids.dictionary_encode()
         if self._open:
-            found = [
+            numbers = [
                 self._number.setdefault(item, len(self._number)) for item in encoded.dictionary.to_pylist()
             ]
         else:
-            found = [self._number[item] for item in encoded.dictionary.to_pylist()]
-        return np.asarray(found, dtype=np.int32)[encoded.indices.to_numpy()]
+            numbers = [self._number[item] for item in encoded.dictionary.to_pylist()]
+        numbers_of_rows: np.ndarray = np.asarray(numbers, dtype=np.int32)[encoded.indices.to_numpy()]
+        return numbers_of_rows
 
-    def ordered(self) -> tuple[list[str], np.ndarray]:
-        """The ids in order of rows (sorted when there is no catalogue), and the row of each number, int32
-        [N].
+    def order_rows(self) -> tuple[list[str], np.ndarray]:
+        """The ids in order of item rows, and the row of each number, int32 [N].
+
+        Without a catalogue the ids are sorted; with one its order stays.
         """
         ids = list(self._number)
         if not self._open:
@@ -74,7 +78,7 @@ class SortedBucket:
 
 
 class UserBuckets:
-    """Buckets of a log on disk."""
+    """Buckets of a log on disk: `add` all rows, `close`, then `read_sorted` once."""
 
     def __init__(self, directory: Path, estimated_rows: int) -> None:
         count = min(MAX_BUCKETS, max(1, -(-estimated_rows // BUCKET_ROWS)))
@@ -94,13 +98,16 @@ class UserBuckets:
             self._writers[number].write_batch(batch.slice(edges[number], edges[number + 1] - edges[number]))
 
     def close(self) -> None:
-        """No more rows."""
+        """End the files: no more rows come."""
         for writer in self._writers:
             writer.close()
 
-    def sorted(self, item_rows: np.ndarray, min_interactions: int) -> Iterator[SortedBucket]:
-        """Every bucket in turn, sorted; `item_rows` maps item numbers to rows. A bucket's file goes once it
-        is read.
+    def read_sorted(self, item_rows: np.ndarray, min_interactions: int) -> Iterator[SortedBucket]:
+        """Every bucket in turn, sorted by user and time. A bucket's file is deleted once it is read.
+
+        Args:
+            item_rows: int32 [N], the item row of each item number.
+            min_interactions: users with fewer are dropped.
         """
         first_user = 0
         for path in self._paths:

@@ -1,5 +1,4 @@
-"""The Arrow schemas of the contracts: what lies on disk after `prepare`, and what travels through the rollout
-queue.
+"""The Arrow schemas of a prepared data set: what lies on disk after `sluice prepare`.
 
 Inside Sluice an item is its row number in `catalogue.parquet` and a user its row number in `users.parquet`
 (int32); the user's own ids stay in those two files.
@@ -13,13 +12,11 @@ CATALOGUE = pa.schema(
     [
         pa.field("item_id", pa.string(), nullable=False),
         pa.field("codes", pa.list_(pa.int32()), nullable=False),  # [L], one per level
-        pa.field(
-            "attributes", pa.list_(pa.string()), nullable=False
-        ),  # "genre=Comedy", "year=1995"; may be empty
+        # "genre=Comedy", "year=1995"; may be empty
+        pa.field("attributes", pa.list_(pa.string()), nullable=False),
         pa.field("title", pa.string()),
     ]
 )
-
 
 # Sorted by user, then time; ties keep the order of the source.
 INTERACTIONS = pa.schema(

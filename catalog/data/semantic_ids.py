@@ -1,5 +1,6 @@
-"""Semantic IDs: every item a short tuple of codes, near items sharing their first codes, no two items the
-same tuple.
+"""Semantic IDs: every item gets a short tuple of codes.
+
+Near items share their first codes, and no two items have the same tuple.
 
 Item vectors are the truncated SVD of the positive pointwise mutual information of items that occur close to
 each other in *training* histories or have users in common there (Levy and Goldberg 2014), beside the item's
@@ -8,6 +9,8 @@ level: each level codes what the levels before it left over. Items that still sh
 by a collision code, the most popular item first.
 
 Everything is seeded and k-means runs on one thread: equal input gives equal codes on one machine.
+
+Definition: docs/algorithms.md, Semantic IDs.
 """
 
 import faiss
@@ -23,8 +26,11 @@ _CONTEXT_SMOOTHING = 0.75  # of Levy, Goldberg and Dagan 2015: keeps rare contex
 
 
 def ppmi(counts: sp.csr_matrix) -> sp.csr_matrix:
-    """max(0, log P(i, j) / (P(i) P'(j))) of symmetric counts, P' smoothed; float32, zero where nothing was
-    counted.
+    """Positive pointwise mutual information `[N, N]` of symmetric counts, float32, nats.
+
+        max(0, log( P(i, j) / (P(i) P'(j)) ))
+
+    P' is P to the power 0.75, normalised (Levy, Goldberg and Dagan 2015). It is 0 where nothing was counted.
     """
     total = counts.sum()
     if total == 0:
@@ -42,8 +48,9 @@ def ppmi(counts: sp.csr_matrix) -> sp.csr_matrix:
 
 
 def truncated_svd(matrix: sp.csr_matrix, dims: int, seed: int, power: float) -> np.ndarray:
-    """U * S^power of the `dims` leading singular vectors, float32 `[N, <= dims]`, as Halko et al. 2011 find
-    them.
+    """U * S^power of the `dims` leading singular vectors, float32 `[N, <= dims]`.
+
+    Found by random projection and power iterations (Halko et al. 2011), the same for the same `seed`.
     """
     dims = min(dims, *matrix.shape)
     width = min(dims + _OVERSAMPLING, *matrix.shape)
@@ -53,7 +60,8 @@ def truncated_svd(matrix: sp.csr_matrix, dims: int, seed: int, power: float) -> 
         basis, _ = np.linalg.qr(matrix.T @ basis)
         basis, _ = np.linalg.qr(matrix @ basis)
     left, values, _ = scipy.linalg.svd((matrix.T @ basis).T, full_matrices=False)
-    return ((basis @ left[:, :dims]) * values[:dims] ** power).astype(np.float32)
+    vectors: np.ndarray = ((basis @ left[:, :dims]) * values[:dims] ** power).astype(np.float32)
+    return vectors
 
 
 def item_vectors(
@@ -63,11 +71,18 @@ def item_vectors(
     embedding: np.ndarray | None,
     settings: SemanticIdSettings,
 ) -> np.ndarray:
-    """Float32 `[N, d]`: co-occurrence of norm 1, attributes of norm `attribute_weight`, the embedding of norm
-    1, side by side.
+    """A vector for each item, float32 `[N, d]`: three parts side by side, as far as the data set has them.
 
+    Co-occurrence has norm 1, the attributes have norm `attribute_weight`, the user's embedding has norm 1.
     Every attribute (the part of a name before `=`) weighs the same. An item of which nothing is known is a
     zero row.
+
+    Args:
+        counts: symmetric co-occurrence `[N, N]`.
+        attributes: multi-hot `[N, A]`.
+        attribute_names: `[A]`, such as "genre=Comedy".
+        embedding: float `[N, any width]`, None: the user gave none.
+        settings: widths, weights and the seed.
     """
     parts = [_unit(truncated_svd(ppmi(counts), settings.vector_dims, settings.seed, power=0.5))]
     if settings.attribute_weight and attribute_names:
@@ -79,9 +94,8 @@ def item_vectors(
             blocks.append(sp.diags(1 / np.maximum(norm, 1)) @ block)
         joined = sp.hstack(blocks, format="csr").astype(np.float32)
         if joined.shape[1] > settings.vector_dims:
-            dense = truncated_svd(
-                joined, settings.vector_dims, settings.seed, power=1.0
-            )  # U * S keeps the distances
+            # U * S keeps the distances.
+            dense = truncated_svd(joined, settings.vector_dims, settings.seed, power=1.0)
         else:
             dense = joined.toarray()
         parts.append(settings.attribute_weight * _unit(dense))
@@ -91,8 +105,9 @@ def item_vectors(
 
 
 def residual_kmeans(vectors: np.ndarray, settings: SemanticIdSettings) -> np.ndarray:
-    """Codes int32 `[N, L]`, level l below `level_sizes[l]`; items of which nothing is known are spread at
-    random.
+    """Codes int32 `[N, L]` of vectors `[N, d]`, level l below `level_sizes[l]`.
+
+    Items of which nothing is known (zero rows) are spread at random.
     """
     known = np.linalg.norm(vectors, axis=1) > 0
     rng = np.random.default_rng(settings.seed)
@@ -119,21 +134,22 @@ def _kmeans(rows: np.ndarray, size: int, iterations: int, seed: int) -> tuple[np
         max_points_per_centroid=256,
     )
     threads = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(
-        1
-    )  # the order of summation, and so the last bit, must not depend on the machine's cores
+    # The order of summation, and so the last bit, must not depend on the machine's cores.
+    faiss.omp_set_num_threads(1)
     try:
         kmeans.train(rows)
         _, nearest = kmeans.index.search(rows, 1)
     finally:
         faiss.omp_set_num_threads(threads)
-    return kmeans.centroids, nearest[:, 0]
+    centroids: np.ndarray | None = kmeans.centroids
+    assert centroids is not None, "training sets the centroids"
+    return centroids, nearest[:, 0]
 
 
 def resolve_collisions(codes: np.ndarray, popularity: np.ndarray) -> np.ndarray:
-    """Make codes one to one: a further level numbers the items that share a tuple, the most popular (then the
-    first) 0.
+    """Codes int32 `[N, L]` or `[N, L + 1]` that are one to one.
 
+    A further level numbers the items that share a tuple; the most popular gets 0, the first among equals.
     Codes that are one to one already come back as they are, without a further level.
     """
     order = np.lexsort((np.arange(len(codes)), -popularity, *codes.T[::-1]))
@@ -141,19 +157,21 @@ def resolve_collisions(codes: np.ndarray, popularity: np.ndarray) -> np.ndarray:
     opens = np.ones(len(codes), dtype=bool)
     opens[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
     if opens.all():
-        return codes.astype(np.int32)
+        return np.array(codes, dtype=np.int32)
     places = np.arange(len(codes))
     collision = np.empty(len(codes), dtype=np.int32)
     collision[order] = places - np.maximum.accumulate(np.where(opens, places, 0))
-    return np.concatenate([codes, collision[:, None]], axis=1).astype(np.int32)
+    resolved: np.ndarray = np.concatenate([codes, collision[:, None]], axis=1).astype(np.int32)
+    return resolved
 
 
 def level_sizes_of(codes: np.ndarray, fitted: tuple[int, ...] = ()) -> tuple[int, ...]:
-    """Codes per level: as `fitted` where k-means chose among them, else one more than the largest code."""
+    """Codes per level, `[L]`: as `fitted` where k-means chose among them, else the largest code plus one."""
     return tuple(fitted) + tuple(int(largest) + 1 for largest in codes.max(axis=0)[len(fitted) :])
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:
     norm = np.linalg.norm(rows, axis=1, keepdims=True)
     # Rows that are rounding noise of an empty row must not be blown up to norm 1.
-    return np.where(norm > 1e-6, rows / np.maximum(norm, 1e-6), 0).astype(np.float32)
+    unit: np.ndarray = np.where(norm > 1e-6, rows / np.maximum(norm, 1e-6), 0).astype(np.float32)
+    return unit

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from sluice.catalog.settings import Settings
+from sluice.catalog.settings import Settings, Unit
 
 
 class MovieLensSource(Settings):
@@ -18,40 +18,60 @@ class MovieLensSource(Settings):
 class InteractionColumns(Settings):
     """Which column of the user's log is which; the optional ones may be left out."""
 
-    user_id: str = "user_id"
-    item_id: str = "item_id"
-    timestamp: str | None = "timestamp"  # null: the rows stand in order of time already
-    rating: str | None = None
-    click: str | None = None
-    dwell_seconds: str | None = None
-    exposed_by: str | None = None
+    user_id: str = Field(default="user_id", description="Column of the user.")
+    item_id: str = Field(default="item_id", description="Column of the item.")
+    timestamp: str | None = Field(
+        default="timestamp",
+        description="Column of the time of the interaction. null: the rows stand in order of time already.",
+    )
+    rating: str | None = Field(default=None, description="Column of the rating that the user gave.")
+    click: str | None = Field(default=None, description="Column that says whether the user clicked.")
+    dwell_seconds: str | None = Field(
+        default=None, description="Column of the time that the user stayed, in seconds."
+    )
+    exposed_by: str | None = Field(
+        default=None, description="Column of the system that showed the item to the user."
+    )
 
 
 class CatalogueColumns(Settings):
     """Which column of the user's catalogue is which."""
 
-    item_id: str = "item_id"
-    title: str | None = None
-    attributes: tuple[str, ...] = ()  # columns of strings, numbers or lists of strings
-    embedding: str | None = None  # list<float>, joined to the co-occurrence vectors
-    codes: str | None = None  # list<int>, the user's own semantic IDs
+    item_id: str = Field(default="item_id", description="Column of the item.")
+    title: str | None = Field(default=None, description="Column of the title.")
+    attributes: tuple[str, ...] = Field(
+        default=(), description="Columns of attributes: strings, numbers or lists of strings."
+    )
+    embedding: str | None = Field(
+        default=None,
+        description="Column of a vector per item, `list<float>`. It is joined to the co-occurrence vectors.",
+    )
+    codes: str | None = Field(
+        default=None, description="Column of your own semantic IDs, `list<int>`; none are fitted then."
+    )
 
 
 class TableSource(Settings):
     """The user's own logs: Parquet or CSV files (by suffix), read in batches."""
 
     type: Literal["table"] = "table"
-    interactions: tuple[str, ...] = Field(min_length=1)  # files, or directories of files
-    columns: InteractionColumns = InteractionColumns()
-    catalogue: str | None = None  # one file; without it the items are those of the log, without attributes
-    catalogue_columns: CatalogueColumns = CatalogueColumns()
+    interactions: tuple[str, ...] = Field(
+        min_length=1, description="Files of the log, or directories of files."
+    )
+    columns: InteractionColumns = Field(
+        default=InteractionColumns(), description="Names of the log's columns."
+    )
+    catalogue: str | None = Field(
+        default=None,
+        description="File of the catalogue. null: the items are those of the log, without attributes.",
+    )
+    catalogue_columns: CatalogueColumns = Field(
+        default=CatalogueColumns(), description="Names of the catalogue's columns."
+    )
 
 
-OUTCOMES = (
-    "rating",
-    "click",
-    "dwell_seconds",
-)  # what a log may say of an interaction beside that it took place
+# What a log may say of an interaction beside that it took place.
+OUTCOMES = ("rating", "click", "dwell_seconds")
 
 
 Source = Annotated[MovieLensSource | TableSource, Field(discriminator="type")]
@@ -67,8 +87,12 @@ class GlobalTime(Settings):
     """By time: the last `test_share` of all interactions is test, the `valid_share` before it validation."""
 
     type: Literal["global_time"] = "global_time"
-    valid_share: float = Field(default=0.1, gt=0, lt=0.5)
-    test_share: float = Field(default=0.1, gt=0, lt=0.5)
+    valid_share: float = Field(
+        default=0.1, gt=0, lt=0.5, description="Share of all interactions that is validation."
+    )
+    test_share: float = Field(
+        default=0.1, gt=0, lt=0.5, description="Share of all interactions that is test."
+    )
 
 
 class FreshLogs(Settings):
@@ -81,7 +105,7 @@ class FreshLogs(Settings):
     type: Literal["fresh"] = "fresh"
     by: Literal["user", "time"] = Field(
         default="user",
-        description="user: shares of each user's sequence. time: shares of all interactions in order of time.",
+        description="user: shares of each user's sequence; time: shares of all interactions, by their time.",
     )
     fresh_share: float = Field(default=0.2, gt=0, lt=1, description="share of the fresh part")
     valid_share: float = Field(default=0.1, gt=0, lt=0.5, description="share of the validation part")
@@ -107,17 +131,27 @@ class SemanticIdSettings(Settings):
     embedding).
     """
 
-    level_sizes: tuple[int, ...] = (32, 32, 32)  # codes per level, the collision level comes on top
-    vector_dims: int = Field(default=64, ge=2)  # of the truncated SVD of the co-occurrence matrix
-    window: int = Field(default=10, ge=1)  # two items co-occur when at most this many places apart
+    level_sizes: Annotated[tuple[int, ...], Unit("codes")] = Field(
+        default=(32, 32, 32),
+        description="Codes of each level. The level that resolves collisions comes on top.",
+    )
+    vector_dims: Annotated[int, Unit("dimensions")] = Field(
+        default=64, ge=2, description="Size of the vectors: rank of the truncated SVD of the co-occurrences."
+    )
+    window: Annotated[int, Unit("places")] = Field(
+        default=10, ge=1, description="Two items of a history co-occur when at most this far apart."
+    )
     user_share: float = Field(
-        default=0.5, ge=0, le=1
-    )  # weight of having users in common against standing near each other
+        default=0.5,
+        ge=0,
+        le=1,
+        description="What users in common count; standing near each other counts 1 less this.",
+    )
     attribute_weight: float = Field(
-        default=0.3, ge=0
-    )  # norm of the attribute part against the co-occurrence part
-    iterations: int = Field(default=50, ge=1)
-    seed: int = 0
+        default=0.3, ge=0, description="Norm of the attributes' part against that of the co-occurrences."
+    )
+    iterations: int = Field(default=50, ge=1, description="Iterations of k-means per level.")
+    seed: int = Field(default=0, description="Seed of k-means.")
 
     @field_validator("level_sizes")
     @classmethod
@@ -130,21 +164,31 @@ class SemanticIdSettings(Settings):
 class DataSettings(Settings):
     """What `sluice prepare` reads and writes."""
 
-    name: str = "ml100k"
-    source: Source = MovieLensSource()
-    split: Split = LeaveLastTwoOut()
-    semantic_ids: SemanticIdSettings = SemanticIdSettings()
-    exclude_seen: bool = (
-        True  # nobody consumes an item twice: keep consumed items out of rankings and constrained decoding
+    name: str = Field(default="ml100k", description="Name of the data set in reports.")
+    source: Source = Field(default=MovieLensSource(), description="Where the logs come from.")
+    split: Split = Field(default=LeaveLastTwoOut(), description="What is training, validation and test.")
+    semantic_ids: SemanticIdSettings = Field(
+        default=SemanticIdSettings(), description="How semantic IDs are fitted."
     )
-    min_interactions: int = Field(default=3, ge=1)  # users with fewer are left out, and counted
+    exclude_seen: bool = Field(
+        default=True,
+        description="Nobody consumes an item twice: keep consumed items out of rankings and constrained "
+        "decoding.",
+    )
+    min_interactions: Annotated[int, Unit("interactions")] = Field(
+        default=3, ge=1, description="Users with fewer are left out, and counted."
+    )
     max_bad_share: float = Field(
-        default=0.0, ge=0, le=1
-    )  # share of rows that may be unusable before prepare gives up
-    max_history: int = Field(default=50, ge=1)  # items of history that the policy and the ranker see
-    # The logged reward: which column says what an interaction was worth. auto: the rating where the log has
-    # ratings.
-    reward: Literal["auto", "rating", "click", "dwell_seconds", "none"] = "auto"
+        default=0.0, ge=0, le=1, description="Share of rows that may be unusable before prepare gives up."
+    )
+    max_history: Annotated[int, Unit("items")] = Field(
+        default=50, ge=1, description="Latest items of a history, all that policy and ranker see."
+    )
+    reward: Literal["auto", "rating", "click", "dwell_seconds", "none"] = Field(
+        default="auto",
+        description="The logged reward: the column that says what an interaction was worth. auto: the rating "
+        "where the log has ratings.",
+    )
 
     @model_validator(mode="after")
     def _leave_two_needs_three(self) -> "DataSettings":

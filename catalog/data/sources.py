@@ -1,9 +1,10 @@
-"""Where logs and catalogues come from: MovieLens-100K out of the installed recbole wheel, or the user's
-Parquet and CSV files.
+"""Where logs and catalogues come from.
+
+That is MovieLens-100K, out of the installed recbole wheel, or the user's Parquet and CSV files.
 
 A source yields raw columns under the names of the contract, batch by batch and in file order, together with
-the 1-based data row that each value stands in. It judges no value (catalog/data/cleaning.py does); it only
-knows files, columns and types.
+the 1-based data row of each value. It knows files, columns and types only; `sluice.catalog.data.cleaning`
+judges the values.
 """
 
 import csv
@@ -54,14 +55,15 @@ class TableFile:
     def estimated_rows(self) -> int:
         """Rows, exactly for Parquet and roughly for text."""
         if self.delimiter is None:
-            return _parquet(self.path).metadata.num_rows
+            return int(_parquet(self.path).metadata.num_rows)
         return max(1, self.path.stat().st_size // _CSV_BYTES_PER_ROW)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RawBatch:
-    """Some rows of one file, unjudged. `malformed` are rows of a text file with too many or too few
-    fields.
+    """Some rows of one file, unjudged.
+
+    `malformed` are rows of a text file with too many or too few fields.
     """
 
     file: str
@@ -161,12 +163,12 @@ def _movielens() -> LogSource:
 
 def _tables(source: TableSource) -> LogSource:
     files = tuple(file for path in source.interactions for file in _expand(Path(path)))
-    given = source.catalogue_columns.model_dump(exclude={"attributes"}, exclude_none=True)
+    catalogue_columns = source.catalogue_columns.model_dump(exclude={"attributes"}, exclude_none=True)
     return LogSource(
         files=files,
         columns=source.columns.model_dump(exclude_none=True),
         catalogue=table_file(Path(source.catalogue)) if source.catalogue else None,
-        catalogue_columns=given,
+        catalogue_columns=catalogue_columns,
         attribute_columns={name: name for name in source.catalogue_columns.attributes},
     )
 
@@ -174,25 +176,27 @@ def _tables(source: TableSource) -> LogSource:
 def _expand(path: Path) -> list[TableFile]:
     if not path.is_dir():
         return [table_file(path)]
-    found = sorted(
-        p for p in path.rglob("*") if p.is_file() and not p.name.startswith((".", "_")) and _kind(p)
+    files = sorted(
+        file
+        for file in path.rglob("*")
+        if file.is_file() and not file.name.startswith((".", "_")) and _kind(file)
     )
-    if not found:
+    if not files:
         raise DataError(f"data.source.interactions: the directory {path} holds no {_suffixes()} file")
-    return [table_file(p) for p in found]
+    return [table_file(file) for file in files]
 
 
-def table_file(path: Path, what: str = "data.source") -> TableFile:
-    """The file by its suffix; `what` names in errors who asked for it.
+def table_file(path: Path, asker: str = "data.source") -> TableFile:
+    """The file at `path`, its kind told by its suffix; `asker` names in errors who asked for it.
 
     Raises:
         DataError: it is not there, or its suffix is none that we read.
     """
     if not path.is_file():
-        raise DataError(f"{what}: there is no file {path}")
+        raise DataError(f"{asker}: there is no file {path}")
     kind = _kind(path)
     if not kind:
-        raise DataError(f"{what}: {path} has none of the suffixes that can be read ({_suffixes()})")
+        raise DataError(f"{asker}: {path} has none of the suffixes that can be read ({_suffixes()})")
     return TableFile(path=path, delimiter=_DELIMITERS.get(kind))
 
 
@@ -223,8 +227,7 @@ def _check_columns(path: Path, columns: dict[str, str], available: list[str], se
         remedy = " or, when the rows already stand in order of time, to null" if name == "timestamp" else ""
         raise DataError(
             f"{path} has no column {column!r} ({listed}); it has "
-            f"{', '.join(map(repr, available)) or 'none'}. "
-            f"Set {listed} to one of them{remedy}"
+            f"{', '.join(map(repr, available)) or 'none'}. Set {listed} to one of them{remedy}"
         )
 
 
@@ -253,16 +256,15 @@ def _read_parquet(path: Path, columns: dict[str, str], setting: str | None) -> I
 def _read_text(file: TableFile, columns: dict[str, str], setting: str | None) -> Iterator[RawBatch]:
     path = file.path
     _check_columns(path, columns, _header(file), setting)
-    skipped: list[
-        tuple[int, str]
-    ] = []  # rows of a wrong number of fields, in order; the reader may run ahead of us
+    # rows of a wrong number of fields, in order; the reader may run ahead of us
+    skipped: list[tuple[int, str]] = []
 
     def skip(bad: pc_csv.InvalidRow) -> str:
         # Arrow counts the header as row 1 and empty lines not at all.
         skipped.append((bad.number - 1, bad.text))
         return "skip"
 
-    wanted = sorted(set(columns.values()))
+    names = sorted(set(columns.values()))
     options = {
         "read_options": pc_csv.ReadOptions(use_threads=False, block_size=_BLOCK_BYTES),
         # The .inter and .item files of recbole quote nothing, a quote in them is a character like any other.
@@ -273,8 +275,8 @@ def _read_text(file: TableFile, columns: dict[str, str], setting: str | None) ->
             invalid_row_handler=skip,
         ),
         "convert_options": pc_csv.ConvertOptions(
-            include_columns=wanted,
-            column_types={name: pa.string() for name in wanted},
+            include_columns=names,
+            column_types={name: pa.string() for name in names},
             null_values=[""],
             strings_can_be_null=True,
         ),

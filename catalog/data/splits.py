@@ -23,7 +23,7 @@ _ROUNDING = 1e-9  # shares add up in floating point
 
 @dataclass(frozen=True, kw_only=True)
 class TimeCuts:
-    """Where a split by time cuts: from these times on the fresh part (None: there is none), validation, test."""
+    """Where a split by time cuts: when fresh part (None: there is none), validation and test begin."""
 
     fresh_from: int | None = None
     valid_from: int
@@ -33,8 +33,12 @@ class TimeCuts:
 def label_splits(
     offsets: np.ndarray, timestamps: np.ndarray, split: Split, cuts: TimeCuts | None
 ) -> np.ndarray:
-    """The part of every interaction, int8 `[n]`, for sequences `offsets[u] : offsets[u + 1]` in order of
-    time.
+    """The part of every interaction, int8 `[n]`: an index into `SPLITS`.
+
+    The sequence of user u is `offsets[u] : offsets[u + 1]` of the interactions, in order of time.
+
+    Raises:
+        ValueError: a split by time is asked for without its cuts.
     """
     lengths = np.diff(offsets)
     if isinstance(split, LeaveLastTwoOut):
@@ -44,7 +48,8 @@ def label_splits(
         shares = np.cumsum([split.pretrain_share, split.fresh_share, split.valid_share])
         ends = np.floor(lengths[:, None] * shares + _ROUNDING)  # [U, 3], where fresh, valid and test begin
         position = positions_of(offsets)[:, None]
-        return (position >= np.repeat(ends, lengths, axis=0)).sum(axis=1).astype(np.int8)
+        labels: np.ndarray = (position >= np.repeat(ends, lengths, axis=0)).sum(axis=1).astype(np.int8)
+        return labels
     if cuts is None:
         raise ValueError("a split by time needs its cuts")
     fresh_from = cuts.valid_from if cuts.fresh_from is None else cuts.fresh_from
@@ -53,19 +58,25 @@ def label_splits(
 
 
 def lengths_until(offsets: np.ndarray, labels: np.ndarray, part: int) -> np.ndarray:
-    """How many interactions of each user lie before the end of a part, int64 `[U]`."""
+    """How many interactions of each user lie before the end of a part, int64 `[U]`.
+
+    `labels` int8 `[n]` are the parts of all interactions, `part` is one of them.
+    """
     before = np.concatenate([[0], np.cumsum(labels <= part)])
-    return before[offsets[1:]] - before[offsets[:-1]]
+    lengths: np.ndarray = before[offsets[1:]] - before[offsets[:-1]]
+    return lengths
 
 
 def positions_of(offsets: np.ndarray) -> np.ndarray:
     """The position of every interaction in its user's sequence, int32 `[n]`."""
-    return (np.arange(offsets[-1]) - np.repeat(offsets[:-1], np.diff(offsets))).astype(np.int32)
+    positions: np.ndarray = np.arange(offsets[-1]) - np.repeat(offsets[:-1], np.diff(offsets))
+    return positions.astype(np.int32)
 
 
 def find_cuts(chunks: Callable[[], Iterable[np.ndarray]], split: GlobalTime | FreshLogs) -> TimeCuts:
-    """The cuts of a split by time over timestamps that are too many to hold: `chunks()` streams them anew on
-    every call.
+    """The cuts of a split by time over timestamps that are too many to hold.
+
+    `chunks()` streams them, int64 `[any length]` each, anew on every call.
 
     With n timestamps in order, a part begins at the one at place floor(n * share), counted from 0, with the
     share of all parts before it; equal timestamps go together, to the later part.
@@ -87,16 +98,17 @@ def find_cuts(chunks: Callable[[], Iterable[np.ndarray]], split: GlobalTime | Fr
     if any(later <= earlier for earlier, later in pairwise(bounds)):
         begins = ", ".join(f"{name.removesuffix('_from')} at {time}" for name, time in cuts.items())
         raise DataError(
-            f"data.split leaves a part empty: the earliest timestamp is {earliest}, and the parts would begin "
-            f"like this: {begins}. Many interactions share a time, or there are too few ({n}): change the "
-            "shares of data.split, or use leave_last_two_out"
+            f"data.split leaves a part empty: the earliest timestamp is {earliest}, and the parts would "
+            f"begin like this: {begins}. Many of the {n} interactions share a time, or there are too few: "
+            "change the shares of data.split, or use leave_last_two_out"
         )
     return TimeCuts(**cuts)
 
 
 def _at_place(chunks: Callable[[], Iterable[np.ndarray]], place: int) -> int:
-    """The value at a place of the sorted stream, by histograms of ever narrower ranges: exact, in constant
-    memory.
+    """The value at a place of the sorted stream, exact and in constant memory.
+
+    Histograms of ever narrower ranges find it.
     """
     low = min((int(chunk.min()) for chunk in chunks() if len(chunk)), default=0)
     high = max((int(chunk.max()) for chunk in chunks() if len(chunk)), default=0)

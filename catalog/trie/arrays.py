@@ -1,6 +1,6 @@
 """The arrays of a trie as they lie in memory, in a file and in an object store; what their queries share.
 
-Nothing here asks the trie anything: `catalog/trie/trie.py` and `catalog/trie/tensors.py` do.
+Nothing here asks the trie anything: `sluice.catalog.trie.trie` and `sluice.catalog.trie.tensors` do.
 """
 
 import json
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from sluice.catalog.errors import DataError
+from sluice.catalog.files import write_atomically
 
 DEAD = -1  # the node off the trie
 _NUMBERS = "numbers.json"
@@ -58,15 +59,16 @@ class TrieArrays:
                 np.save(Path(path) / f"{name}.npy", value)
             else:
                 numbers[name] = value
-        (Path(path) / _NUMBERS).write_text(json.dumps(numbers))
+        write_atomically(Path(path) / _NUMBERS, json.dumps(numbers))  # last: `load` looks for it
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Map what `save` wrote: pages are read when a query first needs them, and processes of a node share
-        them.
+        """Map what `save` wrote.
+
+        Pages are read when a query first needs them, and processes of a machine share them.
 
         Raises:
-            DataError: there is no trie.
+            DataError: the directory holds no trie.
         """
         if not (Path(path) / _NUMBERS).is_file():
             raise DataError(f"{path} holds no saved trie ({_NUMBERS} is missing)")
@@ -76,9 +78,7 @@ class TrieArrays:
 
 
 def bits_row_bytes(width: int) -> int:
-    """Bytes of a node's bits: one bit per token and at least one more, to which a mask may write what is not
-    meant.
-    """
+    """Bytes of a node's bits: one per token, and at least one more for a mask to write what is not meant."""
     return width // 8 + 1
 
 

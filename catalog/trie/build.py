@@ -26,7 +26,11 @@ T = TypeVar("T")
 
 
 def build_arrays(item_tokens: np.ndarray, retired: np.ndarray) -> dict[str, np.ndarray]:
-    """The array fields of `sluice.catalog.trie.trie.Trie`.
+    """The array fields of `sluice.catalog.trie.arrays.TrieArrays`.
+
+    Args:
+        item_tokens: `[N, L]`.
+        retired: item rows that the trie leaves out.
 
     Raises:
         DataError: two items have the same tokens, no item is left, or there are too many nodes for int32.
@@ -41,12 +45,7 @@ def build_arrays(item_tokens: np.ndarray, retired: np.ndarray) -> dict[str, np.n
     width = high - low + 1
     order, columns = _sorted(item_tokens, low, width, parts)
     opens = _openings(columns)
-    if len(opens[-1]) < rows:
-        twin = int(np.setdiff1d(np.arange(rows), opens[-1])[0])
-        raise DataError(
-            f"items in rows {order[twin - 1]} and {order[twin]} have the same semantic ID; every item needs "
-            f"its own"
-        )
+    _refuse_twins(order, opens[-1])
     if not live.all():
         keep = live[order]
         order, columns = order[keep], [column[keep] for column in columns]
@@ -54,17 +53,20 @@ def build_arrays(item_tokens: np.ndarray, retired: np.ndarray) -> dict[str, np.n
     opens = [np.zeros(1, dtype=np.int64), *opens]  # leaf position of the first item below each node, by depth
     depth_start = np.concatenate([[0], np.cumsum([len(starts) for starts in opens])])
     if depth_start[-1] > _MOST_NODES:
-        raise DataError(f"the catalogue's trie has {depth_start[-1]} nodes, int32 numbers {_MOST_NODES}")
+        raise DataError(
+            f"the catalogue's trie has {depth_start[-1]} nodes, more than the {_MOST_NODES} that int32 can "
+            "number: leave items out"
+        )
     token = np.full(depth_start[-1], -1, dtype=np.int32)
     first_child = np.full(depth_start[levels] + 1, depth_start[-1], dtype=np.int32)
     most_children = np.empty(levels, dtype=np.int64)
     bits, bits_start = [np.empty(0, dtype=np.uint8)], np.full(levels, -1)
     for level in range(levels):
-        own, below = slice(*depth_start[level : level + 2]), slice(*depth_start[level + 1 : level + 3])
+        parents, children = slice(*depth_start[level : level + 2]), slice(*depth_start[level + 1 : level + 3])
         codes = columns[level][opens[level + 1]]
-        token[below] = codes + low[level]
-        first_child[own] = depth_start[level + 1] + np.searchsorted(opens[level + 1], opens[level])
-        counts = np.diff(np.append(first_child[own], depth_start[level + 2]))
+        token[children] = codes + low[level]
+        first_child[parents] = depth_start[level + 1] + np.searchsorted(opens[level + 1], opens[level])
+        counts = np.diff(np.append(first_child[parents], depth_start[level + 2]))
         most_children[level] = counts.max()
         row_bytes = bits_row_bytes(int(width[level]))
         if len(counts) * row_bytes <= _TOKEN_BYTES * len(codes):
@@ -82,6 +84,16 @@ def build_arrays(item_tokens: np.ndarray, retired: np.ndarray) -> dict[str, np.n
         "bits": np.concatenate(bits),
         "bits_start": bits_start.astype(np.int64),
     }
+
+
+def _refuse_twins(order: np.ndarray, distinct: np.ndarray) -> None:
+    """Raise DataError when some place in `order` is not among the `distinct` ones, which open a new leaf."""
+    if len(distinct) < len(order):
+        twin = int(np.setdiff1d(np.arange(len(order)), distinct)[0])
+        raise DataError(
+            f"items in rows {order[twin - 1]} and {order[twin]} have the same semantic ID; "
+            "every item needs its own"
+        )
 
 
 def _parts(rows: int) -> list[slice]:
@@ -102,19 +114,20 @@ def _in_parallel(work: Callable[[slice], T], parts: list[slice]) -> list[T]:
 def _extremes(tokens: np.ndarray, parts: list[slice]) -> tuple[np.ndarray, np.ndarray]:
     """int64 `[levels]`: the lowest and the highest token of each level."""
     columns = tokens.T  # a column at a time: numpy is slow on the short rows
-    found = _in_parallel(
+    of_parts = _in_parallel(
         lambda part: [(column[part].min(), column[part].max()) for column in columns],
         parts,
     )
-    extremes = np.array(found, dtype=np.int64)  # [parts, levels, 2]
+    extremes = np.array(of_parts, dtype=np.int64)  # [parts, levels, 2]
     return extremes[..., 0].min(axis=0), extremes[..., 1].max(axis=0)
 
 
 def _sorted(
     tokens: np.ndarray, low: np.ndarray, width: np.ndarray, parts: list[slice]
 ) -> tuple[np.ndarray, list[np.ndarray]]:
-    """int32 `[rows]`: item rows in the order of their tokens, and the codes (tokens less `low`) of each level
-    in it.
+    """Item rows in the order of their tokens, int32 `[rows]`, and in that order the codes of each level.
+
+    A code is a token less the level's `low`.
     """
     rows, levels = tokens.shape
     level_bits = [int(size - 1).bit_length() for size in width]
@@ -129,28 +142,27 @@ def _sorted(
     columns = [np.empty(rows, dtype=np.int32) for _ in range(levels)]
 
     def pack(part: slice) -> None:
-        own = keys[part]
-        own[:] = tokens[part, 0] - low[0]
+        packed = keys[part]
+        packed[:] = tokens[part, 0] - low[0]
         for level in range(1, levels):
-            own <<= level_bits[level]
-            own |= tokens[part, level] - low[level]
-        own <<= row_bits
-        own |= np.arange(part.start, part.stop)
+            packed <<= level_bits[level]
+            packed |= tokens[part, level] - low[level]
+        packed <<= row_bits
+        packed |= np.arange(part.start, part.stop)
 
     def sort_and_unpack(part: slice) -> None:
-        own = keys[part]
-        own.sort()
-        np.bitwise_and(own, (1 << row_bits) - 1, out=order[part], casting="unsafe")
-        own >>= row_bits
+        packed = keys[part]
+        packed.sort()
+        np.bitwise_and(packed, (1 << row_bits) - 1, out=order[part], casting="unsafe")
+        packed >>= row_bits
         for level in reversed(range(levels)):
-            np.bitwise_and(own, (1 << level_bits[level]) - 1, out=columns[level][part], casting="unsafe")
-            own >>= level_bits[level]
+            np.bitwise_and(packed, (1 << level_bits[level]) - 1, out=columns[level][part], casting="unsafe")
+            packed >>= level_bits[level]
 
     _in_parallel(pack, parts)
     if len(parts) > 1:
-        keys.partition(
-            [part.start for part in parts[1:]]
-        )  # each part gets the keys that it will hold when sorted
+        # Each part gets the keys that it will hold when sorted.
+        keys.partition([part.start for part in parts[1:]])
     _in_parallel(sort_and_unpack, parts)
     return order, columns
 
@@ -179,8 +191,9 @@ def _openings(columns: list[np.ndarray]) -> list[np.ndarray]:
 
 
 def _bits(codes: np.ndarray, counts: np.ndarray, row_bytes: int) -> np.ndarray:
-    """uint8 `[nodes * row_bytes]`: bit `code` of each node's row is set for each of its `counts` children's
-    codes.
+    """The bits of a level, uint8 `[nodes * row_bytes]`: in a node's row those of its children's codes.
+
+    `codes` are those of all children, node by node; `counts` says how many each node has.
     """
     place = np.repeat(np.arange(len(counts)) * row_bytes, counts) + (codes >> 3)
     first = np.flatnonzero(np.append(True, place[1:] != place[:-1]))

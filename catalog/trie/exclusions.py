@@ -24,7 +24,7 @@ class Exclusions:
         owner, leaf = owner[leaf >= 0], leaf[leaf >= 0].astype(np.int64)
         stride = trie.nodes
         keys = np.unique(owner * stride + leaf + trie.depth_start[trie.levels])
-        found, self._longest = [keys], 0
+        covered, self._longest = [keys], 0
         for _ in range(trie.levels):
             if len(keys) == 0:
                 break
@@ -36,8 +36,8 @@ class Exclusions:
             self._longest = max(self._longest, int(counts.max()))
             node = parents % stride
             keys = parents[counts == trie.first_child[node + 1] - trie.first_child[node]]
-            found.append(keys)
-        self._set(np.sort(np.concatenate(found)), stride, len(items))
+            covered.append(keys)
+        self._set(np.sort(np.concatenate(covered)), stride, len(items))
 
     @classmethod
     def joined(cls, parts: Sequence["Exclusions"]) -> "Exclusions":
@@ -72,16 +72,16 @@ class Exclusions:
         return len(self._keys)
 
     def covers(self, trie: TrieArrays, nodes: np.ndarray, requests: np.ndarray) -> np.ndarray:
-        """bool: every item below `nodes[i]` of the trie is excluded for `requests[i]`."""
+        """bool `[R]`: every item below `nodes[r]` of the trie is excluded for `requests[r]`."""
         assert trie.nodes == self._stride
-        wanted = requests.astype(np.int64) * self._stride + nodes
-        at = np.minimum(np.searchsorted(self._keys, wanted), len(self._keys) - 1)
-        return self._keys[at] == wanted if len(self._keys) else np.zeros(len(nodes), dtype=bool)
+        keys = requests.astype(np.int64) * self._stride + nodes
+        at = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
+        return self._keys[at] == keys if len(self._keys) else np.zeros(len(nodes), dtype=bool)
 
     def children(
         self, requests: torch.Tensor, first: torch.Tensor, end: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The covered among the nodes `first[i]` to `end[i]` (siblings) for `requests[i]`, all int64 `[R]`.
+        """The covered among the siblings `first[r]` to `end[r]` for `requests[r]`, all int64 `[R]`.
 
         Returns:
             Nodes `[R, C]` and bool `[R, C]`, which of these are meant; C is the most that any node has.

@@ -52,10 +52,10 @@ class TrieTensors:
         exclusions: Exclusions | None = None,
         requests: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """bool `[R, width[level]]`: which tokens from `token_low[level]` on may follow nodes `[R]` of depth
-        `level`.
+        """Which tokens may follow nodes `[R]` of depth `level`, bool `[R, width[level]]`.
 
-        All tensors are int64 and on this device. `requests` `[R]` are those of `exclusions`.
+        The first column is the token `token_low[level]`. All tensors are int64 and on this device. `requests`
+        `[R]` are those of `exclusions`.
         """
         return self._follow(self._allowed, level, nodes, exclusions, requests)
 
@@ -75,8 +75,9 @@ class TrieTensors:
     def mask(
         self, nodes: np.ndarray, exclusions: Exclusions | None = None, requests: np.ndarray | None = None
     ) -> torch.Tensor:
-        """Allowed next tokens, bool `[R, vocab_size]`, of nodes `[R]` at any depth; none at a leaf or off the
-        trie.
+        """Allowed next tokens, bool `[R, vocab_size]`, of nodes `[R]` at any depth.
+
+        None is allowed at a leaf or off the trie. `requests` `[R]` are those of `exclusions`.
         """
         mask = torch.zeros(len(nodes), self.vocab_size, dtype=torch.bool, device=self.device)
         for level, rows, at, owners in self._by_level(nodes, requests):
@@ -96,16 +97,20 @@ class TrieTensors:
         exclusions: Exclusions | None = None,
         requests: np.ndarray | None = None,
     ) -> torch.Tensor:
-        """Set to -inf, in place, what the mask of `nodes` `[R]` forbids in the `rows` (None: all) of `[B, V]`
-        logits.
+        """Set to -inf, in place, the logits of tokens that may not follow; returns the logits.
 
-        Every node must be an inner one. V may be larger than the trie's vocabulary.
+        Args:
+            logits: `[B, V]`; V may be larger than the trie's vocabulary.
+            nodes: `[R]`, the inner node that each restricted row has reached.
+            rows: `[R]`, which rows of the logits these are; None: all, and R = B.
+            exclusions: items to leave out.
+            requests: `[R]`, which request of `exclusions` each node belongs to.
         """
-        given = None if rows is None else torch.from_numpy(rows).to(self.device)
+        restricted = None if rows is None else torch.from_numpy(rows).to(self.device)
         for level, within, at, owners in self._by_level(nodes, requests):
             low, high = self.token_low[level], self.token_low[level] + self.width[level]
             penalties = self.penalties(level, at, exclusions, owners)
-            own = within if given is None else given if within is None else given[within]
+            own = within if restricted is None else restricted if within is None else restricted[within]
             if own is None:
                 logits[:, :low] = -torch.inf
                 logits[:, high:] = -torch.inf
@@ -124,9 +129,7 @@ class TrieTensors:
         exclusions: Exclusions | None,
         requests: torch.Tensor | None,
     ) -> torch.Tensor:
-        """`[R, width]` of values of `byte` `[256, 8]`, in which byte 0 forbids its first token and byte 1
-        allows it.
-        """
+        """Values `[R, width]` out of `byte` `[256, 8]`: row 0 forbids the first token, row 1 allows it."""
         bits, width, forbidden, permitted = self._bits[level], self.width[level], byte[0, 0], byte[1, 0]
         excluding = exclusions is not None and len(exclusions) > 0
         if bits is None or excluding:
@@ -140,7 +143,8 @@ class TrieTensors:
                 self._most_children[level], dtype=torch.int32, device=self.device
             )
             self._mark(table, level, children, children < end[:, None], permitted)
-        if excluding:
+        if exclusions is not None and excluding:
+            assert requests is not None, "exclusions belong to requests"
             children, meant = exclusions.children(requests, first, end)
             self._mark(table, level, children, meant, forbidden)
         return table[:, :width]
@@ -153,9 +157,7 @@ class TrieTensors:
         meant: torch.Tensor,
         value: torch.Tensor,
     ) -> None:
-        """Write `value` at the children's tokens; the column behind the level's last takes what is not
-        meant.
-        """
+        """Write `value` at the children's tokens where `meant`; the column past the level takes the rest."""
         token = self._token[children.clamp(0, len(self._token) - 1)].long() - self.token_low[level]
         table.scatter_(1, torch.where(meant, token, self.width[level]), value.expand_as(token))
 
@@ -181,8 +183,9 @@ class TrieTensors:
 def child_along(
     xp: Any, token: Array, first_child: Array, most_children: int, nodes: Array, tokens: Array
 ) -> Array:
-    """The child of each node along each token, DEAD where there is none: a binary search among the node's
-    children.
+    """The child of each node along each token, int32 in the shape of `nodes`, DEAD where there is none.
+
+    It is a binary search among the node's children.
 
     Args:
         xp: numpy or torch, whichever the arrays are of. A step of a thousand rows is dozens of tiny
@@ -200,12 +203,13 @@ def child_along(
         # end only when every child comes before the token.
         jump = low + (1 << power)
         low = xp.where(token[xp.minimum(jump - 1, last)] < tokens, jump, low)
-    found = (low < end) & (token[xp.minimum(low, last)] == tokens)
-    return xp.where(found, low, DEAD)
+    matches = (low < end) & (token[xp.minimum(low, last)] == tokens)
+    child: Array = xp.where(matches, low, DEAD)
+    return child
 
 
 def children_of(xp: Any, first_child: Array, nodes: Array) -> tuple[Array, Array]:
-    """First child and one past the last (int32); an empty range for leaves and DEAD."""
+    """First child of each node and one past its last (int32); an empty range for leaves and DEAD."""
     inner = (nodes >= 0) & (nodes < len(first_child) - 1)
     node = xp.where(inner, nodes, 0)
     first = first_child[node]

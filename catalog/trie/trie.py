@@ -33,6 +33,10 @@ class Trie(TrieArrays):
     ) -> "Trie":
         """Build from item tokens `[N, L]`; item rows in `retired` keep their tokens but can't be reached.
 
+        >>> trie = Trie.build(np.array([[3, 5], [3, 6], [4, 5]]), vocab_size=7)
+        >>> trie.items, trie.levels
+        (3, 2)
+
         Raises:
             DataError: two items have the same tokens, or there is no item.
         """
@@ -46,7 +50,7 @@ class Trie(TrieArrays):
 
     @cached_property
     def host(self) -> TrieTensors:
-        """The queries on this memory."""
+        """The queries on this memory, for the CPU."""
         return TrieTensors(self, torch.device("cpu"))
 
     def on(self, device: torch.device) -> TrieTensors:
@@ -64,16 +68,19 @@ class Trie(TrieArrays):
         return int(self.first_child[node + 1] - self.first_child[node])
 
     def walk(self, tokens: np.ndarray) -> np.ndarray:
-        """Nodes `[..., L + 1]` along token sequences `[..., L]`, root first; DEAD once a sequence leaves the
-        trie.
-        """
+        """Nodes `[..., L + 1]` along token sequences `[..., L]`, root first; DEAD from where one leaves."""
         path = [np.zeros(tokens.shape[:-1], dtype=np.int32)]
         for level in range(tokens.shape[-1]):
             path.append(self.step(path[-1], tokens[..., level]))
         return np.stack(path, axis=-1)
 
     def lookup(self, tokens: np.ndarray) -> np.ndarray:
-        """Item rows of token sequences `[..., L]`, -1 where the sequence is no item."""
+        """Item rows of token sequences `[..., L]`, -1 where the sequence is no item.
+
+        >>> trie = Trie.build(np.array([[3, 5], [3, 6], [4, 5]]), vocab_size=7)
+        >>> trie.lookup(np.array([[4, 5], [4, 6]])).tolist()
+        [2, -1]
+        """
         node = self.walk(tokens)[..., -1]
         leaf = np.maximum(node - int(self.depth_start[self.levels]), 0)
         return np.where(node != DEAD, self.leaf_item[leaf], -1).astype(np.int32)
@@ -81,9 +88,14 @@ class Trie(TrieArrays):
     def mask(
         self, nodes: np.ndarray, exclusions: Exclusions | None = None, requests: np.ndarray | None = None
     ) -> np.ndarray:
-        """Allowed next tokens, bool `[R, vocab_size]`, for nodes `[R]`; nothing is allowed at a leaf or off
-        the trie.
+        """Allowed next tokens, bool `[R, vocab_size]`, for nodes `[R]`.
 
-        `requests` `[R]` says which request of `exclusions` each node belongs to.
+        Nothing is allowed at a leaf or off the trie. `requests` `[R]` says which request of `exclusions` each
+        node belongs to.
+
+        >>> trie = Trie.build(np.array([[3, 5], [3, 6], [4, 5]]), vocab_size=7)
+        >>> node = trie.step(np.array([0]), np.array([3]))
+        >>> np.flatnonzero(trie.mask(node)[0]).tolist()
+        [5, 6]
         """
         return self.host.mask(nodes, exclusions, requests).numpy()

@@ -17,12 +17,12 @@ from sluice.catalog.tokens import TokenLayout
 from sluice.catalog.trie.trie import Trie
 
 _NONE = np.empty(0, dtype=np.int64)
-_KEPT = 4  # earlier tries
+_EARLIER_TRIES = 4  # how many are kept
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Vocabulary:
-    """The items of a data set in the tokens of a policy."""
+    """The items of a data set in the tokens of a policy, at one version of the catalogue."""
 
     layout: TokenLayout
     item_tokens: np.ndarray  # int64 [N, L], token ids of each item row
@@ -33,8 +33,13 @@ class Vocabulary:
     def of(
         cls, codes: np.ndarray, layout: TokenLayout, *, version: int = 0, retired: np.ndarray = _NONE
     ) -> "Vocabulary":
-        """Lay the codes `[N, L]` of a catalogue out in a policy's tokens; item rows in `retired` can't be
-        generated.
+        """Lay the codes `[N, L]` of a catalogue out in a policy's tokens.
+
+        Item rows in `retired` can't be generated.
+
+        >>> layout = TokenLayout.fresh((2, 2))
+        >>> Vocabulary.of(np.array([[0, 0], [0, 1], [1, 1]]), layout).item_tokens.tolist()
+        [[3, 5], [3, 6], [4, 6]]
 
         Raises:
             PolicyError: the catalogue has more levels or more codes per level than the policy has tokens for.
@@ -44,9 +49,8 @@ class Vocabulary:
         if codes.ndim != 2 or codes.shape[1] != layout.levels:
             raise PolicyError(
                 f"the catalogue's codes have shape {list(codes.shape)}, but the policy has {layout.levels} "
-                f"levels "
-                f"{list(layout.level_sizes)}: use the policy that was trained for this data set, or prepare "
-                f"it again"
+                f"levels of {list(layout.level_sizes)} codes: use the policy that was trained for this data "
+                "set, or prepare the data again"
             )
         outside = (codes < 0) | (codes >= np.asarray(layout.level_sizes))
         if outside.any():
@@ -66,7 +70,7 @@ class Vocabulary:
 
     @property
     def version(self) -> int:
-        """Of the catalogue."""
+        """The catalogue's version, 0 at the start of a run."""
         return self.trie.version
 
     @property
@@ -75,8 +79,15 @@ class Vocabulary:
         return np.flatnonzero(self.trie.item_leaf < 0)
 
     def changed(self, *, new_codes: np.ndarray | None = None, retire: np.ndarray = _NONE) -> "Vocabulary":
-        """The next version: items with `new_codes` `[n, L]` as further rows, and the item rows in `retire`
-        gone.
+        """The next version of the catalogue.
+
+        Items with `new_codes` `[n, L]` come as further rows; the item rows in `retire` can't be generated any
+        more.
+
+        >>> first = Vocabulary.of(np.array([[0, 0], [0, 1]]), TokenLayout.fresh((2, 2)))
+        >>> second = first.changed(new_codes=np.array([[1, 1]]), retire=np.array([0]))
+        >>> second.version, second.retired.tolist(), second.trie.items
+        (1, [0], 2)
 
         Raises:
             PolicyError: a new item has codes that the policy has no tokens for.
@@ -93,34 +104,35 @@ class Vocabulary:
             )
         item_tokens = self.item_tokens
         if new_codes is not None:
-            # Laid out on its own first, so that a code that does not fit is an error that names its row among
-            # the new.
+            # Laid out on its own first: an error about a code then names its row among the new items.
             new = Vocabulary.of(new_codes, self.layout)
             item_tokens = np.concatenate([item_tokens, new.item_tokens])
         retired = np.concatenate([self.retired, retire])
         return Vocabulary._with(self.layout, item_tokens, self.version + 1, retired)
 
     def after(self, before: "Vocabulary") -> "Vocabulary":
-        """This version in the place of `before`, whose trie is kept, with those before it, for groups on
-        their way.
+        """This version in the place of `before`.
+
+        The tries of `before` and of a few versions before it are kept, for groups on their way.
 
         Raises:
             DataError: the version is not higher, or an item row has other tokens than before.
         """
         if self.version <= before.version:
             raise DataError(
-                f"catalogue version {self.version} can't replace version {before.version}: versions must "
-                f"increase"
+                f"catalogue version {self.version} can't replace version {before.version}: "
+                "versions must increase"
             )
         kept = self.item_tokens[: len(before.item_tokens)]
         if self.layout != before.layout or not np.array_equal(kept, before.item_tokens):
             raise DataError(
                 f"catalogue version {self.version} gives item rows other tokens than version "
-                f"{before.version}; a new "
-                "version appends items and retires items, so make it with Vocabulary.changed"
+                f"{before.version}; a new version only appends and retires items: make it with "
+                "Vocabulary.changed"
             )
-        known = {trie.version: trie for trie in (*before.earlier, before.trie, *self.earlier)}
-        return replace(self, earlier=tuple(known[version] for version in sorted(known, reverse=True)[:_KEPT]))
+        tries = {trie.version: trie for trie in (*before.earlier, before.trie, *self.earlier)}
+        newest_first = sorted(tries, reverse=True)[:_EARLIER_TRIES]
+        return replace(self, earlier=tuple(tries[version] for version in newest_first))
 
     def trie_of(self, version: int) -> Trie:
         """The trie of this version of the catalogue or of one shortly before it.
@@ -134,13 +146,13 @@ class Vocabulary:
         known = [trie.version for trie in (self.trie, *self.earlier)]
         raise RunError(
             f"a group was generated with catalogue version {version}, known here are {known}: give the "
-            f"learner a "
-            "catalogue before the engines, and change it less often than groups are trained"
+            "learner a catalogue before the engines, and change it less often than groups are trained"
         )
 
     def lookup(self, tokens: np.ndarray, versions: np.ndarray) -> np.ndarray:
-        """Item rows [B, ...] of token sequences `[B, ..., L]`, each by the catalogue of its version [B]; -1:
-        no item.
+        """Item rows, int32 `[B, ...]`, of token sequences `[B, ..., L]`; -1 where one is no item.
+
+        Each of the B is looked up in the catalogue of its version `[B]`.
 
         Raises:
             RunError: a version is not known here.

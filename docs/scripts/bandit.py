@@ -27,11 +27,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from sluice.catalog.decoding import Decoding
 from sluice.catalog.settings import Settings
 from sluice.learner.batches.batch import GroupBatch
 from sluice.learner.gate.gate import compute_gate
 from sluice.learner.gate.settings import GateSettings
-from sluice.learner.objectives.build import build_objective
+from sluice.learner.objectives.settings.logged import (
+    AdvantageSftObjective,
+    CqlObjective,
+    RewardWeightedBcObjective,
+    ValueHeadBaseline,
+)
 from sluice.learner.objectives.settings.objective import (
     AdaGrpoObjective,
     EcpoObjective,
@@ -46,18 +52,16 @@ from sluice.learner.objectives.settings.objective import (
     RereObjective,
 )
 from sluice.learner.objectives.settings.preference import (
-    AdvantageSftObjective,
-    CqlObjective,
     DpoObjective,
     IntervalPairs,
     IpoObjective,
     PpoObjective,
-    RewardWeightedBcObjective,
     SelfPairs,
-    ValueHeadBaseline,
 )
+from sluice.learner.objectives.terms.base import ObjectiveInput
 from sluice.learner.rewards.settings import RankerReward, RelevanceReward
 from sluice.learner.scoring.shared_prefix import BranchScores
+from sluice.learner.training.objective import build_objective
 
 CONTEXTS, CODES, LEVELS = 2, 3, 2
 ITEMS = CODES**LEVELS
@@ -173,15 +177,14 @@ class Rows:
             target_items_B=target_B,
             candidate_scores_BK=scores_BK,
             target_scores_B=bandit.ranker_XN[self.context_B, target_B],
-            distractor_scores_BM=torch.full(
+            distractor_scores_BJ=torch.full(
                 (len(rows), 1), torch.nan
             ),  # none: their half of the gate is vacuous
             candidate_spread_BK=torch.zeros_like(scores_BK),
             target_spread_B=torch.zeros_like(weight_B),
             candidate_values_BK=scores_BK,
             allowed_BSLV=None,
-            temperature=1.0,
-            beams=False,
+            decoding=Decoding(candidates=case.candidates),
         )
 
     def drawn_from(self, log_probs_XNL: torch.Tensor) -> tuple[GroupBatch, torch.Tensor]:
@@ -214,7 +217,13 @@ def train(case: Case, bandit: Bandit) -> list[torch.Tensor]:
         outputs = rows.branches(log_probs_XNL), rows.branches(values_XNL)
         leaves = [output.detach().requires_grad_() for output in outputs]
         scores = BranchScores(leaves[0], leaves[0][:, 0], torch.zeros_like(leaves[0]), leaves[1])
-        loss = objective(batch, scores, scores.detach(), rows.branches(reference_XNL)).loss
+        inputs = ObjectiveInput(
+            batch=batch,
+            scores=scores,
+            start=scores.detach(),
+            reference_BSL=rows.branches(reference_XNL),
+        )
+        loss = objective(inputs).loss
         gradients = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
         optimizer.zero_grad()
         scale_B11 = (len(weight_B) * weight_B)[:, None, None]
@@ -324,9 +333,11 @@ RELEVANT = GrpoSrObjective(
 IN_ORDER, IPO = "every pair in order (share wrong)", "pi_ref exp(P(y > pi_ref) / tau)"
 CASES = (
     Case("nll", NllObjective(), "p", lambda w: w.logged_XN),
-    Case("reward_weighted_bc", RewardWeightedBcObjective(), "p r", lambda w: normalised(w.logged_XN * w.reward_XN)),
+    Case("reward_weighted_bc", RewardWeightedBcObjective(), "p r",
+         lambda w: normalised(w.logged_XN * w.reward_XN)),
     Case("a_sft, candidates", AdvantageSftObjective(**A_SFT), "p exp(r / beta)", exponential, 2),
-    Case("a_sft, value head", AdvantageSftObjective(**A_SFT, baseline=ValueHeadBaseline()), "the same", exponential),
+    Case("a_sft, value head", AdvantageSftObjective(**A_SFT, baseline=ValueHeadBaseline()), "the same",
+         exponential),
     Case("grpo", GrpoObjective(grpo=NO_KL), BEST, best, 2, False),
     Case("grpo, Dr.GRPO", grpo(advantage="dr_grpo"), BEST, best, 2, False),
     Case("grpo, RLOO", grpo(advantage="rloo"), BEST, best, 2, False),
@@ -339,7 +350,8 @@ CASES = (
     Case("ppo", PpoObjective(kl_coef=0.5), "pi_ref exp(s / kl_coef)", regularised, 1, False),
     Case("dpo, ranker_intervals", DpoObjective(beta=3.0, pairs=CERTAIN), IN_ORDER, None, 2, False, True),
     Case("dpo, self_generated", DpoObjective(beta=3.0, pairs=SelfPairs()), IN_ORDER, None, 2, False, True),
-    Case("dpo, logged/generated", DpoObjective(beta=2.0), "sqrt(pi_ref p), beta = 2", semi_generative, 1, True, True),
+    Case("dpo, logged/generated", DpoObjective(beta=2.0), "sqrt(pi_ref p), beta = 2",
+         semi_generative, 1, True, True),
     Case("ipo, ranker_intervals", IpoObjective(tau=0.5, pairs=CERTAIN), IPO, ipo_optimum, 2, False, True),
     Case("cql", CqlObjective(alpha=0.5), "softmax of the optimal Q", cql_optimum, 3),
 )  # fmt: skip

@@ -1,13 +1,15 @@
 """The learner's batch: one prompt with its ground truth and K candidates per row, as tensors.
 
 Dimension suffixes used throughout `learner/`:
-    B prompts, K candidates of a prompt, L tokens of an item, M distractors of a prompt, T history tokens, V
+    B prompts, K candidates of a prompt, L tokens of an item, J distractors of a prompt, T history tokens, V
     vocabulary, S = K + 1 branches of a prompt: branch 0 is the ground truth, branches 1..K the candidates.
 """
 
 from dataclasses import dataclass, fields
 
 import torch
+
+from sluice.catalog.decoding import Decoding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,12 +39,11 @@ class GroupBatch(LoggedBatch):
     target_items_B: torch.Tensor  # int64 item rows
     candidate_scores_BK: torch.Tensor  # float32 ranker scores, NaN where candidate_items is -1
     target_scores_B: torch.Tensor  # float32
-    distractor_scores_BM: torch.Tensor  # float32, scored under this prompt's history
+    distractor_scores_BJ: torch.Tensor  # float32, scored under this prompt's history
     # bool [B, S, L, V]: tokens allowed at each step when decoding was trie-constrained; None when it was
     # free.
     allowed_BSLV: torch.Tensor | None
-    temperature: float  # of the rollouts; log-probs on both sides are at this temperature
-    beams: bool  # candidates are the exact top-K beams, not samples; stochastic beams are samples
+    decoding: Decoding  # of the rollouts; log-probs on both sides are of its distribution
     # float32 nats, log of each candidate's chance of being in its group, for groups drawn without replacement
     # (stochastic beams); None where candidates are independent samples, or exact beams.
     inclusion_log_probs_BK: torch.Tensor | None = None

@@ -7,8 +7,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from sluice.catalog.decoding import Decoding
 from sluice.catalog.errors import DataError, RunError
-from sluice.catalog.rollout_group import RolloutGroup, decode_groups
+from sluice.catalog.rollout_group import RolloutGroup, decode_group
 from sluice.catalog.tokens import TokenLayout
 from sluice.catalog.trie.exclusions import Exclusions
 from sluice.catalog.trie.vocabulary import Vocabulary
@@ -22,12 +23,9 @@ def collate_groups(
     groups: Sequence[pa.RecordBatch],
     dataset: "Dataset",
     vocabulary: Vocabulary,
-    *,
-    constrained: bool,
-    temperature: float,
-    beams: bool,
+    decoding: Decoding,
 ) -> GroupBatch:
-    """One batch of B groups. `constrained`, `temperature` and `beams` are those of the rollouts' decoding.
+    """One batch of B groups, which were drawn by `decoding`.
 
     Raises:
         DataError: a record is no rollout group of this release, or the groups differ in K or L, in how they
@@ -35,7 +33,7 @@ def collate_groups(
         RunError: a constrained group holds a candidate that its decoding forbade, or its catalogue is not
             known here.
     """
-    decoded = [decode_groups(record) for record in groups]
+    decoded = [decode_group(record) for record in groups]
     shapes = {group.candidate_tokens.shape for group in decoded}
     if len(shapes) != 1:
         raise DataError(
@@ -63,10 +61,11 @@ def collate_groups(
         logged_rewards_B=_logged_rewards(
             dataset, np.asarray([g.user for g in decoded]), np.asarray([g.position for g in decoded])
         ),
-        distractor_scores_BM=_distractor_scores(decoded),
-        allowed_BSLV=_allowed(decoded, target_BL, candidates_BKL, vocabulary) if constrained else None,
-        temperature=temperature,
-        beams=beams,
+        distractor_scores_BJ=_distractor_scores(decoded),
+        allowed_BSLV=_allowed(decoded, target_BL, candidates_BKL, vocabulary)
+        if decoding.constrained
+        else None,
+        decoding=decoding,
         inclusion_log_probs_BK=_inclusion(decoded),
     )
 
@@ -98,8 +97,7 @@ def _if_known(groups: Sequence[RolloutGroup], told_by: str, name: str) -> torch.
     if unknown.any():
         raise DataError(
             f"the ranker gave a {told_by} to {(~unknown).sum()} of {len(groups)} groups of a batch: it must "
-            f"give one "
-            "to all prompts or to none, and all ranker actors must run one version"
+            f"give one to all prompts or to none, and all ranker actors must run one version"
         )
     return _float32(np.stack([getattr(group, name) for group in groups]))
 
@@ -130,18 +128,17 @@ def _inclusion(groups: Sequence[RolloutGroup]) -> torch.Tensor | None:
     if with_them < len(groups):
         raise DataError(
             f"{with_them} of {len(groups)} groups carry inclusion probabilities (stochastic beams), the "
-            f"others none: "
-            "one decoding per queue"
+            f"others none: one decoding per queue"
         )
     return _float32(np.stack([group.inclusion_log_probs for group in groups]))
 
 
 def _distractor_scores(groups: Sequence[RolloutGroup]) -> torch.Tensor:
     width = max(len(group.distractor_scores) for group in groups)
-    scores_BM = np.full((len(groups), width), np.nan, dtype=np.float32)
+    scores_BJ = np.full((len(groups), width), np.nan, dtype=np.float32)
     for row, group in enumerate(groups):
-        scores_BM[row, : len(group.distractor_scores)] = group.distractor_scores
-    return torch.from_numpy(scores_BM)
+        scores_BJ[row, : len(group.distractor_scores)] = group.distractor_scores
+    return torch.from_numpy(scores_BJ)
 
 
 def _allowed(
@@ -169,9 +166,8 @@ def _allowed(
         row, branch, level = (int(index) for index in np.argwhere(~chosen_BSL)[0])
         raise RunError(
             f"lease {groups[row].lease_id}: token {branches_BSL[row, branch, level]} at level {level} of "
-            f"candidate {branch - 1} "
-            "lies outside the trie mask of constrained decoding, so the engine did not apply the mask the "
-            "learner assumes"
+            f"candidate {branch - 1} lies outside the trie mask of constrained decoding, so the engine did "
+            "not apply the mask the learner assumes"
         )
     return torch.from_numpy(allowed_BSLV)
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from sluice.catalog.data.dataset import Dataset, Examples
 from sluice.catalog.data.feed import PromptFeed
+from sluice.catalog.decoding import Decoding
 from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.learner.batches.batch import GroupBatch, LoggedBatch
 from sluice.learner.batches.collate import collate_groups, collate_logged
@@ -37,12 +38,12 @@ _CATALOGUE_S = 60.0  # for a catalogue that an engine already has
 
 
 class RolloutQueue(Protocol):
-    """What the learner needs of the queue's client (`sluice.actors.queue.actor.QueueClient`)."""
+    """What the learner needs of the queue's client (`sluice.actors.queue.client.QueueClient`)."""
 
     def pull(self, step: int, rank: int, world: int, count: int, learner_version: int) -> list[Any]:
         """`count` record batches for this rank's share of `step`."""
 
-    def ack(self, step: int, rank: int) -> None:
+    def ack(self, step: int, rank: int) -> object:
         """The optimizer step on that share is done."""
 
     def snapshot(self) -> dict[str, Any]:
@@ -89,9 +90,7 @@ class QueueSource:
         rank: int,
         world: int,
         share: int,
-        constrained: bool,
-        temperature: float,
-        beams: bool,
+        decoding: Decoding,
         catalogues: Catalogues | None = None,
     ) -> None:
         self._queue, self._dataset, self._vocabulary, self._catalogues = (
@@ -101,7 +100,7 @@ class QueueSource:
             catalogues,
         )
         self._rank, self._world, self._share = rank, world, share
-        self._decoding = {"constrained": constrained, "temperature": temperature, "beams": beams}
+        self._decoding = decoding
 
     def next(self, step: int, learner_version: int) -> tuple[GroupBatch, dict[str, float]]:
         """Waits for the queue to allot the step."""
@@ -112,7 +111,7 @@ class QueueSource:
             for name in ("generate_s", "score_s")
         }
         self._follow_catalogue(max(group.column("catalogue_version")[0].as_py() for group in groups))
-        batch = collate_groups(groups, self._dataset, self._vocabulary, **self._decoding)
+        batch = collate_groups(groups, self._dataset, self._vocabulary, self._decoding)
         figures = {"staleness": float(learner_version - oldest.mean()), **seconds}
         if batch.inclusion_log_probs_BK is not None:
             figures["inclusion"] = float(batch.inclusion_log_probs_BK.exp().mean())

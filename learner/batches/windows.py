@@ -53,7 +53,7 @@ def epoch_batches(
             follows is predicted from other histories each epoch.
     """
     limit = dataset.settings.max_history
-    pieces = []
+    pieces: list[np.ndarray] = []
     for user, length in enumerate(dataset.lengths_until(until)):
         if length < SHORTEST_WINDOW:
             continue

@@ -1,13 +1,15 @@
-"""Attention of tree decoding: histories read themselves, branches read a shared history and their own
-ancestors.
+"""Attention of tree decoding.
+
+Histories read themselves; branches read a shared history and their own ancestors.
 
 `HistoryAttention` serves the one forward of the histories and keeps their keys and values; `BranchAttention`
 serves one forward per code level. Both take packed tokens from `sluice.learner.decoding.forward`. A history
 is never copied per branch: the queries of all branches of a prompt meet its keys in one matrix product.
 
 Dimension suffixes as in `sluice.learner.decoding.forward`, and B prompts, R rows of histories, T tokens of
-the longest, W branches of a prompt, A ancestors of a branch including itself, Q = H / G query heads per
-key-value head.
+the longest, S new tokens of the row with most, U tokens of a block, W branches of a prompt, A ancestors of a
+branch including itself, t = T + A keys, Q = H / G query heads per key-value head, X key-value heads of
+several rows or prompts, M queries that meet the keys of one.
 """
 
 import math
@@ -28,8 +30,9 @@ _SCORES = 2**20  # numbers of a block's scores at a time, which a processor's ca
 
 
 def _by_blocks(device: torch.device) -> bool:
-    """Whether rows of which nothing is known attend by blocks of tokens: torch's flash kernel for CPUs takes
-    MKL.
+    """Whether rows of which nothing is known attend by blocks of tokens.
+
+    torch's flash kernel for CPUs multiplies with MKL, which is slower than blocks with oneDNN.
     """
     return device.type == "cpu" and onednn.onednn_is_exact()
 
@@ -52,13 +55,14 @@ class RowGeometry:
     @property
     def new_R(self) -> np.ndarray:
         """Tokens of each row that the forward computes."""
-        return self.lengths_R - self.known_R
+        new_R: np.ndarray = self.lengths_R - self.known_R
+        return new_R
 
     def packed(self) -> tuple[np.ndarray, np.ndarray]:
-        """(row, position) `[N]` of every new token, row by row."""
-        row_N = np.repeat(np.arange(len(self.new_R)), self.new_R)
+        """(row, position) `[P]` of every new token, row by row."""
+        row_P = np.repeat(np.arange(len(self.new_R)), self.new_R)
         start_R = np.cumsum(self.new_R) - self.new_R
-        return row_N, np.arange(len(row_N)) - start_R[row_N] + self.known_R[row_N]
+        return row_P, np.arange(len(row_P)) - start_R[row_P] + self.known_R[row_P]
 
     def groups(self, device: torch.device) -> list[slice]:
         """Rows that attend together: of like length, so that padding costs little, or by blocks."""
@@ -74,18 +78,16 @@ class RowGeometry:
 
 @dataclass(frozen=True, kw_only=True)
 class KnownRow:
-    """The first tokens of a row, computed before: keys and values of each layer `[R', G, T', E]`, and where
-    in them.
-    """
+    """The first tokens of a row, whose keys and values were computed before, as a row of another batch."""
 
-    keys: list[torch.Tensor]
+    keys: list[torch.Tensor]  # of each layer, [R', G, T', E]
     values: list[torch.Tensor]
-    row: int
-    length: int  # tokens
+    row: int  # of the R'
+    length: int  # tokens of the T'
 
 
 class _Spread:
-    """Packed tokens `[N, heads, E]` and the rows `[R, heads, T, E]` that they make up."""
+    """How packed tokens `[P, heads, E]` and the rows `[R, heads, T, E]` that they make up belong together."""
 
     def __init__(self, geometry: RowGeometry, device: torch.device) -> None:
         self._geometry, self._device = geometry, device
@@ -93,16 +95,16 @@ class _Spread:
         self._full = int(geometry.new_R.min()) == geometry.longest
         self._indices: dict[tuple[str, int], torch.Tensor] = {}
 
-    def rows(self, packed_NHE: torch.Tensor) -> torch.Tensor:
+    def rows(self, packed_PHE: torch.Tensor) -> torch.Tensor:
         """`[R, heads, T, E]`; where a row has no new token it repeats one of its own."""
-        _, heads, size = packed_NHE.shape
+        _, heads, size = packed_PHE.shape
         if self._full:
-            return packed_NHE.reshape(*self._shape, heads, size).transpose(1, 2)
-        rows = packed_NHE.reshape(-1, size).index_select(0, self._index("rows", heads))
+            return packed_PHE.reshape(*self._shape, heads, size).transpose(1, 2)
+        rows = packed_PHE.reshape(-1, size).index_select(0, self._index("rows", heads))
         return rows.view(self._shape[0], heads, self._shape[1], size)
 
     def packed(self, rows_RHTE: torch.Tensor) -> torch.Tensor:
-        """`[N, heads, E]`."""
+        """`[P, heads, E]`."""
         _, heads, _, size = rows_RHTE.shape
         if self._full:
             return rows_RHTE.transpose(1, 2).reshape(-1, heads, size)
@@ -122,21 +124,21 @@ class _Spread:
         return token_RT[:, None] * len(head_H) + head_H[:, None]
 
     def _places(self, head_H: torch.Tensor) -> torch.Tensor:
-        row_N, position_N = (torch.from_numpy(part).to(self._device) for part in self._geometry.packed())
-        return (row_N[:, None] * len(head_H) + head_H) * self._shape[1] + position_N[:, None]
+        row_P, position_P = (torch.from_numpy(part).to(self._device) for part in self._geometry.packed())
+        return (row_P[:, None] * len(head_H) + head_H) * self._shape[1] + position_P[:, None]
 
 
-class _Together:
+class _RowGroup:
     """Rows that attend in one call, their new tokens padded to the same number."""
 
     def __init__(self, geometry: RowGeometry, rows: slice, device: torch.device) -> None:
         new_R, known_R = geometry.new_R[rows], geometry.known_R[rows]
         first = int(geometry.new_R[: rows.start].sum())
         self.rows, self.tokens = rows, slice(first, first + int(new_R.sum()))
-        own = RowGeometry(known_R=np.zeros_like(new_R), lengths_R=new_R)
-        self._lengths, width = geometry.lengths_R[rows], own.longest
+        new_tokens = RowGeometry(known_R=np.zeros_like(new_R), lengths_R=new_R)
+        self._lengths, width = geometry.lengths_R[rows], new_tokens.longest
         self._longest = int(self._lengths.max())
-        self.spread = _Spread(own, device)
+        self.spread = _Spread(new_tokens, device)
         self._mask_R1ST: torch.Tensor | None = None  # None: causal, nothing is known
         if known_R.any():
             at_S1 = torch.arange(width, device=device)[:, None]
@@ -144,16 +146,16 @@ class _Together:
             self._mask_R1ST = (torch.arange(self._longest, device=device) <= until_RS1)[:, None]
 
     def attend(
-        self, queries_NHE: torch.Tensor, keys_RGTE: torch.Tensor, values_RGTE: torch.Tensor, scale: float
+        self, queries_PHE: torch.Tensor, keys_RGTE: torch.Tensor, values_RGTE: torch.Tensor, scale: float
     ) -> torch.Tensor:
-        """What the new tokens of these rows read, `[N, H, E]`."""
+        """What the new tokens of these rows read, `[P, H, E]`."""
         keys, values = (part[self.rows, :, : self._longest] for part in (keys_RGTE, values_RGTE))
-        if self._mask_R1ST is None and _by_blocks(queries_NHE.device):
-            read_RHSE = _causal_by_blocks(self.spread.rows(queries_NHE), keys, values, self._lengths, scale)
+        if self._mask_R1ST is None and _by_blocks(queries_PHE.device):
+            read_RHSE = _causal_by_blocks(self.spread.rows(queries_PHE), keys, values, self._lengths, scale)
         else:
-            heads = queries_NHE.shape[1]
+            heads = queries_PHE.shape[1]
             read_RHSE = F.scaled_dot_product_attention(
-                self.spread.rows(queries_NHE),
+                self.spread.rows(queries_PHE),
                 _per_query_head(keys, heads),
                 _per_query_head(values, heads),
                 attn_mask=self._mask_R1ST,
@@ -177,12 +179,11 @@ def _causal_by_blocks(
     """
     dtype = torch.promote_types(queries_RHTE.dtype, torch.float32)
     groups, longest, size = keys_RGTE.shape[1:]
-    # X: the key-value heads of all rows
     queries_XQTE = (queries_RHTE.to(dtype) * scale).unflatten(1, (groups, -1)).flatten(0, 1)
     keys_XTE, values_XTE = (part.to(dtype).flatten(0, 1) for part in (keys_RGTE, values_RGTE))
     per_group = queries_XQTE.shape[1]
     read_XQTE = torch.empty_like(queries_XQTE)
-    later_SS = queries_XQTE.new_full((_BLOCK, _BLOCK), -torch.inf).triu_(1)
+    later_UU = queries_XQTE.new_full((_BLOCK, _BLOCK), -torch.inf).triu_(1)
     together = max(1, _SCORES // (per_group * _BLOCK * longest))  # heads
     scratch = queries_XQTE.new_empty(min(together, len(queries_XQTE)) * per_group * _BLOCK * longest)
     with onednn_matmul():
@@ -190,17 +191,17 @@ def _causal_by_blocks(
             block = slice(start, min(start + _BLOCK, longest))
             heads, width = groups * int((lengths_R > start).sum()), block.stop - start
             for first in range(0, heads, together):
-                some = slice(first, min(first + together, heads))
-                shape = (some.stop - first, per_group * width, block.stop)
+                chunk = slice(first, min(first + together, heads))
+                shape = (chunk.stop - first, per_group * width, block.stop)
                 scores_XMT = scratch[: math.prod(shape)].view(shape)
-                block_XME = queries_XQTE[some, :, block].reshape(-1, per_group * width, size)
+                block_XME = queries_XQTE[chunk, :, block].reshape(-1, per_group * width, size)
                 torch.bmm(
-                    block_XME, keys_XTE[some, : block.stop].contiguous().transpose(1, 2), out=scores_XMT
+                    block_XME, keys_XTE[chunk, : block.stop].contiguous().transpose(1, 2), out=scores_XMT
                 )
-                scores_XMT.unflatten(1, (per_group, width))[..., block] += later_SS[:width, :width]
+                scores_XMT.unflatten(1, (per_group, width))[..., block] += later_UU[:width, :width]
                 torch.softmax(scores_XMT, dim=-1, out=scores_XMT)
-                read_XME = torch.bmm(scores_XMT, values_XTE[some, : block.stop])
-                read_XQTE[some, :, block] = read_XME.unflatten(1, (per_group, width))
+                read_XME = torch.bmm(scores_XMT, values_XTE[chunk, : block.stop])
+                read_XQTE[chunk, :, block] = read_XME.unflatten(1, (per_group, width))
     return read_XQTE.view(queries_RHTE.shape).to(queries_RHTE.dtype)
 
 
@@ -211,7 +212,7 @@ class HistoryAttention:
         self,
         geometry: RowGeometry,
         known: dict[int, KnownRow],
-        wanted: tuple[np.ndarray, np.ndarray],
+        predicting: tuple[np.ndarray, np.ndarray],
         device: torch.device,
     ) -> None:
         """Start a forward.
@@ -219,48 +220,48 @@ class HistoryAttention:
         Args:
             geometry: of the rows.
             known: row -> its first tokens, where they are known.
-            wanted: (row, position) `[P]` of the tokens whose last hidden state is wanted.
+            predicting: (row, position) `[Y]` of the tokens whose last hidden state is asked for.
             device: of the model.
         """
         self._known = known
-        self._groups = [_Together(geometry, rows, device) for rows in geometry.groups(device)]
+        self._groups = [_RowGroup(geometry, rows, device) for rows in geometry.groups(device)]
         alone = len(self._groups) == 1 and not known  # then queries are spread as keys and values are
         self._spread = self._groups[0].spread if alone else _Spread(geometry, device)
-        in_order = np.array_equal(wanted[0], np.arange(len(geometry.lengths_R)))
-        self._row_P = None if in_order else torch.from_numpy(wanted[0]).to(device)  # None: one of each row
-        past_P1 = torch.from_numpy(wanted[1]).to(device)[:, None]
-        self._mask_P11T = (torch.arange(geometry.longest, device=device) <= past_P1)[:, None, None]
-        self.keys: list[
-            torch.Tensor
-        ] = []  # of each layer, [R, G, T, E]; beyond a row's end something of its own
+        in_order = np.array_equal(predicting[0], np.arange(len(geometry.lengths_R)))
+        self._row_Y = (
+            None if in_order else torch.from_numpy(predicting[0]).to(device)
+        )  # None: one of each row
+        past_Y1 = torch.from_numpy(predicting[1]).to(device)[:, None]
+        self._mask_Y11T = (torch.arange(geometry.longest, device=device) <= past_Y1)[:, None, None]
+        # of each layer, [R, G, T, E]; beyond a row's end something of its own
+        self.keys: list[torch.Tensor] = []
         self.values: list[torch.Tensor] = []
 
-    def keep(self, layer: int, keys_NGE: torch.Tensor, values_NGE: torch.Tensor) -> None:
-        """See `tree_forward.Attention`."""
-        self.keys.append(self._rows(keys_NGE, {row: one.keys[layer] for row, one in self._known.items()}))
-        self.values.append(
-            self._rows(values_NGE, {row: one.values[layer] for row, one in self._known.items()})
-        )
+    def keep(self, layer: int, keys_PGE: torch.Tensor, values_PGE: torch.Tensor) -> None:
+        """See `sluice.learner.decoding.forward.Attention`."""
+        known = self._known.items()
+        self.keys.append(self._rows(keys_PGE, {row: start.keys[layer] for row, start in known}))
+        self.values.append(self._rows(values_PGE, {row: start.values[layer] for row, start in known}))
 
     def attend(
-        self, layer: int, queries_NHE: torch.Tensor, scale: float, wanted_P: torch.Tensor | None
+        self, layer: int, queries_PHE: torch.Tensor, scale: float, predicting_Y: torch.Tensor | None
     ) -> torch.Tensor:
-        """See `tree_forward.Attention`."""
+        """See `sluice.learner.decoding.forward.Attention`."""
         keys, values = self.keys[layer], self.values[layer]
-        if wanted_P is None:
-            read = [group.attend(queries_NHE[group.tokens], keys, values, scale) for group in self._groups]
+        if predicting_Y is None:
+            read = [group.attend(queries_PHE[group.tokens], keys, values, scale) for group in self._groups]
             return read[0] if len(read) == 1 else torch.cat(read)
-        # The wanted tokens' queries over all that stands before them in their rows, themselves included.
-        if self._row_P is not None:
-            keys, values = keys[self._row_P], values[self._row_P]
-        keys, values = (_per_query_head(part, queries_NHE.shape[1]) for part in (keys, values))
-        queries_PH1E = queries_NHE[:, :, None]
+        # The predicting tokens' queries over all that stands before them in their rows, themselves included.
+        if self._row_Y is not None:
+            keys, values = keys[self._row_Y], values[self._row_Y]
+        keys, values = (_per_query_head(part, queries_PHE.shape[1]) for part in (keys, values))
+        queries_YH1E = queries_PHE[:, :, None]
         return F.scaled_dot_product_attention(
-            queries_PH1E, keys, values, attn_mask=self._mask_P11T, scale=scale
+            queries_YH1E, keys, values, attn_mask=self._mask_Y11T, scale=scale
         )[:, :, 0]
 
-    def _rows(self, new_NGE: torch.Tensor, known: dict[int, torch.Tensor]) -> torch.Tensor:
-        rows_RGTE = self._spread.rows(new_NGE).contiguous()
+    def _rows(self, new_PGE: torch.Tensor, known: dict[int, torch.Tensor]) -> torch.Tensor:
+        rows_RGTE = self._spread.rows(new_PGE).contiguous()
         for row, source_RGTE in known.items():
             where = self._known[row]
             rows_RGTE[row, :, : where.length] = source_RGTE[where.row, :, : where.length]
@@ -285,44 +286,45 @@ class BranchAttention:
             self._bias_B11T = torch.zeros(past_B1T.shape, dtype=keys[0].dtype, device=lengths_B.device)
             self._bias_B11T = self._bias_B11T.masked_fill_(past_B1T, -torch.inf)[:, None]
         self._own: list[tuple[torch.Tensor, torch.Tensor]] = []  # of each layer, [B*W, A, G, E]
-        self._parent_N: torch.Tensor | None = None
+        self._parent_P: torch.Tensor | None = None
 
     def grow(self, parent_BW: torch.Tensor | None) -> None:
-        """Say which branch of the level before each branch of the next forward goes on from; None: there is
-        none.
+        """Say which branch of the level before each branch of the next forward goes on from.
+
+        None: the next forward is the first.
         """
-        self._parent_N = None
+        self._parent_P = None
         if parent_BW is not None:
             width = self._own[0][0].shape[0] // parent_BW.shape[0]
             first_B1 = torch.arange(parent_BW.shape[0], device=parent_BW.device)[:, None] * width
-            self._parent_N = (first_B1 + parent_BW).flatten()
+            self._parent_P = (first_B1 + parent_BW).flatten()
 
-    def keep(self, layer: int, keys_NGE: torch.Tensor, values_NGE: torch.Tensor) -> None:
-        """See `tree_forward.Attention`."""
-        own = (keys_NGE[:, None], values_NGE[:, None])
-        if self._parent_N is None:
-            self._own.append(own)
+    def keep(self, layer: int, keys_PGE: torch.Tensor, values_PGE: torch.Tensor) -> None:
+        """See `sluice.learner.decoding.forward.Attention`."""
+        if self._parent_P is None:
+            self._own.append((keys_PGE[:, None], values_PGE[:, None]))
             return
-        self._own[layer] = tuple(
-            torch.cat([old.index_select(0, self._parent_N), new], dim=1)
-            for old, new in zip(self._own[layer], own, strict=True)
+        old_keys, old_values = (old.index_select(0, self._parent_P) for old in self._own[layer])
+        self._own[layer] = (
+            torch.cat([old_keys, keys_PGE[:, None]], dim=1),
+            torch.cat([old_values, values_PGE[:, None]], dim=1),
         )
 
     def attend(
-        self, layer: int, queries_NHE: torch.Tensor, scale: float, wanted_P: torch.Tensor | None
+        self, layer: int, queries_PHE: torch.Tensor, scale: float, predicting_Y: torch.Tensor | None
     ) -> torch.Tensor:
-        """See `tree_forward.Attention`."""
-        assert wanted_P is None, "every branch token is wanted"
+        """See `sluice.learner.decoding.forward.Attention`."""
+        assert predicting_Y is None, "every branch token predicts"
         keys_BGTE, values_BGTE = self._keys[layer], self._values[layer]
-        own_keys_NAGE, own_values_NAGE = self._own[layer]
-        (prompts, groups, longest, size), ancestors = keys_BGTE.shape, own_keys_NAGE.shape[1]
-        queries_NGQE = (queries_NHE * scale).unflatten(1, (groups, -1))
-        queries_BWGQE = queries_NGQE.unflatten(0, (prompts, -1))
+        own_keys_PAGE, own_values_PAGE = self._own[layer]
+        (prompts, groups, longest, size), ancestors = keys_BGTE.shape, own_keys_PAGE.shape[1]
+        queries_PGQE = (queries_PHE * scale).unflatten(1, (groups, -1))
+        queries_BWGQE = queries_PGQE.unflatten(0, (prompts, -1))
         width, per_group = queries_BWGQE.shape[1], queries_BWGQE.shape[3]
-        # All queries of a key-value head meet its keys in one product: M = W * Q of them, for each of X = B *
-        # G heads.
+        # All queries of a key-value head meet its keys in one product: M = W * Q of them, for each of the
+        # X = B * G heads.
         queries_XME = queries_BWGQE.transpose(1, 2).reshape(prompts * groups, width * per_group, size)
-        scores_BGMt = queries_NHE.new_empty(prompts, groups, width * per_group, longest + ancestors)
+        scores_BGMt = queries_PHE.new_empty(prompts, groups, width * per_group, longest + ancestors)
         with onednn_matmul():
             history_XMT = torch.bmm(queries_XME, keys_BGTE.flatten(0, 1).transpose(1, 2))
         history_BGMT = history_XMT.unflatten(0, (prompts, groups))
@@ -330,15 +332,15 @@ class BranchAttention:
             scores_BGMt[..., :longest] = history_BGMT
         else:
             torch.add(history_BGMT, self._bias_B11T, out=scores_BGMt[..., :longest])
-        own_NAGQ = (queries_NGQE[:, None] * own_keys_NAGE[:, :, :, None]).sum(dim=-1)
-        own_BGWQA = own_NAGQ.view(prompts, width, ancestors, groups, per_group).permute(0, 3, 1, 4, 2)
+        own_PAGQ = (queries_PGQE[:, None] * own_keys_PAGE[:, :, :, None]).sum(dim=-1)
+        own_BGWQA = own_PAGQ.view(prompts, width, ancestors, groups, per_group).permute(0, 3, 1, 4, 2)
         scores_BGMt[..., longest:] = own_BGWQA.flatten(2, 3)
         weights_BGMt = torch.softmax(scores_BGMt.float(), dim=-1).to(scores_BGMt.dtype)
         with onednn_matmul():
             read_XME = torch.bmm(weights_BGMt[..., :longest].flatten(0, 1), values_BGTE.flatten(0, 1))
         read_BGWQE = read_XME.view(prompts, groups, width, per_group, size)
         own_BGWQA = weights_BGMt[..., longest:].unflatten(2, (width, per_group))
-        own_NAGQ1 = own_BGWQA.permute(0, 2, 4, 1, 3).reshape(-1, ancestors, groups, per_group, 1)
-        read_NGQE = (own_NAGQ1 * own_values_NAGE[:, :, :, None]).sum(dim=1)
-        read_NGQE += read_BGWQE.transpose(1, 2).flatten(0, 1)
-        return read_NGQE.flatten(1, 2)
+        own_PAGQ1 = own_BGWQA.permute(0, 2, 4, 1, 3).reshape(-1, ancestors, groups, per_group, 1)
+        read_PGQE: torch.Tensor = (own_PAGQ1 * own_values_PAGE[:, :, :, None]).sum(dim=1)
+        read_PGQE += read_BGWQE.transpose(1, 2).flatten(0, 1)
+        return read_PGQE.flatten(1, 2)

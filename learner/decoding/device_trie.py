@@ -1,7 +1,7 @@
 """The catalogue's trie during tree decoding: which codes may follow, on the model's device.
 
-`sluice.catalog.trie.tensors` answers; here its rows are those of B prompts with W branches each, its columns
-the C codes of a level.
+`sluice.catalog.trie.tensors` answers. Here its R rows are those of B prompts with W branches each, and its
+columns the C codes of a level.
 """
 
 import numpy as np
@@ -13,8 +13,9 @@ from sluice.catalog.trie.vocabulary import Vocabulary
 
 
 class DeviceTrie:
-    """One version of the catalogue. Nodes are those of `sluice.catalog.trie.trie`; codes are tokens less the
-    level's offset.
+    """One version of the catalogue.
+
+    Nodes are those of `sluice.catalog.trie.trie`; codes are tokens less the level's offset.
     """
 
     def __init__(self, vocabulary: Vocabulary, device: torch.device) -> None:

@@ -1,6 +1,7 @@
 """Draws from next-token distributions, as pure functions of log-probs and given random numbers.
 
-Dimension suffixes: B prompts, W branches of a prompt, K candidates of a prompt, C tokens to choose from.
+Dimension suffixes: B prompts, W branches of a prompt, K candidates of a prompt, C tokens to choose from,
+X = B * K.
 """
 
 from collections.abc import Sequence
@@ -42,8 +43,8 @@ def draw_codes(log_p_BWC: torch.Tensor, branch_BK: torch.Tensor, uniforms_BK: to
         return torch.searchsorted(shares_BWC[:, 0], target_BK, right=True)
     prompts, width, _ = shares_BWC.shape
     row_BK = torch.arange(prompts, device=branch_BK.device)[:, None] * width + branch_BK
-    shares_NC = shares_BWC.flatten(0, 1).index_select(0, row_BK.flatten())
-    return torch.searchsorted(shares_NC, target_BK.flatten()[:, None], right=True).view_as(branch_BK)
+    shares_XC = shares_BWC.flatten(0, 1).index_select(0, row_BK.flatten())
+    return torch.searchsorted(shares_XC, target_BK.flatten()[:, None], right=True).view_as(branch_BK)
 
 
 def distinct_values(values_BK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -75,15 +76,15 @@ def perturb_totals(
     gap = torch.log(-torch.expm1(shifted - shifted.amax(dim=-1, keepdim=True)))
     difference = largest_BW[..., None] - shifted + gap
     result = largest_BW[..., None] - difference.clamp(min=0) - torch.log1p(torch.exp(-difference.abs()))
-    return result.masked_fill(
-        ~torch.isfinite(totals_BWC), -torch.inf
-    )  # NaN where a whole family is impossible
+    # NaN where a whole family is impossible.
+    return result.masked_fill(~torch.isfinite(totals_BWC), -torch.inf)
 
 
 def log_inclusion(totals: torch.Tensor, kappa: torch.Tensor) -> torch.Tensor:
-    """Log of the chance 1 - exp(-exp(l - kappa)) that a sequence of log-prob l exceeds the threshold kappa.  [paper]
+    """Log of the chance 1 - exp(-exp(l - kappa)) that a sequence of log-prob l exceeds the threshold kappa.
 
-    0 where kappa is -inf: there is no other sequence, so each is certain.
+    The chance is that of Kool et al. 2019. It is 1, and its log 0, where kappa is -inf: there is no other
+    sequence, so each is certain.
     """
     log_rate = totals - kappa
     # Far below zero the chance is exp(l - kappa) to 1e-13, and its complement would round to 1.
@@ -93,5 +94,5 @@ def log_inclusion(totals: torch.Tensor, kappa: torch.Tensor) -> torch.Tensor:
 
 
 def random_streams(keys: Sequence[bytes]) -> list[np.random.Generator]:
-    """Random numbers of each 16-byte key, whatever the other keys are."""
+    """A stream of random numbers for each 16-byte key, whatever the other keys are."""
     return [np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little"))) for key in keys]

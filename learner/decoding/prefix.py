@@ -1,4 +1,4 @@
-"""Histories run through the model once: none twice within a batch, nor again while their batch is remembered.
+"""Histories run through the model once: none twice in a batch, nor again while their batch is remembered.
 
 A history that another one of the batch goes on from is read off the longer one on its way, since causal
 attention does not see what comes later. `PrefixCache` keeps the keys and values of past batches, so that a
@@ -11,6 +11,7 @@ Dimension suffixes as in `sluice.learner.decoding.attention`.
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,19 +37,19 @@ class Prefix:
 
 
 def prefix_bytes(model: PreTrainedModel, tokens: int, stride: int) -> int:
-    """What a `PrefixCache` keeps of a history of so many tokens: keys and values, and the tokens that find
-    them.
+    """Bytes that a `PrefixCache` keeps of a history of `tokens` tokens, whose items have `stride` each.
+
+    These are the keys and values, and the tokens that find them.
     """
-    config = model.config
+    config: Any = model.config  # its fields are those of the architecture
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    return 2 * config.num_hidden_layers * heads * size * tokens * model.dtype.itemsize + _start_bytes(
-        tokens, stride
-    )
+    tensors = 2 * config.num_hidden_layers * heads * size * tokens * model.dtype.itemsize
+    return int(tensors) + _start_bytes(tokens, stride)
 
 
 def _start_bytes(tokens: int, stride: int) -> int:
-    """Of each start its last item and the number of the start before."""
+    """Bytes of each start's last item and of the number of the start before."""
     starts = _starts(tokens, stride)
     return _TOKEN_BYTES * (len(starts) + starts[-1]) if starts else 0
 
@@ -75,14 +76,16 @@ class PrefixCache:
     """
 
     def __init__(self, max_bytes: int, stride: int) -> None:
-        """`max_bytes` bounds the tensors and the tokens that find them; a batch above it leaves all as it
-        was.
+        """An empty cache.
+
+        Args:
+            max_bytes: bound of the tensors and of the tokens that find them; a batch above it is not kept.
+            stride: tokens of an item.
         """
         self._max_bytes, self._stride = max_bytes, stride
         self._batches: deque[_Batch] = deque()
-        self._numbers: dict[
-            tuple[int, bytes], int
-        ] = {}  # (of the start before, the item's tokens) -> of this start
+        # (number of the start before, the item's tokens) -> number of this start
+        self._numbers: dict[tuple[int, bytes], int] = {}
         self._places: dict[int, tuple[_Batch, int]] = {}  # number -> the latest row that starts so
         self._last = 0
         self.nbytes = 0
@@ -90,8 +93,9 @@ class PrefixCache:
         self.found_tokens = 0  # of these, tokens not computed again
 
     def find(self, tokens: np.ndarray, limit: int) -> KnownRow | None:
-        """The longest start of `tokens` that is known, of at most `limit` tokens and no less than a quarter
-        of them.
+        """The longest start of `tokens` `[n]` that is known; None when it is shorter than a quarter of them.
+
+        The start has at most `limit` tokens.
         """
         self.asked_tokens += len(tokens)
         number, length = 0, 0
@@ -158,8 +162,14 @@ def prefill_histories(
     device: torch.device,
     cache: PrefixCache | None,
 ) -> Prefix:
-    """Run right-padded histories `[B, T]` of `lengths_B` tokens (at least 1 each), padded with any of the
-    tokens.
+    """Run right-padded histories through the model once.
+
+    Args:
+        forward: of the model.
+        history_BT: token ids int64, padded with any token.
+        lengths_B: tokens of each history, int64, at least 1.
+        device: of the model.
+        cache: what past batches left, and where this one's keys and values go; None: neither.
     """
     row_B, prompt_R = share_rows(history_BT, lengths_B)
     known: dict[int, KnownRow] = {}
@@ -180,22 +190,22 @@ def prefill_histories(
     geometry = RowGeometry(
         known_R=known_R, lengths_R=_filled(known_R, lengths_R) if device.type == "cpu" else lengths_R
     )
-    row_N, position_N = geometry.packed()
+    row_P, position_P = geometry.packed()
     end_B = lengths_B - 1
     attention = HistoryAttention(geometry, known, (row_B, end_B), device)
-    first_R = np.searchsorted(row_N, np.arange(len(rows)))
-    wanted_B = torch.from_numpy(first_R[row_B] + end_B - geometry.known_R[row_B])
-    tokens_N = torch.from_numpy(history_BT[prompt_R[row_N], position_N])
+    first_R = np.searchsorted(row_P, np.arange(len(rows)))
+    predicting_B = torch.from_numpy(first_R[row_B] + end_B - geometry.known_R[row_B])
+    tokens_P = torch.from_numpy(history_BT[prompt_R[row_P], position_P])
     hidden_BD = forward(
-        tokens_N.to(device), torch.from_numpy(position_N).to(device), attention, wanted_B.to(device)
+        tokens_P.to(device), torch.from_numpy(position_P).to(device), attention, predicting_B.to(device)
     )
     if cache is not None:
         cache.add(rows, attention.keys, attention.values)
     one_each = bool((row_B == np.arange(len(row_B))).all())
-    row_B = torch.from_numpy(row_B).to(device)
+    index_B = torch.from_numpy(row_B).to(device)
 
     def of_prompts(kept: list[torch.Tensor]) -> list[torch.Tensor]:
-        return kept if one_each else [part.index_select(0, row_B) for part in kept]
+        return kept if one_each else [part.index_select(0, index_B) for part in kept]
 
     return Prefix(
         keys=of_prompts(attention.keys),

@@ -5,9 +5,10 @@ The W candidates of a prompt are branches behind one history: each attends to th
 ancestors, so the history is computed and kept once however many there are. Results equal decoding every
 candidate by itself.
 
-    prefill -> Prefix -> beams: the W likeliest        -> Candidates
-                      -> sample: K independent draws   -> Candidates
-                      -> stochastic_beams: K distinct draws, without replacement -> Candidates
+    prefill -> Prefix -> decode: by the kind of a `Decoding`, one of
+                           beams: the W likeliest        -> Candidates
+                           sample: K independent draws   -> Candidates
+                           stochastic_beams: K distinct draws, without replacement -> Candidates
 
 Dimension suffixes: B prompts, T history tokens, W candidates of a prompt, L tokens of an item, C tokens to
 choose from at a level (its codes, or the vocabulary), D hidden size.
@@ -21,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel
 
+from sluice.catalog.decoding import Decoding
 from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.learner.decoding.attention import BranchAttention
 from sluice.learner.decoding.device_trie import DeviceTrie
@@ -50,7 +52,8 @@ class Candidates:
     @property
     def log_probs_BW(self) -> np.ndarray:
         """float32 nats, summed over the L tokens."""
-        return self.log_probs_BWL.sum(axis=2)
+        total_BW: np.ndarray = self.log_probs_BWL.sum(axis=2)
+        return total_BW
 
 
 class TreeDecoder:
@@ -89,34 +92,55 @@ class TreeDecoder:
         if self.cache is not None:
             self.cache.clear()
 
+    def decode(
+        self,
+        prefix: Prefix,
+        decoding: Decoding,
+        streams: Sequence[np.random.Generator],
+        excluded: list[np.ndarray] | None = None,
+    ) -> Candidates:
+        """Candidates by any kind of decoding, with the log-probs of the distribution drawn from.
+
+        Args:
+            prefix: of `prefill_histories`; it can be used again afterwards.
+            decoding: how, and how many.
+            streams: the random numbers of each prompt; exact beams take none.
+            excluded: item rows to leave out, per prompt; for constrained decoding only.
+        """
+        if decoding.kind == "beam":
+            return self.beams(prefix, decoding, excluded, renormalise=True)
+        if decoding.kind == "stochastic_beam":
+            return self.stochastic_beams(prefix, decoding, streams, excluded)
+        return self.sample(prefix, decoding, streams, excluded)
+
     @torch.no_grad()
     def beams(
         self,
         prefix: Prefix,
-        width: int,
-        *,
-        constrained: bool = True,
+        decoding: Decoding,
         excluded: list[np.ndarray] | None = None,
+        *,
         renormalise: bool = False,
     ) -> Candidates:
-        """The `width` likeliest token sequences of each prompt, best first.
+        """The W likeliest token sequences of each prompt, best first.
 
         Args:
             prefix: of `prefill_histories`; it can be used again afterwards.
-            width: W.
-            constrained: only items of the catalogue.
+            decoding: W and what is allowed.
             excluded: item rows to leave out, per prompt; for constrained decoding only.
             renormalise: give each token's log-prob among the tokens allowed there, and order by that: the
                 distribution that constrained sampling draws from. Otherwise scores of constrained beams stay
                 those of the free policy, log p(item | history), and the order is the policy's own order of
                 the items allowed.
         """
-        tree = _Tree(self, prefix, constrained, excluded)
+        tree = _Tree(self, prefix, decoding, excluded)
         total_BW = torch.zeros(len(prefix.lengths_B), 1, device=self._device)
         while not tree.complete:
             log_p_BWC = tree.log_probs(over_allowed=renormalise)
             total_BWC = total_BW[..., None] + log_p_BWC
-            total_BW, flat_BW = total_BWC.flatten(1).topk(min(width, total_BWC[0].numel()), dim=1)
+            total_BW, flat_BW = total_BWC.flatten(1).topk(
+                min(decoding.candidates, total_BWC[0].numel()), dim=1
+            )
             tree.grow(log_p_BWC, flat_BW)
         return tree.candidates()
 
@@ -124,12 +148,8 @@ class TreeDecoder:
     def sample(
         self,
         prefix: Prefix,
+        decoding: Decoding,
         streams: Sequence[np.random.Generator],
-        count: int,
-        *,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        constrained: bool = True,
         excluded: list[np.ndarray] | None = None,
     ) -> Candidates:
         """K independent candidates of each prompt, with the log-probs of the distributions drawn from.
@@ -138,19 +158,17 @@ class TreeDecoder:
 
         Args:
             prefix: of `prefill_histories`; it can be used again afterwards.
+            decoding: K and the distribution.
             streams: the random numbers of each prompt.
-            count: K.
-            temperature: divides the logits.
-            top_p: see `tree_draw.nucleus`; taken after mask and temperature.
-            constrained: only items of the catalogue.
             excluded: item rows to leave out, per prompt; for constrained decoding only.
         """
-        tree = _Tree(self, prefix, constrained, excluded)
-        numbers = [stream.random((count, self.layout.levels), dtype=np.float32) for stream in streams]
+        tree = _Tree(self, prefix, decoding, excluded)
+        shape = (decoding.candidates, self.layout.levels)
+        numbers = [stream.random(shape, dtype=np.float32) for stream in streams]
         uniforms_BKL = torch.from_numpy(np.stack(numbers)).to(self._device)
         branch_BK = torch.zeros(uniforms_BKL.shape[:2], dtype=torch.int64, device=self._device)
         while not tree.complete:
-            log_p_BWC = tree.log_probs(over_allowed=True, temperature=temperature, top_p=top_p)
+            log_p_BWC = tree.log_probs(over_allowed=True)
             choice_BK = draw_codes(log_p_BWC, branch_BK, uniforms_BKL[..., tree.level])
             flat_BW, branch_BK = distinct_values(branch_BK * log_p_BWC.shape[2] + choice_BK)
             tree.grow(log_p_BWC, flat_BW)
@@ -160,33 +178,28 @@ class TreeDecoder:
     def stochastic_beams(
         self,
         prefix: Prefix,
+        decoding: Decoding,
         streams: Sequence[np.random.Generator],
-        count: int,
-        *,
-        temperature: float = 1.0,
-        constrained: bool = True,
         excluded: list[np.ndarray] | None = None,
     ) -> Candidates:
         """K distinct candidates of each prompt, sampled without replacement, in the order of drawing.
 
-        Stochastic beam search (Kool et al. 2019, arXiv 1903.06059): beams by Gumbel-perturbed log-probs. With kappa the
-        (K+1)-th largest, a candidate of log-prob l had the chance 1 - exp(-exp(l - kappa)) of being among the K, by
-        which a sum over them is weighted to be unbiased.  [paper] The root's value is drawn, too: a constant gives the
-        same samples but a kappa that makes that estimator biased.
+        Stochastic beam search (Kool et al. 2019, arXiv 1903.06059): beams by Gumbel-perturbed log-probs. With
+        kappa the (K+1)-th largest, a candidate of log-prob l had the chance 1 - exp(-exp(l - kappa)) of being
+        among the K, by which a sum over them is weighted to be unbiased. [paper] The root's value is drawn,
+        too: a constant gives the same samples but a kappa that makes that estimator biased.
 
         Args:
             prefix: of `prefill_histories`; it can be used again afterwards.
+            decoding: K and the distribution.
             streams: the random numbers of each prompt.
-            count: K.
-            temperature: divides the logits.
-            constrained: only items of the catalogue.
             excluded: item rows to leave out, per prompt; for constrained decoding only.
         """
-        tree = _Tree(self, prefix, constrained, excluded)
+        tree, count = _Tree(self, prefix, decoding, excluded), decoding.candidates
         largest_BW = self._gumbel(streams, 1)
         total_BW = torch.zeros_like(largest_BW)
         while not tree.complete:
-            log_p_BWC = tree.log_probs(over_allowed=True, temperature=temperature)
+            log_p_BWC = tree.log_probs(over_allowed=True)
             total_BWC = total_BW[..., None] + log_p_BWC
             perturbed_BWC = perturb_totals(total_BWC, self._gumbel(streams, *log_p_BWC.shape[1:]), largest_BW)
             kept = min(count + 1, perturbed_BWC[0].numel())  # one more than wanted: it gives kappa
@@ -211,14 +224,15 @@ class _Tree:
     """The branches of one decoding, grown a level at a time."""
 
     def __init__(
-        self, decoder: TreeDecoder, prefix: Prefix, constrained: bool, excluded: list[np.ndarray] | None
+        self, decoder: TreeDecoder, prefix: Prefix, decoding: Decoding, excluded: list[np.ndarray] | None
     ) -> None:
-        if excluded is not None and not constrained:
+        if excluded is not None and not decoding.constrained:
             raise ValueError("items can be excluded from constrained decoding only")
-        self._decoder, self._prefix, self._constrained = decoder, prefix, constrained
+        self._decoder, self._prefix, self._decoding = decoder, prefix, decoding
         self._trie, device = decoder.catalogue, prefix.lengths_B.device
-        some = excluded is not None and any(len(items) for items in excluded)
-        self._exclusions = self._trie.exclusions(excluded) if some else None
+        self._exclusions = None
+        if excluded is not None and any(len(items) for items in excluded):
+            self._exclusions = self._trie.exclusions(excluded)
         self._attention = BranchAttention(prefix.keys, prefix.values, prefix.lengths_B)
         self._hidden_BWD = prefix.hidden_BD[:, None]
         self._node_BW = torch.zeros(len(prefix.lengths_B), 1, dtype=torch.int64, device=device)
@@ -235,16 +249,16 @@ class _Tree:
         """Every branch has its L tokens."""
         return self.level == self._decoder.layout.levels
 
-    def log_probs(self, *, over_allowed: bool, temperature: float = 1.0, top_p: float = 1.0) -> torch.Tensor:
+    def log_probs(self, *, over_allowed: bool) -> torch.Tensor:
         """Log-probs `[B, W, C]` of the next tokens, -inf where one is not allowed.
 
         `over_allowed` normalises over the tokens allowed, else over the whole vocabulary.
         """
-        layout, level = self._decoder.layout, self.level
+        layout, level, top_p = self._decoder.layout, self.level, self._decoding.top_p
         codes = slice(layout.level_offsets[level], layout.level_offsets[level] + layout.level_sizes[level])
-        needed = codes if self._constrained and over_allowed else slice(0, layout.vocab_size)
-        logits = self._decoder.logits(self._hidden_BWD, needed) / temperature
-        if not self._constrained:
+        needed = codes if self._decoding.constrained and over_allowed else slice(0, layout.vocab_size)
+        logits = self._decoder.logits(self._hidden_BWD, needed) / self._decoding.temperature
+        if not self._decoding.constrained:
             return log_softmax(nucleus_logits(logits, top_p) if top_p < 1 else logits)
         allowed_BWC = self._trie.allowed(level, self._node_BW, self._exclusions)
         if not over_allowed:
@@ -257,12 +271,14 @@ class _Tree:
         level, choices = self.level, log_p_BWC.shape[2]
         parent_BW, choice_BW = flat_BW // choices, flat_BW % choices
         log_p_BW = log_p_BWC.flatten(1).gather(1, flat_BW)
-        token_BW = choice_BW + self._decoder.layout.level_offsets[level] if self._constrained else choice_BW
+        token_BW = (
+            choice_BW + self._decoder.layout.level_offsets[level] if self._decoding.constrained else choice_BW
+        )
         self._log_probs_BWl = torch.cat([_pick(self._log_probs_BWl, parent_BW), log_p_BW[..., None]], dim=2)
         self._tokens_BWl = torch.cat([_pick(self._tokens_BWl, parent_BW), token_BW[..., None]], dim=2)
         if self.complete:
             return
-        if self._constrained:
+        if self._decoding.constrained:
             self._node_BW = self._trie.step(level, self._node_BW.gather(1, parent_BW), choice_BW)
         self._attention.grow(parent_BW if level else None)
         position_BW = (self._prefix.lengths_B[:, None] + level).expand_as(token_BW)

@@ -1,7 +1,9 @@
-"""The two baselines that stand in every table: what is popular, and what goes with the items just consumed.
+"""The two baselines of every results table: popularity, and co-occurrence with the items just consumed.
 
-Both are fitted on all logs before validation and score the whole catalogue for a history; who ranks takes the
-seen items out.
+Both are fitted on all logs before validation and score the whole catalogue for a history. Items that the user
+has seen are scored too: whoever ranks leaves them out.
+
+Definition: docs/algorithms.md, Baselines.
 """
 
 from typing import Self
@@ -65,7 +67,8 @@ class ItemKNN:
         query = sp.csr_matrix(
             (weights.astype(np.float32), (rows, columns)), shape=(len(recent), len(self._prior))
         )
-        return (query @ self._similarity).toarray() + self._prior
+        scores: np.ndarray = (query @ self._similarity).toarray() + self._prior
+        return scores
 
 
 def _count(dataset: Dataset, window: int) -> CoOccurrence:

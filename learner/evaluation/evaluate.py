@@ -4,6 +4,8 @@ HR, NDCG and MRR come from constrained beams (items the user has consumed left o
 or, when `constrained` is off, from free beams, in which a sequence that is no item takes up a place.
 Hallucination is always measured on free beams: decoded top-k sequences that are no item / decoded top-k
 sequences.
+
+Definition: docs/algorithms.md, Metrics.
 """
 
 from collections.abc import Callable
@@ -13,6 +15,7 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from sluice.catalog.data.dataset import Dataset, Examples
+from sluice.catalog.decoding import Decoding
 from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.learner.batches.collate import collate_logged
 from sluice.learner.decoding.tree import TreeDecoder
@@ -52,7 +55,10 @@ class UserResults:
 
 
 def sample_examples(examples: Examples, size: int | None, seed: int = 0) -> Examples:
-    """A fixed random subset of `size` examples (all when None or larger)."""
+    """A random subset of `size` examples, in their order; all when `size` is None or larger.
+
+    The same seed gives the same subset.
+    """
     if size is None or size >= len(examples.users):
         return examples
     chosen = np.sort(np.random.default_rng(seed).choice(len(examples.users), size=size, replace=False))
@@ -67,7 +73,16 @@ def evaluate_policy(
     settings: EvaluationSettings,
     progress: Callable[[int, int, dict[str, float]], None] | None = None,
 ) -> UserResults:
-    """Decode every example; the model's training mode is left as it was."""
+    """Decode every example in evaluation mode; the model's mode is left as it was.
+
+    Args:
+        model: the policy's causal LM.
+        vocabulary: the catalogue in its tokens.
+        dataset: histories and targets.
+        examples: whom to evaluate on.
+        settings: beam width, batch size, constrained or free.
+        progress: called with examples done, their total, and no metrics.
+    """
     was_training = model.training
     model.eval()
     try:
@@ -97,11 +112,12 @@ def _evaluate_batch(
     pairs = list(zip(examples.users.tolist(), examples.positions.tolist(), strict=True))
     logged = collate_logged(dataset, examples, vocabulary)
     prefix = decoder.prefill(logged.history_BT, logged.history_lengths_B)
-    free = decoder.beams(prefix, settings.beam_width, constrained=False)
+    free = decoder.beams(prefix, Decoding(kind="beam", candidates=settings.beam_width))
     free_items = vocabulary.trie.lookup(free.tokens_BWL)
     if settings.constrained:
         excluded = [dataset.seen(*pair) for pair in pairs] if dataset.settings.exclude_seen else None
-        ranked = decoder.beams(prefix, settings.beam_width, excluded=excluded)
+        held = Decoding(kind="beam", candidates=settings.beam_width, constrained=True)
+        ranked = decoder.beams(prefix, held, excluded)
         items = np.where(np.isfinite(ranked.log_probs_BW), vocabulary.trie.lookup(ranked.tokens_BWL), -1)
     else:
         items = free_items

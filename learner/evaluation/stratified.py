@@ -1,16 +1,17 @@
-"""AdaGRPO's stratified analysis (arXiv 2606.08480): the policy's rank of the ground truth (GT) against the
-ranker's.
+"""AdaGRPO's stratified analysis (arXiv 2606.08480): the policy's rank of the target against the ranker's.
 
-Every test user falls into one cell by where the starting policy and where the ranker place the item that the
-user took. Expected [paper]: reward-driven updates help where the policy is unsure and the ranker
-discriminates, and do nothing or harm elsewhere. What is measured in each cell, and the gate at test time, are
-ours:
+The target is the ground truth (GT), the item that the user took. Every test user falls into one cell by where
+the starting policy and where the ranker place it. Expected [paper]: reward-driven updates help where the
+policy is unsure and the ranker discriminates, and do nothing or harm elsewhere. What is measured in each
+cell, and the gate at test time, are ours:
 
 - the change of HR@10 from the start to a later policy;
 - the rank gain, mean over users of log2(rank at the start / rank now): +1 is a rank halved. A GT that is not
   among the W beams counts as rank W + 1;
 - the share of users whom the gate would admit, with the ten best beams of the start in the place of the K
   candidates of a training prompt, and distractors from other users' ten best.
+
+Definition: docs/algorithms.md, Stratified analysis.
 """
 
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ import numpy as np
 import torch
 
 from sluice.catalog.data.dataset import Dataset
+from sluice.catalog.decoding import Decoding
 from sluice.learner.batches.batch import GroupBatch
 from sluice.learner.evaluation.evaluate import TOP, UserResults
 from sluice.learner.gate.gate import compute_gate
@@ -98,9 +100,15 @@ def gate_at_start(
     distractors: int,
     batch: int = 64,
 ) -> np.ndarray:
-    """bool `[n]`: whom of the test users the gate would admit, given the starting policy's results on them.
+    """Which of the n test users the gate would admit, bool `[n]`.
 
-    M `distractors` are drawn from what the ten best of all users hold, less the user's own ten and GT.
+    Args:
+        start: the starting policy's results on all test users.
+        dataset: their histories and targets.
+        ranker: scores GT, the ten best and the distractors.
+        settings: of the gate.
+        distractors: J, drawn from the ten best of all users, less the user's own ten and GT.
+        batch: users that the ranker is asked about at a time.
     """
     examples = dataset.examples("test")
     pairs = list(zip(examples.users.tolist(), examples.positions.tolist(), strict=True))
@@ -111,7 +119,7 @@ def gate_at_start(
         pool = np.setdiff1d(shown, np.append(own, targets[row]))
         chosen = np.random.default_rng([0, row]).choice(pool, size=min(distractors, len(pool)), replace=False)
         drawn[row, : len(chosen)] = chosen
-    asked = np.concatenate([targets[:, None], start.top_items, drawn], axis=1)
+    candidates = np.concatenate([targets[:, None], start.top_items, drawn], axis=1)
     scores = np.concatenate(
         [
             ranker.score(
@@ -119,7 +127,7 @@ def gate_at_start(
                     dataset.history(*pair, dataset.settings.max_history)
                     for pair in pairs[first : first + batch]
                 ],
-                asked[first : first + batch],
+                candidates[first : first + batch],
             )
             for first in range(0, len(pairs), batch)
         ]
@@ -129,8 +137,9 @@ def gate_at_start(
 
 
 def _as_group(top_items: np.ndarray, targets: np.ndarray, scores: torch.Tensor) -> GroupBatch:
-    """Beams of one token each, the item row itself; their log-probs need only be in the order of the
-    places.
+    """A batch of beams of one token each, the item row itself.
+
+    Their log-probs need only be in the order of the places.
     """
     items_BK = torch.from_numpy(top_items.astype(np.int64))
     users, beams = items_BK.shape
@@ -145,8 +154,7 @@ def _as_group(top_items: np.ndarray, targets: np.ndarray, scores: torch.Tensor) 
         target_items_B=torch.from_numpy(targets.astype(np.int64)),
         candidate_scores_BK=scores[:, 1 : 1 + beams],
         target_scores_B=scores[:, 0],
-        distractor_scores_BM=scores[:, 1 + beams :],
+        distractor_scores_BJ=scores[:, 1 + beams :],
         allowed_BSLV=None,
-        temperature=1.0,
-        beams=True,
+        decoding=Decoding(kind="beam", candidates=beams),
     )

@@ -1,10 +1,10 @@
 """The gate of AdaGRPO (arXiv 2606.08480): which prompts' reward gradient is let through.
 
-    gate(x) = D(x) * R(x), binary, one value per prompt, detached  [paper]
+    gate(x) = difficulty(x) * discriminability(x), binary, one value per prompt, detached  [paper]
 
-D, difficulty: the ground truth (GT) is not within the policy's top tau*K.  [note]
-R, discriminability: (a) the ranker places GT within the top tau*K of {GT} + valid distinct candidates, and (b) every
-distractor, a candidate of another prompt scored under this one, ranks below the head.  [note]
+Difficulty: the ground truth (GT) is not within the policy's top tau*K.  [note]
+Discriminability: (a) the ranker places GT within the top tau*K of {GT} + valid distinct candidates, and (b)
+every distractor, a candidate of another prompt scored under this one, ranks below the head.  [note]
 
 How the ranks are taken [ours]:
 - The rank of x is 1 + the number of distinct others that score strictly higher, so ties share the better
@@ -14,12 +14,16 @@ How the ranks are taken [ours]:
   ranker's.
 - NaN distractor scores are padding and ignored; a prompt without any distractor has nothing to fail (b) with,
   so it is vacuous.
-- tau*K and rho*K are rounded down to whole places; tau*K below 1 admits nothing through R and calls every
-  prompt difficult.
+- tau*K and rho*K are rounded down to whole places. With tau*K below 1 no prompt is discriminable, and every
+  prompt is difficult.
 - A GT without a finite ranker score is refused: the ranker said nothing of it.
 
-Beside the gate of the paper there are two to compare it with, see `sluice.learner.gate.variants`: one that
-admits groups by chance, and a soft one whose value lies between 0 and 1.
+Two other gates are there to compare with (`sluice.learner.gate.variants`): one that admits groups by chance,
+and a soft one whose value lies between 0 and 1.
+
+Dimension suffixes as in `sluice.learner.batches.batch`, and J distractors of a prompt.
+
+Definition: docs/algorithms.md, AdaGRPO.
 """
 
 import math
@@ -37,10 +41,10 @@ class GateResult:
     """The gate of each prompt and everything it was decided on."""
 
     gate_B: torch.Tensor  # float32, what the prompt's term is multiplied by: 0 or 1 unless the gate is soft
-    difficulty_B: torch.Tensor  # bool, D
-    discriminability_B: torch.Tensor  # bool, R
-    ranker_agrees_B: torch.Tensor  # bool, condition (a) of R
-    distractors_below_B: torch.Tensor  # bool, condition (b) of R
+    difficulty_B: torch.Tensor  # bool
+    discriminability_B: torch.Tensor  # bool
+    ranker_agrees_B: torch.Tensor  # bool, condition (a) of discriminability
+    distractors_below_B: torch.Tensor  # bool, condition (b) of discriminability
     policy_rank_B: torch.Tensor  # int64, 1..K+1, GT's rank by likelihood
     ranker_rank_B: torch.Tensor  # int64, 1..K+1, GT's rank by ranker score
 
@@ -54,6 +58,24 @@ class GateResult:
 def compute_gate(batch: GroupBatch, target_log_prob_B: torch.Tensor, settings: GateSettings) -> GateResult:
     """Decide which prompts are admitted.
 
+    One prompt, four candidates of one token. The policy finds the ground truth (token 9) hard, the ranker
+    puts it first, and the distractor ranks below the head:
+
+    >>> from sluice.catalog.decoding import Decoding
+    >>> batch = GroupBatch(
+    ...     history_BT=torch.tensor([[1]]), history_lengths_B=torch.tensor([1]),
+    ...     target_BL=torch.tensor([[9]]), target_items_B=torch.tensor([0]),
+    ...     candidates_BKL=torch.tensor([[[5], [6], [7], [8]]]),
+    ...     candidate_items_BK=torch.tensor([[1, 2, 3, 4]]),
+    ...     behaviour_log_probs_BKL=torch.tensor([[[-1.0], [-2.0], [-3.0], [-4.0]]]),
+    ...     candidate_scores_BK=torch.tensor([[1.0, 2.0, 3.0, 4.0]]), target_scores_B=torch.tensor([5.0]),
+    ...     distractor_scores_BJ=torch.tensor([[0.0]]), allowed_BSLV=None,
+    ...     decoding=Decoding(candidates=4),
+    ... )
+    >>> result = compute_gate(batch, torch.tensor([-2.5]), GateSettings(tau=0.25))
+    >>> result.policy_rank_B, result.ranker_rank_B, result.gate_B
+    (tensor([3]), tensor([1]), tensor([1.]))
+
     `target_log_prob_B` is GT's log-prob summed over its tokens, under the distribution that the rollouts were
     drawn from (temperature, allowed tokens); exact beams do not need it, since GT's place is read from the
     beams.
@@ -64,13 +86,14 @@ def compute_gate(batch: GroupBatch, target_log_prob_B: torch.Tensor, settings: G
     ranker_rank_B = ranker_rank(batch)
     difficulty_B = policy_rank_B > head
     agrees_B = (ranker_rank_B <= head) & torch.isfinite(batch.target_scores_B)
-    margins_BM = distractor_margins(batch, settings)
-    below_B = distractors_below(margins_BM)
+    margins_BJ = distractor_margins(batch, settings)
+    below_B = distractors_below(margins_BJ)
     discriminability_B = agrees_B & below_B
     if settings.mode == "random":
+        assert settings.random_rate is not None, "the settings demand a rate"
         gate_B = (admission_chance(batch, settings.random_seed) < settings.random_rate).float()
     elif settings.mode == "soft":
-        gate_B = soft_gate(policy_rank_B, ranker_rank_B, margins_BM, head, settings)
+        gate_B = soft_gate(policy_rank_B, ranker_rank_B, margins_BJ, head, settings)
         gate_B = torch.where(torch.isfinite(batch.target_scores_B), gate_B, 0.0)
     else:
         gate_B = {
@@ -90,8 +113,9 @@ def compute_gate(batch: GroupBatch, target_log_prob_B: torch.Tensor, settings: G
 
 
 def whole_places(fraction: float, candidates: int) -> int:
-    """`fraction * K` rounded down; the slack keeps products such as 0.29 * 100 = 28.999999999999996 at their
-    29.
+    """`fraction * K` rounded down to whole places.
+
+    The slack keeps products such as 0.29 * 100 = 28.999999999999996 at their 29.
     """
     return math.floor(fraction * candidates + 1e-6)
 
@@ -104,7 +128,7 @@ def policy_rank(batch: GroupBatch, target_log_prob_B: torch.Tensor) -> torch.Ten
     """
     rivals_BK = batch.distinct_BK & ~batch.hit_BK
     likelihood_BK = batch.behaviour_log_probs_BKL.sum(dim=-1)
-    if not batch.beams:
+    if batch.decoding.is_drawn:
         return 1 + (rivals_BK & (likelihood_BK > target_log_prob_B[:, None])).sum(dim=-1)
     own_B = likelihood_BK.masked_fill(~batch.hit_BK, -torch.inf).amax(dim=-1)
     place_B = 1 + (rivals_BK & (likelihood_BK > own_B[:, None])).sum(dim=-1)
@@ -119,36 +143,36 @@ def ranker_rank(batch: GroupBatch) -> torch.Tensor:
 
 
 def distractor_margins(batch: GroupBatch, settings: GateSettings) -> torch.Tensor:
-    """By how many places each distractor meets condition (b), float32 `[B, M]`: 1 or more where it does, NaN:
-    padding.
+    """By how many places each distractor meets condition (b), float32 `[B, J]`.
 
-    Ranks are in the pool {GT} + valid distinct candidates + distractors. `below_head`: a distractor has rank
-    > rho*K. `within_bottom`: it is among the last rho*K of the pool.
+    It is 1 or more where the distractor meets it, and NaN at padding. Ranks are in the pool {GT} + valid
+    distinct candidates + distractors (X places). `below_head`: a distractor has rank > rho*K.
+    `within_bottom`: it is among the last rho*K of the pool.
     """
     places = whole_places(settings.rho, batch.candidates_BKL.shape[1])
     rivals_BK = _ranker_rivals(batch)
-    pool_BP = torch.cat(
+    pool_BX = torch.cat(
         [
             batch.target_scores_B[:, None],
             batch.candidate_scores_BK.masked_fill(~rivals_BK, torch.nan),
-            batch.distractor_scores_BM,
+            batch.distractor_scores_BJ,
         ],
         dim=1,
     )
-    present_BM = ~torch.isnan(batch.distractor_scores_BM)
+    present_BJ = ~torch.isnan(batch.distractor_scores_BJ)
     # NaN compares false, so padding and invalid candidates never outrank anything.
-    rank_BM = 1 + (pool_BP[:, None, :] > batch.distractor_scores_BM[:, :, None]).sum(dim=-1)
+    rank_BJ = 1 + (pool_BX[:, None, :] > batch.distractor_scores_BJ[:, :, None]).sum(dim=-1)
     if settings.distractor_rule == "below_head":
-        margins_BM = rank_BM - places
+        margins_BJ = rank_BJ - places
     else:
-        pool_size_B = 1 + rivals_BK.sum(dim=-1) + present_BM.sum(dim=-1)
-        margins_BM = places - (pool_size_B[:, None] - rank_BM)
-    return margins_BM.float().masked_fill(~present_BM, torch.nan)
+        pool_size_B = 1 + rivals_BK.sum(dim=-1) + present_BJ.sum(dim=-1)
+        margins_BJ = places - (pool_size_B[:, None] - rank_BJ)
+    return margins_BJ.float().masked_fill(~present_BJ, torch.nan)
 
 
-def distractors_below(margins_BM: torch.Tensor) -> torch.Tensor:
+def distractors_below(margins_BJ: torch.Tensor) -> torch.Tensor:
     """Condition (b), bool `[B]`: every distractor meets it, by its margin."""
-    return ((margins_BM > 0) | margins_BM.isnan()).all(dim=-1)
+    return ((margins_BJ > 0) | margins_BJ.isnan()).all(dim=-1)
 
 
 def _ranker_rivals(batch: GroupBatch) -> torch.Tensor:

@@ -1,29 +1,61 @@
 """Settings of the gate. Imports no torch."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from sluice.catalog.settings import Settings
+from sluice.catalog.settings import Settings, Unit
 
 
 class GateSettings(Settings):
-    """When the GRPO term of a prompt is admitted; algorithms section 1. tau and rho are fractions of K."""
+    """When the GRPO term of a prompt is admitted. tau and rho are fractions of K.
 
-    # `hard` is the gate of the paper; `random` admits groups by chance at `random_rate`, to compare with;
-    # `soft` is an experiment: a number in [0, 1] that multiplies the term.
-    mode: Literal["hard", "random", "soft"] = "hard"
-    tau: float = Field(default=0.25, gt=0, le=1)
-    rho: float = Field(default=0.5, gt=0)
-    distractor_rule: Literal["below_head", "within_bottom"] = "below_head"
-    parts: Literal["both", "difficulty", "discriminability"] = "both"
+    Definition: docs/algorithms.md, AdaGRPO.
+
+    >>> GateSettings(tau=0.5).mode
+    'hard'
+    >>> GateSettings(mode="random", random_rate=0.3).random_rate
+    0.3
+    """
+
+    mode: Literal["hard", "random", "soft"] = Field(
+        default="hard",
+        description="hard: the gate of the paper. random: groups are admitted by chance at `random_rate`, to "
+        "compare with. soft: an experiment, a number in [0, 1] that multiplies the term.",
+    )
+    tau: float = Field(
+        default=0.25,
+        gt=0,
+        le=1,
+        description="The head is the first tau * K places. A prompt is difficult when the policy has the "
+        "logged item outside the head; the ranker agrees when it has the item inside.",
+    )
+    rho: float = Field(
+        default=0.5,
+        gt=0,
+        description="Fraction of K that says how low distractors have to rank; see `distractor_rule`.",
+    )
+    distractor_rule: Literal["below_head", "within_bottom"] = Field(
+        default="below_head",
+        description="below_head: every distractor ranks below the first rho * K places. within_bottom: every "
+        "distractor is among the last rho * K places.",
+    )
+    parts: Literal["both", "difficulty", "discriminability"] = Field(
+        default="both",
+        description="Which conditions the gate asks for: both, or one of them alone, to compare with.",
+    )
     random_rate: float | None = Field(
-        default=None, ge=0, le=1
-    )  # give the `gate_rate` of the run to compare with
-    random_seed: int = Field(default=0, ge=0)
-    softness: float = Field(
-        default=1.0, gt=0
-    )  # places over which the soft gate opens; near 0 it is the hard one
+        default=None,
+        ge=0,
+        le=1,
+        description="Share of prompts that mode random admits: the `gate_rate` of the run to compare with.",
+    )
+    random_seed: int = Field(default=0, ge=0, description="Seed of mode random.")
+    softness: Annotated[float, Unit("places")] = Field(
+        default=1.0,
+        gt=0,
+        description="Places over which the soft gate opens. Near 0 it is the hard one.",
+    )
 
     @model_validator(mode="after")
     def _mode(self) -> "GateSettings":

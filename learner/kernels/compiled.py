@@ -13,7 +13,7 @@ _PARTS = ("mlp", "input_layernorm", "post_attention_layernorm", "self_attn.q_nor
 
 
 def compile_layers(model: PreTrainedModel, backend: str = "inductor") -> int:
-    """Compile the known parts of every layer in place; parameters keep their names. Returns how many parts.
+    """Compile the known parts of every layer in place, and return how many; parameters keep their names.
 
     The compiling itself happens at the first forward and backward, and takes a minute or two on a CPU, where
     it needs a C++ compiler.
@@ -21,18 +21,17 @@ def compile_layers(model: PreTrainedModel, backend: str = "inductor") -> int:
     Raises:
         PolicyError: the decoder has none of the parts.
     """
-    found = [
+    parts = [
         module
         for layer in getattr(model.get_decoder(), "layers", ())
         for name, module in layer.named_modules()
         if name in _PARTS
     ]
-    if not found:
+    if not parts:
         raise PolicyError(
             f"learner.compile knows no part of a {type(model).__name__} to compile (it looks for "
-            f"{', '.join(_PARTS)} "
-            "in its layers): set learner.compile to false"
+            f"{', '.join(_PARTS)} in its layers): set learner.compile to false"
         )
-    for module in found:
+    for module in parts:
         module.compile(dynamic=True, backend=backend)
-    return len(found)
+    return len(parts)

@@ -1,9 +1,9 @@
 """Products in float32 on a CPU by oneDNN instead of MKL; linear layers by it, with their gradients.
 
-MKL leaves AVX-512 out on AMD's processors: less than half as fast there. torch hands float32 products to
-oneDNN only when it may compute them in bfloat16. On processors without matrix tiles (Intel's AMX) oneDNN
-makes no use of that and computes in float32, so there the permission buys the faster library and costs no
-digit. Whether it does is tried out once per process.
+MKL leaves AVX-512 out on AMD's processors, where it is less than half as fast as oneDNN. torch hands float32
+products to oneDNN only when it may compute them in bfloat16. On processors without matrix tiles (Intel's AMX)
+oneDNN makes no use of that permission and computes in float32. There the permission gives the faster library
+and changes no digit. Whether that holds is tried out once per process.
 
 The three products of a linear layer are
 
@@ -48,18 +48,23 @@ class _Setting:
     def enter(self) -> None:
         with self._lock:
             if not self._inside:
-                wanted, self._before = _precision(), torch.backends.mkldnn.matmul.fp32_precision
-                torch.backends.mkldnn.matmul.fp32_precision = wanted
+                precision, self._before = _precision(), _matmul_backend().fp32_precision
+                _matmul_backend().fp32_precision = precision
             self._inside += 1
 
     def leave(self) -> None:
         with self._lock:
             self._inside -= 1
             if not self._inside:
-                torch.backends.mkldnn.matmul.fp32_precision = self._before
+                _matmul_backend().fp32_precision = self._before
 
 
 _setting = _Setting()
+
+
+def _matmul_backend() -> Any:
+    """torch's settings of oneDNN's products, which its type stubs leave out."""
+    return torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
 
 
 def onednn_is_exact() -> bool:
@@ -70,12 +75,12 @@ def onednn_is_exact() -> bool:
 @lru_cache(maxsize=1)
 def _precision() -> str:
     """The lowest precision that oneDNN may be allowed without computing in it."""
-    setting = torch.backends.mkldnn.matmul
-    before = setting.fp32_precision
+    backend = _matmul_backend()
+    before = backend.fp32_precision
     numbers = torch.rand(2, 4, 128, 128, generator=torch.Generator().manual_seed(0))
 
-    def products(of: torch.Tensor) -> list[torch.Tensor]:
-        first, second = of
+    def products(factors: torch.Tensor) -> list[torch.Tensor]:
+        first, second = factors
         return [
             first @ second,
             first @ second.transpose(1, 2),
@@ -84,13 +89,14 @@ def _precision() -> str:
         ]
 
     try:
-        setting.fp32_precision = "bf16"
-        found = products(numbers)
+        backend.fp32_precision = "bf16"
+        computed = products(numbers)
     finally:
-        setting.fp32_precision = before
-    wanted = products(numbers.double())
+        backend.fp32_precision = before
+    expected = products(numbers.double())
     exact = all(
-        torch.allclose(one.double(), other, rtol=1e-5) for one, other in zip(found, wanted, strict=True)
+        torch.allclose(product.double(), right, rtol=1e-5)
+        for product, right in zip(computed, expected, strict=True)
     )
     return "bf16" if exact else "ieee"
 
@@ -99,16 +105,15 @@ def onednn_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | No
     """`x @ weight.T + bias`, x `[..., D]`, weight `[O, D]`: by oneDNN where it may multiply these."""
     if not _takes(x, weight):
         return F.linear(x, weight, bias)
-    return (_Linear.apply if torch.is_grad_enabled() else _product)(x, weight, bias)
+    output: torch.Tensor = (_Linear.apply if torch.is_grad_enabled() else _product)(x, weight, bias)
+    return output
 
 
 def use_onednn_matmul(model: nn.Module) -> None:
-    """Let every plain `nn.Linear` of a model compute by `onednn_linear`; once is enough, twice does no
-    harm.
-    """
+    """Let every plain `nn.Linear` of a model compute by `onednn_linear`. Doing it twice does no harm."""
     for module in model.modules():
         if type(module) is nn.Linear:
-            module.forward = partial(_forward, module)
+            module.forward = partial(_forward, module)  # type: ignore[method-assign]  # this module's alone
 
 
 def _forward(module: nn.Linear, x: torch.Tensor) -> torch.Tensor:

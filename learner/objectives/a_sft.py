@@ -1,17 +1,19 @@
 """Advantage-weighted supervised fine-tuning (A-SFT, Netflix 2025): learn most from what beat the expectation.
 
-    L = sum over prompts of w NLL(x, y*) / mass,    w = min(exp(A / beta), max_weight),    A = r(x, y*) - V(x)
+    L = sum over prompts of w NLL(x, y*) / normaliser
+    w = min(exp(A / beta), max_weight),    A = r(x, y*) - V(x)
 
 [formula: ours; the source prints it as an image] r is the logged reward, no importance weights; w carries no
 gradient. beta bounds how far the policy leaves the logs: on a bandit the optimum is pi(y | x) proportional to
-p(y | x) exp(r / beta), with p the logging policy, and as beta grows w -> 1, which is plain NLL. algorithms
-section 3.
+p(y | x) exp(r / beta), with p the logging policy, and as beta grows w -> 1, which is plain NLL.
+Definition: docs/algorithms.md, A-SFT.
 
 - V(x) is the mean reward that the ranker predicts for the policy's valid candidates, repetitions counted as
-  drawn; the mass is the sum of the weights (they are normalised per batch). Only the ground truth is scored.
+  drawn; the normaliser is the sum of the weights (they are normalised per batch). Only the ground truth is
+  scored.
 - Or V(x) is a value head: its value of the prompt at the batch start, fitted by the mean of (V - r)^2. Its
   weights are unknown before the forward, and a mean over their sum would need all micro-batches first; so the
-  mass is what the weights add up to at A = 0, the rows with a reward. [ours]
+  normaliser is what the weights add up to at A = 0, the rows with a reward. [ours]
 - A row whose advantage is unknown (no logged reward, no valid candidate) weighs `missing_weight`. [ours]
 """
 
@@ -21,11 +23,17 @@ import torch
 
 from sluice.catalog.errors import RankerError
 from sluice.learner.batches.batch import GroupBatch, LoggedBatch
-from sluice.learner.objectives.settings.preference import AdvantageSftObjective
-from sluice.learner.objectives.terms.base import BranchInputs, Objective, Terms, nll_per_prompt
+from sluice.learner.objectives.settings.logged import AdvantageSftObjective, ValueHeadBaseline
+from sluice.learner.objectives.terms.base import (
+    BranchInputs,
+    Objective,
+    ObjectiveInput,
+    Terms,
+    nll_per_prompt,
+    target_alone,
+)
 from sluice.learner.objectives.terms.logged import logged_rewards, mean_over, weighted_mean_of
 from sluice.learner.reduction import mean_of
-from sluice.learner.scoring.shared_prefix import BranchScores
 
 
 @torch.no_grad()
@@ -47,8 +55,8 @@ def candidate_baseline(batch: LoggedBatch) -> torch.Tensor:
     if batch.candidate_values_BK is None:
         raise RankerError(
             "a_sft with baseline candidates needs a ranker that predicts the logged reward of the "
-            "candidates, and this "
-            "one does not: use one that does, or set objective.baseline.type to value_head"
+            "candidates, and this one does not: use one that does, or set objective.baseline.type to "
+            "value_head"
         )
     return batch.candidate_values_BK.double().masked_fill(~batch.valid_BK, torch.nan).nanmean(dim=-1)
 
@@ -62,27 +70,26 @@ class AdvantageSftLoss(Objective):
         self.needs_values = settings.baseline.type == "value_head"
         self.needs_groups = not self.needs_values
 
-    def inputs(self, batch: LoggedBatch) -> BranchInputs:
-        """The ground truth as the only branch, under the plain policy."""
-        return BranchInputs(branches_BSL=batch.target_BL[:, None], allowed_BSLV=None, temperature=1.0)
+    def select_branches(self, batch: LoggedBatch) -> BranchInputs:
+        """The ground truth alone."""
+        return target_alone(batch)
 
-    def mass(self, batch: LoggedBatch) -> torch.Tensor:
+    def normaliser(self, batch: LoggedBatch) -> torch.Tensor:
         """The sum of the weights; with a value head their sum at A = 0."""
         rewards_B = logged_rewards(batch)
         return self._weights(
             rewards_B * 0 if self.needs_values else rewards_B - candidate_baseline(batch)
         ).sum()
 
-    def __call__(
-        self,
-        batch: LoggedBatch,
-        scores: BranchScores,
-        start: BranchScores,
-        reference_BSL: torch.Tensor | None,
-    ) -> Terms:
+    def __call__(self, inputs: ObjectiveInput) -> Terms:
         """The weighted NLL, plus the value loss."""
-        rewards_B, mass = logged_rewards(batch), self.mass(batch)
-        baseline_B = start.values_BSL[:, 0, 0].double() if self.needs_values else candidate_baseline(batch)
+        batch, scores = inputs.batch, inputs.scores
+        rewards_B, normaliser = logged_rewards(batch), self.normaliser(batch)
+        if self.needs_values:
+            assert inputs.start.values_BSL is not None
+            baseline_B = inputs.start.values_BSL[:, 0, 0].double()
+        else:
+            baseline_B = candidate_baseline(batch)
         advantages_B = rewards_B - baseline_B
         known_B, weights_B = ~torch.isnan(advantages_B), self._weights(advantages_B)
         nll_B = nll_per_prompt(scores)
@@ -98,14 +105,14 @@ class AdvantageSftLoss(Objective):
             "rewarded_share": mean_of(known_B),
             "entropy": mean_of(scores.entropy_BSL),
         }
-        if self.needs_values:
+        if isinstance(self.settings.baseline, ValueHeadBaseline):
+            assert scores.values_BSL is not None
             error_B = torch.where(known_B, scores.values_BSL[:, 0, 0] - rewards_B.to(nll_B.dtype), 0.0) ** 2
             loss_B = loss_B + self.settings.baseline.weight * error_B
             metrics["value_error"] = mean_of(error_B, known_B)
-        loss = mean_over(loss_B, mass)
-        return Terms(
-            loss=loss, metrics=metrics | {"loss": torch.stack([loss_B.detach().double().sum(), mass])}
-        )
+        loss = mean_over(loss_B, normaliser)
+        metrics["loss"] = torch.stack([loss_B.detach().double().sum(), normaliser])
+        return Terms(loss=loss, metrics=metrics)
 
     def _weights(self, advantages_B: torch.Tensor) -> torch.Tensor:
         settings = self.settings

@@ -1,21 +1,21 @@
 """AdaGRPO (arXiv 2606.08480): NLL on every prompt, GRPO where the gate says the reward can be trusted.
 
 L = mean over prompts of [ NLL(x, y*) + weight * gate(x) * L_GRPO(x) ]
+
+Definition: docs/algorithms.md, AdaGRPO.
 """
 
 from dataclasses import replace
 
 import torch
 
-from sluice.learner.batches.batch import GroupBatch, LoggedBatch
 from sluice.learner.gate.gate import GateResult, compute_gate
 from sluice.learner.gate.settings import GateSettings
 from sluice.learner.objectives.grpo import grpo_term
 from sluice.learner.objectives.mixture import mixture_terms
 from sluice.learner.objectives.settings.objective import GrpoSettings
-from sluice.learner.objectives.terms.base import Objective, Terms
+from sluice.learner.objectives.terms.base import Objective, ObjectiveInput, Terms
 from sluice.learner.reduction import mean_of
-from sluice.learner.scoring.shared_prefix import BranchScores
 
 
 class AdaGrpoLoss(Objective):
@@ -28,20 +28,13 @@ class AdaGrpoLoss(Objective):
         self.gate_settings = gate_settings
         self.needs_reference = settings.needs_reference
 
-    def __call__(
-        self,
-        batch: LoggedBatch,
-        scores: BranchScores,
-        start: BranchScores,
-        reference_BSL: torch.Tensor | None,
-    ) -> Terms:
+    def __call__(self, inputs: ObjectiveInput) -> Terms:
         """The gated mixture. The gate is that of the batch start, so that it holds for all updates on the
         batch.
         """
-        assert isinstance(batch, GroupBatch)
-        result = compute_gate(batch, start.log_probs_BSL[:, 0].sum(dim=-1), self.gate_settings)
-        term = grpo_term(batch, scores, start.log_probs_BSL, reference_BSL, self.settings)
-        terms = mixture_terms(scores, term, self.weight, result.gate_B)
+        start_B = inputs.start.log_probs_BSL[:, 0].sum(dim=-1)
+        result = compute_gate(inputs.groups, start_B, self.gate_settings)
+        terms = mixture_terms(inputs, grpo_term(inputs, self.settings), self.weight, result.gate_B)
         return replace(terms, metrics=terms.metrics | gate_metrics(result))
 
 

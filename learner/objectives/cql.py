@@ -2,8 +2,8 @@
 
     L = mean over rewarded prompts of alpha * [ logsumexp_a Q(x, a) - Q(x, y*) ] + (Q(x, y*) - r)^2
 
-r is the logged reward, y* the logged item; no importance weights of the logs. algorithms section 3. The
-Q-function is the policy itself [ours]:
+r is the logged reward, y* the logged item; no importance weights of the logs. Definition:
+docs/algorithms.md, CQL. The Q-function is the policy itself [ours]:
 
     Q(x, a) = V(x) + scale * log pi(a | x)
 
@@ -28,11 +28,10 @@ import torch
 
 from sluice.catalog.errors import ConfigError
 from sluice.learner.batches.batch import GroupBatch, LoggedBatch
-from sluice.learner.objectives.settings.preference import CqlObjective
-from sluice.learner.objectives.terms.base import Objective, Terms, nll_per_prompt
+from sluice.learner.objectives.settings.logged import CqlObjective
+from sluice.learner.objectives.terms.base import Objective, ObjectiveInput, Terms, nll_per_prompt
 from sluice.learner.objectives.terms.logged import logged_rewards, mean_over
 from sluice.learner.reduction import mean_of
-from sluice.learner.scoring.shared_prefix import BranchScores
 
 
 def sampling_log_weights(batch: GroupBatch) -> torch.Tensor:
@@ -44,11 +43,10 @@ def sampling_log_weights(batch: GroupBatch) -> torch.Tensor:
     """
     if batch.inclusion_log_probs_BK is not None:
         log_weights_BK = -batch.inclusion_log_probs_BK
-    elif batch.beams:
+    elif not batch.decoding.is_drawn:
         raise ConfigError(
             "cql sums over items by sampling, and beams are no sample: set rollout.decode.kind to one that "
-            "draws its "
-            "candidates"
+            "draws its candidates"
         )
     else:
         log_weights_BK = -batch.behaviour_log_probs_BKL.sum(dim=-1) - math.log(batch.valid_BK.shape[1])
@@ -72,19 +70,14 @@ class CqlLoss(Objective):
         """Train by `settings`."""
         self.settings = settings
 
-    def mass(self, batch: LoggedBatch) -> torch.Tensor:
+    def normaliser(self, batch: LoggedBatch) -> torch.Tensor:
         """The rows with a logged reward; the others do not count. [ours]"""
         return (~torch.isnan(logged_rewards(batch))).sum().double()
 
-    def __call__(
-        self,
-        batch: LoggedBatch,
-        scores: BranchScores,
-        start: BranchScores,
-        reference_BSL: torch.Tensor | None,
-    ) -> Terms:
+    def __call__(self, inputs: ObjectiveInput) -> Terms:
         """The mean over the rewarded prompts."""
-        assert isinstance(batch, GroupBatch)
+        batch, scores = inputs.groups, inputs.scores
+        assert scores.values_BSL is not None, "needs_values"
         q_BS = scores.values_BSL[:, :, 0] + self.settings.scale * scores.log_probs_BSL.sum(dim=-1)
         logged_B = q_BS[:, 0]
         rewards_B = logged_rewards(batch).to(q_BS.dtype)
@@ -94,7 +87,7 @@ class CqlLoss(Objective):
         error_B = torch.where(rewarded_B, logged_B - rewards_B, 0.0) ** 2
         loss_B = torch.where(rewarded_B, self.settings.alpha * conservative_B, 0.0) + error_B
         return Terms(
-            loss=mean_over(loss_B, self.mass(batch)),
+            loss=mean_over(loss_B, self.normaliser(batch)),
             metrics={
                 "loss": mean_of(loss_B, rewarded_B),
                 "nll": mean_of(nll_per_prompt(scores)),

@@ -5,6 +5,8 @@
 At the reference the loss is log 2. Where one item is always preferred h grows without bound; with the logged
 item over samples of the reference the optimum is pi proportional to pi_ref (p / pi_ref)^(1 / beta), with p
 the logging policy.
+
+Definition: docs/algorithms.md, DPO.
 """
 
 import torch

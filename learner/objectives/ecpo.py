@@ -7,15 +7,17 @@ GRPO's minimum leaves rho A without a bound where A < 0 and rho is large, and on
 step. Here rho never exceeds 1 + high + delta, delta 0.1; the gradient there is (1 + high + delta) A grad log
 pi instead of rho A grad log pi. Where A >= 0 the clip at 1 + high cuts in before, so nothing changes. The
 source has one epsilon for low and high, and no KL.
+
+Definition: docs/algorithms.md, ECPO.
 """
 
 import math
 
 import torch
 
-from sluice.learner.batches.batch import GroupBatch
 from sluice.learner.objectives.grpo import clipped_surrogate, clipped_tokens
 from sluice.learner.objectives.settings.objective import EcpoSettings
+from sluice.learner.objectives.terms.base import ObjectiveInput
 from sluice.learner.objectives.terms.group_term import (
     GroupLoss,
     GroupTerm,
@@ -24,7 +26,6 @@ from sluice.learner.objectives.terms.group_term import (
     off_policy_term,
 )
 from sluice.learner.reduction import mean_of
-from sluice.learner.scoring.shared_prefix import BranchScores
 
 
 @torch.no_grad()
@@ -40,15 +41,9 @@ class EcpoLoss(GroupLoss):
 
     settings: EcpoSettings
 
-    def term(
-        self,
-        batch: GroupBatch,
-        scores: BranchScores,
-        start_BSL: torch.Tensor,
-        reference_BSL: torch.Tensor | None,
-    ) -> GroupTerm:
+    def term(self, inputs: ObjectiveInput) -> GroupTerm:
         """The term of each prompt."""
-        group = group_of(batch, scores, start_BSL, self.settings)
+        group = group_of(inputs, self.settings)
         low, high = self.settings.clip_low, self.settings.clip_high
         old_BKL = group.old(self.settings)
         raised_BKL = early_clipped_old(
@@ -59,7 +54,7 @@ class EcpoLoss(GroupLoss):
             "ratio_mean": mean_of(log_ratio_BKL.exp()),
             "clip_share": mean_of(clipped_tokens(log_ratio_BKL, group.advantages_BK, low, high)),
             "early_clip_share": mean_of((raised_BKL > old_BKL) & (group.advantages_BK[..., None] < 0)),
-            **group_metrics(batch, scores, group),
+            **group_metrics(inputs, group),
         }
         surrogate_BKL = clipped_surrogate(log_ratio_BKL, group.advantages_BK, low, high)
-        return off_policy_term(group, surrogate_BKL, reference_BSL, self.settings, metrics)
+        return off_policy_term(inputs, group, surrogate_BKL, self.settings, metrics)

@@ -9,12 +9,14 @@ Every token keeps a gradient, and its size is bounded: A >= 0 by A grad log pi (
 by |A| pi / (1 - pi) grad log pi, the size that binary cross-entropy gives a negative. The source applies it
 to items that were exposed and to their logged feedback; here it is given the candidates of a group and their
 rewards. [ours] pi is the probability of a token.
+
+Definition: docs/algorithms.md, GBPO.
 """
 
 import torch
 
-from sluice.learner.batches.batch import GroupBatch
 from sluice.learner.objectives.settings.objective import GbpoSettings
+from sluice.learner.objectives.terms.base import ObjectiveInput
 from sluice.learner.objectives.terms.group_term import (
     GroupLoss,
     GroupTerm,
@@ -23,7 +25,6 @@ from sluice.learner.objectives.terms.group_term import (
     off_policy_term,
 )
 from sluice.learner.reduction import mean_of
-from sluice.learner.scoring.shared_prefix import BranchScores
 
 
 @torch.no_grad()
@@ -42,22 +43,16 @@ class GbpoLoss(GroupLoss):
 
     settings: GbpoSettings
 
-    def term(
-        self,
-        batch: GroupBatch,
-        scores: BranchScores,
-        start_BSL: torch.Tensor,
-        reference_BSL: torch.Tensor | None,
-    ) -> GroupTerm:
+    def term(self, inputs: ObjectiveInput) -> GroupTerm:
         """The term of each prompt."""
-        group = group_of(batch, scores, start_BSL, self.settings)
+        group = group_of(inputs, self.settings)
         old_BKL = group.old(self.settings)
         raised_BKL = bounded_old(group.log_probs_BKL, old_BKL, group.advantages_BK)
         ratio_BKL = (group.log_probs_BKL - raised_BKL).exp()
         metrics = {
             "ratio_mean": mean_of(ratio_BKL),
             "bound_share": mean_of(raised_BKL > old_BKL),
-            **group_metrics(batch, scores, group),
+            **group_metrics(inputs, group),
         }
         surrogate_BKL = ratio_BKL * group.advantages_BK[..., None]
-        return off_policy_term(group, surrogate_BKL, reference_BSL, self.settings, metrics)
+        return off_policy_term(inputs, group, surrogate_BKL, self.settings, metrics)

@@ -14,8 +14,10 @@ the first and third is (1/L) sum_t A grad log pi; that of the second is L times 
 expected reward.
 
 DAPO (arXiv 2503.14476): clip_high above clip_low, no KL, and groups whose rewards are all equal left out: the
-mean is then over the other groups of the whole step, `mass`. Its dynamic sampling, which draws new groups for
-those left out, is replaced by leaving them out. [ours]
+mean is then over the other groups of the whole step, `normaliser`. Its dynamic sampling, which draws new
+groups for those left out, is replaced by leaving them out. [ours]
+
+Definition: docs/algorithms.md, GRPO.
 """
 
 from typing import Literal
@@ -25,7 +27,7 @@ import torch
 from sluice.learner.batches.batch import GroupBatch, LoggedBatch
 from sluice.learner.objectives.settings.objective import GrpoSettings
 from sluice.learner.objectives.terms.advantages import all_equal
-from sluice.learner.objectives.terms.base import Terms
+from sluice.learner.objectives.terms.base import ObjectiveInput, Terms
 from sluice.learner.objectives.terms.group_term import (
     GroupLoss,
     GroupTerm,
@@ -35,7 +37,6 @@ from sluice.learner.objectives.terms.group_term import (
 )
 from sluice.learner.reduction import mean_of
 from sluice.learner.rewards.rewards import group_rewards
-from sluice.learner.scoring.shared_prefix import BranchScores
 
 
 def clipped_surrogate(
@@ -66,23 +67,17 @@ def log_ratio_at(log_ratio_BKL: torch.Tensor, level: Literal["token", "sequence"
     return log_ratio_BKL
 
 
-def grpo_term(
-    batch: GroupBatch,
-    scores: BranchScores,
-    start_BSL: torch.Tensor,
-    reference_BSL: torch.Tensor | None,
-    settings: GrpoSettings,
-) -> GroupTerm:
+def grpo_term(inputs: ObjectiveInput, settings: GrpoSettings) -> GroupTerm:
     """L_GRPO of each prompt. The reference may be None only when `kl_beta` is 0."""
-    group = group_of(batch, scores, start_BSL, settings)
+    group = group_of(inputs, settings)
     log_ratio_BKL = log_ratio_at(group.log_probs_BKL - group.old(settings), settings.ratio)
     surrogate_BKL = clipped_surrogate(log_ratio_BKL, group.advantages_BK, *settings.clips)
     metrics = {
         "ratio_mean": mean_of(log_ratio_BKL.exp()),
         "clip_share": mean_of(clipped_tokens(log_ratio_BKL, group.advantages_BK, *settings.clips)),
-        **group_metrics(batch, scores, group),
+        **group_metrics(inputs, group),
     }
-    return off_policy_term(group, surrogate_BKL, reference_BSL, settings, metrics)
+    return off_policy_term(inputs, group, surrogate_BKL, settings, metrics)
 
 
 class GrpoLoss(GroupLoss):
@@ -90,20 +85,14 @@ class GrpoLoss(GroupLoss):
 
     settings: GrpoSettings
 
-    def term(
-        self,
-        batch: GroupBatch,
-        scores: BranchScores,
-        start_BSL: torch.Tensor,
-        reference_BSL: torch.Tensor | None,
-    ) -> GroupTerm:
+    def term(self, inputs: ObjectiveInput) -> GroupTerm:
         """L_GRPO of each prompt."""
-        return grpo_term(batch, scores, start_BSL, reference_BSL, self.settings)
+        return grpo_term(inputs, self.settings)
 
-    def mass(self, batch: LoggedBatch) -> torch.Tensor:
+    def normaliser(self, batch: LoggedBatch) -> torch.Tensor:
         """The prompts, or the groups that are not dropped."""
         if not self.settings.drop_equal_groups:
-            return super().mass(batch)
+            return super().normaliser(batch)
         assert isinstance(batch, GroupBatch)
         # The settings refuse to drop groups where GT is injected, so that the rewards follow from the batch
         # alone.
@@ -112,21 +101,14 @@ class GrpoLoss(GroupLoss):
         ).rewards_BK
         return (~all_equal(rewards)).sum().double()
 
-    def __call__(
-        self,
-        batch: LoggedBatch,
-        scores: BranchScores,
-        start: BranchScores,
-        reference_BSL: torch.Tensor | None,
-    ) -> Terms:
+    def __call__(self, inputs: ObjectiveInput) -> Terms:
         """Mean L_GRPO over the prompts, or over the groups that are not dropped."""
         if not self.settings.drop_equal_groups:
-            return super().__call__(batch, scores, start, reference_BSL)
-        assert isinstance(batch, GroupBatch)
-        term = self.term(batch, scores, start.log_probs_BSL, reference_BSL)
+            return super().__call__(inputs)
+        term = self.term(inputs)
         kept_B = ~all_equal(term.rewards.rewards_BK)
         loss = torch.where(kept_B, term.loss_B, 0.0).sum() / kept_B.sum().clamp(min=1)
-        terms = self.terms(scores, term, loss)
+        terms = self.terms(inputs, term, loss)
         kept = {
             "loss": mean_of(term.loss_B, kept_B),
             "grpo": mean_of(term.loss_B, kept_B),

@@ -8,15 +8,16 @@ defaults of the settings. What is relevant, and that log pi(v) is the item's log
 (the NLL of the other objectives), is ours; the data has one positive per prompt. [ours]
 
 Groups of an older policy count as if they were the current one's: keep `queue.max_staleness` low.
+
+Definition: docs/algorithms.md, GRPO-SR.
 """
 
 from dataclasses import replace
 
 import torch
 
-from sluice.learner.batches.batch import GroupBatch, LoggedBatch
 from sluice.learner.objectives.settings.objective import GrpoSrSettings
-from sluice.learner.objectives.terms.base import Terms, nll_per_prompt
+from sluice.learner.objectives.terms.base import ObjectiveInput, Terms, nll_per_prompt
 from sluice.learner.objectives.terms.group_term import (
     GroupLoss,
     GroupTerm,
@@ -25,7 +26,6 @@ from sluice.learner.objectives.terms.group_term import (
     over_group,
 )
 from sluice.learner.reduction import mean_of
-from sluice.learner.scoring.shared_prefix import BranchScores
 
 
 def own_ratio(log_probs_BKL: torch.Tensor) -> torch.Tensor:
@@ -43,31 +43,18 @@ class GrpoSrLoss(GroupLoss):
         super().__init__(settings)
         self.alpha = alpha
 
-    def term(
-        self,
-        batch: GroupBatch,
-        scores: BranchScores,
-        start_BSL: torch.Tensor,
-        reference_BSL: torch.Tensor | None,
-    ) -> GroupTerm:
+    def term(self, inputs: ObjectiveInput) -> GroupTerm:
         """The first sum, of each prompt."""
-        group = group_of(batch, scores, start_BSL, self.settings)
+        group = group_of(inputs, self.settings)
         surrogate_BKL = own_ratio(group.log_probs_BKL) * group.advantages_BK[..., None]
-        metrics = group_metrics(batch, scores, group)
+        metrics = group_metrics(inputs, group)
         return GroupTerm(
             loss_B=-over_group(surrogate_BKL, group.weights), rewards=group.rewards, metrics=metrics
         )
 
-    def __call__(
-        self,
-        batch: LoggedBatch,
-        scores: BranchScores,
-        start: BranchScores,
-        reference_BSL: torch.Tensor | None,
-    ) -> Terms:
+    def __call__(self, inputs: ObjectiveInput) -> Terms:
         """Both sums, mean over the prompts."""
-        assert isinstance(batch, GroupBatch)
-        term = self.term(batch, scores, start.log_probs_BSL, reference_BSL)
-        loss_B = term.loss_B + self.alpha * nll_per_prompt(scores)
-        terms = self.terms(scores, term, loss_B.mean())
+        term = self.term(inputs)
+        loss_B = term.loss_B + self.alpha * nll_per_prompt(inputs.scores)
+        terms = self.terms(inputs, term, loss_B.mean())
         return replace(terms, metrics=terms.metrics | {"loss": mean_of(loss_B)})

@@ -5,6 +5,8 @@
 Every pair is drawn to the same finite margin, so that certain preferences do not drive the policy away from
 the reference without bound. With pairs of two independent samples of mu the optimum is pi proportional to
 pi_ref exp(P(y preferred to a sample of mu) / tau).
+
+Definition: docs/algorithms.md, IPO.
 """
 
 import torch

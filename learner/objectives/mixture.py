@@ -3,26 +3,26 @@
     L = mean over prompts of [ NLL(x, y*) + weight * gate(x) * L_GRPO(x) ]
 
 `mixture_terms` serves the gated objective too; here the gate is 1.
+
+Definition: docs/algorithms.md, Mixture.
 """
 
 import torch
 
-from sluice.learner.batches.batch import GroupBatch, LoggedBatch
 from sluice.learner.objectives.grpo import grpo_term
 from sluice.learner.objectives.settings.objective import GrpoSettings
-from sluice.learner.objectives.terms.base import Objective, Terms, nll_per_prompt
+from sluice.learner.objectives.terms.base import Objective, ObjectiveInput, Terms, nll_per_prompt
 from sluice.learner.objectives.terms.group_term import GroupTerm, reward_metrics
 from sluice.learner.reduction import mean_of
-from sluice.learner.scoring.shared_prefix import BranchScores
 
 
-def mixture_terms(scores: BranchScores, term: GroupTerm, weight: float, gate_B: torch.Tensor) -> Terms:
+def mixture_terms(inputs: ObjectiveInput, term: GroupTerm, weight: float, gate_B: torch.Tensor) -> Terms:
     """NLL on every prompt, the group-relative term times the gate `[B]`, in [0, 1].
 
     Where the gate is 0 the term is replaced by zero rather than multiplied: the loss and its gradient then
     equal pure NLL to the bit, and nothing that overflows in a refused prompt can reach the others.
     """
-    nll_B = nll_per_prompt(scores)
+    nll_B = nll_per_prompt(inputs.scores)
     admitted_grpo_B = torch.where(gate_B > 0, gate_B * term.loss_B, 0.0)
     loss_B = nll_B + weight * admitted_grpo_B
     metrics = {
@@ -44,14 +44,7 @@ class MixtureLoss(Objective):
         self.settings = settings
         self.needs_reference = settings.needs_reference
 
-    def __call__(
-        self,
-        batch: LoggedBatch,
-        scores: BranchScores,
-        start: BranchScores,
-        reference_BSL: torch.Tensor | None,
-    ) -> Terms:
+    def __call__(self, inputs: ObjectiveInput) -> Terms:
         """The mixture with every prompt admitted."""
-        assert isinstance(batch, GroupBatch)
-        term = grpo_term(batch, scores, start.log_probs_BSL, reference_BSL, self.settings)
-        return mixture_terms(scores, term, self.weight, torch.ones_like(term.loss_B))
+        term = grpo_term(inputs, self.settings)
+        return mixture_terms(inputs, term, self.weight, torch.ones_like(term.loss_B))

@@ -17,6 +17,8 @@ are of the rollouts' distribution.
   reward and does not count. [ours]
 
 On a bandit the optimum is pi proportional to pi_ref exp(r / kl_coef).
+
+Definition: docs/algorithms.md, PPO.
 """
 
 import torch
@@ -24,11 +26,10 @@ import torch
 from sluice.learner.batches.batch import GroupBatch, LoggedBatch
 from sluice.learner.objectives.grpo import clipped_surrogate
 from sluice.learner.objectives.settings.preference import PpoObjective
-from sluice.learner.objectives.terms.base import Objective, Terms, nll_per_prompt
+from sluice.learner.objectives.terms.base import Objective, ObjectiveInput, Terms, nll_per_prompt
 from sluice.learner.objectives.terms.logged import mean_over
 from sluice.learner.reduction import mean_of
 from sluice.learner.rewards.rewards import group_rewards
-from sluice.learner.scoring.shared_prefix import BranchScores
 
 
 @torch.no_grad()
@@ -64,22 +65,17 @@ class PpoLoss(Objective):
         self.settings = settings
         self.needs_reference = settings.kl_coef > 0
 
-    def mass(self, batch: LoggedBatch) -> torch.Tensor:
+    def normaliser(self, batch: LoggedBatch) -> torch.Tensor:
         """The prompts that have a valid candidate."""
         assert isinstance(batch, GroupBatch)
         return batch.valid_BK.any(dim=-1).sum().double()
 
-    def __call__(
-        self,
-        batch: LoggedBatch,
-        scores: BranchScores,
-        start: BranchScores,
-        reference_BSL: torch.Tensor | None,
-    ) -> Terms:
+    def __call__(self, inputs: ObjectiveInput) -> Terms:
         """Surrogate and value loss, a mean over the prompts that have a valid candidate."""
-        assert isinstance(batch, GroupBatch)
+        batch, scores, start = inputs.groups, inputs.scores, inputs.start
         settings, counts_B = self.settings, batch.valid_BK.any(dim=-1)
         log_probs_BKL, start_BKL = scores.log_probs_BSL[:, 1:], start.log_probs_BSL[:, 1:]
+        assert scores.values_BSL is not None and start.values_BSL is not None, "needs_values"
         values_BKL, start_values_BKL = scores.values_BSL[:, 1:], start.values_BSL[:, 1:]
         group = group_rewards(batch, settings.rewards, "none", settings.invalid_margin)
         rewards_BK = group.rewards_BK.to(start_BKL.dtype)
@@ -87,8 +83,8 @@ class PpoLoss(Objective):
         rewards_BKL = torch.where(last_L, rewards_BK[..., None], 0.0)
         metrics = dict(group.metrics)
         if settings.kl_coef > 0:
-            assert reference_BSL is not None, "kl_coef > 0 needs the reference's log-probs"
-            log_ratio_BKL = start_BKL - reference_BSL[:, 1:]
+            assert inputs.reference_BSL is not None, "kl_coef > 0 needs the reference's log-probs"
+            log_ratio_BKL = start_BKL - inputs.reference_BSL[:, 1:]
             rewards_BKL = rewards_BKL - settings.kl_coef * log_ratio_BKL
             metrics["kl"] = mean_of(log_ratio_BKL)
         advantages_BKL = generalised_advantages(
@@ -103,7 +99,7 @@ class PpoLoss(Objective):
         policy_B, value_B = -surrogate_BKL.mean(dim=(1, 2)), value_loss_BKL.mean(dim=(1, 2))
         loss_B = torch.where(counts_B, policy_B + settings.value_weight * value_B, 0.0)
         return Terms(
-            loss=mean_over(loss_B, self.mass(batch)),
+            loss=mean_over(loss_B, self.normaliser(batch)),
             metrics={
                 **metrics,
                 "loss": mean_of(loss_B, counts_B),

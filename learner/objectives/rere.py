@@ -7,6 +7,8 @@ The penalty makes misses of a group with a hit cost more the likelier they were
 equal, its policy gradient is 0. Published: 16 beams masked to the catalogue, lr 1e-5, kl_beta 1e-3. [note] A
 hallucination, which masked beams do not have, gets the lowest reward minus the margin like everywhere else.
 [ours]
+
+Definition: docs/algorithms.md, ReRe.
 """
 
 from sluice.learner.objectives.grpo import GrpoLoss

@@ -44,7 +44,7 @@ def dropout_enabled(model: PreTrainedModel, *, residual: float, embedding: float
 
 
 def _drop(module: nn.Module, rate: float) -> RemovableHandle:
-    def hook(module: nn.Module, _inputs: tuple, output: torch.Tensor) -> torch.Tensor:
+    def hook(module: nn.Module, _inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
         return nn.functional.dropout(output, rate, module.training)
 
     return module.register_forward_hook(hook)

@@ -13,6 +13,7 @@ Imported only when a run has `sluice.learner.policy.lora`: peft takes seconds to
 """
 
 from collections.abc import Iterator
+from typing import cast
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -40,7 +41,7 @@ def add_adapters(model: PreTrainedModel, settings: LoraSettings, layout: TokenLa
     _check_targets(model, settings)
     config = LoraConfig(
         r=settings.rank,
-        lora_alpha=settings.alpha,
+        lora_alpha=settings.alpha,  # type: ignore[arg-type]  # peft only divides it by the rank
         lora_dropout=settings.dropout,
         target_modules="all-linear" if settings.targets is None else list(settings.targets),
         trainable_token_indices=_trained_rows(model, layout) if settings.train_tokens else None,
@@ -49,12 +50,11 @@ def add_adapters(model: PreTrainedModel, settings: LoraSettings, layout: TokenLa
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         inject_adapter_in_model(config, model, adapter_name=_ADAPTER)
-    odd = {type(part.get_base_layer()).__name__ for part in _adapted(model)} - {"Linear"}
-    if odd:
+    others = {type(part.get_base_layer()).__name__ for part in _adapted(model)} - {"Linear"}
+    if others:
         raise PolicyError(
             f"learner.lora adapts nn.Linear alone, and {type(model).__name__} computes with "
-            f"{', '.join(sorted(odd))}: "
-            "leave learner.lora out"
+            f"{', '.join(sorted(others))}: leave learner.lora out"
         )
 
 
@@ -65,9 +65,7 @@ def drop_in_adapters(model: nn.Module, active: bool) -> None:
 
 
 def plain_shapes(model: nn.Module) -> Iterator[tuple[str, torch.Size, torch.dtype]]:
-    """Name, shape and dtype of every parameter of the policy without adapters, as `plain_parameters` gives
-    them.
-    """
+    """Name, shape and dtype of every parameter of the policy without adapters, in their order."""
     for name, parameter in model.named_parameters():
         if not _is_adapter(name):
             yield _plain(name), parameter.shape, parameter.dtype
@@ -76,8 +74,8 @@ def plain_shapes(model: nn.Module) -> Iterator[tuple[str, torch.Size, torch.dtyp
 def plain_parameters(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """Every parameter with its adapter merged in, whole, under its name in the policy without adapters.
 
-    One at a time, and beside the trained weights, which stay as they are. With a sharded model every worker
-    has to draw them all.
+    They come one at a time; the trained weights stay as they are. With a sharded model every worker has to
+    take them all, since each is gathered from all workers.
     """
     owners = dict(model.named_modules())
     for name, parameter in model.named_parameters():
@@ -88,12 +86,12 @@ def plain_parameters(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def merge_adapters(layer: nn.Module, weight: torch.Tensor) -> torch.Tensor:
-    """The weight that the adapted `layer` amounts to, `[out, in]` or `[vocabulary, width]`; `weight` is its
-    base's.
-    """
+    """The weight that the adapted `layer` amounts to, in the shape of its base's `weight`."""
     if isinstance(layer, LoraLayer):
-        a_RI, b_OR = (gather_whole(part[_ADAPTER].weight) for part in (layer.lora_A, layer.lora_B))
-        return weight + layer.scaling[_ADAPTER] * (b_OR @ a_RI)
+        first, second = (cast(nn.Linear, part[_ADAPTER]) for part in (layer.lora_A, layer.lora_B))
+        a_RI, b_OR = gather_whole(first.weight), gather_whole(second.weight)
+        merged: torch.Tensor = weight + layer.scaling[_ADAPTER] * (b_OR @ a_RI)
+        return merged
     assert isinstance(layer, TrainableTokensLayer), f"no merging for {type(layer).__name__}"
     rows = torch.tensor(layer.token_indices[_ADAPTER], device=weight.device)
     return weight.index_copy(0, rows, gather_whole(layer.trainable_tokens_delta[_ADAPTER]))
@@ -105,16 +103,15 @@ def _check_targets(model: PreTrainedModel, settings: LoraSettings) -> None:
     }
     wrong = [target for target in settings.targets or () if target not in linear]
     if wrong or not linear:
+        known = ", ".join(sorted(linear)) or "none, so it cannot be trained with LoRA"
         raise PolicyError(
             f"learner.lora.targets: {type(model).__name__} has no linear layer named "
-            f"{', '.join(wrong) or 'anything'}; "
-            f"it has {', '.join(sorted(linear)) or 'none, so it cannot be trained with LoRA'}"
+            f"{', '.join(wrong) or 'anything'}; it has {known}"
         )
     if model.get_output_embeddings() in [linear[target] for target in settings.targets or ()]:
         raise PolicyError(
             "learner.lora.targets: the output embedding takes no adapter, since it may be tied to the input "
-            "embedding; "
-            "leave it out and set train_tokens to train the semantic-ID tokens"
+            "embedding; leave it out, and set train_tokens to train the semantic-ID tokens"
         )
 
 
@@ -127,8 +124,7 @@ def _trained_rows(model: PreTrainedModel, layout: TokenLayout) -> dict[str, list
     if getattr(head, "bias", None) is not None:
         raise PolicyError(
             f"the output embedding of {type(model).__name__} has a bias, which peft drops where it trains "
-            f"tokens; set "
-            "learner.lora.train_tokens to false"
+            "tokens; set learner.lora.train_tokens to false"
         )
     return {name: tokens for name, part in model.named_modules() if any(part is owner for owner in owners)}
 

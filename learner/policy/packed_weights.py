@@ -1,10 +1,11 @@
 """Weights as one flat buffer per dtype: what travels from the learner to the rollout engines.
 
-`pack` copies every parameter once (`pack_one_by_one` without having more than one of them at hand); `tensors`
-gives views back without a copy. Each part of a buffer has a checksum, and so have the manifest and these: a
-torn or foreign buffer is refused. Who takes weights up may use the time that this takes
-(`UnverifiedWeights`). Each tensor has a checksum of its own too: what has that of the tensor in place already
-need not be loaded again.
+`pack_weights` copies every parameter once; `pack_one_by_one` does so with one of them at hand at a time.
+`PackedWeights.tensors` gives views back without a copy.
+
+Each part of a buffer has a checksum, and so has the manifest together with these: a torn or foreign buffer is
+refused. `UnverifiedWeights` checks them in a thread while the weights are loaded. Each tensor has a checksum
+of its own too: a tensor that is in place already need not be loaded again.
 """
 
 import warnings
@@ -67,8 +68,7 @@ class PackedWeights:
             if _checksums(self.buffers[dtype], map) != expected:
                 raise PolicyError(
                     f"weights version {self.version} arrived damaged: the checksums of the {dtype} buffer do "
-                    f"not hold; "
-                    f"damaged are {', '.join(self._damaged(dtype))}"
+                    f"not hold; damaged are {', '.join(self._damaged(dtype))}"
                 )
 
     def tensors(self, names: Collection[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
@@ -81,9 +81,10 @@ class PackedWeights:
                 )
 
     def changed(self, loaded: Iterable[TensorEntry]) -> set[str]:
-        """Names of the parameters to load where those of the manifest `loaded` are in place: every one that
-        differs, and with it all of its block (`model.layers.0.mlp`, say), since engines fuse what lies in
-        one.
+        """Names of the parameters to load where those of the manifest `loaded` are in place.
+
+        That is every one that differs, and with it all of its block (such as `model.layers.0.mlp`), since
+        engines fuse the parameters of a block.
         """
         before = {entry.name: entry.checksum for entry in loaded}
         blocks = {_block(entry.name) for entry in self.manifest if before.get(entry.name) != entry.checksum}
@@ -91,11 +92,7 @@ class PackedWeights:
 
     def _damaged(self, dtype: str) -> list[str]:
         entries = [entry for entry in self.manifest if entry.dtype == dtype]
-        return [
-            entry.name
-            for entry in entries
-            if xxhash.xxh3_64_intdigest(self._bytes_of(entry)) != entry.checksum
-        ]
+        return [entry.name for entry in entries if _hash_bytes(self._bytes_of(entry)) != entry.checksum]
 
     def _bytes_of(self, entry: TensorEntry) -> np.ndarray:
         count = int(np.prod(entry.shape, dtype=np.int64)) * _DTYPES[entry.dtype].itemsize
@@ -133,9 +130,7 @@ class UnverifiedWeights:
 
 
 def pack_weights(parameters: Iterable[tuple[str, torch.Tensor]], version: int) -> PackedWeights:
-    """Copy `parameters` (`model.named_parameters()`, say, in which tied weights appear once) into flat
-    buffers.
-    """
+    """Copy `parameters`, such as `model.named_parameters()`, into flat buffers; tied weights appear once."""
     parameters = list(parameters)
     shapes = [(name, tensor.shape, tensor.dtype) for name, tensor in parameters]
     return pack_one_by_one(shapes, (tensor for _, tensor in parameters), version)
@@ -157,21 +152,21 @@ def pack_one_by_one(
             raise PolicyError(
                 f"parameter {name} has dtype {dtype}; weights travel as one of {', '.join(_DTYPES)}"
             )
-        places.append((name, tuple(shape), kind, offsets.get(dtype, 0)))
+        places.append((name, shape, kind, offsets.get(dtype, 0)))
         offsets[dtype] = offsets.get(dtype, 0) + shape.numel() * kind.itemsize
     buffers = {dtype: np.empty(size, dtype=np.uint8) for dtype, size in offsets.items()}
     manifest = []
     for (name, shape, kind, offset), tensor in zip(places, tensors, strict=True):
-        assert (tuple(tensor.shape), tensor.dtype) == (shape, kind), name
+        assert (tensor.shape, tensor.dtype) == (shape, kind), name
         target = buffers[str(kind)][offset : offset + tensor.numel() * kind.itemsize]
         torch.from_numpy(target).view(kind).view(shape).copy_(tensor.detach())
         manifest.append(
             TensorEntry(
                 name=name,
-                shape=shape,
+                shape=tuple(shape),
                 dtype=str(kind),
                 offset=offset,
-                checksum=xxhash.xxh3_64_intdigest(target),  # while its bytes are in the processor's cache
+                checksum=_hash_bytes(target),  # while its bytes are in the processor's cache
             )
         )
     with ThreadPoolExecutor(_PARTS) as pool:
@@ -186,7 +181,11 @@ def pack_one_by_one(
 
 
 def _checksums(buffer: np.ndarray, mapping: Callable[..., Iterable[int]]) -> tuple[int, ...]:
-    return tuple(mapping(xxhash.xxh3_64_intdigest, np.array_split(buffer, _PARTS)))
+    return tuple(mapping(_hash_bytes, np.array_split(buffer, _PARTS)))
+
+
+def _hash_bytes(buffer: np.ndarray) -> int:
+    return xxhash.xxh3_64_intdigest(buffer.data)
 
 
 def _checksum(manifest: tuple[TensorEntry, ...], checksums: dict[str, tuple[int, ...]]) -> int:

@@ -1,8 +1,7 @@
-"""The plain policy out of whatever is trained: sharded parameters gathered, adapters merged, names as they
-were.
+"""The plain policy out of whatever is trained: shards gathered, adapters merged, names as they were.
 
-What engines and checkpoints get. Parameters come one at a time, so that no worker holds more than one of them
-whole unless it keeps them; with a sharded policy all workers draw them together.
+That is what engines and checkpoints get. Parameters come one at a time, so that no worker holds more than one
+of them whole unless it keeps them. With a sharded policy all workers take part in gathering each.
 """
 
 from collections.abc import Iterator
@@ -19,8 +18,9 @@ class PlainWeights:
     """The weights of a policy under training, by the names of the plain policy."""
 
     def __init__(self, model: nn.Module, adapted: bool) -> None:
-        """Read `model` as it is when the weights are drawn; `adapted`: it has the adapters of
-        `sluice.learner.policy.lora`.
+        """Read `model` as it is at each call of `tensors`.
+
+        `adapted`: it has the adapters of `sluice.learner.policy.lora`.
         """
         self._model = model
         self._adapted = adapted
@@ -44,21 +44,19 @@ class PlainWeights:
         else:
             yield from (gather_whole(parameter) for parameter in self._model.parameters())
 
-    def draw(self) -> None:
+    def join_gathering(self) -> None:
         """Take part in the gathering, if there is any, and keep nothing."""
         if any(isinstance(parameter, DTensor) for parameter in self._model.parameters()):
             for _ in self.tensors():
                 pass
 
     def policy(self, like: Policy) -> Policy:
-        """A policy of its own on the CPU with these weights, to save; `like` has its architecture and
-        tokenizer.
-        """
+        """A new policy on the CPU with these weights, to save; `like` gives architecture and tokenizer."""
         names = [name for name, _, _ in self.shapes()]
         values = dict(zip(names, (value.to("cpu") for value in self.tensors()), strict=True))
         with torch.device("meta"):
             model = type(like.model)(like.model.config)
         model.load_state_dict(values, strict=False, assign=True)
         model.tie_weights()
-        assert not any(parameter.is_meta for parameter in model.parameters()), "a parameter was not drawn"
+        assert not any(parameter.is_meta for parameter in model.parameters()), "a parameter has no value"
         return Policy(model=model.eval(), tokenizer=like.tokenizer, layout=like.layout)

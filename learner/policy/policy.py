@@ -6,14 +6,15 @@ token layout is recovered, and each must fit the other.
 """
 
 import json
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
+from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -25,6 +26,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from sluice.catalog.errors import PolicyError
+from sluice.catalog.files import directory_aside
 from sluice.catalog.tokens import TokenLayout, token_name
 from sluice.learner.scoring.shared_prefix import branch_log_probs
 from sluice.learner.settings import PolicySettings
@@ -65,7 +67,7 @@ def build_policy(
         pad_token_id=layout.pad,
         bos_token_id=layout.bos,
         eos_token_id=layout.eos,
-        attn_implementation="sdpa",
+        attn_implementation="sdpa",  # type: ignore[call-arg]  # taken by every config, declared by none
         dtype=torch.float32,
     )
     setattr(config, LEVEL_SIZES_KEY, list(level_sizes))
@@ -93,8 +95,8 @@ def adapt_policy(base_dir: str | Path, level_sizes: tuple[int, ...], seed: int =
     if already is not None and tuple(already) != level_sizes:
         raise PolicyError(
             f"{base_dir} already has semantic-ID tokens for level sizes {list(already)}, not "
-            f"{list(level_sizes)}: "
-            "start from the model as it was before, or prepare the data with those level sizes"
+            f"{list(level_sizes)}: start from the model as it was before, or prepare the data with those "
+            "level sizes"
         )
     if tokenizer.eos_token_id is None:
         raise PolicyError(
@@ -126,16 +128,15 @@ def save_policy(policy: Policy, directory: str | Path) -> None:
 
     A policy that is there already is moved aside only when the new one is complete.
     """
-    directory = Path(directory)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}-") as scratch:
-        fresh, old = Path(scratch) / "fresh", Path(scratch) / "old"
+    with directory_aside(Path(directory)) as fresh:
         with _no_progress_bars():
             policy.model.save_pretrained(fresh)
         policy.tokenizer.save_pretrained(fresh)
-        if directory.exists():
-            directory.rename(old)
-        fresh.rename(directory)
+
+
+def move_model(model: PreTrainedModel, device: torch.device | str) -> PreTrainedModel:
+    """The model, moved in place. `PreTrainedModel.to` has no types; it adds a check of quantized models."""
+    return torch.nn.Module.to(model, device)
 
 
 def _load_parts(directory: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
@@ -152,7 +153,7 @@ def _load_parts(directory: str | Path) -> tuple[PreTrainedModel, PreTrainedToken
             )
     except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
         raise PolicyError(f"{directory} cannot be loaded as a causal LM with a tokenizer: {error}") from error
-    return model.eval(), tokenizer
+    return model.eval(), cast(PreTrainedTokenizerFast, tokenizer)
 
 
 def _policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, directory: str | Path) -> Policy:
@@ -172,36 +173,34 @@ def _recover_layout(
     ):
         raise PolicyError(
             f"config.json in {directory} has {LEVEL_SIZES_KEY} {sizes!r}, not a list of codes per level: "
-            f"this model "
-            "has no semantic-ID tokens; name it as policy.base, and `sluice pretrain` adds them"
+            "this model has no semantic-ID tokens; name it as policy.base, and `sluice pretrain` adds them"
         )
     vocabulary = tokenizer.get_vocab()
     offsets = tuple(vocabulary.get(token_name(level, 0), -1) for level in range(len(sizes)))
     for level, (size, offset) in enumerate(zip(sizes, offsets, strict=True)):
         for code in range(size):
-            found = vocabulary.get(token_name(level, code))
-            if found is None or found != offset + code:
+            token = vocabulary.get(token_name(level, code))
+            if token is None or token != offset + code:
                 raise PolicyError(
-                    f"the tokenizer in {directory} gives {token_name(level, code)} the id {found}, but the "
-                    f"codes of a "
-                    f"level need consecutive ids: it does not fit {LEVEL_SIZES_KEY} {list(sizes)} in "
-                    f"config.json"
+                    f"the tokenizer in {directory} gives {token_name(level, code)} the id {token}, but the "
+                    "codes of a level need consecutive ids: it does not fit "
+                    f"{LEVEL_SIZES_KEY} {list(sizes)} in config.json"
                 )
     special = {"pad": tokenizer.pad_token_id, "bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id}
     missing = [name for name, token in special.items() if token is None]
     if missing:
         raise PolicyError(
-            f"the tokenizer in {directory} has no {', '.join(missing)} token: set it in its config"
+            f"the tokenizer in {directory} has no {', '.join(missing)} token: set it in its "
+            "tokenizer_config.json"
         )
-    vocab_size = model.get_input_embeddings().weight.shape[0]
+    vocab_size = _weight_of(model.get_input_embeddings()).shape[0]
     highest = max(
         *special.values(), *(offset + size - 1 for offset, size in zip(offsets, sizes, strict=True))
     )
     if highest >= vocab_size:
         raise PolicyError(
             f"the tokenizer in {directory} uses token id {highest}, but the model has {vocab_size} "
-            f"embeddings: they do "
-            "not belong together"
+            "embeddings: they do not belong together"
         )
     return TokenLayout(level_sizes=tuple(sizes), level_offsets=offsets, vocab_size=vocab_size, **special)
 
@@ -220,30 +219,35 @@ def _fresh_tokenizer(level_sizes: tuple[int, ...]) -> PreTrainedTokenizerFast:
 
 @torch.no_grad()
 def _grow_embeddings(model: PreTrainedModel, known: int, needed: int, seed: int) -> None:
-    """Make room for tokens `known..needed-1` and draw their embeddings around those of the tokens before
-    them.
+    """Make room for tokens `known..needed-1` and draw their embeddings around those of the tokens before.
 
     Many bases have more embeddings than tokens; those spare rows are untrained, so they are drawn like new
     ones.
     """
     if needed == known:
         return
-    if needed > model.get_input_embeddings().weight.shape[0]:
+    if needed > _weight_of(model.get_input_embeddings()).shape[0]:
         model.resize_token_embeddings(needed, mean_resizing=False)
     generator = torch.Generator().manual_seed(seed)
-    weights = {
-        id(part.weight): part.weight for part in (model.get_input_embeddings(), model.get_output_embeddings())
-    }
+    embeddings = (model.get_input_embeddings(), model.get_output_embeddings())
+    weights = {id(weight): weight for weight in map(_weight_of, embeddings)}  # tied ones once
     for weight in weights.values():
         old = weight[:known]
         noise = torch.randn((needed - known, weight.shape[1]), generator=generator, dtype=weight.dtype)
         weight[known:needed] = old.mean(dim=0) + noise * old.std(dim=0)
 
 
+def _weight_of(embedding: nn.Module) -> torch.Tensor:
+    weight = embedding.weight
+    assert isinstance(weight, torch.Tensor), f"{type(embedding).__name__} has no weight"
+    return weight
+
+
 @torch.no_grad()
 def _check_shared_prefix(model: PreTrainedModel, layout: TokenLayout, directory: str | Path) -> None:
-    """Refuse an architecture that does not honour the masks and positions of `shared_prefix`, or has no
-    linear head.
+    """Refuse an architecture that does not honour the masks and positions of shared prefixes, or its head.
+
+    Branches that are scored behind a shared history must have the log-probs of the same rows alone.
     """
     first_L = torch.tensor(layout.level_offsets)
     branches_SL = torch.stack([first_L, first_L + torch.tensor(layout.level_sizes) - 1])
@@ -260,18 +264,13 @@ def _check_shared_prefix(model: PreTrainedModel, layout: TokenLayout, directory:
             f"{type(model).__name__} in {directory} fails on shared prefixes ({error}). {remedy}"
         ) from error
     log_p = torch.log_softmax(logits[:, len(history_T) - 1 : -1], dim=-1)
-    error = (
-        (scores.log_probs_BSL[0].float() - log_p.gather(-1, branches_SL[..., None])[..., 0])
-        .abs()
-        .max()
-        .item()
-    )
+    expected_SL = log_p.gather(-1, branches_SL[..., None])[..., 0]
+    gap = (scores.log_probs_BSL[0].float() - expected_SL).abs().max().item()
     bound = 1e-3 if model.dtype in (torch.float32, torch.float64) else 0.1
-    if not error <= bound:
+    if not gap <= bound:
         raise PolicyError(
-            f"{type(model).__name__} in {directory} scores branches of a shared prefix {error:.2g} nats off "
-            f"(bound "
-            f"{bound}). {remedy}"
+            f"{type(model).__name__} in {directory} scores branches of a shared prefix {gap:.2g} nats off "
+            f"(bound {bound}). {remedy}"
         )
 
 

@@ -72,19 +72,21 @@ class Reference:
                 self._version = step
 
     def state_dict(self) -> dict[str, Any] | None:
-        """This worker's share, to go on from; nothing for a frozen reference, which is made from the start
-        again.
-        """
+        """This worker's share, to go on from; None for a frozen reference, which the start gives again."""
         if self._settings.type == "frozen":
             return None
         return {"type": self._settings.type, "version": self._version, "values": self._values}
 
     def load_state_dict(self, state: dict[str, Any] | None) -> None:
-        """Go on from what `state_dict` gave. Raises RunError when that was a reference of another type."""
-        found = "frozen" if state is None else state["type"]
-        if found != self._settings.type:
+        """Go on from what `state_dict` gave.
+
+        Raises:
+            RunError: that was a reference of another type.
+        """
+        written = "frozen" if state is None else state["type"]
+        if written != self._settings.type:
             raise RunError(
-                f"the checkpoint was written with learner.reference.type {found}, and this run has "
+                f"the checkpoint was written with learner.reference.type {written}, and this run has "
                 f"{self._settings.type}: resume with the same"
             )
         if state is not None:

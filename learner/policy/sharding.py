@@ -1,7 +1,7 @@
-"""A policy that is shared out over the workers with FSDP2 (`torch.distributed.fsdp.fully_shard`).
+"""A policy that is sharded over the workers with FSDP2 (`torch.distributed.fsdp.fully_shard`).
 
-Every decoder layer is one unit and what is left (embeddings, final norm, value head) another: a unit is
-gathered for its own forward and backward and given back at once, so a worker holds one whole layer at a time.
+Every decoder layer is one unit, and what is left (embeddings, final norm, value head) another. A unit is
+gathered for its own forward and backward and freed at once, so a worker holds one whole layer at a time.
 Outside of that a parameter is a `DTensor`, of which the worker has a share of the rows. Gradients arrive
 reduced, as shares, with each micro-batch, so that accumulating them needs no memory for whole gradients.
 
@@ -33,19 +33,27 @@ class ShardedScorer(nn.Module):
 
     def forward(self, *inputs: object) -> BranchScores:
         """The scorer's scores, none of them a view of another: hooks of the backward hang on each."""
-        scores = self.scorer(*inputs)
-        return type(scores)(*(part if part is None else part.clone() for part in scores))
+        scores: BranchScores = self.scorer(*inputs)
+        return BranchScores(
+            scores.log_probs_BSL.clone(),
+            scores.target_log_probs_BL.clone(),
+            scores.entropy_BSL.clone(),
+            None if scores.values_BSL is None else scores.values_BSL.clone(),
+        )
 
     def run(self, function: Callable[[], Result]) -> Result:
-        """Call `function`, which may call any part of the model. All workers call it together, and each has
-        to make the same number of forwards, since every forward of a layer is an exchange.
+        """Call `function`, which may call any part of the model.
+
+        All workers call it together, and each has to make the same number of forwards, since every forward of
+        a layer is an exchange.
         """
         return function()
 
 
 def shard_scorer(scorer: BranchScorer, device: torch.device) -> ShardedScorer:
-    """Share the scorer's parameters out over all workers, each on its `device`; the scorer may still be on
-    the CPU.
+    """Shard the scorer's parameters over all workers, each on its `device`.
+
+    The scorer may still be on the CPU.
 
     Raises:
         PolicyError: the decoder has no list of layers to shard by.
@@ -54,8 +62,7 @@ def shard_scorer(scorer: BranchScorer, device: torch.device) -> ShardedScorer:
     if not isinstance(layers, nn.ModuleList):
         raise PolicyError(
             f"{type(scorer.model).__name__} cannot be sharded: its decoder has no list of layers named "
-            f"`layers`; set "
-            "learner.sharding to ddp"
+            "`layers`; set learner.sharding to ddp"
         )
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     root = ShardedScorer(scorer)
@@ -68,25 +75,19 @@ def shard_scorer(scorer: BranchScorer, device: torch.device) -> ShardedScorer:
 
 
 def local_share(tensor: torch.Tensor) -> torch.Tensor:
-    """This worker's share, sharing its memory; the tensor itself when it is not sharded. Carries no
-    gradient.
-    """
+    """This worker's share, in the same memory, without gradient; the tensor itself when it is not sharded."""
     tensor = tensor.detach()
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def gather_whole(tensor: torch.Tensor) -> torch.Tensor:
-    """The whole tensor, gathered from all workers (who must all call this) when it is sharded. Carries no
-    gradient.
-    """
+    """The whole tensor without gradient, gathered from all workers when it is sharded: all must call this."""
     tensor = tensor.detach()
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def sharded_like(parameter: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
-    """A worker's `share` of something shaped like `parameter`, as a tensor that is sharded as `parameter`
-    is.
-    """
+    """A tensor shaped and sharded as `parameter` is, of which this worker has `share`."""
     if not isinstance(parameter, DTensor):
         return share
     return DTensor.from_local(

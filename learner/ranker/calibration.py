@@ -2,7 +2,10 @@
 
     ECE = sum over bins b of n_b / n * |mean prediction in b - mean observation in b|
 
-with bins of equal mass (Nguyen & O'Connor 2015), which put the resolution where the predictions are.
+with bins of equally many predictions (Nguyen & O'Connor 2015), so that bins are narrow where predictions are
+dense.
+
+Definition: docs/algorithms.md, Calibration.
 """
 
 from dataclasses import dataclass
@@ -35,8 +38,8 @@ class CalibrationCurve:
 def calibration_curve(predicted: np.ndarray, observed: np.ndarray, bins: int = BINS) -> CalibrationCurve:
     """Bin n >= 1 predictions `[n]` with their observations `[n]`.
 
-    Bin k ends with the smallest prediction that at least k/bins of all predictions do not exceed. Equal predictions are
-    in one bin, so there may be fewer bins than asked for, of unequal mass.  [ours]
+    Bin k ends with the smallest prediction that at least k/bins of all predictions do not exceed. Equal
+    predictions are in one bin, so there may be fewer bins than asked for, of unequal size.  [ours]
     """
     edges = np.quantile(predicted, np.arange(1, bins) / bins, method="inverted_cdf")
     bin_of = np.searchsorted(edges, predicted, side="left")

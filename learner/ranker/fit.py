@@ -8,13 +8,13 @@ frequent negatives:
     loss = -log softmax_C( s(x, .) - log q(.) )[y],     q(i) = 1 - (1 - 1/N)^n (1 - p_i)^b
 
 with n uniform negatives of N items, b positives in the batch and p_i the share of item i in the training
-part. Each head (`ranker_heads`) adds its weight times its loss on the outcome of the next interaction.
+part. Each head (`sluice.learner.ranker.heads`) adds its weight times its loss on the outcome of the next
+interaction.
 """
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -23,10 +23,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
 from sluice.catalog.data.dataset import Dataset
+from sluice.catalog.files import sha256_of
 from sluice.learner.batches.windows import epoch_batches
+from sluice.learner.ranker.heads import DwellHead
 from sluice.learner.ranker.model import EnsembleRanker, SequenceRanker, build_member
 from sluice.learner.ranker.quality import judge_ranker
-from sluice.learner.settings import RankerSettings
+from sluice.learner.ranker.settings import RankerSettings
 
 Progress = Callable[[int, int, dict[str, float]], None]
 
@@ -34,7 +36,7 @@ Progress = Callable[[int, int, dict[str, float]], None]
 def fit_ranker(
     dataset: Dataset, settings: RankerSettings, seed: int, directory: Path, progress: Progress | None = None
 ) -> dict[str, Any]:
-    """Fit and save the ensemble; returns its quality on validation."""
+    """Fit the ensemble and save it to `directory`; returns its quality on validation (`judge_ranker`)."""
     members = []
     for index in range(settings.ensemble):
         torch.manual_seed(seed * 1000 + index)
@@ -44,13 +46,10 @@ def fit_ranker(
                 progress(index * total + done, settings.ensemble * total, fields)
 
         members.append(_fit_member(dataset, settings, np.random.default_rng((seed, index)), report))
-    fingerprint = hashlib.sha256()
-    for member in members:
-        for tensor in member.state_dict().values():
-            fingerprint.update(tensor.cpu().numpy().tobytes())
-    ranker = EnsembleRanker(
-        members, fingerprint.hexdigest()[:12], dataset.settings.max_history, dataset.reward_column
+    version = sha256_of(
+        tensor.cpu().numpy().tobytes() for member in members for tensor in member.state_dict().values()
     )
+    ranker = EnsembleRanker(members, version[:12], dataset.settings.max_history, dataset.reward_column)
     ranker.save(directory)
     return judge_ranker(ranker, dataset, "valid", until=settings.until)
 
@@ -91,16 +90,18 @@ def _fit_member(
             average.update_parameters(member)
             done += 1
             progress(done, total, {"loss": float(loss.detach())})
-    fitted = average.module.eval()
+    fitted = cast(SequenceRanker, average.module.eval())
     if "dwell_seconds" in fitted.heads:
-        _settle_dwell(fitted, dataset, epochs[-1])
+        _fit_smearing(fitted, dataset, epochs[-1])
     return fitted
 
 
 @torch.no_grad()
-def _settle_dwell(member: SequenceRanker, dataset: Dataset, batches: list[list[np.ndarray]]) -> None:
+def _fit_smearing(member: SequenceRanker, dataset: Dataset, batches: list[list[np.ndarray]]) -> None:
     """One more pass over the training part, for what the dwell head takes from its errors."""
-    head, seen = member.heads["dwell_seconds"], []
+    head = member.head("dwell_seconds")
+    assert isinstance(head, DwellHead)
+    seen = []
     vectors_ND = member.item_vectors()
     for rows in batches:
         items_BT, next_BT = _inputs(member, dataset, rows)
@@ -110,7 +111,7 @@ def _settle_dwell(member: SequenceRanker, dataset: Dataset, batches: list[list[n
         seen.append(torch.stack([z_P, outcomes_BT[known_BT]]))
     z, outcomes = torch.cat(seen, dim=1)
     if len(outcomes):
-        head.settle(z, outcomes)
+        head.fit_smearing(z, outcomes)
 
 
 def _inputs(
@@ -128,6 +129,7 @@ def _inputs(
 def _next_outcomes(dataset: Dataset, rows: list[np.ndarray], column: str) -> torch.Tensor:
     """The outcome `[B, T]` of the interaction after each, NaN where there is none."""
     outcomes = dataset.outcome(column)
+    assert outcomes is not None, f"a head predicts {column}, which no interaction has"
     return nn.utils.rnn.pad_sequence(
         [torch.from_numpy(outcomes[row]) for row in rows], batch_first=True, padding_value=torch.nan
     )[:, 1:]
@@ -154,7 +156,8 @@ def _loss(
         member.relevance(states_PD, vectors_ND[candidates_C], member.bias[candidates_C]) - included_C.log()
     )
     loss = nn.functional.cross_entropy(scores_PC, torch.searchsorted(candidates_C, positives_P))
-    for column, head in member.heads.items():
+    for column in member.heads:
+        head = member.head(column)
         z_P = head(states_PD, positives_P, vectors_ND)
         outcomes_P = _next_outcomes(dataset, rows, column)[real_BT]
         loss = loss + settings.head_weights[column] * head.loss(z_P, outcomes_P)

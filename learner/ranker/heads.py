@@ -1,5 +1,4 @@
-"""What the ranker predicts of an interaction beside its taking place: one head for each outcome that the logs
-have.
+"""What the ranker predicts of an interaction that takes place: one head for each outcome that the logs have.
 
 Every head is linear in the state h of the history and the vector v of the item,
 
@@ -24,6 +23,9 @@ from torch import nn
 class OutcomeHead(nn.Module):
     """A head with a squared loss on the outcome itself: ratings."""
 
+    mean: torch.Tensor  # m, a scalar
+    deviation: torch.Tensor  # s, a scalar
+
     def __init__(self, items: int, hidden_size: int) -> None:
         """`items` is N; row N of the item terms is padding."""
         super().__init__()
@@ -36,12 +38,11 @@ class OutcomeHead(nn.Module):
     def forward(self, states: torch.Tensor, items: torch.Tensor, vectors_ND: torch.Tensor) -> torch.Tensor:
         """z `[...]` of `items` `[...]` under states `[..., D]` that broadcast against them."""
         match = (self.query(states) * vectors_ND[items]).sum(-1)
-        return match + self.user(states)[..., 0] + self.item[items]
+        z: torch.Tensor = match + self.user(states)[..., 0] + self.item[items]
+        return z
 
     def fit_scale(self, outcomes: torch.Tensor) -> None:
-        """Take m and s from the n >= 1 known outcomes `[n]` of the training part; s is 1 if they are all
-        equal.
-        """
+        """Take m and s from the n >= 1 known outcomes `[n]` of the training part; s is 1 if all are equal."""
         transformed = self.transform(outcomes.double())
         self.mean.fill_(transformed.mean())
         deviation = transformed.std(correction=0)
@@ -72,11 +73,13 @@ class OutcomeHead(nn.Module):
 class DwellHead(OutcomeHead):
     """A squared loss on the logarithm of the dwell time."""
 
+    smearing: torch.Tensor  # f, a scalar
+
     def __init__(self, items: int, hidden_size: int) -> None:
         super().__init__(items, hidden_size)
         self.register_buffer("smearing", torch.ones(()))
 
-    def settle(self, z: torch.Tensor, outcomes: torch.Tensor) -> None:
+    def fit_smearing(self, z: torch.Tensor, outcomes: torch.Tensor) -> None:
         """Take the factor f from z and the known dwell times `[n]` of the training part, after fitting."""
         self.smearing.fill_((self.transform(outcomes.double()) - self.expected(z.double())).exp().mean())
 
@@ -106,8 +109,9 @@ class ClickHead(OutcomeHead):
         )
 
 
-HEADS = {
+# By the outcomes of `sluice.catalog.data.settings.OUTCOMES`.
+HEADS: dict[str, type[OutcomeHead]] = {
     "rating": OutcomeHead,
     "click": ClickHead,
     "dwell_seconds": DwellHead,
-}  # by catalog.data.settings.OUTCOMES
+}

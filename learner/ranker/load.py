@@ -3,16 +3,18 @@
 import importlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+from sluice.catalog.data.dataset import Dataset
 from sluice.catalog.errors import RankerError
 from sluice.learner.ranker.model import Ranker
-from sluice.learner.settings import RankerSettings
+from sluice.learner.ranker.settings import RankerSettings
 
 
-def load_ranker(settings: RankerSettings, directory: str | Path, dataset: Any) -> Ranker:
-    """The ranker that the settings name: the built-in one from `directory`, or the user's `module:Class`,
-    constructed as `Class(dataset, **options)`.
+def load_ranker(settings: RankerSettings, directory: str | Path, dataset: Dataset) -> Ranker:
+    """The ranker that the settings name.
+
+    That is the built-in one from `directory`, or the user's `module:Class`, constructed as
+    `Class(dataset, **options)`.
 
     Raises:
         RankerError: it cannot be imported or constructed, or lacks `score` or `version`.
@@ -23,16 +25,16 @@ def load_ranker(settings: RankerSettings, directory: str | Path, dataset: Any) -
         return EnsembleRanker.load(directory, dataset)
     module_name, colon, class_name = settings.use.partition(":")
     if not colon or not module_name or not class_name:
-        raise RankerError(f"ranker.use {settings.use!r}: write it as package.module:Class, or as builtin")
+        raise RankerError(f"ranker.use is {settings.use!r}: write it as package.module:Class, or as builtin")
     try:
-        made = getattr(importlib.import_module(module_name), class_name)
+        ranker_class = getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError) as error:
         raise RankerError(
             f"ranker.use {settings.use!r} cannot be imported: {error}; the module must be importable on the "
             "nodes, for example from the job's working directory"
         ) from error
     try:
-        ranker = made(dataset, **settings.options)
+        ranker: Ranker = ranker_class(dataset, **settings.options)
     except Exception as error:
         raise RankerError(
             f"ranker.use {settings.use!r} failed to start with options {settings.options}: "
@@ -48,7 +50,7 @@ def load_ranker(settings: RankerSettings, directory: str | Path, dataset: Any) -
 
 
 def open_ranker(
-    settings: RankerSettings, directory: str | Path, dataset_factory: Callable[[], Any]
+    settings: RankerSettings, directory: str | Path, dataset_factory: Callable[[], Dataset]
 ) -> Ranker:
     """`load_ranker` for a process that has yet to open the data set."""
     return load_ranker(settings, directory, dataset_factory())

@@ -1,18 +1,21 @@
 """The reward model: a ranker that scores candidate items under a history.
 
-`Ranker` is what the ranker service needs of any scorer. The built-in one is an ensemble of sequential
+`Ranker` is what the ranker service asks of any scorer. The built-in one is an ensemble of sequential
 encoders,
 
     score(history, i) = <W gru(history), v_i> + b_i,      v_i = embedding_i + attributes_i A
 
-trained on logged interactions by `ranker_fit`, and so with their exposure bias. Further heads
-(`ranker_heads`) predict the rating, click and dwell time of the next interaction where the logs have them.
+trained on logged interactions by `sluice.learner.ranker.fit`, and so with their exposure bias. Further heads
+(`sluice.learner.ranker.heads`) predict the rating, click and dwell time of the next interaction where the
+logs have them.
+
+Definition: docs/algorithms.md, Built-in ranker.
 """
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 import torch
@@ -22,45 +25,82 @@ from torch import nn
 from sluice.catalog.data.dataset import Dataset
 from sluice.catalog.data.settings import OUTCOMES
 from sluice.catalog.errors import RankerError
-from sluice.learner.ranker.heads import HEADS
+from sluice.catalog.files import write_atomically
+from sluice.learner.ranker.heads import HEADS, OutcomeHead
 from sluice.learner.ranker.output import RankerOutput
-from sluice.learner.settings import RankerSettings
+from sluice.learner.ranker.settings import RankerSettings
 
 
 class Ranker(Protocol):
-    """Anything that scores candidates."""
+    """Anything that scores candidates. This is the whole contract of a ranker, the built-in one and yours.
 
+    `ranker.use: package.module:Class` names a class of yours. docs/extending.md has an example.
+
+    - It is made as `Class(dataset, **ranker.options)` in every process that asks it, so the module has to be
+      importable on every node. `dataset` is a `sluice.catalog.data.dataset.Dataset`.
+    - It needs `version` and `score`, and may have `predict` (`PredictingRanker`).
+    - One call comes at a time, from any thread. A call may hold prompts of several callers, so a row's answer
+      must not depend on the other rows.
+    - Item rows of the data set are 0 to `dataset.items` - 1. Higher rows are items that came to the catalogue
+      later; they need a score too.
+
+    An answer that breaks the contract is a `RankerError` (`sluice.learner.ranker.output.check_output`). The
+    question is then asked of another replica, `ranker_pool.attempts` times in all; after that its prompts are
+    given up and counted as `invalid`.
+
+    >>> class Newest:
+    ...     version = "1"
+    ...     def score(self, histories, candidates):
+    ...         return np.where(candidates < 0, np.nan, candidates).astype(np.float32)
+    >>> histories = [np.array([3, 1], dtype=np.int32), np.array([2], dtype=np.int32)]
+    >>> Newest().score(histories, np.array([[0, 4], [7, -1]]))
+    array([[ 0.,  4.],
+           [ 7., nan]], dtype=float32)
+    """
+
+    # Text that names what was fitted. It goes into every rollout group, so it must change when scores do, and
+    # all replicas of a run must have the same.
     version: str
 
     def score(self, histories: list[np.ndarray], candidates: np.ndarray) -> np.ndarray:
-        """float32 `[B, C]` scores, higher is better, NaN at padding.
+        """Scores `[B, C]`: the shape of `candidates`, float32 or what converts to it, higher is better.
+
+        They are finite for every item, and NaN at padding and nowhere else.
 
         Args:
-            histories: B arrays of item rows (int32), oldest first.
+            histories: B arrays of item rows (int32), oldest first, at most `data.max_history` long.
             candidates: int32 `[B, C]` item rows, -1 is padding.
         """
 
 
 class PredictingRanker(Ranker, Protocol):
-    """A ranker that knows more of its candidates than a score; the ranker service asks `predict` where there
-    is one.
+    """A ranker that knows more of its candidates than a score. Rollouts then ask `predict` in the place of
+    `score`; the judge at the end of a run asks `score`.
     """
 
     def predict(self, histories: list[np.ndarray], candidates: np.ndarray) -> RankerOutput:
-        """The scores of `score`, their spread over an ensemble and the predicted logged reward, as far as
-        known.
+        """The scores of `score`, their spread over an ensemble and the predicted logged reward.
+
+        `RankerOutput.of(scores, spread=..., values=...)` leaves out what is not known. A spread is at least
+        0, and a value is in the unit of the log. Both are finite for items and NaN at padding, like scores.
         """
 
 
 class SequenceRanker(nn.Module):
     """One member of the ensemble."""
 
+    attributes: torch.Tensor  # float32 [N + 1, A], the padding row last
+
     def __init__(
         self, attributes_NA: torch.Tensor, hidden_size: int, dropout: float, heads: Sequence[str] = ()
     ) -> None:
-        """`attributes_NA` is the multi-hot attribute matrix of the N items; row N of the tables is padding.
+        """A member with random weights.
 
-        `heads` are the outcomes to predict, of `sluice.catalog.settings.OUTCOMES`.
+        Args:
+            attributes_NA: multi-hot attribute matrix of the N items; row N of the tables is padding.
+            hidden_size: D.
+            dropout: rate, on item vectors and on states.
+            heads: the outcomes to predict, of `sluice.catalog.data.settings.OUTCOMES`.
         """
         super().__init__()
         self.items = attributes_NA.shape[0]
@@ -78,29 +118,37 @@ class SequenceRanker(nn.Module):
 
     def item_vectors(self) -> torch.Tensor:
         """`[N + 1, D]`, the padding row last."""
-        return self.embedding.weight + self.attribute_projection(self.attributes)
+        projected_ND: torch.Tensor = self.attribute_projection(self.attributes)
+        return self.embedding.weight + projected_ND
 
     @torch.no_grad()
     def fill_padding(self) -> None:
-        """Make row N, which only pads histories, stand for an item that the ranker does not know: the mean of
-        all that it does.
+        """Make row N, which only pads histories, stand for an item that the ranker does not know.
+
+        It becomes the mean of all items that the ranker knows.
         """
         self.embedding.weight[self.items] = self.item_vectors()[:-1].mean(0)
-        for row in (self.bias, *(head.item for head in self.heads.values())):
-            row[self.items] = row[:-1].mean()
+        for terms in (self.bias, *(self.head(column).item for column in self.heads)):
+            terms[self.items] = terms[:-1].mean()
+
+    def head(self, column: str) -> OutcomeHead:
+        """The head that predicts this outcome."""
+        return cast(OutcomeHead, self.heads[column])
 
     def encode(self, history_BT: torch.Tensor, vectors_ND: torch.Tensor) -> torch.Tensor:
         """States `[B, T, D]` after each item of right-padded histories of item rows."""
         states, _ = self.encoder(self.input_dropout(vectors_ND[history_BT]))
-        return self.output_dropout(states)
+        dropped_BTD: torch.Tensor = self.output_dropout(states)
+        return dropped_BTD
 
     def relevance(self, states: torch.Tensor, vectors_CD: torch.Tensor, bias_C: torch.Tensor) -> torch.Tensor:
         """Scores `[..., C]` of items given by their vectors and biases."""
-        return self.query(states) @ vectors_CD.T + bias_C
+        queries: torch.Tensor = self.query(states)
+        return queries @ vectors_CD.T + bias_C
 
     @torch.no_grad()
     def last_states(self, histories: Sequence[np.ndarray], limit: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """States `[B, D]` at the end of each history, and the item vectors."""
+        """States `[B, D]` after the last `limit` items of each history, and the item vectors."""
         longest = max(1, min(limit, max(len(history) for history in histories)))
         padded = torch.full((len(histories), longest), self.items)
         for row, history in enumerate(histories):
@@ -120,26 +168,26 @@ class SequenceRanker(nn.Module):
         limit: int,
         head: str | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Scores of candidates (padding as row N), and the outcome that `head` predicts, in the unit of the
-        log.
+        """Scores `[B, C]` of candidates (padding as row N), and the outcome that `head` predicts of them.
+
+        The outcome is `[B, C]` in the unit of the log; None without a head.
         """
         states, vectors = self.last_states(histories, limit)
         query = self.query(states)
         scores = torch.einsum("bd,bcd->bc", query, vectors[candidates_BC]) + self.bias[candidates_BC]
         if head is None:
             return scores, None
-        outcome = self.heads[head]
+        outcome = self.head(head)
         return scores, outcome.value(outcome(states[:, None], candidates_BC, vectors))
 
     @torch.no_grad()
     def expected_outcomes(
         self, histories: Sequence[np.ndarray], items_B: torch.Tensor, limit: int
     ) -> dict[str, torch.Tensor]:
-        """By head, the prediction `[B]` of one item under each history, on the scale on which the head is
-        judged.
-        """
+        """By head, the prediction `[B]` of one item under each history, on the head's own scale."""
         states, vectors = self.last_states(histories, limit)
-        return {column: head.expected(head(states, items_B, vectors)) for column, head in self.heads.items()}
+        heads = {column: self.head(column) for column in self.heads}
+        return {column: head.expected(head(states, items_B, vectors)) for column, head in heads.items()}
 
 
 class EnsembleRanker:
@@ -148,15 +196,20 @@ class EnsembleRanker:
     def __init__(
         self, members: list[SequenceRanker], version: str, max_history: int, reward: str | None = None
     ) -> None:
-        """`version` names the fitted weights, it travels with every score; `reward` is the logged reward's
-        column.
+        """An ensemble in evaluation mode.
+
+        Args:
+            members: fitted members, at least one.
+            version: names the fitted weights; it travels with every score.
+            max_history: how many items of a history the members read.
+            reward: the column of the logged reward; None: there is none.
         """
         self.members = [member.eval() for member in members]
         for member in self.members:
             member.fill_padding()
         self.version = version
         self._max_history = max_history
-        self._value_head = reward if reward in members[0].heads else None
+        self._value_head = reward if reward is not None and reward in members[0].heads else None
 
     @property
     def heads(self) -> list[str]:
@@ -185,20 +238,18 @@ class EnsembleRanker:
             member.score_candidates(histories, rows_BC, self._max_history, head) for member in self.members
         ]
         scores_nBC = torch.stack([scores for scores, _ in parts])
-        found = {"scores": scores_nBC.mean(0)}
+        outputs = {"scores": scores_nBC.mean(0)}
         if len(parts) > 1:
-            found["spread"] = scores_nBC.std(0, correction=1)
+            outputs["spread"] = scores_nBC.std(0, correction=1)
         if head is not None:
-            found["values"] = torch.stack([values for _, values in parts]).mean(0)
+            outputs["values"] = torch.stack([values for _, values in parts if values is not None]).mean(0)
         nan = np.float32(np.nan)
         return RankerOutput.of(
-            **{name: np.where(padding, nan, value.cpu().numpy()) for name, value in found.items()}
+            **{name: np.where(padding, nan, value.cpu().numpy()) for name, value in outputs.items()}
         )
 
     def expected_outcomes(self, histories: list[np.ndarray], items: np.ndarray) -> dict[str, np.ndarray]:
-        """By head, the members' mean prediction float64 `[B]` of one item each, on the head's `transform`ed
-        scale.
-        """
+        """By head, the members' mean prediction of one item each, float64 `[B]`, on the head's own scale."""
         rows = torch.from_numpy(items.astype(np.int64)).to(self.members[0].bias.device)
         parts = [member.expected_outcomes(histories, rows, self._max_history) for member in self.members]
         return {
@@ -219,11 +270,15 @@ class EnsembleRanker:
             "heads": self.heads,
             "max_history": self._max_history,
         }
-        (directory / "ranker.json").write_text(json.dumps(facts, indent=1))
+        write_atomically(directory / "ranker.json", json.dumps(facts, indent=1))
 
     @classmethod
-    def load(cls, directory: Path, dataset: Dataset) -> "EnsembleRanker":
-        """Raises RankerError when the directory holds no ranker or one for another catalogue."""
+    def load(cls, directory: str | Path, dataset: Dataset) -> "EnsembleRanker":
+        """The ranker that `save` wrote.
+
+        Raises:
+            RankerError: the directory holds no ranker, or one for another catalogue.
+        """
         try:
             facts = json.loads((Path(directory) / "ranker.json").read_text())
         except (OSError, ValueError) as error:
@@ -248,22 +303,23 @@ class EnsembleRanker:
 
 
 def dense_attributes(dataset: Dataset) -> torch.Tensor:
-    """Multi-hot `[N, A]`, at least one column wide."""
+    """The multi-hot attributes, float32 `[N, A]`, at least one column wide."""
     dense = np.asarray(dataset.attributes.todense(), dtype=np.float32)
     return torch.from_numpy(dense if dense.shape[1] else np.zeros((dataset.items, 1), dtype=np.float32))
 
 
 def build_member(dataset: Dataset, settings: RankerSettings) -> SequenceRanker:
-    """A fresh member, with a head for every outcome that the training part has and whose weight is above
-    0.
+    """A fresh member.
+
+    It has a head for every outcome that the training part has and whose weight is above 0.
     """
-    known = {
+    logged = {
         column: torch.from_numpy(values[dataset.known_until(settings.until) & ~np.isnan(values)])
         for column in OUTCOMES
         if settings.head_weights[column] > 0 and (values := dataset.outcome(column)) is not None
     }
-    known = {column: values for column, values in known.items() if len(values)}
-    member = SequenceRanker(dense_attributes(dataset), settings.hidden_size, settings.dropout, list(known))
-    for column, values in known.items():
-        member.heads[column].fit_scale(values)
+    outcomes = {column: known for column, known in logged.items() if len(known)}
+    member = SequenceRanker(dense_attributes(dataset), settings.hidden_size, settings.dropout, list(outcomes))
+    for column, known in outcomes.items():
+        member.head(column).fit_scale(known)
     return member

@@ -1,10 +1,10 @@
-"""What a ranker says of candidates, asked of any ranker in one form."""
+"""What a ranker says of candidates, in one form for every ranker, and the checks of its answer."""
 
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Self
+from typing import Protocol, Self
 
 import numpy as np
 
@@ -27,7 +27,13 @@ class RankerOutput:
     def of(
         cls, scores: np.ndarray, spread: np.ndarray | None = None, values: np.ndarray | None = None
     ) -> Self:
-        """What is None is not known, and becomes NaN throughout."""
+        """An output of `[B, C]` arrays; what is None is not known, and becomes NaN throughout.
+
+        Example:
+            >>> import numpy as np
+            >>> RankerOutput.of(np.array([[0.5, -1.0]])).spread
+            array([[nan, nan]], dtype=float32)
+        """
         unknown = np.full(np.shape(scores), np.nan, dtype=np.float32)
         return cls(
             scores=scores,
@@ -50,8 +56,21 @@ class RankerOutput:
 FIELDS = tuple(RankerOutput.__dataclass_fields__)
 
 
-def ask_ranker(ranker: Any, histories: list[np.ndarray], candidates: np.ndarray) -> RankerOutput:
+class _Scorer(Protocol):
+    """The part of `sluice.learner.ranker.model.Ranker` that every ranker has and is asked for here."""
+
+    def score(self, histories: list[np.ndarray], candidates: np.ndarray) -> np.ndarray: ...
+
+
+def ask_ranker(ranker: _Scorer, histories: list[np.ndarray], candidates: np.ndarray) -> RankerOutput:
     """Ask the ranker's `predict` where it has one, otherwise its `score`; the answer is unchecked.
+
+    >>> class Same:
+    ...     def score(self, histories, candidates):
+    ...         return np.ones(candidates.shape, dtype=np.float32)
+    >>> answer = ask_ranker(Same(), [np.array([0])], np.array([[1, 2]]))
+    >>> answer.scores.tolist(), answer.spread.tolist()
+    ([[1.0, 1.0]], [[nan, nan]])
 
     A ranker whose `predict` still has its former name, `assess`, is asked by that, with a warning.
 
@@ -59,9 +78,8 @@ def ask_ranker(ranker: Any, histories: list[np.ndarray], candidates: np.ndarray)
         RankerError: `predict` answered with something that has no scores, spread and values.
     """
     predict = getattr(ranker, "predict", None)
-    if predict is None and hasattr(ranker, "assess"):
+    if predict is None and (predict := getattr(ranker, "assess", None)) is not None:
         _warn_of_assess(type(ranker).__name__)
-        predict = ranker.assess
     if predict is None:
         return RankerOutput.of(ranker.score(histories, candidates))
     answer = predict(histories, candidates)
@@ -69,8 +87,8 @@ def ask_ranker(ranker: Any, histories: list[np.ndarray], candidates: np.ndarray)
     if missing:
         raise RankerError(
             f"the ranker's predict answered with {type(answer).__name__}, which has no {', '.join(missing)}: "
-            f"return a "
-            "sluice.learner.ranker.output.RankerOutput, for example RankerOutput.of(scores, spread=spread)"
+            "return a sluice.learner.ranker.output.RankerOutput, for example "
+            "RankerOutput.of(scores, spread=spread)"
         )
     return RankerOutput(**{name: getattr(answer, name) for name in FIELDS})
 
@@ -85,7 +103,7 @@ def _warn_of_assess(ranker: str) -> None:
 
 
 def check_scores(candidates: np.ndarray, scores: np.ndarray) -> np.ndarray:
-    """The ranker's answer as float32.
+    """The ranker's scores as float32 `[B, C]`, for candidates int32 `[B, C]` (-1: padding).
 
     Raises:
         RankerError: it has another shape than the question, or is not NaN exactly at the padding.
@@ -107,24 +125,24 @@ def check_scores(candidates: np.ndarray, scores: np.ndarray) -> np.ndarray:
 
 
 def check_output(candidates: np.ndarray, output: RankerOutput) -> RankerOutput:
-    """The ranker's answer as float32.
+    """The ranker's output as float32 `[B, C]`, for candidates int32 `[B, C]` (-1: padding).
 
     Raises:
         RankerError: the scores break `check_scores`, or the spread or the values do and are not NaN
             throughout, or a spread is negative.
     """
-    found = {"scores": check_scores(candidates, output.scores)}
+    checked = {"scores": check_scores(candidates, output.scores)}
     for name in ("spread", "values"):
-        given = np.asarray(getattr(output, name), dtype=np.float32)
+        answer = np.asarray(getattr(output, name), dtype=np.float32)
         try:
-            unknown = given.shape == candidates.shape and np.isnan(given).all()
-            found[name] = given if unknown else check_scores(candidates, given)
+            unknown = answer.shape == candidates.shape and np.isnan(answer).all()
+            checked[name] = answer if unknown else check_scores(candidates, answer)
         except RankerError as error:
             raise RankerError(
                 f"{name} of the ranker's predict: {error}, or NaN everywhere if not known"
             ) from None
-    if (found["spread"] < 0).any():
+    if (checked["spread"] < 0).any():
         raise RankerError(
-            f"the ranker's predict gave the spread {np.nanmin(found['spread']):g}; a deviation is 0 or more"
+            f"the ranker's predict gave the spread {np.nanmin(checked['spread']):g}; a deviation is 0 or more"
         )
-    return RankerOutput(**found)
+    return RankerOutput(**checked)

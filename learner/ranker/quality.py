@@ -1,12 +1,14 @@
 """How good a ranker is on held-out users: ranking, calibration, and the errors of its heads.
 
-Relevance is calibrated as a probability: the softmax of a user's scores over the rankable items. The events are each
-user's `TOP` likeliest items, observed is whether the item is the true next one. Over the whole catalogue nearly every
-probability is nearly zero and any ranker would look calibrated; the likeliest item alone, as for classifiers (Guo et
-al. 2017), says nothing of the candidates that a policy comes up with.  [ours]
+Relevance is calibrated as a probability: the softmax of a user's scores over the rankable items. The events
+are each user's `TOP` likeliest items; what is observed is whether the item is the true next one. Over the
+whole catalogue nearly every probability is nearly zero, and any ranker would look calibrated. The likeliest
+item alone, as for classifiers (Guo et al. 2017), says nothing of the candidates that a policy proposes.
+[ours]
 
-A head is judged on its own scale (see `ranker_heads`): stars, click probability, log(1 + seconds). Its root
-mean squared error stands beside two plain baselines, the user's past mean and the item's mean in training.
+A head is judged on its own scale (`sluice.learner.ranker.heads`): stars, click probability, log(1 + seconds).
+Its root mean squared error is compared with two plain baselines, the user's past mean and the item's mean in
+training.
 """
 
 from typing import Any
@@ -25,7 +27,7 @@ TOP = 10
 def judge_ranker(
     ranker: EnsembleRanker, dataset: Dataset, split: str, *, until: str, batch: int = 128
 ) -> dict[str, Any]:
-    """Its quality on the examples of a split.
+    """The ranker's quality on the examples of a split, `batch` users at a time.
 
     Returns:
         HR, NDCG, MRR and AUC of ranking the target in the full catalogue; `users`; `relevance` and, for each
@@ -37,7 +39,7 @@ def judge_ranker(
     """
     examples = dataset.examples(split)
     pairs = list(zip(examples.users.tolist(), examples.positions.tolist(), strict=True))
-    ranks, auc, likely, came = [], [], [], []
+    ranks, auc, likely, happened = [], [], [], []
     outcomes: list[dict[str, np.ndarray]] = []
     everything = np.arange(dataset.items, dtype=np.int32)[None]
     for start in range(0, len(pairs), batch):
@@ -50,22 +52,22 @@ def judge_ranker(
             value = row[target]
             if dataset.settings.exclude_seen:
                 row[dataset.seen(*pair)] = np.nan
-            rankable = np.count_nonzero(~np.isnan(row)) - 1
-            above = np.count_nonzero(row > value)
+            rankable = int(np.count_nonzero(~np.isnan(row))) - 1
+            above = int(np.count_nonzero(row > value))
             ranks.append(above + 1)
             auc.append(1 - above / max(rankable, 1))
             items, probabilities = likeliest_items(row)
             likely.append(probabilities)
-            came.append(items == target)
+            happened.append(items == target)
     quality: dict[str, Any] = {name: float(value.mean()) for name, value in per_user(np.array(ranks)).items()}
     quality["auc"] = float(np.mean(auc))
     quality["users"] = len(pairs)
     quality["relevance"] = calibration_curve(
-        np.concatenate(likely), np.concatenate(came).astype(float)
+        np.concatenate(likely), np.concatenate(happened).astype(float)
     ).as_json()
     quality["heads"] = {}
     for column in ranker.heads:
-        predicted = np.concatenate([one[column] for one in outcomes])
+        predicted = np.concatenate([part_outcomes[column] for part_outcomes in outcomes])
         judged = _judge_head(ranker, dataset, column, examples.users, examples.positions, predicted, until)
         if judged is not None:
             quality["heads"][column] = judged
@@ -73,8 +75,9 @@ def judge_ranker(
 
 
 def likeliest_items(scores: np.ndarray, top: int = TOP) -> tuple[np.ndarray, np.ndarray]:
-    """The `top` likeliest items of one user and their probabilities, the softmax of scores `[N]` that are not
-    NaN.
+    """The `top` likeliest items of one user, and their probabilities; both at most `[top]`.
+
+    The probabilities are the softmax of those of the scores `[N]` that are not NaN.
     """
     known = ~np.isnan(scores)
     weights = np.where(known, np.exp(scores.astype(np.float64) - np.nanmax(scores)), 0.0)
@@ -93,7 +96,7 @@ def _judge_head(
 ) -> dict[str, Any] | None:
     """Calibration and errors of the predictions `[n]`; None where no outcome is known."""
     logged = torch.from_numpy(np.array(dataset.outcome(column)))  # a copy: torch wants it writable
-    outcomes = ranker.members[0].heads[column].transform(logged).numpy()
+    outcomes: np.ndarray = ranker.members[0].head(column).transform(logged).numpy()
     actual = outcomes[dataset.offsets[users] + positions].astype(np.float64)
     known = ~np.isnan(actual)
     if not known.any():
@@ -106,11 +109,11 @@ def _judge_head(
 def plain_baselines(
     dataset: Dataset, outcomes: np.ndarray, users: np.ndarray, positions: np.ndarray, until: str
 ) -> dict[str, np.ndarray]:
-    """What two plain means predict for n interactions: of the user's past outcomes, and of the item's in
-    training.
+    """Two plain predictions, float64 `[n]` each, for the n interactions at `positions` of `users`.
 
-    `outcomes` `[all interactions]` has NaN where nothing is known; a mean over nothing is that of the
-    logs until the end of the part `until`.
+    They are the mean of the user's past outcomes and the mean of the item's until the end of the part
+    `until`; a mean over nothing is that of all users until then. `outcomes` `[all interactions]` has NaN
+    where nothing is known.
     """
     training = dataset.known_until(until) & ~np.isnan(outcomes)
     everybody = float(outcomes[training].mean())

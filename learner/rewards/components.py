@@ -1,7 +1,10 @@
-"""The components of a reward, each a pure function of a batch; `sluice.learner.rewards.settings` names and
-weighs them.
+"""The components of a reward, each a pure function of a batch.
 
-    r(x, o) = sum over components of weight * value(x, o),   the ranker's value multiplied by the relevance gate
+`sluice.learner.rewards.settings` names and weighs them:
+
+    r(x, o) = sum over components of weight * value(x, o)
+
+with the ranker's value multiplied by the relevance gate.
 
 Where a component compares candidates of a group, it compares the valid ones (items of the catalogue) [ours];
 what the functions return for the others is not used, see `sluice.learner.rewards.rewards`.
@@ -19,6 +22,11 @@ what the functions return for the others is not used, see `sluice.learner.reward
 - popularity: -log(share of the training interactions), at most -log(1e-6) for what was never consumed. [ours]
 - logged: the logged reward of the ground truth for a candidate that is it, 0 for other candidates and where
   the logs say nothing. [ours]
+
+Dimension suffixes as in `sluice.learner.batches.batch`, and l the first tokens of an item, at most L; I items
+of a history.
+
+Definition: docs/algorithms.md, Rewards.
 """
 
 import torch
@@ -87,17 +95,17 @@ def ranker_values(batch: GroupBatch, transform: str) -> torch.Tensor:
 
 def relevance_values(batch: GroupBatch, like: str, tokens: int) -> torch.Tensor:
     """bool `[B, K]`: the candidate's first `tokens` tokens are those of something relevant."""
-    head_BKP = batch.candidates_BKL[..., :tokens]
+    head_BKl = batch.candidates_BKL[..., :tokens]
     if like == "target":
-        relevant_BNP = batch.target_BL[:, None, :tokens]
+        relevant_BIl = batch.target_BL[:, None, :tokens]
     else:
         # Histories are BOS and L tokens per item; padding is no item's token, so it equals nothing.
         levels = batch.target_BL.shape[1]
         items = (batch.history_BT.shape[1] - 1) // levels
-        items_BNL = batch.history_BT[:, 1 : 1 + items * levels].unflatten(1, (items, levels))
-        relevant_BNP = items_BNL[..., :tokens]
-    same_BKN = (head_BKP[:, :, None] == relevant_BNP[:, None]).all(dim=-1)
-    return same_BKN.any(dim=-1)
+        items_BIL = batch.history_BT[:, 1 : 1 + items * levels].unflatten(1, (items, levels))
+        relevant_BIl = items_BIL[..., :tokens]
+    same_BKI = (head_BKl[:, :, None] == relevant_BIl[:, None]).all(dim=-1)
+    return same_BKI.any(dim=-1)
 
 
 def rank_penalty_values(batch: GroupBatch) -> torch.Tensor:
@@ -116,32 +124,36 @@ def rank_penalty_values(batch: GroupBatch) -> torch.Tensor:
 
 
 def diversity_values(batch: GroupBatch, tokens: int | None) -> torch.Tensor:
-    """1 - the share of the other candidates with the same first `tokens` tokens (None: all of them); `[B,
-    K]`.
-    """
-    head_BKP = batch.candidates_BKL[..., :tokens]
-    same_BK = (head_BKP[:, :, None] == head_BKP[:, None]).all(dim=-1).sum(dim=-1) - 1
-    return 1 - same_BK / (head_BKP.shape[1] - 1)
+    """1 - the share of the other candidates with the same first `tokens` tokens (None: all), `[B, K]`."""
+    head_BKl = batch.candidates_BKL[..., :tokens]
+    same_BK = (head_BKl[:, :, None] == head_BKl[:, None]).all(dim=-1).sum(dim=-1) - 1
+    return 1 - same_BK / (head_BKl.shape[1] - 1)
 
 
 def popularity_values(batch: GroupBatch) -> torch.Tensor:
-    """-log of each candidate's share of the training interactions, nats `[B, K]`."""
+    """-log of each candidate's share of the training interactions, nats `[B, K]`.
+
+    Raises:
+        DataError: the batch does not have the shares.
+    """
     if batch.candidate_popularity_BK is None:
         raise DataError(
             "the popularity reward needs candidate_popularity, each item's share of the training "
-            "interactions, which "
-            "this batch does not have: remove the component from objective.grpo.rewards"
+            "interactions, which this batch does not have: remove the component from objective.grpo.rewards"
         )
     return -batch.candidate_popularity_BK.clamp(min=RAREST_SHARE).log()
 
 
 def logged_values(batch: GroupBatch) -> torch.Tensor:
-    """The logged reward for a candidate that is the ground truth, else 0; `[B, K]`."""
+    """The logged reward for a candidate that is the ground truth, else 0; `[B, K]` in the unit of the log.
+
+    Raises:
+        DataError: the batch has no logged rewards.
+    """
     if batch.logged_rewards_B is None:
         raise DataError(
             "the logged reward needs logs with a rating, click or dwell column: name it in "
-            "data.source.columns, or "
-            "remove the component from objective.grpo.rewards"
+            "data.source.columns, or remove the component from objective.grpo.rewards"
         )
-    worth_B1 = batch.logged_rewards_B.nan_to_num(nan=0.0)[:, None]
-    return torch.where(batch.hit_BK, worth_B1, 0.0)
+    reward_B1 = batch.logged_rewards_B.nan_to_num(nan=0.0)[:, None]
+    return torch.where(batch.hit_BK, reward_B1, 0.0)

@@ -1,4 +1,4 @@
-"""Settings of the rewards, a list of components; their definitions: reward_components.py. Imports no
+"""Settings of the rewards, a list of components; their definitions: components.py. Imports no
 torch.
 """
 
@@ -7,15 +7,19 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from sluice.catalog.settings import Settings
+from sluice.catalog.settings import Settings, Unit
 
 
 class RankerReward(Settings):
-    """The ranker's score of the candidate. `sigmoid` and `rank` lie in [0, 1], `zscore` is over the group."""
+    """The ranker's score of the candidate."""
 
     type: Literal["ranker"] = "ranker"
-    weight: float = 1.0
-    transform: Literal["raw", "sigmoid", "rank", "zscore"] = "raw"
+    weight: float = Field(default=1.0, description="Weight of this component in the sum.")
+    transform: Literal["raw", "sigmoid", "rank", "zscore"] = Field(
+        default="raw",
+        description="What is done to the score. sigmoid and rank lie in [0, 1]; rank and zscore are taken "
+        "over the group.",
+    )
 
 
 class RelevanceReward(Settings):
@@ -24,17 +28,19 @@ class RelevanceReward(Settings):
     """
 
     type: Literal["relevance"] = "relevance"
-    like: Literal["target", "history"] = (
-        "target"  # what is relevant: the logged item, or any item of the history
+    like: Literal["target", "history"] = Field(
+        default="target", description="What is relevant: the logged item, or any item of the history."
     )
-    tokens: int = Field(default=1, ge=1)  # length of the common semantic-ID prefix that counts as like it
+    tokens: Annotated[int, Unit("tokens")] = Field(
+        default=1, ge=1, description="Length of the semantic-ID prefix that has to be the same."
+    )
 
 
 class HitReward(Settings):
     """1 for a candidate that is the logged item, else 0."""
 
     type: Literal["hit"] = "hit"
-    weight: float = 1.0
+    weight: float = Field(default=1.0, description="Weight of this component in the sum.")
 
 
 class RankPenaltyReward(Settings):
@@ -43,17 +49,19 @@ class RankPenaltyReward(Settings):
     """
 
     type: Literal["rank_penalty"] = "rank_penalty"
-    weight: float = 1.0
+    weight: float = Field(default=1.0, description="Weight of this component in the sum.")
 
 
 class DiversityReward(Settings):
     """1 - the share of the group's other members with the same item, or the same first tokens."""
 
     type: Literal["diversity"] = "diversity"
-    weight: float = 1.0
-    tokens: int | None = Field(
-        default=None, ge=1
-    )  # length of the semantic-ID prefix compared; null: the whole item
+    weight: float = Field(default=1.0, description="Weight of this component in the sum.")
+    tokens: Annotated[int | None, Unit("tokens")] = Field(
+        default=None,
+        ge=1,
+        description="Length of the semantic-ID prefix that is compared. null: the whole item.",
+    )
 
 
 class PopularityReward(Settings):
@@ -62,7 +70,7 @@ class PopularityReward(Settings):
     """
 
     type: Literal["popularity"] = "popularity"
-    weight: float = 1.0
+    weight: float = Field(default=1.0, description="Weight of this component in the sum.")
 
 
 class LoggedReward(Settings):
@@ -71,7 +79,7 @@ class LoggedReward(Settings):
     """
 
     type: Literal["logged"] = "logged"
-    weight: float = 1.0
+    weight: float = Field(default=1.0, description="Weight of this component in the sum.")
 
 
 RewardComponent = Annotated[
@@ -86,8 +94,13 @@ RewardComponent = Annotated[
 ]
 
 
-def check_rewards(components: Sequence[Settings]) -> None:
+def check_rewards(components: Sequence[RewardComponent]) -> None:
     """Refuse compositions without a meaning.
+
+    >>> check_rewards([RankerReward(transform="zscore"), HitReward(weight=2.0)])
+    >>> check_rewards([HitReward(weight=0.0)])
+    Traceback (most recent call last):
+    ValueError: rewards has no component with a weight: add one, such as {type: ranker}
 
     Raises:
         ValueError: no component, one type twice, a relevance gate without a non-negative ranker component, or
@@ -101,10 +114,10 @@ def check_rewards(components: Sequence[Settings]) -> None:
         raise ValueError("rewards has no component with a weight: add one, such as {type: ranker}")
     if "relevance" in by_type:
         ranker = by_type.get("ranker")
-        if ranker is None or ranker.transform not in ("sigmoid", "rank"):
-            found = "there is none" if ranker is None else f"its transform is {ranker.transform}"
+        transform = ranker.transform if isinstance(ranker, RankerReward) else None
+        if transform not in ("sigmoid", "rank"):
+            found = "there is none" if transform is None else f"its transform is {transform}"
             raise ValueError(
                 "the relevance reward multiplies the ranker's, which must not be negative (0 would be a "
-                "gain), and "
-                f"{found}: add {{type: ranker, transform: sigmoid}}, or rank"
+                f"gain), and {found}: add {{type: ranker, transform: sigmoid}}, or rank"
             )

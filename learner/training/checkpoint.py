@@ -1,14 +1,15 @@
 """The learner's checkpoint: a directory from which a run goes on as if nothing had happened.
 
     policy/       the policy as a Hugging Face directory, loadable as it is by transformers and vLLM
-    state.json    step, weight version, best validation so far, the source's snapshot (feed cursor, outstanding leases,
-                  counters), bytes of the metrics file
-    rank-<r>.pt   of each worker: optimizer, scheduler and random states, a synced or averaged reference, and the
-                  weights that policy/ does not hold as they are trained: value head, adapters (policy/ has
-                  them merged in), the worker's shares of a sharded policy
+    state.json    step, weight version, best validation so far, the source's snapshot (feed cursor,
+                  outstanding leases, counters), bytes of the metrics file
+    rank-<r>.safetensors, rank-<r>.json
+                  of each worker: optimizer, scheduler and random states, a synced or averaged reference, and
+                  the weights that policy/ does not hold as they are trained: value head, adapters (policy/
+                  has them merged in), the worker's shares of a sharded policy
 
 Ray Train moves the directories and keeps the last ones. The one with the best validation is kept here, where
-every worker adds its part.
+every worker adds its part. A checkpoint of format 2 has `rank-<r>.pt` instead, and is still read.
 """
 
 import json
@@ -20,9 +21,12 @@ from typing import Any
 import torch
 
 from sluice.catalog.errors import RunError
+from sluice.catalog.files import directory_aside, remove_leftovers, replace_directory, write_atomically
 from sluice.learner.policy.policy import Policy, save_policy
+from sluice.learner.training.state_files import has_state, load_state, save_state
 
-FORMAT = 2
+FORMAT = 3
+_READABLE = (2, FORMAT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,12 +43,12 @@ class RunState:
 def write_checkpoint(directory: Path, state: RunState, policy: Policy) -> None:
     """Write the parts that rank 0 owns; `policy` is the plain policy."""
     save_policy(policy, directory / "policy")
-    (directory / "state.json").write_text(json.dumps({"format": FORMAT, **asdict(state)}))
+    write_atomically(directory / "state.json", json.dumps({"format": FORMAT, **asdict(state)}))
 
 
 def write_rank(directory: Path, rank: int, state: dict[str, Any]) -> None:
     """Write one worker's own part."""
-    torch.save(state, directory / f"rank-{rank}.pt")
+    save_state(state, directory / f"rank-{rank}")
 
 
 def add_to_best(part: Path, best: Path) -> None:
@@ -58,28 +62,20 @@ def replace_best(best: Path, policy_directory: Path) -> None:
     """What `add_to_best` laid down becomes the best checkpoint, and its policy the one at
     `policy_directory`.
     """
-    _replace(_fresh(best), best)
-    shutil.copytree(best / "policy", _fresh(policy_directory))
-    _replace(_fresh(policy_directory), policy_directory)
+    replace_directory(_fresh(best), best)
+    with directory_aside(policy_directory) as fresh:
+        shutil.copytree(best / "policy", fresh, dirs_exist_ok=True)
 
 
 def discard_unfinished(*directories: Path) -> None:
     """Remove what a process that died had begun to write in the place of these."""
     for directory in directories:
         shutil.rmtree(_fresh(directory), ignore_errors=True)
-
-
-def _replace(fresh: Path, directory: Path) -> None:
-    """Move `fresh` to `directory`: a reader sees the old one or the new one, never a mixture."""
-    old = directory.with_name(directory.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if directory.exists():
-        directory.rename(old)
-    fresh.rename(directory)
-    shutil.rmtree(old, ignore_errors=True)
+        remove_leftovers(directory)
 
 
 def _fresh(directory: Path) -> Path:
+    """Where all workers lay their parts of the next one."""
     return directory.with_name(directory.name + ".new")
 
 
@@ -89,19 +85,23 @@ def read_state(directory: Path) -> RunState:
         raw = json.loads((directory / "state.json").read_text())
     except (OSError, ValueError) as error:
         raise RunError(f"{directory} is not a checkpoint: state.json cannot be read ({error})") from None
-    if raw.pop("format", None) != FORMAT:
+    if (written := raw.pop("format", None)) not in _READABLE:
         raise RunError(
-            f"{directory} has another checkpoint format than {FORMAT}; it was written by another version"
+            f"{directory} has another checkpoint format than {' or '.join(map(str, _READABLE))}: {written}; "
+            f"resume it with the version that wrote it"
         )
     return RunState(**{**raw, "best": tuple(raw["best"])})
 
 
 def read_rank(directory: Path, rank: int) -> dict[str, Any]:
     """One worker's own part. Raises RunError when the run had fewer workers than now."""
-    path = directory / f"rank-{rank}.pt"
-    if not path.exists():
-        raise RunError(
-            f"{directory} has no state of learner worker {rank}: resume with the same learner.workers"
-        )
-    # To the CPU: the worker may have another device than the one that wrote it.
-    return torch.load(path, map_location="cpu", weights_only=False)
+    place = directory / f"rank-{rank}"
+    if has_state(place):
+        state: dict[str, Any] = load_state(place)
+        return state
+    of_format_2 = directory / f"rank-{rank}.pt"
+    if of_format_2.is_file():
+        # To the CPU, as `load_state`. Tensors, containers and numbers alone: no code of the file is run.
+        state = torch.load(of_format_2, map_location="cpu", weights_only=True)
+        return state
+    raise RunError(f"{directory} has no state of learner worker {rank}: resume with the same learner.workers")

@@ -11,16 +11,20 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
+from sluice.catalog.files import read_whole_lines
+
 
 class MetricsLog:
     """Appends to a `.jsonl` file, and to `tensorboard/<its name>` beside it."""
 
     def __init__(self, path: Path, keep_bytes: int) -> None:
-        """`keep_bytes` is the length to go on from; 0 starts a new file."""
+        """`keep_bytes` is the length to go on from, at most what there is in whole lines; 0 starts a new
+        file.
+        """
         self._path = path
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._file = self._path.open("a")
-        self._file.truncate(keep_bytes)
+        self._file.truncate(min(keep_bytes, read_whole_lines(path).size))
         self._board = SummaryWriter(str(path.parent / "tensorboard" / path.stem))
         self._started = time.monotonic()
 

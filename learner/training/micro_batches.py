@@ -32,15 +32,17 @@ def micro_batches(batch: LoggedBatch, prompts: int | None, device: torch.device)
 
 
 def loss_weights(objective: Objective, parts: list[LoggedBatch]) -> torch.Tensor:
-    """What each micro-batch's loss counts `[parts]`: its share of the mass of all parts and workers, times
-    the workers, over which DDP and FSDP take the mean. Stays on the device, so that nothing waits for it.
+    """What each micro-batch's loss counts `[parts]`.
+
+    That is its share of the normalisers of all parts and workers, times the workers, over which DDP and FSDP
+    take the mean. It stays on the device, so that nothing waits for it.
     """
-    masses = torch.stack([objective.mass(part) for part in parts])
-    total, workers = masses.sum(), 1
+    normalisers = torch.stack([objective.normaliser(part) for part in parts])
+    total, workers = normalisers.sum(), 1
     if is_distributed():
         workers = dist.get_world_size()
         dist.all_reduce(total)
-    return torch.where(total > 0, masses * workers / total, 0.0)
+    return torch.where(total > 0, normalisers * workers / total, 0.0)
 
 
 def on_every_parameter(loss: torch.Tensor, scores: BranchScores) -> torch.Tensor:

@@ -58,9 +58,26 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Go on from what `optimizer_state` gave, with the same parameters sharded in the same way."""
+    """Go on from what `optimizer_state` gave, with the same parameters sharded in the same way.
+
+    The moments are those of the state; the weight decay is that of the optimizer, since a run may be resumed
+    with another.
+    """
+    decays = [group["weight_decay"] for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
+    for group, decay in zip(optimizer.param_groups, decays, strict=True):
+        group["weight_decay"] = decay
     for parameter, values in optimizer.state.items():
         for name, value in values.items():
             if isinstance(value, torch.Tensor) and value.ndim > 0:  # the count of steps is no moment
                 values[name] = sharded_like(parameter, value)
+
+
+def load_schedule_state(schedule: torch.optim.lr_scheduler.LambdaLR, state: dict[str, Any]) -> None:
+    """Go on at the step of the state, with the learning rate that the schedule was made with: a run may be
+    resumed with another one. Comes after the optimizer's state.
+    """
+    rates = list(schedule.base_lrs)
+    schedule.load_state_dict({**state, "base_lrs": rates})
+    for group, rate, factor in zip(schedule.optimizer.param_groups, rates, schedule.lr_lambdas, strict=True):
+        group["lr"] = rate * factor(schedule.last_epoch)

@@ -8,12 +8,13 @@ optimizer steps, never seconds, so that a run does not depend on how fast the ma
 import copy
 import math
 from collections.abc import Callable
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from transformers import get_cosine_with_min_lr_schedule_with_warmup
+from transformers import PreTrainedModel, get_cosine_with_min_lr_schedule_with_warmup
 
 from sluice.catalog.data.dataset import Dataset
 from sluice.catalog.trie.vocabulary import Vocabulary
@@ -62,7 +63,8 @@ def pretrain_policy(
     )
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.average_decay))
     examples = sample_examples(dataset.examples("valid"), evaluation.max_users)
-    best, best_weights, validations = -1.0, None, []
+    best, best_weights = -1.0, None
+    validations: list[dict[str, float]] = []
     step = since_best = 0
     with dropout_enabled(model, residual=settings.dropout, embedding=settings.embedding_dropout):
         for epoch, batches in enumerate(epochs, start=1):
@@ -76,7 +78,9 @@ def pretrain_policy(
                     progress(step, total, {"nll": loss} | ({"hr@10": best} if validations else {}))
             if epoch % settings.validate_every and epoch != settings.epochs:
                 continue
-            results = evaluate_policy(average.module, vocabulary, dataset, examples, evaluation)
+            results = evaluate_policy(
+                cast(PreTrainedModel, average.module), vocabulary, dataset, examples, evaluation
+            )
             validations.append({"epoch": float(epoch), **results.summary(dataset.items)})
             since_best += 1
             if validations[-1]["hr@10"] > best:
@@ -84,6 +88,7 @@ def pretrain_policy(
                 best_weights = copy.deepcopy(average.module.state_dict())
             if since_best >= settings.patience:
                 break
+    assert best_weights is not None, "the last epoch is validated"
     model.load_state_dict(best_weights)
     model.eval()
     return validations
@@ -98,7 +103,7 @@ def _tokens(rows: list[np.ndarray], dataset: Dataset, vocabulary: Vocabulary) ->
     )
 
 
-def _step(model: nn.Module, tokens_BT: torch.Tensor, optimizer: torch.optim.Optimizer) -> float:
+def _step(model: PreTrainedModel, tokens_BT: torch.Tensor, optimizer: torch.optim.Optimizer) -> float:
     inputs, labels = tokens_BT[:, :-1], tokens_BT[:, 1:]
     real = labels != model.config.pad_token_id
     # Right padding under a causal mask cannot reach a real token, so no attention mask is needed.
@@ -114,7 +119,7 @@ def _step(model: nn.Module, tokens_BT: torch.Tensor, optimizer: torch.optim.Opti
     return value
 
 
-def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     vectors = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
     return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]

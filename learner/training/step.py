@@ -1,7 +1,7 @@
 """One optimizer step of post-training, in plain torch: scores, objective, backward, clip, AdamW, schedule.
 
     for each update on the batch:
-        for each micro-batch:  scores <- scorer(branches);  loss <- objective;  backward of loss * its share of prompts
+        for each micro-batch:  scores <- scorer(branches);  loss <- objective;  backward of loss * its share
         clip the gradient, AdamW
     the reference follows
 
@@ -25,7 +25,7 @@ from sluice.learner.batches.batch import LoggedBatch
 from sluice.learner.kernels.compiled import compile_layers
 from sluice.learner.kernels.onednn import use_onednn_matmul
 from sluice.learner.kernels.sdpa import without_cudnn
-from sluice.learner.objectives.terms.base import Objective
+from sluice.learner.objectives.terms.base import Objective, ObjectiveInput
 from sluice.learner.policy.plain_weights import PlainWeights
 from sluice.learner.policy.reference import Reference
 from sluice.learner.policy.sharding import ShardedScorer, local_share
@@ -36,6 +36,7 @@ from sluice.learner.training.micro_batches import loss_weights, micro_batches, o
 from sluice.learner.training.optimizer import (
     clip_gradient,
     load_optimizer_state,
+    load_schedule_state,
     lr_factor,
     optimizer_state,
     parameter_groups,
@@ -140,7 +141,12 @@ class LearnerStep:
                     scores = self._score(part)
                     if starts[index] is None:
                         starts[index] = scores.detach()
-                    terms = self.objective(part, scores, starts[index], references[index])
+                    start = starts[index]
+                    assert start is not None
+                    inputs = ObjectiveInput(
+                        batch=part, scores=scores, start=start, reference_BSL=references[index]
+                    )
+                    terms = self.objective(inputs)
                     (on_every_parameter(terms.loss, scores) * weights[index]).backward()
                 for name, value in terms.metrics.items():
                     totals[name] = totals[name] + value if name in totals else value
@@ -152,8 +158,8 @@ class LearnerStep:
         if not math.isfinite(values["grad_norm"]):
             raise RunError(
                 f"the gradient norm of learner step {self._step} is {values['grad_norm']}, so the step was "
-                f"not taken: "
-                f"check that the ranker's scores are finite, or lower learner.lr {self.settings.lr}"
+                f"not taken: check that the ranker's scores are finite, or lower learner.lr "
+                f"{self.settings.lr}"
             )
         self._schedule.step()
         self._step += 1
@@ -165,7 +171,7 @@ class LearnerStep:
         """This worker's optimizer, schedule, step, reference and RNG, and the weights that the policy's
         directory does not hold: the value head, adapters, this worker's shares.
         """
-        rng = {"torch": torch.get_rng_state()}
+        rng: dict[str, Any] = {"torch": torch.get_rng_state()}
         if torch.cuda.is_available():
             rng["cuda"] = torch.cuda.get_rng_state_all()
         return {
@@ -179,12 +185,14 @@ class LearnerStep:
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` gave, with the same settings, on a model that holds the policy's
-        parameters.
+        """Go on from what `state_dict` gave, on a model that holds the policy's parameters.
+
+        The learning rate, its schedule and the weight decay are those of the settings, which a resumed run
+        may change.
         """
         self._step = state["step"]
         load_optimizer_state(self.optimizer, state["optimizer"])
-        self._schedule.load_state_dict(state["schedule"])
+        load_schedule_state(self._schedule, state["schedule"])
         for name, parameter in self._not_in_policy_directory().items():
             local_share(parameter).copy_(state["weights"][name])
         if self.reference is not None:
@@ -206,16 +214,17 @@ class LearnerStep:
             drop_in_adapters(self.model, self.settings.lora.dropout > 0)
 
     def _score(self, part: LoggedBatch) -> BranchScores:
-        inputs = self.objective.inputs(part)
+        branches = self.objective.select_branches(part)
         half = self.settings.precision == "bfloat16"
         with torch.autocast(part.target_BL.device.type, torch.bfloat16, enabled=half):
-            return self._scorer(
+            scores: BranchScores = self._scorer(
                 part.history_BT,
                 part.history_lengths_B.tolist(),  # no tensor, which DDP would move to the device
-                inputs.branches_BSL,
-                inputs.allowed_BSLV,
-                inputs.temperature,
+                branches.branches_BSL,
+                branches.allowed_BSLV,
+                branches.decoding,
             )
+        return scores
 
     @torch.no_grad()
     def _reference_log_probs(self, parts: list[LoggedBatch]) -> list[torch.Tensor | None]:
@@ -225,11 +234,12 @@ class LearnerStep:
         with self.reference.in_place():
             return [self._score(part).log_probs_BSL for part in parts]
 
-    def _synchronised(self, last: bool) -> AbstractContextManager:
+    def _synchronised(self, last: bool) -> AbstractContextManager[None]:
         """DDP adds gradients up over the micro-batches and exchanges them once, with the last; FSDP exchanges
         each.
         """
-        return nullcontext() if last or not hasattr(self._scorer, "no_sync") else self._scorer.no_sync()
+        no_sync: Callable[[], AbstractContextManager[None]] | None = getattr(self._scorer, "no_sync", None)
+        return nullcontext() if last or no_sync is None else no_sync()
 
     def _apply_gradient(self) -> torch.Tensor:
         """Take the step, unless the gradient is not finite, without waiting for the device; returns its
@@ -238,7 +248,7 @@ class LearnerStep:
         norm = clip_gradient(list(self._trained.values()), self.settings.max_grad_norm)
         # What a gradient scaler says to a fused optimizer, which then leaves parameters and moments as they
         # are.
-        self.optimizer.found_inf = (~torch.isfinite(norm)).float()
+        self.optimizer.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm

@@ -1,8 +1,9 @@
 """The Ray Train worker loop: batch -> gated update -> acknowledge -> publish -> validate -> checkpoint.
 
     consumes   batches of a `BatchSource` (rollout queue or logs), numbered by optimizer step
-    produces   packed weights on the weight board every `publish_every` steps; metrics; checkpoints; the best policy
-    waits for  the source to fill a step (bounded by `learner.wait_s`), the other workers (collectives)
+    produces   packed weights on the weight board every `publish_every` steps; metrics; checkpoints; the best
+               policy
+    waits for  the source to fill a step (`learner.rollout_timeout_s`), the other workers (collectives)
 
 All workers do the same number of steps. Rank 0 alone writes files, publishes weights and talks to the queue
 about checkpoints; every rank validates its share of the users.
@@ -21,8 +22,10 @@ import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from sluice.catalog.data.dataset import Dataset
+from sluice.catalog.decoding import Decoding
 from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.learner.activity_clock import ActivityClock, idle_seconds
 from sluice.learner.batches.prefetch import Prefetched
@@ -35,11 +38,10 @@ from sluice.learner.batches.sources import (
     prompts_of,
 )
 from sluice.learner.evaluation.evaluate import sample_examples
-from sluice.learner.objectives.build import build_objective
 from sluice.learner.objectives.settings.objective import Objective
 from sluice.learner.policy.dropout import dropout_enabled
 from sluice.learner.policy.packed_weights import PackedWeights, pack_one_by_one
-from sluice.learner.policy.policy import Policy, load_policy, save_policy
+from sluice.learner.policy.policy import Policy, load_policy, move_model, save_policy
 from sluice.learner.policy.sharding import shard_scorer
 from sluice.learner.settings import EvaluationSettings, LearnerSettings
 from sluice.learner.training.checkpoint import (
@@ -53,6 +55,7 @@ from sluice.learner.training.checkpoint import (
     write_rank,
 )
 from sluice.learner.training.metrics_log import MetricsLog
+from sluice.learner.training.objective import build_objective
 from sluice.learner.training.step import LearnerStep
 from sluice.learner.training.validation import validate_policy
 
@@ -69,7 +72,7 @@ class Publisher(Protocol):
     (`sluice.actors.boards.weight_board.WeightPublisher`).
     """
 
-    def publish(self, weights: PackedWeights) -> None:
+    def publish(self, weights: PackedWeights) -> object:
         """Make the weights available to the rollout actors."""
 
     def latest_version(self) -> int:
@@ -101,9 +104,7 @@ class LoopConfig:
     evaluation: EvaluationSettings
     publish_every: int
     threads: int  # CPU threads of a worker
-    constrained: bool
-    temperature: float
-    beams: bool
+    decoding: Decoding  # of the rollouts
     queue: RolloutQueue | None  # None: learn from the logs alone
     publisher: Publisher | None
     open_vocabulary: Callable[[], Vocabulary] | None = (
@@ -182,9 +183,9 @@ class _Worker:
     def _learner(self) -> LearnerStep:
         if self.config.learner.sharding == "fsdp":
             # Moves each layer to the device when it cuts it up, so that the device never holds all of them.
-            wrap = partial(shard_scorer, device=self.device)
+            wrap: Callable[[Any], nn.Module] | None = partial(shard_scorer, device=self.device)
         else:
-            self.policy.model.to(self.device)
+            move_model(self.policy.model, self.device)
             wrap = ray.train.torch.prepare_model if self.world > 1 else None
         objective = build_objective(self.config.objective)
         return LearnerStep(self.policy.model, objective=objective, settings=self.config.learner, wrap=wrap)
@@ -200,13 +201,11 @@ class _Worker:
                 rank=self.rank,
                 world=self.world,
                 share=share,
-                constrained=config.constrained,
-                temperature=config.temperature,
-                beams=config.beams,
+                decoding=config.decoding,
                 catalogues=config.catalogues,
             )
         else:
-            prompts = prompts_of(self.dataset, config.learner.recent_positions)
+            prompts = prompts_of(self.dataset, config.learner.prompts_per_user)
             source = LoggedSource(
                 self.dataset,
                 prompts,
@@ -220,13 +219,7 @@ class _Worker:
 
     def start(self) -> None:
         """Begin, or go on from the checkpoint that Ray Train hands over."""
-        state = read_state(self._checkpoint) if self._checkpoint else None
-        if state is not None:
-            self.step, self.version, self.best = state.step, state.version, state.best
-            if self.learner.in_policy_directory:
-                saved = load_policy(self._checkpoint / "policy").model
-                self.policy.model.load_state_dict(saved.state_dict())
-            self.learner.load_state_dict(read_rank(self._checkpoint, self.rank))
+        state = None if self._checkpoint is None else self._load(self._checkpoint)
         if self.rank == 0:
             discard_unfinished(Path(self.config.best_checkpoint), Path(self.config.best_directory))
             self.log = MetricsLog(Path(self.config.metrics_path), state.metrics_bytes if state else 0)
@@ -244,6 +237,15 @@ class _Worker:
         if state is None:
             self.validate_and_checkpoint(0)  # the start itself may be the best
         self._barrier()
+
+    def _load(self, checkpoint: Path) -> RunState:
+        state = read_state(checkpoint)
+        self.step, self.version, self.best = state.step, state.version, state.best
+        if self.learner.in_policy_directory:
+            saved = load_policy(checkpoint / "policy").model
+            self.policy.model.load_state_dict(saved.state_dict())
+        self.learner.load_state_dict(read_rank(checkpoint, self.rank))
+        return state
 
     def train_step(self, step: int) -> None:
         """One optimizer step on this rank's share."""
@@ -291,7 +293,7 @@ class _Worker:
     def finish(self) -> None:
         """Leave the last policy and close the log."""
         policy = self._plain_policy()
-        if policy is not None:
+        if policy is not None and self.log is not None:
             save_policy(policy, self.config.last_directory)
             self.log.write(
                 "time", self.config.learner.steps, {"rank": self.rank, "seconds": self.time.seconds()}
@@ -303,7 +305,7 @@ class _Worker:
         """This rank's files of a checkpoint."""
         write_rank(directory, self.rank, self.learner.state_dict())
         policy = self._plain_policy()
-        if policy is not None:
+        if policy is not None and self.log is not None:
             state = RunState(
                 step=step,
                 version=self.version,
@@ -346,17 +348,18 @@ class _Worker:
     def _publish_next(self) -> None:
         self.version += 1
         weights = self.learner.plain_weights()
-        if self.rank == 0:
+        if self.rank == 0 and self.config.publisher is not None:
             packed = pack_one_by_one(weights.shapes(), weights.tensors(), self.version)
             self.config.publisher.publish(packed)
         else:
-            weights.draw()
+            weights.join_gathering()
 
     def _plain_policy(self) -> Policy | None:
         """The policy to save, on rank 0. All workers take part."""
         weights = self.learner.plain_weights()
         if self.rank > 0:
-            return weights.draw()
+            weights.join_gathering()
+            return None
         return self.policy if self.learner.in_policy_directory else weights.policy(like=self.policy)
 
     def _mean(self, values: dict[str, float]) -> dict[str, float]:

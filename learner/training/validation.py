@@ -26,7 +26,7 @@ def validate_policy(
     part = learner.run(lambda: evaluate_policy(learner.model, vocabulary, dataset, mine, settings))
     if world == 1:
         return part
-    parts: list[UserResults] = [None] * world
+    parts = [part] * world  # each is replaced by its worker's
     dist.all_gather_object(parts, part)
     # The first user is rank 0's; in any other share it only fills up.
     return UserResults.concatenate([parts[0], *(_without(other, examples.users[0]) for other in parts[1:])])

@@ -50,12 +50,12 @@ def guarded_rows(name: str, rows: Sequence[Mapping[str, Any]]) -> list[dict[str,
     Raises:
         RunError: a guarded row is missing.
     """
-    found = []
+    guarded = []
     for fields, floor in FLOORS[name]:
         alike = [row for row in rows if all(row.get(field) == value for field, value in fields.items())]
         if len(alike) != 1:
             raise RunError(
                 f"bench {name} has {len(alike)} rows with {dict(fields)}, the regression gate wants one"
             )
-        found.append({"bench": name, "row": dict(fields), "speedup": alike[0]["speedup"], "floor": floor})
-    return found
+        guarded.append({"bench": name, "row": dict(fields), "speedup": alike[0]["speedup"], "floor": floor})
+    return guarded

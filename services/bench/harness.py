@@ -18,6 +18,8 @@ from types import ModuleType
 from typing import Any, NamedTuple, TypeVar
 
 from sluice.catalog.errors import ConfigError
+from sluice.catalog.files import write_atomically
+from sluice.services.config_yaml import current_name
 
 Side = TypeVar("Side")
 
@@ -74,6 +76,15 @@ BENCHES: dict[str, Bench] = {
 }
 
 
+# Former name -> name; a row stays for one release.
+RENAMED_BENCHES: dict[str, str] = {"gate": "floors"}
+
+
+def current_bench(name: str) -> str:
+    """Today's name of a bench; warns when `name` is a former one."""
+    return current_name(name, "sluice bench", RENAMED_BENCHES)
+
+
 @dataclass(frozen=True, kw_only=True)
 class BenchOptions:
     """What every bench is told."""
@@ -105,7 +116,7 @@ def run_bench(name: str, options: BenchOptions, output: Path | None) -> int:
     }
     text = json.dumps(result, indent=1)
     if output is not None:
-        output.write_text(text + "\n")
+        write_atomically(output, text + "\n")
     print(text)
     return 0
 

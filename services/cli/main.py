@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from sluice.catalog.errors import ConfigError, SluiceError
-from sluice.services.bench.harness import BENCHES, BenchOptions, run_bench
+from sluice.services.bench.harness import BENCHES, BenchOptions, current_bench, run_bench
 from sluice.services.config import RunConfig, dump_config, load_config, place_output
 
 INTERRUPTED = 130
@@ -18,9 +18,10 @@ _EPILOG = """examples:
   sluice submit --config configs/ml100k.yaml
   sluice submit --config configs/ml100k.yaml --set learner.lr=1e-5 --set learner.steps=400 --seed 1
   sluice config check configs/ml100k.yaml
+  sluice config explain learner.lr
 
-`sluice submit` runs `sluice train` as a job on a Ray cluster; `prepare`, `pretrain` and `fit-ranker` are the first
-steps of `train`, each on its own."""
+`sluice submit` runs `sluice train` as a job on a Ray cluster. `prepare`, `pretrain` and `fit-ranker` are the
+first steps of `train`, each on its own."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,6 +45,9 @@ def build_parser() -> argparse.ArgumentParser:
         description="Gated reinforcement-learning post-training of generative recommenders on Ray.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--version", action=_Version, nargs=0, help="print the version, and the commit of a checkout"
     )
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
@@ -77,7 +81,13 @@ def build_parser() -> argparse.ArgumentParser:
     report.add_argument("run_directory", type=Path, metavar="RUN_DIR")
 
     bench = add("bench", _bench, "measure, comparing sides in one run; prints JSON")
-    bench.add_argument("name", choices=sorted(BENCHES), metavar="NAME", help=", ".join(sorted(BENCHES)))
+    bench.add_argument(
+        "name",
+        type=current_bench,
+        choices=sorted(BENCHES),
+        metavar="NAME",
+        help=", ".join(sorted(BENCHES)),
+    )
     bench.add_argument("--json", type=Path, metavar="F", help="also write the JSON to this file")
     bench.add_argument("--repeats", type=int, default=5, help="timed runs per side (default: 5)")
     bench.add_argument("--threads", type=int, default=1, help="torch threads (default: 1)")
@@ -91,8 +101,8 @@ def build_parser() -> argparse.ArgumentParser:
     push = pushes.add_parser(
         "push",
         help="add items to the catalogue of a run that goes on, or retire items",
-        description="Add items to the catalogue of a run, or retire items. A run that goes on takes the change up "
-        "within seconds, between two engine steps; one that does not, when it is resumed.",
+        description="Add items to the catalogue of a run, or retire items. A run that goes on takes the "
+        "change up within seconds, between two engine steps; one that does not, when it is resumed.",
     )
     push.add_argument("run_directory", type=Path, metavar="RUN_DIR")
     push.add_argument(
@@ -104,13 +114,43 @@ def build_parser() -> argparse.ArgumentParser:
     push.add_argument("--retire", type=Path, metavar="FILE", help="Parquet or CSV with the column item_id")
     push.set_defaults(run=_push)
 
-    config = add("config", _check, "check a config")
+    _add_config_actions(add("config", _check, "check a config, or explain its settings"))
+    return parser
+
+
+def _add_config_actions(config: argparse.ArgumentParser) -> None:
     actions = config.add_subparsers(title="actions", metavar="ACTION", required=True)
     check = actions.add_parser("check", help="print the resolved config, or each error with its field path")
     check.add_argument("file", metavar="FILE")
     _add_overrides(check)
     check.set_defaults(run=_check)
-    return parser
+    explain = actions.add_parser(
+        "explain",
+        help="print what a setting is: type, bounds, default, unit, meaning",
+        description="Print what a setting is, or the table of a group of settings.",
+    )
+    explain.add_argument(
+        "setting",
+        metavar="SETTING",
+        nargs="?",
+        default="",
+        help="as in learner.lr, or a group as in learner (default: the groups)",
+    )
+    explain.add_argument("--config", metavar="FILE", help="also print the value in this YAML file")
+    _add_overrides(explain)
+    explain.set_defaults(run=_explain)
+
+
+class _Version(argparse.Action):
+    """Looks the version up only when it is asked for."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, *_: object, **__: object
+    ) -> None:
+        from sluice.services.run.manifest import describe_version
+
+        print(describe_version(Path(__file__).parent))
+        parser.exit()
 
 
 def _add_config(parser: argparse.ArgumentParser) -> None:
@@ -149,7 +189,8 @@ def _add_submit(submit: argparse.ArgumentParser) -> None:
     submit.add_argument(
         "--address",
         metavar="URL",
-        help="job server of a cluster (default: RAY_API_SERVER_ADDRESS, then a head on this machine, then a new one)",
+        help="job server of a cluster (default: RAY_API_SERVER_ADDRESS, then a head on this machine, then a "
+        "new one)",
     )
     submit.add_argument(
         "--keep-cluster", action="store_true", help="do not end the local head that this command started"
@@ -167,6 +208,18 @@ def _config(options: argparse.Namespace) -> RunConfig:
 
 def _check(options: argparse.Namespace) -> int:
     sys.stdout.write(dump_config(load_config(options.file, _overrides(options))))
+    return 0
+
+
+def _explain(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from sluice.services.cli.explain import explain_setting
+
+    if _overrides(options) and options.config is None:
+        raise ConfigError("--set and --seed change a config: give --config FILE too")
+    config = None if options.config is None else load_config(options.config, _overrides(options))
+    explain_setting(options.setting, config, Console(highlight=False, soft_wrap=False))
     return 0
 
 

@@ -3,7 +3,9 @@
 import io
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 
@@ -12,13 +14,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
+from matplotlib.typing import RcKeyType
 
 from sluice.learner.activity_clock import is_wait
 
 BLUE, ORANGE, GREEN, RED = "#3b82f6", "#e8890c", "#12a150", "#e5484d"
 PURPLE, TEAL, GREY = "#8e5cf0", "#0fa3a3", "#8893a3"
 _INK, _GRID = "#010203", "#040506"  # stand-ins that become CSS variables
-_STYLE = {
+_STYLE: dict[RcKeyType, Any] = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 9,
@@ -66,13 +69,13 @@ def line_chart(
     """Curves over optimizer steps; `levels` are horizontal lines with a name. None when there is nothing to
     draw.
     """
-    series = [one for one in series if one.points]
+    series = [line for line in series if line.points]
     if not series:
         return None
-    with matplotlib.rc_context(_STYLE | {"svg.hashsalt": y_label + series[0].label}):
+    with _styled({"svg.hashsalt": y_label + series[0].label}):
         figure, axes = _figure()
-        for one in series:
-            _draw(axes, one)
+        for line in series:
+            _draw(axes, line)
         for name, value in (levels or {}).items():
             axes.axhline(value, color=GREY, linewidth=1, linestyle=(0, (4, 3)), label=name)
         axes.set_xlabel("optimizer step")
@@ -92,7 +95,7 @@ def plane_chart(paths: Sequence[Series], spots: Sequence[Spot], salt: str) -> st
     paths = [path for path in paths if path.points]
     if not paths and not spots:
         return None
-    with matplotlib.rc_context(_STYLE | {"svg.hashsalt": salt}):
+    with _styled({"svg.hashsalt": salt}):
         figure, axes = _figure(height=3.1)
         for path in paths:
             xs, ys = zip(*path.points, strict=True)
@@ -117,7 +120,7 @@ def stacked_bar(parts: Mapping[str, float], unit: str) -> str | None:
     parts = {name: value for name, value in parts.items() if value > 0}
     if not parts:
         return None
-    with matplotlib.rc_context(_STYLE | {"svg.hashsalt": "bar", "axes.grid": False}):
+    with _styled({"svg.hashsalt": "bar", "axes.grid": False}):
         figure, axes = _figure(height=1.9)
         left, colors = 0.0, (BLUE, ORANGE, GREEN, PURPLE, RED, TEAL, GREY)
         for index, (name, value) in enumerate(parts.items()):
@@ -142,14 +145,14 @@ def time_bars(times: Mapping[str, Mapping[str, float]]) -> str | None:
     names = {activity for seconds in times.values() for activity in seconds}
     activities = sorted(names, key=lambda activity: (is_wait(activity), activity))
     colors = (BLUE, ORANGE, GREEN, PURPLE, RED, TEAL, GREY, "#b45309", "#1e40af", "#86b817", "#d66fb0")
-    with matplotlib.rc_context(_STYLE | {"svg.hashsalt": "time", "axes.grid": False, "hatch.linewidth": 0.6}):
+    with _styled({"svg.hashsalt": "time", "axes.grid": False, "hatch.linewidth": 0.6}):
         figure, axes = _figure(height=1.2 + 0.3 * len(times) + 0.16 * len(activities) / 2)
         lefts = dict.fromkeys(times, 0.0)
         for index, activity in enumerate(activities):
             shares = {
                 name: seconds.get(activity, 0.0) / sum(seconds.values()) for name, seconds in times.items()
             }
-            look = {
+            look: dict[str, Any] = {
                 "hatch": "////",
                 "fill": False,
                 "edgecolor": colors[index % len(colors)],
@@ -190,7 +193,7 @@ def heat_map(
     """Cells by (row, column), of those that there are; `labels` of x and y; a value of `limit` has the full
     colour.
     """
-    with matplotlib.rc_context(_STYLE | {"svg.hashsalt": salt, "axes.grid": False}):
+    with _styled({"svg.hashsalt": salt, "axes.grid": False}):
         figure, axes = _figure(height=0.7 + 0.62 * len(rows))
         for (row, column), cell in cells.items():
             x, y = columns.index(column), rows.index(row)
@@ -221,7 +224,7 @@ def reliability_chart(
     """A calibration curve beside the diagonal, on which every prediction comes true; dots grow with their
     events.
     """
-    with matplotlib.rc_context(_STYLE | {"svg.hashsalt": salt}):
+    with _styled({"svg.hashsalt": salt}):
         figure, axes = _figure(height=3.1)
         low, high = min(*predicted, *observed), max(*predicted, *observed)
         axes.plot(
@@ -245,6 +248,11 @@ def running_mean(values: Sequence[float], window: int) -> list[float]:
             total -= values[index - window]
         result.append(total / min(index + 1, window))
     return result
+
+
+def _styled(settings: dict[RcKeyType, Any]) -> AbstractContextManager[None]:
+    """The house's style and these settings; `svg.hashsalt` keeps the ids of a picture as they are."""
+    return matplotlib.rc_context({**_STYLE, **settings})
 
 
 def _figure(height: float = 2.6) -> tuple[Figure, Axes]:

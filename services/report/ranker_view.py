@@ -39,7 +39,7 @@ def head_rows(quality: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     error.
     """
     judged = (quality or {}).get("heads", {})
-    return [{"scale": _SCALES[column], **one["rmse"], "ece": one["ece"]} for column, one in judged.items()]
+    return [{"scale": _SCALES[column], **head["rmse"], "ece": head["ece"]} for column, head in judged.items()]
 
 
 def calibration_charts(quality: Mapping[str, Any] | None) -> list[dict[str, Any]]:
@@ -116,7 +116,7 @@ def cells_table(cells: Cells) -> "Table":
 
 def _first_place(band: str) -> int:
     """What bands such as 1-10, 11-50, >50 and not in 50 are sorted by."""
-    return int(re.search(r"\d+", band).group())
+    return int(re.findall(r"\d+", band)[0])
 
 
 def _gated(cells: Cells) -> bool:
@@ -126,9 +126,11 @@ def _gated(cells: Cells) -> bool:
 def _value(cell: Mapping[str, Any], value: str) -> float:
     """`users`, or the change from the start to a later policy: `<policy>_hr`, `<policy>_gain`."""
     if value == "users":
-        return cell["users"]
+        return float(cell["users"])
     name, _, kind = value.partition("_")
-    return cell[f"{name}_hr@10"] - cell["start_hr@10"] if kind == "hr" else cell[f"{name}_rank_gain"]
+    if kind == "hr":
+        return float(cell[f"{name}_hr@10"] - cell["start_hr@10"])
+    return float(cell[f"{name}_rank_gain"])
 
 
 def _text(cell: Mapping[str, Any], value: str) -> str:

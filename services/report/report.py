@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sluice.catalog.errors import RunError
+from sluice.catalog.files import read_whole_lines, write_atomically
 from sluice.services.report import ranker_view
 from sluice.services.report.charts import (
     BLUE,
@@ -69,7 +70,7 @@ def write_report(run_directory: Path) -> Path:
     )
     page = environment.get_template("report.html.j2").render(report_context(run_directory))
     path = run_directory / "report.html"
-    path.write_text(page)
+    write_atomically(path, page)
     return path
 
 
@@ -208,8 +209,8 @@ def terminal_lines(summary: Mapping[str, Any], width: int = 110) -> list[str]:
     Console(file=buffer, width=width, color_system=None).print(terminal_table(summary))
     table = [line.rstrip() for line in buffer.getvalue().splitlines()]
     compared = [
-        f"{row['metric']} {row['pair']}: {row['difference']:+.4f} "
-        f"[{row['low']:+.4f}, {row['high']:+.4f}] {row['verdict']}"
+        f"{row['metric']} {row['pair']}: {row['difference']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}] "
+        f"{row['verdict']}"
         for row in difference_rows(summary)
         if row["metric"] == COLUMNS["hr@10"]
     ]
@@ -340,10 +341,7 @@ def _of_kind(rows: Rows, kind: str) -> Rows:
 
 
 def _lines(path: Path) -> Rows:
-    if not path.is_file():
-        return []
-    # A run that is being written may end in half a line.
-    return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+    return [json.loads(line) for line in read_whole_lines(path).lines]
 
 
 def _json(path: Path) -> dict[str, Any] | None:

@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import ray
-from ray.actor import ActorHandle
 from ray.exceptions import RayError
 
 from sluice.actors.boards.catalogue_board import CatalogueBoard, CataloguePublisher, CatalogueSource
@@ -23,7 +22,7 @@ from sluice.actors.calls import RayCall, get_result, reason_of
 from sluice.actors.queue.actor import QueueActor
 from sluice.actors.queue.client import QueueClient
 from sluice.actors.ranker.pool import RankerActor, RankerClient
-from sluice.actors.rollout.actor import LAUNCH, RolloutActor
+from sluice.actors.rollout.actor import LAUNCH, RolloutActor, RolloutClients
 from sluice.catalog.data.changes import ChangingCatalogue
 from sluice.catalog.data.dataset import Dataset
 from sluice.catalog.errors import ClusterError, DataError, RunError, SluiceError
@@ -36,7 +35,7 @@ from sluice.learner.batches.sources import open_prompts
 from sluice.learner.ranker.load import open_ranker
 from sluice.services.config import RunConfig
 from sluice.services.paths import RunPaths
-from sluice.services.run.engines import _environment, open_engine
+from sluice.services.run.engines import engine_variables, open_engine
 
 logger = logging.getLogger(__name__)
 
@@ -49,15 +48,16 @@ _ANSWER_S = 30.0  # for an answer that is there to arrive
 @dataclass
 class _Rollout:
     name: str
-    handle: ActorHandle
-    vocabulary: ray.ObjectRef
-    started: ray.ObjectRef  # the engine is there
-    running: ray.ObjectRef | None = None
+    handle: Any  # of a RolloutActor
+    vocabulary: ray.ObjectRef[Vocabulary]
+    clients: RolloutClients
+    started: ray.ObjectRef[float]  # the engine is there
+    running: ray.ObjectRef[Any] | None = None
     restarts: int = 0
 
     def begin(self) -> None:
         """Run once the engine is there."""
-        self.running = self.handle.run.remote(self.started, self.vocabulary)
+        self.running = self.handle.run.remote(self.started, self.vocabulary, self.clients)
 
     def begin_again(self) -> None:
         """Run in the actor that replaces a dead one: `start` is retried until Ray has replaced it, `run`
@@ -80,8 +80,8 @@ class Fleet:
     max_restarts: int
     failure: SluiceError | None = None
     _metrics: MetricSet = field(default_factory=MetricSet)
-    rankers: list[ActorHandle] = field(default_factory=list)
-    _others: list[ActorHandle] = field(default_factory=list)
+    rankers: list[Any] = field(default_factory=list)
+    _others: list[Any] = field(default_factory=list)
     open_vocabulary: Callable[[], Vocabulary] | None = None  # the first catalogue, one copy per node
     _changes: ChangingCatalogue | None = None
     _stopping: threading.Event = field(default_factory=threading.Event)
@@ -111,8 +111,8 @@ class Fleet:
         if late:
             raise ClusterError(
                 f"the engines of {', '.join(starting[ref] for ref in late)} were not ready within "
-                f"{timeout_s:.0f} s; "
-                "raise cluster.start_timeout_s, or look at the actors' logs in the Ray dashboard"
+                f"{timeout_s:.0f} s; raise cluster.start_timeout_s, or look at the actors' logs in the Ray "
+                "dashboard"
             )
         self._follow_catalogue()  # what was pushed before a run was resumed is there from its first prompt on
         for rollout in self.rollouts:
@@ -126,7 +126,7 @@ class Fleet:
         self._stopping.set()
         if self._supervisor is not None:
             self._supervisor.join(timeout=30)
-        ending = [rollout.handle.stop.remote() for rollout in self.rollouts]
+        ending: list[Any] = [rollout.handle.stop.remote() for rollout in self.rollouts]
         ending += [rollout.running for rollout in self.rollouts if rollout.running is not None]
         ray.wait(ending, num_returns=len(ending), timeout=_STOP_S)
         for handle in (*(rollout.handle for rollout in self.rollouts), *self.rankers, *self._others):
@@ -137,8 +137,8 @@ class Fleet:
         """What each rollout actor counted, and its node; one that does not answer is left out."""
         handles = {rollout.name: rollout.handle for rollout in self.rollouts}
         counts = {name: asdict(stats) for name, stats in self._ask("stats", handles).items()}
-        for one in counts.values():
-            del one["time"]  # `times` has it
+        for own_counts in counts.values():
+            del own_counts["time"]  # `times` has it
         nodes = self._ask("node", {name: handles[name] for name in counts})
         return {name: {**counts[name], "node": node} for name, node in nodes.items()}
 
@@ -150,11 +150,11 @@ class Fleet:
         handles |= {rollout.name: rollout.handle for rollout in self.rollouts}
         return {name: stats.time for name, stats in sorted(self._ask("stats", handles).items())}
 
-    def _ask(self, method: str, handles: dict[str, ActorHandle]) -> dict[str, Any]:
+    def _ask(self, method: str, handles: dict[str, Any]) -> dict[str, Any]:
         """The actors' answers by name. What a dead actor counted is lost, which is no reason to lose the
         run.
         """
-        calls = {
+        calls: dict[str, RayCall[Any]] = {
             name: RayCall(getattr(handle, method).remote(), f"{name}.{method}", _STATS_S)
             for name, handle in handles.items()
         }
@@ -170,7 +170,9 @@ class Fleet:
         try:
             while not self._stopping.is_set() and self.failure is None:
                 self._follow_catalogue()
-                running = {rollout.running: rollout for rollout in self.rollouts}
+                running = {
+                    rollout.running: rollout for rollout in self.rollouts if rollout.running is not None
+                }
                 ended, _ = ray.wait(list(running), timeout=_POLL_S)
                 for ref in ended:
                     if not self._stopping.is_set():
@@ -198,6 +200,7 @@ class Fleet:
             self._changes = None
 
     def _replace(self, rollout: _Rollout) -> None:
+        assert rollout.running is not None
         try:
             ray.get(rollout.running)
             reason = "its run ended though nobody stopped it"
@@ -243,26 +246,64 @@ def start_fleet(
 ) -> Fleet:
     """Create all actors; they load in parallel and nothing waits for them here."""
     # A rollout actor has a few calls at the queue and one at each board, most of them waiting.
-    light = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "max_concurrency": 10_000}
-    queue_actor = (
+    light: dict[str, Any] = {
+        "num_cpus": 0,
+        "max_restarts": -1,
+        "max_task_retries": -1,
+        "max_concurrency": 10_000,
+    }
+    queue_actor: Any = (
         ray.remote(QueueActor)
         .options(**light)
         .remote(
-            functools.partial(open_prompts, paths.data, config.learner.recent_positions),
+            functools.partial(open_prompts, paths.data, config.learner.prompts_per_user),
             seed=config.seed,
             settings=config.queue,
             publish_every=config.weights.publish_every,
-            lease_deadline_s=config.learner.wait_s / 2,
+            lease_deadline_s=config.learner.rollout_timeout_s / 2,
         )
     )
-    board = ray.remote(WeightBoard).options(**light).remote()
-    catalogue_board = ray.remote(CatalogueBoard).options(**light).remote()
+    board: Any = ray.remote(WeightBoard).options(**light).remote()
+    catalogue_board: Any = ray.remote(CatalogueBoard).options(**light).remote()
     # One copy of the catalogue's arrays per node, which the actors there use in place.
     dataset = Dataset.open(paths.data)
     vocabulary = Vocabulary.of(dataset.codes, layout)
     stored = ray.put(vocabulary)
+    rankers = _start_rankers(config, paths, reservation)
+    queue = QueueClient(
+        queue_actor, wait_s=config.learner.rollout_timeout_s, start_s=config.cluster.start_timeout_s
+    )
+    ranker = RankerClient(
+        tuple(rankers), timeout_s=config.ranker_pool.timeout_s, attempts=config.ranker_pool.attempts
+    )
+    clients = RolloutClients(
+        queue=queue,
+        ranker=ranker,
+        weights=WeightSource(board),
+        catalogues=CatalogueSource(catalogue_board),
+    )
+    return Fleet(
+        queue=queue,
+        publisher=WeightPublisher(board, transport=config.weights.transport),
+        catalogues=CataloguePublisher(catalogue_board, vocabulary),
+        catalogue_source=CatalogueSource(catalogue_board),
+        rollouts=_start_rollouts(config, paths, reservation, stored, clients),
+        reservation=reservation,
+        max_restarts=config.cluster.max_actor_restarts,
+        rankers=rankers,
+        _others=[board, catalogue_board, queue_actor],
+        open_vocabulary=functools.partial(_get_vocabulary, stored),
+        _changes=ChangingCatalogue(lambda: dataset.item_ids, vocabulary, paths.catalogue),
+    )
+
+
+def _get_vocabulary(stored: "ray.ObjectRef[Vocabulary]") -> Vocabulary:
+    return ray.get(stored)
+
+
+def _start_rankers(config: RunConfig, paths: RunPaths, reservation: placement.Reservation) -> list[Any]:
     open_dataset = functools.partial(Dataset.open, paths.data)
-    rankers = [
+    return [
         ray.remote(RankerActor)
         .options(
             **reservation.options("ranker", index),
@@ -278,43 +319,33 @@ def start_fleet(
         )
         for index in range(config.ranker_pool.actors)
     ]
-    queue = QueueClient(queue_actor, wait_s=config.learner.wait_s, start_s=config.cluster.start_timeout_s)
-    ranker = RankerClient(
-        tuple(rankers), timeout_s=config.ranker_pool.timeout_s, attempts=config.ranker_pool.attempts
-    )
+
+
+def _start_rollouts(
+    config: RunConfig,
+    paths: RunPaths,
+    reservation: placement.Reservation,
+    vocabulary: "ray.ObjectRef[Vocabulary]",
+    clients: RolloutClients,
+) -> list[_Rollout]:
     rollouts = []
     for index in range(config.rollout.actors):
         name = f"rollout-{index}"
-        handle = (
+        handle: Any = (
             ray.remote(**LAUNCH)(RolloutActor)
             .options(
                 **reservation.options("rollout", index),
                 max_restarts=config.cluster.max_actor_restarts,
-                runtime_env={"env_vars": _environment(config)},
+                runtime_env={"env_vars": engine_variables(config)},
             )
             .remote(
                 name=name,
                 engine_factory=functools.partial(open_engine, config, paths, seed=config.seed + index),
-                dataset_factory=open_dataset,
-                queue=queue,
-                ranker=ranker,
-                weights=WeightSource(board),
+                dataset_factory=functools.partial(Dataset.open, paths.data),
                 settings=config.rollout,
                 seed=config.seed,
-                catalogues=CatalogueSource(catalogue_board),
             )
         )
-        rollouts.append(_Rollout(name, handle, vocabulary=stored, started=handle.start.remote(stored)))
-    return Fleet(
-        queue=queue,
-        publisher=WeightPublisher(board, transport=config.weights.transport),
-        catalogues=CataloguePublisher(catalogue_board, vocabulary),
-        catalogue_source=CatalogueSource(catalogue_board),
-        rollouts=rollouts,
-        reservation=reservation,
-        max_restarts=config.cluster.max_actor_restarts,
-        rankers=rankers,
-        _others=[board, catalogue_board, queue_actor],
-        open_vocabulary=functools.partial(ray.get, stored),
-        _changes=ChangingCatalogue(lambda: dataset.item_ids, vocabulary, paths.catalogue),
-    )
+        started = handle.start.remote(vocabulary)
+        rollouts.append(_Rollout(name, handle, vocabulary=vocabulary, clients=clients, started=started))
+    return rollouts

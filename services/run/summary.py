@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 
 from sluice.catalog.data.dataset import Dataset, Examples
+from sluice.catalog.files import write_atomically
 from sluice.learner.evaluation.baselines import ItemKNN, Popularity
 from sluice.learner.evaluation.evaluate import TOP, UserResults
 from sluice.learner.evaluation.stratified import gate_at_start, stratify_users
-from sluice.learner.objectives.build import build_objective
 from sluice.learner.ranker.load import load_ranker
 from sluice.learner.ranker.model import Ranker
 from sluice.learner.ranking_metrics import bootstrap_intervals, rank_of
+from sluice.learner.training.objective import build_objective
 from sluice.services.config import RunConfig
 from sluice.services.paths import RunPaths
 from sluice.services.run.tasks import State, run_tasks
@@ -60,9 +61,12 @@ def judge_policies(
     dataset = Dataset.open(paths.data)
     results |= judge_baselines(dataset)
     ranks = {name: result.ranks for name, result in results.items()}
-    summary = {
+    summary: dict[str, Any] = {
         "metrics": {name: result.summary(dataset.items) for name, result in results.items()},
-        "intervals": {metric: bootstrap_intervals(ranks, results["start"].users, metric, PAIRS) for metric in ("hr@10", "ndcg@10")},
+        "intervals": {
+            metric: bootstrap_intervals(ranks, results["start"].users, metric, PAIRS)
+            for metric in ("hr@10", "ndcg@10")
+        },
     }
     if build_objective(config.objective).needs_groups:
         ranker = load_ranker(config.ranker, paths.ranker, dataset)
@@ -125,6 +129,4 @@ def judge_baselines(dataset: Dataset) -> dict[str, UserResults]:
 
 def write_summary(path: Path, summary: dict[str, Any]) -> None:
     """Write it whole or not at all."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(summary, indent=1))
-    partial.rename(path)
+    write_atomically(path, json.dumps(summary, indent=1))

@@ -54,7 +54,7 @@ def run_tasks(
         SluiceError: what a job raised, as it raised it; the others are cancelled.
         RunError: a task died.
     """
-    board = ray.remote(_Board).options(num_cpus=0).remote()
+    board: Any = ray.remote(_Board).options(num_cpus=0).remote()
     run = ray.remote(_run).options(**as_options(learner_resources(settings)), max_retries=1)
     pending = {run.remote(name, job, board): name for name, job in jobs.items()}
     results = {}

@@ -1,9 +1,9 @@
 """`sluice train`: the whole job, from logs to a better policy.
 
-    prepare -> pretrain -> fit-ranker      artefacts, built once
-    post-train                             rollouts -> ranker -> queue -> learner -> weight board -> rollouts
-    control                                the start continued with NLL alone, for as many steps, from the same prompts
-    judge                                  start, control, best and last on the test users, beside both baselines
+    prepare -> pretrain -> fit-ranker    artefacts, built once
+    post-train                           rollouts -> ranker -> queue -> learner -> weight board -> rollouts
+    control                              the start continued with NLL alone: as many steps, the same prompts
+    judge                                start, control, best, last and both baselines on the test users
 
 The driver only starts, watches and sums up; tensors never pass through it.
 """
@@ -19,10 +19,11 @@ from typing import Any
 from sluice.catalog.data.dataset import Dataset
 from sluice.catalog.errors import ConfigError, RunError, SluiceError
 from sluice.cluster import session
-from sluice.learner.objectives.build import build_objective
 from sluice.learner.objectives.settings.objective import NllObjective
 from sluice.learner.policy.policy import load_policy
+from sluice.learner.training.objective import build_objective
 from sluice.services.config import Resume, RunConfig
+from sluice.services.config_resume import check_resume, name_changes
 from sluice.services.paths import RunPaths
 from sluice.services.progress import Reporter
 from sluice.services.report import report
@@ -44,12 +45,17 @@ def run_training(config: RunConfig, resume: Resume = None) -> int:
     Raises:
         RunError: the run directory already holds a post-training that is not to be resumed, or the run
             failed.
+        ConfigError: the config changes what a resumed run must not change.
     """
     paths = RunPaths.of(config)
     _check_fresh(paths, resume)
-    paths.root.mkdir(parents=True, exist_ok=True)
-    manifest.write_manifest(config, paths.root)
+    changes = check_resume(config, paths.root) if resume else ()
+    kept = manifest.write_manifest(config, paths.root)
     with Reporter.for_stream(sys.stdout) as reporter:
+        if changes:
+            reporter.line(f"resumed with other settings than before: {name_changes(changes)}")
+        if kept is not None:
+            reporter.line(f"the config that was in force before is kept as {kept.name}")
         with reporter.phase("prepare") as progress:
             prepared = prepare.prepare_data(config.data, paths.data, progress)
         for warning in prepared.warnings:
@@ -94,8 +100,7 @@ def _check_rewards(config: RunConfig, dataset: Dataset) -> None:
     if config.needs_logged_reward and dataset.reward_column is None:
         raise ConfigError(
             f"objective {config.objective.type} learns from logged rewards, and the log has none: name its "
-            f"column in "
-            "data.source.columns (rating, click or dwell_seconds), or choose another objective"
+            f"column in data.source.columns (rating, click or dwell_seconds), or choose another objective"
         )
 
 
@@ -111,9 +116,8 @@ def _check_fresh(paths: RunPaths, resume: Resume) -> None:
     if has_begun and not resume:
         raise RunError(
             f"{paths.root} already holds a post-training: give --resume to go on with it, or another name, "
-            f"seed or "
-            "output to start a new one, or remove its checkpoints directory to train again from the same "
-            "start"
+            f"seed or output to start a new one, or remove its checkpoints directory to train again from the "
+            "same start"
         )
 
 

@@ -8,7 +8,7 @@ import torch
 from sluice.catalog.data.dataset import Dataset
 from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.learner.evaluation.evaluate import UserResults, evaluate_policy, sample_examples
-from sluice.learner.policy.policy import load_policy
+from sluice.learner.policy.policy import load_policy, move_model
 from sluice.services.config import RunConfig
 from sluice.services.paths import RunPaths
 
@@ -22,7 +22,7 @@ def evaluate_run(
     """Decode every user of `split`; validation honours `evaluation.max_users`, test takes all."""
     dataset = Dataset.open(RunPaths.of(config).data)
     policy = load_policy(policy_directory)
-    policy.model.to("cuda" if torch.cuda.is_available() else "cpu")
+    move_model(policy.model, "cuda" if torch.cuda.is_available() else "cpu")
     examples = dataset.examples(split)
     if split == "valid":
         examples = sample_examples(examples, config.evaluation.max_users)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sluice.catalog.data.dataset import Dataset
-from sluice.catalog.files import sha256_of
+from sluice.catalog.files import sha256_of, write_atomically
 from sluice.services.config import RunConfig
 from sluice.services.paths import RunPaths
 from sluice.services.stages.staging import build_once
@@ -22,17 +22,18 @@ def run_ranker_fit(config: RunConfig, progress: Callable[[int, int, dict[str, fl
 
     paths = RunPaths.of(config)
     dataset = Dataset.open(paths.data)
+    has_fresh = dataset.prompt_part == "fresh"  # without a fresh part `until` changes nothing
     inputs = {
         "seed": config.seed,
         "data": sha256_of(paths.data / "manifest.json"),
-        "ranker": config.ranker.model_dump(mode="json"),
+        "ranker": config.ranker.model_dump(mode="json", exclude=None if has_fresh else {"until"}),
     }
 
     def build(directory: Path) -> None:
         if config.ranker.use != "builtin":
             return
         quality = fit_ranker(dataset, config.ranker, config.seed, directory, progress)
-        (directory / _QUALITY).write_text(json.dumps(quality, indent=1))
+        write_atomically(directory / _QUALITY, json.dumps(quality, indent=1))
 
     build_once(paths.ranker, inputs, build)
     return paths.ranker

@@ -32,8 +32,8 @@ from sluice.catalog.data.settings import OUTCOMES, DataSettings, FreshLogs, Glob
 from sluice.catalog.data.sources import LogSource, open_source
 from sluice.catalog.data.splits import PRETRAIN, SPLITS, TimeCuts, find_cuts, label_splits, positions_of
 from sluice.catalog.errors import DataError
-from sluice.catalog.files import sha256_of
-from sluice.services.stages.staging import check_replaceable, is_current, staged_directory
+from sluice.catalog.files import directory_aside, sha256_of, write_atomically
+from sluice.services.stages.staging import check_replaceable, is_current
 
 REJECTED = "rejected.jsonl"
 _LIBRARIES = ("pyarrow", "numpy", "scipy", "faiss-cpu")
@@ -68,11 +68,11 @@ def prepare_data(
         manifest = read_manifest(output) or {}
         return Prepared(directory=output, reused=True, manifest=manifest, warnings=_warnings(manifest))
     check_replaceable(output)
-    with staged_directory(output) as staging:
+    with directory_aside(output) as staging:
         manifest = _Preparation(settings, source, staging, progress).run()
         manifest["source"] = fingerprint
         manifest["files"] = {path.name: sha256_of(path) for path in sorted(staging.iterdir())}
-        (staging / MANIFEST).write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
+        write_atomically(staging / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
     return Prepared(directory=output, reused=False, manifest=manifest, warnings=_warnings(manifest))
 
 
@@ -114,13 +114,13 @@ class _Preparation:
             items = read_items(self._source, catalogue)
             catalogue.check(self._settings.max_bad_share)
             index = ItemIndex(items.ids if items else None)
-            buckets = self._partition(index, LogCleaner(log, index.known if items else None), log)
+            buckets = self._partition(index, LogCleaner(log, index.contains if items else None), log)
         if not log.bad + catalogue.bad:
             rejected.unlink()
         if log.rows == 0:
             raise DataError(f"the log is empty: {_named(self._source)} holds no row")
         log.check(self._settings.max_bad_share)
-        ids, item_rows = index.ordered()
+        ids, item_rows = index.order_rows()
         self._items = items or Items.bare(ids)
         self._rows = log.rows
         self._done = log.rows
@@ -132,7 +132,7 @@ class _Preparation:
         try:
             for batch in self._source.batches():
                 rows = cleaner.clean(batch)
-                buckets.add(rows, index.numbers(rows.column("item_id")))
+                buckets.add(rows, index.number_ids(rows.column("item_id")))
                 self._advance(len(batch.rows), {"rejected": float(log.bad)})
         finally:
             buckets.close()
@@ -145,7 +145,7 @@ class _Preparation:
             pq.ParquetWriter(self._directory / "users.parquet", USERS) as user_file,
             pq.ParquetWriter(self._directory / "interactions.parquet", INTERACTIONS) as interaction_file,
         ):
-            for bucket in buckets.sorted(item_rows, self._settings.min_interactions):
+            for bucket in buckets.read_sorted(item_rows, self._settings.min_interactions):
                 dropped_users += bucket.dropped_users
                 dropped_rows += bucket.dropped_rows
                 rows = bucket.interactions.num_rows
@@ -161,14 +161,14 @@ class _Preparation:
         if users == 0:
             raise DataError(
                 f"no user of {_named(self._source)} has data.min_interactions "
-                f"{self._settings.min_interactions} usable "
-                f"interactions ({dropped_users} users with {dropped_rows} interactions have fewer)"
+                f"{self._settings.min_interactions} usable interactions ({dropped_users} users with "
+                f"{dropped_rows} interactions have fewer)"
             )
         if outcomes.get(self._settings.reward) == 0:
             raise DataError(
                 f"data.reward is {self._settings.reward}, but no usable interaction of "
-                f"{_named(self._source)} has one: "
-                "set data.reward to auto or none, or correct data.source.columns"
+                f"{_named(self._source)} has one: set data.reward to auto or none, or correct "
+                "data.source.columns"
             )
         self._counts = {
             "users": users,
@@ -232,16 +232,15 @@ class _Preparation:
             if count == 0 and split not in optional:
                 raise DataError(
                     f"the {split} split of {_named(self._source)} has no example (an interaction with a "
-                    f"history): "
-                    f"{self._counts['users']} users have {self._counts['interactions']} interactions. Give a "
-                    f"longer "
-                    "log, or change data.split"
+                    f"history): {self._counts['users']} users have {self._counts['interactions']} "
+                    f"interactions. Give a longer log, or change data.split"
                 )
 
     def _semantic_ids(self, near: CoOccurrence, shared: SharedUsers) -> tuple[np.ndarray, tuple[int, ...]]:
         settings, items = self._settings.semantic_ids, self._items
+        fitted: tuple[int, ...] = ()
         if items.codes is not None:
-            codes, fitted = items.codes, ()
+            codes = items.codes
         else:
             attributes, names = attribute_matrix(items.attributes)
             counts = mix_counts(near.matrix(), shared.matrix(), settings.user_share)
@@ -275,8 +274,8 @@ def _warnings(manifest: dict[str, Any]) -> tuple[str, ...]:
         )
         found.append(
             f"data.exclude_seen keeps consumed items out of the ranking, but the targets of {listed} "
-            f"examples were "
-            "consumed before and can never be hit: set data.exclude_seen=false if people come back to items"
+            f"examples were consumed before and can never be hit: set data.exclude_seen=false if people come "
+            "back to items"
         )
     found += [
         f"{rejected['bad']} of {rejected['rows']} rows of the {table} were left out; {REJECTED} lists them"

@@ -8,8 +8,15 @@ import torch
 
 from sluice.catalog.data.dataset import Dataset
 from sluice.catalog.errors import PolicyError
-from sluice.catalog.files import sha256_of
-from sluice.learner.policy.policy import Policy, adapt_policy, build_policy, load_policy, save_policy
+from sluice.catalog.files import sha256_of, write_atomically
+from sluice.learner.policy.policy import (
+    Policy,
+    adapt_policy,
+    build_policy,
+    load_policy,
+    move_model,
+    save_policy,
+)
 from sluice.learner.training.pretrain import pretrain_policy
 from sluice.services.config import RunConfig
 from sluice.services.paths import RunPaths
@@ -33,12 +40,12 @@ def run_pretraining(config: RunConfig, progress: Callable[[int, int, dict[str, f
     def build(directory: Path) -> None:
         policy, validations = _initial(config, dataset), []
         if config.pretrain.epochs > 0:
-            policy.model.to("cuda" if torch.cuda.is_available() else "cpu")
+            move_model(policy.model, "cuda" if torch.cuda.is_available() else "cpu")
             validations = pretrain_policy(
                 policy, dataset, config.pretrain, config.evaluation, config.seed, progress
             )
         save_policy(policy, directory)
-        (directory / "validations.json").write_text(json.dumps(validations, indent=1))
+        write_atomically(directory / "validations.json", json.dumps(validations, indent=1))
 
     build_once(paths.policy, inputs, build)
     return paths.policy

@@ -1,21 +1,18 @@
 """Directories that are built once: from which inputs, and replaced all at once or not at all.
 
-A stage is skipped when its directory was built from the same inputs, by value. It is built beside its place
-and moved there when it is whole, so an interrupted build leaves nothing behind that looks finished.
+A stage is skipped when its directory was built from the same inputs, by value. It is built aside
+(`catalog/files.py`), so an interrupted build leaves nothing behind that looks finished.
 """
 
 import json
-import shutil
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from sluice.catalog.data.dataset import FILES, FORMAT, MANIFEST, read_manifest
 from sluice.catalog.data.settings import DataSettings
 from sluice.catalog.errors import DataError
-from sluice.catalog.files import sha256_of
+from sluice.catalog.files import directory_aside, remove_leftovers, sha256_of, write_atomically
 
 _STAMP = "inputs.json"
 
@@ -26,13 +23,10 @@ def build_once(directory: Path, inputs: dict[str, Any], build: Callable[[Path], 
     """
     if stage_inputs(directory) == _canonical(inputs):
         return False
-    fresh = directory.with_name(directory.name + ".partial")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    build(fresh)
-    (fresh / _STAMP).write_text(json.dumps(inputs, indent=1, sort_keys=True))
-    shutil.rmtree(directory, ignore_errors=True)
-    fresh.rename(directory)
+    remove_leftovers(directory)
+    with directory_aside(directory) as fresh:
+        build(fresh)
+        write_atomically(fresh / _STAMP, json.dumps(inputs, indent=1, sort_keys=True))
     return True
 
 
@@ -46,32 +40,6 @@ def stage_inputs(directory: Path) -> str | None:
 
 def _canonical(inputs: dict[str, Any]) -> str:
     return json.dumps(inputs, sort_keys=True)
-
-
-@contextmanager
-def staged_directory(output: Path) -> Iterator[Path]:
-    """A directory beside `output` that takes its place when the block ends well, and vanishes when it does
-    not.
-    """
-    output.parent.mkdir(parents=True, exist_ok=True)
-    tag = uuid.uuid4().hex[:8]
-    staging, old = (output.with_name(f".{output.name}.{kind}-{tag}") for kind in ("preparing", "replaced"))
-    staging.mkdir()
-    try:
-        yield staging
-        if output.exists():
-            output.rename(old)
-        try:
-            staging.rename(output)
-        except BaseException:
-            if old.exists():
-                old.rename(output)
-            raise
-    finally:
-        if staging.exists():
-            shutil.rmtree(staging)
-    if old.exists():
-        shutil.rmtree(old)
 
 
 def check_replaceable(output: Path) -> None:

@@ -154,7 +154,7 @@ def others_running(client: "JobSubmissionClient", own: str | None) -> list[str]:
     except ClusterError:  # nothing runs on a head that is gone
         return []
     names = [job.submission_id or job.job_id for job in jobs if job.status.value not in _TERMINAL]
-    return sorted(name for name in names if name != own)
+    return sorted(name for name in names if name is not None and name != own)
 
 
 def call_with_bound(call: Callable[[], T], timeout_s: float, what: str) -> T:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from sluice.catalog.errors import ConfigError
 from sluice.cluster.environment import job_environment
 from sluice.services.config import Resume, RunConfig, load_config
+from sluice.services.config_resume import check_resume
 from sluice.services.progress import MODE_VARIABLE
 from sluice.services.run.manifest import GIT_VARIABLE, git_state
 from sluice.services.submit.follow import Terminated, call_with_bound, follow_job, others_running
@@ -88,6 +89,8 @@ def submit_job(options: SubmitOptions) -> int:
     """Submit, follow, and return the job's exit code (0 at once with `detach`)."""
     config = load_config(options.config, options.overrides)  # a mistake should cost no cluster start
     remote = options.address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS")
+    if options.resume:
+        check_visible_run(config, Path.cwd(), local=remote is None)
     request = job_request(options, config, working_directory=Path.cwd(), local=remote is None)
     with _sigterm_interrupts():
         head = _remote_head(remote, config) if remote else _local_head()
@@ -112,6 +115,17 @@ def submit_job(options: SubmitOptions) -> int:
         finally:
             if not leave_head:
                 _end(head, client, job)
+
+
+def check_visible_run(config: RunConfig, working_directory: Path, local: bool) -> None:
+    """Check a resumed run before the job is sent, as the job will, where its directory is seen from here.
+
+    Raises:
+        ConfigError: the config changes what a resumed run must not change.
+    """
+    output = Path(config.output).expanduser()
+    if local or output.is_absolute():
+        check_resume(config, working_directory / output / config.directory.name)
 
 
 def _end(head: Head, client: "JobSubmissionClient | None", own: str | None) -> None:
@@ -141,8 +155,7 @@ def job_request(
     if not inside and not local:
         raise ConfigError(
             f"--config {options.config} lies outside {working_directory}, which is all that the cluster "
-            f"gets: "
-            "move it there"
+            f"gets: move it there"
         )
     overrides = [*options.overrides, *(absolute_paths(config, working_directory) if local else ())]
     command = [
@@ -177,7 +190,7 @@ def absolute_paths(config: RunConfig, working_directory: Path) -> list[str]:
         if isinstance(value, str):
             overrides.append(f"{field}={json.dumps(_absolute(value, working_directory))}")
         elif value is not None:
-            overrides.append(f"{field}={json.dumps([_absolute(one, working_directory) for one in value])}")
+            overrides.append(f"{field}={json.dumps([_absolute(path, working_directory) for path in value])}")
     return overrides
 
 
@@ -202,8 +215,7 @@ def _remote_head(address: str, config: RunConfig) -> Head:
     if not Path(config.output).expanduser().is_absolute():
         _tell(
             f"output {config.output!r} is relative, so the run goes to {Path('~/sluice') / config.output} on "
-            f"the "
-            "cluster's head node; give storage that every node sees with --set output=/shared/runs"
+            f"the cluster's head node; give storage that every node sees with --set output=/shared/runs"
         )
     return Head(url=address)
 
@@ -235,8 +247,13 @@ def _submit_job(client: "JobSubmissionClient", request: JobRequest) -> str:
 
 
 def _how_to_follow(head: Head, job: str) -> str:
-    prefix = f"RAY_AUTH_MODE={os.environ.get('RAY_AUTH_MODE', 'disabled')} RAY_API_SERVER_ADDRESS={head.url} ray job"
-    return f"  follow it: {prefix} logs --follow {job}\n  stop it:   {prefix} stop {job}\n  dashboard: {head.url}"
+    mode = os.environ.get("RAY_AUTH_MODE", "disabled")
+    command = f"RAY_AUTH_MODE={mode} RAY_API_SERVER_ADDRESS={head.url} ray job"
+    return (
+        f"  follow it: {command} logs --follow {job}\n"
+        f"  stop it:   {command} stop {job}\n"
+        f"  dashboard: {head.url}"
+    )
 
 
 @contextmanager

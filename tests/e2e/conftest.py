@@ -59,10 +59,10 @@ def environment() -> Iterator[dict[str, str]]:
     shutil.rmtree(directory, ignore_errors=True)
 
 
-def run(arguments: list[str], environment: dict[str, str]) -> str:
-    """Run a command in the checkout; its output. Fails with that output when the command does."""
+def run(arguments: list[str], environment: dict[str, str], directory: Path = ROOT) -> str:
+    """Run a command, in the checkout by default; its output. Fails with that output when the command does."""
     started = subprocess.Popen(
-        arguments, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        arguments, cwd=directory, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     try:
         output = "".join(started.communicate(timeout=JOB_TIMEOUT_S))

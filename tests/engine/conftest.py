@@ -10,7 +10,8 @@ import torch
 
 from sluice.actors.engines.engine import GenerateRequest
 from sluice.actors.engines.vllm.configuration import engine_environment
-from sluice.actors.settings import DecodeSettings, EngineSettings
+from sluice.actors.settings import VllmEngineSettings
+from sluice.catalog.decoding import Decoding
 from sluice.catalog.errors import DataError
 from sluice.catalog.tokens import TokenLayout
 from sluice.catalog.trie.vocabulary import Vocabulary
@@ -19,7 +20,7 @@ from sluice.learner.settings import PolicySettings
 
 LEVEL_SIZES = (6, 5, 4)
 MAX_PROMPT = 100
-ENGINE = EngineSettings(threads=1)
+ENGINE = VllmEngineSettings(threads=1)
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class World:
             excluded=np.asarray(excluded, dtype=np.int32),
         )
 
-    def next_log_probs(self, request, prefixes, decode, policy=0) -> np.ndarray:
+    def next_log_probs(self, request, prefixes, decoding, policy=0) -> np.ndarray:
         """[P, V]: log-probs of the next token after each prefix [P, l], by transformers and a mask made by
         listing.
         """
@@ -59,7 +60,7 @@ class World:
         rows = np.concatenate([np.tile(request.prompt, (len(prefixes), 1)), prefixes], axis=1)
         with torch.no_grad():
             logits = self.policies[policy].model(torch.from_numpy(rows)).logits[:, -1].float()
-        if decode.constrained:
+        if decoding.constrained:
             allowed = [
                 item
                 for row, item in enumerate(self.items.tolist())
@@ -69,13 +70,13 @@ class World:
                 follow = {item[len(prefix)] for item in allowed if item[: len(prefix)] == prefix}
                 forbidden = [token for token in range(self.layout.vocab_size) if token not in follow]
                 logits[at, forbidden] = -torch.inf
-        return torch.log_softmax(logits / decode.temperature, dim=-1).numpy()
+        return torch.log_softmax(logits / decoding.temperature, dim=-1).numpy()
 
-    def log_probs(self, request, tokens, decode, policy=0) -> np.ndarray:
+    def log_probs(self, request, tokens, decoding, policy=0) -> np.ndarray:
         """[K, L]: log-prob of each token of the candidates [K, L]."""
         columns = [
             np.take_along_axis(
-                self.next_log_probs(request, tokens[:, :level], decode, policy),
+                self.next_log_probs(request, tokens[:, :level], decoding, policy),
                 tokens[:, level, None],
                 axis=1,
             )
@@ -83,13 +84,13 @@ class World:
         ]
         return np.concatenate(columns, axis=1)
 
-    def free_probabilities(self, request, decode) -> np.ndarray:
+    def free_probabilities(self, request, decoding) -> np.ndarray:
         """[V, V, V]: the probability of every sequence under free decoding."""
         size = self.layout.vocab_size
-        first = self.next_log_probs(request, np.empty((1, 0)), decode)[0]
-        second = self.next_log_probs(request, np.arange(size)[:, None], decode)
+        first = self.next_log_probs(request, np.empty((1, 0)), decoding)[0]
+        second = self.next_log_probs(request, np.arange(size)[:, None], decoding)
         pairs = np.stack(np.unravel_index(np.arange(size**2), (size, size)), axis=1)
-        third = self.next_log_probs(request, pairs, decode).reshape(size, size, size)
+        third = self.next_log_probs(request, pairs, decoding).reshape(size, size, size)
         return np.exp(first[:, None, None] + second[:, :, None] + third, dtype=np.float64)
 
 
@@ -130,7 +131,7 @@ def session_engine(world, vllm_environment):
     engine = VllmEngine(
         policy_dir=world.directory,
         vocabulary=world.vocabulary,
-        decode=DecodeSettings(candidates=16),
+        decoding=Decoding(candidates=16),
         engine=ENGINE,
         seed=7,
         max_prompt_tokens=MAX_PROMPT,
@@ -160,12 +161,12 @@ def assert_bad_requests_are_refused_at_once(engine, world: World) -> None:
     """By any engine: nothing of a call with a bad request is taken in, and good ones are served
     afterwards.
     """
-    sample, beam = DecodeSettings(candidates=16), DecodeSettings(kind="beam", candidates=16, constrained=True)
-    constrained = DecodeSettings(candidates=16, temperature=1.3, constrained=True)
+    sample, beam = Decoding(candidates=16), Decoding(kind="beam", candidates=16, constrained=True)
+    constrained = Decoding(candidates=16, temperature=1.3, constrained=True)
     good = world.request("good", 1)
     foreign = GenerateRequest(request_id="foreign", prompt=np.asarray([1, 18]), excluded=good.excluded)
     empty = GenerateRequest(request_id="empty", prompt=np.empty(0, dtype=np.int64), excluded=good.excluded)
-    for request, decode, message in (
+    for request, decoding, message in (
         (world.request("long", 34), sample, "prompt of 103 tokens; this engine was started for 1 to 100"),
         (empty, sample, "prompt of 0 tokens"),
         (foreign, sample, "token 18; the policy has tokens 0 to 17"),
@@ -177,7 +178,7 @@ def assert_bad_requests_are_refused_at_once(engine, world: World) -> None:
         (world.request("few", 1, range(25)), beam, "16 distinct candidates wanted and 15 to choose from"),
     ):
         with pytest.raises(DataError, match=message):
-            engine.submit([good, request], decode)
+            engine.submit([good, request], decoding)
     with pytest.raises(ValueError, match="good is already in flight"):
         engine.submit([good, good], sample)
     assert engine.in_flight == 0 and engine.step() == []

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sluice.actors.settings import DecodeSettings
+from sluice.catalog.decoding import Decoding
 from sluice.catalog.errors import DataError, PolicyError
 from sluice.catalog.tokens import TokenLayout
 from sluice.catalog.trie.vocabulary import Vocabulary
@@ -13,7 +13,7 @@ from tests.engine.conftest import drain
 
 pytestmark = pytest.mark.engine
 
-CONSTRAINED = DecodeSettings(candidates=16, constrained=True)
+CONSTRAINED = Decoding(candidates=16, constrained=True)
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_new_items_can_be_generated_and_retired_ones_can_not(engine, world, curr
     assert seconds > 0
     assert engine.catalogue_version == current.version + 1
     for name, excluded, left in (("a", [], 5), ("b", [0, 41], 3)):
-        every = DecodeSettings(
+        every = Decoding(
             candidates=left, constrained=True, kind="beam"
         )  # as many beams as items: all of them
         engine.submit([world.request(name, 6, excluded)], every)
@@ -53,15 +53,15 @@ def test_new_items_can_be_generated_and_retired_ones_can_not(engine, world, curr
 
 @pytest.mark.parametrize("kind", ["sample", "beam", "stochastic_beam"])
 def test_requests_under_way_finish_with_the_catalogue_they_began_with(engine, world, current, kind):
-    decode = DecodeSettings(candidates=2, constrained=True, kind=kind)
+    decoding = Decoding(candidates=2, constrained=True, kind=kind)
     kept = np.array([0, 1])
     old = current.changed(retire=np.setdiff1d(np.arange(40), kept)).after(current)
     newer = old.changed(new_codes=unused_codes(current)[:2], retire=kept).after(old)
     engine.load_catalogue(old)
-    engine.submit([world.request("before", 6)], decode)
+    engine.submit([world.request("before", 6)], decoding)
     assert engine.step() == []
     engine.load_catalogue(newer)
-    engine.submit([world.request("after", 6), world.request("also", 6)], decode)
+    engine.submit([world.request("after", 6), world.request("also", 6)], decoding)
     done = drain(engine)
     assert done["before"].catalogue_version == old.version
     assert items_of(newer, done["before"]) <= {0, 1}

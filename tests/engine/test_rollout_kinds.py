@@ -10,7 +10,7 @@ from scipy.stats import chisquare
 
 from sluice.actors.queue.leases import Lease
 from sluice.actors.rollout.groups import Prompt, assemble_groups, score_groups
-from sluice.actors.settings import DecodeSettings
+from sluice.catalog.decoding import Decoding
 from sluice.catalog.errors import DataError
 from sluice.catalog.rollout_group import encode_groups
 from sluice.learner.batches.collate import collate_groups
@@ -23,7 +23,7 @@ from tests.rollout_fakes import TinyDataset
 pytestmark = pytest.mark.engine
 
 KINDS = [
-    DecodeSettings(kind=kind, candidates=12, constrained=constrained, temperature=temperature)
+    Decoding(kind=kind, candidates=12, constrained=constrained, temperature=temperature)
     for kind, temperature in (
         ("sample", 0.7),
         ("beam", 1.0),
@@ -33,16 +33,16 @@ KINDS = [
     for constrained in (False, True)
 ]
 kinds = pytest.mark.parametrize(
-    "decode", KINDS, ids=lambda d: f"{'trie' if d.constrained else 'free'}-{d.kind}-{d.temperature}"
+    "decoding", KINDS, ids=lambda d: f"{'trie' if d.constrained else 'free'}-{d.kind}-{d.temperature}"
 )
 
 
 def stochastic(candidates, **changes):
-    return DecodeSettings(kind="stochastic_beam", candidates=candidates, **changes)
+    return Decoding(kind="stochastic_beam", candidates=candidates, **changes)
 
 
-def generate(engine, requests, decode):
-    engine.submit(requests, decode)
+def generate(engine, requests, decoding):
+    engine.submit(requests, decoding)
     return drain(engine, steps=5000)
 
 
@@ -68,27 +68,27 @@ def likely(counts, expected):
 
 
 @kinds
-def test_log_probs_are_those_of_enumeration(engine, world, decode):
+def test_log_probs_are_those_of_enumeration(engine, world, decoding):
     requests = [world.request(f"kinds-{history}", history, [3, 17, 20]) for history in (0, 1, 10, 21, 33)]
-    done = generate(engine, requests, decode)
+    done = generate(engine, requests, decoding)
     for request in requests:
         generation = done[request.request_id]
         assert generation.tokens.shape == generation.log_probs.shape == (12, 3)
-        close(generation.log_probs, world.log_probs(request, generation.tokens, decode))
-        if decode.kind != "sample":
+        close(generation.log_probs, world.log_probs(request, generation.tokens, decoding))
+        if decoding.kind != "sample":
             assert len(np.unique(generation.tokens, axis=0)) == 12
-        assert (generation.inclusion_log_probs is not None) == (decode.kind == "stochastic_beam")
-        if decode.constrained:
+        assert (generation.inclusion_log_probs is not None) == (decoding.kind == "stochastic_beam")
+        if decoding.constrained:
             items = world.vocabulary.trie.lookup(generation.tokens)
             assert (items >= 0).all() and not set(items.tolist()) & {3, 17, 20}
 
 
 @kinds
-def test_engine_and_learner_mean_the_same_distribution(engine, world, decode):
+def test_engine_and_learner_mean_the_same_distribution(engine, world, decoding):
     prompts, requests = [], []
     for lease, length in enumerate((2, 9, 18)):
         rows = np.random.default_rng(lease).integers(0, 40, length).astype(np.int32)
-        excluded = np.unique(rows) if decode.constrained else np.empty(0, dtype=np.int32)
+        excluded = np.unique(rows) if decoding.constrained else np.empty(0, dtype=np.int32)
         prompts.append(
             Prompt(
                 lease=Lease(lease_id=lease, attempt=1, user=0, position=length),
@@ -104,7 +104,7 @@ def test_engine_and_learner_mean_the_same_distribution(engine, world, decode):
                 excluded=excluded,
             )
         )
-    done = generate(engine, requests, decode)
+    done = generate(engine, requests, decoding)
     generations = [done[request.request_id] for request in requests]
     vocabulary = world.catalogue(engine.catalogue_version)
     drawn = assemble_groups(prompts, generations, [0.0] * 3, vocabulary=vocabulary, distractors=2, seed=0)
@@ -113,9 +113,7 @@ def test_engine_and_learner_mean_the_same_distribution(engine, world, decode):
         [encode_groups(group) for group in groups],
         TinyDataset(),  # another catalogue's, but neither popularity nor logged rewards matter here
         vocabulary,
-        constrained=decode.constrained,
-        temperature=decode.temperature,
-        beams=decode.kind == "beam",
+        decoding,
     )
     with torch.no_grad():
         scores = branch_log_probs(
@@ -124,10 +122,10 @@ def test_engine_and_learner_mean_the_same_distribution(engine, world, decode):
             batch.history_lengths_B,
             torch.cat([batch.target_BL[:, None], batch.candidates_BKL], dim=1),
             batch.allowed_BSLV,
-            batch.temperature,
+            batch.decoding,
         )
     close(scores.log_probs_BSL[:, 1:].numpy(), batch.behaviour_log_probs_BKL.numpy())
-    if decode.kind == "stochastic_beam":
+    if decoding.kind == "stochastic_beam":
         expected = [generation.inclusion_log_probs for generation in generations]
         assert batch.inclusion_log_probs_BK.tolist() == np.stack(expected).tolist()
         assert (batch.inclusion_log_probs_BK <= 0).all()
@@ -162,15 +160,17 @@ def check_estimator(done, values_of, expected):
 
 
 def test_constrained_stochastic_beams_sample_items_without_replacement(engine, world):
-    left, decode, count = (
+    left, decoding, count = (
         [1, 4, 6, 13, 18, 22, 29, 30, 36, 39],
         stochastic(3, constrained=True, temperature=1.5),
         600,
     )
     request = world.request("items", 7, np.setdiff1d(np.arange(40), left))
-    probabilities = np.exp(world.log_probs(request, world.items[left], decode).sum(axis=1), dtype=np.float64)
+    probabilities = np.exp(
+        world.log_probs(request, world.items[left], decoding).sum(axis=1), dtype=np.float64
+    )
     assert probabilities.sum() == pytest.approx(1, abs=1e-5)
-    done = generate(engine, copies(request, count), decode)
+    done = generate(engine, copies(request, count), decoding)
     items = np.stack([world.vocabulary.trie.lookup(generation.tokens) for generation in done.values()])
     assert np.isin(items, left).all()
     places = np.searchsorted(left, items)
@@ -186,11 +186,11 @@ def test_constrained_stochastic_beams_sample_items_without_replacement(engine, w
 
 
 def test_free_stochastic_beams_sample_all_sequences_without_replacement(engine, world):
-    decode, count = stochastic(4, temperature=0.8), 400
+    decoding, count = stochastic(4, temperature=0.8), 400
     request = world.request("everything", 5)
-    probabilities = world.free_probabilities(request, decode)
+    probabilities = world.free_probabilities(request, decoding)
     assert probabilities.sum() == pytest.approx(1, abs=1e-5)
-    done = generate(engine, copies(request, count), decode)
+    done = generate(engine, copies(request, count), decoding)
     tokens = np.stack([generation.tokens for generation in done.values()])
     assert all(len(np.unique(one, axis=0)) == 4 for one in tokens)
     for level, others in enumerate(((1, 2), (0, 2), (0, 1))):
@@ -204,12 +204,12 @@ def test_free_stochastic_beams_sample_all_sequences_without_replacement(engine, 
 
 
 def test_stochastic_beams_depend_on_seed_and_request_alone(engine, world):
-    decode = stochastic(8)
+    decoding = stochastic(8)
     request = world.request("again", 12)
     company = [world.request(f"company-{history}", history) for history in (0, 3, 11, 21)]
-    alone = generate(engine, [request], decode)["again"]
-    together = generate(engine, [*company, request], decode)["again"]
-    other = generate(engine, [dataclasses.replace(request, request_id="other")], decode)["other"]
+    alone = generate(engine, [request], decoding)["again"]
+    together = generate(engine, [*company, request], decoding)["again"]
+    other = generate(engine, [dataclasses.replace(request, request_id="other")], decoding)["other"]
     assert (alone.tokens == together.tokens).all() and (alone.tokens != other.tokens).any()
     np.testing.assert_allclose(alone.inclusion_log_probs, together.inclusion_log_probs, atol=1e-4)
 
@@ -217,35 +217,35 @@ def test_stochastic_beams_depend_on_seed_and_request_alone(engine, world):
 def test_kinds_share_a_batch(engine, world):
     requests = [world.request(f"mixed-{at}", 9, [1, 2]) for at in range(len(KINDS))]
     pairs = list(zip(requests, KINDS, strict=True))
-    alone = [generate(engine, [request], decode)[request.request_id] for request, decode in pairs]
-    for request, decode in pairs:
-        engine.submit([request], decode)
+    alone = [generate(engine, [request], decoding)[request.request_id] for request, decoding in pairs]
+    for request, decoding in pairs:
+        engine.submit([request], decoding)
     done = drain(engine)
-    for (request, decode), before in zip(pairs, alone, strict=True):
+    for (request, decoding), before in zip(pairs, alone, strict=True):
         generation = done[request.request_id]
         assert (generation.tokens == before.tokens).all()
-        close(generation.log_probs, world.log_probs(request, generation.tokens, decode))
+        close(generation.log_probs, world.log_probs(request, generation.tokens, decoding))
 
 
 def test_when_k_items_are_left_each_is_certain(engine, world):
-    decode = stochastic(6, constrained=True)
+    decoding = stochastic(6, constrained=True)
     exact, more = world.request("exact", 4, range(34)), world.request("more", 4, range(33))
-    done = generate(engine, [exact, more], decode)
+    done = generate(engine, [exact, more], decoding)
     assert sorted(world.vocabulary.trie.lookup(done["exact"].tokens).tolist()) == list(range(34, 40))
     assert done["exact"].inclusion_log_probs.tolist() == [0] * 6
     assert (done["more"].inclusion_log_probs < 0).any()
     with pytest.raises(DataError, match="6 distinct candidates wanted and 5 to choose from"):
-        engine.submit([world.request("few", 4, range(35))], decode)
+        engine.submit([world.request("few", 4, range(35))], decoding)
     assert engine.in_flight == 0
 
 
 def test_a_swap_between_levels_is_in_the_log_probs(engine, world):
-    decode = stochastic(9, temperature=1.2)
+    decoding = stochastic(9, temperature=1.2)
     request = world.request("swap", 15)
-    engine.submit([request], decode)
+    engine.submit([request], decoding)
     engine.step()
     engine.load_weights(pack_weights(world.policies[1].model.named_parameters(), 1))
     generation = drain(engine)["swap"]
     assert (generation.version_min, generation.version_max) == (0, 1)
-    old, new = (world.log_probs(request, generation.tokens, decode, policy) for policy in (0, 1))
+    old, new = (world.log_probs(request, generation.tokens, decoding, policy) for policy in (0, 1))
     close(generation.log_probs, np.concatenate([old[:, :1], new[:, 1:]], axis=1))

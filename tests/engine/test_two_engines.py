@@ -7,7 +7,8 @@ import pytest
 from scipy.stats import chi2_contingency, ks_2samp
 
 from sluice.actors.engines.tree import TreeEngine
-from sluice.actors.settings import DecodeSettings, TreeEngineSettings
+from sluice.actors.settings import TreeEngineSettings
+from sluice.catalog.decoding import Decoding
 from sluice.learner.policy.packed_weights import pack_weights
 from tests.engine.conftest import MAX_PROMPT, drain
 
@@ -22,7 +23,7 @@ def tree(world):
     return TreeEngine(
         policy_dir=world.directory,
         vocabulary=world.vocabulary,
-        decode=DecodeSettings(candidates=16),
+        decoding=Decoding(candidates=16),
         engine=TreeEngineSettings(prompts_per_step=4),
         seed=7,
         max_prompt_tokens=MAX_PROMPT,
@@ -33,8 +34,8 @@ def requests_of(world, name):
     return [world.request(f"{name}-{history}", history, EXCLUDED) for history in HISTORIES]
 
 
-def generate(engine, requests, decode):
-    engine.submit(requests, decode)
+def generate(engine, requests, decoding):
+    engine.submit(requests, decoding)
     return drain(engine)
 
 
@@ -48,9 +49,9 @@ def swap(world, *engines):
 def test_beams_are_the_same(engine, tree, world, constrained, policy):
     if policy:
         swap(world, engine, tree)
-    decode = DecodeSettings(kind="beam", candidates=20, constrained=constrained)
+    decoding = Decoding(kind="beam", candidates=20, constrained=constrained)
     requests = requests_of(world, "beams")
-    by_vllm, by_tree = (generate(one, requests, decode) for one in (engine, tree))
+    by_vllm, by_tree = (generate(one, requests, decoding) for one in (engine, tree))
     for request in requests:
         one, other = by_vllm[request.request_id], by_tree[request.request_id]
         assert (one.tokens == other.tokens).all()
@@ -63,9 +64,9 @@ def test_beams_are_the_same(engine, tree, world, constrained, policy):
 @pytest.mark.parametrize("constrained", [True, False])
 @pytest.mark.parametrize("top_p", [1.0, 0.6])
 def test_a_sampled_token_has_the_same_log_prob(engine, tree, world, constrained, top_p):
-    decode = DecodeSettings(candidates=64, temperature=1.3, top_p=top_p, constrained=constrained)
+    decoding = Decoding(candidates=64, temperature=1.3, top_p=top_p, constrained=constrained)
     requests = requests_of(world, "samples")
-    by_vllm, by_tree = (generate(one, requests, decode) for one in (engine, tree))
+    by_vllm, by_tree = (generate(one, requests, decoding) for one in (engine, tree))
     common = 0
     for request in requests:
         known = {}
@@ -83,12 +84,12 @@ def test_a_sampled_token_has_the_same_log_prob(engine, tree, world, constrained,
 
 @pytest.mark.parametrize("constrained", [True, False])
 def test_frequencies_are_those_of_one_distribution(engine, tree, world, constrained):
-    decode = DecodeSettings(candidates=500, temperature=1.2, constrained=constrained)
+    decoding = Decoding(candidates=500, temperature=1.2, constrained=constrained)
     first = world.request("frequency", 7, EXCLUDED)
     requests = [dataclasses.replace(first, request_id=f"frequency-{at}") for at in range(8)]
     counts = []
     for one in (engine, tree):
-        done = generate(one, requests, decode)
+        done = generate(one, requests, decoding)
         tokens = np.concatenate([done[request.request_id].tokens for request in requests])
         size = world.layout.vocab_size
         counts.append(np.bincount(tokens @ np.asarray([size * size, size, 1]), minlength=size**3))
@@ -105,13 +106,13 @@ def homogeneous(counts, common):
 
 
 def test_stochastic_beams_are_of_one_distribution(engine, tree, world):
-    decode = DecodeSettings(kind="stochastic_beam", candidates=3, temperature=1.5, constrained=True)
+    decoding = Decoding(kind="stochastic_beam", candidates=3, temperature=1.5, constrained=True)
     left = [1, 4, 6, 13, 18, 22, 29, 30, 36, 39]
     first = world.request("distinct", 7, np.setdiff1d(np.arange(40), left))
     requests = [dataclasses.replace(first, request_id=f"distinct-{at}") for at in range(600)]
     known, pairs, thresholds = {}, [], []
     for one in (engine, tree):
-        done = [generation for _, generation in sorted(generate(one, requests, decode).items())]
+        done = [generation for _, generation in sorted(generate(one, requests, decoding).items())]
         items = np.stack([world.vocabulary.trie.lookup(generation.tokens) for generation in done])
         assert np.isin(items, left).all() and (np.diff(np.sort(items, axis=1)) > 0).all()
         for row, log_probs in zip(

@@ -9,16 +9,17 @@ import torch
 from scipy.stats import chisquare
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
-from sluice.actors.settings import CPU_HEAD_SIZES, DecodeSettings, EngineSettings
+from sluice.actors.settings import CPU_HEAD_SIZES, VllmEngineSettings
+from sluice.catalog.decoding import Decoding
 from sluice.catalog.errors import ConfigError, PolicyError
 from sluice.learner.policy.packed_weights import pack_weights
 from tests.engine.conftest import ENGINE, MAX_PROMPT, assert_bad_requests_are_refused_at_once, drain
 
 pytestmark = pytest.mark.engine
 
-SAMPLE = DecodeSettings(candidates=16)
-FREE = DecodeSettings(candidates=16, temperature=0.7)
-CONSTRAINED = DecodeSettings(candidates=16, temperature=1.3, constrained=True)
+SAMPLE = Decoding(candidates=16)
+FREE = Decoding(candidates=16, temperature=0.7)
+CONSTRAINED = Decoding(candidates=16, temperature=1.3, constrained=True)
 # Prompts of 1, 4, 31, 34, 64, 67 and 100 tokens: on both sides of the 32-token blocks.
 HISTORIES = (0, 1, 10, 11, 21, 22, 33)
 
@@ -31,8 +32,8 @@ def requests_of(world, name, excluded=()):
     return [world.request(f"{name}-{history}", history, excluded) for history in HISTORIES]
 
 
-def generate(engine, requests, decode):
-    engine.submit(requests, decode)
+def generate(engine, requests, decoding):
+    engine.submit(requests, decoding)
     return drain(engine)
 
 
@@ -44,24 +45,24 @@ def close(actual, expected):
     np.testing.assert_allclose(actual, expected, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("decode", [FREE, CONSTRAINED], ids=["free", "constrained"])
-def test_log_probs_are_those_of_the_distribution_drawn_from(engine, world, decode):
+@pytest.mark.parametrize("decoding", [FREE, CONSTRAINED], ids=["free", "constrained"])
+def test_log_probs_are_those_of_the_distribution_drawn_from(engine, world, decoding):
     requests = requests_of(world, "parity", excluded=[3, 17, 17, 20])
-    done = generate(engine, requests, decode)
+    done = generate(engine, requests, decoding)
     assert set(done) == {request.request_id for request in requests}
     for request in requests:
         generation = done[request.request_id]
         assert generation.tokens.shape == (16, 3) and generation.tokens.dtype == np.int64
         assert generation.log_probs.dtype == np.float32
         assert (generation.version_min, generation.version_max) == (0, 0)
-        close(generation.log_probs, world.log_probs(request, generation.tokens, decode))
+        close(generation.log_probs, world.log_probs(request, generation.tokens, decoding))
 
 
 def test_top_p_renormalises_over_the_nucleus(engine, world):
-    decode = DecodeSettings(candidates=64, top_p=0.6)
+    decoding = Decoding(candidates=64, top_p=0.6)
     request = world.request("nucleus", 8)
-    generation = generate(engine, [request], decode)["nucleus"]
-    log_p = world.next_log_probs(request, np.empty((1, 0)), decode)[0]
+    generation = generate(engine, [request], decoding)["nucleus"]
+    log_p = world.next_log_probs(request, np.empty((1, 0)), decoding)[0]
     order = np.argsort(-log_p)
     before = np.cumsum(np.exp(log_p[order])) - np.exp(log_p[order])
     nucleus = order[before < 0.6]
@@ -70,9 +71,7 @@ def test_top_p_renormalises_over_the_nucleus(engine, world):
 
 
 def test_free_decoding_goes_on_after_eos(engine, world):
-    generation = generate(engine, [world.request("eos", 5)], DecodeSettings(candidates=400, temperature=2.0))[
-        "eos"
-    ]
+    generation = generate(engine, [world.request("eos", 5)], Decoding(candidates=400, temperature=2.0))["eos"]
     assert (generation.tokens[:, 0] == world.layout.eos).any()
     assert generation.tokens.shape == (400, 3)
 
@@ -98,17 +97,17 @@ def test_the_only_item_left_is_certain(engine, world):
 
 
 def test_free_constrained_and_beam_requests_share_a_batch(engine, world):
-    beam = DecodeSettings(kind="beam", candidates=5, constrained=True)
+    beam = Decoding(kind="beam", candidates=5, constrained=True)
     free, constrained, beams = (world.request(name, 9, [1, 2]) for name in ("a", "b", "c"))
     engine.submit([free], FREE)
     engine.submit([constrained], CONSTRAINED)
     engine.submit([beams], beam)
     assert engine.in_flight == 3
     done = drain(engine)
-    for request, decode in ((free, FREE), (constrained, CONSTRAINED), (beams, beam)):
+    for request, decoding in ((free, FREE), (constrained, CONSTRAINED), (beams, beam)):
         close(
             done[request.request_id].log_probs,
-            world.log_probs(request, done[request.request_id].tokens, decode),
+            world.log_probs(request, done[request.request_id].tokens, decoding),
         )
     assert (world.vocabulary.trie.lookup(done["a"].tokens) < 0).any()
 
@@ -126,17 +125,17 @@ def test_samples_depend_on_seed_and_request_alone(engine, world):
 
 @pytest.mark.parametrize("constrained", [False, True])
 def test_sampling_frequencies_match_the_probabilities(engine, world, constrained):
-    decode = DecodeSettings(candidates=500, temperature=1.2, constrained=constrained)
+    decoding = Decoding(candidates=500, temperature=1.2, constrained=constrained)
     first = world.request("frequency-0", 7, [0, 5])
     requests = [dataclasses.replace(first, request_id=f"frequency-{at}") for at in range(8)]
-    done = generate(engine, requests, decode)
+    done = generate(engine, requests, decoding)
     tokens = np.concatenate([done[request.request_id].tokens for request in requests])
     if constrained:
-        expected = np.exp(world.log_probs(first, world.items, decode).sum(axis=1), dtype=np.float64)
+        expected = np.exp(world.log_probs(first, world.items, decoding).sum(axis=1), dtype=np.float64)
         counts = np.bincount(world.vocabulary.trie.lookup(tokens), minlength=40)
         assert (counts[[0, 5]] == 0).all()
     else:
-        every = world.free_probabilities(first, decode)
+        every = world.free_probabilities(first, decoding)
         expected = every.reshape(-1)
         counts = np.bincount(np.ravel_multi_index(tuple(tokens.T), every.shape), minlength=every.size)
     assert counts.sum() == 4000 and expected.sum() == pytest.approx(1, abs=1e-5)
@@ -147,37 +146,37 @@ def test_sampling_frequencies_match_the_probabilities(engine, world, constrained
     assert chisquare(observed, 4000 * wanted / wanted.sum()).pvalue > 1e-3
 
 
-def beam_search(world, request, decode):
+def beam_search(world, request, decoding):
     """The textbook algorithm, one prefix at a time."""
     beams = [((), 0.0)]
     for _ in range(3):
         grown = []
         for prefix, total in beams:
-            log_p = world.next_log_probs(request, np.asarray([prefix]), decode)[0]
+            log_p = world.next_log_probs(request, np.asarray([prefix]), decoding)[0]
             grown += [
                 ((*prefix, token), total + log_p[token])
                 for token in np.flatnonzero(np.isfinite(log_p)).tolist()
             ]
-        beams = sorted(grown, key=lambda beam: -beam[1])[: decode.candidates]
+        beams = sorted(grown, key=lambda beam: -beam[1])[: decoding.candidates]
     return np.asarray([prefix for prefix, _ in beams]), np.asarray([total for _, total in beams])
 
 
 def test_wide_constrained_beams_are_the_sorted_catalogue(engine, world):
-    decode = DecodeSettings(kind="beam", candidates=37, constrained=True)
+    decoding = Decoding(kind="beam", candidates=37, constrained=True)
     request = world.request("wide", 10, [2, 9, 33])
-    generation = generate(engine, [request], decode)["wide"]
-    totals = world.log_probs(request, world.items, decode).sum(axis=1)
+    generation = generate(engine, [request], decoding)["wide"]
+    totals = world.log_probs(request, world.items, decoding).sum(axis=1)
     best = [row for row in np.argsort(-totals) if row not in (2, 9, 33)]
     assert (generation.tokens == world.items[best]).all()
-    close(generation.log_probs, world.log_probs(request, world.items[best], decode))
+    close(generation.log_probs, world.log_probs(request, world.items[best], decoding))
 
 
 def test_wide_free_beams_are_the_best_of_all_sequences(engine, world):
-    decode = DecodeSettings(kind="beam", candidates=18 * 18)
+    decoding = Decoding(kind="beam", candidates=18 * 18)
     request = world.request("all", 3)
-    generation = generate(engine, [request], decode)["all"]
+    generation = generate(engine, [request], decoding)["all"]
     every = np.stack(np.unravel_index(np.arange(18**3), (18, 18, 18)), axis=1)
-    totals = world.log_probs(request, every, decode).sum(axis=1)
+    totals = world.log_probs(request, every, decoding).sum(axis=1)
     best = np.sort(totals)[::-1][: 18 * 18]
     close(generation.log_probs.sum(axis=1), best)
     assert len(np.unique(generation.tokens, axis=0)) == 18 * 18
@@ -185,11 +184,11 @@ def test_wide_free_beams_are_the_best_of_all_sequences(engine, world):
 
 @pytest.mark.parametrize("constrained", [False, True])
 def test_narrow_beams_follow_the_textbook(engine, world, constrained):
-    decode = DecodeSettings(kind="beam", candidates=7, constrained=constrained)
+    decoding = Decoding(kind="beam", candidates=7, constrained=constrained)
     requests = requests_of(world, "narrow", excluded=[4])
-    done = generate(engine, requests, decode)
+    done = generate(engine, requests, decoding)
     for request in requests:
-        tokens, totals = beam_search(world, request, decode)
+        tokens, totals = beam_search(world, request, decoding)
         assert (done[request.request_id].tokens == tokens).all()
         close(done[request.request_id].log_probs.sum(axis=1), totals)
 
@@ -200,44 +199,44 @@ def test_after_a_swap_the_engine_has_the_new_probabilities(engine, world):
     )  # fills the cache with the old weights' keys and values
     pause = engine.load_weights(weights(world, 1, 3))
     assert pause > 0 and engine.version == 3
-    for decode in (FREE, CONSTRAINED):
+    for decoding in (FREE, CONSTRAINED):
         requests = requests_of(world, "before")
-        done = generate(engine, requests, decode)
+        done = generate(engine, requests, decoding)
         for request in requests:
             generation = done[request.request_id]
             assert (generation.version_min, generation.version_max) == (3, 3)
-            close(generation.log_probs, world.log_probs(request, generation.tokens, decode, policy=1))
+            close(generation.log_probs, world.log_probs(request, generation.tokens, decoding, policy=1))
 
 
-@pytest.mark.parametrize("decode", [FREE, CONSTRAINED], ids=["free", "constrained"])
-def test_a_swap_in_mid_request_loses_nothing(engine, world, decode):
+@pytest.mark.parametrize("decoding", [FREE, CONSTRAINED], ids=["free", "constrained"])
+def test_a_swap_in_mid_request_loses_nothing(engine, world, decoding):
     running = requests_of(world, "running", excluded=[8])
-    engine.submit(running, decode)
+    engine.submit(running, decoding)
     assert engine.step() == []
     engine.load_weights(weights(world, 1, 1))
     late = world.request("late", 6)
-    engine.submit([late], decode)
+    engine.submit([late], decoding)
     assert engine.in_flight == len(running) + 1
     done = drain(engine)
     for request in running:
         generation = done[request.request_id]
         assert (generation.version_min, generation.version_max) == (0, 1)
         assert generation.tokens.shape == (16, 3)
-        old, new = (world.log_probs(request, generation.tokens, decode, policy) for policy in (0, 1))
+        old, new = (world.log_probs(request, generation.tokens, decoding, policy) for policy in (0, 1))
         close(generation.log_probs[:, 0], old[:, 0])
         close(generation.log_probs[:, 1:], new[:, 1:])
     assert (done["late"].version_min, done["late"].version_max) == (1, 1)
 
 
 def test_a_swap_between_beam_levels_loses_nothing(engine, world):
-    decode = DecodeSettings(kind="beam", candidates=9)
+    decoding = Decoding(kind="beam", candidates=9)
     request = world.request("beam-swap", 15)
-    engine.submit([request], decode)
+    engine.submit([request], decoding)
     engine.step()
     engine.load_weights(weights(world, 1, 1))
     generation = drain(engine)["beam-swap"]
     assert (generation.version_min, generation.version_max) == (0, 1)
-    old, new = (world.log_probs(request, generation.tokens, decode, policy) for policy in (0, 1))
+    old, new = (world.log_probs(request, generation.tokens, decoding, policy) for policy in (0, 1))
     close(generation.log_probs, np.concatenate([old[:, :1], new[:, 1:]], axis=1))
 
 
@@ -366,7 +365,7 @@ def open_engine(world, **changes):
     arguments = {
         "policy_dir": world.directory,
         "vocabulary": world.vocabulary,
-        "decode": SAMPLE,
+        "decoding": SAMPLE,
         "engine": ENGINE,
         "seed": 0,
         "max_prompt_tokens": MAX_PROMPT,
@@ -388,7 +387,7 @@ def test_an_engine_that_cannot_work_is_not_started(world, vllm_environment, tmp_
         open_engine(world, max_prompt_tokens=126)
     if not torch.cuda.is_available():
         with pytest.raises(ConfigError, match="block_size is 48"):
-            open_engine(world, engine=EngineSettings(block_size=48))
+            open_engine(world, engine=VllmEngineSettings(block_size=48))
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
     with pytest.raises(ConfigError, match="VLLM_CPU_KVCACHE_SPACE=1 would override"):
         open_engine(world)

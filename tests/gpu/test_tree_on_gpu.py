@@ -10,7 +10,7 @@ from sluice.catalog.trie.trie import Trie
 from sluice.learner.decoding.draw import random_streams
 from sluice.learner.decoding.tree import TreeDecoder
 from sluice.services.bench.engines.trie import random_codes
-from tests.unit.learner.tree_cases import models, padded, vocabulary
+from tests.unit.learner.tree_cases import beam, models, padded, sample, stochastic_beam, vocabulary
 
 SIZES = (300, 40, 256)
 
@@ -66,11 +66,13 @@ def test_decoding_is_that_of_the_cpu(name, kind):
             random = random_streams([bytes([row]) * 16 for row in range(len(lengths_B))])
             constrained = not kind.startswith("free")
             if "beams" in kind and kind != "stochastic_beams":
-                found.append(decoder.beams(prefix, 5, constrained=constrained))
+                found.append(decoder.beams(prefix, beam(candidates=5, constrained=constrained)))
             elif kind == "stochastic_beams":
-                found.append(decoder.stochastic_beams(prefix, random, 5))
+                found.append(decoder.stochastic_beams(prefix, stochastic_beam(candidates=5), random))
             else:
-                found.append(decoder.sample(prefix, random, 64, top_p=0.9, constrained=constrained))
+                found.append(
+                    decoder.sample(prefix, sample(candidates=64, top_p=0.9, constrained=constrained), random)
+                )
     first = found[0]
     for other in found[1:]:
         same_BW = (first.tokens_BWL == other.tokens_BWL).all(axis=2)

@@ -1,6 +1,8 @@
 """The mutants of the learning core: one small wrong edit each, and the test files that must notice it."""
 
 from tests.mutation.beams import BEAM_MUTANTS, BEAMS, IN_BEAMS
+from tests.mutation.config import CONFIG_MUTANTS
+from tests.mutation.files import FILE_MUTANTS
 from tests.mutation.flow import FLOW_MUTANTS
 from tests.mutation.mutant import Mutant
 from tests.mutation.policy_gradient import POLICY_GRADIENT
@@ -51,19 +53,19 @@ _GATE = (
     ("return 1 + (rivals_BK &", "return (rivals_BK &"),
     ("place_B = 1 + ", "place_B = "),
     ("batch.hit_BK.shape[1] + 1)", "batch.hit_BK.shape[1])"),
-    ("if not batch.beams:", "if batch.beams:"),
+    ("if batch.decoding.is_drawn:", "if not batch.decoding.is_drawn:"),
     ("candidate_scores_BK > batch.target_scores_B", "candidate_scores_BK >= batch.target_scores_B"),
     ("return 1 + (_ranker_rivals(batch)", "return (_ranker_rivals(batch)"),
     (".masked_fill(~rivals_BK, torch.nan)", ""),
-    ("pool_BP[:, None, :] > batch", "pool_BP[:, None, :] >= batch"),
-    ("rank_BM = 1 + ", "rank_BM = "),
-    ("margins_BM = rank_BM - places", "margins_BM = rank_BM - places + 1"),
-    ("margins_BM = places - (pool_size", "margins_BM = places + 1 - (pool_size"),
-    ("+ present_BM.sum(dim=-1)", "+ present_BM.shape[1]"),
-    ("margins_BM.isnan()).all(dim=-1)", "margins_BM.isnan()).any(dim=-1)"),
-    ("(margins_BM > 0) | margins_BM.isnan()", "margins_BM > 0"),
-    ("(margins_BM > 0)", "(margins_BM >= 0)"),
-    (".masked_fill(~present_BM, torch.nan)", ""),
+    ("pool_BX[:, None, :] > batch", "pool_BX[:, None, :] >= batch"),
+    ("rank_BJ = 1 + ", "rank_BJ = "),
+    ("margins_BJ = rank_BJ - places", "margins_BJ = rank_BJ - places + 1"),
+    ("margins_BJ = places - (pool_size", "margins_BJ = places + 1 - (pool_size"),
+    ("+ present_BJ.sum(dim=-1)", "+ present_BJ.shape[1]"),
+    ("margins_BJ.isnan()).all(dim=-1)", "margins_BJ.isnan()).any(dim=-1)"),
+    ("(margins_BJ > 0) | margins_BJ.isnan()", "margins_BJ > 0"),
+    ("(margins_BJ > 0)", "(margins_BJ >= 0)"),
+    (".masked_fill(~present_BJ, torch.nan)", ""),
     ("& batch.valid_BK & ~batch.hit_BK", "& ~batch.hit_BK"),
     ("& batch.valid_BK & ~batch.hit_BK", "& batch.valid_BK"),
     ("return batch.distinct_BK & batch.valid_BK", "return batch.valid_BK"),
@@ -77,8 +79,8 @@ _REWARDS = (
     ("rewards_BK.amax(dim=-1, keepdim=True)", "rewards_BK.amin(dim=-1, keepdim=True)"),
     ("torch.where(batch.hit_BK, best_B1, rewards_BK)", "torch.where(batch.hit_BK, rewards_BK, best_B1)"),
     ("1 + least_like_target(batch)", "least_like_target(batch)"),
-    ("injectable_B & ~batch.hit_BK.any(dim=-1)", "~batch.hit_BK.any(dim=-1)"),
-    ("else injectable_B & ~batch.hit_BK.any(dim=-1)", "else injectable_B"),
+    ("injectable_B & missed_B", "missed_B"),
+    ("else injectable_B & missed_B", "else injectable_B"),
     ("batch = with_target_at(batch, injected_BK)", "pass"),
     ("branch_BK = branch_BK.masked_fill(injected_BK, 0)", "pass"),
     (".cumprod(dim=-1)", ""),
@@ -132,7 +134,7 @@ _STEP = (
     ('if not math.isfinite(values["grad_norm"]):', "if False:"),
     ('torch.set_rng_state(state["rng"]["torch"])', "pass"),
     ('load_optimizer_state(self.optimizer, state["optimizer"])', "pass"),
-    ('self._schedule.load_state_dict(state["schedule"])', "pass"),
+    ('load_schedule_state(self._schedule, state["schedule"])', "pass"),
     ("        self._schedule.step()\n", ""),
     ("totals[name] + value if", "value if"),
     ("self.settings.max_grad_norm)", "1e9)"),
@@ -153,4 +155,6 @@ MUTANTS = (
     *(Mutant(*mutant) for mutant in TRIE_MUTANTS),
     *(Mutant(*mutant) for mutant in TREE_MUTANTS),
     *(Mutant(*mutant) for mutant in FLOW_MUTANTS),
+    *(Mutant(*mutant) for mutant in FILE_MUTANTS),
+    *(Mutant(*mutant) for mutant in CONFIG_MUTANTS),
 )

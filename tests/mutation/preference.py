@@ -20,10 +20,10 @@ IN_PPO, IN_CQL = ("learner/objectives/test_ppo.py",), ("learner/objectives/test_
 _LOGGED = (
     (
         LOGGED,
-        "values.sum() / torch.where(mass > 0, mass, 1.0)",
-        "values.mean() / torch.where(mass > 0, mass, 1.0)",
+        "values.sum() / torch.where(normaliser > 0, normaliser, 1.0)",
+        "values.mean() / torch.where(normaliser > 0, normaliser, 1.0)",
     ),
-    (LOGGED, "torch.where(mass > 0, mass, 1.0)", "mass"),
+    (LOGGED, "torch.where(normaliser > 0, normaliser, 1.0)", "normaliser"),
     (LOGGED, ".to(values.dtype)", ""),
     (LOGGED, "weights * values.detach()", "values.detach()"),
     (LOGGED, "weights.sum()])", "weights.count_nonzero()])"),
@@ -150,8 +150,8 @@ _PPO = (
     ("torch.where(last_L, rewards_BK[..., None], 0.0)", "rewards_BK[..., None].expand_as(start_BKL)"),
     ("rewards_BKL - settings.kl_coef", "rewards_BKL + settings.kl_coef"),
     ("settings.kl_coef * log_ratio_BKL", "log_ratio_BKL"),
-    ("start_BKL - reference_BSL[:, 1:]", "reference_BSL[:, 1:] - start_BKL"),
-    ("start_BKL - reference_BSL[:, 1:]", "log_probs_BKL - reference_BSL[:, 1:]"),
+    ("start_BKL - inputs.reference_BSL[:, 1:]", "inputs.reference_BSL[:, 1:] - start_BKL"),
+    ("start_BKL - inputs.reference_BSL[:, 1:]", "log_probs_BKL - inputs.reference_BSL[:, 1:]"),
     ("generalised_advantages(rewards_BKL, start_values_BKL,", "gae(rewards_BKL, values_BKL,"),
     ("advantages_BKL + start_values_BKL", "advantages_BKL"),
     ("log_probs_BKL - start_BKL", "start_BKL - log_probs_BKL"),
@@ -201,21 +201,25 @@ _CQL = (
         "self.settings.alpha * conservative_B, 0.0) + error_B",
         "self.settings.alpha * conservative_B, 0.0) - error_B",
     ),
-    ("(~torch.isnan(logged_rewards(batch))).sum().double()", "super().mass(batch)"),
-    ("elif batch.beams:", "elif False:"),
+    ("(~torch.isnan(logged_rewards(batch))).sum().double()", "super().normaliser(batch)"),
+    ("elif not batch.decoding.is_drawn:", "elif False:"),
     ("mean_of(~batch.valid_BK)", "mean_of(batch.valid_BK)"),
 )
 
 _IN_STEP = (
-    (REWARD_WEIGHTED, "* nll_B, self.mass(batch))", "* nll_B, super().mass(batch))"),
-    (A_SFT, "logged_rewards(batch), self.mass(batch)", "logged_rewards(batch), super().mass(batch)"),
+    (REWARD_WEIGHTED, "* nll_B, self.normaliser(batch))", "* nll_B, super().normaliser(batch))"),
+    (
+        A_SFT,
+        "logged_rewards(batch), self.normaliser(batch)",
+        "logged_rewards(batch), super().normaliser(batch)",
+    ),
     (
         PAIRWISE,
         "mean_over(anchored_BP, mask_BP.sum().double())",
-        "mean_over(anchored_BP, super().mass(batch))",
+        "mean_over(anchored_BP, super().normaliser(batch))",
     ),
-    (PPO, "mean_over(loss_B, self.mass(batch))", "mean_over(loss_B, super().mass(batch))"),
-    (CQL, "mean_over(loss_B, self.mass(batch))", "mean_over(loss_B, super().mass(batch))"),
+    (PPO, "mean_over(loss_B, self.normaliser(batch))", "mean_over(loss_B, super().normaliser(batch))"),
+    (CQL, "mean_over(loss_B, self.normaliser(batch))", "mean_over(loss_B, super().normaliser(batch))"),
 )
 
 PREFERENCE = (

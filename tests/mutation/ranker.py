@@ -41,12 +41,15 @@ _RANKER = (
     ("scores_nBC.std(0, correction=1)", "scores_nBC.std(0, correction=0)"),
     ("scores_nBC.std(0, correction=1)", "scores_nBC.var(0, correction=1)"),
     ('{"scores": scores_nBC.mean(0)}', '{"scores": scores_nBC.sum(0)}'),
-    ("[values for _, values in parts]).mean(0)", "[values for _, values in parts]).sum(0)"),
+    ("if values is not None]).mean(0)", "if values is not None]).sum(0)"),
     ("outcome.value(outcome(states", "outcome.expected(outcome(states"),
     ("np.where(padding, nan, value.cpu().numpy())", "value.cpu().numpy()"),
     ("dataset.known_until(settings.until) & ~np.isnan(values)", "~np.isnan(values)"),
     ("settings.head_weights[column] > 0 and ", ""),
-    ("reward if reward in members[0].heads else None", "next(iter(members[0].heads), None)"),
+    (
+        "reward if reward is not None and reward in members[0].heads else None",
+        "next(iter(members[0].heads), None)",
+    ),
 )
 
 _FIT = (
@@ -73,7 +76,7 @@ _QUALITY = (
     ("weights[items] / weights.sum()", "weights[items] / weights[items].sum()"),
     ("np.argsort(-weights", "np.argsort(weights"),
     ("min(top, np.count_nonzero(known))", "top"),
-    ("came.append(items == target)", "came.append(items != target)"),
+    ("happened.append(items == target)", "happened.append(items != target)"),
     ("row[dataset.seen(*pair)] = np.nan", "pass"),
     ("np.sqrt(np.mean((value - actual)[known] ** 2))", "np.mean((value - actual)[known] ** 2)"),
     ("training = dataset.known_until(until) & ~np.isnan(outcomes)", "training = ~np.isnan(outcomes)"),
@@ -93,7 +96,7 @@ _STRATIFIED = (
     ("np.append(own, targets[row])", "own"),
     ("setdiff1d(shown, np.append(own, targets[row]))", "setdiff1d(shown, targets[row : row + 1])"),
     ("places = -torch.arange", "places = torch.arange"),
-    ("beams=True,", "beams=False,"),
+    ('Decoding(kind="beam", candidates', "Decoding(candidates"),
     ("target_scores_B=scores[:, 0]", "target_scores_B=scores[:, 1]"),
     ("scores[:, 1 + beams :]", "scores[:, beams:]"),
 )

@@ -23,10 +23,14 @@ IN_STEP, IN_WORKERS, IN_WEIGHTS = (
 IN_REFERENCE, IN_LORA = ("learner/policy/test_reference.py",), ("learner/policy/test_lora.py",)
 
 _MICRO = (
-    ("masses * workers / total, 0.0", "masses / total, 0.0", IN_WORKERS),
-    ("masses * workers / total, 0.0", "masses * 0 + workers / len(masses), 0.0", IN_WORKERS),
+    ("normalisers * workers / total, 0.0", "normalisers / total, 0.0", IN_WORKERS),
+    ("normalisers * workers / total, 0.0", "normalisers * 0 + workers / len(normalisers), 0.0", IN_WORKERS),
     ("        dist.all_reduce(total)\n", "", IN_WORKERS),
-    ("torch.where(total > 0, masses * workers / total, 0.0)", "masses * workers / total", IN_WORKERS),
+    (
+        "torch.where(total > 0, normalisers * workers / total, 0.0)",
+        "normalisers * workers / total",
+        IN_WORKERS,
+    ),
     ("0.0 * part.masked", "1.0 * part.masked", IN_WORKERS),
     ("part.masked_fill(part == -torch.inf, 0.0)", "part", IN_WORKERS),
     ("not is_distributed():\n        return loss", "True:\n        return loss", IN_WORKERS),
@@ -76,7 +80,7 @@ _REFERENCE = (
         IN_REFERENCE,
     ),
     ("if p.requires_grad}", "}", IN_REFERENCE),
-    ("if found != self._settings.type:", "if False:", IN_REFERENCE),
+    ("if written != self._settings.type:", "if False:", IN_REFERENCE),
     ('value.copy_(state["values"][name])', "pass", IN_REFERENCE),
     ('self._version = state["version"]', "pass", IN_REFERENCE),
     (").clone()\n            for", ")\n            for", IN_REFERENCE),

@@ -39,7 +39,7 @@ _TRIE = (
 
 _ATTENTION = (
     ("least * self.lengths_R", "2 * self.lengths_R"),
-    ("+ self.known_R[row_N]", ""),
+    ("+ self.known_R[row_P]", ""),
     ("<= until_RS1)", "< until_RS1)"),
     ("torch.from_numpy(known_R).to(device)[:, None, None] + at_S1", "at_S1[None]"),
     ("is_causal=self._mask_R1ST is None", "is_causal=False"),
@@ -47,38 +47,41 @@ _ATTENTION = (
     ("first in range(0, heads, together)", "first in range(0, heads - together, together)"),
     ("self._full = int(geometry.new_R.min()) == geometry.longest", "self._full = True"),
     ("np.clip(at_T - known_R1, 0, new_R1 - 1)", "np.clip(at_T, 0, new_R1 - 1)"),
-    ("+= later_SS[:width, :width]", "+= 0"),
+    ("+= later_UU[:width, :width]", "+= 0"),
     ("queries_RHTE.to(dtype) * scale", "queries_RHTE.to(dtype)"),
-    ("<= past_P1)", "< past_P1)"),
-    ("keys, values = keys[self._row_P], values[self._row_P]", "keys, values = keys[0 * self._row_P], values"),
+    ("<= past_Y1)", "< past_Y1)"),
+    ("keys, values = keys[self._row_Y], values[self._row_Y]", "keys, values = keys[0 * self._row_Y], values"),
     ("= source_RGTE[where.row,", "= source_RGTE[0,"),
     ("repeat_interleave(heads // groups, dim=1)", "repeat(1, heads // groups, 1, 1)"),
     (">= lengths_B[:, None, None]", "> lengths_B[:, None, None]"),
     (">= lengths_B[:, None, None]", ">= lengths_B[:, None, None] - 1"),
-    ("index_select(0, self._parent_N)", "narrow(0, 0, len(self._parent_N))"),
+    ("index_select(0, self._parent_P)", "narrow(0, 0, len(self._parent_P))"),
     ("(first_B1 + parent_BW)", "parent_BW"),
-    ("queries_NGQE = (queries_NHE * scale)", "queries_NGQE = queries_NHE"),
-    ("torch.cat([old.index_select", "torch.cat([0 * old.index_select"),
-    ("read_NGQE += read_BGWQE", "read_NGQE = read_BGWQE"),
+    ("queries_PGQE = (queries_PHE * scale)", "queries_PGQE = queries_PHE"),
+    ("(old.index_select(0", "(0 * old.index_select(0"),
+    ("read_PGQE += read_BGWQE", "read_PGQE = read_BGWQE"),
 )
 
 _FORWARD = (
-    ("wanted_P if index == last else None", "None"),
-    ("return module(x)[..., rows]", "return module(x)"),
+    ("predicting_Y if index == last else None", "None"),
+    ("return projected[..., rows]", "return projected"),
     ("return onednn_linear(x, weight, bias)", "return linear(x, weight, None)"),
-    ("x_ND, angles = x_ND[chosen_P], tuple(part[chosen_P] for part in angles)", "x_ND = x_ND[chosen_P]"),
+    (
+        "x_PD, angles = x_PD[chosen_Y], (angles[0][chosen_Y], angles[1][chosen_Y])",
+        "x_PD = x_PD[chosen_Y]",
+    ),
     ("torch.cat([-first, second], dim=-1)", "torch.cat([first, -second], dim=-1)"),
     ("index == 0 and 2 * vocabulary", "2 * vocabulary"),
-    ("tokens_N if chosen_P is None else tokens_N[chosen_P]", "tokens_N"),
-    ("normed_ND if chosen_P is None or by_token else", "normed_ND if chosen_P is None else"),
+    ("tokens_P if chosen_Y is None else tokens_P[chosen_Y]", "tokens_P"),
+    ("normed_PD if chosen_Y is None or by_token else", "normed_PD if chosen_Y is None else"),
     ("square_().div_(x.shape[-1])", "square_()"),
     ("if hasattr(attn, norm) else heads", "if False else heads"),
-    ("return _norm(decoder.norm, x_ND)", "return x_ND"),
-    ("read_NHE.flatten(1))", "0 * read_NHE.flatten(1))"),
+    ("return _norm(decoder.norm, x_PD)", "return x_PD"),
+    ("read_PHE.flatten(1))", "0 * read_PHE.flatten(1))"),
     ('kind != "full_attention" for kind in kinds', "False for kind in kinds"),
-    ("if wanted_P is None else hidden_ND[wanted_P]", ""),
-    ("if sorted(called) != list", "if False and sorted(called) != list"),
-    ("        config._attn_implementation = own\n", ""),
+    ("if predicting_Y is None else hidden_PD[predicting_Y]", ""),
+    ("if sorted(attended) != list", "if False and sorted(attended) != list"),
+    ("        config._attn_implementation = before\n", ""),
     ("if sliding_window is not None or softcap is not None:", "if sliding_window is not None:"),
     ("if sliding_window is not None or softcap is not None:", "if softcap is not None:"),
 )
@@ -94,7 +97,7 @@ _PREFIX = (
     ("row=row, length=length)", "row=0, length=length)"),
     ("while self.nbytes > self._max_bytes:", "while False:"),
     ("if batch.nbytes > self._max_bytes:", "if False:"),
-    ("model.dtype.itemsize + _start_bytes", "model.dtype.itemsize + 0 * _start_bytes"),
+    ("int(tensors) + _start_bytes", "int(tensors) + 0 * _start_bytes"),
     ("        self.nbytes -= batch.nbytes\n", ""),
     ("+ sum(_start_bytes(len(tokens), self._stride) for tokens in rows)", ""),
     ("_TOKEN_BYTES * (len(starts) + starts[-1])", "_TOKEN_BYTES * starts[-1]"),
@@ -120,16 +123,16 @@ _DECODE = (
     ("value=-torch.inf)[:, count : count + 1]", "value=-torch.inf)[:, count - 1 : count]"),
     ("largest_BW = self._gumbel(streams, 1)", "largest_BW = 0 * self._gumbel(streams, 1)"),
     ("total_BW = total_BWC.flatten(1).gather(1, flat_BW)", "total_BW = largest_BW"),
-    ("/ temperature\n", "* temperature\n"),
+    ("/ self._decoding.temperature\n", "* self._decoding.temperature\n"),
     (
         "return log_softmax(logits)[..., codes].masked_fill",
         "return log_softmax(logits[..., codes]).masked_fill",
     ),
     ("logits = logits.masked_fill_(~allowed_BWC, -torch.inf)", "pass"),
-    ("self._constrained and over_allowed", "over_allowed"),
+    ("self._decoding.constrained and over_allowed", "over_allowed"),
     (
-        "choice_BW + self._decoder.layout.level_offsets[level] if self._constrained",
-        "choice_BW if self._constrained",
+        "choice_BW + self._decoder.layout.level_offsets[level] if self._decoding.constrained",
+        "choice_BW if self._decoding.constrained",
     ),
     (
         "self._node_BW.gather(1, parent_BW), choice_BW)",
@@ -139,14 +142,22 @@ _DECODE = (
     ("self._prefix.lengths_B[:, None] + level)", "self._prefix.lengths_B[:, None] + level + 1)"),
     ("_pick(self._log_probs_BWl, parent_BW), log_p", "_pick(self._log_probs_BWl, 0 * parent_BW), log_p"),
     ("_pick(self._tokens_BWl, parent_BW), token", "_pick(self._tokens_BWl, 0 * parent_BW), token"),
-    ("if excluded is not None and not constrained:", "if False:"),
+    ("if excluded is not None and not decoding.constrained:", "if False:"),
     ("project_tokens(self._head, hidden, tokens)", "project(self._head, hidden)"),
+    ("self.level, self._decoding.top_p\n", "self.level, 1.0\n"),
+)
+
+# Which kind of decoding is which method, seen by the engine alone.
+_BY_KIND = (
+    ("renormalise=True)", "renormalise=False)"),
+    ('if decoding.kind == "beam":', "if False:"),
+    ('if decoding.kind == "stochastic_beam":', "if False:"),
 )
 
 _ENGINE = (
     ("len(chosen) < self._per_step:", "True:"),
-    ("if wanted == decode and", "if True and"),
-    (" and known is catalogue:", ":"),
+    ("if own_decoding == decoding and", "if True and"),
+    (" and own_catalogue is catalogue:", ":"),
     ("self._decoder.catalogue = catalogue\n", "pass\n"),
     ("extendleft(reversed(later))", "extendleft(later)"),
     ("            self._decoder.forget()\n        self._loaded", "            pass\n        self._loaded"),
@@ -155,12 +166,10 @@ _ENGINE = (
     ("weights.changed(self._loaded)", "weights.changed(())"),
     ("self._loaded, self._version = weights.manifest, weights.version", "self._loaded = weights.manifest"),
     ("self._loaded, self._version = weights.manifest, weights.version", "self._version = weights.version"),
-    ("renormalise=True", "renormalise=False"),
-    ("[request.excluded for request in requests] if decode.constrained else None", "None"),
+    ("[request.excluded for request in requests] if decoding.constrained else None", "None"),
     ('f"{self._seed}/{request.request_id}"', 'f"{request.request_id}"'),
     ('f"{self._seed}/{request.request_id}"', 'f"{self._seed}"'),
-    ('wanted = {"temperature": decode.temperature,', 'wanted = {"temperature": 1.0,'),
-    ("top_p=decode.top_p, ", ""),
+    ("decode(prefix, decoding, streams", "decode(prefix, self._decoding, streams"),
     ("self._names.difference_update(", "len("),
     ("if policy.layout != vocabulary.layout:", "if False:"),
     ("positions < needed:", "positions <= needed + 99:"),
@@ -174,11 +183,26 @@ _CHECKS = (
     ("available < needed", "available <= needed"),
     ("request.request_id in in_flight or", "False or"),
     (" or request.request_id in names", ""),
-    ('needed = 1 if decode.kind == "sample" else', "needed = 1 if True else"),
+    ("needed = decoding.distinct", "needed = 1"),
     ("if known.get(name) != shape:", "if False:"),
     ("    if absent:", "    if False:"),
     ("later.version <= before.version", "later.version < before.version"),
     ("if later.layout != before.layout:", "if False:"),
+)
+
+_SETTINGS = (
+    *((f"            {name}=self.{name},\n", "") for name in ("kind", "temperature", "top_p", "constrained")),
+    ("        self.decoding()\n        return self", "        return self"),
+)
+
+_DECODING = (
+    ("self.temperature != 1.0 or", "False or"),
+    ("or self.top_p != 1.0", "or False"),
+    ('self.kind == "beam" and', "True and"),
+    ('self.kind == "stochastic_beam" and', 'self.kind != "beam" and'),
+    ("self.candidates + 1 if", "self.candidates if"),
+    ("return 1 if", "return self.candidates if"),
+    ('return self.kind != "beam"', 'return self.kind == "sample"'),
 )
 
 TREE_MUTANTS = tuple(
@@ -198,7 +222,10 @@ TREE_MUTANTS = tuple(
             ("learner/decoding/test_tree.py", "learner/decoding/test_prefix.py"),
             _DECODE,
         ),
+        ("learner/decoding/tree.py", ("actors/engines/test_tree.py",), _BY_KIND),
         ("actors/engines/tree.py", ("actors/engines/test_tree.py",), _ENGINE),
+        ("actors/settings.py", ("actors/test_settings.py",), _SETTINGS),
+        ("catalog/decoding.py", ("catalog/test_decoding.py",), _DECODING),
         ("actors/engines/checks.py", ("actors/engines/test_tree.py",), _CHECKS),
     )
     for old, new in edits

@@ -12,11 +12,15 @@ _IN_VOCABULARY = ("catalog/trie/test_vocabulary.py",)
 
 _BUILD = (
     ("live[retired] = False", "pass", _IN_VOCABULARY),
-    ("if len(opens[-1]) < rows:", "if False:", ("catalog/trie/test_trie.py",)),
-    ("    own <<= row_bits\n", "", _IN_TRIE),
-    ("own |= tokens[part, level] - low[level]", "own |= tokens[part, level]", _IN_TRIE),
+    ("if len(distinct) < len(order):", "if False:", ("catalog/trie/test_trie.py",)),
+    ("    packed <<= row_bits\n", "", _IN_TRIE),
+    ("packed |= tokens[part, level] - low[level]", "packed |= tokens[part, level]", _IN_TRIE),
     ("keys.partition(", "len(", _IN_TENSORS),
-    ("own |= np.arange(part.start, part.stop)", "own |= np.arange(part.stop - part.start)", _IN_TENSORS),
+    (
+        "packed |= np.arange(part.start, part.stop)",
+        "packed |= np.arange(part.stop - part.start)",
+        _IN_TENSORS,
+    ),
     ("extremes[..., 0].min(axis=0)", "extremes[..., 0].max(axis=0)", _IN_TENSORS),
     ("within = slice(part.start, min(part.stop, len(order)))", "within = part", _IN_TENSORS),
     ("= np.arange(within.start, max(", "= np.arange(0, max(", _IN_TENSORS),
@@ -39,7 +43,7 @@ _TENSORS = (
         _IN_TENSORS,
     ),
     ("xp.minimum(jump - 1, last)", "xp.minimum(jump, last)", _IN_TENSORS),
-    ("found = (low < end) & ", "found = ", _IN_TENSORS),
+    ("matches = (low < end) & ", "matches = ", _IN_TENSORS),
     ("(low < end) & (token[xp.minimum(low, last)] == tokens)", "(low < end)", _IN_TENSORS),
     ("most_children.bit_length()", "(most_children.bit_length() - 1)", _IN_TENSORS),
     ("(nodes < len(first_child) - 1)", "(nodes < len(first_child))", _IN_TENSORS),
@@ -49,7 +53,7 @@ _TENSORS = (
     ("logits[:, :low] = -torch.inf", "pass", _IN_TENSORS),
     ("logits[:, high:] = -torch.inf", "pass", _IN_TENSORS),
     ("logits.index_fill_(0, own, -torch.inf)", "pass", _IN_TENSORS),
-    ("given if within is None else given[within]", "given", _IN_TENSORS),
+    ("restricted if within is None else restricted[within]", "restricted", _IN_TENSORS),
     ('side="right") - 1', 'side="left") - 1', _IN_TENSORS),
     ("nodes - int(self._depth_start[level])", "nodes * 0", _IN_TENSORS),
     ("torch.from_numpy(requests[rows].astype", "torch.from_numpy(requests[: len(rows)].astype", _IN_TENSORS),
@@ -66,7 +70,7 @@ _EXCLUSIONS = (
     ("max((part._longest for part in parts), default=0)", "1", _IN_TENSORS),
     ("base + first), torch", "first), torch", _IN_TENSORS),
     ("at < high[:, None]", "at <= high[:, None]", _IN_TENSORS),
-    ("return self._keys[at] == wanted", "return self._keys[at] <= wanted", _IN_TENSORS),
+    ("return self._keys[at] == keys", "return self._keys[at] <= keys", _IN_TENSORS),
 )
 
 _TRIE = (
@@ -97,8 +101,8 @@ _VERSIONS = (
     ("(*before.earlier, before.trie, *self.earlier)", "(before.trie, *self.earlier)", _IN_VOCABULARY),
     ("(*before.earlier, before.trie, *self.earlier)", "(*before.earlier, before.trie)", _IN_VOCABULARY),
     ("(*before.earlier, before.trie, *self.earlier)", "(*before.earlier, *self.earlier)", _IN_VOCABULARY),
-    ("reverse=True)[:_KEPT]", "reverse=True)", _IN_VOCABULARY),
-    ("sorted(known, reverse=True)", "sorted(known)", _IN_VOCABULARY),
+    ("reverse=True)[:_EARLIER_TRIES]", "reverse=True)", _IN_VOCABULARY),
+    ("sorted(tries, reverse=True)", "sorted(tries)", _IN_VOCABULARY),
     ("self.trie_of(version).lookup", "self.trie.lookup", _IN_VOCABULARY),
 )
 

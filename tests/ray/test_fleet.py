@@ -31,7 +31,7 @@ def fleet(started):
         publisher=None,
         catalogues=None,
         catalogue_source=None,
-        rollouts=[_Rollout(name="rollout-0", handle=None, vocabulary=None, started=started)],
+        rollouts=[_Rollout(name="rollout-0", handle=None, vocabulary=None, clients=None, started=started)],
         reservation=None,
         max_restarts=0,
     )
@@ -97,7 +97,7 @@ def test_actors_that_are_dead_or_wedged_when_the_run_is_summed_up_are_left_out_b
     kill(dead)
     one = fleet(None)
     one.rollouts = [
-        _Rollout(name=name, handle=handle, vocabulary=None, started=None)
+        _Rollout(name=name, handle=handle, vocabulary=None, clients=None, started=None)
         for name, handle in (("rollout-0", dead), ("rollout-1", alive), ("rollout-2", wedged))
     ]
     one.rankers = [dead]

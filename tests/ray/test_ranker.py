@@ -7,7 +7,7 @@ import ray
 from sluice.actors.ranker.pool import RankerActor, RankerClient
 from sluice.catalog.errors import RankerError
 from sluice.learner.ranker.load import open_ranker
-from sluice.learner.settings import RankerSettings
+from sluice.learner.ranker.settings import RankerSettings
 from tests.ray.conftest import WAIT_S
 from tests.rollout_fakes import BrokenRanker, PredictingRanker, RowRanker, TinyDataset
 

@@ -14,10 +14,10 @@ from sluice.actors.boards.weight_board import WeightBoard, WeightPublisher, Weig
 from sluice.actors.queue.actor import QueueActor
 from sluice.actors.queue.client import QueueClient
 from sluice.actors.ranker.pool import RankerActor, RankerClient
-from sluice.actors.rollout.actor import LAUNCH, RolloutActor
+from sluice.actors.rollout.actor import LAUNCH, RolloutActor, RolloutClients
 from sluice.actors.settings import DecodeSettings, QueueSettings, RolloutSettings
 from sluice.catalog.data.dataset import Examples
-from sluice.catalog.rollout_group import decode_groups
+from sluice.catalog.rollout_group import decode_group
 from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.cluster.failure import decide_restart
 from tests.ray.conftest import WAIT_S
@@ -59,10 +59,10 @@ class Watched(FakeEngine):
         return super().step()
 
 
-def begin(actor):
+def begin(parts, actor, catalogues=None):
     """The reference of the `run` that follows a `start`."""
     vocabulary = ray.put(Vocabulary.of(CODES, LAYOUT))
-    return actor.run.remote(actor.start.remote(vocabulary), vocabulary)
+    return actor.run.remote(actor.start.remote(vocabulary), vocabulary, parts.clients(catalogues))
 
 
 class Parts:
@@ -85,7 +85,11 @@ class Parts:
         self.queue = QueueClient(handle=queue, wait_s=WAIT_S, fetch_s=10.0)
         self.ranker = RankerClient((ranker,), timeout_s=WAIT_S, attempts=2)
 
-    def rollout(self, name="rollout-0", factory=None, catalogues=None, **engine):
+    def clients(self, catalogues=None):
+        weights = WeightSource(self.board)
+        return RolloutClients(queue=self.queue, ranker=self.ranker, weights=weights, catalogues=catalogues)
+
+    def rollout(self, name="rollout-0", factory=None, **engine):
         make = factory or partial(FakeEngine, **engine)
         return self.launch(
             RolloutActor,
@@ -93,12 +97,8 @@ class Parts:
             name=name,
             engine_factory=lambda _: make(),
             dataset_factory=TinyDataset,
-            queue=self.queue,
-            ranker=self.ranker,
-            weights=WeightSource(self.board),
             settings=SETTINGS,
             seed=11,
-            catalogues=catalogues,
         )
 
     def until(self, **counts):
@@ -120,7 +120,7 @@ class Parts:
 
 
 def train(queue, step, count, version=0):
-    groups = [decode_groups(record) for record in queue.pull(step, 0, 1, count, version)]
+    groups = [decode_group(record) for record in queue.pull(step, 0, 1, count, version)]
     assert queue.ack(step, 0) == count
     status = queue.status()
     assert status.issued == status.trained + status.stale + status.invalid + status.in_flight
@@ -132,7 +132,7 @@ def train(queue, step, count, version=0):
 def test_only_the_thread_of_the_engine_does_not_give_way_to_others(launch, tmp_path):
     parts = Parts(launch)
     actor = parts.rollout(factory=partial(Watched, tmp_path / "where"))
-    running = begin(actor)
+    running = begin(parts, actor)
     parts.until(queued=16)
     process, computing = map(int, (tmp_path / "where").read_text().split())
     policies = {
@@ -151,7 +151,7 @@ def test_a_killed_rollout_actor_is_replaced_and_nothing_is_lost(launch, tmp_path
     parts = Parts(launch)
     flag = tmp_path / "go-on"
     actor = parts.rollout(stall_after=8, stall_while=str(flag))
-    running = begin(actor)
+    running = begin(parts, actor)
     parts.until(queued=8, leased=8)  # half of it finished, the other half in the engine
     ray.kill(actor, no_restart=False)
     with pytest.raises(RayActorError) as caught:
@@ -160,7 +160,7 @@ def test_a_killed_rollout_actor_is_replaced_and_nothing_is_lost(launch, tmp_path
     decision = decide_restart("rollout-0", restarts=0, bound=20, setting="bound", reason=str(caught.value))
     assert decision.restart
     assert parts.queue.revoke("rollout-0", decision.message) == 16
-    running = begin(actor)
+    running = begin(parts, actor)
 
     trained = {}
     for step in range(12):
@@ -186,21 +186,21 @@ def test_a_failing_engine_ends_the_run_and_the_next_run_builds_another(launch):
     parts = Parts(launch)
     actor = parts.rollout(factory=ThenSound(partial(FakeEngine, fail_at=2)))
     with pytest.raises(RayTaskError, match="the engine ran out of memory"):
-        ray.get(begin(actor), timeout=WAIT_S)
+        ray.get(begin(parts, actor), timeout=WAIT_S)
     before = parts.queue.status()
     assert (
         parts.queue.revoke("rollout-0", "MemoryError: the engine ran out of memory")
         == before.leased + before.queued
     )
     assert "MemoryError" in parts.queue.status().last_error
-    begin(actor)
+    begin(parts, actor)
     assert len(train(parts.queue, 0, 4)) == 4
 
 
 def test_damaged_weights_end_the_run_and_nothing_is_generated_with_them(launch):
     parts = Parts(launch)
     actor = parts.rollout()
-    running = begin(actor)
+    running = begin(parts, actor)
     parts.until(queued=16)
     damaged = weights_at(1)
     damaged.buffers["torch.float32"][3] ^= 1
@@ -212,10 +212,10 @@ def test_damaged_weights_end_the_run_and_nothing_is_generated_with_them(launch):
     with pytest.raises(
         RayTaskError, match="weights version 1 arrived damaged"
     ):  # what an engine would start with
-        ray.get(begin(actor), timeout=WAIT_S)
+        ray.get(begin(parts, actor), timeout=WAIT_S)
     assert {group.version_min for group in train(parts.queue, 0, 16)} == {0}
     publisher.publish(weights_at(2))
-    begin(actor)
+    begin(parts, actor)
     parts.until_version(actor, 2)
     assert {group.version_min for group in train(parts.queue, 1, 4, version=2)} == {2}
 
@@ -223,7 +223,7 @@ def test_damaged_weights_end_the_run_and_nothing_is_generated_with_them(launch):
 def test_new_weights_reach_a_running_actor_and_older_groups_go_stale(launch):
     parts = Parts(launch, max_staleness=0)
     actor = parts.rollout()
-    begin(actor)
+    begin(parts, actor)
     parts.until(queued=16)
     publisher = WeightPublisher(parts.board)
     publisher.publish(weights_at(1))
@@ -236,28 +236,28 @@ def test_new_weights_reach_a_running_actor_and_older_groups_go_stale(launch):
     late = parts.rollout(
         "rollout-1"
     )  # starts with the newest weights, not with those of its engine's directory
-    begin(late)
+    begin(parts, late)
     parts.until_version(late, 1)
 
 
 def test_an_engine_built_after_a_new_catalogue_arrived_starts_with_it(launch):
     parts, start = Parts(launch), Vocabulary.of(CODES, LAYOUT)
     board = launch(CatalogueBoard, {"max_task_retries": -1, "max_concurrency": 1000})
-    actor = parts.rollout(factory=ThenSound(FirstTrieOnly), catalogues=CatalogueSource(board))
-    running = begin(actor)
+    actor = parts.rollout(factory=ThenSound(FirstTrieOnly))
+    running = begin(parts, actor, CatalogueSource(board))
     parts.until(queued=16)
     CataloguePublisher(board, start).publish(start.changed(retire=np.array([1])))
     with pytest.raises(RayTaskError, match="no room for another trie"):
         ray.get(running, timeout=WAIT_S)
     assert parts.queue.revoke("rollout-0", "MemoryError") == 16
-    begin(actor)
+    begin(parts, actor, CatalogueSource(board))
     assert {group.catalogue_version for group in train(parts.queue, 0, 4)} == {1}
 
 
 def test_several_actors_share_the_feed(launch):
     parts = Parts(launch)
     actors = [parts.rollout(f"rollout-{number}") for number in range(2)]
-    running = [begin(actor) for actor in actors]
+    running = [begin(parts, actor) for actor in actors]
     seen, deadline = [], time.monotonic() + WAIT_S
     while len(seen) < 64 or not all(
         one.groups for one in ray.get([actor.stats.remote() for actor in actors])

@@ -16,6 +16,7 @@ import torch
 from ray.train.torch import TorchTrainer
 
 from sluice.catalog.data.dataset import Dataset
+from sluice.catalog.decoding import Decoding
 from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.learner.objectives.settings.objective import NllObjective
 from sluice.learner.policy.packed_weights import PackedWeights, UnverifiedWeights
@@ -68,9 +69,7 @@ def fit(start, directory, steps, open_vocabulary=None, **learner):
         evaluation=EvaluationSettings(beam_width=10, batch_size=5),
         publish_every=2,
         threads=1,
-        constrained=False,
-        temperature=1.0,
-        beams=False,
+        decoding=Decoding(candidates=2),
         queue=None,
         publisher=FilePublisher(str(directory / "published")),
         open_vocabulary=open_vocabulary,
@@ -101,15 +100,11 @@ def assert_best_is_whole(directory, workers):
     best = directory / "checkpoints" / "loop-best"
     state = read_state(best)
     rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    scores = {
-        row["step"]: (row["hr@10"], row["ndcg@10"])
-        for row in rows
-        if row["kind"] == "eval"
-    }
+    scores = {row["step"]: (row["hr@10"], row["ndcg@10"]) for row in rows if row["kind"] == "eval"}
     assert state.best == max(scores.values())
     assert state.step == min(step for step, score in scores.items() if score == state.best)
-    assert sorted(path.name for path in best.glob("rank-*.pt")) == [
-        f"rank-{rank}.pt" for rank in range(workers)
+    assert sorted(path.name for path in best.glob("rank-*")) == [
+        f"rank-{rank}.{kind}" for rank in range(workers) for kind in ("json", "safetensors")
     ]
     kept, policy = (
         dict(load_policy(place).model.named_parameters()) for place in (best / "policy", directory / "best")

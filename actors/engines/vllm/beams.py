@@ -9,10 +9,13 @@ Both keep the best W partial sequences of every level. They differ in what a par
   without visiting them. The root's is Gumbel(0); the children's are drawn on the condition that the largest
   of them is their parent's. [paper]
 
-The K whole sequences of largest G are a sample without replacement, in the order of drawing: the first is a sample of
-the policy, the second one of the policy without the first, and so on. With kappa the (K+1)-th largest G, which is why
-W = K + 1, a sequence had the chance q(o) = P(l(o) + Gumbel > kappa) = 1 - exp(-exp(l(o) - kappa)) of being among them,
-and for every f  [paper]
+The K whole sequences of largest G are a sample without replacement, in the order of drawing: the first is a
+sample of the policy, the second one of the policy without the first, and so on. With kappa the (K+1)-th
+largest G, which is why W = K + 1, a sequence had the chance
+
+    q(o) = P(l(o) + Gumbel > kappa) = 1 - exp(-exp(l(o) - kappa))
+
+of being among them, and for every f  [paper]
 
     E[ sum over the K sequences of f(o) exp(l(o)) / q(o) ] = E over the policy of f(o)
 
@@ -75,17 +78,17 @@ class Beams:
         Raises:
             RunError: the policy gave fewer than K sequences a probability above zero.
         """
-        found, wanted = len(self.tokens_Wl), self._candidates
-        if found < wanted:
+        count = self._candidates
+        if len(self.tokens_Wl) < count:
             raise RunError(
-                f"a beam search found {found} sequences of a probability above zero and {wanted} are wanted: "
-                f"check "
-                "that the policy's logits are finite, or lower rollout.decode.candidates"
+                f"a beam search found {len(self.tokens_Wl)} sequences of a probability above zero and "
+                f"{count} are wanted: check that the policy's logits are finite, or lower "
+                "rollout.decode.candidates"
             )
         return Candidates(
-            tokens_KL=self.tokens_Wl[:wanted],
-            log_probs_KL=self.log_probs_Wl[:wanted],
-            inclusion_log_probs_K=self._inclusion(self.log_probs_Wl[:wanted].sum(axis=1, dtype=np.float64)),
+            tokens_KL=self.tokens_Wl[:count],
+            log_probs_KL=self.log_probs_Wl[:count],
+            inclusion_log_probs_K=self._inclusion(self.log_probs_Wl[:count].sum(axis=1, dtype=np.float64)),
         )
 
     def _values(self, totals_WV: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ be in force before that: a Ray actor gets it as `runtime_env={"env_vars": engine
 import os
 from dataclasses import dataclass
 
-from sluice.actors.settings import EngineSettings
+from sluice.actors.settings import VllmEngineSettings
 from sluice.catalog.errors import ConfigError
 
 _CPU_BLOCK = 32
@@ -23,7 +23,7 @@ _STEPS_REMEMBERED = {
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "auto": 4}
 
 
-def engine_environment(settings: EngineSettings) -> dict[str, str]:
+def engine_environment(settings: VllmEngineSettings) -> dict[str, str]:
     """The environment variables of a process that hosts one vLLM engine."""
     return {
         # The engine runs in the actor's own process: it starts twice as fast and weights reach it without a
@@ -42,7 +42,7 @@ def engine_environment(settings: EngineSettings) -> dict[str, str]:
     }
 
 
-def check_environment(settings: EngineSettings) -> None:
+def check_environment(settings: VllmEngineSettings) -> None:
     """Refuse to start an engine in a process whose environment would give it another configuration.
 
     Raises:
@@ -53,15 +53,13 @@ def check_environment(settings: EngineSettings) -> None:
         if name.startswith(("VLLM_", "TRITON_")) and os.environ.get(name) != value:
             raise ConfigError(
                 f"environment variable {name} is {os.environ.get(name)!r} where the vLLM engine needs "
-                f"{value!r}; start "
-                "its process with the variables of "
+                f"{value!r}; start its process with the variables of "
                 "sluice.actors.engines.vllm.configuration.engine_environment"
             )
     if os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
         raise ConfigError(
             f"environment variable VLLM_CPU_KVCACHE_SPACE={os.environ['VLLM_CPU_KVCACHE_SPACE']} would "
-            f"override the "
-            "engine's settings; unset it and set rollout.engine.kv_cache_gib instead"
+            f"override the engine's settings; unset it and set rollout.engine.kv_cache_gib instead"
         )
 
 
@@ -87,7 +85,7 @@ class EngineSizes:
 
 
 def derive_sizes(
-    settings: EngineSettings,
+    settings: VllmEngineSettings,
     *,
     candidates: int,
     levels: int,
@@ -137,8 +135,8 @@ def derive_sizes(
     if cpu and batched_tokens < max_model_len:
         raise ConfigError(
             f"rollout.engine.max_batched_tokens is {batched_tokens}, less than prompt + item "
-            f"({max_model_len} tokens); "
-            "the CPU engine prefills a prompt in one piece, so raise it or shorten the history"
+            f"({max_model_len} tokens); the CPU engine prefills a prompt in one piece, so raise it or "
+            "shorten the history"
         )
     kv_cache_bytes = None
     if settings.gpu_memory_share is not None and not cpu:
@@ -168,7 +166,7 @@ def _batch_of_tokens(cpu: bool) -> int:
 
 
 def _cache(
-    settings: EngineSettings, blocks: int, block_size: int, model: ModelShape, gpu_bytes: int | None
+    settings: VllmEngineSettings, blocks: int, block_size: int, model: ModelShape, gpu_bytes: int | None
 ) -> tuple[int, str]:
     """Bytes of the cache on each device, and why; `blocks` are what the prompts in flight fill."""
     if settings.kv_cache_gib is not None:

@@ -1,7 +1,7 @@
-"""The vLLM rollout engine: K candidates per prompt by any kind of `DecodeSettings`, over an in-process
+"""The vLLM rollout engine: K candidates per prompt by any kind of `Decoding`, over an in-process
 `LLMEngine`.
 
-    submit -> vLLM requests (`vllm_groups`) -> step ... step -> Generation
+    submit -> vLLM requests (`sluice.actors.engines.vllm.groups`) -> step ... step -> Generation
 
 - All L tokens are always generated. To a free decoder EOS and PAD are tokens like others; they make no item.
 - Weight versions are vLLM's own labels of output tokens: a group that a swap falls into has version_min <
@@ -26,7 +26,8 @@ from sluice.actors.engines.vllm.configuration import check_environment, derive_s
 from sluice.actors.engines.vllm.groups import Group, open_group
 from sluice.actors.engines.vllm.start import PrefixCacheCounter, gpu_bytes, read_policy_facts, start_llm
 from sluice.actors.engines.vllm.trie import OfferedTries
-from sluice.actors.settings import DecodeSettings, EngineSettings
+from sluice.actors.settings import VllmEngineSettings
+from sluice.catalog.decoding import Decoding
 from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.learner.policy.packed_weights import PackedWeights, TensorEntry
 
@@ -38,8 +39,8 @@ class VllmEngine:
         self,
         policy_dir: Path,
         vocabulary: Vocabulary,
-        decode: DecodeSettings,
-        engine: EngineSettings,
+        decoding: Decoding,
+        engine: VllmEngineSettings,
         seed: int,
         max_prompt_tokens: int,
         prompts_in_flight: int,
@@ -57,7 +58,7 @@ class VllmEngine:
         check_environment(engine)
         layout = vocabulary.layout
         self._policy = read_policy_facts(Path(policy_dir), layout, max_prompt_tokens)
-        self._vocabulary, self._decode, self._seed = vocabulary, decode, seed
+        self._vocabulary, self._decoding, self._seed = vocabulary, decoding, seed
         self._max_prompt_tokens = max_prompt_tokens
         self._version = version
         self._loaded: tuple[
@@ -65,7 +66,7 @@ class VllmEngine:
         ] = ()  # what `load_weights` put in place; of the directory it is not known
         self.sizes = derive_sizes(
             engine,
-            candidates=decode.sequences,
+            candidates=decoding.sequences,
             levels=layout.levels,
             max_prompt_tokens=max_prompt_tokens,
             prompts_in_flight=prompts_in_flight,
@@ -75,8 +76,9 @@ class VllmEngine:
         if torch.get_num_threads() != engine.threads:
             torch.set_num_threads(engine.threads)
         self._groups: dict[str, Group] = {}  # by request id
-        self._running: dict[str, tuple[Group, int]] = {}  # vLLM request id -> group, number within its `asks`
-        self._asked = 0  # requests to vLLM so far
+        # vLLM request id -> its group, and its number among the requests that the group made last
+        self._running: dict[str, tuple[Group, int]] = {}
+        self._requests_made = 0  # requests to vLLM so far
         self._directory = tempfile.TemporaryDirectory(prefix="sluice-engine-")
         self._tries = OfferedTries(Path(self._directory.name), files=engine.tensor_parallel > 1)
         trie_name = self._tries.offer(vocabulary.trie)
@@ -104,20 +106,20 @@ class VllmEngine:
         """Every size of the engine with where it comes from, for the log."""
         return self.sizes.derivation
 
-    def submit(self, requests: Sequence[GenerateRequest], decode: DecodeSettings | None = None) -> None:
-        """Queue requests; returns at once. `decode` replaces the engine's own settings for these requests.
+    def submit(self, requests: Sequence[GenerateRequest], decoding: Decoding | None = None) -> None:
+        """Queue requests; returns at once. `decoding` replaces the engine's own for these requests.
 
         Raises:
             DataError: a prompt is empty, too long or holds a foreign token, or too few items are left to
                 choose from.
         """
-        decode = decode or self._decode
-        check_requests(requests, self._groups, decode, self._vocabulary, self._max_prompt_tokens)
+        decoding = decoding or self._decoding
+        check_requests(requests, self._groups, decoding, self._vocabulary, self._max_prompt_tokens)
         trie = self._vocabulary.trie
         for request in requests:
-            group = open_group(request, decode, trie, self._tries.name(trie), self._seed)
+            group = open_group(request, decoding, trie, self._tries.name(trie), self._seed)
             self._groups[request.request_id] = group
-            self._ask(group)
+            self._submit_next(group)
 
     def step(self) -> list[Generation]:
         """Advance the running requests by one engine step; returns the groups that it finished."""
@@ -126,11 +128,11 @@ class VllmEngine:
         done = []
         for output in self._llm.step():
             group, number = self._running.pop(output.request_id)
-            if not group.take(number, output):
+            if not group.add_output(number, output):
                 continue
-            finished = group.result()
+            finished = group.make_generation()
             if finished is None:
-                self._ask(group)
+                self._submit_next(group)
             else:
                 del self._groups[finished.request_id]
                 done.append(finished)
@@ -188,9 +190,9 @@ class VllmEngine:
         self._tries.keep([])
         self._directory.cleanup()
 
-    def _ask(self, group: Group) -> None:
-        for number, (prompt, params) in enumerate(group.asks()):
-            name = str(self._asked)
-            self._asked += 1
+    def _submit_next(self, group: Group) -> None:
+        for number, (prompt, params) in enumerate(group.make_requests()):
+            name = str(self._requests_made)
+            self._requests_made += 1
             self._running[name] = (group, number)
             self._llm.add_request(name, tokens_input(prompt.tolist()), params)

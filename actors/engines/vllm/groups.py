@@ -21,7 +21,7 @@ from vllm.sampling_params import RequestOutputKind
 from sluice.actors.engines.engine import GenerateRequest, Generation
 from sluice.actors.engines.vllm.beams import Beams, StochasticBeams
 from sluice.actors.engines.vllm.trie import trie_constraint
-from sluice.actors.settings import DecodeSettings
+from sluice.catalog.decoding import Decoding
 from sluice.catalog.trie.trie import Trie
 
 # All requests: no text, no stopping at EOS, log-probs in flat lists, an answer only when it is complete.
@@ -33,7 +33,7 @@ _PLAIN = {
     "skip_clone": True,
 }
 
-Ask = tuple[np.ndarray, SamplingParams]  # prompt token ids, and what is wanted
+VllmRequest = tuple[np.ndarray, SamplingParams]  # prompt token ids, and how to continue them
 
 
 class Group(Protocol):
@@ -42,72 +42,72 @@ class Group(Protocol):
     request: GenerateRequest
     trie: Trie  # of the catalogue when the request was submitted
 
-    def asks(self) -> list[Ask]:
+    def make_requests(self) -> list[VllmRequest]:
         """The requests that vLLM has to answer next."""
 
-    def take(self, number: int, output: RequestOutput) -> bool:
-        """Take in the answer to request `number` of the last `asks`; True when that was the last one
+    def add_output(self, number: int, output: RequestOutput) -> bool:
+        """Take in the answer to request `number` of the last `make_requests`; True when that was the last one
         missing.
         """
 
-    def result(self) -> Generation | None:
+    def make_generation(self) -> Generation | None:
         """The finished group, or None while there is more to ask."""
 
 
-def open_group(
-    request: GenerateRequest, decode: DecodeSettings, trie: Trie, trie_name: str, seed: int
-) -> Group:
+def open_group(request: GenerateRequest, decoding: Decoding, trie: Trie, trie_name: str, seed: int) -> Group:
     """A prompt at its beginning, which keeps to this trie, known to vLLM's logits processor as `trie_name`.
 
     What is random in it depends on the engine's `seed` and the request's id alone.
     """
     digest = hashlib.blake2b(f"{seed}/{request.request_id}".encode(), digest_size=8).digest()
     own_seed = int.from_bytes(digest) >> 2  # leaves room for seed + i below 2**63
-    if decode.kind == "sample":
-        return SampledGroup(request, decode, trie, trie_name, own_seed)
-    return BeamGroup(request, decode, trie, trie_name, own_seed)
+    if decoding.kind == "sample":
+        return SampledGroup(request, decoding, trie, trie_name, own_seed)
+    return BeamGroup(request, decoding, trie, trie_name, own_seed)
 
 
 class SampledGroup:
     """K independent samples."""
 
     def __init__(
-        self, request: GenerateRequest, decode: DecodeSettings, trie: Trie, trie_name: str, seed: int
+        self, request: GenerateRequest, decoding: Decoding, trie: Trie, trie_name: str, seed: int
     ) -> None:
         self.request, self.trie = request, trie
-        self._decode, self._trie_name, self._seed = decode, trie_name, seed
+        self._decoding, self._trie_name, self._seed = decoding, trie_name, seed
         self._completions: Sequence[CompletionOutput] = ()
 
-    def asks(self) -> list[Ask]:
+    def make_requests(self) -> list[VllmRequest]:
         """One request for everything. vLLM seeds candidate i with seed + i, so requests' seeds must lie far
         apart.
         """
         params = SamplingParams(
-            n=self._decode.candidates,
-            temperature=self._decode.temperature,
-            top_p=self._decode.top_p,
+            n=self._decoding.candidates,
+            temperature=self._decoding.temperature,
+            top_p=self._decoding.top_p,
             max_tokens=self.trie.levels,
             seed=self._seed,
             logprobs=0,
             extra_args=trie_constraint(0, self.request.excluded, self._trie_name)
-            if self._decode.constrained
+            if self._decoding.constrained
             else None,
             **_PLAIN,
         )
         return [(self.request.prompt, params)]
 
-    def take(self, number: int, output: RequestOutput) -> bool:
+    def add_output(self, number: int, output: RequestOutput) -> bool:
         """Keep the samples."""
         self._completions = output.outputs
         return True
 
-    def result(self) -> Generation:
+    def make_generation(self) -> Generation:
         """The samples."""
         versions = _versions(self._completions)
         return Generation(
             request_id=self.request.request_id,
-            tokens=np.asarray([one.token_ids for one in self._completions], dtype=np.int64),
-            log_probs=np.asarray([_chosen_log_probs(one) for one in self._completions], dtype=np.float32),
+            tokens=np.asarray([completion.token_ids for completion in self._completions], dtype=np.int64),
+            log_probs=np.asarray(
+                [_chosen_log_probs(completion) for completion in self._completions], dtype=np.float32
+            ),
             version_min=min(versions),
             version_max=max(versions),
             catalogue_version=self.trie.version,
@@ -118,22 +118,22 @@ class BeamGroup:
     """Exact or stochastic beams."""
 
     def __init__(
-        self, request: GenerateRequest, decode: DecodeSettings, trie: Trie, trie_name: str, seed: int
+        self, request: GenerateRequest, decoding: Decoding, trie: Trie, trie_name: str, seed: int
     ) -> None:
         self.request, self.trie = request, trie
-        self._decode, self._trie_name = decode, trie_name
-        self._stochastic = decode.kind == "stochastic_beam"
+        self._decoding, self._trie_name = decoding, trie_name
+        self._stochastic = decoding.kind == "stochastic_beam"
         self._beams = (
-            StochasticBeams(decode.candidates, np.random.default_rng(seed))
+            StochasticBeams(decoding.candidates, np.random.default_rng(seed))
             if self._stochastic
-            else Beams(decode.candidates)
+            else Beams(decoding.candidates)
         )
         self._nodes = np.zeros(1, dtype=np.int32)  # [W] trie node of each beam
         self._versions: set[int] = set()
         self._missing = 0
         self._log_probs_WV = np.empty((0, trie.vocab_size), dtype=np.float32)
 
-    def asks(self) -> list[Ask]:
+    def make_requests(self) -> list[VllmRequest]:
         """One request per beam, for the log-probs of its next token."""
         tokens_Wl = self._beams.tokens_Wl
         self._missing = len(tokens_Wl)
@@ -145,22 +145,22 @@ class BeamGroup:
 
     def _next_token(self, node: int) -> SamplingParams:
         # Which token vLLM chooses does not matter: exact beams save it the drawing.
-        wanted = self.trie.vocab_size
-        if self._decode.constrained:
-            wanted = self.trie.child_count(node)
+        continuations = self.trie.vocab_size
+        if self._decoding.constrained:
+            continuations = self.trie.child_count(node)
         if not self._stochastic:
-            wanted = min(wanted, self._decode.candidates)
+            continuations = min(continuations, self._decoding.candidates)
         return SamplingParams(
-            temperature=self._decode.temperature if self._stochastic else 0.0,
+            temperature=self._decoding.temperature if self._stochastic else 0.0,
             max_tokens=1,
-            logprobs=wanted,
+            logprobs=continuations,
             extra_args=trie_constraint(node, self.request.excluded, self._trie_name)
-            if self._decode.constrained
+            if self._decoding.constrained
             else None,
             **_PLAIN,
         )
 
-    def take(self, number: int, output: RequestOutput) -> bool:
+    def add_output(self, number: int, output: RequestOutput) -> bool:
         """Note what may follow a beam; after the last beam of a level, go on to the next level."""
         (completion,) = output.outputs
         self._versions |= _versions([completion])
@@ -174,19 +174,19 @@ class BeamGroup:
         self._nodes = self.trie.step(self._nodes[parents], self._beams.tokens_Wl[:, -1])
         return True
 
-    def result(self) -> Generation | None:
+    def make_generation(self) -> Generation | None:
         """The beams, once they are whole sequences."""
         if self._beams.tokens_Wl.shape[1] < self.trie.levels:
             return None
-        found = self._beams.candidates()
+        candidates = self._beams.candidates()
         return Generation(
             request_id=self.request.request_id,
-            tokens=found.tokens_KL,
-            log_probs=found.log_probs_KL,
+            tokens=candidates.tokens_KL,
+            log_probs=candidates.log_probs_KL,
             version_min=min(self._versions),
             version_max=max(self._versions),
             catalogue_version=self.trie.version,
-            inclusion_log_probs=found.inclusion_log_probs_K,
+            inclusion_log_probs=candidates.inclusion_log_probs_K,
         )
 
 

@@ -23,7 +23,7 @@ from vllm.v1.request import Request
 from sluice.actors.engines.vllm.configuration import EngineSizes, ModelShape
 from sluice.actors.engines.vllm.trie import TRIE_PATH
 from sluice.actors.engines.vllm.weights import BACKEND
-from sluice.actors.settings import EngineSettings
+from sluice.actors.settings import VllmEngineSettings
 from sluice.catalog.errors import ConfigError, PolicyError
 from sluice.catalog.tokens import TokenLayout
 
@@ -80,15 +80,13 @@ def read_policy_facts(directory: Path, layout: TokenLayout, max_prompt_tokens: i
     if config.vocab_size != layout.vocab_size:
         raise PolicyError(
             f"policy {directory} has {config.vocab_size} tokens, the catalogue's layout {layout.vocab_size}; "
-            f"they "
-            "must be equal, so use the policy that was made for this catalogue"
+            f"they must be equal, so use the policy that was made for this catalogue"
         )
     positions = getattr(config, "max_position_embeddings", None)
     if positions is not None and positions < max_prompt_tokens + layout.levels:
         raise ConfigError(
             f"policy {directory} has {positions} positions; prompt + item take "
-            f"{max_prompt_tokens + layout.levels}, so "
-            "shorten the history"
+            f"{max_prompt_tokens + layout.levels}, so shorten the history"
         )
     heads = config.num_attention_heads
     head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
@@ -115,7 +113,7 @@ def read_policy_facts(directory: Path, layout: TokenLayout, max_prompt_tokens: i
 
 def start_llm(
     policy: PolicyFacts,
-    settings: EngineSettings,
+    settings: VllmEngineSettings,
     sizes: EngineSizes,
     seed: int,
     trie_name: str,
@@ -180,20 +178,21 @@ def gpu_bytes() -> int | None:
     if not torch.cuda.is_available():
         raise ConfigError(
             "this vLLM is built for GPUs and the engine's process has none: set rollout.gpus to 1 (or to a "
-            "share of "
-            "one GPU), or install requirements/cpu.lock"
+            "share of one GPU), or install requirements/cpu.lock"
         )
     return current_platform.get_device_total_memory()
 
 
-def compile_graphs(settings: EngineSettings) -> None:
+def compile_graphs(settings: VllmEngineSettings) -> None:
     """Let torch compile in this process, or not at all: without graphs all that is left to compile is one
     reduction in vLLM's sampler, at 15 s a start.
     """
     torch.compiler.set_stance("force_eager" if settings.enforce_eager else "default")
 
 
-def plain_arguments(policy: Path, settings: EngineSettings, sizes: EngineSizes, seed: int) -> dict[str, Any]:
+def plain_arguments(
+    policy: Path, settings: VllmEngineSettings, sizes: EngineSizes, seed: int
+) -> dict[str, Any]:
     """The arguments that have nothing to do with tries and new weights; `vllm.LLM` takes them too."""
     return {
         "model": str(policy),

@@ -73,8 +73,8 @@ def trie_constraint(
 
     `trie` is the trie's name, None for the engine's first.
     """
-    wanted = {"node": int(node), "excluded": np.unique(excluded).astype(np.int32).tobytes()}
-    return {CONSTRAINT: wanted if trie is None else wanted | {"trie": trie}}
+    constraint = {"node": int(node), "excluded": np.unique(excluded).astype(np.int32).tobytes()}
+    return {CONSTRAINT: constraint if trie is None else constraint | {"trie": trie}}
 
 
 class _Catalogue:
@@ -93,12 +93,12 @@ class _Catalogue:
 
         Only sets that are new are worked out.
         """
-        wanted = dict.fromkeys(excluded)
-        new = [key for key in wanted if key not in self._parts]
-        found = Exclusions(self.trie, [np.frombuffer(key, dtype=np.int32) for key in new]).split()
-        self._parts |= dict(zip(new, found, strict=True))
-        self._parts = {key: self._parts[key] for key in wanted}
-        self.numbers = {key: number for number, key in enumerate(wanted)}
+        keys = dict.fromkeys(excluded)
+        new = [key for key in keys if key not in self._parts]
+        parts = Exclusions(self.trie, [np.frombuffer(key, dtype=np.int32) for key in new]).split()
+        self._parts |= dict(zip(new, parts, strict=True))
+        self._parts = {key: self._parts[key] for key in keys}
+        self.numbers = {key: number for number, key in enumerate(keys)}
         self.exclusions = Exclusions.joined(list(self._parts.values()))
         return [self.numbers[key] for key in excluded]
 
@@ -139,15 +139,15 @@ class TrieLogitsProcessor(LogitsProcessor):
             self._constrained[row] = False
         unknown: set[str] = set()
         for row, params, _, outputs in batch_update.added:
-            wanted = (params.extra_args or {}).get(CONSTRAINT)
-            self._constrained[row] = wanted is not None
-            if wanted is None:
+            constraint = (params.extra_args or {}).get(CONSTRAINT)
+            self._constrained[row] = constraint is not None
+            if constraint is None:
                 continue
-            name = self._trie_name[row] = wanted.get("trie", self._first)
-            self._node[row], self._excluded[row] = wanted["node"], wanted["excluded"]
+            name = self._trie_name[row] = constraint.get("trie", self._first)
+            self._node[row], self._excluded[row] = constraint["node"], constraint["excluded"]
             self._walked[row], self._outputs[row] = 0, outputs
             known = self._catalogues.get(name)
-            self._exclusion[row] = number = known.numbers.get(wanted["excluded"], -1) if known else -1
+            self._exclusion[row] = number = known.numbers.get(constraint["excluded"], -1) if known else -1
             if number < 0:
                 unknown.add(name)
         for source, target, direction in batch_update.moved:

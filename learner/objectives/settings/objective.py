@@ -6,16 +6,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from sluice.catalog.settings import Settings
+from sluice.catalog.settings import Settings, Unit
 from sluice.learner.gate.settings import GateSettings
-from sluice.learner.objectives.settings.preference import (
+from sluice.learner.objectives.settings.logged import (
     AdvantageSftObjective,
     CqlObjective,
-    DpoObjective,
-    IpoObjective,
-    PpoObjective,
     RewardWeightedBcObjective,
 )
+from sluice.learner.objectives.settings.preference import DpoObjective, IpoObjective, PpoObjective
 from sluice.learner.rewards.settings import (
     HitReward,
     RankerReward,
@@ -29,12 +27,16 @@ from sluice.learner.rewards.settings import (
 class CorrectionSettings(Settings):
     """Detached ratio of batch-start learner to engine probabilities, kept within bounds."""
 
-    level: Literal["none", "token", "sequence"] = "none"
-    # A ratio outside the bounds is set to the bound (`truncate`: TIS), or its token or sequence counts 0
-    # (`mask`: MIS).
-    outside: Literal["truncate", "mask"] = "truncate"
-    low: float = Field(default=0.0, ge=0)
-    high: float = Field(default=2.0, gt=0)
+    level: Literal["none", "token", "sequence"] = Field(
+        default="none", description="Whether there is a ratio per token, per sequence, or none."
+    )
+    outside: Literal["truncate", "mask"] = Field(
+        default="truncate",
+        description="What happens to a ratio outside the bounds. truncate: it becomes the bound (TIS). mask: "
+        "its token or sequence counts 0 (MIS).",
+    )
+    low: float = Field(default=0.0, ge=0, description="Lower bound of the ratio.")
+    high: float = Field(default=2.0, gt=0, description="Upper bound of the ratio.")
 
     @model_validator(mode="after")
     def _bounds(self) -> "CorrectionSettings":
@@ -46,19 +48,33 @@ class CorrectionSettings(Settings):
 
 
 class GroupSettings(Settings):
-    """What is common to all group-relative terms: rewards, ground truth, advantages. algorithms section 2."""
+    """What is common to all group-relative terms: rewards, ground truth, advantages.
 
-    rewards: tuple[RewardComponent, ...] = (RankerReward(),)  # their weighted sum is a candidate's reward
-    ground_truth: Literal["none", "override", "inject"] = "none"  # how GT may enter the group
-    invalid_margin: float = Field(
-        default=1.0, ge=0
-    )  # a hallucination gets the group's lowest reward minus this
-    # `grpo`: less the group's mean, over its deviation; `dr_grpo`: the deviation left out; `rloo`: less the
-    # mean of the others.
-    advantage: Literal["grpo", "dr_grpo", "rloo"] = "grpo"
-    # Groups drawn without replacement (stochastic beams): `unbiased` weights, or weights that sum to about
-    # one, which have less variance and a bias that vanishes with K.
-    inclusion_weights: Literal["unbiased", "normalised"] = "unbiased"
+    Definition: docs/algorithms.md, GRPO.
+    """
+
+    rewards: tuple[RewardComponent, ...] = Field(
+        default=(RankerReward(),),
+        description="Components of the reward. Their weighted sum is a candidate's reward.",
+    )
+    ground_truth: Literal["none", "override", "inject"] = Field(
+        default="none",
+        description="How the logged item enters the group. override: a candidate that equals it takes the "
+        "group's highest reward. inject: it replaces a candidate where none is a hit.",
+    )
+    invalid_margin: Annotated[float, Unit("reward")] = Field(
+        default=1.0, ge=0, description="A hallucination gets the group's lowest reward less this."
+    )
+    advantage: Literal["grpo", "dr_grpo", "rloo"] = Field(
+        default="grpo",
+        description="grpo: the reward less the group's mean, over its deviation. dr_grpo: without the "
+        "deviation. rloo: the reward less the mean of the others.",
+    )
+    inclusion_weights: Literal["unbiased", "normalised"] = Field(
+        default="unbiased",
+        description="Weights of the members of stochastic beams. unbiased, or normalised: they sum to about "
+        "one, with less variance and a bias that vanishes with K.",
+    )
 
     @field_validator("rewards")
     @classmethod
@@ -73,8 +89,7 @@ class GroupSettings(Settings):
         ):
             raise ValueError(
                 "ground_truth=inject needs the ground truth's own reward, and a batch has the popularity of "
-                "candidates "
-                "only: set ground_truth to override or none, or remove the popularity reward"
+                "candidates only: set ground_truth to override or none, or remove the popularity reward"
             )
         return self
 
@@ -92,20 +107,27 @@ class GroupSettings(Settings):
 class OffPolicySettings(GroupSettings):
     """What is common to the group-relative terms with a ratio to an old policy."""
 
-    # What the ratio is taken against: the engine's recorded probabilities (the ratio then corrects for lag
-    # and mismatch by itself), or the learner's own at the start of the batch (`correction` then covers engine
-    # to start).
-    old_policy: Literal["behaviour", "batch_start"] = "behaviour"
-    correction: CorrectionSettings = CorrectionSettings()
-    kl_beta: float = Field(default=1e-3, ge=0)  # k3 to the reference policy; 0 drops the reference altogether
+    old_policy: Literal["behaviour", "batch_start"] = Field(
+        default="behaviour",
+        description="What the ratio is taken against. behaviour: the probabilities that the engine recorded; "
+        "the ratio then corrects for lag and mismatch by itself. batch_start: the learner's own at the start "
+        "of the batch; `correction` then covers engine to start.",
+    )
+    correction: CorrectionSettings = Field(
+        default=CorrectionSettings(), description="Correction from the engine to the start of the batch."
+    )
+    kl_beta: float = Field(
+        default=1e-3,
+        ge=0,
+        description="Weight of the KL divergence (k3) from the reference policy. 0: no reference.",
+    )
 
     @model_validator(mode="after")
     def _one_correction(self) -> "OffPolicySettings":
         if self.old_policy == "behaviour" and self.correction.level != "none":
             raise ValueError(
                 "correction.level must be none with old_policy=behaviour, whose ratio already is "
-                "learner/engine; "
-                "set old_policy=batch_start to use the truncated correction"
+                "learner/engine; set old_policy=batch_start to use the truncated correction"
             )
         return self
 
@@ -121,30 +143,41 @@ class OffPolicySettings(GroupSettings):
 
 
 class GrpoSettings(OffPolicySettings):
-    """The group-relative term. algorithms section 2.
+    """The group-relative term; docs/algorithms.md, GRPO.
 
     Dr.GRPO is `advantage: dr_grpo`; RLOO `advantage: rloo`; GSPO `ratio: gspo`; DAPO `clip_high: 0.28,
     kl_beta: 0, drop_equal_groups: true`.
     """
 
-    # Of each token; of the whole item (`sequence`: the product over its tokens); `gspo`: the same to the
-    # power 1/L.
-    ratio: Literal["token", "sequence", "gspo"] = "token"
-    clip_low: float | None = Field(default=None, gt=0, lt=1)  # null: 0.2, and 3e-4 for the ratio `gspo`
+    ratio: Literal["token", "sequence", "gspo"] = Field(
+        default="token",
+        description="token: one ratio per token. sequence: the product over the item's tokens. gspo: the "
+        "product to the power 1/L.",
+    )
+    clip_low: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="The ratio is clipped at 1 less this. null: 0.2, and 3e-4 for the ratio gspo.",
+    )
     clip_high: float | None = Field(
-        default=None, gt=0
-    )  # null: 0.2, and 4e-4 for the ratio `gspo`; DAPO: 0.28
-    # Groups whose rewards are all equal say nothing: leave them out of the mean instead of counting them as 0
-    # (DAPO).
-    drop_equal_groups: bool = False
+        default=None,
+        gt=0,
+        description="The ratio is clipped at 1 plus this. null: 0.2, and 4e-4 for the ratio gspo. DAPO has "
+        "0.28.",
+    )
+    drop_equal_groups: bool = Field(
+        default=False,
+        description="Leave groups whose rewards are all equal out of the mean, instead of counting them as 0 "
+        "(DAPO).",
+    )
 
     @model_validator(mode="after")
     def _levels_agree(self) -> "GrpoSettings":
         if self.ratio != "token" and self.correction.level == "token":
             raise ValueError(
                 f"correction.level token does not go with ratio {self.ratio}, which is one number per "
-                f"candidate: set "
-                "correction.level to sequence"
+                f"candidate: set correction.level to sequence"
             )
         return self
 
@@ -153,8 +186,7 @@ class GrpoSettings(OffPolicySettings):
         if self.drop_equal_groups and self.ground_truth == "inject":
             raise ValueError(
                 "drop_equal_groups does not go with ground_truth=inject: whether GT can be injected is known "
-                "only "
-                "after scoring, and the mean's denominator must be known before; set ground_truth to "
+                "only after scoring, and the mean's denominator must be known before; set ground_truth to "
                 "override or none"
             )
         return self
@@ -172,10 +204,10 @@ class GrpoSettings(OffPolicySettings):
 class RereSettings(GrpoSettings):
     """The group-relative term of ReRe: GRPO on hit and rank, no ranker."""
 
-    rewards: tuple[RewardComponent, ...] = (
-        HitReward(),
-        RankPenaltyReward(),
-    )  # their weighted sum is the reward
+    rewards: tuple[RewardComponent, ...] = Field(
+        default=(HitReward(), RankPenaltyReward()),
+        description="Components of the reward. Their weighted sum is a candidate's reward.",
+    )
 
     @model_validator(mode="after")
     def _no_ranker(self) -> "RereSettings":
@@ -189,24 +221,42 @@ class RereSettings(GrpoSettings):
 class EcpoSettings(OffPolicySettings):
     """The group-relative term of ECPO: the ratio of a negative advantage is bounded early."""
 
-    kl_beta: float = Field(default=0.0, ge=0)  # k3 to the reference policy; 0 drops the reference altogether
-    clip_low: float = Field(default=0.2, gt=0, lt=1)
-    clip_high: float = Field(default=0.2, gt=0)
-    early_clip_margin: float = Field(default=0.1, ge=0)  # delta: the ratio never exceeds 1 + clip_high + this
+    kl_beta: float = Field(
+        default=0.0,
+        ge=0,
+        description="Weight of the KL divergence (k3) from the reference policy. 0: no reference.",
+    )
+    clip_low: float = Field(default=0.2, gt=0, lt=1, description="The ratio is clipped at 1 less this.")
+    clip_high: float = Field(default=0.2, gt=0, description="The ratio is clipped at 1 plus this.")
+    early_clip_margin: float = Field(
+        default=0.1,
+        ge=0,
+        description="delta of the paper: a ratio never exceeds 1 + clip_high + this.",
+    )
 
 
 class GbpoSettings(OffPolicySettings):
     """The group-relative term of GBPO: gradients bounded by the old policy, nothing clipped."""
 
-    kl_beta: float = Field(default=0.0, ge=0)  # k3 to the reference policy; 0 drops the reference altogether
+    kl_beta: float = Field(
+        default=0.0,
+        ge=0,
+        description="Weight of the KL divergence (k3) from the reference policy. 0: no reference.",
+    )
 
 
 class GrpoSrSettings(GroupSettings):
     """The group-relative term of GRPO-SR: preference times relevance, positives at the group's maximum."""
 
-    # Their weighted sum is a candidate's reward.
-    rewards: tuple[RewardComponent, ...] = (RankerReward(transform="sigmoid"), RelevanceReward())
-    ground_truth: Literal["none", "override", "inject"] = "override"  # how GT may enter the group
+    rewards: tuple[RewardComponent, ...] = Field(
+        default=(RankerReward(transform="sigmoid"), RelevanceReward()),
+        description="Components of the reward. Their weighted sum is a candidate's reward.",
+    )
+    ground_truth: Literal["none", "override", "inject"] = Field(
+        default="override",
+        description="How the logged item enters the group. override: a candidate that equals it takes the "
+        "group's highest reward. inject: it replaces a candidate where none is a hit.",
+    )
 
 
 class NllObjective(Settings):
@@ -219,14 +269,14 @@ class GrpoObjective(Settings):
     """GRPO and its relatives (Dr.GRPO, DAPO, RLOO, GSPO by the settings of the term), alone."""
 
     type: Literal["grpo"] = "grpo"
-    grpo: GrpoSettings = GrpoSettings()
+    grpo: GrpoSettings = Field(default=GrpoSettings(), description="The group-relative term.")
 
 
 class _Mixed(Settings):
     """NLL on every prompt and a group-relative term beside it."""
 
-    weight: float = Field(default=1.0, ge=0)  # of the group-relative term
-    grpo: GrpoSettings = GrpoSettings()
+    weight: float = Field(default=1.0, ge=0, description="Weight of the group-relative term beside the NLL.")
+    grpo: GrpoSettings = Field(default=GrpoSettings(), description="The group-relative term.")
 
     @field_validator("grpo")
     @classmethod
@@ -234,8 +284,8 @@ class _Mixed(Settings):
         if value.drop_equal_groups:
             raise ValueError(
                 "drop_equal_groups changes what the loss is a mean over, and here the NLL is a mean over all "
-                "prompts: "
-                "set it to false (an equal group has no policy gradient anyhow), or use objective.type grpo"
+                "prompts: set it to false (an equal group has no policy gradient anyhow), or use "
+                "objective.type grpo"
             )
         return value
 
@@ -250,36 +300,36 @@ class AdaGrpoObjective(_Mixed):
     """NLL + weight * gate * GRPO."""
 
     type: Literal["adagrpo"] = "adagrpo"
-    gate: GateSettings = GateSettings()
+    gate: GateSettings = Field(default=GateSettings(), description="Which prompts the term counts for.")
 
 
 class GrpoSrObjective(Settings):
     """GRPO-SR: REINFORCE with a group baseline, and the likelihood of the positives. No clip, no KL."""
 
     type: Literal["grpo_sr"] = "grpo_sr"
-    alpha: float = Field(default=1.0, ge=0)  # weight of the positives' likelihood
-    grpo: GrpoSrSettings = GrpoSrSettings()
+    alpha: float = Field(default=1.0, ge=0, description="Weight of the logged item's likelihood.")
+    grpo: GrpoSrSettings = Field(default=GrpoSrSettings(), description="The group-relative term.")
 
 
 class EcpoObjective(Settings):
     """ECPO (OneRec), alone."""
 
     type: Literal["ecpo"] = "ecpo"
-    grpo: EcpoSettings = EcpoSettings()
+    grpo: EcpoSettings = Field(default=EcpoSettings(), description="The group-relative term.")
 
 
 class GbpoObjective(Settings):
     """GBPO (OneRec-V2), alone."""
 
     type: Literal["gbpo"] = "gbpo"
-    grpo: GbpoSettings = GbpoSettings()
+    grpo: GbpoSettings = Field(default=GbpoSettings(), description="The group-relative term.")
 
 
 class RereObjective(Settings):
     """ReRe: GRPO on rule-based rewards (hit and rank), alone."""
 
     type: Literal["rere"] = "rere"
-    grpo: RereSettings = RereSettings()
+    grpo: RereSettings = Field(default=RereSettings(), description="The group-relative term.")
 
 
 Objective = Annotated[

@@ -1,13 +1,15 @@
 """Group-relative advantages: how much better a member is than its group.
 
-    grpo      A_i = (r_i - mean(r)) / (std(r) + 1e-4), std with ddof 1 over the K members (GRPO, arXiv 2402.03300)
+    grpo      A_i = (r_i - mean(r)) / (std(r) + 1e-4)                 (GRPO, arXiv 2402.03300)
     dr_grpo   A_i = r_i - mean(r)                                     (Dr.GRPO, arXiv 2503.20783)
     rloo      A_i = r_i - mean of the others' r = K/(K-1) (r_i - mean(r))   (RLOO, arXiv 2402.14740)
 
-The same advantage holds for every token of member i, and carries no gradient. Groups drawn without
-replacement replace r_i - mean(r) by the weighted advantage of
+std has ddof 1 over the K members. The same advantage holds for every token of member i, and carries no
+gradient. Groups drawn without replacement replace r_i - mean(r) by the weighted advantage of
 `sluice.learner.objectives.terms.member_weights`; `grpo` then divides by the weighted standard deviation
 [ours], and `rloo` is `dr_grpo`, since that baseline leaves the member out already.
+
+Definition: docs/algorithms.md, Advantages.
 """
 
 from typing import Literal
@@ -27,6 +29,10 @@ def group_advantages(
 
     A group whose rewards are all equal gets exact zeros: rounding in the mean must not turn into a signal.
     Not so with unbiased weights and no division, where dropping single groups would bias the sum over them.
+
+    >>> group_advantages(torch.tensor([[1.0, 2.0, 6.0], [4.0, 4.0, 4.0]]), "dr_grpo")
+    tensor([[-2., -1.,  3.],
+            [ 0.,  0.,  0.]])
     """
     candidates = rewards_BK.shape[-1]
     if weights is None:

@@ -1,11 +1,11 @@
 """What an objective is given and what it returns.
 
-An objective is a pure function of one batch, the learner's scores of its branches, the same scores as they
-were before the first update on the batch, and the reference's. Whatever must not change between the updates
-on a batch (gate, rewards, advantages, old log-probs and values) is derived from the batch and from `start`.
+An objective is a pure function of one `ObjectiveInput`. Whatever must not change between the updates on a
+batch (gate, rewards, advantages, old log-probs and values) is derived from its `batch` and its `start`.
 
-Its loss is a mean, over the prompts unless the objective says otherwise: `mass` is the denominator, known
-from the batch alone, so that the learner can weigh micro-batches and workers to the mean over the whole step.
+Its loss is a mean, over the prompts unless the objective says otherwise: `normaliser` is the denominator,
+known from the batch alone, so that the learner can weigh micro-batches and workers to the mean over the whole
+step.
 """
 
 from abc import ABC, abstractmethod
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
+from sluice.catalog.decoding import PLAIN_POLICY, Decoding
 from sluice.learner.batches.batch import GroupBatch, LoggedBatch
 from sluice.learner.scoring.shared_prefix import BranchScores
 
@@ -23,15 +24,32 @@ def nll_per_prompt(scores: BranchScores) -> torch.Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ObjectiveInput:
+    """What a loss is computed from: one (micro-)batch and the scores of its branches.
+
+    All scores are of the branches that `Objective.select_branches` names.
+    """
+
+    batch: LoggedBatch  # B prompts; a `GroupBatch` where the objective needs rollouts
+    scores: BranchScores  # [B, S, L] nats, the learner's, with gradient
+    start: BranchScores  # [B, S, L] nats, the same before the first update on this batch, detached
+    reference_BSL: torch.Tensor | None  # nats, the reference policy's; None unless `needs_reference`
+
+    @property
+    def groups(self) -> GroupBatch:
+        """The batch of an objective that needs rollouts."""
+        assert isinstance(self.batch, GroupBatch), "this objective needs rollouts"
+        return self.batch
+
+
+@dataclass(frozen=True, kw_only=True)
 class Terms:
     """The loss of one (micro-)batch, and what to report of it."""
 
-    loss: (
-        torch.Tensor
-    )  # scalar, the sum over the (micro-)batch divided by its `Objective.mass`; 0 where that is 0
-    metrics: dict[
-        str, torch.Tensor
-    ]  # name -> [2], (sum, count), detached: sums of micro-batches and workers add up
+    # scalar, the sum over the (micro-)batch divided by its `Objective.normaliser`; 0 where that is 0
+    loss: torch.Tensor
+    # name -> [2], (sum, count), detached: sums of micro-batches and workers add up
+    metrics: dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +58,12 @@ class BranchInputs:
 
     branches_BSL: torch.Tensor  # int64 token ids, branch 0 is the ground truth
     allowed_BSLV: torch.Tensor | None  # bool, see `GroupBatch`
-    temperature: float
+    decoding: Decoding  # whose distribution the log-probs are of
+
+
+def target_alone(batch: LoggedBatch) -> BranchInputs:
+    """The ground truth as the only branch, under the plain policy."""
+    return BranchInputs(branches_BSL=batch.target_BL[:, None], allowed_BSLV=None, decoding=PLAIN_POLICY)
 
 
 class Objective(ABC):
@@ -50,32 +73,18 @@ class Objective(ABC):
     needs_reference = False  # takes the reference policy's log-probs
     needs_values = False  # takes a value head: `BranchScores.values_BSL`
 
-    def inputs(self, batch: LoggedBatch) -> BranchInputs:
+    def select_branches(self, batch: LoggedBatch) -> BranchInputs:
         """The branches to score: the ground truth and the K candidates."""
         assert isinstance(batch, GroupBatch), "this objective needs rollouts"
         branches_BSL = torch.cat([batch.target_BL[:, None], batch.candidates_BKL], dim=1)
         return BranchInputs(
-            branches_BSL=branches_BSL, allowed_BSLV=batch.allowed_BSLV, temperature=batch.temperature
+            branches_BSL=branches_BSL, allowed_BSLV=batch.allowed_BSLV, decoding=batch.decoding
         )
 
-    def mass(self, batch: LoggedBatch) -> torch.Tensor:
+    def normaliser(self, batch: LoggedBatch) -> torch.Tensor:
         """The float64 scalar that the loss of `batch` was divided by: its prompts, unless overridden."""
         return torch.full((), batch.prompts, dtype=torch.float64, device=batch.target_BL.device)
 
     @abstractmethod
-    def __call__(
-        self,
-        batch: LoggedBatch,
-        scores: BranchScores,
-        start: BranchScores,
-        reference_BSL: torch.Tensor | None,
-    ) -> Terms:
-        """The loss.
-
-        Args:
-            batch: as `inputs` saw it.
-            scores: the learner's, with gradient.
-            start: the same before the first update on this batch, detached.
-            reference_BSL: the reference policy's log-probs (rollouts' distribution); None unless
-                `needs_reference`.
-        """
+    def __call__(self, inputs: ObjectiveInput) -> Terms:
+        """The loss of one (micro-)batch."""

@@ -6,6 +6,8 @@
 per token, or per sequence with the ratio of the whole candidate. Detached; it multiplies the surrogate. Both
 are known from language models, where the two sides compute in different precision: truncation keeps every
 token and biases the far ones towards the engine, masking drops them.
+
+Definition: docs/algorithms.md, Engine and learner mismatch.
 """
 
 import torch

@@ -18,15 +18,13 @@ from dataclasses import dataclass
 
 import torch
 
-from sluice.learner.batches.batch import GroupBatch, LoggedBatch
 from sluice.learner.objectives.settings.objective import GroupSettings, OffPolicySettings
 from sluice.learner.objectives.terms.advantages import group_advantages
-from sluice.learner.objectives.terms.base import Objective, Terms, nll_per_prompt
+from sluice.learner.objectives.terms.base import Objective, ObjectiveInput, Terms, nll_per_prompt
 from sluice.learner.objectives.terms.correction import correction_weights, inside_bounds
 from sluice.learner.objectives.terms.member_weights import MemberWeights, member_weights
 from sluice.learner.reduction import mean_of
 from sluice.learner.rewards.rewards import GroupRewards, group_rewards
-from sluice.learner.scoring.shared_prefix import BranchScores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,10 +52,9 @@ class GroupTerm:
     metrics: dict[str, torch.Tensor]  # see `Terms.metrics`
 
 
-def group_of(
-    batch: GroupBatch, scores: BranchScores, start_BSL: torch.Tensor, settings: GroupSettings
-) -> Group:
+def group_of(inputs: ObjectiveInput, settings: GroupSettings) -> Group:
     """The group that the learner compares, with rewards and advantages by `settings`."""
+    batch, start_BSL = inputs.groups, inputs.start.log_probs_BSL
     rewards = group_rewards(
         batch,
         settings.rewards,
@@ -68,7 +65,7 @@ def group_of(
     weights = member_weights(batch, settings.inclusion_weights, settings.ground_truth)
     start_BKL = group_members(start_BSL, rewards)
     return Group(
-        log_probs_BKL=group_members(scores.log_probs_BSL, rewards),
+        log_probs_BKL=group_members(inputs.scores.log_probs_BSL, rewards),
         start_BKL=start_BKL,
         behaviour_BKL=torch.where(rewards.injected_BK[..., None], start_BKL, batch.behaviour_log_probs_BKL),
         advantages_BK=group_advantages(rewards.rewards_BK, settings.advantage, weights),
@@ -78,9 +75,9 @@ def group_of(
 
 
 def off_policy_term(
+    inputs: ObjectiveInput,
     group: Group,
     surrogate_BKL: torch.Tensor,
-    reference_BSL: torch.Tensor | None,
     settings: OffPolicySettings,
     metrics: dict[str, torch.Tensor],
 ) -> GroupTerm:
@@ -96,8 +93,9 @@ def off_policy_term(
         inside = inside_bounds(group.start_BKL, group.behaviour_BKL, settings.correction)
         metrics["correction_inside"] = mean_of(inside, _drawn(group, inside))
     if settings.kl_beta > 0:
-        assert reference_BSL is not None, "kl_beta > 0 needs the reference's log-probs"
-        kl_BKL = k3_divergence(group.log_probs_BKL, group_members(reference_BSL, group.rewards))
+        assert inputs.reference_BSL is not None, "kl_beta > 0 needs the reference's log-probs"
+        reference_BKL = group_members(inputs.reference_BSL, group.rewards)
+        kl_BKL = k3_divergence(group.log_probs_BKL, reference_BKL)
         objective_BKL = objective_BKL - settings.kl_beta * kl_BKL
         metrics["kl"] = mean_of(kl_BKL)
     return GroupTerm(loss_B=-over_group(objective_BKL, group.weights), rewards=group.rewards, metrics=metrics)
@@ -125,13 +123,14 @@ def k3_divergence(log_probs: torch.Tensor, reference: torch.Tensor) -> torch.Ten
 
 
 @torch.no_grad()
-def group_metrics(batch: GroupBatch, scores: BranchScores, group: Group) -> dict[str, torch.Tensor]:
+def group_metrics(inputs: ObjectiveInput, group: Group) -> dict[str, torch.Tensor]:
     """Over all candidate tokens, admitted or not; `hit_share` is the share of prompts with a candidate that
     hit.
     """
+    batch = inputs.groups
     mismatch_BKL = (group.start_BKL - batch.behaviour_log_probs_BKL).abs()
     metrics = {
-        "entropy": mean_of(scores.entropy_BSL[:, 1:]),
+        "entropy": mean_of(inputs.scores.entropy_BSL[:, 1:]),
         "invalid_share": mean_of(~batch.valid_BK),
         "hit_share": mean_of(batch.hit_BK.any(dim=-1)),
         "mismatch": mean_of(mismatch_BKL, _drawn(group, mismatch_BKL)),
@@ -170,32 +169,19 @@ class GroupLoss(Objective):
         self.needs_reference = settings.needs_reference
 
     @abstractmethod
-    def term(
-        self,
-        batch: GroupBatch,
-        scores: BranchScores,
-        start_BSL: torch.Tensor,
-        reference_BSL: torch.Tensor | None,
-    ) -> GroupTerm:
+    def term(self, inputs: ObjectiveInput) -> GroupTerm:
         """The term of each prompt."""
 
-    def __call__(
-        self,
-        batch: LoggedBatch,
-        scores: BranchScores,
-        start: BranchScores,
-        reference_BSL: torch.Tensor | None,
-    ) -> Terms:
+    def __call__(self, inputs: ObjectiveInput) -> Terms:
         """The mean of the term over the prompts."""
-        assert isinstance(batch, GroupBatch)
-        term = self.term(batch, scores, start.log_probs_BSL, reference_BSL)
-        return self.terms(scores, term, term.loss_B.mean())
+        term = self.term(inputs)
+        return self.terms(inputs, term, term.loss_B.mean())
 
-    def terms(self, scores: BranchScores, term: GroupTerm, loss: torch.Tensor) -> Terms:
+    def terms(self, inputs: ObjectiveInput, term: GroupTerm, loss: torch.Tensor) -> Terms:
         """`loss` with the metrics of `term`."""
         metrics = {
             "loss": mean_of(term.loss_B),
-            "nll": mean_of(nll_per_prompt(scores)),
+            "nll": mean_of(nll_per_prompt(inputs.scores)),
             "grpo": mean_of(term.loss_B),
             **term.metrics,
             **reward_metrics(term.rewards.rewards_BK, torch.ones_like(term.loss_B)),

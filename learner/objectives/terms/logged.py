@@ -1,7 +1,7 @@
 """What the objectives on logged rewards share: the rewards, and means whose weights differ by row.
 
 A weighted mean is `sum w v / sum w` over the whole step, whatever micro-batch or worker holds a row: its
-denominator is the `Objective.mass`.
+denominator is the `Objective.normaliser`.
 """
 
 import torch
@@ -19,17 +19,14 @@ def logged_rewards(batch: LoggedBatch) -> torch.Tensor:
     if batch.logged_rewards_B is None:
         raise DataError(
             "the objective learns from logged rewards, but the data set has none: name the column of the log "
-            "that "
-            "holds them (rating or dwell_seconds), or choose an objective that does not need them"
+            "that holds them (rating or dwell_seconds), or choose an objective that does not need them"
         )
     return batch.logged_rewards_B.double()
 
 
-def mean_over(values: torch.Tensor, mass: torch.Tensor) -> torch.Tensor:
-    """The scalar `sum(values) / mass`; 0, still with a graph, where the mass is 0 and the values are 0 with
-    it.
-    """
-    return values.sum() / torch.where(mass > 0, mass, 1.0).to(values.dtype)
+def mean_over(values: torch.Tensor, normaliser: torch.Tensor) -> torch.Tensor:
+    """The scalar `sum(values) / normaliser`; 0, still with a graph, where both are 0."""
+    return values.sum() / torch.where(normaliser > 0, normaliser, 1.0).to(values.dtype)
 
 
 def weighted_mean_of(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

@@ -18,6 +18,8 @@ The first has the policy gradient as its expectation: the term r_i (w_i - p_i) t
 baseline. It has it on policy, and off policy with the ratio of whole sequences, as far as nothing is clipped.
 The second is biased, the less the larger K, but cannot be thrown off by a sum of weights far from 1. Members
 count w_i, or w_i / W_i, in place of 1/K; their advantages are the brackets.
+
+Definition: docs/algorithms.md, Groups drawn without replacement.
 """
 
 from dataclasses import dataclass
@@ -55,9 +57,8 @@ def member_weights(
     if ground_truth == "inject":
         raise ConfigError(
             "objective.grpo.ground_truth=inject puts an item into the group that nobody drew, and groups "
-            "drawn without "
-            "replacement weigh each member by its chance of being drawn: set it to override or none, or "
-            "rollout.decode.kind to sample"
+            "drawn without replacement weigh each member by its chance of being drawn: set it to override or "
+            "none, or rollout.decode.kind to sample"
         )
     log_p_BK = batch.behaviour_log_probs_BKL.sum(dim=-1)
     raw_BK, p_BK = (log_p_BK - batch.inclusion_log_probs_BK).exp(), log_p_BK.exp()

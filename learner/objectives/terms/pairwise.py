@@ -15,11 +15,10 @@ import torch
 
 from sluice.learner.batches.batch import GroupBatch, LoggedBatch
 from sluice.learner.objectives.settings.preference import PairSettings
-from sluice.learner.objectives.terms.base import Objective, Terms, nll_per_prompt
+from sluice.learner.objectives.terms.base import Objective, ObjectiveInput, Terms, nll_per_prompt
 from sluice.learner.objectives.terms.logged import mean_over
 from sluice.learner.objectives.terms.preference_pairs import preference_pairs
 from sluice.learner.reduction import mean_of
-from sluice.learner.scoring.shared_prefix import BranchScores
 
 
 class PairwiseLoss(Objective):
@@ -36,20 +35,15 @@ class PairwiseLoss(Objective):
     def of_margin(self, margin_BP: torch.Tensor) -> torch.Tensor:
         """f(h) `[B, P]` of the margins h in nats."""
 
-    def mass(self, batch: LoggedBatch) -> torch.Tensor:
+    def normaliser(self, batch: LoggedBatch) -> torch.Tensor:
         """The number of pairs."""
         assert isinstance(batch, GroupBatch)
         return preference_pairs(batch, self.pairs).mask_BP.sum().double()
 
-    def __call__(
-        self,
-        batch: LoggedBatch,
-        scores: BranchScores,
-        start: BranchScores,
-        reference_BSL: torch.Tensor | None,
-    ) -> Terms:
+    def __call__(self, inputs: ObjectiveInput) -> Terms:
         """The mean over the pairs of the batch."""
-        assert isinstance(batch, GroupBatch) and reference_BSL is not None
+        batch, scores, reference_BSL = inputs.groups, inputs.scores, inputs.reference_BSL
+        assert reference_BSL is not None, "margins need the reference's log-probs"
         pairs = preference_pairs(batch, self.pairs)
         mask_BP = pairs.mask_BP
         log_probs_BS = scores.log_probs_BSL.sum(dim=-1)

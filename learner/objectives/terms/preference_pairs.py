@@ -12,6 +12,8 @@
 Candidates with equal tokens count once. Of more pairs than `per_prompt` those with the widest gap are kept,
 and of equal gaps the first in the order of the branches, so that a batch has the same pairs wherever it is
 computed. [ours]
+
+Definition: docs/algorithms.md, Preference pairs.
 """
 
 from collections.abc import Sequence
@@ -61,8 +63,7 @@ def interval_gaps(batch: GroupBatch, z: float, ground_truth: bool) -> torch.Tens
     if batch.candidate_spread_BK is None or batch.target_spread_B is None:
         raise RankerError(
             "pairs of type ranker_intervals need the ranker's spread over an ensemble, and this ranker gives "
-            "none: set "
-            "ranker.ensemble to 2 or more, or choose another type of objective.pairs"
+            "none: set ranker.ensemble to 2 or more, or choose another type of objective.pairs"
         )
     scores_BS = torch.cat([batch.target_scores_B[:, None], batch.candidate_scores_BK], dim=1)
     spread_BS = torch.cat([batch.target_spread_B[:, None], batch.candidate_spread_BK], dim=1)

@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from sluice.catalog.decoding import Decoding
 from sluice.catalog.errors import RunError
 from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.learner.decoding.tree import Candidates, TreeDecoder
-from sluice.learner.policy.policy import Policy, build_policy
+from sluice.learner.policy.policy import Policy, build_policy, move_model
 from sluice.learner.settings import PolicySettings
 from sluice.services.bench.harness import BenchOptions, median_seconds, print_note, time_alternately
 from sluice.services.bench.support import device
@@ -28,7 +29,7 @@ def run(options: BenchOptions) -> dict[str, Any]:
     """`rows[]` with W, speedup (null where transformers is not run) and prompts per second of both."""
     prompts, history, items = (8, 20, 2000) if options.quick else (32, 53, 12000)
     policy, vocabulary = sharp_policy(options.seed), random_catalogue(items, options.seed)
-    policy.model.to(device.bench_device())
+    move_model(policy.model, device.bench_device())
     histories_BT = random_histories(vocabulary, prompts, history, options.seed)
     lengths_B = torch.full((prompts,), histories_BT.shape[1])
     decoder = TreeDecoder(policy.model, vocabulary)
@@ -37,7 +38,8 @@ def run(options: BenchOptions) -> dict[str, Any]:
     for width, compared in ((20, True), (50, True), (256, False)):
 
         def tree(width: int = width) -> Candidates:
-            return decoder.beams(decoder.prefill(histories_BT, lengths_B), width)
+            decoding = Decoding(kind="beam", candidates=width, constrained=True)
+            return decoder.beams(decoder.prefill(histories_BT, lengths_B), decoding)
 
         def hub(width: int = width) -> tuple[np.ndarray, np.ndarray]:
             return _generate(policy.model, histories_BT, width, follow)
@@ -99,7 +101,8 @@ def _generate(
     """Tokens `[B, W, L]` and scores `[B, W]` by transformers."""
     histories_BT = histories_BT.to(model.device)
     prompts, length = histories_BT.shape
-    output = model.generate(
+    generate: Any = model.generate  # typed for a model that is more than a PreTrainedModel
+    output = generate(
         histories_BT,
         attention_mask=torch.ones_like(histories_BT),
         num_beams=width,

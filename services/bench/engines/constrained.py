@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ import numpy as np
 
 from sluice.actors.engines.engine import GenerateRequest
 from sluice.actors.engines.vllm.configuration import engine_environment
-from sluice.actors.settings import DecodeSettings, EngineSettings
+from sluice.actors.settings import VllmEngineSettings
+from sluice.catalog.decoding import Decoding
 from sluice.catalog.tokens import TokenLayout
 from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.learner.policy.policy import build_policy, save_policy
@@ -52,7 +54,7 @@ def run(options: BenchOptions) -> dict[str, Any]:
         os.environ.update(before)
 
 
-def _measure(options: BenchOptions, settings: EngineSettings) -> dict[str, Any]:
+def _measure(options: BenchOptions, settings: VllmEngineSettings) -> dict[str, Any]:
     """Runs in the engine's process."""
     from sluice.actors.engines.vllm.engine import VllmEngine
 
@@ -65,7 +67,7 @@ def _measure(options: BenchOptions, settings: EngineSettings) -> dict[str, Any]:
         engine = VllmEngine(
             policy_dir=Path(directory) / "policy",
             vocabulary=_vocabulary(sizes[0], policy.layout, 0, options),
-            decode=DecodeSettings(candidates=_CANDIDATES),
+            decoding=Decoding(candidates=_CANDIDATES),
             engine=settings,
             seed=options.seed,
             max_prompt_tokens=1 + _HISTORY * len(_LEVEL_SIZES),
@@ -102,7 +104,7 @@ def _row(
     sampled: dict[str, int] = {}
 
     def side(name: str) -> None:
-        decode = DecodeSettings(candidates=_CANDIDATES, constrained=name == "constrained")
+        decoding = Decoding(candidates=_CANDIDATES, constrained=name == "constrained")
         histories = random.integers(0, size, (prompts, _HISTORY)).astype(np.int32)
         requests = [
             GenerateRequest(
@@ -112,11 +114,11 @@ def _row(
             )
             for row, history in enumerate(histories)
         ]
-        engine.submit(requests, decode)
-        items = np.concatenate([vocabulary.trie.lookup(one.tokens) for one in _drain(engine)])
+        engine.submit(requests, decoding)
+        items = np.concatenate([vocabulary.trie.lookup(group.tokens) for group in _drain(engine)])
         sampled[name] = int((items >= 0).sum())
 
-    sides = {name: lambda name=name: side(name) for name in ("free", "constrained")}
+    sides = {name: partial(side, name) for name in ("free", "constrained")}
     seconds = time_alternately(sides, options.repeats, device.device_clock()[1])
     assert sampled["constrained"] == prompts * _CANDIDATES, "constrained sampling left the catalogue"
     figures = median_seconds(seconds)

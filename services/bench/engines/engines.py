@@ -27,15 +27,15 @@ import tempfile
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from scipy.stats import chi2_contingency
 
-from sluice.actors.engines.engine import Engine, GenerateRequest, Generation
+from sluice.actors.engines.engine import GenerateRequest, Generation
 from sluice.actors.engines.vllm.configuration import engine_environment
-from sluice.actors.settings import DecodeSettings
+from sluice.catalog.decoding import Decoding
 from sluice.catalog.errors import RunError
 from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.cluster.environment import ALLOCATOR, raise_gc_threshold
@@ -44,9 +44,15 @@ from sluice.services.bench.engines.beam import random_catalogue, random_historie
 from sluice.services.bench.harness import BenchOptions, median_seconds, print_note, time_alternately
 from sluice.services.bench.support import device
 
+if TYPE_CHECKING:
+    from sluice.actors.engines.tree import TreeEngine
+    from sluice.actors.engines.vllm.engine import VllmEngine
+
+Kind = Literal["sample", "beam", "stochastic_beam"]
+SAMPLE: Kind = "sample"
 # lengths of the histories, kind, K, constrained
-ROWS = (
-    *itertools.product(("equal", "mixed"), ("sample",), (16, 64), (False, True)),
+ROWS: tuple[tuple[str, Kind, int, bool], ...] = (
+    *itertools.product(("equal", "mixed"), (SAMPLE,), (16, 64), (False, True)),
     ("mixed", "beam", 16, True),
     ("mixed", "stochastic_beam", 16, True),
 )
@@ -68,10 +74,10 @@ def run(options: BenchOptions) -> dict[str, Any]:
         try:
             for lengths, engine in itertools.product(("equal", "mixed"), engines.values()):
                 for _ in range(_WARM_UPS):
-                    engine.generate(lengths, DecodeSettings(candidates=16))
+                    engine.generate(lengths, Decoding(candidates=16))
             for lengths, kind, candidates, constrained in ROWS:
-                decode = DecodeSettings(kind=kind, candidates=candidates, constrained=constrained)
-                rows.append({"lengths": lengths, **_compare(engines, prompts, lengths, decode, options)})
+                decoding = Decoding(kind=kind, candidates=candidates, constrained=constrained)
+                rows.append({"lengths": lengths, **_compare(engines, prompts, lengths, decoding, options)})
         finally:
             for engine in engines.values():
                 engine.end()
@@ -79,26 +85,29 @@ def run(options: BenchOptions) -> dict[str, Any]:
 
 
 def _compare(
-    engines: "dict[str, _Remote]", prompts: int, lengths: str, decode: DecodeSettings, options: BenchOptions
+    engines: "dict[str, _Remote]", prompts: int, lengths: str, decoding: Decoding, options: BenchOptions
 ) -> dict[str, Any]:
     tolerance = _NATS[device.policy_dtype()]
     what = (
-        f"{lengths} lengths, {decode.kind}, K={decode.candidates}, {'trie' if decode.constrained else 'free'}"
+        f"{lengths} lengths, {decoding.kind}, K={decoding.candidates}, "
+        f"{'trie' if decoding.constrained else 'free'}"
     )
-    ours, theirs = (engine.generate(lengths, decode) for engine in engines.values())
-    _check_equal(what, decode.kind, ours, theirs, tolerance)
+    ours, theirs = (engine.generate(lengths, decoding) for engine in engines.values())
+    _check_equal(what, decoding.kind, ours, theirs, tolerance)
     sides = {
-        name: (lambda engine=engine: engine.generate(lengths, decode)) for name, engine in engines.items()
+        name: (lambda engine=engine: engine.generate(lengths, decoding)) for name, engine in engines.items()
     }
     seconds = median_seconds(time_alternately(sides, options.repeats))
     rate = {name: prompts / value for name, value in seconds.items()}
     print_note(f"{what}: " + ", ".join(f"{name} {value:.1f} prompts/s" for name, value in rate.items()))
     return {
-        "kind": decode.kind,
-        "K": decode.candidates,
-        "constrained": decode.constrained,
+        "kind": decoding.kind,
+        "K": decoding.candidates,
+        "constrained": decoding.constrained,
         "speedup": rate["tree"] / rate["vllm"],
-        "distinct": float(np.mean([len(np.unique(one.tokens[:, 0])) / decode.candidates for one in ours])),
+        "distinct": float(
+            np.mean([len(np.unique(group.tokens[:, 0])) / decoding.candidates for group in ours])
+        ),
         "tree_prompts_per_s": rate["tree"],
         "vllm_prompts_per_s": rate["vllm"],
     }
@@ -114,12 +123,13 @@ def _check_equal(
     """Raises RunError when the engines cannot have drawn from the same distributions, or found the same
     beams.
     """
-    first, shared = ([], []), 0
+    shared = 0
+    first: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
     for pair in zip(ours, theirs, strict=True):
         known: dict[tuple[int, ...], float] = {}
-        for side, one in enumerate(pair):
-            first[side].append(one.tokens[:, 0])
-            for tokens, log_probs in zip(one.tokens.tolist(), one.log_probs.tolist(), strict=True):
+        for side, group in enumerate(pair):
+            first[side].append(group.tokens[:, 0])
+            for tokens, log_probs in zip(group.tokens.tolist(), group.log_probs.tolist(), strict=True):
                 for level, log_prob in enumerate(log_probs):
                     before = known.setdefault(tuple(tokens[: level + 1]), log_prob)
                     shared += side and before is not log_prob
@@ -128,7 +138,7 @@ def _check_equal(
                             f"{what}: the engines differ by {abs(before - log_prob):.2g} nats on one token"
                         )
     if kind == "beam":
-        totals = [np.sort([one.log_probs.sum(axis=1) for one in side], axis=1) for side in (ours, theirs)]
+        totals = [np.sort([group.log_probs.sum(axis=1) for group in side], axis=1) for side in (ours, theirs)]
         if (apart := np.abs(totals[0] - totals[1]).max()) > tolerance:
             raise RunError(f"{what}: the beams of the engines differ by {apart:.2g} nats")
         return
@@ -164,13 +174,14 @@ class _Remote:
         theirs.close()
         print_note(f"{kind} engine ready after {self._answer():.0f} s")
 
-    def generate(self, lengths: str, decode: DecodeSettings) -> list[Generation]:
+    def generate(self, lengths: str, decoding: Decoding) -> list[Generation]:
         """Candidates of the prompts of this call; the n-th call is about the same prompts with every
         engine.
         """
         self._number += 1
-        self._pipe.send((self._number, lengths, decode))
-        return self._answer()
+        self._pipe.send((self._number, lengths, decoding))
+        generations: list[Generation] = self._answer()
+        return generations
 
     def end(self) -> None:
         """Let the process close its engine and end."""
@@ -197,12 +208,12 @@ def _serve(pipe: Connection, kind: str, setting: tuple[Any, ...]) -> None:
     raise_gc_threshold()
     pipe.send(time.perf_counter() - started_s)
     while (question := pipe.recv()) is not None:
-        number, lengths, decode = question
+        number, lengths, decoding = question
         requests = [
             GenerateRequest(request_id=f"{number}-{row}", prompt=tokens, excluded=np.empty(0, dtype=np.int32))
             for row, tokens in enumerate(draw_histories(vocabulary, prompts, history, lengths, seed + number))
         ]
-        engine.submit(requests, decode)
+        engine.submit(requests, decoding)
         done: dict[str, Generation] = {}
         while engine.in_flight:
             done |= {generation.request_id: generation for generation in engine.step()}
@@ -236,19 +247,28 @@ def _open(
     prompts: int,
     threads: int,
     seed: int,
-) -> Engine:
-    arguments = {
-        "policy_dir": policy_dir,
-        "vocabulary": vocabulary,
-        "decode": DecodeSettings(candidates=64),
-        "seed": seed,
-        "max_prompt_tokens": prompt_tokens,
-    }
+) -> "TreeEngine | VllmEngine":
+    decoding = Decoding(candidates=64)
     torch.set_num_threads(threads)
     if kind == "tree":
         from sluice.actors.engines.tree import TreeEngine
 
-        return TreeEngine(**arguments, engine=device.tree_settings(threads, prompts_per_step=prompts))
+        return TreeEngine(
+            policy_dir=policy_dir,
+            vocabulary=vocabulary,
+            decoding=decoding,
+            engine=device.tree_settings(threads, prompts_per_step=prompts),
+            seed=seed,
+            max_prompt_tokens=prompt_tokens,
+        )
     from sluice.actors.engines.vllm.engine import VllmEngine
 
-    return VllmEngine(**arguments, engine=device.vllm_settings(threads), prompts_in_flight=prompts)
+    return VllmEngine(
+        policy_dir=policy_dir,
+        vocabulary=vocabulary,
+        decoding=decoding,
+        engine=device.vllm_settings(threads),
+        seed=seed,
+        max_prompt_tokens=prompt_tokens,
+        prompts_in_flight=prompts,
+    )

@@ -68,11 +68,11 @@ def random_codes(size: int, level_sizes: tuple[int, ...], seed: int) -> np.ndarr
 
 def prefix_lists(item_tokens: np.ndarray) -> dict[str, list[int]]:
     """The other side's dictionary: prefix as a string -> tokens that may follow."""
-    found: dict[str, set[int]] = {}
+    allowed: dict[str, set[int]] = {}
     for tokens in item_tokens.tolist():
         for level, token in enumerate(tokens):
-            found.setdefault("-".join(map(str, tokens[:level])), set()).add(token)
-    return {key: list(tokens) for key, tokens in found.items()}
+            allowed.setdefault("-".join(map(str, tokens[:level])), set()).add(token)
+    return {key: list(tokens) for key, tokens in allowed.items()}
 
 
 def by_dictionary(

@@ -9,11 +9,12 @@ break_even_steps: after so many steps the compiling has paid for itself; null wh
 
 import copy
 import time
+from functools import partial
 from typing import Any
 
 import torch
 
-from sluice.learner.policy.policy import build_policy
+from sluice.learner.policy.policy import build_policy, move_model
 from sluice.services.bench.harness import BenchOptions, median_seconds, print_note, time_alternately
 from sluice.services.bench.learner.learner import CODES, LEVELS, learner_step, make_batch, prompts_per_step
 from sluice.services.bench.support import device
@@ -38,7 +39,7 @@ def run(options: BenchOptions) -> dict[str, Any]:
 def _measure(candidates: int, history: int, options: BenchOptions) -> dict[str, Any]:
     torch.compiler.reset()  # else graphs of an earlier row would serve
     model = build_policy(device.policy_settings(), (CODES,) * LEVELS, 2 * history, options.seed).model
-    model.to(device.bench_device())
+    move_model(model, device.bench_device())
     prompts = prompts_per_step(candidates, history)
     batches = [make_batch(prompts, candidates, history, options.seed + number) for number in range(_BATCHES)]
     learners = {
@@ -54,7 +55,7 @@ def _measure(candidates: int, history: int, options: BenchOptions) -> dict[str, 
 
     first_s = steps("compiled")
     seconds = median_seconds(
-        time_alternately({name: lambda name=name: steps(name) for name in learners}, options.repeats)
+        time_alternately({name: partial(steps, name) for name in learners}, options.repeats)
     )
     per_step = {name: value / _BATCHES for name, value in seconds.items()}
     saved_s = per_step["eager"] - per_step["compiled"]

@@ -38,13 +38,14 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
 
+from sluice.catalog.decoding import Decoding
 from sluice.catalog.errors import RunError
 from sluice.learner.batches.batch import GroupBatch
 from sluice.learner.kernels.onednn import use_onednn_matmul
-from sluice.learner.objectives.build import build_objective
 from sluice.learner.objectives.settings.objective import GrpoSettings, MixtureObjective
-from sluice.learner.policy.policy import build_policy
+from sluice.learner.policy.policy import build_policy, move_model
 from sluice.learner.settings import LearnerSettings
+from sluice.learner.training.objective import build_objective
 from sluice.learner.training.step import LearnerStep
 from sluice.services.bench.harness import (
     BenchOptions,
@@ -93,9 +94,8 @@ def _measure(candidates: int, history: int, options: BenchOptions) -> dict[str, 
     )
     positions = (candidates + 1) * (history + LEVELS)
     repeats = min(options.repeats, 3) if options.quick else options.repeats
-    model = build_policy(device.policy_settings(), (CODES,) * LEVELS, 2 * history, options.seed).model.to(
-        device.bench_device()
-    )
+    policy = build_policy(device.policy_settings(), (CODES,) * LEVELS, 2 * history, options.seed)
+    model = move_model(policy.model, device.bench_device())
     use_onednn_matmul(model)  # for all sides: the learner's step does so by itself
     batch = make_batch(prompts, candidates, history, options.seed)
     losses: dict[str, list[float]] = {}
@@ -155,21 +155,20 @@ def make_batch(prompts: int, candidates: int, history: int, seed: int) -> GroupB
         target_items_B=torch.full((prompts,), prompts * candidates),
         candidate_scores_BK=torch.randn(prompts, candidates, generator=generator),
         target_scores_B=torch.randn(prompts, generator=generator),
-        distractor_scores_BM=torch.randn(prompts, 2, generator=generator),
+        distractor_scores_BJ=torch.randn(prompts, 2, generator=generator),
         allowed_BSLV=None,
-        temperature=1.0,
-        beams=False,
+        decoding=Decoding(candidates=candidates),
     )
 
 
-def learner_step(model: PreTrainedModel, batch: GroupBatch, **settings: Any) -> LearnerStep:
+def learner_step(model: PreTrainedModel, batch: GroupBatch, **changes: Any) -> LearnerStep:
     """The learner, which trains `model` in place, with micro-batches of about `TOKENS` tokens for batches
     like this.
     """
     prompts, candidates = batch.candidates_BKL.shape[:2]
     tokens = int(batch.history_lengths_B.sum()) / prompts + (candidates + 1) * (LEVELS - 1)
     settings = LearnerSettings(
-        micro_batch_prompts=max(1, int(tokens_per_forward() / tokens)), warmup_steps=0, **settings
+        micro_batch_prompts=max(1, int(tokens_per_forward() / tokens)), warmup_steps=0, **changes
     )
     return LearnerStep(
         model, objective=build_objective(MixtureObjective(grpo=GrpoSettings(kl_beta=0))), settings=settings
@@ -228,13 +227,16 @@ def shared_prefix_flops(config: PretrainedConfig, lengths: list[int], branches: 
     pairs_of_histories = sum(length * (length + 1) // 2 for length in lengths)
     pairs = layers * pairs_of_branches + (layers - 1) * pairs_of_histories + sum(lengths)
     linear = tokens * (layers * keys_values + (layers - 1) * others) + predicting * others
-    return 6 * (linear + pairs * _per_pair(config) + predicting * config.hidden_size * config.vocab_size)
+    output = predicting * config.hidden_size * config.vocab_size
+    return float(6 * (linear + pairs * _per_pair(config) + output))
 
 
 def plain_flops(config: PretrainedConfig, rows: int, width: int) -> float:
     """Of a next-token training step on full rows; see the module."""
     layer = sum(_weights(config)) * width + width * (width + 1) // 2 * _per_pair(config)
-    return 6 * rows * (config.num_hidden_layers * layer + width * config.hidden_size * config.vocab_size)
+    return float(
+        6 * rows * (config.num_hidden_layers * layer + width * config.hidden_size * config.vocab_size)
+    )
 
 
 def _weights(config: PretrainedConfig) -> tuple[int, int]:
@@ -245,4 +247,4 @@ def _weights(config: PretrainedConfig) -> tuple[int, int]:
 
 
 def _per_pair(config: PretrainedConfig) -> int:
-    return 2 * config.num_attention_heads * config.head_dim
+    return int(2 * config.num_attention_heads * config.head_dim)

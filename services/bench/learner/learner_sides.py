@@ -55,7 +55,7 @@ class RowSide:
                 log_probs_RL, _entropy_RL = self._score(self._model, part, widest)
                 part_loss = _loss_per_row(part, log_probs_RL, candidates).sum() / batch.prompts
                 part_loss.backward()
-                loss += part_loss.item()
+                loss += float(part_loss.item())
         nn.utils.clip_grad_norm_(self._model.parameters(), self._max_grad_norm)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
@@ -128,7 +128,7 @@ class PlainSide:
         loss.backward()
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        return loss.item()
+        return float(loss.item())
 
 
 def _rows(batch: GroupBatch) -> Rows:

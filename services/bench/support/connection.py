@@ -1,5 +1,6 @@
 """The Ray cluster of a bench."""
 
+import logging
 import os
 import threading
 from collections.abc import Iterator, Mapping
@@ -25,7 +26,7 @@ def bench_cluster(
     ray.init(
         address=address,
         log_to_driver=False,
-        logging_level="ERROR",
+        logging_level=logging.ERROR,
         runtime_env={"env_vars": ALLOCATOR | {"PYTHONPATH": os.getcwd()} | dict(variables or {})},
         **settings,
     )

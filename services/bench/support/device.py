@@ -5,11 +5,11 @@ What goes to the CPU stays as it is everywhere: figures of the two kinds of mach
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
-from sluice.actors.settings import EngineSettings, TreeEngineSettings
+from sluice.actors.settings import TreeEngineSettings, VllmEngineSettings
 from sluice.learner.settings import PolicySettings
 
 GPU_POLICY = {
@@ -42,14 +42,14 @@ def policy_settings(**changes: Any) -> PolicySettings:
     return PolicySettings(**((GPU_POLICY if on_gpu() else {}) | changes))
 
 
-def policy_dtype() -> str:
+def policy_dtype() -> Literal["float32", "bfloat16"]:
     """What engines compute in: float32, or bfloat16 on a GPU."""
     return "bfloat16" if on_gpu() else "float32"
 
 
-def vllm_settings(threads: int) -> EngineSettings:
+def vllm_settings(threads: int) -> VllmEngineSettings:
     """Of a vLLM engine."""
-    return EngineSettings(threads=threads, dtype=policy_dtype())
+    return VllmEngineSettings(threads=threads, dtype=policy_dtype())
 
 
 def tree_settings(threads: int, **changes: Any) -> TreeEngineSettings:

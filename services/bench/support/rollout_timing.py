@@ -30,15 +30,14 @@ class Arrivals:
         Raises:
             RunError: they did not all arrive, or all at once.
         """
-        after = [
-            next((row for row, groups in enumerate(self.groups) if groups >= end), None)
-            for end in (first, last)
-        ]
-        if None in after or after[0] == after[1]:
+        begin, end = (
+            next((row for row, groups in enumerate(self.groups) if groups >= number), None)
+            for number in (first, last)
+        )
+        if begin is None or end is None or begin == end:
             raise RunError(
                 f"{self.groups[-1:] or [0]} groups arrived, too few to time those from {first} to {last}"
             )
-        begin, end = after
         return (self.at_s[end] - self.at_s[begin]) / (self.groups[end] - self.groups[begin])
 
 
@@ -54,10 +53,10 @@ class Round:
 
 def summarise_rounds(rounds: Sequence[Round]) -> dict[str, Any]:
     """Medians over the rounds; each round's ratio is of sides that were timed one right after the other."""
-    ratios = [one.bare_s / one.service_s for one in rounds]
+    ratios = [timed.bare_s / timed.service_s for timed in rounds]
 
     def middle(name: str) -> float:
-        return statistics.median(getattr(one, name) for one in rounds)
+        return float(statistics.median(getattr(timed, name) for timed in rounds))
 
     return {
         "ratio": statistics.median(ratios),
@@ -81,5 +80,5 @@ def share_of_same(ours: dict[int, Any], theirs: dict[int, Any]) -> float:
     common = sorted(ours.keys() & theirs.keys())
     if not common:
         raise RunError("the two sides had no prompt in common")
-    same = [(ours[one] == theirs[one]).all(axis=1).mean() for one in common]
+    same = [(ours[prompt] == theirs[prompt]).all(axis=1).mean() for prompt in common]
     return float(sum(same) / len(same))

@@ -12,7 +12,6 @@ rankers started beside all of it since the driver began engines_s: from the driv
 engines were ready, as the job's log says; beside the phases above
 """
 
-import json
 import os
 import shutil
 import signal
@@ -33,6 +32,7 @@ from sluice.services.bench.harness import BenchOptions, print_note
 from sluice.services.bench.support.artefacts import make_artefacts
 from sluice.services.config import RunConfig
 from sluice.services.paths import RunPaths
+from sluice.services.run.metrics_file import last_metrics
 
 PHASES = ("submit", "learner", "validate", "first_step")
 _START_S = 300.0
@@ -53,9 +53,9 @@ def run(options: BenchOptions) -> dict[str, Any]:
                 shutil.copytree(place, RunPaths.of(config).root / place.name)
             runs.append(_start(config, scratch / f"run-{number}.yaml", scratch))
             print_note(f"start {number} of {repeats}: {sum(runs[-1][phase] for phase in PHASES):.1f} s")
-    middle = {phase: statistics.median(one[phase] for one in runs[1:]) for phase in (*PHASES, "engines")}
+    middle = {phase: statistics.median(start[phase] for start in runs[1:]) for phase in (*PHASES, "engines")}
     return {
-        "total_s": round(statistics.median(sum(one[phase] for phase in PHASES) for one in runs[1:]), 2),
+        "total_s": round(statistics.median(sum(start[phase] for phase in PHASES) for start in runs[1:]), 2),
         "phases": {f"{phase}_s": round(middle[phase], 2) for phase in PHASES},
         "engines_s": round(middle["engines"], 2),
     }
@@ -132,7 +132,7 @@ class _Log:
                 self.engines_s = time.monotonic()
 
 
-def _wait(is_there: Callable[[], bool], process: subprocess.Popen, log: _Log) -> float:
+def _wait(is_there: Callable[[], bool], process: subprocess.Popen[str], log: _Log) -> float:
     until_s = time.monotonic() + _START_S
     while time.monotonic() < until_s:
         if is_there():
@@ -144,7 +144,4 @@ def _wait(is_there: Callable[[], bool], process: subprocess.Popen, log: _Log) ->
 
 
 def _has(paths: RunPaths, kind: str) -> bool:
-    metrics = paths.metrics("train")
-    if not metrics.exists():
-        return False
-    return any(json.loads(line)["kind"] == kind for line in metrics.read_text().split("\n")[:-1])
+    return last_metrics(paths.metrics("train"), kind) is not None

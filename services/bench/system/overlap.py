@@ -36,8 +36,7 @@ from typing import Any
 import ray
 
 from sluice.actors.calls import get_result
-from sluice.actors.engines.engine import Engine, GenerateRequest
-from sluice.actors.engines.vllm.configuration import engine_environment
+from sluice.actors.engines.engine import Engine, GenerateRequest, Generation
 from sluice.actors.queue.leases import Lease
 from sluice.actors.rollout.groups import Prompt, assemble_groups, score_groups
 from sluice.catalog.data.dataset import Dataset
@@ -46,15 +45,15 @@ from sluice.catalog.rollout_group import encode_groups
 from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.cluster.environment import raise_gc_threshold
 from sluice.learner.activity_clock import ActivityClock, idle_seconds
-from sluice.learner.batches.batch import GroupBatch
+from sluice.learner.batches.batch import LoggedBatch
 from sluice.learner.batches.collate import collate_groups
 from sluice.learner.batches.prefetch import Prefetched
 from sluice.learner.batches.sources import QueueSource
-from sluice.learner.objectives.build import build_objective
 from sluice.learner.policy.packed_weights import pack_weights
-from sluice.learner.policy.policy import load_policy
+from sluice.learner.policy.policy import load_policy, move_model
 from sluice.learner.ranker.load import open_ranker
 from sluice.learner.ranker.output import ask_ranker
+from sluice.learner.training.objective import build_objective
 from sluice.learner.training.step import LearnerStep
 from sluice.learner.training.train_loop import version_after
 from sluice.services.bench.harness import BenchOptions, in_turn, print_note
@@ -63,7 +62,7 @@ from sluice.services.bench.support.artefacts import make_artefacts
 from sluice.services.bench.support.connection import bench_cluster
 from sluice.services.config import RunConfig
 from sluice.services.paths import RunPaths
-from sluice.services.run.engines import open_engine
+from sluice.services.run.engines import engine_variables, open_engine
 from sluice.services.run.fleet import Fleet, reserve_places, start_fleet
 
 PARTS = ("generate", "rank", "learn", "load_weights")
@@ -89,12 +88,15 @@ def _row(policy: str, options: BenchOptions) -> dict[str, Any]:
         paths = make_artefacts(config)
         layout = load_policy(paths.policy).layout
         fleet = start_fleet(config, paths, layout, reserve_places(config))
-        alone = ray.remote(OneAfterAnother).options(
-            num_cpus=0,
-            num_gpus=config.rollout.gpus,
-            runtime_env={"env_vars": engine_environment(config.rollout.engine)},
+        alone: Any = (
+            ray.remote(OneAfterAnother)
+            .options(
+                num_cpus=0,
+                num_gpus=config.rollout.gpus,
+                runtime_env={"env_vars": engine_variables(config)},
+            )
+            .remote(config, paths)
         )
-        alone = alone.remote(config, paths)
         try:
             return {"policy": policy, **_compare(config, paths, fleet, alone, repeats)}
         finally:
@@ -121,7 +123,7 @@ class OneAfterAnother:
         self._engine: Engine = open_engine(config, paths, self._vocabulary, config.seed)
         self._ranker = open_ranker(config.ranker, paths.ranker, lambda: self._dataset)
         self._learner = LearnerStep(
-            policy.model.to(device.bench_device()),
+            move_model(policy.model, device.bench_device()),
             objective=build_objective(config.objective),
             settings=config.learner,
         )
@@ -135,13 +137,13 @@ class OneAfterAnother:
         pin_to_core(0)
         book = ActivityClock("other")
         for _ in range(count):
-            self._one(book)
+            self._run_step(book)
         seconds = book.seconds()
         return {name: seconds.get(name, 0.0) / count for name in PARTS} | {
             "loop": sum(seconds.values()) / count
         }
 
-    def _one(self, book: ActivityClock) -> None:
+    def _run_step(self, book: ActivityClock) -> None:
         config, layout = self._config, self._vocabulary.layout
         prompts = [self._prompt(number) for number in range(config.learner.prompts_per_step)]
         with book.activity("generate"):
@@ -155,7 +157,7 @@ class OneAfterAnother:
                     for prompt in prompts
                 ]
             )
-            done = {}
+            done: dict[str, Generation] = {}
             while self._engine.in_flight:
                 done |= {generation.request_id: generation for generation in self._engine.step()}
             generations = [done[str(prompt.lease.lease_id)] for prompt in prompts]
@@ -168,13 +170,13 @@ class OneAfterAnother:
                 seed=config.seed,
             )
         with book.activity("rank"):
-            output = ask_ranker(self._ranker, drawn.histories, drawn.asked)
+            output = ask_ranker(self._ranker, drawn.histories, drawn.items_to_score)
             groups = score_groups(drawn, output, ranker_version=self._ranker.version, score_s=0.0)
         with book.activity("learn"):
             rows = encode_groups(*groups)
             records = [rows.slice(row, 1) for row in range(len(groups))]
             self._learner.update(
-                collate_groups(records, self._dataset, self._vocabulary, **config.rollout.decode.distribution)
+                collate_groups(records, self._dataset, self._vocabulary, config.rollout.decode.decoding())
             )
             self._step += 1
         with book.activity("load_weights"):
@@ -212,17 +214,17 @@ class AllAtOnce:
             rank=0,
             world=1,
             share=config.learner.prompts_per_step,
-            **config.rollout.decode.distribution,
+            decoding=config.rollout.decode.decoding(),
         )
         self._learner, self._spare = (
             LearnerStep(
-                model.to(device.bench_device()),
+                move_model(model, device.bench_device()),
                 objective=build_objective(config.objective),
                 settings=config.learner,
             )
             for model in (policy.model, copy.deepcopy(policy.model))
         )
-        self._batch: GroupBatch | None = None
+        self._batch: LoggedBatch | None = None  # the last one
         self._source = Prefetched(source, steps=steps, next_version=self._version_after)
         self._step = self._version = 0
 
@@ -231,21 +233,23 @@ class AllAtOnce:
         book, seconds = ActivityClock("other"), []
         for _ in range(count):
             began_s = time.perf_counter()
-            self._one(book)
+            self._run_step(book)
             seconds.append(time.perf_counter() - began_s)
         return {"step_s": statistics.median(seconds), "time": book.seconds()}
 
-    def train_until(self, there: ray.ObjectRef) -> Any:
+    def train_until(self, answer: Any) -> Any:
         """Train another policy on the last batch over and over until the answer is there."""
-        while not ray.wait([there], timeout=0)[0]:
+        assert self._batch is not None
+        while not ray.wait([answer], timeout=0)[0]:
             self._spare.update(self._batch)
-        return get_result(there, "the loop", _WAIT_S)
+        return get_result(answer, "the loop", _WAIT_S)
 
-    def _one(self, book: ActivityClock) -> None:
+    def _run_step(self, book: ActivityClock) -> None:
         with book.activity("wait_batch"):
-            self._batch, _ = self._source.next(self._step, self._version)
+            batch, _ = self._source.next(self._step, self._version)
+            self._batch = batch
         with book.activity("update"):
-            self._learner.update(self._batch)
+            self._learner.update(batch)
         with book.activity("acknowledge"):
             self._source.acknowledge(self._step)
         version, self._step = self._version_after(self._step, self._version), self._step + 1
@@ -272,29 +276,30 @@ def _compare(config: RunConfig, paths: RunPaths, fleet: Fleet, alone: Any, repea
     rounds: list[dict[str, float]] = []
     waits: dict[str, list[float]] = {}
     for number in range(repeats):
-        found: dict[str, float] = {}
+        figures: dict[str, float] = {}
         for side in in_turn(SIDES, number):
             if side == "alone":
-                found |= get_result(alone.steps.remote(STEPS), "the loop", _WAIT_S)
+                figures |= get_result(alone.steps.remote(STEPS), "the loop", _WAIT_S)
                 continue
             if side == "beside":
-                found["beside"] = together.train_until(alone.steps.remote(STEPS))["generate"]
+                figures["beside"] = together.train_until(alone.steps.remote(STEPS))["generate"]
                 continue
             together.steps(WARM_STEPS)  # the queue has filled up meanwhile
             before = fleet.times()
-            one = together.steps(STEPS)
-            found["step_s"] = one["step_s"]
-            spent = {"learner": one["time"]} | {
+            timed = together.steps(STEPS)
+            figures["step_s"] = timed["step_s"]
+            spent = {"learner": timed["time"]} | {
                 name: {activity: s - before[name].get(activity, 0.0) for activity, s in seconds.items()}
                 for name, seconds in fleet.times().items()
             }
             for name, seconds in spent.items():
                 waits.setdefault(name, []).append(idle_seconds(seconds) / sum(seconds.values()))
-        rounds.append(found)
+        rounds.append(figures)
         print_note(
-            f"round {number + 1} of {repeats}: async step {found['step_s']:.3f} s, loop {found['loop']:.3f} s"
+            f"round {number + 1} of {repeats}: async step {figures['step_s']:.3f} s, "
+            f"loop {figures['loop']:.3f} s"
         )
-    middle = {name: statistics.median(one[name] for one in rounds) for name in rounds[0]}
+    middle = {name: statistics.median(figures[name] for figures in rounds) for name in rounds[0]}
     return {
         "prompts_per_step": config.learner.prompts_per_step,
         "candidates": config.rollout.decode.candidates,
@@ -303,12 +308,12 @@ def _compare(config: RunConfig, paths: RunPaths, fleet: Fleet, alone: Any, repea
         "loop_s": round(middle["loop"], 4),
         "step_s": round(middle["step_s"], 4),
         "ratio": round(
-            statistics.median(one["step_s"] / max(one[name] for name in PARTS) for one in rounds), 3
+            statistics.median(row["step_s"] / max(row[name] for name in PARTS) for row in rounds), 3
         ),
         "ratio_beside": round(
-            statistics.median(one["step_s"] / max(one["beside"], one["learn"]) for one in rounds), 3
+            statistics.median(row["step_s"] / max(row["beside"], row["learn"]) for row in rounds), 3
         ),
-        "speedup": round(statistics.median(one["loop"] / one["step_s"] for one in rounds), 3),
+        "speedup": round(statistics.median(row["loop"] / row["step_s"] for row in rounds), 3),
         "idle": {name: round(statistics.median(shares), 3) for name, shares in waits.items()},
     }
 

@@ -46,16 +46,16 @@ def run(options: BenchOptions) -> dict[str, Any]:
     repeats, seconds = (3, 1.0) if options.quick else (options.repeats, SECONDS)
     shapes = [(producers, 1) for producers in PRODUCERS] + [(100, consumers) for consumers in CONSUMERS[1:]]
     with bench_cluster(num_cpus=2, include_dashboard=False):
-        found: dict[tuple[int, int], list[dict[str, float]]] = {shape: [] for shape in shapes}
+        measured: dict[tuple[int, int], list[dict[str, float]]] = {shape: [] for shape in shapes}
         for round_number in range(repeats):
             for shape in in_turn(shapes, round_number):
                 full = asyncio.run(_measure(*shape, seconds, options.seed, paced=None))
                 paced = asyncio.run(_measure(*shape, seconds, options.seed, paced=PACED))
-                found[shape].append({"groups_per_s": full["groups_per_s"], "p99_ms": paced["p99_ms"]})
+                measured[shape].append({"groups_per_s": full["groups_per_s"], "p99_ms": paced["p99_ms"]})
             print_note(f"round {round_number + 1} of {repeats}")
     rows = [
         {"producers": producers, "consumers": consumers, **_median(figures)}
-        for (producers, consumers), figures in found.items()
+        for (producers, consumers), figures in measured.items()
     ]
     rates = {row["producers"]: row["groups_per_s"] for row in rows if row["consumers"] == 1}
     many = [rates[count] for count in PRODUCERS if count >= 10]
@@ -77,7 +77,7 @@ class Producers:
         self._handle, self._paced, self._count = handle, paced, count
         self._payload = ray.put(np.zeros(GROUP_BYTES, dtype=np.uint8))
         self._pushed_s: dict[int, float] = {}
-        self._tasks: list[asyncio.Task] = []
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def begin(self) -> None:
         """Let all of them work."""
@@ -120,13 +120,13 @@ async def _measure(
     producers: int, consumers: int, seconds: float, seed: int, *, paced: float | None
 ) -> dict[str, float]:
     settings = QueueSettings(max_groups=MAX_GROUPS, max_mib=1024.0, max_staleness=10**6, flow="full")
-    light = {"num_cpus": 0, "max_concurrency": 10_000}
-    handle = (
+    light: dict[str, Any] = {"num_cpus": 0, "max_concurrency": 10_000}
+    handle: Any = (
         ray.remote(QueueActor)
         .options(**light)
         .remote(partial(_prompts, 100_000), seed=seed, settings=settings)
     )
-    made = ray.remote(Producers).options(**light).remote(handle, producers, paced)
+    made: Any = ray.remote(Producers).options(**light).remote(handle, producers, paced)
     await made.begin.remote()
     pulled_s: dict[int, float] = {}
     steps = await _consume(
@@ -167,7 +167,7 @@ async def _consume(
 
 
 def _median(figures: list[dict[str, float]]) -> dict[str, float]:
-    return {name: round(statistics.median(one[name] for one in figures), 2) for name in figures[0]}
+    return {name: round(statistics.median(row[name] for row in figures), 2) for name in figures[0]}
 
 
 def _prompts(count: int) -> Examples:

@@ -36,17 +36,17 @@ import numpy as np
 import ray
 
 from sluice.actors.calls import get_result
-from sluice.actors.engines.vllm.configuration import engine_environment
 from sluice.actors.settings import DecodeSettings, QueueSettings, RolloutSettings
 from sluice.catalog.data.dataset import Dataset
 from sluice.catalog.data.feed import PromptFeed
 from sluice.catalog.errors import RunError
-from sluice.catalog.rollout_group import decode_groups
+from sluice.catalog.rollout_group import decode_group
 from sluice.catalog.tokens import TokenLayout
 from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.learner.batches.sources import open_prompts
 from sluice.learner.policy.policy import load_policy
-from sluice.learner.settings import PretrainSettings, RankerSettings
+from sluice.learner.ranker.settings import RankerSettings
+from sluice.learner.settings import PretrainSettings
 from sluice.services.bench.harness import BenchOptions, in_turn, print_note
 from sluice.services.bench.support import device
 from sluice.services.bench.support.artefacts import make_artefacts
@@ -54,6 +54,7 @@ from sluice.services.bench.support.connection import bench_cluster
 from sluice.services.bench.support.rollout_timing import Arrivals, Round, share_of_same, summarise_rounds
 from sluice.services.config import RunConfig
 from sluice.services.paths import RunPaths
+from sluice.services.run.engines import engine_variables
 from sluice.services.run.fleet import Fleet, reserve_places, start_fleet
 
 STEP = 16  # groups of a consumer's step
@@ -74,19 +75,19 @@ def run(options: BenchOptions) -> dict[str, Any]:
         paths = make_artefacts(config)
         layout = load_policy(paths.policy).layout
         with bench_cluster(num_cpus=4, include_dashboard=False):
-            found = []
+            compared = []
             for number in range(starts):
                 print_note(f"start {number + 1} of {starts}")
-                found.append(
+                compared.append(
                     _compare(config, paths, layout, timed, math.ceil(options.repeats / starts), number)
                 )
-    rounds = [one for some, _ in found for one in some]
+    rounds = [timed_round for own, _ in compared for timed_round in own]
     return {
         "K": config.rollout.decode.candidates,
         "prompts": timed,
-        "starts": [summarise_rounds(some)["ratio"] for some, _ in found],
+        "starts": [summarise_rounds(own)["ratio"] for own, _ in compared],
         **summarise_rounds(rounds),
-        "same_candidates": min(same for _, same in found),
+        "same_candidates": min(same for _, same in compared),
     }
 
 
@@ -112,7 +113,7 @@ class Bare:
 
         self._dataset = Dataset.open(paths.data)
         self._vocabulary = Vocabulary.of(self._dataset.codes, layout)
-        examples = open_prompts(paths.data, config.learner.recent_positions)
+        examples = open_prompts(paths.data, config.learner.prompts_per_user)
         feed = PromptFeed(examples.users, examples.positions, seed=config.seed)
         self._order = [feed.draw() for _ in range(len(examples))]
         self._limit = self._dataset.settings.max_history
@@ -153,7 +154,7 @@ class _Service:
         after = self._stats()
         if after["invalid"] or after["late"]:
             raise RunError(f"{after['invalid']} groups were invalid and {after['late']} late; none should be")
-        groups = [decode_groups(record) for record in records]
+        groups = [decode_group(record) for record in records]
         engine_s = (after["generate"] - before["generate"]) / (after["groups"] - before["groups"])
         return engine_s, arrivals, {group.lease_id: group.candidate_tokens for group in groups}
 
@@ -198,8 +199,8 @@ def _compare(
     Every other round one side is first, and every other start it is the other that begins.
     """
     rollout = config.rollout
-    environment = {"env_vars": engine_environment(rollout.engine)}
-    bare = (
+    environment = {"env_vars": engine_variables(config)}
+    bare: Any = (
         ray.remote(Bare)
         .options(num_cpus=1, num_gpus=rollout.gpus, runtime_env=environment)
         .remote(config, paths, layout)
@@ -214,12 +215,12 @@ def _compare(
         rounds, same = [], []
         for number in range(WARM_ROUNDS + repeats):
             sides = in_turn(("service", "bare"), start + number)
-            one, share = _round(number, sides, service, bare, rollout, first, first + timed)
+            seconds, share = _round(number, sides, service, bare, rollout, first, first + timed)
             counted = (
                 f"round {number + 1 - WARM_ROUNDS} of {repeats}" if number >= WARM_ROUNDS else "warming up"
             )
-            print_note(f"{counted}: {1 / one.service_s:.1f} groups/s, bare {1 / one.bare_s:.1f}")
-            rounds.append(one)
+            print_note(f"{counted}: {1 / seconds.service_s:.1f} groups/s, bare {1 / seconds.bare_s:.1f}")
+            rounds.append(seconds)
             same.append(share)
     finally:
         ray.kill(bare)
@@ -242,21 +243,21 @@ def _round(
 ) -> tuple[Round, float]:
     """Both sides once, one after the other, about the same prompts."""
     more = rollout.prompts_per_lease * rollout.leases_ahead  # keep the bare engine full to the last
-    found: dict[str, tuple[float, Arrivals, dict[int, np.ndarray]]] = {}
+    generated: dict[str, tuple[float, Arrivals, dict[int, np.ndarray]]] = {}
     for side in sides:
         if side == "service":
-            found[side] = service.generate(last)
+            generated[side] = service.generate(last)
         else:
-            found[side] = get_result(
+            generated[side] = get_result(
                 bare.generate.remote(number * last, last + more), "the bare loop", _ANSWER_S
             )
-    engine_s, ours, our_tokens = found["service"]
-    add_s, theirs, their_tokens = found["bare"]
+    engine_s, ours, our_tokens = generated["service"]
+    add_s, theirs, their_tokens = generated["bare"]
     add_s /= last + more
-    one = Round(
+    seconds = Round(
         service_s=ours.seconds_per_group(first, last),
         engine_s=engine_s,
         bare_s=theirs.seconds_per_group(first, last) + add_s,
         bare_add_s=add_s,
     )
-    return one, share_of_same(our_tokens, their_tokens)
+    return seconds, share_of_same(our_tokens, their_tokens)

@@ -61,11 +61,11 @@ from sluice.actors.calls import get_result
 from sluice.actors.queue.actor import QueueActor
 from sluice.actors.queue.client import QueueClient
 from sluice.actors.ranker.pool import RankerActor, RankerClient
-from sluice.actors.rollout.actor import RolloutActor
+from sluice.actors.rollout.actor import RolloutActor, RolloutClients
 from sluice.actors.settings import RankerPoolSettings, RolloutSettings, WeightSettings
 from sluice.catalog.data.dataset import Examples
 from sluice.catalog.errors import RunError
-from sluice.catalog.rollout_group import decode_groups
+from sluice.catalog.rollout_group import decode_group
 from sluice.learner.policy.packed_weights import PackedWeights, UnverifiedWeights, pack_weights
 from sluice.services.bench.harness import BenchOptions, in_turn, print_note
 from sluice.services.bench.support.connection import bench_cluster, cluster_of
@@ -111,7 +111,8 @@ def run(options: BenchOptions) -> dict[str, Any]:
         Shape(actors=n, train_s=STEP_S / 2, steps=steps) for n in ((4, 32) if options.quick else ACTORS)
     ]
     shapes.append(Shape(actors=shapes[-1].actors, train_s=STEP_S * 1.25, steps=steps))
-    measured = measure_engine(rollout.prompts_per_lease, rollout.decode, options.repeats, options.seed)
+    decoding = rollout.decode.decoding()
+    measured = measure_engine(rollout.prompts_per_lease, decoding, options.repeats, options.seed)
     print_note(
         f"an engine takes {1000 * measured.group_s:.2f} ms per group; stretched to {1000 / RATE:.0f} ms"
     )
@@ -126,9 +127,9 @@ def run(options: BenchOptions) -> dict[str, Any]:
         idle = parts.idle_cpu_ms_per_s()
         runs: list[list[dict[str, Any]]] = [[] for _ in shapes]
         for number in range(1 if options.quick else options.repeats):
-            for shape, some in in_turn(list(zip(shapes, runs, strict=True)), number):
-                some.append(parts.row(shape, idle))
-        rows = [median_row(some) for some in runs]
+            for shape, own_runs in in_turn(list(zip(shapes, runs, strict=True)), number):
+                own_runs.append(parts.row(shape, idle))
+        rows = [median_row(own_runs) for own_runs in runs]
     return {
         "rows": rows,
         "engine": {
@@ -154,7 +155,7 @@ class Rollouts:
         self._rollout, self._times, self._seed = rollout, times, seed
         self._known, self._log = simulated_vocabulary(seed), SimulatedLog(seed)
         self._candidates = candidate_tokens(self._known, rollout.decode.candidates, seed)
-        self._live: dict[str, tuple[RolloutActor, SimulatedEngine, _TimedSource]] = {}
+        self._live: dict[str, tuple[Any, SimulatedEngine, _TimedSource]] = {}  # Any: a RolloutActor
 
     def run(self, number: int, begun_s: float, queue: QueueClient, ranker: RankerClient, board: Any) -> None:
         """Be rollout actor `number` until `stop`; its engine has begun its first lease `begun_s` ago."""
@@ -164,14 +165,11 @@ class Rollouts:
             name=f"rollout-{number}",
             engine_factory=lambda _: engine,
             dataset_factory=lambda: self._log,
-            queue=queue,
-            ranker=ranker,
-            weights=source,
             settings=self._rollout,
             seed=self._seed + number,
         )
         self._live[actor._name] = (actor, engine, source)
-        actor.run(0.0, self._known)
+        actor.run(0.0, self._known, RolloutClients(queue=queue, ranker=ranker, weights=source))
 
     @ray.method(concurrency_group="control")
     def stop(self) -> None:
@@ -182,9 +180,9 @@ class Rollouts:
     @ray.method(concurrency_group="control")
     def loads(self) -> list[tuple[dict[int, float], dict[int, float]]]:
         """When each had a version's weights, and when its engine used them; forgets them."""
-        found = [(source.arrived_s, engine.loaded_s) for _, engine, source in self._live.values()]
+        times = [(source.arrived_s, engine.loaded_s) for _, engine, source in self._live.values()]
         self._live.clear()
-        return found
+        return times
 
     @ray.method(concurrency_group="control")
     def made(self) -> float:
@@ -205,12 +203,14 @@ class Learner:
 
     def run(
         self, queue: QueueClient, board: Any, shape: Shape, processes: Mapping[str, Sequence[Any]]
-    ) -> dict:
+    ) -> dict[str, Any]:
         """Warm up, then train `shape.steps` steps; what they took, and what the actors in `processes` did for
         them.
         """
         publisher, every = WeightPublisher(board), WeightSettings().publish_every
-        version, published, pulls, began = publisher.latest_version(), {}, [], {}
+        version, began = publisher.latest_version(), dict[str, Any]()
+        published: dict[int, float] = {}
+        pulls: list[float] = []
         for step in range(WARM_STEPS + shape.steps):
             if step == WARM_STEPS:
                 began = self._probe(queue, processes)
@@ -219,7 +219,7 @@ class Learner:
             groups = queue.pull(step, 0, 1, shape.groups_per_step, version)
             pulled_s = time.monotonic()
             pulls.append(pulled_s - started_s)
-            if len({decode_groups(group).lease_id for group in (groups[0], groups[-1])}) != 2:
+            if len({decode_group(group).lease_id for group in (groups[0], groups[-1])}) != 2:
                 raise RunError(f"step {step} has the same group twice")
             time.sleep(max(0.0, pulled_s + shape.train_s - time.monotonic()))
             queue.ack(step, 0)
@@ -235,10 +235,10 @@ class Learner:
         return {"began": began, "ended": ended, "published": published, "pull_s": statistics.median(pulls)}
 
     def _probe(self, queue: QueueClient, processes: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
-        asked = {name: [one.cpu_s.remote() for one in handles] for name, handles in processes.items()}
-        cpu_s = {name: sum(get_result(one, name, _WAIT_S) for one in some) for name, some in asked.items()}
+        calls = {name: [handle.cpu_s.remote() for handle in handles] for name, handles in processes.items()}
+        cpu_s = {name: sum(get_result(call, name, _WAIT_S) for call in own) for name, own in calls.items()}
         cpu_s["learner"] = time.process_time()
-        made = [get_result(one.made.remote(), "rollout", _WAIT_S) for one in processes["rollout"]]
+        made = [get_result(host.made.remote(), "rollout", _WAIT_S) for host in processes["rollout"]]
         return {
             "at_s": time.monotonic(),
             "cpu_s": cpu_s,
@@ -266,15 +266,16 @@ class _Parts:
 
     def __init__(self, rollout: RolloutSettings, times: EngineTimes, most: int, seed: int) -> None:
         self._rollout, self._seed, pool = rollout, seed, RankerPoolSettings()
-        on_nodes = {
+        on_nodes: dict[str, Any] = {
             "num_cpus": 0,
             "resources": {"rollouts": 1},
             "max_concurrency": most // HOSTS + 1,
             "concurrency_groups": {"control": 2},
         }
-        self._hosts = [ray.remote(**on_nodes)(Rollouts).remote(rollout, times, seed) for _ in range(HOSTS)]
-        self._learner = ray.remote(Learner).options(**_CONTROL).remote(seed)
-        self._ranker = (
+        remote = ray.remote(**on_nodes)(Rollouts)
+        self._hosts: list[Any] = [remote.remote(rollout, times, seed) for _ in range(HOSTS)]
+        self._learner: Any = ray.remote(Learner).options(**_CONTROL).remote(seed)
+        self._ranker: Any = (
             ray.remote(_metered(RankerActor))
             .options(**_CONTROL, max_concurrency=1000)
             .remote(SimulatedRanker, max_batch=pool.max_batch, max_wait_ms=pool.max_wait_ms)
@@ -287,17 +288,18 @@ class _Parts:
         """What the process of an actor costs that nobody calls."""
         before_s = get_result(self._ranker.cpu_s.remote(), "the ranker", _START_S)
         time.sleep(_IDLE_S)
-        return 1000 * (get_result(self._ranker.cpu_s.remote(), "the ranker", _WAIT_S) - before_s) / _IDLE_S
+        after_s = get_result(self._ranker.cpu_s.remote(), "the ranker", _WAIT_S)
+        return 1000 * float(after_s - before_s) / _IDLE_S
 
     def row(self, shape: Shape, idle: float) -> dict[str, Any]:
         """Measure one shape, with a queue and a board of its own."""
         light = {**_CONTROL, "max_concurrency": 10_000}
-        handle = (
+        handle: Any = (
             ray.remote(_metered(QueueActor))
             .options(**light)
             .remote(partial(_prompts, 100_000), seed=self._seed, settings=shape.queue(self._rollout))
         )
-        board = ray.remote(_metered(WeightBoard)).options(**light).remote()
+        board: Any = ray.remote(_metered(WeightBoard)).options(**light).remote()
         get_result(board.cpu_s.remote(), "the weight board", _START_S)
         queue = QueueClient(handle, wait_s=_WAIT_S)
         lease_s = self._rollout.prompts_per_lease / RATE
@@ -308,21 +310,21 @@ class _Parts:
             for number in range(shape.actors)
         ]
         processes = {"queue": [handle], "board": [board], "ranker": [self._ranker], "rollout": self._hosts}
-        found, controller = _control(self._learner.run.remote(queue, board, shape, processes), running)
+        measured, controller = _control(self._learner.run.remote(queue, board, shape, processes), running)
         for host in self._hosts:
             get_result(host.stop.remote(), "a process of rollout actors", _WAIT_S)
-        for one in running:
-            get_result(one, "a rollout actor", _WAIT_S)
+        for ended in running:
+            get_result(ended, "a rollout actor", _WAIT_S)
         status = queue.status()
         check_accounting(status, (WARM_STEPS + shape.steps) * shape.groups_per_step)
         loads = [
-            one
+            times
             for host in self._hosts
-            for one in get_result(host.loads.remote(), "a process of rollouts", _WAIT_S)
+            for times in get_result(host.loads.remote(), "a process of rollouts", _WAIT_S)
         ]
         for actor in (handle, board):
             ray.kill(actor)
-        row = summarise_rows(shape, self._rollout, found, controller, status, loads, idle)
+        row = summarise_rows(shape, self._rollout, measured, controller, status, loads, idle)
         print_note(
             f"{shape.actors} rollout actors, limit {row['limit']}: {row['groups_per_s']} groups/s, "
             f"efficiency {row['efficiency']}, queue {row['queue_cpu_net_ms_per_group']} ms per group"
@@ -349,15 +351,15 @@ def _control(learning: Any, running: Sequence[Any]) -> tuple[dict[str, Any], flo
         if learning in ended:
             share = (time.process_time() - cpu_s) / (time.monotonic() - started_s)
             return get_result(learning, "the learner", _WAIT_S), share
-        for one in ended:
-            get_result(one, "a rollout actor", _WAIT_S)
+        for reference in ended:
+            get_result(reference, "a rollout actor", _WAIT_S)
             raise RunError("a rollout actor ended though nobody had stopped it")
 
 
-def _metered(kind: type) -> type:
+def _metered(kind: type[Any]) -> type[Any]:
     """An async actor class that also says what CPU time its process has used."""
 
-    class Metered(kind):
+    class Metered(kind):  # type: ignore[misc]  # a base class that is chosen when it runs
         async def cpu_s(self) -> float:
             return time.process_time()
 

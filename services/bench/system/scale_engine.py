@@ -14,8 +14,9 @@ from statistics import median
 import numpy as np
 
 from sluice.actors.engines.engine import GenerateRequest, Generation
-from sluice.actors.settings import DecodeSettings, TreeEngineSettings
+from sluice.actors.settings import TreeEngineSettings
 from sluice.catalog.data.settings import DataSettings
+from sluice.catalog.decoding import Decoding
 from sluice.catalog.tokens import TokenLayout
 from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.learner.policy.packed_weights import PackedWeights, pack_weights
@@ -81,7 +82,7 @@ class SimulatedEngine:
     def made(self) -> float:
         """Groups so far, with the part of each that is done."""
         now_s = self._clock()
-        done = ((now_s - one.begins_s) / self._times.group_s for one in list(self._running))
+        done = ((now_s - running.begins_s) / self._times.group_s for running in list(self._running))
         return self._answered + sum(min(1.0, max(0.0, part)) for part in done)
 
     def submit(self, requests: Sequence[GenerateRequest]) -> None:
@@ -107,10 +108,10 @@ class SimulatedEngine:
         version.
         """
         now_s, pause_s = self._clock(), self._times.load_s
-        for one in self._running:
-            if one.begins_s <= now_s and one.version is None:
-                one.version = self.version
-            one.begins_s, one.due_s = one.begins_s + pause_s, one.due_s + pause_s
+        for running in self._running:
+            if running.begins_s <= now_s and running.version is None:
+                running.version = self.version
+            running.begins_s, running.due_s = running.begins_s + pause_s, running.due_s + pause_s
         self._free_s += pause_s
         self._sleep(pause_s)
         self.version = weights.version
@@ -125,14 +126,14 @@ class SimulatedEngine:
     def close(self) -> None:
         """Nothing to free."""
 
-    def _generation(self, one: _Running) -> Generation:
+    def _generation(self, running: _Running) -> Generation:
         tokens = self._candidates[self._answered % len(self._candidates)]
         self._answered += 1
         return Generation(
-            request_id=one.request.request_id,
+            request_id=running.request.request_id,
             tokens=tokens,
             log_probs=self._log_probs,
-            version_min=self.version if one.version is None else one.version,
+            version_min=self.version if running.version is None else running.version,
             version_max=self.version,
             catalogue_version=self.catalogue_version,
         )
@@ -188,7 +189,7 @@ def small_policy(seed: int) -> Policy:
     return build_policy(PolicySettings(), LEVEL_SIZES, 1 + len(LEVEL_SIZES) * (HISTORY + 1), seed)
 
 
-def measure_engine(prompts: int, decode: DecodeSettings, repeats: int, seed: int) -> EngineTimes:
+def measure_engine(prompts: int, decoding: Decoding, repeats: int, seed: int) -> EngineTimes:
     """What the tree engine takes here, on one thread: medians, after one warm-up."""
     from sluice.actors.engines.tree import TreeEngine
 
@@ -198,7 +199,7 @@ def measure_engine(prompts: int, decode: DecodeSettings, repeats: int, seed: int
         engine = TreeEngine(
             policy_dir=Path(directory),
             vocabulary=known,
-            decode=decode,
+            decoding=decoding,
             engine=TreeEngineSettings(prompts_per_step=prompts, prefix_cache_mib=0),
             seed=seed,
             max_prompt_tokens=1 + len(LEVEL_SIZES) * HISTORY,

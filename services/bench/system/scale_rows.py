@@ -1,5 +1,6 @@
 """The rows of `sluice bench scale`: what is measured, and how a row's figures come from what was seen."""
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -47,7 +48,7 @@ class Shape:
 def summarise_rows(
     shape: Shape,
     rollout: RolloutSettings,
-    found: Mapping[str, Any],
+    measured: Mapping[str, Any],
     controller: float,
     status: QueueStatus,
     loads: Sequence[tuple[Mapping[int, float], Mapping[int, float]]],
@@ -56,14 +57,14 @@ def summarise_rows(
     """The figures of a row. `controller`: its CPU seconds per second; `idle`: CPU ms per second of an idle
     actor.
     """
-    began, ended, published = found["began"], found["ended"], found["published"]
+    began, ended, published = measured["began"], measured["ended"], measured["published"]
     took_s = ended["at_s"] - began["at_s"]
     groups = ended["status"].trained - began["status"].trained
     versions = shape.steps // WeightSettings().publish_every
     cpu_ms = {name: 1000 * (ended["cpu_s"][name] - began["cpu_s"][name]) for name in ended["cpu_s"]}
     per_group = {name: value / groups for name, value in cpu_ms.items() if name != "board"}
     per_group["controller"] = 1000 * controller * took_s / groups
-    arrived, active = (all_have(published, [one[part] for one in loads]) for part in (0, 1))
+    arrived, active = (all_have(published, [load[part] for load in loads]) for part in (0, 1))
     busy, total = (after - before for before, after in zip(began["machine"], ended["machine"], strict=True))
     row = {
         "actors": shape.actors,
@@ -82,7 +83,7 @@ def summarise_rows(
         "publish_to_arrived_max_s": max(arrived),
         "publish_to_active_s": statistics.median(active),
         "publish_to_active_max_s": max(active),
-        "pull_s": found["pull_s"],
+        "pull_s": measured["pull_s"],
         "staleness_mean": status.staleness_mean,
         "staleness_max": status.staleness_max,
         "machine_busy": busy / total if total else None,
@@ -117,9 +118,12 @@ def all_have(published: Mapping[int, float], had: Sequence[Mapping[int, float]])
     """
     seconds = []
     for version, at_s in published.items():
-        first = [min((when for have, when in one.items() if have >= version), default=None) for one in had]
-        if first and None not in first:
-            seconds.append(max(first) - at_s)
+        first_s = [
+            min((when_s for have, when_s in arrivals.items() if have >= version), default=math.inf)
+            for arrivals in had
+        ]
+        if first_s and max(first_s) < math.inf:
+            seconds.append(max(first_s) - at_s)
     if not seconds:
         raise RunError(
             f"none of the weight versions {sorted(published)} reached all {len(had)} rollout actors"

@@ -45,7 +45,8 @@ from sluice.actors.boards.weight_board import WeightBoard, WeightPublisher, Weig
 from sluice.actors.calls import get_result
 from sluice.actors.engines.engine import GenerateRequest
 from sluice.actors.engines.vllm.configuration import engine_environment
-from sluice.actors.settings import DecodeSettings, EngineSettings
+from sluice.actors.settings import VllmEngineSettings
+from sluice.catalog.decoding import Decoding
 from sluice.catalog.tokens import TokenLayout
 from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.cluster.environment import lower_thread_priority, raise_gc_threshold
@@ -95,12 +96,12 @@ def run(options: BenchOptions) -> dict[str, Any]:
                 )
                 for count, busy in itertools.product(counts, (True, False))
             ]
-    one = next(row for row in rows if not row["busy"])
+    idle = next(row for row in rows if not row["busy"])
     return {
         "bytes": publication.nbytes,
-        "memcpy_gb_per_s": publication.nbytes / one["memcpy_s"] / 1e9,
+        "memcpy_gb_per_s": publication.nbytes / idle["memcpy_s"] / 1e9,
         "nodes": NODES,
-        **{name: one[name] for name in ("ratio", "pause_s", "s_per_gb")},
+        **{name: idle[name] for name in ("ratio", "pause_s", "s_per_gb")},
         "rows": rows,
     }
 
@@ -122,8 +123,8 @@ class Receiver:
         self._engine = VllmEngine(
             policy_dir=policy,
             vocabulary=self._vocabulary,
-            decode=DecodeSettings(candidates=8),
-            engine=EngineSettings(),
+            decoding=Decoding(candidates=8),
+            engine=VllmEngineSettings(),
             seed=seed,
             max_prompt_tokens=1 + 3 * PROMPT_ITEMS,
             prompts_in_flight=PROMPTS,
@@ -207,9 +208,9 @@ class _Publication:
     def __init__(self, policy: Policy, far: NodeAffinitySchedulingStrategy) -> None:
         """`far` is a place on another node."""
         self._policy, self._version = policy, 0
-        self.board = ray.remote(WeightBoard).options(num_cpus=0, max_concurrency=100).remote()
+        self.board: Any = ray.remote(WeightBoard).options(num_cpus=0, max_concurrency=100).remote()
         self._publisher = WeightPublisher(self.board)
-        self._fetcher = ray.remote(Fetcher).options(num_cpus=0, scheduling_strategy=far).remote()
+        self._fetcher: Any = ray.remote(Fetcher).options(num_cpus=0, scheduling_strategy=far).remote()
 
     @property
     def nbytes(self) -> int:
@@ -246,7 +247,7 @@ class _Publication:
     def bare_fetch(self) -> float:
         """Seconds of a transfer of as many bytes to the other node."""
         reference = ray.put(np.ones(self.nbytes, dtype=np.uint8))
-        return get_result(self._fetcher.fetch.remote([reference]), "the other node", _ACTIVE_S)
+        return float(get_result(self._fetcher.fetch.remote([reference]), "the other node", _ACTIVE_S))
 
 
 def _start(
@@ -258,14 +259,14 @@ def _start(
     layout: TokenLayout,
 ) -> list[Any]:
     """Engines spread over the nodes, in turn."""
-    engines = []
+    engines: list[Any] = []
     for number in range(count):
         remote = ray.remote(Receiver).options(
             num_cpus=0.5,
             num_gpus=device.gpu_count(NODES / count),
             scheduling_strategy=places[number % len(places)],
             max_concurrency=1,
-            runtime_env={"env_vars": engine_environment(EngineSettings())},
+            runtime_env={"env_vars": engine_environment(VllmEngineSettings())},
         )
         engines.append(remote.remote(policy, layout, seed + number, board))
     for number, engine in enumerate(engines):
@@ -277,15 +278,15 @@ def _start(
 def _measure(engines: list[Any], publication: _Publication, repeats: int, busy: bool) -> dict[str, Any]:
     rounds: list[dict[str, float]] = []
     for number in range(repeats + 1):
-        one: dict[str, float] = {}
+        figures: dict[str, float] = {}
         for side in in_turn(("bare", "published"), number):
-            one |= _bare(engines, publication) if side == "bare" else _publish(engines, publication, busy)
-        one["ratio"] = one["seconds"] / one["bare_load_s"]
-        one["ratio_fetch"] = one["seconds"] / (one["bare_fetch_s"] + one["bare_load_s"])
-        one["ratio_memcpy"] = one["seconds"] / one["memcpy_s"]
-        one["ratio_pause"] = one["pause_s"] / (one["bare_load_s"] + one["step_s"])
-        rounds.append(one)
-    middle = {name: statistics.median(one[name] for one in rounds[1:]) for name in rounds[0]}
+            figures |= _bare(engines, publication) if side == "bare" else _publish(engines, publication, busy)
+        figures["ratio"] = figures["seconds"] / figures["bare_load_s"]
+        figures["ratio_fetch"] = figures["seconds"] / (figures["bare_fetch_s"] + figures["bare_load_s"])
+        figures["ratio_memcpy"] = figures["seconds"] / figures["memcpy_s"]
+        figures["ratio_pause"] = figures["pause_s"] / (figures["bare_load_s"] + figures["step_s"])
+        rounds.append(figures)
+    middle = {name: statistics.median(figures[name] for figures in rounds[1:]) for name in rounds[0]}
     row = {
         "engines": len(engines),
         "busy": busy,
@@ -316,6 +317,6 @@ def _publish(engines: list[Any], publication: _Publication, busy: bool) -> dict[
     time.sleep(0.5)  # all of them are at it
     started_s = time.monotonic()
     publication.publish(weights)
-    found = [get_result(reference, "an engine", _ACTIVE_S) for reference in waiting]
-    slowest = {name: max(one[name] for one in found) for name in found[0]}
+    times = [get_result(reference, "an engine", _ACTIVE_S) for reference in waiting]
+    slowest = {name: max(own[name] for own in times) for name in times[0]}
     return {"seconds": slowest.pop("active_s") - started_s, **slowest}

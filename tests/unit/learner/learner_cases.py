@@ -3,11 +3,15 @@
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from sluice.learner.batches.batch import GroupBatch
+from sluice.catalog.decoding import Decoding
+from sluice.learner.batches.batch import GroupBatch, LoggedBatch
+from sluice.learner.objectives.terms.base import ObjectiveInput
 from sluice.learner.policy.policy import Policy, build_policy
+from sluice.learner.scoring.shared_prefix import BranchScores
 from sluice.learner.settings import PolicySettings
 
 NAN = float("nan")
+FOUR_BEAMS = Decoding(kind="beam", candidates=4)
 LEVEL_SIZES = (4, 3, 5)  # tokens 3..6, 7..9, 10..14
 
 
@@ -76,7 +80,12 @@ def random_items(generator: torch.Generator, *shape: int) -> torch.Tensor:
 
 
 def random_batch(
-    prompts: int = 4, candidates: int = 4, seed: int = 0, constrained: bool = False, **changes: object
+    prompts: int = 4,
+    candidates: int = 4,
+    seed: int = 0,
+    constrained: bool = False,
+    temperature: float = 1.0,
+    **changes: object,
 ) -> GroupBatch:
     """Mixed history lengths, some hallucinations, no hits unless by chance."""
     generator = torch.Generator().manual_seed(seed)
@@ -105,10 +114,9 @@ def random_batch(
         "target_items_B": torch.full((prompts,), 5000),
         "candidate_scores_BK": scores_BK,
         "target_scores_B": torch.randn(prompts, generator=generator),
-        "distractor_scores_BM": torch.randn(prompts, 2, generator=generator) - 1,
+        "distractor_scores_BJ": torch.randn(prompts, 2, generator=generator) - 1,
         "allowed_BSLV": allowed_BSLV,
-        "temperature": 1.0,
-        "beams": False,
+        "decoding": Decoding(candidates=candidates, temperature=temperature, constrained=constrained),
     }
     return GroupBatch(**(values | changes))
 
@@ -132,9 +140,17 @@ def one_group(**changes: object) -> GroupBatch:
         "target_items_B": torch.tensor([0]),
         "candidate_scores_BK": torch.tensor([[1.0, 2.0, 3.0, 4.0]]),
         "target_scores_B": torch.tensor([2.5]),
-        "distractor_scores_BM": torch.tensor([[0.0]]),
+        "distractor_scores_BJ": torch.tensor([[0.0]]),
         "allowed_BSLV": None,
-        "temperature": 1.0,
-        "beams": False,
+        "decoding": Decoding(candidates=4),
     }
     return GroupBatch(**(values | changes))
+
+
+def objective_input(
+    batch: LoggedBatch,
+    scores: BranchScores,
+    start: BranchScores,
+    reference_BSL: torch.Tensor | None = None,
+) -> ObjectiveInput:
+    return ObjectiveInput(batch=batch, scores=scores, start=start, reference_BSL=reference_BSL)

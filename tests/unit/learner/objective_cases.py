@@ -4,7 +4,7 @@ import torch
 
 from sluice.learner.objectives.grpo import GrpoLoss
 from sluice.learner.scoring.shared_prefix import BranchScores
-from tests.unit.learner.learner_cases import one_group
+from tests.unit.learner.learner_cases import objective_input, one_group
 
 A = 0.70705678  # advantages of rewards 1 and 3 are -A and +A: 1 / (sqrt(2) + 1e-4)
 RATIOS = torch.tensor([1.0, 0.5, 1.5], dtype=torch.float64)
@@ -31,5 +31,7 @@ def pair(**changes):
 
 def grpo_loss(settings, batch, log_probs, start=None, reference=None):
     return GrpoLoss(settings)(
-        batch, scores_of(log_probs), scores_of(log_probs if start is None else start), reference
+        objective_input(
+            batch, scores_of(log_probs), scores_of(log_probs if start is None else start), reference
+        )
     ).loss

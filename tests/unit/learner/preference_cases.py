@@ -4,7 +4,7 @@ import torch
 
 from sluice.learner.objectives.terms.base import Terms
 from sluice.learner.scoring.shared_prefix import BranchScores
-from tests.unit.learner.learner_cases import random_batch
+from tests.unit.learner.learner_cases import objective_input, random_batch
 
 
 def scores_of(log_probs_BSL, values_BSL=None, target_BL=None):
@@ -46,10 +46,10 @@ def means(terms: Terms):
     return {name: (value[0] / value[1]).item() for name, value in terms.metrics.items()}
 
 
-def assert_no_mass(objective, batch, scores, start, reference=None):
-    """The loss is 0, its mass too, and its backward reaches the log-probs with a gradient of zeros."""
-    terms = objective(batch, scores, start, reference)
-    assert objective.mass(batch).item() == 0 and terms.loss.item() == 0
+def assert_nothing_to_learn(objective, batch, scores, start, reference=None):
+    """The loss is 0, its normaliser too, and its backward reaches the log-probs with a gradient of zeros."""
+    terms = objective(objective_input(batch, scores, start, reference))
+    assert objective.normaliser(batch).item() == 0 and terms.loss.item() == 0
     leaves = [scores.log_probs_BSL, *([] if scores.values_BSL is None else [scores.values_BSL])]
     for gradient in torch.autograd.grad(terms.loss, leaves, allow_unused=False):
         assert gradient.abs().max() == 0

@@ -1,5 +1,7 @@
 """Small decoders, catalogues and exact probabilities that the tests of tree decoding share."""
 
+from functools import partial
+
 import numpy as np
 import torch
 from transformers import (
@@ -13,12 +15,17 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from sluice.catalog.decoding import Decoding
 from sluice.catalog.trie.vocabulary import Vocabulary
 from tests.unit.learner.learner_cases import sharpen, tiny_llama, tiny_policy
 
 LAYOUT = tiny_policy().layout  # tokens 3..6, 7..9, 10..14 of 15
 ITEMS = np.array([[0, 0, 0], [0, 0, 4], [0, 2, 1], [1, 1, 1], [2, 0, 3], [2, 2, 2], [3, 1, 0], [3, 1, 1]])
 HISTORIES = [[1, 3, 7, 10, 4, 8, 11], [1, 6, 9, 14], [1, 5, 7, 12]]
+# Held to the catalogue, unless a test frees them.
+beam = partial(Decoding, kind="beam", constrained=True)
+sample = partial(Decoding, kind="sample", constrained=True)
+stochastic_beam = partial(Decoding, kind="stochastic_beam", constrained=True)
 SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 

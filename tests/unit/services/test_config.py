@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sluice.actors.settings import EngineSettings, TreeEngineSettings
+from sluice.actors.settings import TreeEngineSettings, VllmEngineSettings
 from sluice.catalog.errors import ConfigError
 from sluice.services.config import dump_config, load_config, place_output
 
@@ -136,7 +136,7 @@ def test_absolute_output_stays(tmp_path: Path):
 
 def test_the_engine_is_vllm_unless_named_otherwise(tmp_path: Path):
     path = written(tmp_path, "name: a")
-    assert load_config(path, ["rollout.engine.threads=2"]).rollout.engine == EngineSettings(threads=2)
+    assert load_config(path, ["rollout.engine.threads=2"]).rollout.engine == VllmEngineSettings(threads=2)
     tree = load_config(path, ["rollout.engine.type=tree", "rollout.engine.prompts_per_step=8"])
     assert tree.rollout.engine == TreeEngineSettings(prompts_per_step=8)
     assert load_config(written(tmp_path, dump_config(tree))) == tree

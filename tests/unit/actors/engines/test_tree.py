@@ -11,8 +11,9 @@ import torch
 from sluice.actors.engines.tree import TreeEngine
 from sluice.actors.rollout.worker import RolloutWorker
 from sluice.actors.settings import DecodeSettings, RolloutSettings, TreeEngineSettings
+from sluice.catalog.decoding import Decoding
 from sluice.catalog.errors import ConfigError, DataError, PolicyError
-from sluice.catalog.rollout_group import decode_groups
+from sluice.catalog.rollout_group import decode_group
 from sluice.catalog.tokens import TokenLayout
 from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.learner.decoding.prefix import prefix_bytes
@@ -23,10 +24,10 @@ from tests.engine.conftest import MAX_PROMPT, assert_bad_requests_are_refused_at
 from tests.rollout_fakes import CODES, LAYOUT, TinyDataset
 from tests.unit.actors.rollout.test_worker import Board, Clock, LocalQueue, LocalRanker
 
-SAMPLE = DecodeSettings(candidates=16)
-CONSTRAINED = DecodeSettings(candidates=16, temperature=1.3, constrained=True)
-BEAM = DecodeSettings(kind="beam", candidates=9, constrained=True)
-STOCHASTIC = DecodeSettings(kind="stochastic_beam", candidates=9, temperature=0.8, constrained=True)
+SAMPLE = Decoding(candidates=16)
+CONSTRAINED = Decoding(candidates=16, temperature=1.3, constrained=True)
+BEAM = Decoding(kind="beam", candidates=9, constrained=True)
+STOCHASTIC = Decoding(kind="stochastic_beam", candidates=9, temperature=0.8, constrained=True)
 HISTORIES = (0, 1, 10, 11, 21, 33)
 
 
@@ -34,7 +35,7 @@ def open_engine(world, seed=7, **settings):
     return TreeEngine(
         policy_dir=world.directory,
         vocabulary=world.vocabulary,
-        decode=SAMPLE,
+        decoding=SAMPLE,
         engine=TreeEngineSettings(**({"prompts_per_step": 4} | settings)),
         seed=seed,
         max_prompt_tokens=MAX_PROMPT,
@@ -89,7 +90,7 @@ def test_log_probs_are_those_of_the_distribution_drawn_from(engine, world, wante
 
 def test_top_p_is_taken(engine, world):
     request = world.request("nucleus", 8)
-    generation = generate(engine, [request], DecodeSettings(candidates=64, top_p=0.01))["nucleus"]
+    generation = generate(engine, [request], Decoding(candidates=64, top_p=0.01))["nucleus"]
     assert (generation.tokens == generation.tokens[0]).all() and (generation.log_probs == 0).all()
 
 
@@ -216,12 +217,12 @@ def test_a_new_catalogue_serves_what_is_submitted_after_it(engine, world):
     known = {tuple(item) for item in (world.items - np.asarray(world.layout.level_offsets)).tolist()}
     codes = np.asarray([item for item in rest.tolist() if tuple(item) not in known][:5])
     later = world.vocabulary.changed(new_codes=codes, retire=np.arange(35))
-    wanted = DecodeSettings(kind="beam", candidates=8, constrained=True)
+    wanted = Decoding(kind="beam", candidates=8, constrained=True)
     before, after = world.request("before", 5, [38]), world.request("after", 5, [38, 42])
     engine.submit([before], wanted)
     assert engine.load_catalogue(later) > 0 and engine.catalogue_version == 1
     with pytest.raises(DataError, match="9 distinct candidates wanted and 8 to choose from"):
-        engine.submit([after], DecodeSettings(kind="beam", candidates=9, constrained=True))
+        engine.submit([after], Decoding(kind="beam", candidates=9, constrained=True))
     engine.submit([after], wanted)  # one decoding, but two catalogues
     done = drain(engine)
     assert [done[name].catalogue_version for name in ("before", "after")] == [0, 1]
@@ -248,7 +249,7 @@ def test_an_engine_that_cannot_work_is_not_started(world, tmp_path):
     arguments = {
         "policy_dir": world.directory,
         "vocabulary": world.vocabulary,
-        "decode": SAMPLE,
+        "decoding": SAMPLE,
         "engine": TreeEngineSettings(),
         "seed": 0,
         "max_prompt_tokens": MAX_PROMPT,
@@ -294,7 +295,7 @@ def test_a_rollout_worker_fills_the_queue_from_it(tmp_path):
         distractors=2,
     )
     engine = TreeEngine(
-        tmp_path / "policy", vocabulary, rollout.decode, rollout.engine, 0, max_prompt_tokens=10
+        tmp_path / "policy", vocabulary, rollout.decode.decoding(), rollout.engine, 0, max_prompt_tokens=10
     )
     queue = LocalQueue()
     worker = RolloutWorker(
@@ -310,7 +311,7 @@ def test_a_rollout_worker_fills_the_queue_from_it(tmp_path):
     )
     for _ in range(12):
         worker.advance()
-    groups = [decode_groups(group.reference) for group in queue.ledger.allot(0, 0, 1, 4, 0)]
+    groups = [decode_group(group.reference) for group in queue.ledger.allot(0, 0, 1, 4, 0)]
     assert [group.lease_id for group in groups] == [0, 1, 2, 3]
     for group in groups:
         assert (group.candidate_items >= 0).all()

@@ -10,7 +10,7 @@ from sluice.actors.ranker.micro_batcher import MicroBatcher
 from sluice.catalog.errors import RankerError
 from sluice.learner.ranker.load import load_ranker
 from sluice.learner.ranker.output import RankerOutput
-from sluice.learner.settings import RankerSettings
+from sluice.learner.ranker.settings import RankerSettings
 from tests.rollout_fakes import BrokenRanker, PredictingRanker, RowRanker
 
 FOREVER_S = 3600.0

@@ -8,7 +8,7 @@ from sluice.actors.engines.engine import Generation
 from sluice.actors.queue.leases import Lease
 from sluice.actors.rollout.groups import Prompt, assemble_groups, score_groups
 from sluice.catalog.errors import DataError, RankerError, RunError
-from sluice.catalog.rollout_group import ROLLOUT_GROUP, decode_groups, encode_groups, from_stream, to_stream
+from sluice.catalog.rollout_group import ROLLOUT_GROUP, decode_group, encode_groups, from_stream, to_stream
 from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.learner.ranker.output import RankerOutput, check_output, check_scores
 from tests.rollout_fakes import CODES, LAYOUT
@@ -54,7 +54,7 @@ def test_each_group_is_looked_up_in_the_catalogue_it_was_generated_with():
     groups = score_groups(
         drawn, RankerOutput.of(np.zeros((2, 4), dtype=np.float32)), ranker_version="r", score_s=0.1
     )
-    assert [decode_groups(encode_groups(group)).catalogue_version for group in groups] == [0, 1]
+    assert [decode_group(encode_groups(group)).catalogue_version for group in groups] == [0, 1]
 
 
 def test_distractors_come_from_other_prompts_and_are_neither_target_nor_own_candidate():
@@ -90,9 +90,9 @@ def test_the_draw_depends_on_seed_and_lease_alone():
 
 def test_the_ranker_is_asked_for_each_item_once_and_the_target_first():
     drawn = drawn_batch(distractors=3)
-    assert drawn.asked.shape == (3, 1 + 3 + 3)
+    assert drawn.items_to_score.shape == (3, 1 + 3 + 3)
     d0, d1, d2 = (row[row >= 0].tolist() for row in drawn.distractor_items)
-    assert drawn.asked.tolist() == [
+    assert drawn.items_to_score.tolist() == [
         [2, 0, 1, *d0, -1, -1],
         [3, 2, *d1, -1, -1],  # its own target among the candidates is not asked for again
         [6, 1, 4, *d2, -1],
@@ -102,7 +102,7 @@ def test_the_ranker_is_asked_for_each_item_once_and_the_target_first():
 
 def test_scores_go_back_to_every_place_an_item_has():
     drawn = drawn_batch()
-    asked = drawn.asked
+    asked = drawn.items_to_score
     scores = np.where(asked < 0, np.nan, asked * 10 + np.arange(3)[:, None]).astype(np.float32)
     spread = np.where(asked < 0, np.nan, asked / 10).astype(np.float32)
     groups = score_groups(
@@ -131,7 +131,7 @@ def test_groups_of_the_wrong_shape_are_the_engine_s_fault():
 
 def groups():
     drawn = drawn_batch()
-    asked = drawn.asked
+    asked = drawn.items_to_score
     scores = np.where(asked < 0, np.nan, asked).astype(np.float32)
     return score_groups(drawn, RankerOutput.of(scores, scores / 8, None), ranker_version="r1", score_s=0.5)
 
@@ -140,7 +140,7 @@ def test_a_group_survives_the_wire():
     for group in groups():
         record = encode_groups(group)
         assert (record.num_rows, record.schema) == (1, ROLLOUT_GROUP)
-        back = decode_groups(record)
+        back = decode_group(record)
         for name in type(group).__dataclass_fields__:
             mine, theirs = getattr(group, name), getattr(back, name)
             if isinstance(mine, np.ndarray):
@@ -165,11 +165,11 @@ def test_groups_encoded_together_are_those_encoded_alone():
         assert repr(together.slice(row, 1).to_pylist()) == repr(
             encode_groups(group).to_pylist()
         )  # NaN is not NaN
-        assert decode_groups(together.slice(row, 1)).lease_id == group.lease_id
+        assert decode_group(together.slice(row, 1)).lease_id == group.lease_id
 
 
 def test_inclusion_probabilities_travel_with_stochastic_beams_only():
-    assert all(decode_groups(encode_groups(group)).inclusion_log_probs.shape == (0,) for group in groups())
+    assert all(decode_group(encode_groups(group)).inclusion_log_probs.shape == (0,) for group in groups())
     inclusion = np.asarray([-0.5, -3], dtype=np.float32)
     drawn = assemble_groups(
         [prompt(0, 2)],
@@ -182,7 +182,7 @@ def test_inclusion_probabilities_travel_with_stochastic_beams_only():
     (group,) = score_groups(
         drawn, RankerOutput.of(np.asarray([[2, 1, 3, np.nan]])), ranker_version="r", score_s=0
     )
-    assert decode_groups(encode_groups(group)).inclusion_log_probs.tolist() == [-0.5, -3]
+    assert decode_group(encode_groups(group)).inclusion_log_probs.tolist() == [-0.5, -3]
     with pytest.raises(DataError, match=r"inclusion_log_probs has shape \(1,\), expected \(2,\)"):
         encode_groups(replace(group, inclusion_log_probs=inclusion[:1]))
 
@@ -198,7 +198,7 @@ def test_a_group_without_distractors_survives_the_wire():
     )
     scores = RankerOutput.of(np.asarray([[2, 1, 3, np.nan, np.nan, np.nan]]))
     (group,) = score_groups(lonely, scores, ranker_version="r", score_s=0)
-    assert decode_groups(encode_groups(group)).distractor_scores.shape == (0,)
+    assert decode_group(encode_groups(group)).distractor_scores.shape == (0,)
 
 
 def test_a_group_of_another_version_is_refused():
@@ -206,7 +206,7 @@ def test_a_group_of_another_version_is_refused():
     for metadata, found in (({b"sluice.rollout_group": b"99"}, "99"), (None, "none")):
         other = pa.RecordBatch.from_arrays(record.columns, schema=record.schema.with_metadata(metadata))
         with pytest.raises(DataError, match=f"schema version {found}, this release reads 2"):
-            decode_groups(other)
+            decode_group(other)
 
 
 def test_malformed_groups_are_refused():
@@ -223,7 +223,7 @@ def test_malformed_groups_are_refused():
         encode_groups(type(group)(**{**vars(group), "target_value": 1.0}))
     record = encode_groups(group)
     with pytest.raises(DataError, match=r"got 2 row\(s\)"):
-        decode_groups(pa.Table.from_batches([record, record]).combine_chunks().to_batches()[0])
+        decode_group(pa.Table.from_batches([record, record]).combine_chunks().to_batches()[0])
     position = record.schema.get_field_index("candidate_tokens")
     cut = record.set_column(
         position, record.schema.field(position), pa.array([[3, 5]], type=pa.list_(pa.int32()))
@@ -231,7 +231,7 @@ def test_malformed_groups_are_refused():
     with pytest.raises(
         DataError, match="candidate_tokens has 2 values, which is no multiple of its 3 candidates"
     ):
-        decode_groups(cut)
+        decode_group(cut)
 
 
 @pytest.mark.parametrize(

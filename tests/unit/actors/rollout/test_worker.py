@@ -9,7 +9,7 @@ from sluice.actors.rollout.worker import RolloutWorker
 from sluice.actors.settings import DecodeSettings, RolloutSettings
 from sluice.catalog.data.feed import PromptFeed
 from sluice.catalog.errors import PolicyError, RankerError
-from sluice.catalog.rollout_group import decode_groups
+from sluice.catalog.rollout_group import decode_group
 from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.learner.policy.packed_weights import UnverifiedWeights
 from sluice.learner.ranker.output import RankerOutput
@@ -129,7 +129,7 @@ def test_groups_reach_the_queue_with_all_their_parts():
     parts = worker()
     turn(parts, 6)
     pulled = parts.queue.ledger.allot(0, 0, 1, 4, 0)
-    groups = [decode_groups(group.reference) for group in pulled]
+    groups = [decode_group(group.reference) for group in pulled]
     assert [group.lease_id for group in groups] == [0, 1, 2, 3]
     data = TinyDataset()
     for group in groups:
@@ -186,7 +186,7 @@ def test_new_weights_are_swapped_in_before_the_next_step_and_stamp_the_groups():
     turn(parts, 10)
     assert parts.engine.loaded == [5]
     groups = parts.queue.ledger.allot(0, 0, 1, 4, 5)
-    assert {decode_groups(group.reference).version_min for group in groups} == {5}
+    assert {decode_group(group.reference).version_min for group in groups} == {5}
     stats = parts.worker.stats()
     assert (stats.swaps, stats.time["load_weights"], stats.version) == (1, 1.0, 5)
 

@@ -89,7 +89,12 @@ def test_examples_and_the_training_part(directory):
         split: (dataset.examples(split).users.tolist(), dataset.examples(split).positions.tolist())
         for split in ("pretrain", "fresh", "valid", "test")
     }
-    assert found == {"pretrain": ([0], [1]), "fresh": ([], []), "valid": ([0, 1], [2, 1]), "test": ([0, 1], [3, 2])}
+    assert found == {
+        "pretrain": ([0], [1]),
+        "fresh": ([], []),
+        "valid": ([0, 1], [2, 1]),
+        "test": ([0, 1], [3, 2]),
+    }
     assert dataset.examples("valid").users.dtype == dataset.examples("valid").positions.dtype == np.int32
     assert len(dataset.examples("test")) == 2
     assert dataset.lengths_until("pretrain").tolist() == [2, 1]

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from sluice.catalog.decoding import Decoding
 from sluice.catalog.errors import RunError
-from sluice.catalog.rollout_group import decode_groups, encode_groups
+from sluice.catalog.rollout_group import decode_group, encode_groups
 from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.learner.batches.sources import QueueSource
 from tests.rollout_fakes import CODES, LAYOUT, FakeEngine, TinyDataset
@@ -54,15 +55,17 @@ def test_a_worker_swaps_between_steps_and_old_groups_keep_their_catalogue():
     time = parts.worker.stats().time
     assert time["load_catalogue"] == 1.0
     assert "load_weights" not in time
-    groups = [decode_groups(push.reference) for push in parts.queue.ledger.allot(0, 0, 1, 4, 0)]
+    groups = [decode_group(push.reference) for push in parts.queue.ledger.allot(0, 0, 1, 4, 0)]
     assert [one.catalogue_version for one in groups] == [0, 1, 1, 1]
     # Group i has the items i and i + 1; item 1 is still an item to the group from before.
     assert [one.candidate_items.tolist() for one in groups] == [[0, 1], [-1, 2], [2, 3], [3, 4]]
 
 
 def source(queue, versions):
-    decoding = {"constrained": True, "temperature": 1.0, "beams": False}
-    return QueueSource(queue, TinyDataset(), START, rank=0, world=1, share=2, catalogues=versions, **decoding)
+    decoding = Decoding(candidates=2, constrained=True)
+    return QueueSource(
+        queue, TinyDataset(), START, rank=0, world=1, share=2, catalogues=versions, decoding=decoding
+    )
 
 
 def test_the_learner_fetches_the_catalogue_of_a_group_it_does_not_know():

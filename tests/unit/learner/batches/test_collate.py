@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from sluice.catalog.decoding import Decoding
 from sluice.catalog.errors import DataError, RunError
 from sluice.catalog.rollout_group import RolloutGroup, encode_groups
 from sluice.catalog.trie.vocabulary import Vocabulary
@@ -62,8 +63,8 @@ OTHER = group(
 
 
 def collated(*groups: RolloutGroup, constrained: bool = False):
-    decoding = {"constrained": constrained, "temperature": 0.7, "beams": False}
-    return collate_groups([encode_groups(one) for one in groups], TinyDataset(), VOCABULARY, **decoding)
+    decoding = Decoding(candidates=2, constrained=constrained, temperature=0.7)
+    return collate_groups([encode_groups(one) for one in groups], TinyDataset(), VOCABULARY, decoding)
 
 
 def test_histories_are_prompts_padded_on_the_right():
@@ -84,8 +85,8 @@ def test_candidates_and_scores_keep_their_places():
     assert batch.target_items_B.tolist() == [2, 3]
     assert batch.target_scores_B.tolist() == [0.75, 0.375]
     np.testing.assert_array_equal(batch.candidate_scores_BK, [[0.5, 0.75], [np.nan, 0.25]])
-    np.testing.assert_array_equal(batch.distractor_scores_BM, [[0.125, np.nan, np.nan], [1, 2, 3]])
-    assert (batch.temperature, batch.beams, batch.allowed_BSLV) == (0.7, False, None)
+    np.testing.assert_array_equal(batch.distractor_scores_BJ, [[0.125, np.nan, np.nan], [1, 2, 3]])
+    assert (batch.decoding, batch.allowed_BSLV) == (Decoding(candidates=2, temperature=0.7), None)
     assert (batch.candidates_BKL.dtype, batch.candidate_scores_BK.dtype) == (torch.int64, torch.float32)
     assert batch.inclusion_log_probs_BK is None
 
@@ -185,14 +186,17 @@ def test_every_group_is_masked_by_the_catalogue_it_was_generated_with():
     second = replace(
         first, lease_id=12, catalogue_version=1, excluded=np.asarray([3], dtype=np.int32)
     )  # 3 6 8
-    records = [encode_groups(first), encode_groups(second)]
-    batch = collate_groups(records, TinyDataset(), newer, constrained=True, temperature=1.0, beams=False)
+    records, decoding = (
+        [encode_groups(first), encode_groups(second)],
+        Decoding(candidates=2, constrained=True),
+    )
+    batch = collate_groups(records, TinyDataset(), newer, decoding)
     last = [torch.nonzero(batch.allowed_BSLV[row, 1, 2]).flatten().tolist() for row in range(2)]
     assert last == [[7, 8], [7]]  # behind 3 5
     last = [torch.nonzero(batch.allowed_BSLV[row, 2, 2]).flatten().tolist() for row in range(2)]
     assert last == [[7, 8], [7]]  # behind 3 6
     with pytest.raises(RunError, match=r"catalogue version 1, known here are \[0\]"):
-        collate_groups(records, TinyDataset(), VOCABULARY, constrained=True, temperature=1.0, beams=False)
+        collate_groups(records, TinyDataset(), VOCABULARY, decoding)
 
 
 def test_groups_of_different_decodings_do_not_mix():

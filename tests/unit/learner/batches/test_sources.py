@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from sluice.catalog.decoding import Decoding
 from sluice.catalog.rollout_group import encode_groups
 from sluice.catalog.tokens import TokenLayout
 from sluice.catalog.trie.vocabulary import Vocabulary
@@ -66,8 +67,15 @@ def test_figures_of_stochastic_beams_say_how_likely_they_were_drawn():
             for q in inclusion
         ]
         queue = SimpleNamespace(pull=lambda *_: groups)
-        decoding = {"constrained": False, "temperature": 1.0, "beams": False}
-        queued = QueueSource(queue, TinyDataset(), VOCABULARY, rank=0, world=1, share=len(groups), **decoding)
+        queued = QueueSource(
+            queue,
+            TinyDataset(),
+            VOCABULARY,
+            rank=0,
+            world=1,
+            share=len(groups),
+            decoding=Decoding(candidates=2),
+        )
         return queued.next(0, learner_version=4)[1]
 
     assert figures([0.5, 1.0], [0.25, 0.25])["inclusion"] == pytest.approx(0.5)

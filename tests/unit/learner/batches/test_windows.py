@@ -32,7 +32,11 @@ def dataset(tmp_path_factory):
 
 def test_an_epoch_covers_the_training_part_and_nothing_else(dataset):
     generator = np.random.default_rng(0)
-    batches = list(epoch_batches(dataset, until="pretrain", batch_interactions=30, shuffle_ties=True, generator=generator))
+    batches = list(
+        epoch_batches(
+            dataset, until="pretrain", batch_interactions=30, shuffle_ties=True, generator=generator
+        )
+    )
     rows = np.unique(np.concatenate([row for batch in batches for row in batch]))
     place = rows - dataset.offsets[np.searchsorted(dataset.offsets, rows, side="right") - 1]
     assert place.max() == LENGTH - 3  # the last two of each user are validation and test
@@ -56,7 +60,11 @@ def test_thinning_loses_at_most_its_share_and_keeps_the_order():
 def test_an_epoch_is_a_function_of_its_generator(dataset):
     def epoch(seed):
         batches = epoch_batches(
-            dataset, until="pretrain", batch_interactions=30, shuffle_ties=True, generator=np.random.default_rng(seed)
+            dataset,
+            until="pretrain",
+            batch_interactions=30,
+            shuffle_ties=True,
+            generator=np.random.default_rng(seed),
         )
         return [[row.tolist() for row in batch] for batch in batches]
 

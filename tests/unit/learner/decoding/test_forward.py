@@ -20,24 +20,24 @@ def run(model, forward, histories, wanted=None):
     """Hidden states of all tokens, or of the wanted (row, position) pairs. Rows are longest first."""
     lengths = np.asarray([len(history) for history in histories])
     geometry = RowGeometry(known_R=np.zeros_like(lengths), lengths_R=lengths)
-    row_N, position_N = geometry.packed()
-    tokens_N = torch.tensor(
-        [histories[row][position] for row, position in zip(row_N, position_N, strict=True)]
+    row_P, position_P = geometry.packed()
+    tokens_P = torch.tensor(
+        [histories[row][position] for row, position in zip(row_P, position_P, strict=True)]
     )
-    everything = (row_N, position_N)
+    everything = (row_P, position_P)
     rows, positions = (
         everything if wanted is None else (np.asarray(part) for part in zip(*wanted, strict=True))
     )
     place = (
-        None if wanted is None else torch.tensor([everything_at(row_N, position_N, *one) for one in wanted])
+        None if wanted is None else torch.tensor([everything_at(row_P, position_P, *one) for one in wanted])
     )
     attention = HistoryAttention(geometry, {}, (rows, positions), model.device)
     with torch.no_grad():
-        return forward(tokens_N, torch.from_numpy(position_N), attention, place)
+        return forward(tokens_P, torch.from_numpy(position_P), attention, place)
 
 
-def everything_at(row_N, position_N, row, position):
-    return int(np.flatnonzero((row_N == row) & (position_N == position))[0])
+def everything_at(row_P, position_P, row, position):
+    return int(np.flatnonzero((row_P == row) & (position_P == position))[0])
 
 
 def expected(model, histories):

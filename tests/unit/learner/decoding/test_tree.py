@@ -14,9 +14,12 @@ from tests.unit.learner.learner_cases import LEVEL_SIZES
 from tests.unit.learner.tree_cases import (
     HISTORIES,
     ITEMS,
+    beam,
     models,
     next_log_probs,
     padded,
+    sample,
+    stochastic_beam,
     token_log_probs,
     vocabulary,
 )
@@ -51,7 +54,7 @@ def numbers(prompts=3, seed=0):
 
 def test_constrained_beams_are_the_best_items_in_order(model, decoder):
     tokens = vocabulary().item_tokens
-    beams = decoder.beams(decoder.prefill(*padded(filler=9)), len(ITEMS))
+    beams = decoder.beams(decoder.prefill(*padded(filler=9)), beam(candidates=len(ITEMS)))
     for row, history in enumerate(HISTORIES):
         scores = token_log_probs(model, history, tokens)
         order = np.argsort(-scores.sum(axis=1))
@@ -61,7 +64,7 @@ def test_constrained_beams_are_the_best_items_in_order(model, decoder):
 
 
 def test_free_beams_equal_an_exhaustive_search(model, decoder):
-    beams = decoder.beams(decoder.prefill(*padded()), VOCAB**2, constrained=False)
+    beams = decoder.beams(decoder.prefill(*padded()), beam(candidates=VOCAB**2, constrained=False))
     everything = list(itertools.product(range(VOCAB), repeat=3))
     scores = token_log_probs(model, HISTORIES[0], everything)
     best = np.argsort(-scores.sum(axis=1))[: VOCAB**2]
@@ -89,7 +92,9 @@ def textbook(model, history, width, allowed):
 def test_narrow_renormalised_beams_follow_the_textbook(model, decoder, constrained, width):
     excluded = EXCLUDED if constrained else None
     prefix = decoder.prefill(*padded())
-    beams = decoder.beams(prefix, width, constrained=constrained, excluded=excluded, renormalise=True)
+    beams = decoder.beams(
+        prefix, beam(candidates=width, constrained=constrained), excluded=excluded, renormalise=True
+    )
     for row, history in enumerate(HISTORIES):
         allowed = vocabulary().item_tokens[left(row, excluded)].tolist() if constrained else None
         tokens, totals = textbook(model, history, width, allowed)
@@ -100,7 +105,9 @@ def test_narrow_renormalised_beams_follow_the_textbook(model, decoder, constrain
 @pytest.mark.parametrize("renormalise", [True, False])
 def test_excluded_items_are_left_out_of_their_own_prompt_only(model, decoder, renormalise):
     tokens = vocabulary().item_tokens
-    beams = decoder.beams(decoder.prefill(*padded()), 8, excluded=EXCLUDED, renormalise=renormalise)
+    beams = decoder.beams(
+        decoder.prefill(*padded()), beam(candidates=8), excluded=EXCLUDED, renormalise=renormalise
+    )
     for row, history in enumerate(HISTORIES):
         items = left(row, EXCLUDED)
         finite = np.isfinite(beams.log_probs_BW[row])
@@ -116,10 +123,10 @@ def test_excluded_items_are_left_out_of_their_own_prompt_only(model, decoder, re
 
 def test_a_prefix_can_be_decoded_again(decoder):
     prefix = decoder.prefill(*padded())
-    first = decoder.beams(prefix, 4)
-    decoder.beams(prefix, 6, constrained=False)
-    decoder.sample(prefix, numbers(), 5)
-    again = decoder.beams(prefix, 4)
+    first = decoder.beams(prefix, beam(candidates=4))
+    decoder.beams(prefix, beam(candidates=6, constrained=False))
+    decoder.sample(prefix, sample(candidates=5), numbers())
+    again = decoder.beams(prefix, beam(candidates=4))
     assert (first.tokens_BWL == again.tokens_BWL).all()
     assert first.log_probs_BW == pytest.approx(again.log_probs_BW, abs=1e-6)
 
@@ -128,7 +135,10 @@ def test_a_prefix_can_be_decoded_again(decoder):
 def test_samples_carry_the_log_probs_they_were_drawn_with(model, decoder, constrained):
     excluded = EXCLUDED if constrained else None
     drawn = decoder.sample(
-        decoder.prefill(*padded()), numbers(), 30, temperature=1.7, constrained=constrained, excluded=excluded
+        decoder.prefill(*padded()),
+        sample(candidates=30, temperature=1.7, constrained=constrained),
+        numbers(),
+        excluded=excluded,
     )
     assert drawn.tokens_BWL.shape == (3, 30, 3) and drawn.tokens_BWL.dtype == np.int64
     assert drawn.log_probs_BWL.dtype == np.float32
@@ -141,7 +151,9 @@ def test_samples_carry_the_log_probs_they_were_drawn_with(model, decoder, constr
 
 def test_top_p_comes_after_the_temperature_and_renormalises(model, decoder):
     prefix = decoder.prefill(*padded())
-    drawn = decoder.sample(prefix, numbers(), 200, temperature=2.0, top_p=0.7, constrained=False)
+    drawn = decoder.sample(
+        prefix, sample(candidates=200, temperature=2.0, top_p=0.7, constrained=False), numbers()
+    )
     log_p = next_log_probs(model, HISTORIES[0], [()], temperature=2.0)[0]
     order = np.argsort(-log_p)
     before = np.cumsum(np.exp(log_p[order])) - np.exp(log_p[order])
@@ -151,8 +163,8 @@ def test_top_p_comes_after_the_temperature_and_renormalises(model, decoder):
         drawn.log_probs_BWL[0, :, 0],
         (log_p - np.log(np.exp(log_p[nucleus]).sum()))[drawn.tokens_BWL[0, :, 0]],
     )
-    held = decoder.sample(prefix, numbers(), 50, top_p=1e-6)
-    best = decoder.beams(prefix, 1, renormalise=True).tokens_BWL[:, 0]
+    held = decoder.sample(prefix, sample(candidates=50, top_p=1e-6), numbers())
+    best = decoder.beams(prefix, beam(candidates=1), renormalise=True).tokens_BWL[:, 0]
     assert (held.tokens_BWL[:, :, 0] == best[:, None, 0]).all()
     assert (held.log_probs_BWL == 0).all()
 
@@ -164,10 +176,8 @@ def test_frequencies_match_the_probabilities(constrained):
     excluded = [np.array([1]), np.array([], dtype=np.int64), np.array([2])] if constrained else None
     drawn = decoder.sample(
         decoder.prefill(*padded()),
+        sample(candidates=4000, temperature=3.0, constrained=constrained),
         numbers(),
-        4000,
-        temperature=3.0,
-        constrained=constrained,
         excluded=excluded,
     )
     candidates = vocabulary().item_tokens if constrained else list(itertools.product(range(VOCAB), repeat=3))
@@ -192,10 +202,12 @@ def test_frequencies_match_the_probabilities(constrained):
 
 
 def test_what_a_prompt_gets_does_not_depend_on_its_company(decoder):
-    together = decoder.sample(decoder.prefill(*padded()), numbers(), 20, excluded=EXCLUDED)
+    together = decoder.sample(decoder.prefill(*padded()), sample(candidates=20), numbers(), excluded=EXCLUDED)
     for row, history in enumerate(HISTORIES):
         prefix = decoder.prefill(*padded([history]))
-        alone = decoder.sample(prefix, numbers()[row : row + 1], 20, excluded=EXCLUDED[row : row + 1])
+        alone = decoder.sample(
+            prefix, sample(candidates=20), numbers()[row : row + 1], excluded=EXCLUDED[row : row + 1]
+        )
         assert (alone.tokens_BWL[0] == together.tokens_BWL[row]).all()
         close(alone.log_probs_BWL[0], together.log_probs_BWL[row])
 
@@ -210,7 +222,7 @@ def test_a_branch_is_computed_once_however_many_candidates_are_on_it(decoder):
 
     prefix = decoder.prefill(*padded(HISTORIES[:1]))
     decoder._forward = count
-    drawn = decoder.sample(prefix, numbers(1), 500)
+    drawn = decoder.sample(prefix, sample(candidates=500), numbers(1))
     tokens = drawn.tokens_BWL[0]
     assert counted == [len(np.unique(tokens[:, :1], axis=0)), len(np.unique(tokens[:, :2], axis=0))]
 
@@ -218,9 +230,11 @@ def test_a_branch_is_computed_once_however_many_candidates_are_on_it(decoder):
 def test_free_decoding_takes_no_exclusions(decoder):
     prefix = decoder.prefill(*padded())
     with pytest.raises(ValueError, match="constrained decoding only"):
-        decoder.beams(prefix, 2, constrained=False, excluded=[np.array([0])] * 3)
+        decoder.beams(prefix, beam(candidates=2, constrained=False), excluded=[np.array([0])] * 3)
     with pytest.raises(ValueError, match="constrained decoding only"):
-        decoder.sample(prefix, numbers(), 2, constrained=False, excluded=[np.array([0])] * 3)
+        decoder.sample(
+            prefix, sample(candidates=2, constrained=False), numbers(), excluded=[np.array([0])] * 3
+        )
 
 
 @pytest.mark.parametrize("constrained", [True, False])
@@ -229,19 +243,22 @@ def test_heads_that_are_no_plain_linear_layer_are_called(decoder, model, constra
         pass
 
     prefix = decoder.prefill(*padded())
-    plain = decoder.beams(prefix, 3, constrained=constrained, renormalise=True)
+    plain = decoder.beams(prefix, beam(candidates=3, constrained=constrained), renormalise=True)
     decoder._head = Adapted(*reversed(decoder._head.weight.shape), bias=False)
     decoder._head.weight = model.get_output_embeddings().weight
     if model.get_output_embeddings().bias is not None:
         decoder._head.bias = model.get_output_embeddings().bias
-    adapted = decoder.beams(prefix, 3, constrained=constrained, renormalise=True)
+    adapted = decoder.beams(prefix, beam(candidates=3, constrained=constrained), renormalise=True)
     assert (adapted.tokens_BWL == plain.tokens_BWL).all()
     close(adapted.log_probs_BWL, plain.log_probs_BWL)
 
 
 def test_stochastic_beams_are_distinct_and_carry_their_log_probs(model, decoder):
     drawn = decoder.stochastic_beams(
-        decoder.prefill(*padded()), numbers(), 4, temperature=2.0, excluded=EXCLUDED
+        decoder.prefill(*padded()),
+        stochastic_beam(candidates=4, temperature=2.0),
+        numbers(),
+        excluded=EXCLUDED,
     )
     for row, history in enumerate(HISTORIES):
         items = vocabulary().trie.lookup(drawn.tokens_BWL[row])
@@ -249,7 +266,9 @@ def test_stochastic_beams_are_distinct_and_carry_their_log_probs(model, decoder)
         allowed = vocabulary().item_tokens[left(row, EXCLUDED)].tolist()
         close(drawn.log_probs_BWL[row], token_log_probs(model, history, drawn.tokens_BWL[row], allowed, 2.0))
     assert (drawn.inclusion_log_probs_BW < 0).all() and drawn.inclusion_log_probs_BW.shape == (3, 4)
-    free = decoder.stochastic_beams(decoder.prefill(*padded()), numbers(), 6, constrained=False)
+    free = decoder.stochastic_beams(
+        decoder.prefill(*padded()), stochastic_beam(candidates=6, constrained=False), numbers()
+    )
     assert all(len(np.unique(one, axis=0)) == 6 for one in free.tokens_BWL)
     close(free.log_probs_BWL[0], token_log_probs(model, HISTORIES[0], free.tokens_BWL[0]))
 
@@ -257,7 +276,9 @@ def test_stochastic_beams_are_distinct_and_carry_their_log_probs(model, decoder)
 def test_stochastic_beams_are_those_of_a_search_prompt_by_prompt(model, decoder):
     """Free decoding takes the same random numbers as `sluice.actors.engines.vllm.beams`."""
     drawn = decoder.stochastic_beams(
-        decoder.prefill(*padded()), numbers(), 4, constrained=False, temperature=2.0
+        decoder.prefill(*padded()),
+        stochastic_beam(candidates=4, temperature=2.0, constrained=False),
+        numbers(),
     )
     for row, (history, stream) in enumerate(zip(HISTORIES, numbers(), strict=True)):
         beams = StochasticBeams(4, stream)
@@ -270,7 +291,7 @@ def test_stochastic_beams_are_those_of_a_search_prompt_by_prompt(model, decoder)
 
 
 def test_when_every_item_is_drawn_each_was_certain(decoder):
-    drawn = decoder.stochastic_beams(decoder.prefill(*padded()), numbers(), 8)
+    drawn = decoder.stochastic_beams(decoder.prefill(*padded()), stochastic_beam(candidates=8), numbers())
     assert (np.sort(vocabulary().trie.lookup(drawn.tokens_BWL), axis=1) == np.arange(8)).all()
     assert (drawn.inclusion_log_probs_BW == 0).all()
 
@@ -287,7 +308,9 @@ def test_stochastic_beams_sample_without_replacement_and_weigh_without_bias():
     counts, estimates = np.zeros((6, 6)), []
     for seed in range(groups // batch):
         random = random_streams([f"{seed:08}{row:08}".encode() for row in range(batch)])
-        drawn = decoder.stochastic_beams(prefix, random, 2, temperature=4.0, excluded=[excluded] * batch)
+        drawn = decoder.stochastic_beams(
+            prefix, stochastic_beam(candidates=2, temperature=4.0), random, excluded=[excluded] * batch
+        )
         place = np.searchsorted(items, vocabulary().trie.lookup(drawn.tokens_BWL))
         np.add.at(counts, (place[:, 0], place[:, 1]), 1)
         weight = np.exp(drawn.log_probs_BW.astype(np.float64) - drawn.inclusion_log_probs_BW)

@@ -10,7 +10,7 @@ from sluice.learner.gate.gate import (
     whole_places,
 )
 from sluice.learner.gate.settings import GateSettings
-from tests.unit.learner.learner_cases import NAN, one_group, random_batch
+from tests.unit.learner.learner_cases import FOUR_BEAMS, NAN, one_group, random_batch
 
 GT = [3, 7, 10]
 CANDIDATES = [[3, 7, 11], [3, 8, 10], [4, 7, 10], [5, 7, 10]]
@@ -60,7 +60,7 @@ def test_policy_rank_of_beams_is_the_place_among_them(place, rank):
     tokens, items = [list(row) for row in CANDIDATES], [1, 2, 3, 4]
     if place is not None:
         tokens[place], items[place] = GT, 0
-    batch = with_candidates(tokens, items, beams=True)
+    batch = with_candidates(tokens, items, decoding=FOUR_BEAMS)
     assert policy_rank(batch, torch.tensor([99.0])).tolist() == [rank]
 
 
@@ -103,7 +103,7 @@ def test_ranker_rank(changes, rank):
     ],
 )
 def test_distractors_below_the_head(distractors, rho, below):
-    batch = one_group(distractor_scores_BM=torch.tensor([distractors]))
+    batch = one_group(distractor_scores_BJ=torch.tensor([distractors]))
     assert below_of(batch, GateSettings(rho=rho)).tolist() == [below]
 
 
@@ -122,12 +122,12 @@ def test_distractors_below_the_head(distractors, rho, below):
     ],
 )
 def test_distractors_within_the_bottom(distractors, rho, below):
-    batch = one_group(distractor_scores_BM=torch.tensor([distractors]))
+    batch = one_group(distractor_scores_BJ=torch.tensor([distractors]))
     assert below_of(batch, GateSettings(rho=rho, distractor_rule="within_bottom")).tolist() == [below]
 
 
 def test_hallucinations_are_not_in_the_distractors_pool():
-    changes = {"distractor_scores_BM": torch.tensor([[2.2]])}
+    changes = {"distractor_scores_BJ": torch.tensor([[2.2]])}
     assert below_of(one_group(**changes), GateSettings()).tolist() == [True]  # rank 4: behind 2.5, 3, 4
     changes["candidate_items_BK"] = torch.tensor([[1, 2, -1, -1]])
     assert below_of(one_group(**changes), GateSettings()).tolist() == [False]  # rank 2: behind 2.5
@@ -155,7 +155,7 @@ def test_gate_is_the_product_of_its_parts(
     target_log_prob, target_score, distractor, difficult, agrees, below
 ):
     batch = one_group(
-        target_scores_B=torch.tensor([target_score]), distractor_scores_BM=torch.tensor([[distractor]])
+        target_scores_B=torch.tensor([target_score]), distractor_scores_BJ=torch.tensor([[distractor]])
     )
     target = torch.tensor([target_log_prob])
     result = compute_gate(batch, target, GateSettings(tau=0.5, rho=0.5))
@@ -177,7 +177,7 @@ def test_a_ranker_that_scores_everything_alike_is_refused():
     batch = one_group(
         candidate_scores_BK=torch.ones(1, 4),
         target_scores_B=torch.ones(1),
-        distractor_scores_BM=torch.ones(1, 1),
+        distractor_scores_BJ=torch.ones(1, 1),
     )
     result = compute_gate(batch, torch.tensor([-9.0]), GateSettings())
     assert result.ranker_agrees_B.tolist() == [True] and result.admitted_B.tolist() == [False]

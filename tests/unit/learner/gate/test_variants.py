@@ -10,7 +10,7 @@ from sluice.learner.gate.variants import admission_chance
 from sluice.learner.objectives.adagrpo import AdaGrpoLoss
 from sluice.learner.objectives.mixture import MixtureLoss
 from sluice.learner.objectives.settings.objective import GrpoSettings
-from tests.unit.learner.learner_cases import NAN, one_group, random_batch
+from tests.unit.learner.learner_cases import NAN, objective_input, one_group, random_batch
 from tests.unit.learner.objective_cases import scores_of
 
 
@@ -108,7 +108,7 @@ def test_soft_gate(settings, expected):
     ],
 )
 def test_the_soft_gate_takes_the_distractor_nearest_to_failing(distractors, rule, margin):
-    batch = one_group(target_scores_B=torch.tensor([3.5]), distractor_scores_BM=torch.tensor([distractors]))
+    batch = one_group(target_scores_B=torch.tensor([3.5]), distractor_scores_BJ=torch.tensor([distractors]))
     settings = GateSettings(mode="soft", tau=0.5, rho=0.5, distractor_rule=rule, parts="discriminability")
     expected = 0.6224593 / (1 + math.exp(0.5 - margin))
     assert compute_gate(batch, torch.tensor([-2.5]), settings).gate_B.item() == pytest.approx(
@@ -141,11 +141,11 @@ def test_a_soft_gate_multiplies_the_term():
     ) - 1
     scores, settings = scores_of(log_probs), GrpoSettings(kl_beta=0)
     gate_settings = GateSettings(mode="soft", tau=0.5)
-    terms = AdaGrpoLoss(0.7, settings, gate_settings)(batch, scores, scores, None)
+    terms = AdaGrpoLoss(0.7, settings, gate_settings)(objective_input(batch, scores, scores, None))
     gates = compute_gate(batch, log_probs[:, 0].sum(-1), gate_settings).gate_B
     assert gates.unique().numel() > 1 and gates.min() > 0 and gates.max() < 1
     parts = [(rows(batch, [row]), scores_of(log_probs[[row]])) for row in range(4)]
-    each = [MixtureLoss(0.7, settings)(part, of_it, of_it, None) for part, of_it in parts]
+    each = [MixtureLoss(0.7, settings)(objective_input(part, of_it, of_it, None)) for part, of_it in parts]
     expected = [
         (terms.metrics["nll"][0] + 0.7 * g * terms.metrics["grpo"][0]).item()
         for terms, g in zip(each, gates.double(), strict=True)

@@ -7,10 +7,10 @@ import torch
 
 from sluice.catalog.errors import ConfigError, DataError
 from sluice.learner.objectives.cql import CqlLoss, log_sum_items, sampling_log_weights
-from sluice.learner.objectives.settings.preference import CqlObjective
-from tests.unit.learner.learner_cases import NAN, one_group, random_batch
+from sluice.learner.objectives.settings.logged import CqlObjective
+from tests.unit.learner.learner_cases import FOUR_BEAMS, NAN, objective_input, one_group, random_batch
 from tests.unit.learner.preference_cases import (
-    assert_no_mass,
+    assert_nothing_to_learn,
     double,
     means,
     per_branch,
@@ -31,7 +31,9 @@ def group(reward=1.0, **changes):
 
 
 def of(objective, batch, now, values):
-    return objective(batch, scores_of(now, values), scores_of(now.detach(), values.detach()), None)
+    return objective(
+        objective_input(batch, scores_of(now, values), scores_of(now.detach(), values.detach()), None)
+    )
 
 
 def test_cql():
@@ -60,10 +62,10 @@ def test_cql():
 def test_sampling_weights():
     found = sampling_log_weights(group())[0].tolist()
     assert found == pytest.approx([1 - math.log(4), -math.inf, -math.inf, 4 - math.log(4)], abs=1e-6)
-    included = group(inclusion_log_probs_BK=torch.tensor([[-0.5, -1.0, -1.0, -2.0]]), beams=True)
+    included = group(inclusion_log_probs_BK=torch.tensor([[-0.5, -1.0, -1.0, -2.0]]), decoding=FOUR_BEAMS)
     assert sampling_log_weights(included)[0].tolist() == [0.5, -math.inf, -math.inf, 2.0]
     with pytest.raises(ConfigError, match=r"beams are no sample: set rollout\.decode\.kind"):
-        sampling_log_weights(group(beams=True))
+        sampling_log_weights(group(decoding=FOUR_BEAMS))
 
 
 # A policy over two levels of 3 and 2 tokens: six sequences, of which the last is no item.
@@ -155,15 +157,17 @@ def test_rows_without_a_reward_do_not_count():
     kept = {name: value[[0, 2]] for name, value in vars(batch).items() if isinstance(value, torch.Tensor)}
     other = of(cql(), type(batch)(**(vars(batch) | kept)), now[[0, 2]], values[[0, 2]])
     terms = of(cql(), batch, now, values)
-    assert cql().mass(batch).item() == 2 and terms.loss.item() == pytest.approx(other.loss.item(), abs=1e-12)
+    assert cql().normaliser(batch).item() == 2 and terms.loss.item() == pytest.approx(
+        other.loss.item(), abs=1e-12
+    )
     assert terms.metrics["rewarded_share"].tolist() == [2, 3]
 
 
 def test_no_reward_no_loss():
     scores = scores_of(per_branch(-1, -2, -3, -4, -5).requires_grad_(), VALUES.clone().requires_grad_())
-    assert_no_mass(cql(), group(reward=NAN), scores, scores.detach())
+    assert_nothing_to_learn(cql(), group(reward=NAN), scores, scores.detach())
     with pytest.raises(DataError, match="logged rewards"):
-        cql().mass(random_batch())
+        cql().normaliser(random_batch())
 
 
 @pytest.mark.parametrize("settings", [{}, {"scale": 2.0, "alpha": 0.3}])

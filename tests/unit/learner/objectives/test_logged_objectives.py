@@ -4,19 +4,20 @@ from dataclasses import replace
 import pytest
 import torch
 
+from sluice.catalog.decoding import PLAIN_POLICY
 from sluice.catalog.errors import DataError, RankerError
 from sluice.learner.batches.batch import LoggedBatch
 from sluice.learner.objectives.a_sft import AdvantageSftLoss, advantage_weights, candidate_baseline
 from sluice.learner.objectives.nll import NllLoss
 from sluice.learner.objectives.reward_weighted_bc import RewardWeightedBcLoss
-from sluice.learner.objectives.settings.preference import (
+from sluice.learner.objectives.settings.logged import (
     AdvantageSftObjective,
     CandidateBaseline,
     ValueHeadBaseline,
 )
 from sluice.learner.objectives.terms.logged import mean_over, weighted_mean_of
-from tests.unit.learner.learner_cases import NAN, random_batch
-from tests.unit.learner.preference_cases import assert_no_mass, double, means, rich_batch, scores_of
+from tests.unit.learner.learner_cases import NAN, objective_input, random_batch
+from tests.unit.learner.preference_cases import assert_nothing_to_learn, double, means, rich_batch, scores_of
 
 NLL = double([[[-1.0, -1.0, -1.0]], [[-2.0, -2.0, -2.0]], [[-0.5, -0.5, -0.5]]])  # 3, 6, 1.5 nats
 VALUES = torch.tensor([[2.0, 4.0, 3.0, 99.0], [1.0, 1.0, 4.0, 99.0], [1.0, 1.0, 1.0, 99.0]])  # means 3, 2, 1
@@ -32,7 +33,7 @@ def logged(rewards, **changes):
 
 def of(objective, batch, now=NLL, values=None, start_values=None):
     start = scores_of(now.detach(), now.detach() if start_values is None else start_values)
-    return objective(batch, scores_of(now, values), start, None)
+    return objective(objective_input(batch, scores_of(now, values), start, None))
 
 
 def a_sft(**changes):
@@ -49,7 +50,7 @@ def test_reward_weighted_bc():
     batch = logged([5.0, 1.0, NAN])
     terms = of(RewardWeightedBcLoss(0.0), batch)
     assert terms.loss.item() == pytest.approx(21 / 6, abs=1e-12)
-    assert RewardWeightedBcLoss(0.0).mass(batch).item() == 6
+    assert RewardWeightedBcLoss(0.0).normaliser(batch).item() == 6
     # a row without a reward weighs 2: 5 * 3 + 1 * 6 + 2 * 1.5 over 8
     assert of(RewardWeightedBcLoss(2.0), batch).loss.item() == pytest.approx(24 / 8, abs=1e-12)
 
@@ -112,7 +113,7 @@ def test_a_sft():
     assert of(objective, batch).loss.item() == pytest.approx(
         (3 * first + 6 * second) / (first + second), abs=1e-12
     )
-    assert objective.mass(batch).item() == pytest.approx(first + second)
+    assert objective.normaliser(batch).item() == pytest.approx(first + second)
     third = of(a_sft(beta=2.0, missing_weight=0.25), batch).loss.item()
     assert third == pytest.approx((3 * first + 6 * second + 0.25 * 1.5) / (first + second + 0.25), abs=1e-12)
     clipped = of(a_sft(beta=2.0, max_weight=2.0), batch)
@@ -129,7 +130,7 @@ def test_a_sft_with_a_value_head():
     assert of(objective, batch, values=now, start_values=start).loss.item() == pytest.approx(
         expected, abs=1e-12
     )
-    assert objective.mass(batch).item() == 2.25
+    assert objective.normaliser(batch).item() == 2.25
 
 
 def test_only_the_value_loss_reaches_the_value_head():
@@ -202,22 +203,24 @@ def test_no_reward_no_loss(objective):
     now = NLL.clone().requires_grad_()
     values = at_the_prompt(1.0, 2.0, 3.0).requires_grad_() if objective.needs_values else None
     scores = scores_of(now, values)
-    assert_no_mass(objective, logged([NAN, NAN, NAN]), scores, scores.detach())
+    assert_nothing_to_learn(objective, logged([NAN, NAN, NAN]), scores, scores.detach())
 
 
 def test_no_valid_candidate_no_loss():
     scores = scores_of(NLL.clone().requires_grad_())
     nothing = torch.full((3, 4), -1)
-    assert_no_mass(a_sft(), logged([1.0, 2.0, 3.0], candidate_items_BK=nothing), scores, scores.detach())
+    assert_nothing_to_learn(
+        a_sft(), logged([1.0, 2.0, 3.0], candidate_items_BK=nothing), scores, scores.detach()
+    )
 
 
 def test_what_is_missing_is_said():
     bare = random_batch(prompts=3)
     for objective in (RewardWeightedBcLoss(1.0), a_sft(), a_sft(baseline=HEAD)):
         with pytest.raises(DataError, match="rating or dwell_seconds"):
-            objective.mass(bare)
+            objective.normaliser(bare)
     with pytest.raises(RankerError, match=r"baseline\.type to value_head"):
-        a_sft().mass(replace(bare, logged_rewards_B=torch.ones(3)))
+        a_sft().normaliser(replace(bare, logged_rewards_B=torch.ones(3)))
 
 
 def test_inputs_and_needs():
@@ -226,9 +229,9 @@ def test_inputs_and_needs():
         history_BT=batch.history_BT, history_lengths_B=batch.history_lengths_B, target_BL=batch.target_BL
     )
     for objective in (RewardWeightedBcLoss(1.0), a_sft(), a_sft(baseline=HEAD)):
-        inputs = objective.inputs(bare)
+        inputs = objective.select_branches(bare)
         assert torch.equal(inputs.branches_BSL, batch.target_BL[:, None])
-        assert inputs.allowed_BSLV is None and inputs.temperature == 1.0
+        assert inputs.allowed_BSLV is None and inputs.decoding == PLAIN_POLICY
         assert not objective.needs_reference
     assert not RewardWeightedBcLoss(1.0).needs_groups and not RewardWeightedBcLoss(1.0).needs_values
     assert a_sft().needs_groups and not a_sft(baseline=CandidateBaseline()).needs_values

@@ -4,9 +4,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from sluice.catalog.decoding import PLAIN_POLICY
 from sluice.learner.gate.settings import GateSettings
 from sluice.learner.objectives.adagrpo import AdaGrpoLoss
-from sluice.learner.objectives.build import build_objective
 from sluice.learner.objectives.grpo import GrpoLoss, clipped_surrogate
 from sluice.learner.objectives.mixture import MixtureLoss
 from sluice.learner.objectives.nll import NllLoss
@@ -22,7 +22,8 @@ from sluice.learner.objectives.terms.correction import correction_weights
 from sluice.learner.objectives.terms.group_term import k3_divergence
 from sluice.learner.reduction import mean_of
 from sluice.learner.scoring.shared_prefix import branch_log_probs
-from tests.unit.learner.learner_cases import NAN, one_group, random_batch, tiny_policy
+from sluice.learner.training.objective import build_objective
+from tests.unit.learner.learner_cases import NAN, objective_input, one_group, random_batch, tiny_policy
 from tests.unit.learner.objective_cases import RATIOS, A, grpo_loss, pair, scores_of
 
 
@@ -161,7 +162,9 @@ def test_at_ratio_one_the_gradient_is_reinforce_with_a_group_baseline(old_policy
     GrpoSettings(kl_beta=0.05),
     GrpoSettings(kl_beta=0.05, ground_truth="inject"),
     GrpoSettings(old_policy="batch_start", correction=CorrectionSettings(level="token", low=0.5, high=1.5)),
-    GrpoSettings(old_policy="batch_start", correction=CorrectionSettings(level="sequence"), ground_truth="override"),
+    GrpoSettings(
+        old_policy="batch_start", correction=CorrectionSettings(level="sequence"), ground_truth="override"
+    ),
 ])  # fmt: skip
 def test_gradcheck(settings):
     torch.manual_seed(0)
@@ -172,14 +175,16 @@ def test_gradcheck(settings):
     objective = AdaGrpoLoss(0.7, settings, GateSettings(parts="difficulty", tau=0.5))
 
     def loss(log_probs):
-        return objective(batch, scores_of(log_probs), scores_of(start), reference).loss
+        return objective(objective_input(batch, scores_of(log_probs), scores_of(start), reference)).loss
 
     assert torch.autograd.gradcheck(loss, (point,))
 
 
 def test_nll_is_the_sum_over_tokens_and_the_mean_over_prompts():
     log_probs = torch.tensor([[[-1.0, -2.0, -3.0]], [[-0.5, -0.5, -0.5]]], requires_grad=True)
-    terms = NllLoss()(random_batch(prompts=2), scores_of(log_probs), scores_of(log_probs.detach()), None)
+    terms = NllLoss()(
+        objective_input(random_batch(prompts=2), scores_of(log_probs), scores_of(log_probs.detach()), None)
+    )
     assert terms.loss.item() == pytest.approx((6.0 + 1.5) / 2)
     terms.loss.backward()
     assert log_probs.grad.unique().tolist() == [-0.5]
@@ -189,22 +194,24 @@ def test_nll_is_the_sum_over_tokens_and_the_mean_over_prompts():
 def test_nll_uses_the_free_policy_whatever_the_rollouts_were_drawn_from():
     batch, log_probs = pair()
     scores = scores_of(log_probs, target_BL=torch.tensor([[-2.0, -3.0, -4.0]], dtype=torch.float64))
-    loss = MixtureLoss(2.0, GrpoSettings(kl_beta=0))(batch, scores, scores_of(log_probs), None).loss
+    loss = MixtureLoss(2.0, GrpoSettings(kl_beta=0))(
+        objective_input(batch, scores, scores_of(log_probs), None)
+    ).loss
     assert loss.item() == pytest.approx(9.0 + 2.0 * 0.1 * A, abs=1e-7)
 
 
 def model_gradients(objective, batch):
     model = tiny_policy().model
-    inputs = MixtureLoss(1.0, GrpoSettings()).inputs(batch)
+    inputs = MixtureLoss(1.0, GrpoSettings()).select_branches(batch)
     scores = branch_log_probs(
         model,
         batch.history_BT,
         batch.history_lengths_B,
         inputs.branches_BSL,
         inputs.allowed_BSLV,
-        inputs.temperature,
+        inputs.decoding,
     )
-    terms = objective(batch, scores, scores.detach(), scores.log_probs_BSL.detach() - 0.1)
+    terms = objective(objective_input(batch, scores, scores.detach(), scores.log_probs_BSL.detach() - 0.1))
     terms.loss.backward()
     return terms, {name: parameter.grad for name, parameter in model.named_parameters()}
 
@@ -217,7 +224,7 @@ def assert_same_bits(first, second):
 
 @pytest.mark.parametrize("constrained", [False, True])
 def test_a_closed_gate_is_pure_nll_to_the_bit(constrained):
-    batch = random_batch(constrained=constrained, distractor_scores_BM=torch.full((4, 2), 100.0))
+    batch = random_batch(constrained=constrained, distractor_scores_BJ=torch.full((4, 2), 100.0))
     closed = AdaGrpoLoss(1.0, GrpoSettings(), GateSettings())
     found = model_gradients(closed, batch)
     assert found[0].metrics["gate_rate"].tolist() == [0.0, 4.0]
@@ -226,7 +233,7 @@ def test_a_closed_gate_is_pure_nll_to_the_bit(constrained):
 
 def test_an_open_gate_is_the_mixture_to_the_bit():
     batch = random_batch(
-        target_scores_B=torch.full((4,), 100.0), distractor_scores_BM=torch.full((4, 2), -100.0)
+        target_scores_B=torch.full((4,), 100.0), distractor_scores_BJ=torch.full((4, 2), -100.0)
     )
     opened = AdaGrpoLoss(0.3, GrpoSettings(), GateSettings(parts="discriminability"))
     found = model_gradients(opened, batch)
@@ -237,10 +244,12 @@ def test_an_open_gate_is_the_mixture_to_the_bit():
 
 def test_the_gate_lets_single_prompts_through():
     distractors = torch.tensor([[-100.0], [100.0], [-100.0], [100.0]])
-    batch = random_batch(target_scores_B=torch.full((4,), 100.0), distractor_scores_BM=distractors)
+    batch = random_batch(target_scores_B=torch.full((4,), 100.0), distractor_scores_BJ=distractors)
     gated = AdaGrpoLoss(1.0, GrpoSettings(), GateSettings(parts="discriminability"))
     log_probs = torch.full((4, 5, 3), -1.5, requires_grad=True)
-    terms = gated(batch, scores_of(log_probs), scores_of(log_probs.detach()), log_probs.detach() - 0.5)
+    terms = gated(
+        objective_input(batch, scores_of(log_probs), scores_of(log_probs.detach()), log_probs.detach() - 0.5)
+    )
     terms.loss.backward()
     moved = log_probs.grad[:, 1:].abs().amax(dim=(1, 2)) > 0
     assert moved.tolist() == [True, False, True, False]
@@ -248,11 +257,11 @@ def test_the_gate_lets_single_prompts_through():
 
 
 def test_a_refused_prompt_that_overflows_does_no_harm():
-    batch = random_batch(distractor_scores_BM=torch.full((4, 2), 100.0))
+    batch = random_batch(distractor_scores_BJ=torch.full((4, 2), 100.0))
     batch.behaviour_log_probs_BKL[0] = -1e4  # the ratios are infinite
     log_probs = torch.full((4, 5, 3), -1.5)
     loss = AdaGrpoLoss(1.0, GrpoSettings(kl_beta=0), GateSettings())(
-        batch, scores_of(log_probs), scores_of(log_probs), None
+        objective_input(batch, scores_of(log_probs), scores_of(log_probs), None)
     ).loss
     assert loss.item() == pytest.approx(4.5)
 
@@ -262,7 +271,7 @@ def test_the_gate_uses_the_batch_start_and_the_rollouts_distribution():
     batch = one_group()
     start = torch.full((1, 5, 3), -2.5 / 3)
     terms = AdaGrpoLoss(1.0, GrpoSettings(kl_beta=0), GateSettings())(
-        batch, scores_of(start * 0.01), scores_of(start), None
+        objective_input(batch, scores_of(start * 0.01), scores_of(start), None)
     )
     assert terms.metrics["policy_rank"].tolist() == [3.0, 1.0]
 
@@ -273,7 +282,7 @@ def test_metrics_of_one_group():
         candidate_scores_BK=torch.tensor([[1.0, NAN]], dtype=torch.float64),
     )
     settings = AdaGrpoLoss(2.0, GrpoSettings(kl_beta=0.1), GateSettings(tau=0.5, rho=0.5))
-    terms = settings(batch, scores_of(log_probs), scores_of(log_probs - 0.25), log_probs + 1)
+    terms = settings(objective_input(batch, scores_of(log_probs), scores_of(log_probs - 0.25), log_probs + 1))
     means = {name: (value[0] / value[1]).item() for name, value in terms.metrics.items()}
     # rewards are 1 and 0: advantages A'' and -A'' with A'' = .5 / (sqrt(.5) + 1e-4)
     grpo = -(2.7 - 3.3) / 6 * 0.5 / (math.sqrt(0.5) + 1e-4) + 0.1 * (math.e - 2)
@@ -297,7 +306,9 @@ def test_clip_share_counts_the_tokens_whose_gradient_is_cut():
     # A < 0 is cut below 0.8, twice; A > 0 above 1.2, once
     ratios = torch.tensor([[[0.5, 0.5, 1.5], [0.5, 1.0, 1.5]]], dtype=torch.float64)
     batch, log_probs = pair(behaviour_log_probs_BKL=-1 - ratios.log())
-    terms = GrpoLoss(GrpoSettings(kl_beta=0))(batch, scores_of(log_probs), scores_of(log_probs), None)
+    terms = GrpoLoss(GrpoSettings(kl_beta=0))(
+        objective_input(batch, scores_of(log_probs), scores_of(log_probs), None)
+    )
     assert terms.metrics["clip_share"].tolist() == [3.0, 6.0]
     assert terms.metrics["ratio_mean"].tolist() == pytest.approx([5.5, 6.0])
 
@@ -306,7 +317,9 @@ def test_hit_share_counts_prompts():
     items = torch.tensor([[5000, 5000, 1, 2], [1, 2, 3, 4], [1, 5000, 3, 4], [1, 2, 3, 4]])
     batch = random_batch(candidate_items_BK=items, candidate_scores_BK=torch.rand(4, 4))
     log_probs = torch.full((4, 5, 3), -1.0)
-    terms = GrpoLoss(GrpoSettings(kl_beta=0))(batch, scores_of(log_probs), scores_of(log_probs), None)
+    terms = GrpoLoss(GrpoSettings(kl_beta=0))(
+        objective_input(batch, scores_of(log_probs), scores_of(log_probs), None)
+    )
     assert terms.metrics["hit_share"].tolist() == [2.0, 4.0]
     assert terms.metrics["invalid_share"].tolist() == [0.0, 16.0]
     assert terms.metrics["gate_rate"].tolist() == [4.0, 4.0]
@@ -322,13 +335,17 @@ def test_mean_of():
 
 def test_inputs():
     batch = random_batch(constrained=True, temperature=0.5)
-    nll = NllLoss().inputs(batch)
+    nll = NllLoss().select_branches(batch)
     assert nll.branches_BSL.tolist() == batch.target_BL[:, None].tolist()
-    assert nll.allowed_BSLV is None and nll.temperature == 1.0
-    groups = GrpoLoss(GrpoSettings()).inputs(batch)
+    assert nll.allowed_BSLV is None and nll.decoding == PLAIN_POLICY
+    groups = GrpoLoss(GrpoSettings()).select_branches(batch)
     assert torch.equal(groups.branches_BSL[:, 0], batch.target_BL)
     assert torch.equal(groups.branches_BSL[:, 1:], batch.candidates_BKL)
-    assert groups.allowed_BSLV is batch.allowed_BSLV and groups.temperature == 0.5
+    assert (
+        groups.allowed_BSLV is batch.allowed_BSLV
+        and groups.decoding is batch.decoding
+        and groups.decoding.temperature == 0.5
+    )
 
 
 def test_build_objective():

@@ -13,9 +13,9 @@ from sluice.learner.objectives.settings.preference import (
     LoggedPairs,
     SelfPairs,
 )
-from tests.unit.learner.learner_cases import one_group, random_batch
+from tests.unit.learner.learner_cases import objective_input, one_group, random_batch
 from tests.unit.learner.preference_cases import (
-    assert_no_mass,
+    assert_nothing_to_learn,
     double,
     means,
     per_branch,
@@ -31,7 +31,9 @@ SOURCES = (IntervalPairs(per_prompt=3), LoggedPairs(per_prompt=2), SelfPairs(per
 def of(objective, batch=None, now=NOW, reference=REFERENCE, **scores):
     """What the objective gives for one group."""
     return objective(
-        one_group() if batch is None else batch, scores_of(now, **scores), scores_of(now), reference
+        objective_input(
+            one_group() if batch is None else batch, scores_of(now, **scores), scores_of(now), reference
+        )
     )
 
 
@@ -105,7 +107,7 @@ def test_the_mean_is_over_pairs_not_prompts(objective):
     terms = of(loss, batch, now, reference)
     gain = (now - reference).sum(-1)
     margins = torch.cat([gain[0, 0] - gain[0, 1:], gain[1, 0] - gain[1, 4:]])
-    assert loss.mass(batch).item() == 5
+    assert loss.normaliser(batch).item() == 5
     assert terms.loss.item() == pytest.approx(loss.of_margin(margins).sum().item() / 5, abs=1e-12)
     assert terms.metrics["pairs"].tolist() == [5, 3] and terms.metrics["paired_share"].tolist() == [2, 3]
 
@@ -126,7 +128,7 @@ def test_room_for_more_pairs_changes_nothing(objective):
 def test_no_pair_no_loss(objective):
     now = NOW.clone().requires_grad_()
     batch = one_group(candidate_scores_BK=torch.ones(1, 4))
-    assert_no_mass(
+    assert_nothing_to_learn(
         objective(pairs=SelfPairs(), nll_weight=0.1), batch, scores_of(now), scores_of(now), REFERENCE
     )
 

@@ -8,7 +8,6 @@ import torch
 from sluice.learner.gate.settings import GateSettings
 from sluice.learner.objectives import ecpo, gbpo, grpo_sr
 from sluice.learner.objectives.adagrpo import AdaGrpoLoss
-from sluice.learner.objectives.build import build_objective
 from sluice.learner.objectives.ecpo import EcpoLoss, early_clipped_old
 from sluice.learner.objectives.gbpo import GbpoLoss, bounded_old
 from sluice.learner.objectives.grpo import GrpoLoss, clipped_surrogate
@@ -29,7 +28,8 @@ from sluice.learner.objectives.settings.objective import (
 from sluice.learner.objectives.terms.advantages import group_advantages
 from sluice.learner.objectives.terms.correction import correction_weights, inside_bounds
 from sluice.learner.rewards.settings import RankerReward
-from tests.unit.learner.learner_cases import random_batch
+from sluice.learner.training.objective import build_objective
+from tests.unit.learner.learner_cases import objective_input, random_batch
 from tests.unit.learner.objective_cases import RATIOS, A, grpo_loss, pair, scores_of
 
 RAW = (RankerReward(),)
@@ -42,7 +42,7 @@ def leaf_of(log_probs):
 def loss_and_gradient(objective, batch, log_probs, start=None, reference=None):
     leaf = leaf_of(log_probs)
     start = log_probs if start is None else start
-    terms = objective(batch, scores_of(leaf), scores_of(start.detach()), reference)
+    terms = objective(objective_input(batch, scores_of(leaf), scores_of(start.detach()), reference))
     terms.loss.backward()
     return terms, leaf.grad
 
@@ -203,7 +203,9 @@ def test_dapo_takes_the_mean_over_the_groups_that_differ():
     plain, plain_gradient = loss_and_gradient(
         GrpoLoss(GrpoSettings(kl_beta=0, clip_high=0.28)), batch, log_probs
     )
-    assert objective.mass(batch).item() == 2.0 and GrpoLoss(GrpoSettings()).mass(batch).item() == 3.0
+    assert (
+        objective.normaliser(batch).item() == 2.0 and GrpoLoss(GrpoSettings()).normaliser(batch).item() == 3.0
+    )
     assert terms.loss.item() == pytest.approx(plain.loss.item() * 3 / 2) != 0
     torch.testing.assert_close(gradient, plain_gradient * 3 / 2)
     assert terms.metrics["kept"].tolist() == [2.0, 3.0]
@@ -220,7 +222,7 @@ def test_a_kl_on_a_dropped_group_is_dropped_with_it():
 def test_dapo_without_any_group_is_zero():
     batch, objective = two_groups(equal=(0, 1, 2)), GrpoLoss(DAPO)
     terms, gradient = loss_and_gradient(objective, batch, torch.full((3, 3, 3), -1.0, dtype=torch.float64))
-    assert objective.mass(batch).item() == 0 and terms.loss.item() == 0 and gradient.abs().max() == 0
+    assert objective.normaliser(batch).item() == 0 and terms.loss.item() == 0 and gradient.abs().max() == 0
 
 
 # GRPO-SR
@@ -257,12 +259,12 @@ def test_the_default_reward_of_grpo_sr_is_preference_times_relevance_with_positi
         candidate_items_BK=torch.tensor([[1, 2]])
     )  # (3, 7, 11) starts like GT, (4, 7, 10) does not
     term = GrpoSrLoss(1.0, GrpoSrSettings()).term(
-        batch, scores_of(torch.zeros(1, 3, 3)), torch.zeros(1, 3, 3), None
+        objective_input(batch, scores_of(torch.zeros(1, 3, 3)), scores_of(torch.zeros(1, 3, 3)))
     )
     assert term.rewards.rewards_BK[0].tolist() == pytest.approx([0.7310586, 0.0])
     batch, _ = pair(candidate_items_BK=torch.tensor([[1, 0]]))
     term = GrpoSrLoss(1.0, GrpoSrSettings()).term(
-        batch, scores_of(torch.zeros(1, 3, 3)), torch.zeros(1, 3, 3), None
+        objective_input(batch, scores_of(torch.zeros(1, 3, 3)), scores_of(torch.zeros(1, 3, 3)))
     )
     assert term.rewards.rewards_BK[0].tolist() == pytest.approx([0.7310586, 0.7310586])
     assert term.metrics["reward/relevance"].tolist() == [1.0, 2.0]
@@ -439,7 +441,7 @@ def test_gradcheck(objective, monkeypatch):
     point = (start + 0.5 * torch.randn(2, 4, 3, dtype=torch.float64, generator=generator)).clamp(max=-0.05)
 
     def loss(log_probs):
-        return objective(batch, scores_of(log_probs), scores_of(start), reference).loss
+        return objective(objective_input(batch, scores_of(log_probs), scores_of(start), reference)).loss
 
     def gradient():
         leaf = leaf_of(point)

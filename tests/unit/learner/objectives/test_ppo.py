@@ -3,8 +3,8 @@ import torch
 
 from sluice.learner.objectives.ppo import PpoLoss, clipped_value_loss, generalised_advantages
 from sluice.learner.objectives.settings.preference import PpoObjective
-from tests.unit.learner.learner_cases import NAN, one_group
-from tests.unit.learner.preference_cases import assert_no_mass, double, means, rich_batch, scores_of
+from tests.unit.learner.learner_cases import NAN, objective_input, one_group
+from tests.unit.learner.preference_cases import assert_nothing_to_learn, double, means, rich_batch, scores_of
 
 INF = float("inf")
 RATIOS = double([1.0, 0.5, 1.5])
@@ -31,12 +31,16 @@ def settled(batch=None, objective=None, now_value=2.1):
     now, values = start + RATIOS.log(), torch.full_like(start, now_value)
     objective, batch = ppo() if objective is None else objective, pair() if batch is None else batch
     return objective(
-        batch, scores_of(now, values), scores_of(start, torch.full_like(start, 2.0)), start - 0.5
+        objective_input(
+            batch, scores_of(now, values), scores_of(start, torch.full_like(start, 2.0)), start - 0.5
+        )
     )
 
 
 def free(batch, objective, now, start, values, start_values, reference):
-    return objective(batch, scores_of(now, values), scores_of(start, start_values), reference)
+    return objective(
+        objective_input(batch, scores_of(now, values), scores_of(start, start_values), reference)
+    )
 
 
 def test_gae():
@@ -178,7 +182,7 @@ def test_prompts_without_a_valid_candidate_do_not_count():
     case = random_case(prompts=1)
     now, values = case["now"][:, :3].clone().requires_grad_(), case["values"][:, :3].clone().requires_grad_()
     scores, start = scores_of(now, values), scores_of(case["start"][:, :3], case["start_values"][:, :3])
-    assert_no_mass(ppo(), nothing, scores, start, case["reference"][:, :3])
+    assert_nothing_to_learn(ppo(), nothing, scores, start, case["reference"][:, :3])
 
     items = torch.tensor([[1, 2, 3, 4], [-1] * 4, [1, 2, 3, -1]])
     batch, case = (
@@ -189,7 +193,9 @@ def test_prompts_without_a_valid_candidate_do_not_count():
     kept = {name: value[[0, 2]] for name, value in case.items()}
     tensors = {name: value[[0, 2]] for name, value in vars(batch).items() if isinstance(value, torch.Tensor)}
     other = free(type(batch)(**(vars(batch) | tensors)), ppo(), **kept)
-    assert ppo().mass(batch).item() == 2 and terms.loss.item() == pytest.approx(other.loss.item(), abs=1e-12)
+    assert ppo().normaliser(batch).item() == 2 and terms.loss.item() == pytest.approx(
+        other.loss.item(), abs=1e-12
+    )
 
 
 def test_needs():

@@ -18,6 +18,7 @@ from sluice.learner.policy.packed_weights import pack_one_by_one
 from sluice.learner.policy.policy import Policy, load_policy, save_policy
 from sluice.learner.scoring.shared_prefix import BranchScorer
 from sluice.learner.settings import EmaReference, LearnerSettings, LoraSettings
+from sluice.learner.training.checkpoint import read_rank, write_rank
 from sluice.learner.training.step import LearnerStep
 from tests.unit.learner.learner_cases import in_double, random_batch, tiny_llama, tiny_policy
 
@@ -224,11 +225,11 @@ def test_resuming_continues_as_if_nothing_had_happened(tmp_path, dropout):
     learner = learner_with_kl(settings, adapted(in_double(tiny_policy().model), lora))
     for seed in range(2):
         learner.update(random_batch(seed=seed))
-    torch.save(learner.state_dict(), tmp_path / "state.pt")
+    write_rank(tmp_path, 0, learner.state_dict())
     expected = [learner.update(random_batch(seed=seed)) for seed in range(2, 4)]
     torch.manual_seed(99)
     again = learner_with_kl(settings, adapted(in_double(tiny_policy().model), lora, seed=5))
-    again.load_state_dict(torch.load(tmp_path / "state.pt"))
+    again.load_state_dict(read_rank(tmp_path, 0))
     found = [again.update(random_batch(seed=seed)) for seed in range(2, 4)]
     assert [[one[name] for name in names] for one in found] == [
         [one[name] for name in names] for one in expected

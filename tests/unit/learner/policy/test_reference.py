@@ -13,6 +13,7 @@ from sluice.learner.objectives.grpo import GrpoLoss
 from sluice.learner.objectives.settings.objective import GrpoSettings
 from sluice.learner.policy.reference import Reference
 from sluice.learner.settings import EmaReference, FrozenReference, LearnerSettings, SyncedReference
+from sluice.learner.training.checkpoint import read_rank, write_rank
 from sluice.learner.training.step import LearnerStep
 from tests.unit.learner.learner_cases import in_double, random_batch, tiny_policy
 
@@ -100,7 +101,7 @@ def test_a_resumed_run_goes_on_with_the_same_reference(reference, tmp_path):
     learner = learner_with(reference)
     for seed in range(3):
         learner.update(random_batch(seed=seed))
-    torch.save(learner.state_dict(), tmp_path / "state.pt")
+    write_rank(tmp_path, 0, learner.state_dict())
     policy = copy.deepcopy(learner.model.state_dict())
     expected = figures_of(learner, range(3, 6))
     assert expected[0]["kl"] > 0
@@ -109,7 +110,7 @@ def test_a_resumed_run_goes_on_with_the_same_reference(reference, tmp_path):
     torch.manual_seed(99)
     again = learner_with(reference)
     again.model.load_state_dict(policy)
-    again.load_state_dict(torch.load(tmp_path / "state.pt"))
+    again.load_state_dict(read_rank(tmp_path, 0))
     assert figures_of(again, range(3, 6)) == expected
     assert all(
         torch.equal(value, again.reference.values[name]) for name, value in learner.reference.values.items()

@@ -60,7 +60,7 @@ def test_dwell_times_are_fitted_as_logarithms_and_predicted_in_seconds():
     assert head.expected(torch.tensor(1.0)).item() == pytest.approx(3)
     assert head.loss(torch.tensor([0.5, 0.5]), times).item() == pytest.approx((1.5**2 + 0.5**2) / 2)
     assert head.value(torch.tensor(0.0)).item() == pytest.approx(math.e**2 - 1, rel=1e-5)
-    head.settle(torch.tensor([0.0, 0.0]), times)  # the errors on the logarithm are -1 and 1
+    head.fit_smearing(torch.tensor([0.0, 0.0]), times)  # the errors on the logarithm are -1 and 1
     mean_of_both = (math.e + math.e**3) / 2 - 1
     assert head.value(torch.tensor(0.0)).item() == pytest.approx(mean_of_both, rel=1e-5)
     assert head.value(torch.tensor(-50.0)).item() == 0

@@ -10,7 +10,7 @@ from sluice.catalog.errors import RankerError
 from sluice.learner.ranker.fit import fit_ranker
 from sluice.learner.ranker.model import EnsembleRanker, build_member
 from sluice.learner.ranker.quality import judge_ranker
-from sluice.learner.settings import RankerSettings
+from sluice.learner.ranker.settings import RankerSettings
 from tests.tiny_data import tiny_dataset
 
 SETTINGS = RankerSettings(

@@ -9,7 +9,7 @@ import torch
 from sluice.learner.ranker.fit import _loss, fit_ranker
 from sluice.learner.ranker.model import EnsembleRanker, SequenceRanker, build_member
 from sluice.learner.ranker.quality import judge_ranker, likeliest_items, plain_baselines
-from sluice.learner.settings import RankerSettings
+from sluice.learner.ranker.settings import RankerSettings
 from tests.tiny_data import tiny_dataset
 
 NAN = np.nan

@@ -29,8 +29,8 @@ def dense(query_1HMd, key_1HNd, value_1HNd, row):
         queries = [
             token for token in tokens if token[1] >= 0 or token[2] == row.history_lengths[token[0]] - 1
         ]
-    mask_MN = torch.tensor([[sees(query, key) for key in tokens] for query in queries])
-    score = (query_1HMd @ key_1HNd.mT * SCALE).masked_fill(~mask_MN, -torch.inf)
+    mask_MP = torch.tensor([[sees(query, key) for key in tokens] for query in queries])
+    score = (query_1HMd @ key_1HNd.mT * SCALE).masked_fill(~mask_MP, -torch.inf)
     return (score.softmax(dim=-1) @ value_1HNd).transpose(1, 2)
 
 

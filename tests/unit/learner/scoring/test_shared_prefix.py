@@ -13,32 +13,40 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from sluice.learner.objectives.build import build_objective
+from sluice.catalog.decoding import PLAIN_POLICY, Decoding
 from sluice.learner.scoring.packed_forward import LLAMA_STYLE
 from sluice.learner.scoring.shared_prefix import BranchScorer, branch_log_probs
+from sluice.learner.training.objective import build_objective
 from tests.per_sequence import PerSequenceScorer
-from tests.unit.learner.learner_cases import in_double, random_batch, sharpen, tiny_llama, tiny_policy
+from tests.unit.learner.learner_cases import (
+    in_double,
+    objective_input,
+    random_batch,
+    sharpen,
+    tiny_llama,
+    tiny_policy,
+)
 
 
 def branches_of(batch):
     return torch.cat([batch.target_BL[:, None], batch.candidates_BKL], dim=1)
 
 
-def shared(model, batch, allowed_BSLV=None, temperature=1.0, value_head=None):
+def shared(model, batch, allowed_BSLV=None, decoding=PLAIN_POLICY, value_head=None):
     return branch_log_probs(
         model,
         batch.history_BT,
         batch.history_lengths_B,
         branches_of(batch),
         allowed_BSLV,
-        temperature,
+        decoding,
         value_head,
     )
 
 
-def per_sequence(model, batch, allowed_BSLV=None, temperature=1.0, value_head=None):
+def per_sequence(model, batch, allowed_BSLV=None, decoding=PLAIN_POLICY, value_head=None):
     scorer = PerSequenceScorer(model, value_head)
-    return scorer(batch.history_BT, batch.history_lengths_B, branches_of(batch), allowed_BSLV, temperature)
+    return scorer(batch.history_BT, batch.history_lengths_B, branches_of(batch), allowed_BSLV, decoding)
 
 
 def gradients(module, loss):
@@ -83,9 +91,9 @@ def test_equals_one_forward_per_sequence(architecture, dtype, tolerance, case):
     value_head = nn.Linear(16, 1).to(dtype)
     both = nn.ModuleList([model, value_head])
     batch = random_batch(constrained="constrained" in case)
-    temperature = 0.7 if "temperature" in case else 1.0
-    expected = per_sequence(model, batch, batch.allowed_BSLV, temperature, value_head)
-    scores = shared(model, batch, batch.allowed_BSLV, temperature, value_head)
+    decoding = Decoding(candidates=1, temperature=0.7 if "temperature" in case else 1.0)
+    expected = per_sequence(model, batch, batch.allowed_BSLV, decoding, value_head)
+    scores = shared(model, batch, batch.allowed_BSLV, decoding, value_head)
     for name, wanted in expected._asdict().items():
         assert_close(getattr(scores, name), wanted, tolerance, f"{name}: ")
 
@@ -154,7 +162,7 @@ def test_every_objective_has_the_loss_and_gradient_of_one_row_per_sequence(
     value_head = nn.Linear(16, 1).to(dtype) if objective.needs_values else None
 
     def outcome(scorer_class):
-        inputs = objective.inputs(batch)
+        inputs = objective.select_branches(batch)
         arguments = (batch.history_BT, batch.history_lengths_B, *vars(inputs).values())
         scorer = scorer_class(model, value_head)
         scores = scorer(*arguments)
@@ -162,7 +170,7 @@ def test_every_objective_has_the_loss_and_gradient_of_one_row_per_sequence(
             reference_BSL = (
                 scorer_class(reference)(*arguments).log_probs_BSL if objective.needs_reference else None
             )
-        loss = objective(batch, scores, scores.detach(), reference_BSL).loss
+        loss = objective(objective_input(batch, scores, scores.detach(), reference_BSL)).loss
         return loss.detach(), gradients(scorer, loss)
 
     loss, found = outcome(BranchScorer)
@@ -261,9 +269,9 @@ def test_half_precision_logits_are_normalised_in_float32():
 
 def test_scorer_is_the_function_as_a_module():
     policy, batch = tiny_policy(), random_batch()
-    scorer = BranchScorer(policy.model)
-    found = scorer(batch.history_BT, batch.history_lengths_B, branches_of(batch), None, 0.5)
-    assert torch.equal(found.log_probs_BSL, shared(policy.model, batch, None, 0.5).log_probs_BSL)
+    scorer, decoding = BranchScorer(policy.model), Decoding(candidates=1, temperature=0.5)
+    found = scorer(batch.history_BT, batch.history_lengths_B, branches_of(batch), None, decoding)
+    assert torch.equal(found.log_probs_BSL, shared(policy.model, batch, None, decoding).log_probs_BSL)
     assert {id(p) for p in scorer.parameters()} == {id(p) for p in policy.model.parameters()}
 
 

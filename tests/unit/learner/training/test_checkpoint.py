@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ import torch
 from sluice.catalog.errors import RunError
 from sluice.learner.policy.policy import load_policy
 from sluice.learner.training.checkpoint import (
+    FORMAT,
     RunState,
     add_to_best,
     discard_unfinished,
@@ -20,6 +23,17 @@ from sluice.learner.training.checkpoint import (
 )
 from sluice.learner.training.metrics_log import MetricsLog
 from tests.unit.learner.learner_cases import tiny_policy
+
+
+class RunsCode:
+    """What a pickle can do: make a file when it is read."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __reduce__(self):
+        return Path.touch, (self.file,)
+
 
 STATE = RunState(
     step=40, version=10, best=(0.25, 0.125), source={"cursor": 7, "outstanding": [[3, 1]]}, metrics_bytes=99
@@ -62,8 +76,9 @@ def test_what_a_dead_worker_left_of_a_best_checkpoint_is_not_in_the_next(tmp_pat
         for file in files:
             (tmp_path / name / file).mkdir(parents=True)
     add_to_best(tmp_path / "old", best)
+    (tmp_path / ".best.new-0a1b2c3d").mkdir()  # its policy, half copied
     discard_unfinished(best, policies)
-    assert not best.exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["old", "part"]
     add_to_best(tmp_path / "part", best)
     replace_best(best, policies)
     assert [path.name for path in best.iterdir()] == ["policy"]
@@ -78,9 +93,27 @@ def test_a_missing_worker_is_a_clear_error(tmp_path):
 def test_what_is_no_checkpoint_is_refused(tmp_path):
     with pytest.raises(RunError, match="is not a checkpoint"):
         read_state(tmp_path)
-    (tmp_path / "state.json").write_text(json.dumps({"format": 0}))
-    with pytest.raises(RunError, match="another checkpoint format"):
-        read_state(tmp_path)
+    for written in (0, FORMAT + 1):
+        (tmp_path / "state.json").write_text(json.dumps({"format": written}))
+        with pytest.raises(RunError, match=f"another checkpoint format than 2 or 3: {written}; resume it"):
+            read_state(tmp_path)
+
+
+def test_a_worker_s_part_of_format_2_is_read_and_runs_no_code(tmp_path):
+    state = {"step": 4, "optimizer": {"state": {0: {"exp_avg": torch.arange(3.0)}}}, "betas": (0.9, 0.999)}
+    torch.save(state, tmp_path / "rank-0.pt")
+    read = read_rank(tmp_path, 0)
+    assert (read["step"], read["betas"]) == (4, (0.9, 0.999))
+    assert read["optimizer"]["state"][0]["exp_avg"].tolist() == [0, 1, 2]
+    torch.save({"step": RunsCode(tmp_path / "ran")}, tmp_path / "rank-1.pt")
+    with pytest.raises(pickle.UnpicklingError, match="weights_only"):
+        read_rank(tmp_path, 1)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_worker_writes_what_needs_no_pickle(tmp_path):
+    write_rank(tmp_path, 3, {"step": 4, "rng": torch.arange(3)})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["rank-3.json", "rank-3.safetensors"]
 
 
 def test_a_resumed_log_repeats_no_step(tmp_path):
@@ -95,6 +128,17 @@ def test_a_resumed_log_repeats_no_step(tmp_path):
     log.close()
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert [(row["step"], row["nll"]) for row in rows] == [(1, 2.5), (2, 2.0)]
+
+
+def test_a_log_that_was_lost_begins_again_after_its_last_whole_line(tmp_path):
+    path, line = tmp_path / "metrics.jsonl", b'{"kind": "step"}\n'
+    for left in (b"", line, line + b'{"kind": "st'):
+        path.write_bytes(left)
+        log = MetricsLog(path, 1000)
+        log.write("eval", 7, {})
+        log.close()
+        rows = [json.loads(text) for text in path.read_text().splitlines()]
+        assert [row["kind"] for row in rows] == ["step"] * left.count(b"\n") + ["eval"]
 
 
 def test_a_new_log_replaces_an_old_one(tmp_path):

@@ -7,7 +7,7 @@ from torch.overrides import TorchFunctionMode
 from sluice.learner.objectives.nll import NllLoss
 from sluice.learner.scoring.shared_prefix import BranchScorer
 from sluice.learner.training.micro_batches import loss_weights, micro_batches, on_every_parameter
-from tests.unit.learner.learner_cases import tiny_policy
+from tests.unit.learner.learner_cases import objective_input, tiny_policy
 from tests.unit.learner.training import test_group_objectives_step as of_groups
 from tests.unit.learner.training import test_preference_step as of_preferences
 from tests.unit.learner.training.test_step import half_open, half_trusted
@@ -39,12 +39,16 @@ def gradient(name, device):
     def backward():
         parts = micro_batches(batch, 3, device)
         for weight, part in zip(loss_weights(objective, parts), parts, strict=True):
-            inputs, lengths = objective.inputs(part), part.history_lengths_B.tolist()
+            inputs, lengths = objective.select_branches(part), part.history_lengths_B.tolist()
             scores = scorer(
-                part.history_BT, lengths, inputs.branches_BSL, inputs.allowed_BSLV, inputs.temperature
+                part.history_BT, lengths, inputs.branches_BSL, inputs.allowed_BSLV, inputs.decoding
             )
             start = scores.detach()
-            terms = objective(part, scores, start, start.log_probs_BSL if objective.needs_reference else None)
+            terms = objective(
+                objective_input(
+                    part, scores, start, start.log_probs_BSL if objective.needs_reference else None
+                )
+            )
             (on_every_parameter(terms.loss, scores) * weight).backward()
 
     return scorer, backward

@@ -6,8 +6,8 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 
-from sluice.learner.objectives.build import build_objective
 from sluice.learner.objectives.settings.objective import Objective
+from sluice.learner.training.objective import build_objective
 from tests.unit.learner.learner_cases import random_batch
 from tests.unit.learner.training.test_step import SETTINGS, captured_gradients, learner_of
 

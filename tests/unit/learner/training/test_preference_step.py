@@ -11,16 +11,14 @@ from sluice.learner.objectives.dpo import DpoLoss
 from sluice.learner.objectives.ipo import IpoLoss
 from sluice.learner.objectives.ppo import PpoLoss
 from sluice.learner.objectives.reward_weighted_bc import RewardWeightedBcLoss
+from sluice.learner.objectives.settings.logged import AdvantageSftObjective, CqlObjective, ValueHeadBaseline
 from sluice.learner.objectives.settings.preference import (
-    AdvantageSftObjective,
-    CqlObjective,
     DpoObjective,
     IntervalPairs,
     IpoObjective,
     LoggedPairs,
     PpoObjective,
     SelfPairs,
-    ValueHeadBaseline,
 )
 from sluice.learner.settings import LearnerSettings
 from sluice.learner.training.step import LearnerStep

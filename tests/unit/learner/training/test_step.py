@@ -8,16 +8,17 @@ from sluice.catalog.errors import RunError
 from sluice.learner.batches.batch import LoggedBatch
 from sluice.learner.gate.settings import GateSettings
 from sluice.learner.objectives.adagrpo import AdaGrpoLoss
-from sluice.learner.objectives.build import build_objective
 from sluice.learner.objectives.grpo import GrpoLoss
 from sluice.learner.objectives.nll import NllLoss
 from sluice.learner.objectives.settings.objective import AdaGrpoObjective, GrpoSettings
 from sluice.learner.scoring.shared_prefix import BranchScorer
 from sluice.learner.settings import LearnerSettings
+from sluice.learner.training.checkpoint import read_rank, write_rank
 from sluice.learner.training.micro_batches import micro_batches
+from sluice.learner.training.objective import build_objective
 from sluice.learner.training.optimizer import lr_factor
 from sluice.learner.training.step import LearnerStep
-from tests.unit.learner.learner_cases import in_double, random_batch, tiny_policy
+from tests.unit.learner.learner_cases import in_double, objective_input, random_batch, tiny_policy
 
 SETTINGS = LearnerSettings(prompts_per_step=4, warmup_steps=0, lr=1e-2, max_grad_norm=1e9)
 NO_KL = GrpoSettings(kl_beta=0)
@@ -31,7 +32,7 @@ def half_open(**grpo):
 def half_trusted(prompts=4, **changes):
     """The ranker puts GT first everywhere, and every other prompt's distractor before it."""
     distractors = torch.where(torch.arange(prompts) % 2 == 0, -100.0, 100.0)
-    values = {"target_scores_B": torch.full((prompts,), 50.0), "distractor_scores_BM": distractors[:, None]}
+    values = {"target_scores_B": torch.full((prompts,), 50.0), "distractor_scores_BJ": distractors[:, None]}
     return random_batch(prompts=prompts, **(values | changes))
 
 
@@ -92,12 +93,12 @@ def test_updates_on_one_batch_keep_the_log_probs_of_its_start():
 
     objective = half_open(old_policy="batch_start", kl_beta=0.1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0)
-    inputs = (batch.history_BT, batch.history_lengths_B, objective.inputs(batch).branches_BSL)
+    inputs = (batch.history_BT, batch.history_lengths_B, objective.select_branches(batch).branches_BSL)
     with torch.no_grad():
         start, fixed = BranchScorer(model)(*inputs), reference(*inputs).log_probs_BSL
     ratios = []
     for _ in range(3):
-        terms = objective(batch, BranchScorer(model)(*inputs), start, fixed)
+        terms = objective(objective_input(batch, BranchScorer(model)(*inputs), start, fixed))
         ratios.append((terms.metrics["ratio_mean"][0] / terms.metrics["ratio_mean"][1]).item())
         optimizer.zero_grad()
         terms.loss.backward()
@@ -211,7 +212,7 @@ def test_a_step_reads_no_number_of_the_device_before_its_metrics():
 
 
 def test_a_mean_over_nothing_is_nan():
-    batch = random_batch(distractor_scores_BM=torch.full((4, 2), 100.0))
+    batch = random_batch(distractor_scores_BJ=torch.full((4, 2), 100.0))
     learner = learner_of(AdaGrpoLoss(1.0, NO_KL, GateSettings()))
     metrics = learner.update(batch)
     assert metrics["gate_rate"] == 0 and metrics["reward_admitted"] != metrics["reward_admitted"]
@@ -276,16 +277,31 @@ def test_resuming_continues_as_if_nothing_had_happened(tmp_path):
     learner = learner_of(half_open(kl_beta=0), settings, model=noisy_policy())
     for seed in range(2):
         learner.update(half_trusted(seed=seed))
-    torch.save(learner.state_dict(), tmp_path / "state.pt")
+    write_rank(tmp_path, 0, learner.state_dict())
     model = copy.deepcopy(learner.model)
     expected = [learner.update(half_trusted(seed=seed)) for seed in range(2, 4)]
 
     torch.manual_seed(99)
     again = learner_of(half_open(kl_beta=0), settings, model=model)
-    again.load_state_dict(torch.load(tmp_path / "state.pt"))
+    again.load_state_dict(read_rank(tmp_path, 0))
     assert again.step == 2
     assert [again.update(half_trusted(seed=seed)) for seed in range(2, 4)] == expected
     assert differ(weights_of(learner), weights_of(again)) == 0
+
+
+def test_a_resumed_learner_takes_rate_schedule_and_decay_of_its_settings():
+    torch.manual_seed(0)
+    learner = learner_of(half_open(kl_beta=0), SETTINGS, model=noisy_policy())
+    for seed in range(2):
+        learner.update(half_trusted(seed=seed))
+    changes = {"lr": 4e-3, "weight_decay": 0.25, "schedule": "cosine", "steps": 4}
+    again = learner_of(half_open(kl_beta=0), SETTINGS.model_copy(update=changes), model=noisy_policy())
+    again.load_state_dict(learner.state_dict())
+    assert [group["weight_decay"] for group in again.optimizer.param_groups] == [0.25, 0.0]
+    rates = [again.update(half_trusted(seed=seed))["lr"] for seed in range(2, 4)]
+    # half a cosine over four steps, at its third and fourth: (1 + cos(pi / 2)) / 2 and
+    # (1 + cos(3 pi / 4)) / 2
+    assert rates == pytest.approx([2e-3, 4e-3 * 0.1464466], rel=1e-5)
 
 
 @pytest.mark.parametrize("kl_beta", [0, 0.1])
@@ -323,9 +339,10 @@ def test_losses_are_float32_under_bfloat16():
     kinds = []
 
     class Watched(NllLoss):
-        def __call__(self, batch, scores, start, reference_BSL):
-            terms = super().__call__(batch, scores, start, reference_BSL)
-            kinds.extend([scores.log_probs_BSL.dtype, terms.loss.dtype, torch.is_autocast_enabled("cpu")])
+        def __call__(self, inputs):
+            terms = super().__call__(inputs)
+            log_probs_BSL = inputs.scores.log_probs_BSL
+            kinds.extend([log_probs_BSL.dtype, terms.loss.dtype, torch.is_autocast_enabled("cpu")])
             return terms
 
     settings = SETTINGS.model_copy(update={"precision": "bfloat16"})
@@ -341,15 +358,17 @@ def test_float32_is_the_computation_without_autocast_to_the_bit():
     learner.update(batch)
     part = micro_batches(batch, None, torch.device("cpu"))[0]
     objective = half_open(kl_beta=0)
-    scores = BranchScorer(model)(part.history_BT, part.history_lengths_B, objective.inputs(part).branches_BSL)
-    objective(part, scores, scores.detach(), None).loss.backward()
+    branches_BSL = objective.select_branches(part).branches_BSL
+    scores = BranchScorer(model)(part.history_BT, part.history_lengths_B, branches_BSL)
+    objective(objective_input(part, scores, scores.detach(), None)).loss.backward()
     assert all(torch.equal(p.grad, found) for p, found in zip(model.parameters(), steps[0], strict=True))
 
 
 def test_default_settings_build_a_learner_that_trains():
     learner = learner_of(build_objective(AdaGrpoObjective()), LearnerSettings(), model=tiny_policy().model)
     expected = {
-        "loss", "nll", "grpo", "kl", "gate_rate", "difficulty", "discriminability", "ratio_mean", "clip_share",
-        "entropy", "reward_admitted", "reward_refused", "invalid_share", "hit_share", "mismatch", "lr", "grad_norm",
+        "loss", "nll", "grpo", "kl", "gate_rate", "difficulty", "discriminability", "ratio_mean",
+        "clip_share", "entropy", "reward_admitted", "reward_refused", "invalid_share", "hit_share",
+        "mismatch", "lr", "grad_norm",
     }  # fmt: skip
     assert expected <= set(learner.update(half_trusted()))

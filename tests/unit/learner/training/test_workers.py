@@ -3,6 +3,7 @@ step.
 """
 
 import multiprocessing
+from pathlib import Path
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ from sluice.learner.reduction import mean_of, reduce_means
 from sluice.learner.scoring.shared_prefix import BranchScorer, BranchScores
 from sluice.learner.settings import EmaReference, LearnerSettings, LoraSettings
 from sluice.learner.training import micro_batches
+from sluice.learner.training.checkpoint import read_rank, write_rank
 from sluice.learner.training.micro_batches import loss_weights, on_every_parameter
 from sluice.learner.training.step import LearnerStep
 from sluice.learner.training.validation import equal_share
@@ -35,17 +37,18 @@ SETTINGS = LearnerSettings(prompts_per_step=8, warmup_steps=0, lr=1e-2, max_grad
 LORA = LoraSettings(rank=3, alpha=6.0)
 
 
-class HitMass(Objective):
+class ItemsOnly(Objective):
     """The mean log-prob of the candidates that are items: another number of them in every part."""
 
     needs_values = True  # and the values are in no loss
 
-    def mass(self, batch):
+    def normaliser(self, batch):
         return batch.valid_BK.sum().double()
 
-    def __call__(self, batch, scores, start, reference_BSL):
-        log_probs_BK = scores.log_probs_BSL[:, 1:].sum(dim=-1)
-        loss = torch.where(batch.valid_BK, log_probs_BK, 0.0).sum() / self.mass(batch).clamp(min=1)
+    def __call__(self, inputs):
+        batch = inputs.groups
+        log_probs_BK = inputs.scores.log_probs_BSL[:, 1:].sum(dim=-1)
+        loss = torch.where(batch.valid_BK, log_probs_BK, 0.0).sum() / self.normaliser(batch).clamp(min=1)
         return Terms(loss=loss, metrics={"nll": mean_of(log_probs_BK, batch.valid_BK)})
 
 
@@ -54,8 +57,8 @@ class LongOnly(Objective):
     pair.
     """
 
-    def __call__(self, batch, scores, start, reference_BSL):
-        log_probs_B = scores.target_log_probs_BL.sum(dim=-1)
+    def __call__(self, inputs):
+        batch, log_probs_B = inputs.batch, inputs.scores.target_log_probs_BL.sum(dim=-1)
         long_B = batch.history_lengths_B > 7
         loss = torch.zeros((), dtype=torch.float64)
         if long_B.any():
@@ -87,7 +90,7 @@ def grpo():
 CASES = {
     "float32": (grpo, {"micro_batch_prompts": 3}),  # multiplied by oneDNN, which float64 is not
     "grpo": (grpo, {"micro_batch_prompts": 3, "updates_per_batch": 2, "reference": EmaReference(decay=0.5)}),
-    "mass": (HitMass, {"micro_batch_prompts": 3}),
+    "mass": (ItemsOnly, {"micro_batch_prompts": 3}),
     "partly": (LongOnly, {"micro_batch_prompts": 2}),
     "lora": (grpo, {"micro_batch_prompts": 3, "lora": LORA}),
 }
@@ -143,9 +146,9 @@ def fsdp_worker(rank, directory):
         learner = learner_of(case, sharded)
         shares = {name: parameter.to_local().numel() for name, parameter in learner.model.named_parameters()}
         first = [learner.update(half) for half in halves[:2]]
-        torch.save(learner.state_dict(), f"{directory}/state{rank}.pt")
+        write_rank(Path(directory), rank, learner.state_dict())
         last, weights = trained(learner, halves[2:])
-        state = torch.load(f"{directory}/state{rank}.pt")
+        state = read_rank(Path(directory), rank)
         again = learner_of(case, sharded)
         again.load_state_dict(state)
         resumed, resumed_weights = trained(again, halves[2:])
@@ -165,8 +168,8 @@ def sharded_policy(learner, rank):
         lambda: learner.model.get_decoder()(batch.history_BT, use_cache=False).last_hidden_state
     )
     if rank > 0:
-        weights.draw()
-        weights.draw()
+        weights.join_gathering()
+        weights.join_gathering()
         return {"hidden": scored.detach()}
     packed = pack_one_by_one(weights.shapes(), weights.tensors(), version=1)
     policy = weights.policy(like=Policy(model=learner.model, tokenizer=None, layout=None))
@@ -261,7 +264,7 @@ def test_the_other_workers_mass_and_metrics_count(monkeypatch):
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: tensor.add_(5))
     parts = [half_of(batch_of(), rank) for rank in range(2)]
-    assert loss_weights(HitMass(), parts).tolist() == pytest.approx([12 * 2 / 18, 1 * 2 / 18])
+    assert loss_weights(ItemsOnly(), parts).tolist() == pytest.approx([12 * 2 / 18, 1 * 2 / 18])
     assert reduce_means({"a": torch.tensor([7.0, 1.0])}) == {"a": 2.0}
 
 
@@ -280,15 +283,15 @@ def test_one_worker_has_nobody_to_share_with():
     assert LearnerSettings(sharding="fsdp", workers=2).sharding == "fsdp"
 
 
-def test_parts_count_by_their_mass():
+def test_parts_count_by_their_normaliser():
     parts = [half_of(batch_of(), rank) for rank in range(2)]
-    masses = [float(HitMass().mass(part)) for part in parts]
-    assert masses == [12, 1]
-    assert loss_weights(HitMass(), parts).tolist() == pytest.approx([12 / 13, 1 / 13])
+    normalisers = [float(ItemsOnly().normaliser(part)) for part in parts]
+    assert normalisers == [12, 1]
+    assert loss_weights(ItemsOnly(), parts).tolist() == pytest.approx([12 / 13, 1 / 13])
     assert loss_weights(NllLoss(), parts).tolist() == [0.5, 0.5]
     for part in parts:
         part.candidate_items_BK.fill_(-1)
-    assert loss_weights(HitMass(), parts).tolist() == [0, 0]
+    assert loss_weights(ItemsOnly(), parts).tolist() == [0, 0]
 
 
 def test_a_loss_without_a_gradient_gets_a_zero_one(monkeypatch):

@@ -3,11 +3,14 @@
 import subprocess
 import sys
 import types
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+import sluice.services.run
 from sluice.catalog.errors import ClusterError
+from sluice.services.bench.harness import BENCHES, RENAMED_BENCHES
 from sluice.services.cli import main as cli
 
 ROOT = Path(__file__).parents[4]
@@ -26,7 +29,16 @@ COMMANDS = (
 )
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["submit", "--help"], ["config", "check", CONFIG]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["--version"],
+        ["submit", "--help"],
+        ["config", "check", CONFIG],
+        ["config", "explain", "learner.lr", "--config", CONFIG],
+    ],
+)
 def test_nothing_heavy_is_imported(arguments: list[str]):
     script = (
         "import sys\nfrom sluice.services.cli import main as cli\n"
@@ -73,12 +85,19 @@ def test_a_users_mistake_is_one_message_and_its_code(capsys: pytest.CaptureFixtu
     assert captured.out == "" and "Traceback" not in captured.err
 
 
+def replace_train(monkeypatch: pytest.MonkeyPatch, run: Callable[..., int]) -> None:
+    """Nothing is trained, whether or not another test has imported the module already."""
+    fake = types.SimpleNamespace(run_training=run)
+    monkeypatch.setitem(sys.modules, "sluice.services.run.train", fake)
+    monkeypatch.setattr(sluice.services.run, "train", fake, raising=False)
+
+
 @pytest.mark.parametrize(("error", "code"), [(ClusterError("gone"), 3), (KeyboardInterrupt(), 130)])
 def test_exit_codes(monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int):
     def run(*_: object) -> int:
         raise error
 
-    monkeypatch.setitem(sys.modules, "sluice.services.run.train", types.SimpleNamespace(run_training=run))
+    replace_train(monkeypatch, run)
     assert cli.main(["train", "--config", CONFIG]) == code
 
 
@@ -86,15 +105,14 @@ def test_a_bug_is_not_hidden(monkeypatch: pytest.MonkeyPatch):
     def run(*_: object) -> int:
         raise ZeroDivisionError
 
-    monkeypatch.setitem(sys.modules, "sluice.services.run.train", types.SimpleNamespace(run_training=run))
+    replace_train(monkeypatch, run)
     with pytest.raises(ZeroDivisionError):
         cli.main(["train", "--config", CONFIG])
 
 
 def test_train_gets_config_and_resume_and_gives_its_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     seen = []
-    fake = types.SimpleNamespace(run_training=lambda config, resume: seen.append((config, resume)) or 4)
-    monkeypatch.setitem(sys.modules, "sluice.services.run.train", fake)
+    replace_train(monkeypatch, lambda config, resume: seen.append((config, resume)) or 4)
     monkeypatch.chdir(tmp_path)
     assert cli.main(["train", "--config", CONFIG, "--resume", "--seed", "5"]) == 4
     (config, resume), *_ = seen
@@ -125,3 +143,33 @@ def test_pushing_to_no_run_is_one_message(tmp_path: Path, capsys: pytest.Capture
 def test_evaluate_wants_a_directory(capsys: pytest.CaptureFixture[str]):
     assert cli.main(["evaluate", "--config", CONFIG, "--policy", "nowhere"]) == 2
     assert "--policy nowhere is no directory" in capsys.readouterr().err
+
+
+def test_version(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["--version"])
+    assert end.value.code == 0
+    assert capsys.readouterr().out.startswith("sluice ")
+
+
+def test_a_bench_is_found_by_its_former_name(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    seen = []
+    monkeypatch.setattr(cli, "run_bench", lambda name, *_: seen.append(name) or 0)
+    assert cli.main(["bench", "gate", "--quick"]) == 0
+    assert [record.getMessage() for record in caplog.records] == [
+        "sluice bench: gate is now called floors; the next release refuses the former name"
+    ]
+    assert cli.main(["bench", "floors"]) == 0
+    assert seen == ["floors", "floors"] and len(caplog.records) == 1
+
+
+def test_every_former_bench_leads_to_one_that_there_is():
+    assert set(RENAMED_BENCHES.values()) <= set(BENCHES) and not set(RENAMED_BENCHES) & set(BENCHES)
+
+
+def test_the_exit_code_reaches_the_shell_and_so_the_job_server():
+    command = [sys.executable, "-m", "sluice", "config", "check", CONFIG, "--set", "learner.lr=-1"]
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode == 2
+    assert subprocess.run(command[:-2], cwd=ROOT, capture_output=True, check=False).returncode == 0

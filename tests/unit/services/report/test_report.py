@@ -206,7 +206,10 @@ def test_headline_numbers_are_on_the_page(page: str):
 
 
 def test_the_page_says_what_a_group_was(page: str):
-    what = "16 sequences sampled without replacement (stochastic beams), constrained to the catalogue, temperature 0.7"
+    what = (
+        "16 sequences sampled without replacement (stochastic beams), constrained to the catalogue, "
+        "temperature 0.7"
+    )
     assert f"adagrpo on ml100k, seed 0; a group is {what} " in text_of(page)
     exact = SUMMARY["decode"] | {"kind": "beam", "constrained": False, "temperature": 1.0}
     assert (

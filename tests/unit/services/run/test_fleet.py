@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 
 from sluice.actors.engines.tree import TreeEngine
-from sluice.actors.settings import EngineSettings, RolloutSettings, TreeEngineSettings
+from sluice.actors.settings import RolloutSettings, TreeEngineSettings, VllmEngineSettings
 from sluice.catalog.data.changes import ChangingCatalogue, ItemRow
 from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.learner.policy.policy import build_policy, save_policy
 from sluice.learner.settings import PolicySettings
 from sluice.services.config import RunConfig
 from sluice.services.paths import RunPaths
-from sluice.services.run.engines import _environment, open_engine
+from sluice.services.run.engines import engine_variables, open_engine
 from sluice.services.run.fleet import Fleet
 from tests.rollout_fakes import CODES, LAYOUT
 from tests.tiny_data import tiny_dataset
@@ -27,8 +27,8 @@ def config(engine):
 
 
 def test_only_vllm_needs_an_environment():
-    assert _environment(config(TreeEngineSettings(threads=2))) == {}
-    assert _environment(config(EngineSettings(threads=2)))["OMP_NUM_THREADS"] == "2"
+    assert engine_variables(config(TreeEngineSettings(threads=2))) == {}
+    assert engine_variables(config(VllmEngineSettings(threads=2)))["OMP_NUM_THREADS"] == "2"
 
 
 def test_the_tree_engine_is_opened_on_the_runs_policy_and_catalogue(tmp_path, capsys):

@@ -1,6 +1,5 @@
-"""The manifest of a run, and that the documentation of the settings is the one they generate."""
+"""The manifest of a run, its recorded configs, and the version."""
 
-import importlib.util
 import json
 import re
 import subprocess
@@ -8,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sluice.services.config import load_config
+from sluice.services.config import RunConfig, load_config
 from sluice.services.run import manifest
 
 ROOT = Path(__file__).parents[4]
@@ -31,6 +30,12 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def config_in(directory: Path, *overrides: str) -> RunConfig:
+    path = directory / "run.yaml"
+    path.write_text("name: a\n")
+    return load_config(path, [f"output={directory}", *overrides])
+
+
 def test_commit_and_dirty_flag(checkout: Path):
     commit = git(checkout, "rev-parse", "HEAD")
     assert manifest.git_state(checkout) == {"commit": commit, "dirty": False}
@@ -46,7 +51,7 @@ def test_a_copy_without_history_takes_what_submit_told(tmp_path: Path):
 
 
 def test_written_beside_the_config(tmp_path: Path):
-    config = load_config(ROOT / "configs" / "ml100k.yaml", [f"output={tmp_path}"])
+    config = config_in(tmp_path)
     manifest.write_manifest(config, config.directory)
     assert load_config(config.directory / "config.yaml") == config
     written = json.loads((config.directory / "manifest.json").read_text())
@@ -59,11 +64,46 @@ def test_it_names_no_path_of_the_machine(tmp_path: Path):
     assert str(ROOT) not in json.dumps(manifest.describe_run(ROOT, {}))
 
 
-def test_the_settings_page_is_current():
-    spec = importlib.util.spec_from_file_location(
-        "docs_configuration", ROOT / "docs" / "scripts" / "configuration.py"
-    )
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    assert (ROOT / "docs" / "configuration.md").read_text() == module.render(), "run `make docs`"
+def test_a_config_with_other_settings_is_kept_under_a_number(tmp_path: Path):
+    first, second, third = (config_in(tmp_path, f"learner.steps={steps}") for steps in (10, 20, 30))
+    run = first.directory
+    assert manifest.write_manifest(first, run) is None
+    assert manifest.write_manifest(first, run) is None, "the same settings"
+    assert manifest.write_manifest(second, run) == run / "config-1.yaml"
+    assert manifest.write_manifest(third, run) == run / "config-2.yaml"
+    kept = [load_config(run / name) for name in ("config-1.yaml", "config-2.yaml", "config.yaml")]
+    assert kept == [first, second, third]
+    assert sorted(path.name for path in run.iterdir()) == [
+        "config-1.yaml",
+        "config-2.yaml",
+        "config.yaml",
+        "manifest.json",
+    ]
+
+
+def test_a_config_that_cannot_be_read_is_kept_as_it_is(tmp_path: Path):
+    config = config_in(tmp_path)
+    config.directory.mkdir()
+    (config.directory / "config.yaml").write_text("name: [")
+    assert manifest.write_manifest(config, config.directory) == config.directory / "config-1.yaml"
+    assert (config.directory / "config-1.yaml").read_text() == "name: ["
+    assert load_config(config.directory / "config.yaml") == config
+
+
+def test_version_and_commit(checkout: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(manifest, "_version", lambda package: "1.2.3")
+    commit = git(checkout, "rev-parse", "HEAD")[:12]
+    assert manifest.describe_version(checkout) == f"sluice 1.2.3 ({commit})"
+    (checkout / "a.py").write_text("a = 2\n")
+    assert manifest.describe_version(checkout) == f"sluice 1.2.3 ({commit}, changed)"
+
+
+def test_an_environment_in_somebodys_repository_is_no_checkout(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(manifest, "_version", lambda package: "1.2.3")
+    (checkout / ".gitignore").write_text("venv\n")
+    (checkout / "venv").mkdir()
+    (checkout / "venv" / "b.py").touch()
+    assert manifest.git_state(checkout / "venv") is None
+    assert manifest.describe_version(checkout / "venv") == "sluice 1.2.3"

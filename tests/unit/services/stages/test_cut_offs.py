@@ -35,7 +35,9 @@ def dataset(request, tmp_path_factory) -> Dataset:
         for step, part in enumerate(names)
     ]
     users, items, times = zip(*rows, strict=True)
-    pq.write_table(pa.table({"user_id": users, "item_id": items, "timestamp": times}), directory / "log.parquet")
+    pq.write_table(
+        pa.table({"user_id": users, "item_id": items, "timestamp": times}), directory / "log.parquet"
+    )
     settings = DataSettings(
         name="parts",
         source=TableSource(interactions=(str(directory / "log.parquet"),)),
@@ -93,7 +95,11 @@ def test_the_policy_sees_the_pretrain_part_alone(dataset, monkeypatch):
         PolicySettings(hidden_size=16, layers=1, heads=1, feed_forward_size=16), dataset.level_sizes, 40, 0
     )
     pretrain.pretrain_policy(
-        policy, dataset, PretrainSettings(epochs=1, batch_interactions=64), EvaluationSettings(beam_width=10), 0
+        policy,
+        dataset,
+        PretrainSettings(epochs=1, batch_interactions=64),
+        EvaluationSettings(beam_width=10),
+        0,
     )
     assert parts_of(dataset, dataset.sequence[np.concatenate(seen)]) == {"pretrain"}
 

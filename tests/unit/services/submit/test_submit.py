@@ -12,12 +12,19 @@ import pytest
 
 from sluice.catalog.errors import ClusterError, ConfigError
 from sluice.cluster.environment import ALLOCATOR
-from sluice.services.config import load_config
+from sluice.services.config import RunConfig, dump_config, load_config
 from sluice.services.submit import head as head_module
 from sluice.services.submit import submit
 from sluice.services.submit.follow import LineSplitter, call_with_bound, exit_code
 from sluice.services.submit.head import Head, free_ports
-from sluice.services.submit.submit import EXCLUDES, JobRequest, SubmitOptions, absolute_paths, job_request
+from sluice.services.submit.submit import (
+    EXCLUDES,
+    JobRequest,
+    SubmitOptions,
+    absolute_paths,
+    check_visible_run,
+    job_request,
+)
 
 TABLE = """name: mine
 data:
@@ -45,6 +52,41 @@ def test_a_local_job_runs_this_interpreter_and_writes_where_we_would(checkout: P
         *(sys.executable, "-m", "sluice", "train", "--config", "configs/plain.yaml"),
         *("--set", "learner.lr=1e-5", "--set", f'output="{checkout}/runs"', "--resume", "best"),
     ]
+
+
+def refused(checkout: Path, config: RunConfig, local: bool) -> bool:
+    try:
+        check_visible_run(config, checkout, local)
+    except ConfigError as error:
+        assert "policy.layers 4 -> 5" in str(error)
+        return True
+    return False
+
+
+def test_a_resumed_run_is_checked_before_the_job_is_sent_where_it_is_seen(checkout: Path):
+    plain = checkout / "configs" / "plain.yaml"
+    run = checkout / "runs" / "plain-seed0"
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text(dump_config(load_config(plain)))
+    changed = load_config(plain, ["policy.layers=5"])
+    assert refused(checkout, changed, local=True)
+    assert not refused(checkout, load_config(plain, ["learner.steps=9"]), local=True)
+    assert not refused(checkout, changed, local=False), "a relative output of a cluster lies elsewhere"
+    shared = load_config(plain, ["policy.layers=5", f"output={checkout}/runs"])
+    assert refused(checkout, shared, local=False)
+    assert not refused(checkout, load_config(plain, ["policy.layers=5", "seed=1"]), local=True), "no record"
+
+
+def test_a_run_that_cannot_be_resumed_starts_no_cluster(checkout: Path, monkeypatch: pytest.MonkeyPatch):
+    plain = checkout / "configs" / "plain.yaml"
+    (checkout / "runs" / "plain-seed0").mkdir(parents=True)
+    (checkout / "runs" / "plain-seed0" / "config.yaml").write_text(dump_config(load_config(plain)))
+    monkeypatch.chdir(checkout)
+    for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(submit, "_local_head", lambda: pytest.fail("a head was looked for"))
+    with pytest.raises(ConfigError, match=r"policy\.layers 4 -> 5"):
+        submit.submit_job(SubmitOptions(config=plain, overrides=("policy.layers=5",), resume="last"))
 
 
 def test_a_remote_job_runs_the_clusters_python_and_keeps_paths(checkout: Path):

@@ -9,7 +9,7 @@ from sluice.actors.engines.vllm.configuration import (
     derive_sizes,
     engine_environment,
 )
-from sluice.actors.settings import EngineSettings
+from sluice.actors.settings import VllmEngineSettings
 from sluice.catalog.errors import ConfigError
 
 SHAPE = ModelShape(layers=4, kv_heads=4, head_size=32)
@@ -17,7 +17,7 @@ SHAPE = ModelShape(layers=4, kv_heads=4, head_size=32)
 
 def sizes(gpu_bytes=None, candidates=16, levels=4, max_prompt_tokens=200, prompts_in_flight=32, **settings):
     return derive_sizes(
-        EngineSettings(**settings),
+        VllmEngineSettings(**settings),
         candidates=candidates,
         levels=levels,
         max_prompt_tokens=max_prompt_tokens,
@@ -83,7 +83,7 @@ def test_a_gpu_engine_takes_a_share_of_the_memory_when_told_to():
     assert without.derivation["gpu_memory_share"] == (0.6, "without effect, since the engine has no GPU")
     assert sizes(gpu_bytes=80 * 2**30, kv_cache_gib=2).kv_cache_bytes == 2 * 2**30
     with pytest.raises(ValidationError, match="both say how large the cache is"):
-        EngineSettings(gpu_memory_share=0.6, kv_cache_gib=2)
+        VllmEngineSettings(gpu_memory_share=0.6, kv_cache_gib=2)
 
 
 def test_sizes_that_cannot_work_are_refused():
@@ -99,14 +99,14 @@ def test_sizes_that_cannot_work_are_refused():
 
 
 def test_the_environment_keeps_an_engine_to_its_threads():
-    environment = engine_environment(EngineSettings(threads=2))
+    environment = engine_environment(VllmEngineSettings(threads=2))
     assert environment["OMP_NUM_THREADS"] == "2"
     assert environment["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
     assert environment["TRITON_F32_DEFAULT"] == "ieee"
 
 
 def test_a_process_with_another_environment_is_refused(monkeypatch):
-    settings = EngineSettings()
+    settings = VllmEngineSettings()
     monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
     for name, value in engine_environment(settings).items():
         monkeypatch.setenv(name, value)

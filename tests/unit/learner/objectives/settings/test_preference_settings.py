@@ -2,7 +2,6 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from sluice.learner.objectives.a_sft import AdvantageSftLoss
-from sluice.learner.objectives.build import build_objective
 from sluice.learner.objectives.cql import CqlLoss
 from sluice.learner.objectives.dpo import DpoLoss
 from sluice.learner.objectives.ipo import IpoLoss
@@ -10,6 +9,7 @@ from sluice.learner.objectives.ppo import PpoLoss
 from sluice.learner.objectives.reward_weighted_bc import RewardWeightedBcLoss
 from sluice.learner.objectives.settings.objective import Objective
 from sluice.learner.objectives.settings.preference import IntervalPairs, LoggedPairs, SelfPairs
+from sluice.learner.training.objective import build_objective
 from sluice.services.config import RunConfig
 
 PARSE = TypeAdapter(Objective).validate_python

@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 import torch
 
+from sluice.catalog.decoding import Decoding
 from sluice.catalog.errors import ConfigError
 from sluice.learner.batches.batch import GroupBatch
 from sluice.learner.objectives.grpo import GrpoLoss, grpo_term
 from sluice.learner.objectives.settings.objective import GrpoSettings
 from sluice.learner.objectives.terms.advantages import group_advantages
 from sluice.learner.objectives.terms.member_weights import member_weights
-from tests.unit.learner.learner_cases import one_group
+from tests.unit.learner.learner_cases import objective_input, one_group
 from tests.unit.learner.objective_cases import pair, scores_of
 
 LOGITS = torch.tensor([0.9, -0.4, 0.2, -1.3], dtype=torch.float64)  # of the behaviour policy over four items
@@ -87,7 +88,12 @@ def test_members_count_by_their_weights_in_the_loss_and_the_kl(kind, counts, adv
     )
     log_probs[0, 2] = -2.0  # where the reference is 1 above: d = 1 in candidate 1, 0 in candidate 0
     terms = GrpoLoss(settings)(
-        batch, scores_of(log_probs), scores_of(log_probs), torch.full((1, 3, 3), -1.0, dtype=torch.float64)
+        objective_input(
+            batch,
+            scores_of(log_probs),
+            scores_of(log_probs),
+            torch.full((1, 3, 3), -1.0, dtype=torch.float64),
+        )
     )
     surrogate = counts[0] * advantages[0] + counts[1] * advantages[1]  # the ratios are 1
     assert terms.loss.item() == pytest.approx(-surrogate + 0.5 * counts[1] * (np.e - 2), abs=1e-7)
@@ -105,7 +111,9 @@ def test_gradcheck(kind):
     point = (start + 0.1).requires_grad_()
 
     def loss(log_probs):
-        return GrpoLoss(settings)(batch, scores_of(log_probs), scores_of(start), start - 0.2).loss
+        return GrpoLoss(settings)(
+            objective_input(batch, scores_of(log_probs), scores_of(start), start - 0.2)
+        ).loss
 
     assert torch.autograd.gradcheck(loss, (point,))
 
@@ -154,16 +162,15 @@ def expected_gradient(theta, settings, groups):
         target_items_B=torch.full((prompts,), 99),
         candidate_scores_BK=REWARDS[items_BK],
         target_scores_B=torch.zeros(prompts),
-        distractor_scores_BM=torch.zeros(prompts, 1),
+        distractor_scores_BJ=torch.zeros(prompts, 1),
         allowed_BSLV=None,
-        temperature=1.0,
-        beams=False,
+        decoding=Decoding(candidates=items_BK.shape[1]),
         inclusion_log_probs_BK=inclusion_BK,
     )
     leaf = theta.clone().requires_grad_()
     members = tokens(leaf.log_softmax(0)[items_BK])
     scores = scores_of(torch.cat([members[:, :1].detach(), members], dim=1))
-    loss_B = grpo_term(batch, scores, scores.log_probs_BSL.detach(), None, settings).loss_B
+    loss_B = grpo_term(objective_input(batch, scores, scores.detach()), settings).loss_B
     (mass_B * loss_B).sum().backward()
     return -leaf.grad
 

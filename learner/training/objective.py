@@ -17,6 +17,11 @@ from sluice.learner.objectives.nll import NllLoss
 from sluice.learner.objectives.ppo import PpoLoss
 from sluice.learner.objectives.rere import RereLoss
 from sluice.learner.objectives.reward_weighted_bc import RewardWeightedBcLoss
+from sluice.learner.objectives.settings.logged import (
+    AdvantageSftObjective,
+    CqlObjective,
+    RewardWeightedBcObjective,
+)
 from sluice.learner.objectives.settings.objective import (
     AdaGrpoObjective,
     EcpoObjective,
@@ -28,14 +33,7 @@ from sluice.learner.objectives.settings.objective import (
     RereObjective,
 )
 from sluice.learner.objectives.settings.objective import Objective as ObjectiveSettings
-from sluice.learner.objectives.settings.preference import (
-    AdvantageSftObjective,
-    CqlObjective,
-    DpoObjective,
-    IpoObjective,
-    PpoObjective,
-    RewardWeightedBcObjective,
-)
+from sluice.learner.objectives.settings.preference import DpoObjective, IpoObjective, PpoObjective
 from sluice.learner.objectives.terms.base import Objective
 
 _BUILDERS: dict[type, Callable[[Any], Objective]] = {

@@ -1,0 +1,111 @@
+"""The start of a run: what it refuses, and what it keeps of a config that changed. No Ray is started."""
+
+from pathlib import Path
+
+import pytest
+
+from sluice.catalog.errors import ConfigError, RunError
+from sluice.services.config import RunConfig, dump_config, load_config
+from sluice.services.run import train
+
+
+class Began(Exception):
+    """The data are about to be prepared."""
+
+
+@pytest.fixture(autouse=True)
+def _stop_at_the_data(monkeypatch: pytest.MonkeyPatch):
+    def prepare_data(*_: object) -> None:
+        raise Began
+
+    monkeypatch.setattr(train.prepare, "prepare_data", prepare_data)
+
+
+def config_of(tmp_path: Path, *overrides: str) -> RunConfig:
+    path = tmp_path / "run.yaml"
+    path.write_text(f"name: a\noutput: {tmp_path}\n")
+    return load_config(path, overrides)
+
+
+def started(tmp_path: Path, *overrides: str, checkpoint: bool = True) -> Path:
+    """The directory of a run that began, with a checkpoint or before there was one."""
+    config = config_of(tmp_path, *overrides)
+    config.directory.mkdir()
+    if checkpoint:
+        (config.directory / "checkpoints" / "train").mkdir(parents=True)
+    (config.directory / "config.yaml").write_text(dump_config(config))
+    return config.directory
+
+
+def contents(directory: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in directory.iterdir() if path.is_file()}
+
+
+def test_a_resume_that_changes_the_policy_is_refused_before_anything_is_written(tmp_path: Path):
+    directory = started(tmp_path)
+    before = contents(directory)
+    with pytest.raises(ConfigError, match=r"policy\.layers 4 -> 5 \(the checkpoints hold this model\)"):
+        train.run_training(config_of(tmp_path, "policy.layers=5"), "last")
+    assert contents(directory) == before
+
+
+def test_a_resume_with_more_steps_says_so_and_keeps_the_former_config(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    directory = started(tmp_path)
+    former = (directory / "config.yaml").read_text()
+    with pytest.raises(Began):
+        train.run_training(config_of(tmp_path, "learner.steps=400", "learner.lr=1e-5"), "last")
+    lines = capsys.readouterr().out.splitlines()
+    assert (
+        "resumed with other settings than before: learner.steps 200 -> 400, learner.lr 0.0001 -> 1e-05"
+        in lines
+    )
+    assert "the config that was in force before is kept as config-1.yaml" in lines
+    assert (directory / "config-1.yaml").read_text() == former
+    assert load_config(directory / "config.yaml").learner.steps == 400
+
+
+def test_a_resume_with_the_same_config_says_nothing_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    directory = started(tmp_path)
+    with pytest.raises(Began):
+        train.run_training(config_of(tmp_path), "last")
+    assert "config" not in capsys.readouterr().out
+    assert set(contents(directory)) == {"config.yaml", "manifest.json"}
+
+
+def test_a_resume_with_a_record_that_cannot_be_read_is_refused(tmp_path: Path):
+    directory = started(tmp_path)
+    (directory / "config.yaml").write_text("name: [")
+    with pytest.raises(ConfigError, match="move that file away"):
+        train.run_training(config_of(tmp_path), "last")
+    (directory / "config.yaml").unlink()
+    with pytest.raises(Began):
+        train.run_training(config_of(tmp_path), "last")
+
+
+def test_a_first_start_records_its_config(tmp_path: Path):
+    with pytest.raises(Began):
+        train.run_training(config_of(tmp_path))
+    config = config_of(tmp_path)
+    assert load_config(config.directory / "config.yaml") == config
+
+
+def test_a_new_start_over_a_run_that_never_trained_keeps_its_config(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """Whatever was built from other inputs is built again, so any setting may change."""
+    directory = started(tmp_path, checkpoint=False)
+    with pytest.raises(Began):
+        train.run_training(config_of(tmp_path, "policy.layers=5"))
+    assert "the config that was in force before is kept as config-1.yaml" in capsys.readouterr().out
+    assert load_config(directory / "config-1.yaml").policy.layers == 4
+    assert load_config(directory / "config.yaml").policy.layers == 5
+
+
+def test_a_new_start_over_a_post_training_is_refused_and_leaves_its_config(tmp_path: Path):
+    directory = started(tmp_path)
+    before = contents(directory)
+    with pytest.raises(RunError, match="already holds a post-training"):
+        train.run_training(config_of(tmp_path, "policy.layers=5"))
+    assert contents(directory) == before
