@@ -105,11 +105,11 @@ class FreshLogs(Settings):
     type: Literal["fresh"] = "fresh"
     by: Literal["user", "time"] = Field(
         default="user",
-        description="user: shares of each user's sequence; time: shares of all interactions, by their time.",
+        description="`user`: shares of each user's sequence. `time`: shares of all interactions, by time.",
     )
-    fresh_share: float = Field(default=0.2, gt=0, lt=1, description="share of the fresh part")
-    valid_share: float = Field(default=0.1, gt=0, lt=0.5, description="share of the validation part")
-    test_share: float = Field(default=0.1, gt=0, lt=0.5, description="share of the test part; it is the last")
+    fresh_share: float = Field(default=0.2, gt=0, lt=1, description="Share of the fresh part.")
+    valid_share: float = Field(default=0.1, gt=0, lt=0.5, description="Share of the validation part.")
+    test_share: float = Field(default=0.1, gt=0, lt=0.5, description="Share of the test part, the last one.")
 
     @model_validator(mode="after")
     def _something_is_left(self) -> "FreshLogs":

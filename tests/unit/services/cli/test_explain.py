@@ -70,7 +70,7 @@ def test_a_group_is_a_table(explain):
 
 def test_a_choice_of_types_lists_them_and_shows_the_chosen_one(explain):
     lines = explain("data.split")
-    assert "type one of leave_last_two_out, global_time" in lines
+    assert "type one of leave_last_two_out, global_time, fresh" in lines
     assert any(line.startswith("global_time By time") for line in lines)
     assert not any(line.startswith("valid_share") for line in lines)
     assert explain("data.split.type") == lines

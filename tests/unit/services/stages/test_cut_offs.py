@@ -16,7 +16,8 @@ from sluice.learner.batches.sources import prompts_of
 from sluice.learner.evaluation.baselines import ItemKNN, Popularity
 from sluice.learner.policy.policy import build_policy
 from sluice.learner.ranker import fit
-from sluice.learner.settings import EvaluationSettings, PolicySettings, PretrainSettings, RankerSettings
+from sluice.learner.ranker.settings import RankerSettings
+from sluice.learner.settings import EvaluationSettings, PolicySettings, PretrainSettings
 from sluice.learner.training import pretrain
 from sluice.services.stages.prepare import prepare_data
 
