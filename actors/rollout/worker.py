@@ -330,10 +330,10 @@ class RolloutWorker:
             full = [push for push in pushes if push.lease_id in reply.full]
             if full:  # the call has already waited for room, so asking again at once is no busy loop
                 self._pushing.append((full, self._queue.push(full)))
-        rejected = [call for call in self._rejecting if call.ready()]
-        for call in rejected:
-            self._rejecting.remove(call)
-            call.result()
+        rejected = [rejection for rejection in self._rejecting if rejection.ready()]
+        for rejection in rejected:
+            self._rejecting.remove(rejection)
+            rejection.result()
         return bool(settled or rejected)
 
 
