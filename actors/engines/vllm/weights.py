@@ -86,7 +86,8 @@ class PackedWeightTransfer(WeightTransferEngine[NoInitInfo, PackedUpdateInfo]):
         An output layer tied to the embedding has nothing of its own to load, so the layer-wise reload passes
         it by, and its packed copy (the CPU kernels make one) would stay that of the old weights.
         """
-        finalize_layerwise_reload(self.model, self.model_config)  # type: ignore[no-untyped-call]  # vLLM's
+        # vLLM gives this function no types.
+        finalize_layerwise_reload(self.model, self.model_config)  # type: ignore[no-untyped-call]
         owned: set[int] = set()
         for layer in self.model.modules():
             weight = layer._parameters.get("weight")
