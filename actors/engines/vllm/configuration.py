@@ -157,7 +157,7 @@ def _check_cpu_sizes(block_size: int, batched_tokens: int, max_model_len: int) -
 
 
 def _size_cache(
-    settings: EngineSettings, blocks: int, block_size: int, model: ModelShape, gpu_bytes: int | None
+    settings: VllmEngineSettings, blocks: int, block_size: int, model: ModelShape, gpu_bytes: int | None
 ) -> tuple[int | None, dict[str, tuple[int | float | str, str]]]:
     """Bytes of the cache, None where vLLM takes a share of its GPU; and where the sizes of the cache come
     from.
