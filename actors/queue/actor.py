@@ -1,4 +1,4 @@
-"""The rollout queue as an actor, and the two sides' access to it: `QueueClient` for learner and controller,
+"""The rollout queue as an actor, and the two sides' access to it: `QueueClient` for learner and driver,
 `LeaseHolder` for a rollout actor. It holds references, never payloads.
 
 Every wait is a long poll with a bound: the actor's methods come back empty-handed after `wait_s`, and whoever

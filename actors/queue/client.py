@@ -1,4 +1,4 @@
-"""The side of the rollout queue that learner and controller use."""
+"""The side of the rollout queue that learner and driver use."""
 
 import contextlib
 import time
@@ -19,7 +19,7 @@ from sluice.catalog.rollout_group import from_stream
 
 @dataclass(frozen=True)
 class QueueClient:
-    """The learner's and the controller's side."""
+    """The learner's and the driver's side."""
 
     handle: Any  # of a QueueActor
     wait_s: float  # longest wait for a step's groups

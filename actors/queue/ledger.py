@@ -56,7 +56,7 @@ class RolloutLedger:
         self._next_id = 0
         self._pushed_groups = self._pushed_bytes = 0
         self.last_error = ""
-        self._gone: set[str] = set()  # incarnations that another one has followed
+        self._gone: set[str] = set()  # incarnations (processes of an actor) that another one has followed
         self._reset()
 
     def _reset(self) -> None:
@@ -79,7 +79,8 @@ class RolloutLedger:
     def lease(self, actor: str, incarnation: str, count: int, now_s: float) -> tuple[Lease, ...]:
         """Up to `count` prompts, those waiting to be issued again first; none while the queue is full.
 
-        A new incarnation of an actor means that the old process is gone, and with it all it had leased or
+        An incarnation is one process of an actor: a restart makes a new one, under the actor's old name.
+        A new incarnation means that the old process is gone, and with it all it had leased or
         put. What the old one had asked for before it died, and is heard of only now, is not granted.
         """
         if incarnation in self._gone:
@@ -173,7 +174,8 @@ class RolloutLedger:
     def allot(
         self, step: int, rank: int, world: int, count: int, learner_version: int
     ) -> tuple[PulledGroup, ...] | None:
-        """The `count` groups of (step, rank), or None while there are not enough fresh ones queued.
+        """The `count` groups of (step, rank), or None while there are not enough fresh ones queued. A rank is
+        the number of a learner worker, 0 to `world` - 1.
 
         The first rank to ask decides for the whole step, all or nothing; whoever asks again gets the same
         groups, with replacements for those reported lost.

@@ -75,7 +75,7 @@ class RolloutStats:
 
     batches: int = 0  # lease batches scored
     groups: int = 0  # accepted by the queue, as far as its answers have come back
-    invalid: int = 0  # given up because the ranker failed
+    invalid: int = 0  # given up: the ranker failed, or the group was larger than the whole queue may be
     late: int = 0  # finished after the lease had moved on
     swaps: int = 0
     score_s: float = 0.0  # ranker requests to answers, while generating went on
