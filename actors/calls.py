@@ -47,9 +47,9 @@ class RayCall(Generic[Result]):
         Raises:
             RunError: no answer in time, or the actor is dead.
         """
-        return get_result(
-            self.reference, self._what, self._timeout_s, left_s=max(0.0, self._deadline_s - time.monotonic())
-        )
+        left_s = max(0.0, self._deadline_s - time.monotonic())
+        answer: Result = get_result(self.reference, self._what, self._timeout_s, left_s=left_s)
+        return answer
 
 
 def get_result(reference: Any, what: str, timeout_s: float, *, left_s: float | None = None) -> Any:

@@ -157,10 +157,13 @@ class RolloutSettings(Settings):
     prompts_per_lease: Prompts = Field(
         default=16,
         ge=2,
-        description="Prompts that an actor takes from the queue at once. Distractors come from the others.",
+        description="Leases, of one prompt each, that an actor takes from the queue at a time. A prompt's "
+        "distractors come from the others of the batch.",
     )
-    leases_ahead: Annotated[int, Unit("leases")] = Field(
-        default=2, ge=1, description="Leases that are kept in the engine, so that it never runs dry."
+    leases_ahead: Annotated[int, Unit("batches")] = Field(
+        default=2,
+        ge=1,
+        description="Batches of leases that are kept in the engine, so that it never runs dry.",
     )
     distractors: Annotated[int, Unit("items")] = Field(
         default=4, ge=1, description="Candidates of other prompts that the ranker scores for the gate, J."

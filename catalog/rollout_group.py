@@ -1,7 +1,17 @@
 """RolloutGroup: one prompt with its candidates and their scores, and its form on the wire.
 
-On the wire a group is a row of an Arrow record batch. One stream per lease goes through the object store. The
-schema carries its version in its metadata; a reader refuses any other.
+On the wire a group is a row of an Arrow record batch. One stream per batch of leases goes through the object
+store. The schema carries its version in its metadata; a reader refuses any other.
+
+To add a column:
+
+1. here: a field of `ROLLOUT_GROUP` and, under the same name, of `RolloutGroup`, with shape and unit; a line
+   in `_check` if it is an array; `ROLLOUT_GROUP_VERSION` + 1. `encode_groups` and `decode_group` go by the
+   schema, and reshape nothing but the two `[K, L]` columns that `decode_group` names;
+2. where it is filled: `score_groups` in actors/rollout/groups.py, from the prompt, the engine's `Generation`
+   or the ranker's `RankerOutput`;
+3. where it is read: a tensor of `GroupBatch` in learner/batches/batch.py, which `collate_groups` in
+   learner/batches/collate.py makes of it.
 """
 
 from dataclasses import dataclass

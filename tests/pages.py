@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from sluice.catalog.errors import ConfigError
 from sluice.services.bench.harness import BENCHES
-from sluice.services.cli.main import build_parser
+from sluice.services.cli.parser import build_parser
 from sluice.services.config import RunConfig
 
 ROOT = Path(__file__).parents[1]

@@ -123,14 +123,15 @@ class VersionSource(Generic[Thing]):
             self._arrived = queue.SimpleQueue()
             # A daemon: a long poll under way must not keep the actor's process from ending.
             threading.Thread(
-                target=self._follow, args=(current_version,), name=self.board, daemon=True
+                target=self._follow, args=(current_version, self._arrived), name=self.board, daemon=True
             ).start()
-        newest = None
+        newest: Thing | None = None
         while not self._arrived.empty():
-            newest = self._arrived.get()
-            if isinstance(newest, SluiceError):
+            arrival = self._arrived.get()
+            if isinstance(arrival, SluiceError):
                 self._arrived = None  # whoever polls again begins anew
-                raise newest
+                raise arrival
+            newest = arrival
         return newest if newest is not None and newest.version > current_version else None
 
     def newest(self, current_version: int, wait_s: float) -> Thing | None:
@@ -140,23 +141,24 @@ class VersionSource(Generic[Thing]):
             RunError: the board gave no answer within `wait_s`.
             SluiceError: what `receive` raises.
         """
-        found = get_result(
+        latest = get_result(
             self._handle.latest.remote(current_version, 0.0), f"the {self.board} (latest)", wait_s
         )
-        return None if found is None else self._fetch(found)
+        return None if latest is None else self._fetch(latest)
 
     def receive(self, arrived: Any) -> Thing:
         """The version out of what its reference named; raises a SluiceError when that is not what was
         published.
         """
-        return arrived
+        thing: Thing = arrived
+        return thing
 
-    def _follow(self, after_version: int) -> None:
+    def _follow(self, after_version: int, arrived: "queue.SimpleQueue[Thing | SluiceError]") -> None:
         lower_own_priority()
-        arrived, failures = self._arrived, 0
+        failures = 0
         while True:
             try:
-                found = get_result(
+                latest = get_result(
                     self._handle.latest.remote(after_version, _POLL_S),
                     f"the {self.board} (latest)",
                     _POLL_S + _GRACE_S,
@@ -168,30 +170,29 @@ class VersionSource(Generic[Thing]):
                     return
                 continue
             failures = 0
-            if found is None:
+            if latest is None:
                 continue
             # Asking again for a lost version would bring the same dead reference. Whoever follows the process
             # that put it publishes a higher version.
-            after_version = found[0]
+            after_version = latest[0]
             try:
-                thing = self._fetch(found)
+                thing = self._fetch(latest)
             except SluiceError as error:
                 arrived.put(error)
                 return
             if thing is not None:
                 arrived.put(thing)
 
-    def _fetch(self, found: tuple[int, list[Any]]) -> Thing | None:
+    def _fetch(self, latest: tuple[int, list[Any]]) -> Thing | None:
         """The version on this node; None when it is lost."""
-        version, (reference,) = found
+        version, (reference,) = latest
         try:
             arrived = ray.get(reference, timeout=self._fetch_s)
         except (ObjectLostError, GetTimeoutError):
             self.lost += 1
             return None
-        except (
-            Exception
-        ) as error:  # of a transport, say; a thread that ends in silence leaves its caller behind
+        # of a transport, say; a thread that ends in silence leaves its caller behind
+        except Exception as error:
             raise RunError(
                 f"version {version} of the {self.board} can't be fetched: {reason_of(error)}"
             ) from error

@@ -16,7 +16,7 @@ from typing import Any
 import ray
 import torch
 
-from sluice.actors.boards.version_board import VersionBoard, VersionSource
+from sluice.actors.boards.version_board import BoardStatus, VersionBoard, VersionSource
 from sluice.actors.calls import get_result
 from sluice.actors.settings import WeightTransport
 from sluice.catalog.errors import RunError
@@ -54,7 +54,10 @@ class WeightPublisher:
 
     def latest_version(self) -> int:
         """The version on the board, 0 when nothing was published."""
-        return get_result(self._handle.status.remote(), "the weight board (status)", self._timeout_s).version
+        status: BoardStatus = get_result(
+            self._handle.status.remote(), "the weight board (status)", self._timeout_s
+        )
+        return status.version
 
     def _put(self, weights: PackedWeights) -> Any:
         if self._transport == "object_store":
@@ -65,8 +68,10 @@ class WeightPublisher:
                 "node that has learner workers or rollout actors, or set weights.transport to object_store"
             )
         # Ray takes tensors out of what is put and leaves them where they are: who fetches reads them from
-        # here.
-        tensors = {dtype: torch.from_numpy(buffer) for dtype, buffer in weights.buffers.items()}
+        # here. `WeightSource.receive` makes arrays of them again.
+        tensors: dict[str, Any] = {
+            dtype: torch.from_numpy(buffer) for dtype, buffer in weights.buffers.items()
+        }
         return ray.put(replace(weights, buffers=tensors), _tensor_transport=self._transport)
 
 

@@ -70,7 +70,9 @@ class TreeEngine:
         ] = ()  # what `load_weights` put in place; of the directory it is not known
         device = "cuda" if torch.cuda.is_available() else "cpu"
         torch.set_num_threads(engine.threads)
-        self._model = policy.model.to(device=device, dtype=_DTYPES[engine.dtype]).requires_grad_(False)
+        # transformers wraps `to` without types
+        placed = torch.nn.Module.to(policy.model, device=device, dtype=_DTYPES[engine.dtype])
+        self._model = placed.requires_grad_(False)
         self._per_step = engine.prompts_per_step or _PROMPTS_PER_STEP[device]
         step_bytes = self._per_step * prefix_bytes(self._model, max_prompt_tokens, vocabulary.layout.levels)
         cache_bytes, cache_reason = _cache_size(engine.prefix_cache_mib, step_bytes, self._model.device)
@@ -132,7 +134,8 @@ class TreeEngine:
         if not self._waiting:
             return []
         _, decoding, catalogue = self._waiting[0]
-        chosen, later = [], deque()
+        chosen: list[GenerateRequest] = []
+        later: deque[tuple[GenerateRequest, Decoding, DeviceTrie]] = deque()
         while self._waiting and len(chosen) < self._per_step:
             request, own_decoding, own_catalogue = self._waiting.popleft()
             if own_decoding == decoding and own_catalogue is catalogue:

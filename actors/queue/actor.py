@@ -1,4 +1,4 @@
-"""The rollout queue as an actor, and the two sides' access to it: `QueueClient` for learner and controller,
+"""The rollout queue as an actor, and the two sides' access to it: `QueueClient` for learner and driver,
 `LeaseHolder` for a rollout actor. It holds references, never payloads.
 
 Every wait is a long poll with a bound: the actor's methods come back empty-handed after `wait_s`, and whoever
@@ -34,7 +34,7 @@ _TICK_S = (
     1.0  # how soon expired leases are seen when nothing else happens, and how often metrics are published
 )
 
-Found = TypeVar("Found")
+Answer = TypeVar("Answer")
 
 
 class QueueActor:
@@ -67,8 +67,10 @@ class QueueActor:
             flow=self._flow if settings.flow == "measured" else None,
         )
         self._clock = clock
-        self._for_prompts, self._for_room, self._for_groups = WaitList(), WaitList(), WaitList()
-        self._ticking: asyncio.Task | None = None
+        self._for_prompts: WaitList[tuple[Lease, ...]] = WaitList()
+        self._for_room: WaitList[PushReply] = WaitList()
+        self._for_groups: WaitList[tuple[PulledGroup, ...]] = WaitList()
+        self._ticking: asyncio.Task[None] | None = None
         self._restored = not _was_restarted()
         self._failure: str | None = None
         self._metrics = MetricSet()
@@ -83,15 +85,14 @@ class QueueActor:
 
     async def push(self, actor: str, incarnation: str, pushes: Sequence[Push], wait_s: float) -> PushReply:
         """Queue finished groups. Waits up to `wait_s` for room when none of them fits."""
+        # What a queue that was not restored answers.
+        reply = PushReply(late=tuple(push.lease_id for push in pushes))
 
         def attempt() -> PushReply | None:
             nonlocal reply
             reply = self._ledger.push(actor, incarnation, pushes, self._clock())
             return None if len(reply.full) == len(pushes) else reply
 
-        reply = PushReply(
-            late=tuple(push.lease_id for push in pushes)
-        )  # what a queue that was not restored answers
         return await self._until(self._for_room, attempt, wait_s) or reply
 
     async def reject(self, actor: str, incarnation: str, leases: Sequence[Lease], reason: str) -> int:
@@ -164,8 +165,8 @@ class QueueActor:
         return replace(self._ledger.status(), restored=self._restored)
 
     async def _until(
-        self, line: WaitList, attempt: Callable[[], Found | None], wait_s: float, who: str = ""
-    ) -> Found | None:
+        self, line: WaitList[Answer], attempt: Callable[[], Answer | None], wait_s: float, who: str = ""
+    ) -> Answer | None:
         """The first truthy value of `attempt`, which is tried now and whenever its turn in `line` comes; None
         after `wait_s`.
         """
@@ -173,10 +174,10 @@ class QueueActor:
             self._ticking = asyncio.get_running_loop().create_task(self._tick())
         self._ledger.expire(self._clock())
         first = not line or wait_s <= 0  # whoever waits must not overtake those who wait already
-        found = attempt() if self._restored and first else None
+        answer = attempt() if self._restored and first else None
         self._serve()
-        if found or wait_s <= 0:
-            return found
+        if answer or wait_s <= 0:
+            return answer
         try:
             return await asyncio.wait_for(line.add(attempt, who), wait_s)
         except TimeoutError:
@@ -219,4 +220,5 @@ def _was_restarted() -> bool:
         return False
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Ray calls a deprecated method of its own in here
-        return ray.get_runtime_context().was_current_actor_reconstructed
+        restarted: bool = ray.get_runtime_context().was_current_actor_reconstructed
+    return restarted

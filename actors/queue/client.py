@@ -1,4 +1,4 @@
-"""The side of the rollout queue that learner and controller use."""
+"""The side of the rollout queue that learner and driver use."""
 
 import contextlib
 import time
@@ -19,7 +19,7 @@ from sluice.catalog.rollout_group import from_stream
 
 @dataclass(frozen=True)
 class QueueClient:
-    """The learner's and the controller's side."""
+    """The learner's and the driver's side."""
 
     handle: Any  # of a QueueActor
     wait_s: float  # longest wait for a step's groups
@@ -51,11 +51,13 @@ class QueueClient:
 
     def ack(self, step: int, rank: int) -> int:
         """This rank has trained on the step; returns how many groups that newly counts as trained."""
-        return self._call("ack", step, rank)
+        acknowledged: int = self._call("ack", step, rank)
+        return acknowledged
 
     def snapshot(self) -> dict[str, Any]:
         """What a checkpoint must hold of the queue; JSON-able."""
-        return self._call("snapshot")
+        snapshot: dict[str, Any] = self._call("snapshot")
+        return snapshot
 
     def restore(self, snapshot: dict[str, Any] | None) -> None:
         """Go back to a snapshot, or with None to the very start."""
@@ -63,11 +65,13 @@ class QueueClient:
 
     def status(self) -> QueueStatus:
         """The queue at this moment."""
-        return self._call("status")
+        status: QueueStatus = self._call("status")
+        return status
 
     def revoke(self, actor: str, reason: str = "", keep_queued: bool = False) -> int:
         """Take back what a rollout actor held; returns how many prompts will be issued again."""
-        return self._call("revoke", actor, reason, keep_queued)
+        revoked: int = self._call("revoke", actor, reason, keep_queued)
+        return revoked
 
     def note_error(self, source: str, message: str) -> None:
         """Leave a failure where a learner that waits in vain will show it."""
@@ -86,7 +90,9 @@ class QueueClient:
             getattr(self.handle, method).remote(*arguments), f"the rollout queue ({method})", GRACE_S
         )
 
-    def _allotted(self, step: int, rank: int, world: int, count: int, version: int, deadline_s: float) -> Any:
+    def _allotted(
+        self, step: int, rank: int, world: int, count: int, version: int, deadline_s: float
+    ) -> tuple[PulledGroup, ...]:
         started_s, asked = time.monotonic(), False
         while True:
             poll_s = min(POLL_S, self.wait_s / 4, deadline_s - time.monotonic())
@@ -95,7 +101,9 @@ class QueueClient:
                 bound_s = self.wait_s if status.actors else max(self.wait_s, self.start_s)
                 raise RunError(starvation_message(status, step=step, needed=world * count, wait_s=bound_s))
             reference = self.handle.pull.remote(step, rank, world, count, version, poll_s)
-            groups = get_result(reference, "the rollout queue (pull)", poll_s + GRACE_S)
+            groups: tuple[PulledGroup, ...] | None = get_result(
+                reference, "the rollout queue (pull)", poll_s + GRACE_S
+            )
             if groups is not None:
                 return groups
             if self.start_s and not asked:

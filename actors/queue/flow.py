@@ -4,8 +4,8 @@ By Little's law, groups that take W seconds from lease to queue and are trained 
 r x W of them with the rollout actors. Fewer, and the learner starves; more, and they wait in the queue and
 grow stale. So
 
-    limit = HEADROOM x r x W + the groups of one step, ready when the learner asks + one lease, which is
-    granted whole
+    limit = HEADROOM x r x W + the groups of one step, ready when the learner asks + one batch of leases,
+    which is granted whole
 
 and, since a group that has `ahead` others before it is `ahead / (publish_every x groups of a step)` weight
 versions old when its turn comes, never more than `max_staleness x publish_every` steps' worth.

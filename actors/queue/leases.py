@@ -13,7 +13,9 @@ GRACE_S = 60.0
 
 @dataclass(frozen=True, kw_only=True)
 class Lease:
-    """One prompt lent to a rollout actor."""
+    """One prompt lent to a rollout actor, which takes a batch of leases at a time
+    (`rollout.prompts_per_lease`).
+    """
 
     lease_id: int  # unique in the run; kept when the prompt is issued again
     attempt: int  # 1 for the first actor that got it, one more for each later one

@@ -56,7 +56,7 @@ class RolloutLedger:
         self._next_id = 0
         self._pushed_groups = self._pushed_bytes = 0
         self.last_error = ""
-        self._gone: set[str] = set()  # incarnations that another one has followed
+        self._gone: set[str] = set()  # incarnations (processes of an actor) that another one has followed
         self._reset()
 
     def _reset(self) -> None:
@@ -70,7 +70,7 @@ class RolloutLedger:
         self._queued_bytes = 0
         self._steps: dict[int, LedgerStep] = {}
         self._highest_step = -1
-        self._wanted = 0  # groups that a learner was last refused
+        self._refused = 0  # groups that a learner was last refused
         self._incarnations: dict[str, str] = {}
         self._count: Counter[str] = Counter(dict.fromkeys(_COUNTERS, 0))
 
@@ -79,7 +79,8 @@ class RolloutLedger:
     def lease(self, actor: str, incarnation: str, count: int, now_s: float) -> tuple[Lease, ...]:
         """Up to `count` prompts, those waiting to be issued again first; none while the queue is full.
 
-        A new incarnation of an actor means that the old process is gone, and with it all it had leased or
+        An incarnation is one process of an actor: a restart makes a new one, under the actor's old name.
+        A new incarnation means that the old process is gone, and with it all it had leased or
         put. What the old one had asked for before it died, and is heard of only now, is not granted.
         """
         if incarnation in self._gone:
@@ -173,7 +174,8 @@ class RolloutLedger:
     def allot(
         self, step: int, rank: int, world: int, count: int, learner_version: int
     ) -> tuple[PulledGroup, ...] | None:
-        """The `count` groups of (step, rank), or None while there are not enough fresh ones queued.
+        """The `count` groups of (step, rank), or None while there are not enough fresh ones queued. A rank is
+        the number of a learner worker, 0 to `world` - 1.
 
         The first rank to ask decides for the whole step, all or nothing; whoever asks again gets the same
         groups, with replacements for those reported lost.
@@ -195,7 +197,7 @@ class RolloutLedger:
             raise RunError(f"rank {rank} pulled step {step} again after it had been trained on")
         if not self._fill(state, rank):
             return None
-        return tuple(PulledGroup.of(self._entries[lease_id].push) for lease_id in state.slots[rank])
+        return tuple(PulledGroup.of(self._entries[lease_id].finished) for lease_id in state.slots[rank])
 
     def lost(self, step: int, rank: int, lease_ids: Sequence[int]) -> int:
         """Groups of (step, rank) that could not be fetched: issue them again, and leave their slots to be
@@ -225,7 +227,7 @@ class RolloutLedger:
             )
         for lease_id in state.slots[rank]:
             entry = self._entries[lease_id]
-            staleness = max(0, state.learner_version - entry.push.version_min)
+            staleness = max(0, state.learner_version - entry.finished.version_min)
             self._count["staleness_sum"] += staleness
             self._count["staleness_max"] = max(self._count["staleness_max"], staleness)
             self._leave(entry, "trained")
@@ -308,7 +310,7 @@ class RolloutLedger:
             return count
         # A cut batch has fewer prompts to take distractors from, so it is granted only where waiting cannot
         # help: nothing is on its way, and the learner lacks groups (or nothing is queued at all).
-        if leased or (queued and queued >= self._wanted):
+        if leased or (queued and queued >= self._refused):
             return 0
         return free if queued else max(1, free)
 
@@ -340,15 +342,15 @@ class RolloutLedger:
         missing = state.count - len(state.slots[rank])
         if missing == 0:
             return True
-        found = self._take_queued(missing)
-        state.slots[rank] += found or []
-        return found is not None
+        taken = self._take_queued(missing)
+        state.slots[rank] += taken or []
+        return taken is not None
 
     def _take_queued(self, count: int) -> list[int] | None:
         """Pull the `count` oldest groups; None, and a note of how many are wanted, when there are fewer."""
         queued = self._by_state[PromptState.QUEUED]
-        self._wanted = count if len(queued) < count else 0
-        if self._wanted:
+        self._refused = count if len(queued) < count else 0
+        if self._refused:
             return None
         taken = list(islice(queued.values(), count))
         for entry in taken:
@@ -359,7 +361,7 @@ class RolloutLedger:
         old = [
             version for version in self._queued_by_version if learner_version - version > self._max_staleness
         ]
-        for lease_id in sorted(one for version in old for one in self._queued_by_version[version]):
+        for lease_id in sorted(lease_id for version in old for lease_id in self._queued_by_version[version]):
             self._leave(self._entries[lease_id], "stale")
 
     def _insert(self, entry: LedgerEntry) -> None:
@@ -371,8 +373,8 @@ class RolloutLedger:
         entry.state = state
         self._by_state[state][entry.lease_id] = entry
         if state is PromptState.QUEUED:
-            self._queued_bytes += entry.push.nbytes
-            self._queued_by_version.setdefault(entry.push.version_min, set()).add(entry.lease_id)
+            self._queued_bytes += entry.finished.nbytes
+            self._queued_by_version.setdefault(entry.finished.version_min, set()).add(entry.lease_id)
         elif state is not PromptState.PULLED:
             entry.push = None  # the reference must go, or the group's memory would stay
 
@@ -384,8 +386,9 @@ class RolloutLedger:
     def _withdraw(self, entry: LedgerEntry) -> None:
         del self._by_state[entry.state][entry.lease_id]
         if entry.state is PromptState.QUEUED:
-            self._queued_bytes -= entry.push.nbytes
-            alike = self._queued_by_version[entry.push.version_min]
-            alike.remove(entry.lease_id)
-            if not alike:
-                del self._queued_by_version[entry.push.version_min]
+            push = entry.finished
+            self._queued_bytes -= push.nbytes
+            same_version = self._queued_by_version[push.version_min]
+            same_version.remove(entry.lease_id)
+            if not same_version:
+                del self._queued_by_version[push.version_min]

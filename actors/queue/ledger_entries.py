@@ -25,7 +25,13 @@ class LedgerEntry:
     incarnation: str = ""
     leased_s: float = 0.0
     deadline_s: float = 0.0
-    push: Push | None = None
+    push: Push | None = None  # the finished group, while it is queued or pulled
+
+    @property
+    def finished(self) -> Push:
+        """The group of a prompt that is queued or pulled."""
+        assert self.push is not None, f"prompt {self.lease_id} is {self.state.name} and has no group yet"
+        return self.push
 
 
 @dataclass(kw_only=True)

@@ -3,21 +3,23 @@
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Generic, TypeVar
+
+Answer = TypeVar("Answer")
 
 
-class WaitList:
+class WaitList(Generic[Answer]):
     """First come, first served; a caller that gave up (its future is cancelled) leaves by itself."""
 
     def __init__(self) -> None:
-        self._waiting: deque[tuple[str, Callable[[], Any], asyncio.Future]] = deque()
+        self._waiting: deque[tuple[str, Callable[[], Answer | None], asyncio.Future[Answer | None]]] = deque()
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def add(self, attempt: Callable[[], Any], who: str = "") -> asyncio.Future:
+    def add(self, attempt: Callable[[], Answer | None], who: str = "") -> asyncio.Future[Answer | None]:
         """Stand at the end; the future gets the first truthy value of `attempt`, or what it raises."""
-        future = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Answer | None] = asyncio.get_running_loop().create_future()
         self._waiting.append((who, attempt, future))
         return future
 
@@ -47,12 +49,12 @@ class WaitList:
         return woken
 
 
-def _settle(attempt: Callable[[], Any], future: asyncio.Future) -> bool:
+def _settle(attempt: Callable[[], Answer | None], future: asyncio.Future[Answer | None]) -> bool:
     try:
-        found = attempt()
+        answer = attempt()
     except Exception as error:  # belongs to the caller, whose wait it ends
         future.set_exception(error)
         return True
-    if found:
-        future.set_result(found)
-    return bool(found)
+    if answer:
+        future.set_result(answer)
+    return bool(answer)

@@ -31,7 +31,7 @@ class RankerStats:
 class _Request:
     histories: list[np.ndarray]
     candidates: np.ndarray
-    answer: asyncio.Future
+    answer: asyncio.Future[RankerOutput]
 
 
 class MicroBatcher:
@@ -41,7 +41,7 @@ class MicroBatcher:
         self._ranker, self._max_batch, self._max_wait_s = ranker, max_batch, max_wait_s
         self._pending: list[_Request] = []
         self._arrived = asyncio.Event()
-        self._worker: asyncio.Task | None = None
+        self._worker: asyncio.Task[None] | None = None
         self._time: ActivityClock | None = None
         self._counts = {"requests": 0, "batches": 0, "prompts": 0, "failures": 0}
 
@@ -65,7 +65,7 @@ class MicroBatcher:
         """
         if self._worker is None:
             self._time = ActivityClock("score")
-            self._worker = asyncio.get_running_loop().create_task(self._run())
+            self._worker = asyncio.get_running_loop().create_task(self._run(self._time))
         request = _Request(
             histories=histories, candidates=candidates, answer=asyncio.get_running_loop().create_future()
         )
@@ -74,26 +74,26 @@ class MicroBatcher:
         self._arrived.set()
         return await request.answer
 
-    async def _run(self) -> None:
+    async def _run(self, clock: ActivityClock) -> None:
         while True:
-            await self._gather()
+            await self._gather(clock)
             batch = self._take()
             try:
                 await self._serve(batch)
             except Exception as error:  # the error belongs to a caller; the loop must live on for the others
                 self._counts["failures"] += 1
                 if len(batch) == 1:
-                    _settle(batch[0], error=_ranker_error(error))
+                    _settle(batch[0], _ranker_error(error))
                     continue
                 await self._serve_alone(batch)
 
-    async def _gather(self) -> None:
+    async def _gather(self, clock: ActivityClock) -> None:
         """Wait for a first request, then for company."""
-        with self._time.activity("wait_requests"):
+        with clock.activity("wait_requests"):
             while not self._pending:
                 self._arrived.clear()
                 await self._arrived.wait()
-        with self._time.activity("wait_company"):
+        with clock.activity("wait_company"):
             await self._fill()
 
     async def _fill(self) -> None:
@@ -135,7 +135,7 @@ class MicroBatcher:
         whole, row = RankerOutput.concatenate(parts), 0
         for request in batch:
             rows, columns = request.candidates.shape
-            _settle(request, answer=whole.cut(row, rows, columns))
+            _settle(request, whole.cut(row, rows, columns))
             row += rows
 
     async def _serve_alone(self, batch: list[_Request]) -> None:
@@ -145,7 +145,7 @@ class MicroBatcher:
                 await self._serve([request])
             except Exception as error:
                 self._counts["failures"] += 1
-                _settle(request, error=_ranker_error(error))
+                _settle(request, _ranker_error(error))
 
 
 def _widen(candidates: np.ndarray, width: int) -> np.ndarray:
@@ -160,12 +160,10 @@ def _ranker_error(error: Exception) -> RankerError:
     )
 
 
-def _settle(
-    request: _Request, *, answer: RankerOutput | None = None, error: RankerError | None = None
-) -> None:
+def _settle(request: _Request, outcome: RankerOutput | RankerError) -> None:
     if request.answer.done():  # the caller gave up in the meantime
         return
-    if error is not None:
-        request.answer.set_exception(error)
+    if isinstance(outcome, RankerError):
+        request.answer.set_exception(outcome)
     else:
-        request.answer.set_result(answer)
+        request.answer.set_result(outcome)

@@ -79,13 +79,7 @@ class RolloutActor:
     def start(self, vocabulary: Vocabulary) -> float:
         """Build the engine, if that has not been done; returns the seconds it took. `run` does it too."""
         started_s = time.monotonic()
-        if self._engine is None:
-            lower_thread_priority(
-                but=threading.get_native_id()
-            )  # before the engine has threads of its own, which compute too
-            self._dataset = self._dataset_factory()
-            self._engine = self._engine_factory(vocabulary)
-            raise_gc_threshold()
+        self._open_engine(vocabulary)
         return time.monotonic() - started_s
 
     def run(self, started: float, vocabulary: Vocabulary, clients: RolloutClients) -> RolloutStats:
@@ -94,10 +88,10 @@ class RolloutActor:
         `started` is the answer of `start`, passed as a reference so that the one comes after the other.
         """
         del started
-        self.start(vocabulary)
+        engine = self._open_engine(vocabulary)
         holder = clients.queue.holder(self._name, incarnation=self._incarnation)
         worker = RolloutWorker(
-            engine=self._engine,
+            engine=engine,
             queue=holder,
             ranker=clients.ranker,
             weights=clients.weights,
@@ -109,7 +103,7 @@ class RolloutActor:
             catalogues=clients.catalogues,
         )
         try:
-            newer = clients.weights.newest(self._engine.version, _FIRST_VERSION_S)
+            newer = clients.weights.newest(engine.version, _FIRST_VERSION_S)
             if newer is not None:
                 worker.load_weights(newer)
             if clients.catalogues is not None:
@@ -140,6 +134,16 @@ class RolloutActor:
     def stats(self) -> RolloutStats:
         """Counts as of the last turn of `run`."""
         return self._stats
+
+    def _open_engine(self, vocabulary: Vocabulary) -> Engine:
+        """The engine, built now unless there is one."""
+        if self._engine is None:
+            # before the engine has threads of its own, which compute too
+            lower_thread_priority(but=threading.get_native_id())
+            self._dataset = self._dataset_factory()
+            self._engine = self._engine_factory(vocabulary)
+            raise_gc_threshold()
+        return self._engine
 
     def _turn(self, worker: RolloutWorker) -> None:
         if not worker.advance():

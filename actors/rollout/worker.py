@@ -75,7 +75,7 @@ class RolloutStats:
 
     batches: int = 0  # lease batches scored
     groups: int = 0  # accepted by the queue, as far as its answers have come back
-    invalid: int = 0  # given up because the ranker failed
+    invalid: int = 0  # given up: the ranker failed, or the group was larger than the whole queue may be
     late: int = 0  # finished after the lease had moved on
     swaps: int = 0
     score_s: float = 0.0  # ranker requests to answers, while generating went on
@@ -330,10 +330,10 @@ class RolloutWorker:
             full = [push for push in pushes if push.lease_id in reply.full]
             if full:  # the call has already waited for room, so asking again at once is no busy loop
                 self._pushing.append((full, self._queue.push(full)))
-        rejected = [call for call in self._rejecting if call.ready()]
-        for call in rejected:
-            self._rejecting.remove(call)
-            call.result()
+        rejected = [rejection for rejection in self._rejecting if rejection.ready()]
+        for rejection in rejected:
+            self._rejecting.remove(rejection)
+            rejection.result()
         return bool(settled or rejected)
 
 

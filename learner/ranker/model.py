@@ -1,7 +1,7 @@
 """The reward model: a ranker that scores candidate items under a history.
 
-`Ranker` is what the ranker service asks of any scorer. The built-in one is an ensemble of sequential
-encoders,
+`Ranker` is what a ranker actor's micro-batcher asks of any scorer. The built-in one is an ensemble of
+sequential encoders,
 
     score(history, i) = <W gru(history), v_i> + b_i,      v_i = embedding_i + attributes_i A
 

@@ -41,26 +41,9 @@ def pretrain_policy(
     generator = np.random.default_rng(seed)
     model, vocabulary = policy.model, Vocabulary.of(dataset.codes, policy.layout)
     use_onednn_matmul(model)
-    epochs = [
-        list(
-            epoch_batches(
-                dataset,
-                until="pretrain",
-                batch_interactions=settings.batch_interactions,
-                shuffle_ties=settings.shuffle_ties,
-                item_dropout=settings.item_dropout,
-                generator=generator,
-            )
-        )
-        for _ in range(settings.epochs)
-    ]
+    epochs = [_draw_epoch(dataset, settings, generator) for _ in range(settings.epochs)]
     total = sum(len(batches) for batches in epochs)
-    optimizer = torch.optim.AdamW(
-        _parameter_groups(model, settings.weight_decay), lr=settings.lr, betas=(0.9, 0.98)
-    )
-    schedule = get_cosine_with_min_lr_schedule_with_warmup(
-        optimizer, round(settings.warmup_share * total), total, min_lr_rate=settings.final_lr_share
-    )
+    optimizer, schedule = _build_optimizer(model, settings, total)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.average_decay))
     examples = sample_examples(dataset.examples("valid"), evaluation.max_users)
     best, best_weights = -1.0, None
@@ -92,6 +75,35 @@ def pretrain_policy(
     model.load_state_dict(best_weights)
     model.eval()
     return validations
+
+
+def _draw_epoch(
+    dataset: Dataset, settings: PretrainSettings, generator: np.random.Generator
+) -> list[list[np.ndarray]]:
+    """The batches of one pass over the pretrain part."""
+    return list(
+        epoch_batches(
+            dataset,
+            until="pretrain",
+            batch_interactions=settings.batch_interactions,
+            shuffle_ties=settings.shuffle_ties,
+            item_dropout=settings.item_dropout,
+            generator=generator,
+        )
+    )
+
+
+def _build_optimizer(
+    model: nn.Module, settings: PretrainSettings, steps: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """AdamW, and its learning rate over all `steps`: warm-up, then a cosine."""
+    optimizer = torch.optim.AdamW(
+        _parameter_groups(model, settings.weight_decay), lr=settings.lr, betas=(0.9, 0.98)
+    )
+    schedule = get_cosine_with_min_lr_schedule_with_warmup(
+        optimizer, round(settings.warmup_share * steps), steps, min_lr_rate=settings.final_lr_share
+    )
+    return optimizer, schedule
 
 
 def _tokens(rows: list[np.ndarray], dataset: Dataset, vocabulary: Vocabulary) -> torch.Tensor:

@@ -132,4 +132,4 @@ def _largest(values: np.ndarray, count: int) -> np.ndarray:
     flat = -values.reshape(-1)
     best = np.argpartition(flat, count)[:count] if count < len(flat) else np.arange(len(flat))
     best = best[np.argsort(flat[best], kind="stable")]
-    return best[np.isfinite(flat[best])]
+    return best[np.isfinite(flat[best])]  # type: ignore[no-any-return]  # to mypy, a ufunc gives Any

@@ -115,11 +115,6 @@ def derive_sizes(
         _CPU_BLOCK if cpu else _GPU_BLOCK,
         "the smallest the attention kernels take: the K candidates of a prompt share its full blocks only",
     )
-    if cpu and block_size % _CPU_BLOCK:
-        raise ConfigError(
-            f"rollout.engine.block_size is {block_size}; the CPU attention kernel takes multiples of "
-            f"{_CPU_BLOCK} only"
-        )
     sequences = settle(
         "max_sequences",
         settings.max_sequences,
@@ -132,33 +127,49 @@ def derive_sizes(
         max(max_model_len, sequences, _batch_of_tokens(cpu)),
         "a whole prompt, one token of every sequence, and enough to keep a step busy",
     )
-    if cpu and batched_tokens < max_model_len:
-        raise ConfigError(
-            f"rollout.engine.max_batched_tokens is {batched_tokens}, less than prompt + item "
-            f"({max_model_len} tokens); the CPU engine prefills a prompt in one piece, so raise it or "
-            "shorten the history"
-        )
-    kv_cache_bytes = None
-    if settings.gpu_memory_share is not None and not cpu:
-        derivation["gpu_memory_share"] = (settings.gpu_memory_share, "given in the settings")
-    else:
-        own = -(-(block_size - 1 + levels) // block_size)  # blocks that a candidate cannot share
-        blocks = 1 + prompts_in_flight * (-(-max_prompt_tokens // block_size) + candidates * own)
-        kv_cache_bytes, reason = _cache(settings, blocks, block_size, model, gpu_bytes)
-        derivation["kv_cache_bytes"] = (kv_cache_bytes, reason)
-        if settings.gpu_memory_share is not None:
-            derivation["gpu_memory_share"] = (
-                settings.gpu_memory_share,
-                "without effect, since the engine has no GPU",
-            )
+    if cpu:
+        _check_cpu_sizes(block_size, batched_tokens, max_model_len)
+    own = -(-(block_size - 1 + levels) // block_size)  # blocks that a candidate cannot share
+    blocks = 1 + prompts_in_flight * (-(-max_prompt_tokens // block_size) + candidates * own)
+    kv_cache_bytes, reasons = _size_cache(settings, blocks, block_size, model, gpu_bytes)
     return EngineSizes(
         block_size=block_size,
         max_sequences=sequences,
         max_batched_tokens=batched_tokens,
         max_model_len=max_model_len,
         kv_cache_bytes=kv_cache_bytes,
-        derivation=derivation,
+        derivation=derivation | reasons,
     )
+
+
+def _check_cpu_sizes(block_size: int, batched_tokens: int, max_model_len: int) -> None:
+    if block_size % _CPU_BLOCK:
+        raise ConfigError(
+            f"rollout.engine.block_size is {block_size}; the CPU attention kernel takes multiples of "
+            f"{_CPU_BLOCK} only"
+        )
+    if batched_tokens < max_model_len:
+        raise ConfigError(
+            f"rollout.engine.max_batched_tokens is {batched_tokens}, less than prompt + item "
+            f"({max_model_len} tokens); the CPU engine prefills a prompt in one piece, so raise it or "
+            "shorten the history"
+        )
+
+
+def _size_cache(
+    settings: VllmEngineSettings, blocks: int, block_size: int, model: ModelShape, gpu_bytes: int | None
+) -> tuple[int | None, dict[str, tuple[int | float | str, str]]]:
+    """Bytes of the cache, None where vLLM takes a share of its GPU; and where the sizes of the cache come
+    from.
+    """
+    share = settings.gpu_memory_share
+    if share is not None and gpu_bytes is not None:
+        return None, {"gpu_memory_share": (share, "given in the settings")}
+    kv_cache_bytes, reason = _cache(settings, blocks, block_size, model, gpu_bytes)
+    derivation: dict[str, tuple[int | float | str, str]] = {"kv_cache_bytes": (kv_cache_bytes, reason)}
+    if share is not None:
+        derivation["gpu_memory_share"] = (share, "without effect, since the engine has no GPU")
+    return kv_cache_bytes, derivation
 
 
 def _batch_of_tokens(cpu: bool) -> int:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 from vllm.inputs import tokens_input
+from vllm.outputs import RequestOutput
 
 from sluice.actors.engines.checks import check_catalogue, check_requests, check_weights
 from sluice.actors.engines.engine import GenerateRequest, Generation
@@ -127,6 +128,7 @@ class VllmEngine:
             return []
         done = []
         for output in self._llm.step():
+            assert isinstance(output, RequestOutput), "the engine is asked to generate only"
             group, number = self._running.pop(output.request_id)
             if not group.add_output(number, output):
                 continue

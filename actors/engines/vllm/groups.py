@@ -11,11 +11,12 @@ drawn from. A greedy request (temperature 0 to vLLM) has those of temperature 1.
 
 import hashlib
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from vllm import SamplingParams
-from vllm.outputs import CompletionOutput, RequestOutput
+from vllm.logprobs import FlatLogprobs
+from vllm.outputs import CompletionOutput, RequestOutput, WeightVersionSpan
 from vllm.sampling_params import RequestOutputKind
 
 from sluice.actors.engines.engine import GenerateRequest, Generation
@@ -25,7 +26,7 @@ from sluice.catalog.decoding import Decoding
 from sluice.catalog.trie.trie import Trie
 
 # All requests: no text, no stopping at EOS, log-probs in flat lists, an answer only when it is complete.
-_PLAIN = {
+_PLAIN: dict[str, Any] = {
     "detokenize": False,
     "ignore_eos": True,
     "flat_logprobs": True,
@@ -140,7 +141,7 @@ class BeamGroup:
         self._log_probs_WV = np.full((len(tokens_Wl), self.trie.vocab_size), -np.inf, dtype=np.float32)
         return [
             (np.concatenate([self.request.prompt, tokens]), self._next_token(node))
-            for tokens, node in zip(tokens_Wl, self._nodes, strict=True)
+            for tokens, node in zip(tokens_Wl, self._nodes.tolist(), strict=True)
         ]
 
     def _next_token(self, node: int) -> SamplingParams:
@@ -165,7 +166,7 @@ class BeamGroup:
         (completion,) = output.outputs
         self._versions |= _versions([completion])
         # The first entry is the chosen token, which comes again among the likeliest.
-        flat = completion.logprobs
+        flat = _flat_log_probs(completion)
         self._log_probs_WV[number, flat.token_ids[1:]] = flat.logprobs[1:]
         self._missing -= 1
         if self._missing:
@@ -192,10 +193,20 @@ class BeamGroup:
 
 def _versions(completions: Sequence[CompletionOutput]) -> set[int]:
     """Versions of the weights that produced their tokens."""
-    return {int(span.version) for completion in completions for span in completion.weight_versions}
+    return {int(span.version) for completion in completions for span in _weight_spans(completion)}
+
+
+def _weight_spans(completion: CompletionOutput) -> list[WeightVersionSpan]:
+    assert completion.weight_versions is not None, "every final output has them"
+    return completion.weight_versions
+
+
+def _flat_log_probs(completion: CompletionOutput) -> FlatLogprobs:
+    assert isinstance(completion.logprobs, FlatLogprobs), "every request asks for log-probs, in flat lists"
+    return completion.logprobs
 
 
 def _chosen_log_probs(completion: CompletionOutput) -> list[float]:
     """The log-prob of each generated token, which vLLM puts first at its position."""
-    flat = completion.logprobs
+    flat = _flat_log_probs(completion)
     return [flat.logprobs[start] for start in flat.start_indices]

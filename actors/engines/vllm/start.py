@@ -15,6 +15,7 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.platforms import current_platform
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 from vllm.v1.core.kv_cache_utils import BlockHash
+from vllm.v1.engine.core_client import InprocClient
 from vllm.v1.engine.llm_engine import LLMEngine
 from vllm.v1.metrics.loggers import StatLoggerBase
 from vllm.v1.metrics.stats import IterationStats, MultiModalCacheStats, SchedulerStats
@@ -95,7 +96,7 @@ def read_policy_facts(directory: Path, layout: TokenLayout, max_prompt_tokens: i
             f"policy {directory} has attention heads of size {head_size}; vLLM's CPU kernels take "
             f"{CPUAttentionBackend.get_supported_head_sizes()}, so choose hidden_size / heads among them"
         )
-    parameters = {}
+    parameters: dict[str, tuple[int, ...]] = {}
     for file in files:
         with safe_open(file, framework="np") as tensors:
             parameters |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
@@ -137,8 +138,13 @@ def start_llm(
         stat_loggers=[lambda *_: counter] if counter else None,
         disable_log_stats=counter is None,
     )
-    core = llm.engine_core.engine_core  # in this process (`vllm_configuration.engine_environment`)
-    core.request_block_hasher = CachedBlockHasher(core.request_block_hasher)
+    client = llm.engine_core
+    assert isinstance(client, InprocClient), (
+        "`configuration.engine_environment` keeps the core in this process"
+    )
+    hasher = client.engine_core.request_block_hasher
+    assert hasher is not None, "`plain_arguments` enables prefix caching, for which vLLM hashes blocks"
+    client.engine_core.request_block_hasher = CachedBlockHasher(hasher)
     llm.collective_rpc("init_weight_transfer_engine", kwargs={"init_info": {}})
     return llm
 

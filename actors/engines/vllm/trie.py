@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Sequence
 from operator import getitem
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -73,7 +74,10 @@ def trie_constraint(
 
     `trie` is the trie's name, None for the engine's first.
     """
-    constraint = {"node": int(node), "excluded": np.unique(excluded).astype(np.int32).tobytes()}
+    constraint: dict[str, int | bytes | str] = {
+        "node": int(node),
+        "excluded": np.unique(excluded).astype(np.int32).tobytes(),
+    }
     return {CONSTRAINT: constraint if trie is None else constraint | {"trie": trie}}
 
 
@@ -112,7 +116,9 @@ class TrieLogitsProcessor(LogitsProcessor):
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:
         self._device = device
-        self._first = vllm_config.additional_config[TRIE_PATH]
+        additional = vllm_config.additional_config
+        assert isinstance(additional, dict), "the engine is started with a dict"
+        self._first: str = additional[TRIE_PATH]
         self._catalogues = {self._first: _Catalogue(self._first, device)}
         slots = vllm_config.scheduler_config.max_num_seqs
         self._constrained = np.zeros(slots, dtype=bool)
@@ -197,7 +203,8 @@ class TrieLogitsProcessor(LogitsProcessor):
     def _move(self, source: int, target: int, swap: bool) -> None:
         for array in (self._constrained, self._node, self._walked, self._exclusion, self._trie_name):
             array[[source, target]] = array[[target, source]]
-        for column in (self._excluded, self._outputs):
+        columns: tuple[list[Any], ...] = (self._excluded, self._outputs)
+        for column in columns:
             column[source], column[target] = column[target], column[source]
         if not swap:
             self._constrained[source] = False

@@ -10,8 +10,9 @@ which registers it. That holds for workers in their own processes (tensor parall
 """
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
 from vllm.distributed.weight_transfer.base import (
@@ -26,6 +27,13 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 from sluice.learner.policy.packed_weights import PackedWeights
 
 BACKEND = "sluice"
+
+
+class _LoadsWeights(Protocol):
+    """What every model of vLLM is, beside a module."""
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> object:
+        """Copy these parameters, by their names in a checkpoint, into the model."""
 
 
 @dataclass
@@ -69,7 +77,8 @@ class PackedWeightTransfer(WeightTransferEngine[NoInitInfo, PackedUpdateInfo]):
         """Load the tensors of an update. That it is complete has been checked by the sender; a layer of which
         nothing is loaded gets back what it had when the update is finished.
         """
-        self.model.load_weights(update_info.weights.tensors(update_info.names))
+        model = cast(_LoadsWeights, self.model)
+        model.load_weights(update_info.weights.tensors(update_info.names))
 
     def finish_weight_update(self) -> None:
         """Repack the layers for the kernels.
@@ -77,7 +86,8 @@ class PackedWeightTransfer(WeightTransferEngine[NoInitInfo, PackedUpdateInfo]):
         An output layer tied to the embedding has nothing of its own to load, so the layer-wise reload passes
         it by, and its packed copy (the CPU kernels make one) would stay that of the old weights.
         """
-        finalize_layerwise_reload(self.model, self.model_config)
+        # vLLM gives this function no types.
+        finalize_layerwise_reload(self.model, self.model_config)  # type: ignore[no-untyped-call]
         owned: set[int] = set()
         for layer in self.model.modules():
             weight = layer._parameters.get("weight")

@@ -29,7 +29,7 @@ from sluice.catalog.data.dataset import Examples
 from sluice.services.bench.harness import BenchOptions, in_turn, print_note
 from sluice.services.bench.support.connection import bench_cluster
 
-LEASE = 16  # prompts per lease and push
+LEASE = 16  # leases per call, and groups per push
 SHARE = 16  # groups per consumer and step
 PRODUCERS = (1, 10, 100, 1000)
 CONSUMERS = (1, 8, 64)

@@ -11,6 +11,7 @@ import pytest
 import sluice.services.run
 from sluice.catalog.errors import ClusterError
 from sluice.services.bench.harness import BENCHES, RENAMED_BENCHES
+from sluice.services.cli import commands
 from sluice.services.cli import main as cli
 
 ROOT = Path(__file__).parents[4]
@@ -156,7 +157,7 @@ def test_a_bench_is_found_by_its_former_name(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     seen = []
-    monkeypatch.setattr(cli, "run_bench", lambda name, *_: seen.append(name) or 0)
+    monkeypatch.setattr(commands, "run_bench", lambda name, *_: seen.append(name) or 0)
     assert cli.main(["bench", "gate", "--quick"]) == 0
     assert [record.getMessage() for record in caplog.records] == [
         "sluice bench: gate is now called floors; the next release refuses the former name"

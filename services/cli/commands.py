@@ -1,0 +1,149 @@
+"""What each command of the command line does: from parsed arguments to a call of a service.
+
+Each function takes what the parser found and returns an exit code. It imports its service when it is called,
+so that `--help` and `config check` load neither torch nor Ray nor vLLM.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from sluice.catalog.errors import ConfigError
+from sluice.services.bench.harness import BenchOptions, run_bench
+from sluice.services.config import RunConfig, dump_config, load_config, place_output
+
+
+def _overrides(options: argparse.Namespace) -> list[str]:
+    seed = [] if options.seed is None else [f"seed={options.seed}"]
+    return [*options.overrides, *seed]
+
+
+def _config(options: argparse.Namespace) -> RunConfig:
+    return place_output(load_config(options.config, _overrides(options)), Path.cwd(), Path.home())
+
+
+def check_config(options: argparse.Namespace) -> int:
+    """`sluice config check`: print the resolved config."""
+    sys.stdout.write(dump_config(load_config(options.file, _overrides(options))))
+    return 0
+
+
+def explain_config(options: argparse.Namespace) -> int:
+    """`sluice config explain`: print what a setting is."""
+    from rich.console import Console
+
+    from sluice.services.cli.explain import explain_setting
+
+    if _overrides(options) and options.config is None:
+        raise ConfigError("--set and --seed change a config: give --config FILE too")
+    config = None if options.config is None else load_config(options.config, _overrides(options))
+    explain_setting(options.setting, config, Console(highlight=False, soft_wrap=False))
+    return 0
+
+
+def prepare_run_data(options: argparse.Namespace) -> int:
+    """`sluice prepare`: the first phase of a run, alone."""
+    from sluice.services.progress import Reporter
+    from sluice.services.stages.prepare import prepare_data
+
+    config = _config(options)
+    output = options.output or config.directory / "data"
+    with Reporter.for_stream(sys.stdout) as reporter, reporter.phase("prepare") as progress:
+        result = prepare_data(config.data, output, progress)
+    return _done(output, result)
+
+
+def pretrain_run_policy(options: argparse.Namespace) -> int:
+    """`sluice pretrain`: the starting policy of a run."""
+    from sluice.services.progress import Reporter
+    from sluice.services.stages import pretrain
+
+    config = _config(options)
+    with Reporter.for_stream(sys.stdout) as reporter, reporter.phase("pretrain") as progress:
+        result = pretrain.run_pretraining(config, progress)
+    return _done(config.directory / "policy", result)
+
+
+def fit_run_ranker(options: argparse.Namespace) -> int:
+    """`sluice fit-ranker`: the built-in ranker of a run, and how good it is."""
+    from sluice.services.paths import RunPaths
+    from sluice.services.progress import Reporter
+    from sluice.services.report.ranker_view import quality_lines
+    from sluice.services.stages import fit_ranker
+
+    config = _config(options)
+    with Reporter.for_stream(sys.stdout) as reporter, reporter.phase("fit-ranker") as progress:
+        result = fit_ranker.run_ranker_fit(config, progress)
+    for line in quality_lines(fit_ranker.read_quality(RunPaths.of(config))):
+        print(line)
+    return _done(config.directory / "ranker", result)
+
+
+def train_run(options: argparse.Namespace) -> int:
+    """`sluice train`: the whole run, here; returns its code."""
+    from sluice.services.run import train
+
+    return train.run_training(_config(options), options.resume)
+
+
+def evaluate_directory(options: argparse.Namespace) -> int:
+    """`sluice evaluate`: measure a policy directory."""
+    if not options.policy.is_dir():
+        raise ConfigError(f"--policy {options.policy} is no directory: give a Hugging Face model directory")
+    from sluice.services.progress import Reporter
+    from sluice.services.stages import evaluate
+
+    config = _config(options)
+    with Reporter.for_stream(sys.stdout) as reporter, reporter.phase("evaluate") as progress:
+        result = evaluate.run_evaluation(config, options.policy, options.split, progress)
+    return _done(options.policy, result)
+
+
+def measure_bench(options: argparse.Namespace) -> int:
+    """`sluice bench`: measure, and print JSON."""
+    settings = BenchOptions(
+        repeats=options.repeats, threads=options.threads, quick=options.quick, seed=options.seed
+    )
+    return run_bench(options.name, settings, options.json)
+
+
+def write_run_report(options: argparse.Namespace) -> int:
+    """`sluice report`: write the page of a run again."""
+    from sluice.services.report import report
+
+    print(report.write_report(options.run_directory))
+    return 0
+
+
+def push_to_run(options: argparse.Namespace) -> int:
+    """`sluice catalogue push`: hand a change of the catalogue to a run."""
+    from sluice.services.stages.catalogue import push_change
+
+    version = push_change(options.run_directory, options.add, options.retire)
+    print(f"catalogue version {version.version}: {version.trie.items} items, {len(version.retired)} retired")
+    return 0
+
+
+def submit_run(options: argparse.Namespace) -> int:
+    """`sluice submit`: send the run to a cluster, and follow it."""
+    from sluice.services.submit.submit import SubmitOptions, submit_job
+
+    return submit_job(
+        SubmitOptions(
+            config=Path(options.config),
+            overrides=tuple(_overrides(options)),
+            resume=options.resume,
+            detach=options.detach,
+            address=options.address,
+            keep_cluster=options.keep_cluster,
+        )
+    )
+
+
+def _done(where: Path, result: object) -> int:
+    if isinstance(result, Mapping):
+        print(json.dumps(result, indent=2, default=str))
+    print(where)
+    return 0

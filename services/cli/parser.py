@@ -1,0 +1,196 @@
+"""The arguments of the command line. Every command sets `run` to the function of
+`sluice.services.cli.commands` that carries it out.
+"""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from sluice.services.bench.harness import BENCHES, current_bench
+from sluice.services.cli import commands
+
+_EPILOG = """examples:
+  sluice submit --config configs/ml100k.yaml
+  sluice submit --config configs/ml100k.yaml --set learner.lr=1e-5 --set learner.steps=400 --seed 1
+  sluice config check configs/ml100k.yaml
+  sluice config explain learner.lr
+
+`sluice submit` runs `sluice train` as a job on a Ray cluster. `prepare`, `pretrain` and `fit-ranker` are the
+first steps of `train`, each on its own."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser; every command sets `run` to the function that carries it out."""
+    parser = argparse.ArgumentParser(
+        prog="sluice",
+        description="Gated reinforcement-learning post-training of generative recommenders on Ray.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--version", action=_Version, nargs=0, help="print the version, and the commit of a checkout"
+    )
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def add(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        command = subparsers.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        command.set_defaults(run=run)
+        return command
+
+    prepare = add(
+        "prepare",
+        commands.prepare_run_data,
+        "turn raw logs into the Parquet contracts, semantic IDs and splits",
+    )
+    _add_config(prepare)
+    prepare.add_argument(
+        "--output", type=Path, metavar="DIR", help="where to write (default: data/ of the run directory)"
+    )
+    _add_config(add("pretrain", commands.pretrain_run_policy, "train the starting policy by next-token NLL"))
+    _add_config(
+        add("fit-ranker", commands.fit_run_ranker, "train the built-in ranker on the logged interactions")
+    )
+
+    train = add(
+        "train",
+        commands.train_run,
+        "run the whole thing here: data, policy, ranker, post-training, evaluation, report",
+    )
+    _add_config(train)
+    _add_resume(train)
+
+    _add_evaluate(
+        add("evaluate", commands.evaluate_directory, "measure a policy directory over the full catalogue")
+    )
+    report = add("report", commands.write_run_report, "write report.html of a run directory again")
+    report.add_argument("run_directory", type=Path, metavar="RUN_DIR")
+
+    _add_bench(add("bench", commands.measure_bench, "measure, comparing sides in one run; prints JSON"))
+    _add_submit(
+        add("submit", commands.submit_run, "run `sluice train` as a job on a Ray cluster and follow it")
+    )
+
+    _add_catalogue_actions(add("catalogue", commands.push_to_run, "change the catalogue of a run"))
+    _add_config_actions(add("config", commands.check_config, "check a config, or explain its settings"))
+    return parser
+
+
+def _add_evaluate(evaluate: argparse.ArgumentParser) -> None:
+    _add_config(evaluate)
+    evaluate.add_argument(
+        "--policy", type=Path, required=True, metavar="DIR", help="a Hugging Face model directory"
+    )
+    evaluate.add_argument("--split", choices=["valid", "test"], default="valid")
+
+
+def _add_bench(bench: argparse.ArgumentParser) -> None:
+    bench.add_argument(
+        "name",
+        type=current_bench,
+        choices=sorted(BENCHES),
+        metavar="NAME",
+        help=", ".join(sorted(BENCHES)),
+    )
+    bench.add_argument("--json", type=Path, metavar="F", help="also write the JSON to this file")
+    bench.add_argument("--repeats", type=int, default=5, help="timed runs per side (default: 5)")
+    bench.add_argument("--threads", type=int, default=1, help="torch threads (default: 1)")
+    bench.add_argument("--quick", action="store_true", help="smaller sizes")
+    bench.add_argument("--seed", type=int, default=0)
+
+
+def _add_catalogue_actions(catalogue: argparse.ArgumentParser) -> None:
+    pushes = catalogue.add_subparsers(title="actions", metavar="ACTION", required=True)
+    push = pushes.add_parser(
+        "push",
+        help="add items to the catalogue of a run that goes on, or retire items",
+        description="Add items to the catalogue of a run, or retire items. A run that goes on takes the "
+        "change up within seconds, between two engine steps; one that does not, when it is resumed.",
+    )
+    push.add_argument("run_directory", type=Path, metavar="RUN_DIR")
+    push.add_argument(
+        "--add",
+        type=Path,
+        metavar="FILE",
+        help="Parquet or CSV with the columns item_id and codes; codes may leave the last level out",
+    )
+    push.add_argument("--retire", type=Path, metavar="FILE", help="Parquet or CSV with the column item_id")
+    push.set_defaults(run=commands.push_to_run)
+
+
+def _add_config_actions(config: argparse.ArgumentParser) -> None:
+    actions = config.add_subparsers(title="actions", metavar="ACTION", required=True)
+    check = actions.add_parser("check", help="print the resolved config, or each error with its field path")
+    check.add_argument("file", metavar="FILE")
+    _add_overrides(check)
+    check.set_defaults(run=commands.check_config)
+    explain = actions.add_parser(
+        "explain",
+        help="print what a setting is: type, bounds, default, unit, meaning",
+        description="Print what a setting is, or the table of a group of settings.",
+    )
+    explain.add_argument(
+        "setting",
+        metavar="SETTING",
+        nargs="?",
+        default="",
+        help="as in learner.lr, or a group as in learner (default: the groups)",
+    )
+    explain.add_argument("--config", metavar="FILE", help="also print the value in this YAML file")
+    _add_overrides(explain)
+    explain.set_defaults(run=commands.explain_config)
+
+
+class _Version(argparse.Action):
+    """Looks the version up only when it is asked for."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, *_: object, **__: object
+    ) -> None:
+        from sluice.services.run.manifest import describe_version
+
+        print(describe_version(Path(__file__).parent))
+        parser.exit()
+
+
+def _add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", required=True, metavar="FILE", help="the run's YAML file")
+    _add_overrides(parser)
+
+
+def _add_overrides(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="override one setting, as in learner.lr=1e-5 (repeatable)",
+    )
+    parser.add_argument("--seed", type=int, help="short for --set seed=N")
+
+
+def _add_resume(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="last",
+        choices=["last", "best"],
+        help="go on from the run directory's last checkpoint (default), or go back to its best one",
+    )
+
+
+def _add_submit(submit: argparse.ArgumentParser) -> None:
+    _add_config(submit)
+    _add_resume(submit)
+    submit.add_argument(
+        "--detach", action="store_true", help="return once the job is submitted, and leave it running"
+    )
+    submit.add_argument(
+        "--address",
+        metavar="URL",
+        help="job server of a cluster (default: RAY_API_SERVER_ADDRESS, then a head on this machine, then a "
+        "new one)",
+    )
+    submit.add_argument(
+        "--keep-cluster", action="store_true", help="do not end the local head that this command started"
+    )
