@@ -47,7 +47,7 @@ class PretrainSettings(Settings):
     epochs: Annotated[int, Unit("epochs")] = Field(
         default=10,
         ge=0,
-        description="Passes over the training part, each interaction about once. 0 takes `policy.base` as it "
+        description="Passes over the pretrain part, each interaction about once. 0 takes `policy.base` as it "
         "is.",
     )
     batch_interactions: Annotated[int, Unit("interactions")] = Field(
@@ -172,7 +172,7 @@ class LearnerSettings(Settings):
     prompts_per_user: Prompts | None = Field(
         default=None,
         ge=1,
-        description="Each user's latest interactions of the training part that serve as prompts. null: all.",
+        description="Each user's latest interactions that serve as prompts, of the part they come from. null: all.",
     )
     updates_per_batch: Annotated[int, Unit("updates")] = Field(
         default=1, ge=1, description="Optimizer updates on each batch (mu of GRPO)."

@@ -127,7 +127,7 @@ Split = Annotated[LeaveLastTwoOut | GlobalTime | FreshLogs, Field(discriminator=
 
 
 class SemanticIdSettings(Settings):
-    """Residual k-means over item vectors (co-occurrence in the training part, attributes, the user's
+    """Residual k-means over item vectors (co-occurrence in the pretrain part, attributes, the user's
     embedding).
     """
 

@@ -25,7 +25,7 @@ class Popularity:
     """An item's score is how often it was consumed."""
 
     def __init__(self, popularity: np.ndarray) -> None:
-        """`popularity` `[N]` counts occurrences in the training part."""
+        """`popularity` `[N]` counts occurrences before validation."""
         self._scores = popularity.astype(np.float32)
 
     @classmethod

@@ -5,7 +5,8 @@ Every head is linear in the state h of the history and the vector v of the item,
     z(x, i) = <Q h, v_i> + <u, h> + c + e_i
 
 on a standardised scale, so that the weights of the heads mean the same on any data. This module alone knows
-the scales (m and s are the mean and the deviation of t(y) over the training part):
+the scales (m and s are the mean and the deviation of t(y) over the training part, which for the ranker is
+the logs until `ranker.until`):
 
     head            t(y)              prediction of t(y)           loss, mean over known outcomes
     rating          y                 m + s z                      (z - (y - m)/s)^2

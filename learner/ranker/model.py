@@ -311,7 +311,7 @@ def dense_attributes(dataset: Dataset) -> torch.Tensor:
 def build_member(dataset: Dataset, settings: RankerSettings) -> SequenceRanker:
     """A fresh member.
 
-    It has a head for every outcome that the training part has and whose weight is above 0.
+    It has a head for every outcome that the logs it learns from has and whose weight is above 0.
     """
     logged = {
         column: torch.from_numpy(values[dataset.known_until(settings.until) & ~np.isnan(values)])

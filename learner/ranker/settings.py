@@ -26,7 +26,7 @@ class RankerSettings(Settings):
         default=96, ge=4, description="Width of the network."
     )
     epochs: Annotated[int, Unit("epochs")] = Field(
-        default=20, ge=1, description="Passes over the training part."
+        default=20, ge=1, description="Passes over the logs until `until`."
     )
     batch_interactions: Annotated[int, Unit("interactions")] = Field(
         default=1600, ge=64, description="Interactions per optimizer step, padding included."

@@ -2,7 +2,7 @@
 
     source --batches--> clean --rows--> buckets by user --sort--> interactions, users
                           |                                            | row group by row group
-                      rejected.jsonl           examples, co-occurrence of the training part
+                      rejected.jsonl           examples, co-occurrence of the pretrain part
                                                                        |
                                              item vectors, semantic IDs, catalogue
 
@@ -193,7 +193,7 @@ class _Preparation:
         )
 
     def _split(self, cuts: TimeCuts | None) -> tuple[CoOccurrence, SharedUsers]:
-        """Write the examples; count what stands together in the training part, and what has users in
+        """Write the examples; count what stands together in the pretrain part, and what has users in
         common.
         """
         near = CoOccurrence(len(self._items.ids), self._settings.semantic_ids.window)
