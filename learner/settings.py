@@ -172,7 +172,7 @@ class LearnerSettings(Settings):
     prompts_per_user: Prompts | None = Field(
         default=None,
         ge=1,
-        description="Each user's latest interactions that serve as prompts, of the part they come from. null: all.",
+        description="Each user's latest interactions of the part that prompts come from. null: all.",
     )
     updates_per_batch: Annotated[int, Unit("updates")] = Field(
         default=1, ge=1, description="Optimizer updates on each batch (mu of GRPO)."
