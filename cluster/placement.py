@@ -118,19 +118,19 @@ class Reservation:
             remove_placement_group(self._group)
 
 
-def reserve_placement(wanted: PlacementPlan, timeout_s: float) -> Reservation:
+def reserve_placement(plan: PlacementPlan, timeout_s: float) -> Reservation:
     """Reserve the plan's bundles, once it is sure that the learner's will fit beside them.
 
     Raises:
         ClusterError: the cluster did not grant all of it within `timeout_s`.
     """
     deadline_s = time.monotonic() + timeout_s
-    places = [bundle for bundle in wanted.bundles if bundle.resources]
-    group = _granted(wanted, places, deadline_s, timeout_s)
+    places = [bundle for bundle in plan.bundles if bundle.resources]
+    group = _granted(plan, places, deadline_s, timeout_s)
     try:
         # Granted and given back at once: Ray Train asks for the same in a moment. Without this it would wait
         # for ever.
-        learners = _granted(wanted, list(wanted.learners), deadline_s, timeout_s)
+        learners = _granted(plan, list(plan.learners), deadline_s, timeout_s)
     except ClusterError:
         if group is not None:
             remove_placement_group(group)
@@ -138,12 +138,12 @@ def reserve_placement(wanted: PlacementPlan, timeout_s: float) -> Reservation:
     if learners is not None:
         remove_placement_group(learners)
     return Reservation(
-        wanted, group, {(bundle.role, bundle.index): place for place, bundle in enumerate(places)}
+        plan, group, {(bundle.role, bundle.index): place for place, bundle in enumerate(places)}
     )
 
 
 def _granted(
-    wanted: PlacementPlan, bundles: list[Bundle], deadline_s: float, timeout_s: float
+    plan: PlacementPlan, bundles: list[Bundle], deadline_s: float, timeout_s: float
 ) -> PlacementGroup | None:
     if not bundles:
         return None
@@ -151,16 +151,16 @@ def _granted(
     if not group.wait(max(0.1, deadline_s - time.monotonic())):
         remove_placement_group(group)
         raise ClusterError(
-            describe_shortage(wanted, ray.cluster_resources(), ray.available_resources(), timeout_s)
+            describe_shortage(plan, ray.cluster_resources(), ray.available_resources(), timeout_s)
         )
     return group
 
 
 def describe_shortage(
-    wanted: PlacementPlan, total: dict[str, float], free: dict[str, float], timeout_s: float
+    plan: PlacementPlan, total: dict[str, float], free: dict[str, float], timeout_s: float
 ) -> str:
     """Why a plan was not granted: what it asks for against what the cluster has and what of it is free."""
-    names = sorted({name for bundle in wanted.bundles + wanted.learners for name in bundle.resources})
+    names = sorted({name for bundle in plan.bundles + plan.learners for name in bundle.resources})
     have = ", ".join(f"{name} {total.get(name, 0):g} ({free.get(name, 0):g} free)" for name in names)
     absent = [name for name in names if not total.get(name)]
     remedy = (
@@ -172,7 +172,7 @@ def describe_shortage(
     )
     return (
         f"the cluster did not grant the run's resources within {timeout_s:g} s. Asked for: "
-        f"{wanted.describe()} (in all {_words(wanted.totals)}). The cluster has {have}. {remedy}"
+        f"{plan.describe()} (in all {_words(plan.totals)}). The cluster has {have}. {remedy}"
     )
 
 

@@ -116,8 +116,8 @@ def check_rewards(components: Sequence[RewardComponent]) -> None:
         ranker = by_type.get("ranker")
         transform = ranker.transform if isinstance(ranker, RankerReward) else None
         if transform not in ("sigmoid", "rank"):
-            found = "there is none" if transform is None else f"its transform is {transform}"
+            reason = "there is none" if transform is None else f"its transform is {transform}"
             raise ValueError(
                 "the relevance reward multiplies the ranker's, which must not be negative (0 would be a "
-                f"gain), and {found}: add {{type: ranker, transform: sigmoid}}, or rank"
+                f"gain), and {reason}: add {{type: ranker, transform: sigmoid}}, or rank"
             )

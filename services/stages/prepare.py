@@ -266,23 +266,23 @@ class _Preparation:
 
 
 def _warnings(manifest: dict[str, Any]) -> tuple[str, ...]:
-    repeats, found = manifest["counts"]["repeated_targets"], []
+    repeats, warnings = manifest["counts"]["repeated_targets"], []
     hidden = {split: repeats[split] for split in ("valid", "test") if repeats[split]}
     if hidden and manifest["settings"]["exclude_seen"]:
         listed = ", ".join(
             f"{count} of {manifest['counts']['examples'][split]} {split}" for split, count in hidden.items()
         )
-        found.append(
+        warnings.append(
             f"data.exclude_seen keeps consumed items out of the ranking, but the targets of {listed} "
             f"examples were consumed before and can never be hit: set data.exclude_seen=false if people come "
             "back to items"
         )
-    found += [
+    warnings += [
         f"{rejected['bad']} of {rejected['rows']} rows of the {table} were left out; {REJECTED} lists them"
         for table, rejected in manifest["rejected"].items()
         if rejected["bad"]
     ]
-    return tuple(found)
+    return tuple(warnings)
 
 
 def _seen_before(user: np.ndarray, item: np.ndarray, items: int) -> np.ndarray:

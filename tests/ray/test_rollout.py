@@ -129,7 +129,7 @@ def train(queue, step, count, version=0):
 
 
 @pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="the policy is Linux's")
-def test_only_the_thread_of_the_engine_does_not_give_way_to_others(launch, tmp_path):
+def test_only_the_thread_of_the_engine_keeps_its_priority(launch, tmp_path):
     parts = Parts(launch)
     actor = parts.rollout(factory=partial(Watched, tmp_path / "where"))
     running = begin(parts, actor)

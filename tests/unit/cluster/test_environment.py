@@ -118,7 +118,7 @@ print(os.sched_getscheduler(threading.get_native_id()) == os.SCHED_BATCH)
 
 
 @pytest.mark.skipif(platform.system() != "Linux", reason="the policy is Linux's")
-def test_all_threads_give_way_but_the_one_that_computes():
+def test_all_threads_get_a_lower_priority_but_the_one_that_computes():
     done = subprocess.run(
         [sys.executable, "-c", POLICIES], capture_output=True, text=True, check=True, timeout=60
     )

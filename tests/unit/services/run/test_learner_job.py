@@ -5,7 +5,7 @@ import threading
 from sluice.services.run import learner_job
 
 
-def test_only_the_thread_that_trains_does_not_give_way(monkeypatch):
+def test_only_the_thread_that_trains_keeps_its_priority(monkeypatch):
     calls = []
     monkeypatch.setattr(learner_job, "lower_thread_priority", lambda *, but: calls.append(but))
     monkeypatch.setattr(learner_job, "train_loop", calls.append)
