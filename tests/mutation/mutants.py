@@ -10,6 +10,7 @@ from tests.mutation.preference import PREFERENCE
 from tests.mutation.prefix import PREFIX_MUTANTS
 from tests.mutation.ranker import RANKER_MUTANTS
 from tests.mutation.scale import SCALE
+from tests.mutation.splits import SPLIT_MUTANTS
 from tests.mutation.tree import TREE_MUTANTS
 from tests.mutation.trie import TRIE_MUTANTS
 
@@ -151,6 +152,7 @@ MUTANTS = (
     *(Mutant(BEAMS, old, new, IN_BEAMS) for old, new in BEAM_MUTANTS),
     *(Mutant(*mutant) for mutant in RANKER_MUTANTS),
     *SCALE,
+    *SPLIT_MUTANTS,
     *(Mutant(*mutant) for mutant in PREFERENCE),
     *(Mutant(*mutant) for mutant in TRIE_MUTANTS),
     *(Mutant(*mutant) for mutant in TREE_MUTANTS),

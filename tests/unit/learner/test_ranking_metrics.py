@@ -47,6 +47,13 @@ def test_a_user_counts_by_the_rows_it_has():
     assert (low, high) == (0.0, 1.0)
 
 
+def test_the_interval_is_of_the_mean_over_rows():
+    # 100 users with nine rows of 1 and 100 with one row of 0: over rows the mean is .9, over users .5.
+    values, users = np.repeat([1.0, 0.0], [900, 100]), np.repeat(np.arange(200), [9] * 100 + [1] * 100)
+    low, high = bootstrap_mean(values, users)
+    assert 0.8 < low < 0.9 < high < 0.95
+
+
 def test_intervals_over_users_cover_the_mean_as_often_as_they_say():
     rng = np.random.default_rng(0)
     users = np.repeat(np.arange(60), rng.integers(1, 20, 60))
