@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from sluice.catalog.data.items import attribute_matrix
 from sluice.catalog.data.settings import OUTCOMES, DataSettings, FreshLogs
-from sluice.catalog.data.splits import SPLITS, TimeCuts, label_splits, lengths_until, positions_of
+from sluice.catalog.data.splits import SPLITS, TimeCuts, label_splits, lengths_until
 from sluice.catalog.errors import DataError
 
 FORMAT = 1  # of a prepared directory; another number means that it was written by another version
@@ -201,11 +201,14 @@ class Dataset:
 
     def known_until(self, part: str) -> np.ndarray:
         """bool [n]: the interaction lies before the end of the part."""
-        return positions_of(self.offsets) < np.repeat(self.lengths_until(part), np.diff(self.offsets))
+        known: np.ndarray = self._labels <= SPLITS.index(part)
+        return known
 
     def item_shares(self, part: str) -> np.ndarray:
         """float32 [N], each item's share of the interactions before the end of the part; they add up to 1."""
-        return self._item_shares[part]
+        counts = self._item_counts[SPLITS.index(part)]
+        shares: np.ndarray = counts / counts.sum()
+        return shares.astype(np.float32)
 
     def lengths_until(self, part: str) -> np.ndarray:
         """int64 [U], how many leading interactions of each user lie before the end of the part."""
@@ -217,20 +220,23 @@ class Dataset:
         return "fresh" if isinstance(self.settings.split, FreshLogs) else "pretrain"
 
     @cached_property
-    def _lengths(self) -> dict[str, np.ndarray]:
+    def _labels(self) -> np.ndarray:
+        """int8 [n], the part of every interaction, as a place in `SPLITS`."""
         cuts = self.manifest["time_cuts"]
-        labels = label_splits(
+        return label_splits(
             self.offsets, self.timestamps, self.settings.split, TimeCuts(**cuts) if cuts else None
         )
-        return {part: lengths_until(self.offsets, labels, number) for number, part in enumerate(SPLITS)}
 
     @cached_property
-    def _item_shares(self) -> dict[str, np.ndarray]:
-        shares = {}
-        for part in SPLITS:
-            counts = np.bincount(self.sequence[self.known_until(part)], minlength=self.items)
-            shares[part] = (counts / counts.sum()).astype(np.float32)
-        return shares
+    def _lengths(self) -> dict[str, np.ndarray]:
+        return {part: lengths_until(self.offsets, self._labels, number) for number, part in enumerate(SPLITS)}
+
+    @cached_property
+    def _item_counts(self) -> np.ndarray:
+        """int64 [parts, N], the interactions of each item before the end of each part."""
+        cells = self._labels.astype(np.int64) * self.items + self.sequence
+        own = np.bincount(cells, minlength=len(SPLITS) * self.items).reshape(len(SPLITS), -1)
+        return own.cumsum(axis=0)
 
     def items_of(self, user: int) -> np.ndarray:
         """The user's whole sequence, int32 item rows, oldest first (a view)."""

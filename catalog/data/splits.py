@@ -85,13 +85,9 @@ def find_cuts(chunks: Callable[[], Iterable[np.ndarray]], split: GlobalTime | Fr
         DataError: the shares leave a part empty, because there are too few distinct timestamps.
     """
     n = sum(len(chunk) for chunk in chunks())
-    shares = {
-        "fresh_from": 1 - split.test_share - split.valid_share - getattr(split, "fresh_share", 0.0),
-        "valid_from": 1 - split.test_share - split.valid_share,
-        "test_from": 1 - split.test_share,
-    }
-    if isinstance(split, GlobalTime):
-        del shares["fresh_from"]
+    shares = {"valid_from": 1 - split.test_share - split.valid_share, "test_from": 1 - split.test_share}
+    if isinstance(split, FreshLogs):
+        shares = {"fresh_from": split.pretrain_share, **shares}
     cuts = {name: _at_place(chunks, int(n * share + _ROUNDING)) for name, share in shares.items()}
     earliest = min((int(chunk.min()) for chunk in chunks() if len(chunk)), default=0)
     bounds = [earliest, *cuts.values()]

@@ -16,7 +16,7 @@ SPLIT_MUTANTS = (
             ("np.cumsum(labels <= part)", "np.cumsum(labels < part)"),
             ("cuts.valid_from if cuts.fresh_from is None else cuts.fresh_from", "cuts.valid_from"),
             ("timestamps >= fresh_from]", "timestamps > fresh_from]"),
-            ("if isinstance(split, GlobalTime):\n        del", "if False:\n        del"),
+            ("if isinstance(split, FreshLogs):\n        shares", "if False:\n        shares"),
             ("later <= earlier for", "later < earlier for"),
         )
     ),
