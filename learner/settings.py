@@ -195,8 +195,21 @@ class LearnerSettings(Settings):
     dropout: float = Field(
         default=0.0, ge=0, lt=1, description="Dropout on embeddings and on what each block adds."
     )
+    average_decay: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Share of the old average that a step keeps, of an exponential moving average of the "
+        "weights. The average is what is validated and saved; the rollout actors get the weights themselves. "
+        "0: no average.",
+    )
     evaluate_every: Steps = Field(
         default=50, ge=1, description="Optimizer steps between two validations, each with a checkpoint."
+    )
+    patience: Annotated[int | None, Unit("validations")] = Field(
+        default=None,
+        ge=1,
+        description="Training stops after this many validations without a better one. null: it goes on.",
     )
     keep_last: Annotated[int, Unit("checkpoints")] = Field(
         default=2, ge=1, description="Last checkpoints that are kept, beside the best one."

@@ -21,8 +21,10 @@ def load_ranker(settings: RankerSettings, directory: str | Path, dataset: Datase
     """
     if settings.use == "builtin":
         from sluice.learner.ranker.model import EnsembleRanker
+        from sluice.learner.ranker.stack import StackedRanker
 
-        return EnsembleRanker.load(directory, dataset)
+        kind = EnsembleRanker if settings.parts == ("sequence",) else StackedRanker
+        return kind.load(directory, dataset)
     module_name, colon, class_name = settings.use.partition(":")
     if not colon or not module_name or not class_name:
         raise RankerError(f"ranker.use is {settings.use!r}: write it as package.module:Class, or as builtin")

@@ -27,6 +27,7 @@ from sluice.catalog.data.settings import OUTCOMES
 from sluice.catalog.errors import RankerError
 from sluice.catalog.files import write_atomically
 from sluice.learner.ranker.heads import HEADS, OutcomeHead
+from sluice.learner.ranker.known_logs import KnownLogs
 from sluice.learner.ranker.output import RankerOutput
 from sluice.learner.ranker.settings import RankerSettings
 
@@ -308,13 +309,14 @@ def dense_attributes(dataset: Dataset) -> torch.Tensor:
     return torch.from_numpy(dense if dense.shape[1] else np.zeros((dataset.items, 1), dtype=np.float32))
 
 
-def build_member(dataset: Dataset, settings: RankerSettings) -> SequenceRanker:
+def build_member(logs: KnownLogs, settings: RankerSettings) -> SequenceRanker:
     """A fresh member.
 
-    It has a head for every outcome that the logs it learns from has and whose weight is above 0.
+    It has a head for every outcome that the logs it learns from have and whose weight is above 0.
     """
+    dataset = logs.dataset
     logged = {
-        column: torch.from_numpy(values[dataset.known_until(settings.until) & ~np.isnan(values)])
+        column: torch.from_numpy(values[logs.rows & ~np.isnan(values)])
         for column in OUTCOMES
         if settings.head_weights[column] > 0 and (values := dataset.outcome(column)) is not None
     }

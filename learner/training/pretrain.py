@@ -84,7 +84,7 @@ def _draw_epoch(
     return list(
         epoch_batches(
             dataset,
-            until="pretrain",
+            lengths=dataset.lengths_until("pretrain"),
             batch_interactions=settings.batch_interactions,
             shuffle_ties=settings.shuffle_ties,
             item_dropout=settings.item_dropout,

@@ -12,7 +12,7 @@ import numpy as np
 
 from sluice.catalog.data.dataset import Dataset, Examples
 from sluice.catalog.files import write_atomically
-from sluice.learner.evaluation.baselines import ItemKNN, Popularity
+from sluice.learner.evaluation.baselines import fit_baselines
 from sluice.learner.evaluation.evaluate import TOP, UserResults
 from sluice.learner.evaluation.stratified import gate_at_start, stratify_users
 from sluice.learner.ranker.load import load_ranker
@@ -119,12 +119,9 @@ def judge_scores(
 
 
 def judge_baselines(dataset: Dataset) -> dict[str, UserResults]:
-    """Popularity and ItemKNN on the test users."""
+    """The baselines on the test users."""
     examples = dataset.examples("test")
-    return {
-        "popularity": judge_scores(dataset, examples, Popularity.fit(dataset).score),
-        "itemknn": judge_scores(dataset, examples, ItemKNN.fit(dataset).score),
-    }
+    return {name: judge_scores(dataset, examples, score) for name, score in fit_baselines(dataset).items()}
 
 
 def write_summary(path: Path, summary: dict[str, Any]) -> None:

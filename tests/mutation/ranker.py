@@ -4,6 +4,8 @@ carry.
 
 HEADS, RANKER, FIT = "learner/ranker/heads.py", "learner/ranker/model.py", "learner/ranker/fit.py"
 CALIBRATION, QUALITY = "learner/ranker/calibration.py", "learner/ranker/quality.py"
+STACK, ITEM_MODELS = "learner/ranker/stack.py", "learner/ranker/item_models.py"
+KNOWN_LOGS = "learner/ranker/known_logs.py"
 STRATIFIED, COLLATE = "learner/evaluation/stratified.py", "learner/batches/collate.py"
 
 _HEADS = (
@@ -44,7 +46,7 @@ _RANKER = (
     ("if values is not None]).mean(0)", "if values is not None]).sum(0)"),
     ("outcome.value(outcome(states", "outcome.expected(outcome(states"),
     ("np.where(padding, nan, value.cpu().numpy())", "value.cpu().numpy()"),
-    ("dataset.known_until(settings.until) & ~np.isnan(values)", "~np.isnan(values)"),
+    ("logs.rows & ~np.isnan(values)", "~np.isnan(values)"),
     ("settings.head_weights[column] > 0 and ", ""),
     (
         "reward if reward is not None and reward in members[0].heads else None",
@@ -121,7 +123,36 @@ _COLLATE = (
     ),
 )
 
+_STACK = (
+    ("self.weights[name] * score_part(", "score_part("),
+    ("bounds=[(0, None)]", "bounds=[(None, None)]"),
+    ("(fitted.x / scale)", "fitted.x"),
+    ("no_rival = candidates == targets[:, None]", "no_rival = np.zeros(candidates.shape, dtype=bool)"),
+    ("if dataset.settings.exclude_seen:", "if False:"),
+    ("return np.where(candidates < 0, np.float32(np.nan), scores)", "return scores"),
+    ('self.weights["sequence"] * known.spread', "known.spread"),
+    ("scores_BN.mean(axis=1, keepdims=True)", "scores_BN.max(axis=1, keepdims=True)"),
+)
+
+_ITEM_MODELS = (
+    ("gram[np.diag_indices(items)] += settings.l2", "pass"),
+    ("-(upper + upper.T) / diagonal", "-(upper + upper.T) / diagonal[:, None]"),
+    ("bags.data[:] = 1.0", "pass"),
+    ("history[-window:]", "history[:window]"),
+    ("np.arange(len(h) - 1, -1, -1)", "np.arange(len(h))"),
+    ("_BYTES_PER_PAIR * items**2 / 1e9", "_BYTES_PER_PAIR * items / 1e9"),
+)
+
+_KNOWN_LOGS = (
+    ("lengths=self.lengths - out)", "lengths=self.lengths)"),
+    ("np.maximum(1, ", "np.maximum(2, "),
+    ("first = np.repeat(self.lengths - out, out)", "first = np.repeat(0 * out, out)"),
+)
+
 _AREAS = (
+    (STACK, _STACK, ("learner/ranker/test_stack.py",)),
+    (ITEM_MODELS, _ITEM_MODELS, ("learner/ranker/test_item_models.py",)),
+    (KNOWN_LOGS, _KNOWN_LOGS, ("learner/ranker/test_known_logs.py",)),
     (HEADS, _HEADS, ("learner/ranker/test_heads.py",)),
     (RANKER, _RANKER, ("learner/ranker/test_quality.py",)),
     (FIT, _FIT, ("learner/ranker/test_quality.py",)),

@@ -8,6 +8,7 @@ import torch
 
 from sluice.catalog.errors import RankerError
 from sluice.learner.ranker.fit import fit_ranker
+from sluice.learner.ranker.known_logs import KnownLogs
 from sluice.learner.ranker.model import EnsembleRanker, build_member
 from sluice.learner.ranker.quality import judge_ranker
 from sluice.learner.ranker.settings import RankerSettings
@@ -86,7 +87,7 @@ def test_an_empty_history_is_scored(fitted):
 
 def test_score_is_the_documented_formula(dataset):
     torch.manual_seed(0)
-    member = build_member(dataset, SETTINGS).eval()
+    member = build_member(KnownLogs.until(dataset, "fresh"), SETTINGS).eval()
     with torch.no_grad():
         member.bias.copy_(torch.arange(dataset.items + 1).float())
         vectors = member.embedding.weight + member.attributes @ member.attribute_projection.weight.T

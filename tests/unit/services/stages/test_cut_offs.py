@@ -13,10 +13,11 @@ from sluice.catalog.data.dataset import Dataset
 from sluice.catalog.data.settings import DataSettings, FreshLogs, SemanticIdSettings, TableSource
 from sluice.learner.batches import windows
 from sluice.learner.batches.sources import prompts_of
-from sluice.learner.evaluation.baselines import ItemKNN, Popularity
+from sluice.learner.evaluation.baselines import fit_baselines
 from sluice.learner.policy.policy import build_policy
 from sluice.learner.ranker import fit
-from sluice.learner.ranker.settings import RankerSettings
+from sluice.learner.ranker.settings import EaseSettings, ItemKnnSettings, RankerSettings
+from sluice.learner.ranker.stack import StackedRanker
 from sluice.learner.settings import EvaluationSettings, PolicySettings, PretrainSettings
 from sluice.learner.training import pretrain
 from sluice.services.stages.prepare import prepare_data
@@ -119,6 +120,15 @@ def test_the_ranker_sees_the_logs_until_its_cut_off(dataset, monkeypatch, tmp_pa
     assert parts_of(dataset, popularity[0].nonzero()) == parts
 
 
+@pytest.mark.parametrize(("until", "parts"), [("pretrain", {"pretrain"}), ("fresh", {"pretrain", "fresh"})])
+def test_item_models_of_the_ranker_see_the_logs_until_its_cut_off(dataset, tmp_path, until, parts):
+    settings = RankerSettings(until=until, sequence=False, ease=EaseSettings(), itemknn=ItemKnnSettings())
+    fit.fit_ranker(dataset, settings, 0, tmp_path)
+    everything = [np.arange(dataset.items, dtype=np.int32)]
+    for part in StackedRanker.load(tmp_path, dataset).parts.values():
+        assert parts_of(dataset, part.score(everything)[0].nonzero()) == parts
+
+
 def test_prompts_come_from_the_fresh_part_with_the_history_up_to_them(dataset):
     prompts = prompts_of(dataset, None)
     pairs = list(zip(prompts.users.tolist(), prompts.positions.tolist(), strict=True))
@@ -132,8 +142,7 @@ def test_prompts_come_from_the_fresh_part_with_the_history_up_to_them(dataset):
 
 
 def test_baselines_see_the_logs_before_validation(dataset):
-    known = Popularity.fit(dataset).score([np.array([0])])[0]
-    assert parts_of(dataset, known.nonzero()) == {"pretrain", "fresh"}
     everything = [np.arange(dataset.items, dtype=np.int32)]
-    assert parts_of(dataset, ItemKNN.fit(dataset).score(everything)[0].nonzero()) == {"pretrain", "fresh"}
+    for name, score in fit_baselines(dataset).items():
+        assert parts_of(dataset, score(everything)[0].nonzero()) == {"pretrain", "fresh"}, name
     assert parts_of(dataset, dataset.item_shares("fresh").nonzero()) == {"pretrain", "fresh"}
