@@ -7,11 +7,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from sluice.catalog.data import sources
-from sluice.catalog.data.cleaning import CLEAN_LOG, LogCleaner, Rejections, parse_numbers, parse_times
+from sluice.catalog.data.cleaning import CLEAN_LOG, LogCleaner, Rejections
 from sluice.catalog.data.items import attribute_matrix, read_items
 from sluice.catalog.data.settings import CatalogueColumns, InteractionColumns, MovieLensSource, TableSource
 from sluice.catalog.data.sources import RawBatch, open_source
 from sluice.catalog.errors import DataError
+from sluice.catalog.timestamps import parse_times
+from sluice.catalog.values import parse_numbers
 
 
 def table(path, **given):
