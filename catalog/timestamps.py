@@ -70,9 +70,9 @@ class UnitCheck:
                 self._remember(values, usable, where, rows)
                 return _nothing_wrong(len(values))
             first = int(np.argmax(told))
-            unit = next(name for name, inside in spans.items() if inside[first])
-            self.unit = unit
-            self._check_remembered(unit)
+            decided: TimeUnit = next(name for name, inside in spans.items() if inside[first])
+            self._check_remembered(decided)
+            unit = self.unit = decided
         latest = self._latest_s * _UNITS[unit]
         source = "data.source.timestamp_unit says" if self._given else "the rows before it have"
         refused = {

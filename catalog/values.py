@@ -17,8 +17,8 @@ FLOAT_LIMIT = 2.0**53  # below it a float64 holds every whole number
 MISSING_WORDS = pa.array(["nan", "NaN", "None", "null", "NULL", "<NA>"])
 _BETWEEN_IDS = re.compile(r"[\s;|]+")
 _BETWEEN_NUMBERS = re.compile(r"[\s,;|\[\]()'\"]+")
-_LISTED = re.compile(r"""('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")|([^\s'"]+)""")
-_TOKEN = re.compile(r"<([^<>]*?)_?(\d+)>")
+_LISTED = re.compile(r"""('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")|([^\s'"\[\]]+)""")
+_TOKEN = re.compile(r"<(\w*?)[_-]?(\d+)>")
 
 # What a column of each kind may be, as a family of Arrow types.
 _TEXT = ("text", "null")

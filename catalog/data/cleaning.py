@@ -93,12 +93,14 @@ class Rejections:
         lines = [f"  {b.file}, row {b.row}, {b.column}={_short(b.value)}: {b.reason}" for b in self.first]
         more = [f"  and {self.bad - len(self.first)} more"] if self.bad > len(self.first) else []
         share = self.bad / self.rows
+        enough = np.ceil(share * 10_000) / 10_000
+        others = f", or leave them out by raising data.max_bad_share to {enough:g} or more"
         raise DataError(
             f"{self.bad} of {self.rows} rows of the {self.table} ({share:.4%}) cannot be used, more than "
             f"data.max_bad_share {max_bad_share} allows:\n"
             + "\n".join(lines + more)
-            + "\nFix these rows, or leave them out by raising data.max_bad_share to "
-            f"{np.ceil(share * 10_000) / 10_000:g} or more"
+            + "\nFix these rows"
+            + others * (self.bad < self.rows)
         )
 
     def summary(self) -> dict[str, object]:
@@ -206,9 +208,12 @@ class _Judge:
         self._noted: dict[str, np.ndarray] = {}
         self._rejections = rejections
 
-    def refuse(self, column: str, bad: np.ndarray, reason: str) -> None:
+    def refuse(
+        self, column: str, bad: np.ndarray, reason: str, shown: dict[int, object] | None = None
+    ) -> None:
+        """Refuse the rows `bad` [n]; `shown` has their values for the message, if it is not the whole one."""
         for index in np.flatnonzero(bad & self.good):
-            value = str(self.batch.columns[column][index].as_py())
+            value = str(shown[int(index)] if shown else self.batch.columns[column][index].as_py())
             row = int(self.batch.rows[index])
             self._refused.append(
                 BadRow(file=self.batch.file, row=row, column=column, value=value, reason=reason)
@@ -241,10 +246,10 @@ class _Judge:
         if known_items is not None:
             faults["is not in the catalogue"] = ~known_items(trimmed)
         for reason, bad in faults.items():
-            rows = np.zeros(n, dtype=bool)
-            rows[owner[bad]] = True
-            first = f" {text[int(np.argmax(bad))].as_py()!r}" if bad.sum() == 1 else ""
-            self.refuse("history", rows, f"holds an id{first} that {reason}")
+            rows, first = np.unique(owner[bad], return_index=True)
+            ids = text.take(pa.array(np.flatnonzero(bad)[first])).to_pylist()
+            shown: dict[int, object] = dict(zip(rows.tolist(), ids, strict=True))
+            self.refuse("history", np.isin(np.arange(n), rows), f"holds an id that {reason}", shown)
         lengths = as_numpy(pc.list_value_length(lists).fill_null(0))
         offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
         return pa.LargeListArray.from_arrays(offsets, trimmed)
@@ -286,8 +291,10 @@ def judge_ids(values: pa.Array) -> tuple[pa.Array, dict[str, np.ndarray]]:
     """Ids [n] as text without the spaces around them, and which can't be used: reason -> bool [n]."""
     trimmed = pc.utf8_trim_whitespace(as_text(values)).fill_null("")
     return trimmed, {
-        "is no UTF-8 text": is_undecodable(values),
-        "is a float of 2^53 or more, which stands for several whole numbers": is_inexact(values),
+        "is no UTF-8 text (write ids as text or whole numbers)": is_undecodable(values),
+        "is a float of 2^53 or more, which is several whole numbers in one (write whole numbers)": is_inexact(
+            values
+        ),
         "is empty": as_numpy(pc.equal(trimmed, "")),
         "stands for a missing value": as_numpy(pc.is_in(trimmed, value_set=MISSING_WORDS)),
     }

@@ -41,7 +41,7 @@ class LogFiles:
     """The files of a log in the order of reading."""
 
     files: tuple[TableFile, ...]
-    left_out: tuple[str, ...]  # files of the directories that are not read: hidden, or of another kind
+    left_out: tuple[str, ...]  # files of the directories that are not read: hidden data, or another kind
 
 
 def find_log_files(paths: tuple[str, ...], *, order_matters: bool) -> LogFiles:
@@ -88,8 +88,10 @@ def _expand(directory: Path) -> tuple[list[Path], list[Path]]:
     read, left_out = [], []
     for path in _files_below(directory, frozenset()):
         hidden = any(part.startswith((".", "_")) for part in path.relative_to(directory).parts)
-        if hidden or not _kind(path):
-            left_out.append(path)
+        if hidden != (not _kind(path)):
+            left_out.append(path)  # what others hide, such as _SUCCESS, is no data: that is not worth a word
+        elif hidden:
+            continue
         elif not path.is_file():
             raise DataError(f"data.source.interactions: {path} is a link to a file that is not there")
         else:
@@ -151,8 +153,8 @@ def _check_once(files: list[TableFile]) -> None:
         other = seen.setdefault(Path(os.path.realpath(file.path)), file.path)
         if other is not file.path:
             raise DataError(
-                f"data.source.interactions: {file.path} and {other} are one file, whose rows would count "
-                "twice: name it once"
+                f"data.source.interactions: {file.path} is the same file as {other}, and its rows would "
+                "count twice: name it once"
             )
 
 

@@ -190,7 +190,7 @@ def _sort(table: pa.Table, item_rows: np.ndarray, rules: EventRules, first_user:
     kept, kept_impressions = _renumber(events, place), _renumber(impressions, place)
     noted["impressions"] = len(kept_impressions)
     noted["impressions_below_min_interactions"] = len(impressions) - len(kept_impressions)
-    noted["ties_in_time"] = int(_ties(kept).sum())
+    noted["ties_in_time"] = int(_ties(kept).sum()) if rules.has_times else 0
     return SortedBucket(
         user_ids=[ids[number] for number in np.flatnonzero(keeps)],
         interactions=kept.select(INTERACTIONS.names).cast(INTERACTIONS),
@@ -277,7 +277,7 @@ def _contradiction(events: pa.Table, row: int) -> BadRow:
         file=file,
         row=number,
         column="history",
-        value=f"of {len(events.column('history')[row])} items",
+        value=f"{len(events.column('history')[row])} items",
         reason="does not fit what the user's rows before say (a session of its own needs its own user_id)",
     )
 

@@ -180,6 +180,10 @@ def _parquet(path: Path) -> pq.ParquetFile:
         raise DataError(f"{path} cannot be read as Parquet: {error}") from None
 
 
+def _setting_of(name: str, setting: str) -> str:
+    return f"{setting}.attributes" if name.startswith("attribute:") else f"{setting}.{name}"
+
+
 def _check_columns(path: Path, columns: dict[str, str], available: list[str], setting: str | None) -> None:
     for name, column in columns.items():
         if available.count(column) > 1:
@@ -188,7 +192,7 @@ def _check_columns(path: Path, columns: dict[str, str], available: list[str], se
             continue
         if setting is None:
             raise DataError(f"{path} has no column {column!r}; it has {', '.join(available) or 'none'}")
-        listed = f"{setting}.attributes" if name.startswith("attribute:") else f"{setting}.{name}"
+        listed = _setting_of(name, setting)
         remedy = " or, when the rows already stand in order of time, to null" if name == "timestamp" else ""
         raise DataError(
             f"{path} has no column {column!r} ({listed}); it has "
@@ -203,8 +207,9 @@ def _read_parquet(path: Path, columns: dict[str, str], setting: str | None) -> I
     for name, column in columns.items():
         kind = _KINDS.get(name, "attribute")
         if family_of(schema.field(column).type) not in FAMILIES[kind]:
-            mapped = f" ({setting}.{name.partition(':')[0]})" if setting else ""
-            remedy = "; a list of the items before belongs in data.source.columns.history" * (kind == "id")
+            mapped = f" ({_setting_of(name, setting)})" if setting else ""
+            is_list = kind == "id" and family_of(schema.field(column).type) == "list"
+            remedy = "; a list of the items before belongs in data.source.columns.history" * is_list
             raise DataError(
                 f"{path}: column {column!r}{mapped} is {schema.field(column).type}, {_WANTED[kind]}{remedy}"
             )
