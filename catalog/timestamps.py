@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sluice.catalog.errors import DataError
-from sluice.catalog.values import FLOAT_LIMIT, as_numpy, as_text, is_missing, parse_numbers
+from sluice.catalog.values import FLOAT_LIMITS, as_numpy, as_text, is_missing, parse_numbers
 
 TimeUnit = Literal["s", "ms", "us", "ns"]
 
@@ -141,7 +141,7 @@ def parse_times(values: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     decimal = ~is_whole & (np.abs(np.nan_to_num(numbers, nan=np.inf)) < _INT64_LIMIT)
     result[decimal] = np.floor(numbers[decimal]).astype(np.int64)
     kinds[is_whole | decimal] = "number"
-    for index in np.flatnonzero(decimal & (np.abs(np.nan_to_num(numbers)) > FLOAT_LIMIT)):
+    for index in np.flatnonzero(decimal & (np.abs(np.nan_to_num(numbers)) > FLOAT_LIMITS[64])):
         digits = text[index].as_py().strip()
         if re.fullmatch(
             _SIGNED, digits

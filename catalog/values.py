@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 _NUMBER = r"^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?\s*$"
-FLOAT_LIMIT = 2.0**53  # below it a float64 holds every whole number
+# By bits of a float: below this it holds every whole number.
+FLOAT_LIMITS = {16: 2.0**11, 32: 2.0**24, 64: 2.0**53}
 # What programs write for a value that is not there. No user and no item has such an id.
 MISSING_WORDS = pa.array(["nan", "NaN", "None", "null", "NULL", "<NA>"])
 _BETWEEN_IDS = re.compile(r"[\s;|]+")
@@ -65,7 +66,7 @@ def as_text(values: pa.Array) -> pa.Array:
     values = _plain(values)
     if pa.types.is_floating(values.type):
         numbers = as_numpy(values.cast(pa.float64()).fill_null(np.nan))
-        whole = (numbers == np.floor(numbers)) & (np.abs(numbers) < FLOAT_LIMIT)
+        whole = (numbers == np.floor(numbers)) & ~is_inexact(values)
         digits = pa.array(np.where(whole, numbers, 0).astype(np.int64)).cast(pa.string())
         other = pa.array(numbers, from_pandas=True).cast(pa.string())
         return pc.if_else(pa.array(whole), digits, other)
@@ -89,7 +90,7 @@ def is_inexact(values: pa.Array) -> np.ndarray:
     if not pa.types.is_floating(values.type):
         return np.zeros(len(values), dtype=bool)
     numbers = as_numpy(values.cast(pa.float64()).fill_null(0))
-    inexact: np.ndarray = np.abs(numbers) >= FLOAT_LIMIT
+    inexact: np.ndarray = np.abs(numbers) >= FLOAT_LIMITS[values.type.bit_width]
     return inexact
 
 

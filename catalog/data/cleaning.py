@@ -178,6 +178,9 @@ class LogCleaner:
         judge.refuse("timestamp", kinds == "null", "is empty")
         judge.refuse("timestamp", kinds == "bad", "is no time")
         judge.refuse("timestamp", values < 0, "is negative")
+        if judge.batch.columns["timestamp"].type in (pa.float16(), pa.float32()):
+            narrow = is_inexact(judge.batch.columns["timestamp"])
+            judge.refuse("timestamp", narrow, "is a float too narrow to hold it (write whole numbers)")
         usable = np.flatnonzero(judge.good)
         if self._time_kind is None and len(usable):
             self._time_kind = str(kinds[usable[0]])
@@ -292,9 +295,7 @@ def judge_ids(values: pa.Array) -> tuple[pa.Array, dict[str, np.ndarray]]:
     trimmed = pc.utf8_trim_whitespace(as_text(values)).fill_null("")
     return trimmed, {
         "is no UTF-8 text (write ids as text or whole numbers)": is_undecodable(values),
-        "is a float of 2^53 or more, which is several whole numbers in one (write whole numbers)": is_inexact(
-            values
-        ),
+        "is a float too large to tell whole numbers apart (write whole numbers)": is_inexact(values),
         "is empty": as_numpy(pc.equal(trimmed, "")),
         "stands for a missing value": as_numpy(pc.is_in(trimmed, value_set=MISSING_WORDS)),
     }

@@ -53,6 +53,8 @@ def test_what_no_id_can_be_made_of_is_told():
         False,
     ]
     assert not is_inexact(pa.array([2**60])).any()
+    narrow = pa.array([2.0**24, 2.0**24 - 1], pa.float32())
+    assert is_inexact(narrow).tolist() == [True, False] and as_text(narrow).to_pylist()[1] == "16777215"
     assert is_undecodable(pa.array([b"\xff", b"a", None])).tolist() == [True, False, False]
     assert not is_undecodable(pa.array(["a", None])).any()
     assert is_missing(pa.array([float("nan"), 0.0, None])).tolist() == [True, False, True]

@@ -46,10 +46,10 @@ def test_ids_that_stand_for_nothing_are_refused_with_their_row():
         user_id=[1.0, float("nan"), None, 2.0**53, 2.5], item_id=list("abcde"), timestamp=[1, 2, 3, 4, 5]
     )
     assert rows.column("user_id").to_pylist() == ["1", "2.5"] and numbers.tolist() == [1, 5]
-    assert [reason.partition(",")[0] for *_, reason in refused(rejections)] == [
-        "is empty",
-        "is empty",
-        "is a float of 2^53 or more",
+    assert refused(rejections) == [
+        (2, "user_id", "is empty"),
+        (3, "user_id", "is empty"),
+        (4, "user_id", "is a float too large to tell whole numbers apart"),
     ]
     words = ["nan", "NaN", "None", "null", "NULL", "<NA>"]
     _, rejections, *_ = clean(user_id=[*words, "Nan", "none"], item_id=["a"] * 8, timestamp=[1] * 8)
@@ -102,6 +102,14 @@ def test_units_of_time_are_told_and_not_mixed():
     ]
     rows, _, cleaner, _ = clean(unit="none", user_id=["u"], item_id=["a"], timestamp=[NOW * 2])
     assert cleaner.time_unit is None and len(rows) == 1
+
+
+def test_times_in_narrow_floats_are_refused():
+    times = pa.array([float(NOW), 5.0], pa.float32())
+    _, rejections, *_ = clean(user_id=["u"] * 2, item_id=["a"] * 2, timestamp=times)
+    assert refused(rejections) == [(1, "timestamp", "is a float too narrow to hold it")]
+    rows, *_ = clean(user_id=["u"] * 2, item_id=["a"] * 2, timestamp=[NOW * 1e9, NOW * 1e9 - 1e6])
+    assert len(rows) == 2
 
 
 def test_dates_in_the_future_are_refused():
