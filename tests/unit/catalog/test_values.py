@@ -31,6 +31,8 @@ IDENTITY = uuid.UUID(int=2**127 + 5)
         ),
         (pa.array([2.0**53 - 1, 3.0], pa.float64()), ["9007199254740991", "3"]),
         (pa.array([7.0, 0.5], pa.float32()), ["7", "0.5"]),
+        (pa.array([1e22, float("inf")]), ["1e+22", "inf"]),
+        (pa.array([Decimal("12.0"), Decimal("1.5")]), ["12", "1.5"]),
         (pa.array([Decimal("12.00"), Decimal("12.50"), None]), ["12", "12.50", None]),
         (pa.array([b"u1", "caf\u00e9".encode(), b"\xe9", None]), ["u1", "caf\u00e9", None, None]),
         (pa.array([b"ab", b"cd"], pa.binary(2)), ["ab", "cd"]),

@@ -57,6 +57,11 @@ def test_events_between_rows_come_from_histories():
     assert joined.next_owned() == [0, 0, 1, 1, 1, 2]
 
 
+def test_rows_overlap_as_far_as_they_can():
+    joined, bad = join([([1], 1), ([1, 1, 9], 5)], [1, 2])
+    assert (joined.items, bad) == ([1, 1, 9, 5], [])
+
+
 def test_a_longer_history_tells_what_came_first():
     joined, bad = join([([2], 3), ([1, 2, 3], 4)], [1, 2])
     assert (joined.items, joined.owners, bad) == ([1, 2, 3, 4], [-1, -1, 0, 1], [])

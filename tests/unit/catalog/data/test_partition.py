@@ -93,6 +93,7 @@ def test_rows_with_histories_become_sequences(tmp_path):
         ("v", "i1", 6, [], 1.0),
         ("u", "i4", 8, ["i1", "i2", "i3"], 4.0),
         ("u", "i2", 9, ["i9"], 5.0),
+        ("u", "i3", 9, ["i1", "i2"], 5.0),  # known, and at another time
     ]
     bucket = sort(tmp_path, rows, columns)
     assert [row for row in listed(bucket) if row[0] == "u"] == [
@@ -104,9 +105,11 @@ def test_rows_with_histories_become_sequences(tmp_path):
     ratings = dict(zip(listed(bucket), bucket.interactions.column("rating").to_pylist(), strict=True))
     assert ratings == {("u", 1, 7): None, ("u", 2, 7): None, ("u", 3, 7): 3, ("u", 4, 8): 4, ("v", 1, 6): 1}
     assert bucket.noted["events_from_histories"] == 2 and bucket.noted["ties_in_time"] == 0
-    (bad,) = bucket.refused
-    assert (bad.file, bad.row, bad.column, bad.value) == ("f", 4, "history", "1 items")
-    assert "does not fit what the user's rows before say" in bad.reason
+    assert [(bad.file, bad.row, bad.column, bad.value) for bad in bucket.refused] == [
+        ("f", 4, "history", "1 items"),
+        ("f", 5, "history", "2 items"),
+    ]
+    assert "does not fit what the user's rows before say" in bucket.refused[0].reason
 
 
 def test_a_repeated_item_in_a_history_stays(tmp_path):
