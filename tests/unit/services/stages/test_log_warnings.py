@@ -39,7 +39,9 @@ def prepare(directory, *paths, columns=None, given=None, **settings):
     )
     ids = SemanticIdSettings(level_sizes=(4, 4), vector_dims=4, iterations=3)
     prepared = prepare_data(DataSettings(source=source, semantic_ids=ids, **settings), directory / "out")
-    return Dataset.open(prepared.directory), prepared.warnings
+    said = tuple(list_log_warnings(prepared.manifest))
+    assert set(said) <= set(prepared.warnings)
+    return Dataset.open(prepared.directory), said
 
 
 def sequences(dataset):
