@@ -20,8 +20,8 @@ from sluice.actors.ranker.micro_batcher import MicroBatcher, RankerStats
 from sluice.catalog.errors import RankerError
 from sluice.cluster.environment import lower_thread_priority
 from sluice.cluster.metrics import MetricSet
-from sluice.learner.ranker.model import Ranker
-from sluice.learner.ranker.output import RankerOutput, check_output
+from sluice.learner.ranker.contract import Ranker, check_output
+from sluice.learner.ranker.output import RankerOutput
 
 _REPORT_EVERY_S = 2.0
 
