@@ -35,6 +35,7 @@ from sluice.learner.batches.sources import open_prompts
 from sluice.learner.ranker.load import open_ranker
 from sluice.services.config import RunConfig
 from sluice.services.paths import RunPaths
+from sluice.services.places import plan_run
 from sluice.services.run.engines import engine_variables, open_engine
 
 logger = logging.getLogger(__name__)
@@ -231,14 +232,7 @@ def reserve_places(config: RunConfig) -> placement.Reservation:
     Raises:
         ClusterError: the cluster did not grant them within `cluster.placement_timeout_s`.
     """
-    rollout, pool = config.rollout, config.ranker_pool
-    plan = placement.plan_placement(
-        config.cluster,
-        rollouts=placement.RoleNeeds(count=rollout.actors, cpus=rollout.cpus, gpus=rollout.gpus),
-        rankers=placement.RoleNeeds(count=pool.actors, cpus=pool.cpus, gpus=pool.gpus),
-        learner_workers=config.learner.workers,
-    )
-    return placement.reserve_placement(plan, config.cluster.placement_timeout_s)
+    return placement.reserve_placement(plan_run(config), config.cluster.placement_timeout_s)
 
 
 def start_fleet(

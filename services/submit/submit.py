@@ -23,12 +23,21 @@ from typing import TYPE_CHECKING, Any
 
 from sluice.catalog.errors import ConfigError
 from sluice.cluster.environment import job_environment
-from sluice.services.config import Resume, RunConfig, load_config
+from sluice.services.config import Resume, RunConfig, load_config, place_output
 from sluice.services.config_resume import check_resume
 from sluice.services.progress import MODE_VARIABLE
 from sluice.services.run.manifest import GIT_VARIABLE, git_state
+from sluice.services.run_lock import check_idle
 from sluice.services.submit.follow import Terminated, call_with_bound, follow_job, others_running
-from sluice.services.submit.head import Head, ensure_token, find_head, start_head, use_token_if_any
+from sluice.services.submit.head import (
+    Head,
+    bypass_proxies,
+    ensure_token,
+    find_head,
+    start_head,
+    use_token_if_any,
+)
+from sluice.services.submit.machines import machines_of_new_head, name_remote
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -88,10 +97,14 @@ class JobRequest:
 def submit_job(options: SubmitOptions) -> int:
     """Submit, follow, and return the job's exit code (0 at once with `detach`)."""
     config = load_config(options.config, options.overrides)  # a mistake should cost no cluster start
-    remote = options.address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS")
+    remote = name_remote(options.address)
     if options.resume:
         check_visible_run(config, Path.cwd(), local=remote is None)
     request = job_request(options, config, working_directory=Path.cwd(), local=remote is None)
+    if remote is None:  # on another cluster the job does this first: it sees the files there
+        code = _check_here(config)
+        if code:
+            return code
     with _sigterm_interrupts():
         head = _remote_head(remote, config) if remote else _local_head()
         leave_head = True
@@ -115,6 +128,20 @@ def submit_job(options: SubmitOptions) -> int:
         finally:
             if not leave_head:
                 _end(head, client, job)
+
+
+def _check_here(config: RunConfig) -> int:
+    """All that can be checked before a job is sent to this machine; returns an exit code, 0 when it may go.
+
+    Raises:
+        RunError: the run is going on already.
+    """
+    ensure_token()  # before Ray is imported
+    from sluice.services.preflight.show import check_and_show
+
+    config = place_output(config, Path.cwd(), Path.home())
+    check_idle(config.directory)
+    return check_and_show(config, machines_of_new_head(), sys.stderr)
 
 
 def check_visible_run(config: RunConfig, working_directory: Path, local: bool) -> None:
@@ -207,7 +234,9 @@ def _output_inside(config: RunConfig, working_directory: Path) -> list[str]:
 
 def _local_head() -> Head:
     ensure_token()
-    return find_head() or start_head(_tell)
+    head = find_head() or start_head(_tell)
+    bypass_proxies(head.url)
+    return head
 
 
 def _remote_head(address: str, config: RunConfig) -> Head:
