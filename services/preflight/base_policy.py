@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sluice.actors.settings import CPU_HEAD_SIZES
+from sluice.catalog.errors import PolicyError
 from sluice.services.config import RunConfig
 from sluice.services.preflight.finding import Finding
 
@@ -34,8 +35,8 @@ def check_base(config: RunConfig) -> Iterator[Finding]:
         return
     directory = Path(config.policy.base).expanduser()
     try:
-        model = json.loads((directory / "config.json").read_text())
-    except (OSError, ValueError) as error:
+        model = dict(json.loads((directory / "config.json").read_text()))
+    except (OSError, ValueError, TypeError) as error:
         reason = "there is no such directory" if not directory.is_dir() else f"config.json: {error}"
         yield _refuse(directory, reason, "a directory of a Hugging Face model", "give the model's directory")
         return
@@ -46,10 +47,17 @@ def check_base(config: RunConfig) -> Iterator[Finding]:
 
 
 def weight_files(directory: Path) -> list[Path]:
-    """The files of a model's weights, whether or not they are there."""
+    """The files of a model's weights, whether or not they are there.
+
+    Raises:
+        PolicyError: the index of them cannot be read.
+    """
     index = directory / _INDEX
     if index.is_file():
-        names = set(json.loads(index.read_text())["weight_map"].values())
+        try:
+            names = set(json.loads(index.read_text())["weight_map"].values())
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise PolicyError(f"{_INDEX}: {type(error).__name__}: {error}") from error
         return [directory / name for name in sorted(names)]
     whole = directory / "model.safetensors"
     return [whole] if whole.is_file() else sorted(directory.glob("pytorch_model*.bin")) or [whole]
@@ -60,8 +68,8 @@ def _weights(directory: Path) -> Iterator[Finding]:
 
     try:
         files = weight_files(directory)
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        yield _refuse(directory, f"{_INDEX}: {error}", "a readable index", "copy the model again")
+    except PolicyError as error:
+        yield _refuse(directory, str(error), "a readable index", "copy the model again")
         return
     for file in files:
         try:

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from sluice.catalog.errors import DataError
+from sluice.catalog.errors import DataError, PolicyError
 from sluice.services.config import RunConfig
 from sluice.services.paths import RunPaths
 from sluice.services.preflight.base_policy import weight_files
@@ -84,7 +84,10 @@ def needed_bytes(config: RunConfig, log_bytes: int) -> int:
 def _policy_bytes(config: RunConfig) -> int:
     settings = config.policy
     if settings.base is not None:
-        files = weight_files(Path(settings.base).expanduser())
+        try:
+            files = weight_files(Path(settings.base).expanduser())
+        except PolicyError:  # told by `check_base`
+            files = []
         return sum(file.stat().st_size for file in files if file.is_file())
     width = settings.hidden_size
     layer = 4 * width * width + 3 * width * settings.feed_forward_size

@@ -30,7 +30,7 @@ class Machines:
 
 
 def this_machine(with_gpus: bool) -> Machines:
-    """What a head has that is started here; torch counts the GPUs if there may be some and the run wants any."""
+    """What a head has that is started here. GPUs are counted (by torch) only where the run wants some."""
     resources = {"CPU": float(os.cpu_count() or 1)}
     if with_gpus and any(glob.glob(pattern) for pattern in _GPU_DEVICES):
         import torch

@@ -14,7 +14,6 @@ from sluice.catalog.data.settings import (
     DataSettings,
     InteractionColumns,
     LeaveLastTwoOut,
-    SemanticIdSettings,
     TableSource,
 )
 from sluice.catalog.data.sources import LogSource, open_source
@@ -25,14 +24,14 @@ _ROWS = 50_000  # of the log that are looked at
 _USERS = 40  # those with the longest histories there
 _LEAST = 3  # interactions of a user, for one of each part
 _CANDIDATES = 16
-_CODES = SemanticIdSettings(level_sizes=(8, 8), vector_dims=4, window=1, iterations=2)
+_CODES = 64  # of each of the two levels below the last
 _OPTIONAL = ("rating", "click", "dwell_seconds", "exposed_by")
 
 
 def sample_dataset(settings: DataSettings, directory: Path) -> Dataset:
     """Prepare the users with the longest histories of the log's first rows, and the items that they have.
 
-    The semantic IDs are rough ones, and the split is `leave_last_two_out` whatever the settings say.
+    The semantic IDs number the items, and the split is `leave_last_two_out` whatever the settings say.
 
     Raises:
         DataError: the source cannot be read, or its first rows hold no user with enough interactions.
@@ -55,7 +54,6 @@ def sample_dataset(settings: DataSettings, directory: Path) -> Dataset:
                 catalogue_columns=columns,
             ),
             "split": LeaveLastTwoOut(),
-            "semantic_ids": _CODES,
             "min_interactions": _LEAST,
             "max_bad_share": 1.0,
             "reward": settings.reward if settings.reward in present else "auto",
@@ -98,16 +96,19 @@ def _first_rows(source: LogSource) -> pa.Table:
     return pa.Table.from_batches(batches)
 
 
-def _catalogue(source: LogSource, ids: pa.Array, path: Path) -> tuple[str | None, CatalogueColumns]:
-    """The rows of the catalogue that belong to these items, as a file of its own."""
-    parts = []
+def _catalogue(source: LogSource, ids: pa.Array, path: Path) -> tuple[str, CatalogueColumns]:
+    """The rows of the catalogue that belong to these items, or the ids alone, as a file.
+
+    It has codes of its own, so that no vectors need to be computed.
+    """
+    parts = [pa.table({"item_id": ids})] if source.catalogue is None else []
     for batch in source.catalogue_batches():
-        table = pa.table({name.removeprefix("attribute:"): values for name, values in batch.columns.items()})
         item_ids = as_text(batch.columns["item_id"])
-        table = table.set_column(table.schema.get_field_index("item_id"), "item_id", item_ids)
-        parts.append(table.filter(pc.is_in(item_ids, value_set=ids)))
-    if not parts:
-        return None, CatalogueColumns()
-    pq.write_table(pa.concat_tables(parts, promote_options="permissive"), path)
+        columns = {name.removeprefix("attribute:"): values for name, values in batch.columns.items()}
+        parts.append(pa.table(columns | {"item_id": item_ids}).filter(pc.is_in(item_ids, value_set=ids)))
+    table = pa.concat_tables(parts, promote_options="permissive")
+    codes = [[row // _CODES**2, row // _CODES % _CODES, row % _CODES] for row in range(len(table))]
+    table = table.drop_columns(["codes"] if "codes" in table.column_names else [])
+    pq.write_table(table.append_column("codes", pa.array(codes, pa.list_(pa.int32()))), path)
     named = {name: name for name in ("title", "embedding") if name in source.catalogue_columns}
-    return str(path), CatalogueColumns(**named, attributes=tuple(source.attribute_columns))
+    return str(path), CatalogueColumns(**named, codes="codes", attributes=tuple(source.attribute_columns))

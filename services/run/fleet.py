@@ -25,7 +25,7 @@ from sluice.actors.ranker.pool import RankerActor, RankerClient
 from sluice.actors.rollout.actor import LAUNCH, RolloutActor, RolloutClients
 from sluice.catalog.data.changes import ChangingCatalogue
 from sluice.catalog.data.dataset import Dataset
-from sluice.catalog.errors import ClusterError, DataError, RunError, SluiceError
+from sluice.catalog.errors import ClusterError, DataError, RankerError, RunError, SluiceError
 from sluice.catalog.tokens import TokenLayout
 from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.cluster import placement
@@ -207,6 +207,11 @@ class Fleet:
             reason = "its run ended though nobody stopped it"
         except ray.exceptions.RayError as error:
             reason = reason_of(error)
+            broken = getattr(error, "cause", None)
+            if isinstance(broken, RankerError):  # another actor would ask the same ranker
+                self.failure = broken
+                self.queue.fail(str(broken))
+                return
         decision = decide_restart(
             f"rollout actor {rollout.name}",
             restarts=rollout.restarts,
