@@ -20,7 +20,7 @@ from sluice.services.preflight.finding import Finding
 from sluice.services.preflight.logs import read_log
 from sluice.services.preflight.output import check_output, check_sockets
 from sluice.services.preflight.ranker import check_ranker
-from sluice.services.preflight.resources import Machines, find_shortages
+from sluice.services.preflight.resources import THIS_MACHINE, Machines, find_shortages
 from sluice.services.preflight.sizes import check_sizes
 
 _OF_ROLLOUTS = ("rollout.", "ranker")  # settings that a run without rollouts does not use
@@ -54,7 +54,6 @@ def _find_all(
     yield from check_engine(config)
     yield from check_base(config)
     yield from check_output(config, log.size_bytes)
-    yield from check_sockets(environment)
     yield from check_ranker(config)
     if find_machines is None:
         return
@@ -64,6 +63,8 @@ def _find_all(
     except ClusterError as error:
         yield Finding.of_error("cluster", error)
         return
+    if machines.name == THIS_MACHINE:  # a head is going to be started
+        yield from check_sockets(environment)
     shortages = list(find_shortages(plan, machines))
     if shortages and not has_rollouts(config.objective):
         shortages = list(find_shortages(replace(plan, bundles=()), machines))

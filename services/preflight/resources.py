@@ -9,6 +9,7 @@ from sluice.cluster.placement import Bundle, PlacementPlan
 from sluice.services.preflight.finding import CLUSTER, Finding
 
 _SETTINGS = {"rollout": "rollout", "ranker": "ranker_pool", "learner": "cluster.learner"}
+THIS_MACHINE = "this machine"
 _ROUNDING = 1e-6
 _GPU_DEVICES = ("/dev/nvidia[0-9]*", "/dev/dri/renderD*", "/dev/dxg")
 
@@ -17,7 +18,7 @@ _GPU_DEVICES = ("/dev/nvidia[0-9]*", "/dev/dri/renderD*", "/dev/dxg")
 class Machines:
     """The nodes that a run may use."""
 
-    name: str  # "this machine", "the cluster"
+    name: str  # "the cluster", or `THIS_MACHINE` where a head is yet to be started
     nodes: tuple[dict[str, float], ...]  # resources of each
 
     def total(self, resource: str) -> float:
@@ -36,7 +37,7 @@ def this_machine(with_gpus: bool) -> Machines:
         import torch
 
         resources["GPU"] = float(torch.cuda.device_count())
-    return Machines(name="this machine", nodes=(resources,))
+    return Machines(name=THIS_MACHINE, nodes=(resources,))
 
 
 def joined_cluster(address: str | None = None) -> Machines:
@@ -84,7 +85,7 @@ def _too_large(place: Bundle, name: str, machines: Machines) -> Finding:
             field=f"cluster.{place.role}_resource",
             value=f"{name}",
             bound=f"no node of {machines.name} has a resource of that name"
-            if machines.name != "this machine"
+            if machines.name != THIS_MACHINE
             else "a head that is started here has none of that name",
             remedy=f"start nodes with --resources='{{\"{name}\": 1}}', or set it to null",
             exit_code=CLUSTER,

@@ -9,7 +9,7 @@ from tests.rollout_fakes import RowRanker
 
 
 class Careful(RowRanker):
-    """Says no to anything but a whole data set, and to one with other codes of the first level than `codes`."""
+    """Says no to anything but a whole data set, and to one that has not `codes` codes of the first level."""
 
     def __init__(self, dataset, bonus: float = 0.0, codes: int | None = None):
         super().__init__(dataset)

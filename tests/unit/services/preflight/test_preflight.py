@@ -11,7 +11,7 @@ from sluice.learner.training.objective import _BUILDERS, build_objective
 from sluice.services.config import RunConfig
 from sluice.services.preflight.finding import Finding, exit_code
 from sluice.services.preflight.preflight import check_run, has_rollouts
-from sluice.services.preflight.resources import Machines
+from sluice.services.preflight.resources import THIS_MACHINE, Machines
 from sluice.services.preflight.show import show_findings
 from tests.tiny_data import tiny_dataset
 
@@ -21,6 +21,7 @@ TYPES = sorted(kind.model_fields["type"].default for kind in _BUILDERS)
 
 def config(tmp_path, **parts):
     data = tiny_dataset(tmp_path / "data").settings.model_dump(mode="json")
+    data["semantic_ids"]["level_sizes"] = [5, 4]
     fitting = {
         "rollout": {"decode": {"candidates": 8}},
         "evaluation": {"beam_width": 10},
@@ -44,15 +45,16 @@ def test_everything_that_is_wrong_is_told_at_once_and_errors_first(tmp_path):
         tmp_path,
         output=str(tmp_path / "file"),
         policy={"base": str(tmp_path / "gone")},
+        evaluation={"beam_width": 30},
         rollout={"cpus": 100, "decode": {"candidates": 32}},
         ranker={"use": "no_such_module:R"},
     )
-    findings = told(wrong, environment={"RAY_TMPDIR": "/" + "n" * 90})
-    assert findings == [
+    machine = Machines(name=THIS_MACHINE, nodes=LARGE.nodes)
+    assert told(wrong, machine, {"RAY_TMPDIR": "/" + "n" * 90}) == [
         ("error", "policy.base"),
         ("error", "output"),
-        ("error", "RAY_TMPDIR"),
         ("error", "ranker.use"),
+        ("error", "RAY_TMPDIR"),
         ("error", "rollout.cpus"),
         ("error", "cluster"),
         ("warning", "rollout.decode.candidates"),
@@ -80,6 +82,10 @@ def test_a_cluster_that_does_not_answer_is_a_finding_with_its_code(tmp_path):
 
     (finding,) = check_run(config(tmp_path), refuse, {})
     assert (finding.field, finding.exit_code) == ("cluster", 3)
+
+
+def test_sockets_matter_where_a_head_is_started(tmp_path):
+    assert told(config(tmp_path), environment={"RAY_TMPDIR": "/" + "n" * 90}) == []
 
 
 def test_machines_that_are_not_known_yet_are_left_out(tmp_path):
