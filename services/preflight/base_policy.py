@@ -74,7 +74,7 @@ def _weights(directory: Path) -> Iterator[Finding]:
     for file in files:
         try:
             if file.suffix == ".safetensors":
-                with safe_open(str(file), framework="np") as opened:  # type: ignore[no-untyped-call]
+                with safe_open(str(file), framework="np") as opened:
                     opened.keys()
             else:
                 file.stat()

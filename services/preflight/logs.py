@@ -7,6 +7,7 @@ too many rows are unusable.
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -71,7 +72,7 @@ def _missing(source: Source) -> Iterator[Finding]:
         return
     for path in source.interactions:
         alone = source.model_copy(update={"interactions": (path,), "catalogue": None})
-        yield from _refused("data.source.interactions", lambda alone=alone: open_source(alone), _THERE)
+        yield from _refused("data.source.interactions", partial(open_source, alone), _THERE)
     if source.catalogue is not None:
         catalogue = Path(source.catalogue)
         yield from _refused(
@@ -83,7 +84,7 @@ def _unreadable(source: LogSource, late: Callable[[], bool]) -> Iterator[Finding
     """Every file whose first rows cannot be read, in turn until it is late."""
     for file in source.files:
         first = replace(source, files=(file,), catalogue=None).batches()
-        yield from _refused("data.source.columns", lambda first=first: next(first, None))
+        yield from _refused("data.source.columns", partial(next, first, None))
         if late():
             return
     if source.catalogue is not None:
