@@ -115,7 +115,7 @@ def _heads(config: RunConfig, model: dict[str, Any]) -> Iterator[Finding]:
 
 
 def _codes(config: RunConfig, directory: Path, model: dict[str, Any]) -> Iterator[Finding]:
-    adapted, fitted = model.get(_LEVEL_SIZES), list(config.data.semantic_ids.level_sizes)
+    adapted, fitted = model.get(_LEVEL_SIZES), list(config.data.semantic_ids.level_sizes or ())
     source = config.data.source
     own = source.type == "table" and source.catalogue_columns.codes is not None
     if isinstance(adapted, list) and not own and adapted[: len(fitted)] != fitted:

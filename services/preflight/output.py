@@ -91,7 +91,7 @@ def _policy_bytes(config: RunConfig) -> int:
         return sum(file.stat().st_size for file in files if file.is_file())
     width = settings.hidden_size
     layer = 4 * width * width + 3 * width * settings.feed_forward_size
-    tokens = sum(config.data.semantic_ids.level_sizes)
+    tokens = sum(config.data.semantic_ids.level_sizes or ())
     return 4 * (settings.layers * layer + tokens * width)
 
 

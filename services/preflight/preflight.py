@@ -41,7 +41,7 @@ def check_run(
         config.objective
     ):
         findings = [finding for finding in findings if not finding.field.startswith(_OF_ROLLOUTS)]
-    return tuple(sorted(findings, key=lambda finding: finding.exit_code == 0))
+    return tuple(sorted(dict.fromkeys(findings), key=lambda finding: finding.exit_code == 0))
 
 
 def _find_all(

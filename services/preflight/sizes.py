@@ -49,6 +49,8 @@ def _candidates(config: RunConfig, items: int) -> Iterator[Finding]:
 
 def _codes(config: RunConfig, items: int) -> Iterator[Finding]:
     sizes = config.data.semantic_ids.level_sizes
+    if not sizes:  # they follow the catalogue
+        return
     places = math.prod(sizes)
     shown = " x ".join(map(str, sizes))
     if places < items:
