@@ -7,7 +7,7 @@ IN_STEP, IN_MANIFEST = ("learner/training/test_step.py",), ("services/run/test_m
 
 IN_SUBMIT = ("services/submit/test_submit.py",)
 _PREFLIGHT = "services/preflight"
-_TESTED_IN = {"finding": "preflight", "ranker_process": "ranker", "sample": "ranker"}
+_TESTED_IN = {"finding": "preflight"}
 _OF_PREFLIGHT = (
     ("logs", "for path in source.interactions:", "for path in source.interactions[:1]:"),
     (
@@ -58,11 +58,6 @@ _OF_PREFLIGHT = (
     ("preflight", "key=lambda finding: finding.exit_code == 0", "key=lambda finding: finding.exit_code"),
     ("preflight", 'baseline.type == "value_head"', "False"),
     ("finding", "MISTAKE if MISTAKE in codes else max(codes, default=0)", "max(codes, default=0)"),
-    ("ranker", 'if config.ranker.use == "builtin":', "if False:"),
-    ("ranker", "limits.of(_stage(lines))", "600.0"),
-    ("ranker", 'manifest.get("settings") == config.data.model_dump(mode="json")', "True"),
-    ("ranker_process", "if not breaches and seconds < _QUICK_S:", "if False:"),
-    ("sample", 'count["counts"] >= _LEAST', "True"),
 )
 
 CONFIG_MUTANTS = (
@@ -99,7 +94,7 @@ CONFIG_MUTANTS = (
         "services/cli/commands.py",
         "    if code:\n        return code\n    with hold_run",
         "    with hold_run",
-        ("services/cli/test_main.py",),
+        ("services/cli/test_before_train.py",),
     ),
     (RESUME, '    "evaluation": "', '    "evaluation_": "', IN_RESUME),
     (RESUME, "FIXED.get(max(names, key=len))", "FIXED.get(min(names, key=len))", IN_RESUME),
