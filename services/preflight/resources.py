@@ -1,15 +1,18 @@
 """The places of a run against what a cluster has: what can never be granted, whoever else runs there."""
 
 import glob
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from sluice.cluster.placement import Bundle, PlacementPlan
 from sluice.services.preflight.finding import CLUSTER, Finding
 
 _SETTINGS = {"rollout": "rollout", "ranker": "ranker_pool", "learner": "cluster.learner"}
 THIS_MACHINE = "this machine"
+_MANY = 1000  # nodes
 _ROUNDING = 1e-6
 _GPU_DEVICES = ("/dev/nvidia[0-9]*", "/dev/dri/renderD*", "/dev/dxg")
 
@@ -43,6 +46,8 @@ def this_machine(with_gpus: bool) -> Machines:
 def joined_cluster(address: str | None = None) -> Machines:
     """The cluster that this process belongs to, or joins now: at `address`, or the one that runs here.
 
+    Nodes that its autoscaler may add count as if they were there.
+
     Raises:
         ClusterError: there is none, or it refuses us.
     """
@@ -51,8 +56,19 @@ def joined_cluster(address: str | None = None) -> Machines:
     from sluice.cluster.session import connect_cluster
 
     connect_cluster(address or "auto")
-    nodes = tuple(dict(node["Resources"]) for node in ray.nodes() if node["Alive"])
-    return Machines(name="the cluster", nodes=nodes)
+    from ray._private.state import state  # what an autoscaler may add is told nowhere else
+
+    nodes = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    groups = getattr(state.get_cluster_config(), "node_group_configs", ())
+    return Machines(name="the cluster", nodes=(*nodes, *possible_nodes(groups)))
+
+
+def possible_nodes(groups: Iterable[Any]) -> Iterator[dict[str, float]]:
+    """The nodes that groups of an autoscaler may have (`resources`, `max_count`); -1 has no bound."""
+    for group in groups:
+        count = group.max_count if group.max_count >= 0 else _MANY
+        for _ in range(min(count, _MANY)):
+            yield {name: amount if amount >= 0 else math.inf for name, amount in group.resources.items()}
 
 
 def find_shortages(plan: PlacementPlan, machines: Machines) -> Iterator[Finding]:

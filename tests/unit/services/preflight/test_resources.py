@@ -1,13 +1,15 @@
 """Places that can never be granted."""
 
+import math
 import os
+from types import SimpleNamespace
 
 import pytest
 
 from sluice.services.config import RunConfig
 from sluice.services.places import plan_run
 from sluice.services.preflight import resources
-from sluice.services.preflight.resources import Machines, find_shortages, this_machine
+from sluice.services.preflight.resources import Machines, find_shortages, possible_nodes, this_machine
 
 TWO_CORES = Machines(name="this machine", nodes=({"CPU": 2.0},))
 RUN = {
@@ -63,6 +65,17 @@ def test_a_label_that_no_node_has_is_told():
     cluster = {"learner_cpus": 0.9, "rollout_resource": "fast"}
     assert told(TWO_CORES, cluster=cluster)[0][:2] == ("cluster.rollout_resource", "fast")
     assert told(Machines(name="the cluster", nodes=({"CPU": 9.0, "fast": 1.0},)), cluster=cluster) == []
+
+
+def test_nodes_that_an_autoscaler_may_add_count():
+    groups = [
+        SimpleNamespace(resources={"CPU": 4, "fast": 1}, max_count=2),
+        SimpleNamespace(resources={"CPU": 1, "slow": -1}, max_count=-1),
+        SimpleNamespace(resources={"GPU": 8}, max_count=0),
+    ]
+    nodes = Machines(name="the cluster", nodes=({"CPU": 1.0}, *possible_nodes(groups)))
+    assert (nodes.total("fast"), nodes.total("GPU"), nodes.most("CPU")) == (2.0, 0.0, 4.0)
+    assert nodes.total("CPU") >= 1000 and nodes.most("slow") == math.inf
 
 
 @pytest.mark.parametrize("with_gpus", [False, True])
