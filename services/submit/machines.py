@@ -9,7 +9,7 @@ from sluice.services.submit.head import find_head, use_token_if_any
 if TYPE_CHECKING:
     from sluice.services.preflight.resources import Machines
 
-    FindMachines = Callable[[bool], Machines]
+FindMachines = Callable[[bool], "Machines"]
 
 
 def name_remote(address: str | None) -> str | None:
@@ -17,7 +17,7 @@ def name_remote(address: str | None) -> str | None:
     return address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS")
 
 
-def machines_without_job() -> "FindMachines | None":
+def machines_without_job() -> FindMachines | None:
     """Of the head that answers on this machine, which is joined for it, or of this machine alone; None when a
     remote cluster is named: only a job there sees it.
     """
@@ -30,7 +30,7 @@ def machines_without_job() -> "FindMachines | None":
     return this_machine if head is None else lambda _with_gpus: joined_cluster(head.address)
 
 
-def machines_of_new_head() -> "FindMachines | None":
+def machines_of_new_head() -> FindMachines | None:
     """Of this machine, if a head is going to be started here; None when one answers: the job will see it."""
     if find_head() is not None:
         return None
