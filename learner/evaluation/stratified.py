@@ -26,7 +26,7 @@ from sluice.learner.batches.batch import GroupBatch
 from sluice.learner.evaluation.evaluate import TOP, UserResults
 from sluice.learner.gate.gate import compute_gate
 from sluice.learner.gate.settings import GateSettings
-from sluice.learner.ranker.model import Ranker
+from sluice.learner.ranker.contract import Ranker
 
 LATER = ("control", "best")  # the policies that are compared with the start
 

@@ -15,8 +15,8 @@ from sluice.catalog.files import write_atomically
 from sluice.learner.evaluation.baselines import fit_baselines
 from sluice.learner.evaluation.evaluate import TOP, UserResults
 from sluice.learner.evaluation.stratified import gate_at_start, stratify_users
+from sluice.learner.ranker.contract import Ranker
 from sluice.learner.ranker.load import load_ranker
-from sluice.learner.ranker.model import Ranker
 from sluice.learner.ranking_metrics import bootstrap_intervals, rank_of
 from sluice.learner.training.objective import build_objective
 from sluice.services.config import RunConfig
