@@ -187,6 +187,7 @@ def test_the_built_in_ranker_is_loaded_from_its_directory(monkeypatch):
         EnsembleRanker=SimpleNamespace(load=lambda directory, dataset: (directory, dataset))
     )
     monkeypatch.setitem(sys.modules, "sluice.learner.ranker.model", module)
+    monkeypatch.setitem(sys.modules, "sluice.learner.ranker.stack", SimpleNamespace(StackedRanker=None))
     assert load_ranker(RankerSettings(), "somewhere", "data") == ("somewhere", "data")
 
 

@@ -69,7 +69,7 @@ def test_every_file_with_a_wrong_column_is_told(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("share", "is_refused"), [(0.0, True), (0.3, True), (0.34, False)], ids=["none", "few", "enough"]
+    ("share", "is_refused"), [(0.0, True), (0.3, True), (1 / 3, False)], ids=["none", "few", "enough"]
 )
 def test_more_unusable_rows_than_there_may_be_are_told_with_the_first_ones(tmp_path, share, is_refused):
     log = table(tmp_path / "a.parquet", timestamp=["1", "soon", "3"])

@@ -1,7 +1,6 @@
 """A user's ranker tried in a process of its own, on real prompts."""
 
 import os
-import time
 
 import numpy as np
 import pytest
@@ -41,12 +40,10 @@ def test_a_good_ranker_is_made_as_a_run_makes_it(data, tmp_path):
     assert "unexpected keyword argument 'malus'" in told(data, f"{HERE}:Careful", tmp_path, malus=1.0)[0][1]
 
 
-def test_all_that_is_wrong_is_told_within_seconds(data, tmp_path):
-    started_s = time.monotonic()
+def test_all_that_is_wrong_is_told_at_once(data, tmp_path):
     (version, score) = told(data, f"{HERE}:Forgetful", tmp_path)
     assert version == ("error", "version 3 (int)")
     assert score[0] == "error" and "score the ranker gave 0.0 to item -1" in score[1]
-    assert time.monotonic() - started_s < 30, "seconds on a machine that does nothing else"
 
 
 def test_replicas_that_differ_are_told(data, tmp_path):
