@@ -32,6 +32,7 @@ CLEAN_LOG = pa.schema(
         pa.field("click", pa.bool_()),
         pa.field("dwell_seconds", pa.float32()),
         pa.field("exposed_by", pa.string()),
+        pa.field("part", pa.int8()),
     ]
 )
 
@@ -101,8 +102,17 @@ class Rejections:
 class LogCleaner:
     """Turns raw batches into rows of `CLEAN_LOG`."""
 
-    def __init__(self, rejections: Rejections, known_items: Callable[[pa.Array], np.ndarray] | None) -> None:
-        """`known_items` says which item ids [n] are in the catalogue, bool [n]; None takes every id."""
+    def __init__(
+        self,
+        rejections: Rejections,
+        known_items: Callable[[pa.Array], np.ndarray] | None,
+        parts: dict[str, int] | None = None,
+    ) -> None:
+        """`known_items` says which item ids [n] are in the catalogue, bool [n]; None takes every id.
+
+        `parts` are the values that name the part of a row (`splits.part_values`); None: no row names one.
+        """
+        self._parts = parts
         self._rejections = rejections
         self._known_items = known_items
         self._time_kind: str | None = None  # "number" or "date", fixed by the first usable timestamp
@@ -126,8 +136,9 @@ class LogCleaner:
             if "exposed_by" in batch.columns
             else pa.nulls(n, pa.string())
         )
+        part = pa.nulls(n, pa.int8()) if self._parts is None else judge.parts(self._parts)
         keep = pa.array(judge.close())
-        columns = [users, items, pa.array(timestamps), ratings, click, dwell, exposed]
+        columns = [users, items, pa.array(timestamps), ratings, click, dwell, exposed, part]
         return pa.record_batch([column.filter(keep) for column in columns], schema=CLEAN_LOG)
 
     def _timestamps(self, judge: "_Judge", n: int) -> np.ndarray:
@@ -196,6 +207,16 @@ class _Judge:
         unusable = _as_numpy(values.is_null()) & ~is_missing(self.batch.columns[column])
         self.refuse(column, unusable, "is neither true nor false")
         return values
+
+    def parts(self, values: dict[str, int]) -> pa.Array:
+        """int8 [n]; `values` are those that name a part, with its number."""
+        encoded = pc.utf8_trim_whitespace(as_text(self.batch.columns["part"])).dictionary_encode()
+        known = pa.array([values.get(text) for text in encoded.dictionary.to_pylist()], pa.int8())
+        numbers = known.take(encoded.indices)
+        self.refuse(
+            "part", _as_numpy(numbers.is_null()), f"names no part of data.split ({', '.join(values)})"
+        )
+        return numbers
 
     def close(self) -> np.ndarray:
         """Report what was refused, in the order of the rows; returns which rows are good."""

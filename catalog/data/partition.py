@@ -69,7 +69,7 @@ class ItemIndex:
 
 @dataclass(frozen=True, kw_only=True)
 class SortedBucket:
-    """The users of one bucket, each with all their rows in order of time."""
+    """The users of one bucket, each with all their rows in order of part, then time."""
 
     user_ids: list[str]
     interactions: pa.Table  # schema INTERACTIONS; `user` counts on from the buckets before
@@ -133,7 +133,9 @@ def _sort(table: pa.Table, item_rows: np.ndarray, min_interactions: int, first_u
     place[kept] = np.arange(len(kept))
     user = place[encoded.indices.to_numpy()]
     timestamp = table.column("timestamp").to_numpy()
-    order = np.lexsort((timestamp, user))  # stable: rows of one user and time stay in the order of the source
+    part = table.column("part").fill_null(0).to_numpy()
+    # Stable: rows of one user, part and time stay in the order of the source.
+    order = np.lexsort((timestamp, part, user))
     order = order[np.searchsorted(user[order], 0) :]
     columns = [
         pa.array((user[order] + first_user).astype(np.int32)),

@@ -10,7 +10,7 @@ judges the values.
 import csv
 import gzip
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 
@@ -34,6 +34,7 @@ _SINGLE_VALUED = {
     "click",
     "dwell_seconds",
     "exposed_by",
+    "part",
     "title",
 }
 _CSV_BYTES_PER_ROW = 24  # a low guess: it only sizes the partition and the progress bar
@@ -47,6 +48,7 @@ class TableFile:
 
     path: Path
     delimiter: str | None  # None: Parquet
+    part: str | None = None  # of all its rows; None: the file does not decide it
 
     def fingerprint(self) -> dict[str, str | int]:
         """What tells whether the file has changed since: path, bytes and sha256."""
@@ -95,7 +97,10 @@ class LogSource:
     def batches(self) -> Iterator[RawBatch]:
         """The log in file order."""
         for file in self.files:
-            yield from read_batches(file, self.columns, "data.source.columns")
+            for batch in read_batches(file, self.columns, "data.source.columns"):
+                if file.part is not None:
+                    batch.columns["part"] = pa.repeat(file.part, len(batch.rows))
+                yield batch
 
     def catalogue_batches(self) -> Iterator[RawBatch]:
         """The catalogue in file order; nothing when there is none. Attributes come as `attribute:<name>`."""
@@ -162,10 +167,16 @@ def _movielens() -> LogSource:
 
 
 def _tables(source: TableSource) -> LogSource:
-    files = tuple(file for path in source.interactions for file in _expand(Path(path)))
+    files = [file for path in source.interactions for file in _expand(Path(path))]
+    parts = {name: getattr(source, name) for name in ("fresh", "valid", "test") if getattr(source, name)}
+    if parts:
+        files = [replace(file, part="pretrain") for file in files]
+    for name, paths in parts.items():
+        expanded = (file for path in paths for file in _expand(Path(path), f"data.source.{name}"))
+        files += [replace(file, part=name) for file in expanded]
     catalogue_columns = source.catalogue_columns.model_dump(exclude={"attributes"}, exclude_none=True)
     return LogSource(
-        files=files,
+        files=tuple(files),
         columns=source.columns.model_dump(exclude_none=True),
         catalogue=table_file(Path(source.catalogue)) if source.catalogue else None,
         catalogue_columns=catalogue_columns,
@@ -173,7 +184,7 @@ def _tables(source: TableSource) -> LogSource:
     )
 
 
-def _expand(path: Path) -> list[TableFile]:
+def _expand(path: Path, asker: str = "data.source.interactions") -> list[TableFile]:
     if not path.is_dir():
         return [table_file(path)]
     files = sorted(
@@ -182,7 +193,7 @@ def _expand(path: Path) -> list[TableFile]:
         if file.is_file() and not file.name.startswith((".", "_")) and _kind(file)
     )
     if not files:
-        raise DataError(f"data.source.interactions: the directory {path} holds no {_suffixes()} file")
+        raise DataError(f"{asker}: the directory {path} holds no {_suffixes()} file")
     return [table_file(file) for file in files]
 
 

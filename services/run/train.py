@@ -58,8 +58,8 @@ def run_training(config: RunConfig, resume: Resume = None) -> int:
             reporter.line(f"the config that was in force before is kept as {kept.name}")
         with reporter.phase("prepare") as progress:
             prepared = prepare.prepare_data(config.data, paths.data, progress)
-        for warning in prepared.warnings:
-            reporter.line(f"warning: {warning}")
+        for line in prepared.lines():
+            reporter.line(line)
         _check_rewards(config, Dataset.open(paths.data))
         session.connect_cluster()
         _start_and_ranker(config, reporter)
