@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from sluice.catalog.data.items import attribute_matrix
 from sluice.catalog.data.settings import OUTCOMES, DataSettings
-from sluice.catalog.data.split_settings import FreshLogs, LoggedSplit
+from sluice.catalog.data.split_settings import LoggedSplit
 from sluice.catalog.data.splits import FRESH, SPLITS, TimeCuts, label_splits, lengths_until
 from sluice.catalog.errors import DataError
 
@@ -218,9 +218,7 @@ class Dataset:
     @property
     def prompt_part(self) -> str:
         """The part that prompts are drawn from: fresh, or pretrain where the split has no fresh part."""
-        split = self.settings.split
-        logged = isinstance(split, LoggedSplit) and (self._labels == FRESH).any()
-        return "fresh" if isinstance(split, FreshLogs) or logged else "pretrain"
+        return "fresh" if (self._labels == FRESH).any() else "pretrain"
 
     @cached_property
     def _labels(self) -> np.ndarray:

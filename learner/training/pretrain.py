@@ -7,13 +7,14 @@ optimizer steps, never seconds, so that a run does not depend on how fast the ma
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from transformers import PreTrainedModel, get_cosine_with_min_lr_schedule_with_warmup
 
 from sluice.catalog.data.dataset import Dataset
@@ -44,7 +45,7 @@ def pretrain_policy(
     epochs = [_draw_epoch(dataset, settings, generator) for _ in range(settings.epochs)]
     total = sum(len(batches) for batches in epochs)
     optimizer, schedule = _build_optimizer(model, settings, total)
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.average_decay))
+    average = AveragedModel(model, multi_avg_fn=partial(_mix_weights, settings.average_decay))
     examples = sample_examples(dataset.examples("valid"), evaluation.max_users)
     best, best_weights = -1.0, None
     validations: list[dict[str, float]] = []
@@ -104,6 +105,21 @@ def _build_optimizer(
         optimizer, round(settings.warmup_share * steps), steps, min_lr_rate=settings.final_lr_share
     )
     return optimizer, schedule
+
+
+@torch.no_grad()
+def _mix_weights(
+    decay: float, averages: Sequence[torch.Tensor], weights: Sequence[torch.Tensor], steps: torch.Tensor
+) -> None:
+    """One step of the moving average: `averages` go towards `weights`, after `steps` earlier ones.
+
+    The decay rises to its value like (1 + t) / (10 + t), so that the average covers the latest ninth of the
+    steps at most and is not held back by the first, random weights.
+    """
+    t = float(steps)
+    kept = min(decay, (1 + t) / (10 + t))
+    for average, weight in zip(averages, weights, strict=True):
+        average.lerp_(weight, 1 - kept)
 
 
 def _tokens(rows: list[np.ndarray], dataset: Dataset, vocabulary: Vocabulary) -> torch.Tensor:

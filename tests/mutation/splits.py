@@ -4,6 +4,7 @@ from tests.mutation.mutant import Mutant
 
 _SPLITS = ("catalog/data/test_splits.py",)
 _CUT_OFFS = ("services/stages/test_cut_offs.py",)
+_PREPARE = ("catalog/data", "services/stages/test_prepare.py")
 _METRICS = ("learner/test_ranking_metrics.py",)
 
 SPLIT_MUTANTS = (
@@ -17,7 +18,36 @@ SPLIT_MUTANTS = (
             ("cuts.valid_from if cuts.fresh_from is None else cuts.fresh_from", "cuts.valid_from"),
             ("timestamps >= fresh_from]", "timestamps > fresh_from]"),
             ("if isinstance(split, FreshLogs):\n        shares", "if False:\n        shares"),
-            ("later <= earlier for", "later < earlier for"),
+            (
+                "bounds = [earliest, *cuts.values()]\n    if any(later <= earlier for earlier, later in "
+                "pairwise(bounds)):",
+                "bounds = [earliest, *cuts.values()]\n    if any(later < earlier for earlier, later in "
+                "pairwise(bounds)):",
+            ),
+            ("pairwise(bounds)) or bounds[-1] > latest", "pairwise(bounds))"),
+            ("bounds[-1] > latest", "bounds[-1] >= latest"),
+            ("moment * per_second // own", "moment"),
+            ("* per_second // 10**6", "// 10**6"),
+            ("own < np.maximum.accumulate(own)", "own <= np.maximum.accumulate(own)"),
+        )
+    ),
+    *(
+        Mutant(file, old, new, _PREPARE)
+        for file, old, new in (
+            (
+                "catalog/data/partition.py",
+                "np.lexsort((timestamp, part, user))",
+                "np.lexsort((timestamp, user))",
+            ),
+            ("catalog/data/sources.py", "replace(file, part=name)", 'replace(file, part="test")'),
+            ("catalog/data/cleaning.py", "_as_numpy(numbers.is_null()),", "_as_numpy(numbers.is_valid()),"),
+            ("services/stages/prepare.py", "late += count", "late = count"),
+            ("services/stages/data_warnings.py", "shared > _MANY * items", "shared > items"),
+            (
+                "catalog/data/semantic_ids.py",
+                "math.log2(2 * math.sqrt(max(1, items)))",
+                "math.log2(math.sqrt(max(1, items)))",
+            ),
         )
     ),
     Mutant("learner/training/pretrain.py", 'lengths_until("pretrain")', 'lengths_until("fresh")', _CUT_OFFS),
