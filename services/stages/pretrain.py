@@ -17,6 +17,7 @@ from sluice.learner.policy.policy import (
     move_model,
     save_policy,
 )
+from sluice.learner.settings import PretrainSettings
 from sluice.learner.training.pretrain import pretrain_policy
 from sluice.services.config import RunConfig
 from sluice.services.paths import RunPaths
@@ -33,7 +34,7 @@ def run_pretraining(config: RunConfig, progress: Callable[[int, int, dict[str, f
         "seed": config.seed,
         "data": sha256_of(paths.data / "manifest.json"),
         "policy": config.policy.model_dump(mode="json"),
-        "pretrain": config.pretrain.model_dump(mode="json"),
+        "pretrain": config.pretrain.model_dump(mode="json", exclude=_neutral(config.pretrain)),
         "evaluation": config.evaluation.model_dump(mode="json"),
     }
 
@@ -49,6 +50,11 @@ def run_pretraining(config: RunConfig, progress: Callable[[int, int, dict[str, f
 
     build_once(paths.policy, inputs, build)
     return paths.policy
+
+
+def _neutral(settings: PretrainSettings) -> set[str]:
+    """Settings that are new since and change nothing here: a policy made without them is the same."""
+    return {"optimizer"} if settings.optimizer == "adamw" else set()
 
 
 def _initial(config: RunConfig, dataset: Dataset) -> Policy:

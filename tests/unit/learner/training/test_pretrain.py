@@ -78,3 +78,47 @@ def test_what_is_validated_is_the_average(dataset, monkeypatch):
     train(dataset, monkeypatch, slow, average_decay=0.99, patience=1)
     name = "model.embed_tokens.weight"
     assert not torch.equal(plain.weights[1][name], slow.weights[1][name])
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_muon_takes_the_matrices_of_the_layers_alone(kind):
+    sizes = PolicySettings(hidden_size=16, layers=1, heads=1, feed_forward_size=16)
+    model = build_policy(sizes, (4, 4), 40, 0).model
+    settings = PretrainSettings(optimizer=kind, lr=0.01, weight_decay=0.1)
+    optimizers = pretrain._Optimizer(model, settings, 100)._optimizers
+    names = {id(weight): name for name, weight in model.named_parameters()}
+    of_kind = {
+        type(optimizer).__name__.lower(): sorted(
+            names[id(weight)] for group in optimizer.param_groups for weight in group["params"]
+        )
+        for optimizer in optimizers
+    }
+    layers = sorted(name for name in names.values() if "layers" in name and "norm" not in name)
+    rest = sorted(set(names.values()) - set(layers))
+    assert len(layers) == 7 and "model.embed_tokens.weight" in rest
+    expected = {"adamw": sorted(names.values())} if kind == "adamw" else {"adamw": rest, "muon": layers}
+    assert of_kind == expected
+    decays = {
+        names[id(weight)]: group["weight_decay"]
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+        for weight in group["params"]
+    }
+    assert {name for name, decay in decays.items() if decay == 0} == {
+        name for name in names.values() if "norm" in name
+    }
+
+
+def test_an_orthogonal_step_has_the_size_of_adamws():
+    sizes = PolicySettings(hidden_size=16, layers=1, heads=1, feed_forward_size=16)
+    model = build_policy(sizes, (4, 4), 40, 0).model
+    weight = model.model.layers[0].mlp.up_proj.weight
+    before = weight.detach().clone()
+    settings = PretrainSettings(optimizer="muon", lr=0.01, warmup_share=0.0, weight_decay=0.0)
+    optimizer = pretrain._Optimizer(model, settings, 100)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    size = (weight - before).pow(2).mean().sqrt().item()
+    assert size == pytest.approx(0.2 * 0.01, rel=0.3)  # the root mean square that AdamW's updates have
+    assert weight.grad is None
