@@ -4,7 +4,7 @@ from tests.mutation.mutant import Mutant
 
 _SPLITS = ("catalog/data/test_splits.py",)
 _CUT_OFFS = ("services/stages/test_cut_offs.py",)
-_PREPARE = ("catalog/data", "services/stages/test_prepare.py")
+_PREPARE = ("services/stages/test_prepare.py",)
 _METRICS = ("learner/test_ranking_metrics.py",)
 
 SPLIT_MUTANTS = (
@@ -43,11 +43,24 @@ SPLIT_MUTANTS = (
             ("catalog/data/cleaning.py", "_as_numpy(numbers.is_null()),", "_as_numpy(numbers.is_valid()),"),
             ("services/stages/prepare.py", "late += count", "late = count"),
             ("services/stages/data_warnings.py", "shared > _MANY * items", "shared > items"),
-            (
-                "catalog/data/semantic_ids.py",
-                "math.log2(2 * math.sqrt(max(1, items)))",
-                "math.log2(math.sqrt(max(1, items)))",
-            ),
+        )
+    ),
+    Mutant(
+        "catalog/data/semantic_ids.py",
+        "math.log2(2 * math.sqrt(max(1, items)))",
+        "math.log2(math.sqrt(max(1, items)))",
+        ("catalog/data/test_semantic_ids.py",),
+    ),
+    *(
+        Mutant("learner/training/pretrain.py", old, new, ("learner/training/test_pretrain.py",))
+        for old, new in (
+            ('validations[-1]["hr@10"] > best', 'validations[-1]["hr@10"] >= best'),
+            ("since_best >= settings.patience", "since_best > settings.patience"),
+            ("deepcopy(average.module.state_dict())", "deepcopy(model.state_dict())"),
+            ("model.load_state_dict(best_weights)", "best_weights"),
+            ("min(decay, (1 + t) / (10 + t))", "decay"),
+            ("and not _among(weight, tokens)", ""),
+            ('adjust_lr_fn="match_rms_adamw"', 'adjust_lr_fn="original"'),
         )
     ),
     Mutant("learner/training/pretrain.py", 'lengths_until("pretrain")', 'lengths_until("fresh")', _CUT_OFFS),
