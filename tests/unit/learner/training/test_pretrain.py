@@ -110,9 +110,9 @@ def test_muon_takes_the_matrices_of_the_layers_alone(kind):
 
 
 def test_an_orthogonal_step_has_the_size_of_adamws():
-    sizes = PolicySettings(hidden_size=16, layers=1, heads=1, feed_forward_size=16)
+    sizes = PolicySettings(hidden_size=16, layers=1, heads=1, feed_forward_size=256)
     model = build_policy(sizes, (4, 4), 40, 0).model
-    weight = model.model.layers[0].mlp.up_proj.weight
+    weight = model.model.layers[0].mlp.down_proj.weight
     before = weight.detach().clone()
     settings = PretrainSettings(optimizer="muon", lr=0.01, warmup_share=0.0, weight_decay=0.0)
     optimizer = pretrain._Optimizer(model, settings, 100)

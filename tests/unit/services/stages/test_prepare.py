@@ -496,16 +496,23 @@ def test_a_value_that_names_no_part_is_refused_with_its_row(tmp_path):
         prepare_data(by_column(tmp_path / "raw", make_log()), tmp_path / "out")
 
 
-def test_parts_go_before_time_and_it_is_said(tmp_path):
+def test_parts_go_before_time_and_it_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(partition, "BUCKET_ROWS", 40)  # users in several buckets
     log = parted_log()
-    owners = zip(*(log.column(n).to_pylist() for n in ("user_id", "split")), strict=True)
-    row = next(row for row, owner in enumerate(owners) if owner == ("u3", "test"))
-    early = without(log, row, timestamp=1)
-    result = prepare_data(by_column(tmp_path / "raw", early), tmp_path / "out")
+    users, parts = (log.column(name).to_pylist() for name in ("user_id", "split"))
+    late = [
+        row for row, part in enumerate(parts) if part == "test" and users[row] in ("u3", "u5", "u7", "u9")
+    ]
+    for row in late:
+        log = without(log, row, timestamp=1)
+    result = prepare_data(by_column(tmp_path / "raw", log), tmp_path / "out")
     dataset = Dataset.open(tmp_path / "out")
-    assert dataset.timestamps[dataset.offsets[dataset.user_ids.index("u3") + 1] - 1] == 1  # still the last
-    assert result.manifest["counts"]["interactions_before_an_earlier_part"] == 1
-    assert f"1 of {log.num_rows} interactions are earlier than one in an earlier part" in result.warnings[0]
+    for user in ("u3", "u5", "u7", "u9"):
+        assert (
+            dataset.timestamps[dataset.offsets[dataset.user_ids.index(user) + 1] - 1] == 1
+        )  # still the last
+    assert result.manifest["counts"]["interactions_before_an_earlier_part"] == 4
+    assert f"4 of {log.num_rows} interactions are earlier than one in an earlier part" in result.warnings[0]
 
 
 def test_a_directory_of_settings_that_are_new_since_is_not_written_again(tmp_path):
