@@ -22,6 +22,7 @@ from sluice.catalog.data.split_settings import (
     Split,
 )
 from sluice.catalog.errors import DataError
+from sluice.catalog.timestamps import UNITS, TimeUnit
 
 SPLITS = ("pretrain", "fresh", "valid", "test")
 PRETRAIN, FRESH, VALID, TEST = range(4)
@@ -29,8 +30,7 @@ PRETRAIN, FRESH, VALID, TEST = range(4)
 _BINS = 4096
 _ROUNDING = 1e-9  # shares add up in floating point
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
-_UNITS = (1, 10**3, 10**6, 10**9)  # of epochs, per second
-_PLAUSIBLE = (1e8, 1e11)  # seconds since 1970 of a log: from 1973 on; no two units overlap
+_PLAUSIBLE = (1e8, 1e11)  # seconds since 1970 that a moment may be: no two units overlap
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,11 +107,13 @@ def count_late_rows(offsets: np.ndarray, timestamps: np.ndarray) -> int:
     )
 
 
-def find_cuts(chunks: Callable[[], Iterable[np.ndarray]], split: GlobalTime | FreshLogs) -> TimeCuts:
+def find_cuts(
+    chunks: Callable[[], Iterable[np.ndarray]], split: GlobalTime | FreshLogs, unit: TimeUnit | None = None
+) -> TimeCuts:
     """The cuts of a split by time over timestamps that are too many to hold.
 
-    `chunks()` streams them, int64 `[any length]` each, anew on every call. Moments that the split gives are
-    brought to the log's unit.
+    `chunks()` streams them, int64 `[any length]` each, anew on every call. They count `unit` since 1970, or
+    are no dates (None). Moments that the split gives are brought to that unit.
 
     With shares and n timestamps in order, a part begins at the one at place floor(n * share), counted from
     0, with the share of all parts before it; equal timestamps go together, to the later part.
@@ -123,7 +125,7 @@ def find_cuts(chunks: Callable[[], Iterable[np.ndarray]], split: GlobalTime | Fr
     earliest = min((int(chunk.min()) for chunk in chunks() if len(chunk)), default=0)
     if split.moments:
         latest = max((int(chunk.max()) for chunk in chunks() if len(chunk)), default=0)
-        return _given_cuts(split.moments, earliest, latest)
+        return _given_cuts(split.moments, earliest, latest, UNITS[unit] if unit else None)
     n = sum(len(chunk) for chunk in chunks())
     shares = {"valid_from": 1 - split.test_share - split.valid_share, "test_from": 1 - split.test_share}
     if isinstance(split, FreshLogs):
@@ -140,44 +142,37 @@ def find_cuts(chunks: Callable[[], Iterable[np.ndarray]], split: GlobalTime | Fr
     return TimeCuts(**cuts)
 
 
-def _given_cuts(moments: dict[str, int | str], earliest: int, latest: int) -> TimeCuts:
+def _given_cuts(
+    moments: dict[str, int | str], earliest: int, latest: int, per_second: int | None
+) -> TimeCuts:
     """The moments in the unit of a log that runs from `earliest` to `latest`."""
-    cuts = {name: _in_unit_of(latest, moment, name) for name, moment in moments.items()}
+    cuts = {name: _in_unit(moment, per_second, f"{name} is {moment!r}") for name, moment in moments.items()}
     bounds = [earliest, *cuts.values()]
     if any(later <= earlier for earlier, later in pairwise(bounds)) or bounds[-1] > latest:
-        given = ", ".join(f"{name} {moments[name]} ({_shown(cut)})" for name, cut in cuts.items())
+        begins = ", ".join(f"{name} {_shown(cut, per_second)}" for name, cut in cuts.items())
         raise DataError(
-            f"data.split leaves a part empty: the log runs from {_shown(earliest)} to {_shown(latest)}, and "
-            f"{given} must lie within it, each later than the one before"
+            f"data.split leaves a part empty: the log runs from {_shown(earliest, per_second)} to "
+            f"{_shown(latest, per_second)}, and {begins} must lie within it, each later than the one before"
         )
     return TimeCuts(**cuts)
 
 
-def _in_unit_of(time: int, moment: int | str, name: str) -> int:
-    """A moment in the unit of `time`, one of the log's."""
-    per_second = _unit(time)
+def _in_unit(moment: int | str, per_second: int | None, named: str) -> int:
+    """A moment in the unit of the log, of which `per_second` make a second; None: its times are no dates."""
     if isinstance(moment, int):
-        own = _unit(moment)
+        own = next((per for per in UNITS.values() if _PLAUSIBLE[0] <= moment / per < _PLAUSIBLE[1]), None)
         return moment if own is None or per_second is None else moment * per_second // own
     if per_second is None:
         raise DataError(
-            f"data.split.{name} is {moment!r}, and the log's times are no epoch (its latest is {time}): give "
-            "a number in the log's unit"
+            f"data.split.{named}, and the times of the log are no dates: give a number in its unit"
         )
     when = datetime.datetime.fromisoformat(moment)
     when = when if when.tzinfo else when.replace(tzinfo=datetime.UTC)
     return (when - _EPOCH) // datetime.timedelta(microseconds=1) * per_second // 10**6
 
 
-def _unit(time: int) -> int | None:
-    """Units per second of an epoch, told by its size; None: too small or too large for any."""
-    fits = (per for per in _UNITS if _PLAUSIBLE[0] <= time / per < _PLAUSIBLE[1])
-    return next(fits, None)
-
-
-def _shown(time: int) -> str:
-    """A time of the log, and as a date where it is an epoch."""
-    per_second = _unit(time)
+def _shown(time: int, per_second: int | None) -> str:
+    """A time of the log, and which date that is."""
     if per_second is None:
         return str(time)
     when = _EPOCH + datetime.timedelta(seconds=time // per_second)

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from sluice.services.stages.log_warnings import list_log_warnings
+
 REJECTED = "rejected.jsonl"
 _MANY = 0.5  # share of the items with codes in common from which k-means tells too little
 
@@ -57,7 +59,7 @@ def list_warnings(manifest: dict[str, Any]) -> tuple[str, ...]:
             f"them: raise data.semantic_ids.level_sizes above {_listed(levels[:-1])}, or leave it out, so "
             "that the sizes follow the catalogue"
         )
-    return tuple(warnings)
+    return (*warnings, *list_log_warnings(manifest))
 
 
 def _codes(manifest: dict[str, Any]) -> tuple[int, int, list[int]]:

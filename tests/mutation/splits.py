@@ -36,11 +36,11 @@ SPLIT_MUTANTS = (
         for file, old, new in (
             (
                 "catalog/data/partition.py",
-                "np.lexsort((timestamp, part, user))",
-                "np.lexsort((timestamp, user))",
+                "_renumber(_in_order_of_parts(events), place)",
+                "_renumber(events, place)",
             ),
             ("catalog/data/sources.py", "replace(file, part=name)", 'replace(file, part="test")'),
-            ("catalog/data/cleaning.py", "_as_numpy(numbers.is_null()),", "_as_numpy(numbers.is_valid()),"),
+            ("catalog/data/cleaning.py", "as_numpy(numbers.is_null()),", "as_numpy(numbers.is_valid()),"),
             ("services/stages/prepare.py", "late += count", "late = count"),
             ("services/stages/data_warnings.py", "shared > _MANY * items", "shared > items"),
         )

@@ -115,31 +115,31 @@ def test_cuts_refuse_an_empty_part(times):
         find_cuts(lambda: iter([np.array(times)]), GlobalTime(valid_share=0.1, test_share=0.1))
 
 
-def cut_at(times, **moments):
+def cut_at(times, unit="s", **moments):
     split = FreshLogs(by="time", **moments) if "fresh_from" in moments else GlobalTime(**moments)
-    return find_cuts(lambda: iter(np.array_split(np.array(times, dtype=np.int64), 3)), split)
+    return find_cuts(lambda: iter(np.array_split(np.array(times, dtype=np.int64), 3)), split, unit)
 
 
 JANUARY = 1_704_067_200  # 2024-01-01T00:00:00 in seconds
 DAYS = [JANUARY + 86_400 * day for day in range(10)]
 
 
-@pytest.mark.parametrize("per_second", [1, 10**3, 10**6, 10**9])
-def test_moments_are_brought_to_the_unit_of_the_log(per_second):
+@pytest.mark.parametrize(("unit", "per_second"), [("s", 1), ("ms", 10**3), ("us", 10**6), ("ns", 10**9)])
+def test_moments_are_brought_to_the_unit_of_the_log(unit, per_second):
     times = [day * per_second for day in DAYS]
     expected = TimeCuts(valid_from=times[4], test_from=times[6])
     for valid_from in ("2024-01-05", "2024-01-05T01:00:00+01:00", DAYS[4], DAYS[4] * 1000, DAYS[4] * 10**6):
-        assert cut_at(times, valid_from=valid_from, test_from="2024-01-07") == expected
-    cuts = cut_at(times, fresh_from="2024-01-02", valid_from="2024-01-05", test_from="2024-01-07")
+        assert cut_at(times, unit, valid_from=valid_from, test_from="2024-01-07") == expected
+    cuts = cut_at(times, unit, fresh_from="2024-01-02", valid_from="2024-01-05", test_from="2024-01-07")
     assert (cuts.fresh_from, cuts.valid_from, cuts.test_from) == (times[1], times[4], times[6])
 
 
 def test_a_log_of_steps_is_cut_at_steps():
-    assert cut_at(range(10), valid_from=4, test_from=9) == TimeCuts(valid_from=4, test_from=9)
+    assert cut_at(range(10), None, valid_from=4, test_from=9) == TimeCuts(valid_from=4, test_from=9)
     with pytest.raises(
-        DataError, match=r"split\.valid_from is '2024-01-05', and the log's times are no epoch"
+        DataError, match=r"split\.valid_from is '2024-01-05', and the times of the log are no"
     ):
-        cut_at(range(10), valid_from="2024-01-05", test_from=9)
+        cut_at(range(10), None, valid_from="2024-01-05", test_from=9)
 
 
 @pytest.mark.parametrize(
