@@ -265,7 +265,8 @@ def _join_histories(
         owned.append(np.asarray(joined.owners) != FROM_HISTORY)
         items.append(np.asarray(joined.items, dtype=np.int32))
         # Without times a row may stand before one whose target came earlier.
-        times.append(np.minimum.accumulate(timestamp[source][::-1])[::-1])
+        own = timestamp[source]
+        times.append(own if has_times else np.minimum.accumulate(own[::-1])[::-1])
         noted["repeated_events"] += joined.repeated
     known = pa.array(np.concatenate(owned))
     joined_rows = events.take(pa.array(np.concatenate(sources)))

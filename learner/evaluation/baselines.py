@@ -1,6 +1,8 @@
-"""The baselines of every results table: popularity, co-occurrence with the items just consumed, and EASE.
+"""The baselines of every results table, popularity, co-occurrence with the items just consumed and EASE, and
+the lists that anything which scores the catalogue gives.
 
-They are fitted on all logs before validation, as the ranker may be.
+Baselines are fitted on all logs before validation, as the ranker may be. Items that the user has seen are
+scored too: `judge_scores` leaves them out.
 
 Definition: docs/algorithms.md, Baselines.
 """
@@ -9,10 +11,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from sluice.catalog.data.dataset import Dataset
+from sluice.catalog.data.dataset import Dataset, Examples
+from sluice.learner.evaluation.evaluate import UserResults
 from sluice.learner.ranker.item_models import Ease, ItemKNN, Popularity
 from sluice.learner.ranker.known_logs import KnownLogs
 from sluice.learner.ranker.settings import EaseSettings
+from sluice.learner.ranking_metrics import rank_of
 
 Scores = Callable[[Sequence[np.ndarray]], np.ndarray]
 
@@ -30,3 +34,49 @@ def fit_baselines(dataset: Dataset) -> dict[str, Scores]:
     if Ease.needed_gb(dataset.items) <= EaseSettings().memory_gb:
         fitted["ease"] = Ease.fit(logs).score
     return fitted
+
+
+def judge_scores(
+    dataset: Dataset, examples: Examples, score: Scores, width: int, batch: int = 256
+) -> UserResults:
+    """The lists of what scores the whole catalogue, by the rule of `evaluate_policy`.
+
+    Items that the user has seen are left out where the data set says so, and so is what has no finite score.
+    Ties stand in order of item row. A list has `width` places, and a target beyond them is not in it.
+
+    Args:
+        dataset: histories and targets.
+        examples: whom to judge on.
+        score: sees the whole history before the target.
+        width: W, places of a list.
+        batch: examples that are scored at a time.
+    """
+    ranks, lists = [], []
+    for start in range(0, len(examples), batch):
+        users, positions = (
+            part[start : start + batch].tolist() for part in (examples.users, examples.positions)
+        )
+        pairs = list(zip(users, positions, strict=True))
+        scores = np.array(score([dataset.history(*pair, None) for pair in pairs]), dtype=np.float32)
+        scores[~np.isfinite(scores)] = -np.inf
+        if dataset.settings.exclude_seen:
+            for row, pair in enumerate(pairs):
+                scores[row, dataset.seen(*pair)] = -np.inf
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :width]
+        items = np.where(np.isfinite(np.take_along_axis(scores, order, axis=1)), order, -1)
+        items = np.pad(items, ((0, 0), (0, width - items.shape[1])), constant_values=-1)
+        ranks.append(rank_of(np.asarray([dataset.target(*pair) for pair in pairs]), items))
+        lists.append(items.astype(np.int32))
+    return UserResults(
+        users=examples.users,
+        positions=examples.positions,
+        ranks=np.concatenate(ranks),
+        items=np.concatenate(lists),
+        invalid=np.zeros(len(examples), dtype=np.int64),
+    )
+
+
+def judge_baselines(dataset: Dataset, examples: Examples, width: int) -> dict[str, UserResults]:
+    """The lists of every baseline."""
+    fitted = fit_baselines(dataset)
+    return {name: judge_scores(dataset, examples, score, width) for name, score in fitted.items()}

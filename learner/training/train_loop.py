@@ -339,7 +339,7 @@ class _Worker:
             results = validate_policy(
                 self.learner, self.vocabulary, self.dataset, self.examples, self.config.evaluation
             )
-        summary = results.summary(self.dataset.items)
+        summary = results.summary(self.dataset)
         if self.log is not None:
             self.log.write("eval", step, {"split": "valid", **summary})
         return summary

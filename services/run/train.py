@@ -3,7 +3,8 @@
     prepare -> pretrain -> fit-ranker    artefacts, built once
     post-train                           rollouts -> ranker -> queue -> learner -> weight board -> rollouts
     control                              the start continued with NLL alone: as many steps, the same prompts
-    judge                                start, control, best, last and both baselines on the test users
+    mixture, random_gate, sft_all        further arms, with `compare: full` (`services/run/arms.py`)
+    judge                                all policies, the baselines and the ranker on the test examples
 
 The driver only starts, watches and sums up; tensors never pass through it.
 """
@@ -13,25 +14,25 @@ import functools
 import shutil
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from sluice.catalog.data.dataset import Dataset
 from sluice.catalog.errors import ConfigError, RunError, SluiceError
 from sluice.cluster import session
-from sluice.learner.objectives.settings.objective import NllObjective
+from sluice.learner.objectives.settings.objective import NllObjective, Objective
 from sluice.learner.policy.policy import load_policy
 from sluice.learner.training.objective import build_objective
 from sluice.services.config import Resume, RunConfig
 from sluice.services.config_resume import check_resume, name_changes
 from sluice.services.paths import RunPaths
-from sluice.services.progress import Reporter
-from sluice.services.report import report
+from sluice.services.progress import Progress, Reporter
+from sluice.services.report import report, verdict
 from sluice.services.report.ranker_view import quality_lines
-from sluice.services.run import manifest
+from sluice.services.run import arms, manifest
 from sluice.services.run.fleet import Fleet, reserve_places, start_fleet
 from sluice.services.run.learner_job import run_learner
-from sluice.services.run.metrics_file import last_metrics, read_metrics
+from sluice.services.run.metrics_file import read_metrics
 from sluice.services.run.summary import judge_policies, write_summary
 from sluice.services.run.tasks import State, run_tasks
 from sluice.services.stages import fit_ranker, prepare, pretrain
@@ -60,14 +61,19 @@ def run_training(config: RunConfig, resume: Resume = None) -> int:
             prepared = prepare.prepare_data(config.data, paths.data, progress)
         for line in prepared.lines():
             reporter.line(line)
-        _check_rewards(config, Dataset.open(paths.data))
+        dataset = Dataset.open(paths.data)
+        _check_rewards(config, dataset)
+        arms.check_compare(config, dataset)
         session.connect_cluster()
         _start_and_ranker(config, reporter)
         for line in quality_lines(fit_ranker.read_quality(paths)):
             reporter.line(line)
         outcome = _train(config, paths, reporter, resume)
+        if config.compare == "full":
+            _train_arms(config, paths, reporter, outcome["gate"]["rate"] or 0.0)
         with reporter.phase("judge") as progress:
             summary = {**_header(config), **judge_policies(config, progress), **outcome}
+        summary["cost_s"] = arms.costs_of(paths)
         summary["wall_s"] = {name: round(seconds, 1) for name, seconds in reporter.seconds.items()}
         write_summary(paths.summary, summary)
         page = report.write_report(paths.root)
@@ -75,15 +81,25 @@ def run_training(config: RunConfig, resume: Resume = None) -> int:
             reporter.line(line)
         reporter.line(f"summary  {paths.summary}")
         reporter.line(f"report   {page}")
+        for sentence in verdict.sentences(summary):
+            reporter.line(sentence)
     return 0
 
 
 def _start_and_ranker(config: RunConfig, reporter: Reporter) -> None:
     """Both need the data alone, so they are trained beside each other."""
-    jobs = {
-        "pretrain": functools.partial(pretrain.run_pretraining, config),
-        "fit-ranker": functools.partial(fit_ranker.run_ranker_fit, config),
-    }
+    _run_phases(
+        config,
+        reporter,
+        {
+            "pretrain": functools.partial(pretrain.run_pretraining, config),
+            "fit-ranker": functools.partial(fit_ranker.run_ranker_fit, config),
+        },
+    )
+
+
+def _run_phases(config: RunConfig, reporter: Reporter, jobs: dict[str, Callable[[Progress], Any]]) -> None:
+    """Jobs beside each other as Ray tasks, each shown as a phase."""
     phases = {name: contextlib.ExitStack() for name in jobs}
     shown = {name: stack.enter_context(reporter.phase(name)) for name, stack in phases.items()}
 
@@ -105,7 +121,7 @@ def _check_rewards(config: RunConfig, dataset: Dataset) -> None:
 
 
 def _check_fresh(paths: RunPaths, resume: Resume) -> None:
-    has_best = paths.best_checkpoint("train").exists()
+    has_best = paths.arm("train").best_checkpoint.exists()
     has_begun = has_best or (paths.checkpoints / "train").exists()
     if resume and not has_begun:
         raise RunError(
@@ -138,27 +154,63 @@ def _train(config: RunConfig, paths: RunPaths, reporter: Reporter, resume: Resum
         return _figures(
             paths, reporter, {"issued": prompts, "trained": prompts, "stale": 0, "invalid": 0, "in_flight": 0}
         )
+    of_fleet = _train_with_rollouts(
+        config, paths, reporter, lambda fleet: _post_train(config, paths, reporter, resume, fleet)
+    )
+    figures = _figures(paths, reporter, of_fleet.pop("accounting"))
+    figures |= {**of_fleet, "time": of_fleet["time"] | figures["time"]}
+    _train_once(config, paths, "control", NllObjective(), functools.partial(run_learner, reporter=reporter))
+    return figures
+
+
+def _train_once(
+    config: RunConfig,
+    paths: RunPaths,
+    name: str,
+    objective: Objective,
+    learn: Callable[[RunConfig, RunPaths, str, Objective], None],
+) -> None:
+    """An arm that has ended with the same settings is left as it is; another begins anew."""
+    inputs = arms.arm_inputs(config, objective)
+    if not arms.is_trained(paths, name, inputs):
+        learn(config, paths, name, objective)
+        arms.mark_trained(paths, name, inputs)
+
+
+def _train_arms(config: RunConfig, paths: RunPaths, reporter: Reporter, gate_rate: float) -> None:
+    """What `compare: full` adds."""
+
+    def learn(config: RunConfig, paths: RunPaths, name: str, objective: Objective) -> None:
+        arm = functools.partial(run_learner, config, paths, name, objective, reporter)
+        _train_with_rollouts(config, paths, reporter, arm)
+
+    for name, objective in arms.rolled_out_arms(config.objective, gate_rate).items():
+        _train_once(config, paths, name, objective, learn)
+    if arms.has_sft_on_all_logs(Dataset.open(paths.data)):
+        _run_phases(config, reporter, {arms.SFT_ALL: functools.partial(pretrain.run_sft_on_all_logs, config)})
+    else:
+        reporter.line(
+            "compare: the split has no fresh part, so SFT on all logs is the start and no arm of its own"
+        )
+
+
+def _train_with_rollouts(
+    config: RunConfig, paths: RunPaths, reporter: Reporter, learn: Callable[[Fleet], None]
+) -> dict[str, Any]:
+    """Train beside a fleet of its own; returns what the fleet counted."""
     fleet = start_fleet(config, paths, load_policy(paths.policy).layout, reserve_places(config))
     try:
         # The engines load while the learner starts and validates the policy it begins with.
         with _engines(fleet, config, reporter):
-            _post_train(config, paths, reporter, resume, fleet)
-        figures = _figures(paths, reporter, fleet.queue.status().accounting)
-        figures |= {
-            "time": fleet.times() | figures["time"],
+            learn(fleet)
+        return {
+            "accounting": fleet.queue.status().accounting,
+            "time": fleet.times(),
             "restarts": fleet.restarts,
             "rollouts": fleet.stats(),
         }
     finally:
         fleet.stop()
-    last = last_metrics(paths.metrics("control"), "step")
-    if (
-        last is None
-        or last["step"] != config.learner.steps
-        or not (paths.control_last / "config.json").exists()
-    ):
-        run_learner(config, paths, "control", NllObjective(), reporter)
-    return figures
 
 
 @contextlib.contextmanager
@@ -184,7 +236,7 @@ def _engines(fleet: Fleet, config: RunConfig, reporter: Reporter) -> Iterator[No
 
 def _figures(paths: RunPaths, reporter: Reporter, accounting: dict[str, int]) -> dict[str, Any]:
     """What the training itself tells: accounting, gate, throughput."""
-    steps = read_metrics(paths.metrics("train"), "step")
+    steps = read_metrics(paths.arm("train").metrics, "step")
 
     def mean(name: str) -> float | None:
         values = [step[name] for step in steps if name in step]
@@ -193,7 +245,8 @@ def _figures(paths: RunPaths, reporter: Reporter, accounting: dict[str, int]) ->
     seconds = reporter.seconds["train"]
     return {
         "time": {
-            f"learner-{row['rank']}": row["seconds"] for row in read_metrics(paths.metrics("train"), "time")
+            f"learner-{row['rank']}": row["seconds"]
+            for row in read_metrics(paths.arm("train").metrics, "time")
         },
         "accounting": accounting,
         "gate": {

@@ -128,7 +128,7 @@ _EVENTS = (
     ("keeps = rows_of >= rules.min_interactions", "keeps = rows_of >= 0"),
     ("np.cumsum(keeps) - 1 + first_user", "np.cumsum(keeps) - 1"),
     ('if name in (*_TIME_AND_PLACE, "part") else pc.if_else(known, column, None)', ""),
-    ("np.minimum.accumulate(timestamp[source][::-1])[::-1]", "timestamp[source]"),
+    ("np.minimum.accumulate(own[::-1])[::-1]", "own"),
     ("if rules.has_times else 0", ""),
     ("& told[:-1]", ""),
     ("timestamp[rows].tolist() if has_times else None", "None"),

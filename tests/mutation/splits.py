@@ -63,7 +63,8 @@ SPLIT_MUTANTS = (
             ('adjust_lr_fn="match_rms_adamw"', 'adjust_lr_fn="original"'),
         )
     ),
-    Mutant("learner/training/pretrain.py", 'lengths_until("pretrain")', 'lengths_until("fresh")', _CUT_OFFS),
+    Mutant("learner/training/pretrain.py", 'until: str = "pretrain"', 'until: str = "fresh"', _CUT_OFFS),
+    Mutant("learner/training/pretrain.py", "lengths_until(until)", 'lengths_until("pretrain")', _CUT_OFFS),
     Mutant(
         "learner/evaluation/baselines.py", 'until(dataset, "fresh")', 'until(dataset, "valid")', _CUT_OFFS
     ),

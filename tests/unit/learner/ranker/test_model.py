@@ -58,6 +58,16 @@ def test_the_ensemble_is_the_mean_of_its_members(fitted, dataset):
     assert np.isnan(alone[0].spread).all()
 
 
+def test_of_a_long_history_the_newest_items_count(fitted, dataset):
+    ranker, _, _ = fitted
+    limit, candidates = dataset.settings.max_history, np.arange(8, dtype=np.int32)[None]
+    long = dataset.items_of(0)
+    assert len(long) > limit
+    newest = ranker.score([long[-limit:]], candidates)
+    assert ranker.score([long], candidates) == pytest.approx(newest)
+    assert ranker.score([long[:limit]], candidates) != pytest.approx(newest)
+
+
 def test_padding_is_nan_and_changes_nothing_else(fitted, dataset):
     ranker, _, _ = fitted
     history = dataset.history(0, 5, 6)

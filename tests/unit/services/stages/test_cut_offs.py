@@ -3,6 +3,7 @@ asked which items it has seen.
 """
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -125,6 +126,11 @@ def rows_seen(monkeypatch, module) -> list[np.ndarray]:
     return seen
 
 
+def small_policy(dataset):
+    settings = PolicySettings(hidden_size=16, layers=1, heads=1, feed_forward_size=16)
+    return build_policy(settings, dataset.level_sizes, 40, 0)
+
+
 def test_every_part_has_its_examples(dataset):
     for part, count in PARTS.items():
         examples = dataset.examples(part)
@@ -139,11 +145,8 @@ def test_semantic_ids_see_the_pretrain_part_alone(dataset):
 
 def test_the_policy_sees_the_pretrain_part_alone(dataset, monkeypatch):
     seen = rows_seen(monkeypatch, pretrain)
-    policy = build_policy(
-        PolicySettings(hidden_size=16, layers=1, heads=1, feed_forward_size=16), dataset.level_sizes, 40, 0
-    )
     pretrain.pretrain_policy(
-        policy,
+        small_policy(dataset),
         dataset,
         PretrainSettings(epochs=1, batch_interactions=64),
         EvaluationSettings(beam_width=10),
@@ -152,7 +155,42 @@ def test_the_policy_sees_the_pretrain_part_alone(dataset, monkeypatch):
     assert parts_of(dataset, dataset.sequence[np.concatenate(seen)]) == {"pretrain"}
 
 
-@pytest.mark.parametrize(("until", "parts"), [("pretrain", {"pretrain"}), ("fresh", {"pretrain", "fresh"})])
+BOTH_CUT_OFFS = pytest.mark.parametrize(
+    ("until", "parts"), [("pretrain", {"pretrain"}), ("fresh", {"pretrain", "fresh"})]
+)
+
+
+@BOTH_CUT_OFFS
+def test_pretraining_sees_the_logs_until_the_part_that_is_asked_for(dataset, monkeypatch, until, parts):
+    seen = rows_seen(monkeypatch, pretrain)
+    settings = PretrainSettings(epochs=1, batch_interactions=64)
+    pretrain.pretrain_policy(
+        small_policy(dataset), dataset, settings, EvaluationSettings(beam_width=10), 0, until=until
+    )
+    assert parts_of(dataset, dataset.sequence[np.concatenate(seen)]) == parts
+
+
+def test_pretraining_keeps_the_weights_of_the_best_validation_on_the_validation_part(dataset, monkeypatch):
+    scores, weights = iter([0.1, 0.4, 0.2, 0.4, 0.3]), []
+
+    def evaluate_policy(model, _vocabulary, _dataset, examples, _settings):
+        pairs = zip(examples.users, examples.positions, strict=True)
+        assert parts_of(dataset, [dataset.target(*pair) for pair in pairs]) == {"valid"}
+        weights.append({name: value.clone() for name, value in model.state_dict().items()})
+        score = next(scores)
+        return SimpleNamespace(summary=lambda _: {"hr@10": score, "ndcg@10": score})
+
+    monkeypatch.setattr(pretrain, "evaluate_policy", evaluate_policy)
+    policy = small_policy(dataset)
+    settings = PretrainSettings(epochs=5, batch_interactions=64, validate_every=1, patience=9)
+    validations = pretrain.pretrain_policy(policy, dataset, settings, EvaluationSettings(beam_width=10), 0)
+    assert [validation["hr@10"] for validation in validations] == [0.1, 0.4, 0.2, 0.4, 0.3]
+    kept = policy.model.state_dict()
+    assert all(torch.equal(kept[name], value) for name, value in weights[1].items()), "the first of the best"
+    assert any(not torch.equal(kept[name], value) for name, value in weights[-1].items())
+
+
+@BOTH_CUT_OFFS
 def test_the_ranker_sees_the_logs_until_its_cut_off(dataset, monkeypatch, tmp_path, until, parts):
     seen = rows_seen(monkeypatch, fit)
     settings = RankerSettings(until=until, ensemble=1, epochs=1, hidden_size=8, batch_interactions=64)

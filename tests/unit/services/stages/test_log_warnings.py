@@ -39,9 +39,9 @@ def prepare(directory, *paths, columns=None, given=None, **settings):
     )
     ids = SemanticIdSettings(level_sizes=(16, 16), vector_dims=4, iterations=3)
     prepared = prepare_data(DataSettings(source=source, semantic_ids=ids, **settings), directory / "out")
-    # That some of the few items are in later parts alone is no fault of the log.
-    of_log = tuple(warning for warning in prepared.warnings if "in the pretrain part" not in warning)
-    return Dataset.open(prepared.directory), of_log
+    said = tuple(list_log_warnings(prepared.manifest))
+    assert set(said) <= set(prepared.warnings)
+    return Dataset.open(prepared.directory), said
 
 
 def sequences(dataset):
