@@ -25,7 +25,7 @@ TimeUnit = Literal["s", "ms", "us", "ns"]
 _WHOLE = r"^\s*[+-]?\d{1,18}\s*$"
 _SIGNED = r"[+-]?\d+"
 _INT64_LIMIT = 2.0**63
-_UNITS: dict[TimeUnit, int] = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+UNITS: dict[TimeUnit, int] = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 _NAMES = {"s": "seconds", "ms": "milliseconds", "us": "microseconds", "ns": "nanoseconds"}
 _EARLIEST_S = 631_152_000  # 1990-01-01
 _DAY_S = 86_400  # clocks and time zones differ
@@ -62,7 +62,7 @@ class UnitCheck:
         """
         if self._off:
             return _nothing_wrong(len(values))
-        spans = {unit: self._in_span(values, unit) & usable for unit in _UNITS}
+        spans = {unit: self._in_span(values, unit) & usable for unit in UNITS}
         unit = self.unit
         if unit is None:
             told = np.logical_or.reduce(list(spans.values()))
@@ -73,7 +73,7 @@ class UnitCheck:
             decided: TimeUnit = next(name for name, inside in spans.items() if inside[first])
             self._check_remembered(decided)
             unit = self.unit = decided
-        latest = self._latest_s * _UNITS[unit]
+        latest = self._latest_s * UNITS[unit]
         source = "data.source.timestamp_unit says" if self._given else "the rows before it have"
         refused = {
             f"is in {_NAMES[other]}, and {source} {_NAMES[unit]}": inside
@@ -82,18 +82,18 @@ class UnitCheck:
         }
         elsewhere = np.logical_or.reduce(list(refused.values()))
         refused[self._future(unit)] = usable & (values > latest) & ~elsewhere
-        early = usable & (values < _EARLIEST_S * _UNITS[unit]) & ~elsewhere
+        early = usable & (values < _EARLIEST_S * UNITS[unit]) & ~elsewhere
         return TimeVerdict(refused=refused, early=early)
 
     def judge_dates(self, micros: np.ndarray, usable: np.ndarray) -> TimeVerdict:
         """The verdict on dates, int64 `[n]` microseconds since 1970."""
         return TimeVerdict(
-            refused={"is in the future": usable & (micros > self._latest_s * _UNITS["us"])},
-            early=usable & (micros < _EARLIEST_S * _UNITS["us"]),
+            refused={"is in the future": usable & (micros > self._latest_s * UNITS["us"])},
+            early=usable & (micros < _EARLIEST_S * UNITS["us"]),
         )
 
     def _in_span(self, values: np.ndarray, unit: TimeUnit) -> np.ndarray:
-        factor = _UNITS[unit]
+        factor = UNITS[unit]
         inside: np.ndarray = (values >= _EARLIEST_S * factor) & (values <= self._latest_s * factor)
         return inside
 
@@ -110,7 +110,7 @@ class UnitCheck:
 
     def _check_remembered(self, unit: TimeUnit) -> None:
         value, where = self._largest
-        if value > self._latest_s * _UNITS[unit]:
+        if value > self._latest_s * UNITS[unit]:
             raise DataError(f"{where}, timestamp='{value}': {self._future(unit)}, as the rows after it are")
 
 

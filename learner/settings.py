@@ -53,6 +53,11 @@ class PretrainSettings(Settings):
     batch_interactions: Annotated[int, Unit("interactions")] = Field(
         default=300, ge=16, description="Interactions per optimizer step, padding included."
     )
+    optimizer: Literal["adamw", "muon"] = Field(
+        default="adamw",
+        description="adamw, or muon: Muon for the matrices of the layers, which learns more from each "
+        "interaction, and AdamW for all other weights.",
+    )
     lr: float = Field(default=3e-3, gt=0, description="Highest learning rate.")
     warmup_share: float = Field(
         default=0.05, ge=0, lt=1, description="Share of the steps in which the learning rate rises to `lr`."
@@ -60,7 +65,7 @@ class PretrainSettings(Settings):
     final_lr_share: float = Field(
         default=0.02, ge=0, le=1, description="The cosine schedule ends at this share of `lr`."
     )
-    weight_decay: float = Field(default=0.05, ge=0, description="Weight decay of AdamW, on matrices alone.")
+    weight_decay: float = Field(default=0.05, ge=0, description="Weight decay, on matrices alone.")
     dropout: float = Field(
         default=0.0, ge=0, lt=1, description="Dropout on what each block adds to the residual stream."
     )

@@ -125,7 +125,8 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-_PATHS = ("output", "policy.base", "data.source.interactions", "data.source.catalogue")
+_LOGS = ("interactions", "fresh", "valid", "test", "catalogue")
+_PATHS = ("output", "policy.base", *(f"data.source.{name}" for name in _LOGS))
 
 
 def _same(field: str, before: Any, now: Any) -> bool:

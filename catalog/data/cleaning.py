@@ -42,6 +42,7 @@ CLEAN_LOG = pa.schema(
         pa.field("click", pa.bool_()),
         pa.field("dwell_seconds", pa.float32()),
         pa.field("exposed_by", pa.string()),
+        pa.field("part", pa.int8()),
         pa.field("history", pa.large_list(pa.string())),
     ]
 )
@@ -117,6 +118,7 @@ class LogCleaner:
         known_items: Callable[[pa.Array], np.ndarray] | None,
         time_unit: TimeUnit | Literal["auto", "none"] = "auto",
         now_s: float | None = None,
+        parts: dict[str, int] | None = None,
     ) -> None:
         """The cleaner of one log.
 
@@ -125,7 +127,9 @@ class LogCleaner:
             known_items: says which item ids [n] are in the catalogue, bool [n]; None takes every id.
             time_unit: of timestamps that are numbers; auto and none as in `data.source.timestamp_unit`.
             now_s: seconds since 1970, beyond which nothing was logged yet; None: the clock's.
+            parts: the values that name the part of a row (`splits.part_values`); None: no row names one.
         """
+        self._parts = parts
         self._rejections = rejections
         self._known_items = known_items
         self._units = UnitCheck(time_unit, time.time() if now_s is None else now_s)
@@ -133,7 +137,7 @@ class LogCleaner:
         self._row = 0  # rows so far, the time of a log without timestamps
 
     @property
-    def time_unit(self) -> str | None:
+    def time_unit(self) -> TimeUnit | None:
         """What the timestamps count; None: nobody can tell."""
         return "us" if self._time_kind == "date" else self._units.unit
 
@@ -163,9 +167,10 @@ class LogCleaner:
             if "exposed_by" in batch.columns
             else pa.nulls(n, pa.string())
         )
+        part = pa.nulls(n, pa.int8()) if self._parts is None else judge.parts(self._parts)
         history = judge.histories(self._known_items)
         good = judge.close()
-        columns = [users, items, pa.array(timestamps), ratings, click, dwell, exposed, history]
+        columns = [users, items, pa.array(timestamps), ratings, click, dwell, exposed, part, history]
         keep = pa.array(good)
         rows = pa.record_batch([column.filter(keep) for column in columns], schema=CLEAN_LOG)
         return rows, batch.rows[good]
@@ -278,6 +283,14 @@ class _Judge:
         unusable = as_numpy(values.is_null()) & ~is_missing(self.batch.columns[column])
         self.refuse(column, unusable, "is neither true nor false")
         return values
+
+    def parts(self, values: dict[str, int]) -> pa.Array:
+        """int8 [n]; `values` are those that name a part, with its number."""
+        encoded = pc.utf8_trim_whitespace(as_text(self.batch.columns["part"])).dictionary_encode()
+        known = pa.array([values.get(text) for text in encoded.dictionary.to_pylist()], pa.int8())
+        numbers = known.take(encoded.indices)
+        self.refuse("part", as_numpy(numbers.is_null()), f"names no part of data.split ({', '.join(values)})")
+        return numbers
 
     def close(self) -> np.ndarray:
         """Report what was refused, in the order of the rows; returns which rows are good."""

@@ -17,8 +17,9 @@ import scipy.sparse as sp
 from pydantic import ValidationError
 
 from sluice.catalog.data.items import attribute_matrix
-from sluice.catalog.data.settings import OUTCOMES, DataSettings, FreshLogs
-from sluice.catalog.data.splits import SPLITS, TimeCuts, label_splits, lengths_until
+from sluice.catalog.data.settings import OUTCOMES, DataSettings
+from sluice.catalog.data.split_settings import LoggedSplit
+from sluice.catalog.data.splits import FRESH, SPLITS, TimeCuts, label_splits, lengths_until
 from sluice.catalog.errors import DataError
 
 FORMAT = 1  # of a prepared directory; another number means that it was written by another version
@@ -245,11 +246,13 @@ class Dataset:
     @property
     def prompt_part(self) -> str:
         """The part that prompts are drawn from: fresh, or pretrain where the split has no fresh part."""
-        return "fresh" if isinstance(self.settings.split, FreshLogs) else "pretrain"
+        return "fresh" if (self._labels == FRESH).any() else "pretrain"
 
     @cached_property
     def _labels(self) -> np.ndarray:
         """int8 [n], the part of every interaction, as a place in `SPLITS`."""
+        if isinstance(self.settings.split, LoggedSplit):
+            return self._interactions("part")
         cuts = self.manifest["time_cuts"]
         return label_splits(
             self.offsets, self.timestamps, self.settings.split, TimeCuts(**cuts) if cuts else None

@@ -7,7 +7,7 @@ numbers: part-2 comes before part-10.
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -25,6 +25,7 @@ class TableFile:
 
     path: Path
     delimiter: str | None  # None: Parquet
+    part: str | None = None  # of all its rows; None: the file does not decide it
 
     @property
     def compression(self) -> str | None:
@@ -44,8 +45,10 @@ class LogFiles:
     left_out: tuple[str, ...]  # files of the directories that are not read: hidden data, or another kind
 
 
-def find_log_files(paths: tuple[str, ...], *, order_matters: bool) -> LogFiles:
-    """The files that `data.source.interactions` stands for.
+def find_log_files(
+    paths: tuple[str, ...], *, order_matters: bool, asker: str = "data.source.interactions"
+) -> LogFiles:
+    """The files that `data.source.interactions` stands for, or another setting that `asker` names.
 
     With `order_matters` (the log has no timestamps) the names in a directory must give the order by their
     numbers.
@@ -60,12 +63,12 @@ def find_log_files(paths: tuple[str, ...], *, order_matters: bool) -> LogFiles:
         if not path.is_dir():
             files.append(table_file(path))
             continue
-        inside, others = _expand(path)
+        inside, others = _expand(path, asker)
         if order_matters:
-            _check_order(path, inside)
+            _check_order(path, inside, asker)
         files += [table_file(file) for file in inside]
         left_out += map(str, others)
-    _check_once(files)
+    check_once(files, asker)
     return LogFiles(files=tuple(files), left_out=tuple(left_out))
 
 
@@ -83,32 +86,32 @@ def table_file(path: Path, asker: str = "data.source") -> TableFile:
     return TableFile(path=path, delimiter=_DELIMITERS.get(kind))
 
 
-def _expand(directory: Path) -> tuple[list[Path], list[Path]]:
+def _expand(directory: Path, asker: str) -> tuple[list[Path], list[Path]]:
     """The files to read, in natural order, and those left out."""
     read, left_out = [], []
-    for path in _files_below(directory, frozenset()):
+    for path in _files_below(directory, frozenset(), asker):
         hidden = any(part.startswith((".", "_")) for part in path.relative_to(directory).parts)
         if hidden != (not _kind(path)):
             left_out.append(path)  # what others hide, such as _SUCCESS, is no data: that is not worth a word
         elif hidden:
             continue
         elif not path.is_file():
-            raise DataError(f"data.source.interactions: {path} is a link to a file that is not there")
+            raise DataError(f"{asker}: {path} is a link to a file that is not there")
         else:
             read.append(path)
     if not read:
-        raise DataError(f"data.source.interactions: the directory {directory} holds no {_suffixes()} file")
+        raise DataError(f"{asker}: the directory {directory} holds no {_suffixes()} file")
     ordered = sorted(read, key=lambda path: (_natural(path.relative_to(directory)), str(path)))
     for earlier, later in pairwise(ordered):
         if _natural(earlier.relative_to(directory)) == _natural(later.relative_to(directory)):
             raise DataError(
-                f"data.source.interactions: {earlier} and {later} have the same number, so their order "
+                f"{asker}: {earlier} and {later} have the same number, so their order "
                 "cannot be told: rename one, or list the files in order"
             )
     return ordered, sorted(left_out)
 
 
-def _files_below(directory: Path, above: frozenset[Path]) -> Iterator[Path]:
+def _files_below(directory: Path, above: frozenset[Path], asker: str) -> Iterator[Path]:
     """All files, those of linked directories too; a link to a directory above is not followed."""
     real = directory.resolve()
     if real in above:
@@ -116,10 +119,10 @@ def _files_below(directory: Path, above: frozenset[Path]) -> Iterator[Path]:
     try:
         entries = sorted(directory.iterdir())
     except OSError as error:
-        raise DataError(f"data.source.interactions: {directory} cannot be read: {error.strerror}") from None
+        raise DataError(f"{asker}: {directory} cannot be read: {error.strerror}") from None
     for entry in entries:
         if entry.is_dir():
-            yield from _files_below(entry, above | {real})
+            yield from _files_below(entry, above | {real}, asker)
         else:
             yield entry
 
@@ -132,7 +135,7 @@ def _natural(path: Path) -> list[list[str | int]]:
     ]
 
 
-def _check_order(directory: Path, files: list[Path]) -> None:
+def _check_order(directory: Path, files: list[Path], asker: str) -> None:
     for earlier, later in pairwise(files):
         pieces = [
             [piece for part in _natural(path.relative_to(directory)) for piece in part]
@@ -141,19 +144,20 @@ def _check_order(directory: Path, files: list[Path]) -> None:
         first, second = next((a, b) for a, b in zip(*pieces, strict=False) if a != b)
         if not isinstance(first, int) or not isinstance(second, int):
             raise DataError(
-                "data.source.interactions: without timestamps the rows must stand in order of time, and "
+                f"{asker}: without timestamps the rows must stand in order of time, and "
                 f"nothing tells whether {earlier} or {later} comes first: list the files in order, number "
                 "them, or name data.source.columns.timestamp"
             )
 
 
-def _check_once(files: list[TableFile]) -> None:
+def check_once(files: Iterable[TableFile], asker: str = "data.source") -> None:
+    """Raises DataError when a file stands there twice, by whatever path."""
     seen: dict[Path, Path] = {}
     for file in files:
         other = seen.setdefault(Path(os.path.realpath(file.path)), file.path)
         if other is not file.path:
             raise DataError(
-                f"data.source.interactions: {file.path} is the same file as {other}, and its rows would "
+                f"{asker}: {file.path} is the same file as {other}, and its rows would "
                 "count twice: name it once"
             )
 

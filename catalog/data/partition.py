@@ -94,7 +94,7 @@ class EventRules:
 
 @dataclass(frozen=True, kw_only=True)
 class SortedBucket:
-    """The users of one bucket, each with all their rows in order of time."""
+    """The users of one bucket, each with all their rows in order of part, then time."""
 
     user_ids: list[str]
     interactions: pa.Table  # schema INTERACTIONS; `user` counts on from the buckets before
@@ -187,7 +187,7 @@ def _sort(table: pa.Table, item_rows: np.ndarray, rules: EventRules, first_user:
     rows_of = np.bincount(events.column("user").to_numpy(), minlength=len(ids))
     keeps = rows_of >= rules.min_interactions
     place = np.where(keeps, np.cumsum(keeps) - 1 + first_user, -1).astype(np.int32)
-    kept, kept_impressions = _renumber(events, place), _renumber(impressions, place)
+    kept, kept_impressions = _renumber(_in_order_of_parts(events), place), _renumber(impressions, place)
     noted["impressions"] = len(kept_impressions)
     noted["impressions_below_min_interactions"] = len(impressions) - len(kept_impressions)
     noted["ties_in_time"] = int(_ties(kept).sum()) if rules.has_times else 0
@@ -200,6 +200,14 @@ def _sort(table: pa.Table, item_rows: np.ndarray, rules: EventRules, first_user:
         noted=noted,
         refused=refused,
     )
+
+
+def _in_order_of_parts(events: pa.Table) -> pa.Table:
+    """Every user's rows with those of earlier parts first; within a part they stay in order of time."""
+    if events.column("part").null_count == len(events):  # the log names no parts
+        return events
+    keys = (events.column("part").to_numpy(), events.column("user").to_numpy())
+    return events.take(pa.array(np.lexsort(keys)))
 
 
 def _number_users(table: pa.Table) -> tuple[list[str], np.ndarray]:
@@ -234,7 +242,7 @@ def _join_histories(
 ) -> tuple[pa.Table, list[BadRow]]:
     """Every user's rows with histories as one sequence, and the rows that contradict those before.
 
-    An event that no row has as its target gets the time of the next one that is a target.
+    An event that no row has as its target gets the time and the part of the next one that is a target.
     """
     user, item, timestamp = (events.column(name).to_numpy() for name in _TIME_AND_PLACE)
     lengths = as_numpy(pc.list_value_length(events.column("history")).combine_chunks())
@@ -263,7 +271,7 @@ def _join_histories(
     known = pa.array(np.concatenate(owned))
     joined_rows = events.take(pa.array(np.concatenate(sources)))
     columns = {
-        name: column if name in _TIME_AND_PLACE else pc.if_else(known, column, None)
+        name: column if name in (*_TIME_AND_PLACE, "part") else pc.if_else(known, column, None)
         for name, column in zip(joined_rows.column_names, joined_rows.columns, strict=True)
         if name != "history"
     }

@@ -18,7 +18,7 @@ CATALOGUE = pa.schema(
     ]
 )
 
-# Sorted by user, then time; ties keep the order of the source.
+# Sorted by user, then part where the log names parts, then time; ties keep the order of the source.
 INTERACTIONS = pa.schema(
     [
         pa.field("user", pa.int32(), nullable=False),
@@ -28,6 +28,7 @@ INTERACTIONS = pa.schema(
         pa.field("click", pa.bool_()),
         pa.field("dwell_seconds", pa.float32()),
         pa.field("exposed_by", pa.string()),
+        pa.field("part", pa.int8()),  # an index into SPLITS, where the log names the part of its rows
     ]
 )
 

@@ -13,6 +13,8 @@ Everything is seeded and k-means runs on one thread: equal input gives equal cod
 Definition: docs/algorithms.md, Semantic IDs.
 """
 
+import math
+
 import faiss
 import numpy as np
 import scipy.linalg
@@ -22,6 +24,7 @@ from sluice.catalog.data.settings import SemanticIdSettings
 
 _POWER_ITERATIONS = 6
 _OVERSAMPLING = 16
+_LEVELS, _SMALLEST_LEVEL_BITS = 3, 2  # of codes that follow the catalogue
 _CONTEXT_SMOOTHING = 0.75  # of Levy, Goldberg and Dagan 2015: keeps rare contexts from dominating
 
 
@@ -104,7 +107,18 @@ def item_vectors(
     return np.ascontiguousarray(np.concatenate(parts, axis=1))
 
 
-def residual_kmeans(vectors: np.ndarray, settings: SemanticIdSettings) -> np.ndarray:
+def fitting_level_sizes(items: int) -> tuple[int, ...]:
+    """Codes of each level, `[L]`, for a catalogue of `items`: the power of two nearest to 2 sqrt(items).
+
+    Two such levels could tell four times the catalogue apart, and the third is for what lies close together.
+    """
+    size: int = 2 ** max(_SMALLEST_LEVEL_BITS, round(math.log2(2 * math.sqrt(max(1, items)))))
+    return (size,) * _LEVELS
+
+
+def residual_kmeans(
+    vectors: np.ndarray, level_sizes: tuple[int, ...], settings: SemanticIdSettings
+) -> np.ndarray:
     """Codes int32 `[N, L]` of vectors `[N, d]`, level l below `level_sizes[l]`.
 
     Items of which nothing is known (zero rows) are spread at random.
@@ -112,8 +126,8 @@ def residual_kmeans(vectors: np.ndarray, settings: SemanticIdSettings) -> np.nda
     known = np.linalg.norm(vectors, axis=1) > 0
     rng = np.random.default_rng(settings.seed)
     residual = vectors[known].astype(np.float32)
-    codes = np.zeros((len(vectors), len(settings.level_sizes)), dtype=np.int32)
-    for level, size in enumerate(settings.level_sizes):
+    codes = np.zeros((len(vectors), len(level_sizes)), dtype=np.int32)
+    for level, size in enumerate(level_sizes):
         if known.any():
             centroids, nearest = _kmeans(residual, size, settings.iterations, settings.seed + level + 1)
             codes[known, level] = nearest

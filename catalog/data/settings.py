@@ -1,11 +1,10 @@
-"""Settings of the data: where the logs come from, how they are split, how semantic IDs are fitted. Imports no
-torch.
-"""
+"""Settings of the data: where the logs come from, and how semantic IDs are fitted. Imports no torch."""
 
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from sluice.catalog.data.split_settings import ColumnSplit, FileSplit, LeaveLastTwoOut, LoggedSplit, Split
 from sluice.catalog.settings import Settings, Unit
 
 
@@ -38,6 +37,11 @@ class InteractionColumns(Settings):
     exposed_by: str | None = Field(
         default=None, description="Column of the system that showed the item to the user."
     )
+    part: str | None = Field(
+        default=None,
+        description="Column that names the part of the row, for `split.type: column`: pretrain, fresh, valid "
+        "or test.",
+    )
 
 
 class CatalogueColumns(Settings):
@@ -62,8 +66,17 @@ class TableSource(Settings):
 
     type: Literal["table"] = "table"
     interactions: tuple[str, ...] = Field(
-        min_length=1, description="Files of the log, or directories of files."
+        min_length=1,
+        description="Files of the log, or directories of files. With `split.type: files`: of the pretrain "
+        "part.",
     )
+    fresh: tuple[str, ...] = Field(
+        default=(), description="Files of the fresh part, for `split.type: files`; there may be none."
+    )
+    valid: tuple[str, ...] = Field(
+        default=(), description="Files of the validation part, for `split.type: files`."
+    )
+    test: tuple[str, ...] = Field(default=(), description="Files of the test part, for `split.type: files`.")
     unclicked: Literal["impression", "interaction"] = Field(
         default="impression",
         description="What a row is whose `columns.click` is 0. `impression`: the item was shown and not "
@@ -94,63 +107,15 @@ OUTCOMES = ("rating", "click", "dwell_seconds")
 Source = Annotated[MovieLensSource | TableSource, Field(discriminator="type")]
 
 
-class LeaveLastTwoOut(Settings):
-    """Per user: the last interaction is test, the one before it validation, the rest training."""
-
-    type: Literal["leave_last_two_out"] = "leave_last_two_out"
-
-
-class GlobalTime(Settings):
-    """By time: the last `test_share` of all interactions is test, the `valid_share` before it validation."""
-
-    type: Literal["global_time"] = "global_time"
-    valid_share: float = Field(
-        default=0.1, gt=0, lt=0.5, description="Share of all interactions that is validation."
-    )
-    test_share: float = Field(
-        default=0.1, gt=0, lt=0.5, description="Share of all interactions that is test."
-    )
-
-
-class FreshLogs(Settings):
-    """As in production: a policy pretrained up to some moment, fresh logs after it, then validation and test.
-
-    The policy, the semantic IDs and the item vectors see the pretrain part alone. Prompts are drawn from the
-    fresh part alone. Every position of validation and test is a target.
-    """
-
-    type: Literal["fresh"] = "fresh"
-    by: Literal["user", "time"] = Field(
-        default="user",
-        description="`user`: shares of each user's sequence. `time`: shares of all interactions, by time.",
-    )
-    fresh_share: float = Field(default=0.2, gt=0, lt=1, description="Share of the fresh part.")
-    valid_share: float = Field(default=0.1, gt=0, lt=0.5, description="Share of the validation part.")
-    test_share: float = Field(default=0.1, gt=0, lt=0.5, description="Share of the test part, the last one.")
-
-    @model_validator(mode="after")
-    def _something_is_left(self) -> "FreshLogs":
-        if self.pretrain_share < 0.01:
-            raise ValueError("fresh_share + valid_share + test_share must leave a share for pretraining")
-        return self
-
-    @property
-    def pretrain_share(self) -> float:
-        """What the other parts leave."""
-        return 1 - self.fresh_share - self.valid_share - self.test_share
-
-
-Split = Annotated[LeaveLastTwoOut | GlobalTime | FreshLogs, Field(discriminator="type")]
-
-
 class SemanticIdSettings(Settings):
     """Residual k-means over item vectors (co-occurrence in the pretrain part, attributes, the user's
     embedding).
     """
 
-    level_sizes: Annotated[tuple[int, ...], Unit("codes")] = Field(
-        default=(32, 32, 32),
-        description="Codes of each level. The level that resolves collisions comes on top.",
+    level_sizes: Annotated[tuple[int, ...] | None, Unit("codes")] = Field(
+        default=None,
+        description="Codes of each level. The level that resolves collisions comes on top. null: three "
+        "levels of a size that follows the catalogue, the power of two nearest to 2 sqrt(items).",
     )
     vector_dims: Annotated[int, Unit("dimensions")] = Field(
         default=64, ge=2, description="Size of the vectors: rank of the truncated SVD of the co-occurrences."
@@ -172,7 +137,9 @@ class SemanticIdSettings(Settings):
 
     @field_validator("level_sizes")
     @classmethod
-    def _sizes(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+    def _sizes(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if value is None:
+            return None
         if not 1 <= len(value) <= 8 or min(value) < 2:
             raise ValueError("give 1 to 8 levels of at least 2 codes each")
         return value
@@ -212,6 +179,27 @@ class DataSettings(Settings):
         if self.split.type == "leave_last_two_out" and self.min_interactions < 3:
             raise ValueError(
                 "leave_last_two_out needs min_interactions >= 3 (one each to train, validate and test)"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _the_source_brings_the_parts(self) -> "DataSettings":
+        table = self.source if isinstance(self.source, TableSource) else None
+        if isinstance(self.split, LoggedSplit) and table is None:
+            raise ValueError(f"split {self.split.type} reads the parts from the log, which MovieLens has not")
+        column = table.columns.part if table else None
+        if isinstance(self.split, ColumnSplit) != (column is not None):
+            raise ValueError(
+                f"split column reads the part of a row from source.columns.part (which is {column!r}), and "
+                f"split {self.split.type} is set: give both, or neither"
+            )
+        given = [name for name in ("fresh", "valid", "test") if table and getattr(table, name)]
+        if isinstance(self.split, FileSplit) and not {"valid", "test"} <= set(given):
+            raise ValueError("split files needs files in source.valid and in source.test")
+        if given and not isinstance(self.split, FileSplit):
+            raise ValueError(
+                f"source.{given[0]} holds the files of one part, and split {self.split.type} divides the log "
+                "otherwise: set split to {type: files}, or move these files to source.interactions"
             )
         return self
 

@@ -12,7 +12,7 @@ import gzip
 import re
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import BinaryIO
@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.csv as pc_csv
 import pyarrow.parquet as pq
 
-from sluice.catalog.data.log_files import TableFile, find_log_files, table_file
+from sluice.catalog.data.log_files import TableFile, check_once, find_log_files, table_file
 from sluice.catalog.data.settings import MovieLensSource, Source, TableSource
 from sluice.catalog.errors import DataError
 from sluice.catalog.values import FAMILIES, family_of
@@ -32,7 +32,7 @@ BATCH_ROWS = 65_536
 _KINDS = {
     **dict.fromkeys(("user_id", "item_id"), "id"),
     **dict.fromkeys(("rating", "click", "dwell_seconds"), "number"),
-    **dict.fromkeys(("exposed_by", "title"), "label"),
+    **dict.fromkeys(("exposed_by", "part", "title"), "label"),
     **dict.fromkeys(("history", "embedding", "codes"), "list"),
     "timestamp": "time",
 }
@@ -87,7 +87,10 @@ class LogSource:
     def batches(self) -> Iterator[RawBatch]:
         """The log in file order."""
         for file in self.files:
-            yield from read_batches(file, self.columns, "data.source.columns")
+            for batch in read_batches(file, self.columns, "data.source.columns"):
+                if file.part is not None:
+                    batch.columns["part"] = pa.repeat(file.part, len(batch.rows))
+                yield batch
 
     def catalogue_batches(self) -> Iterator[RawBatch]:
         """The catalogue in file order; nothing when there is none. Attributes come as `attribute:<name>`."""
@@ -154,11 +157,21 @@ def _movielens() -> LogSource:
 
 
 def _tables(source: TableSource) -> LogSource:
-    log = find_log_files(source.interactions, order_matters=source.columns.timestamp is None)
+    order_matters = source.columns.timestamp is None
+    log = find_log_files(source.interactions, order_matters=order_matters)
+    files, left_out = list(log.files), list(log.left_out)
+    later = {name: getattr(source, name) for name in ("fresh", "valid", "test") if getattr(source, name)}
+    if later:
+        files = [replace(file, part="pretrain") for file in files]
+    for name, paths in later.items():
+        inside = find_log_files(paths, order_matters=order_matters, asker=f"data.source.{name}")
+        files += [replace(file, part=name) for file in inside.files]
+        left_out += inside.left_out
+    check_once(files)
     catalogue_columns = source.catalogue_columns.model_dump(exclude={"attributes"}, exclude_none=True)
     return LogSource(
-        files=log.files,
-        left_out=log.left_out,
+        files=tuple(files),
+        left_out=tuple(left_out),
         columns=source.columns.model_dump(exclude_none=True),
         catalogue=table_file(Path(source.catalogue)) if source.catalogue else None,
         catalogue_columns=catalogue_columns,

@@ -1,24 +1,36 @@
 """Which interactions pretrain, which are fresh, which validate, which test.
 
-Sequences are in order of time, so the parts of a user follow each other: pretrain, fresh, validation, test.
-Splits other than `FreshLogs` have no fresh part. An example needs a history: the first interaction of a user
-is never a target, though it counts as part of its part.
+The parts of a user follow each other: pretrain, fresh, validation, test. Within a part interactions are in
+order of time. A split that comes with the log labels its rows itself; the others are worked out here. An
+example needs a history: the first interaction of a user is never a target, though it counts as part of its
+part.
 """
 
+import datetime
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 
-from sluice.catalog.data.settings import FreshLogs, GlobalTime, LeaveLastTwoOut, Split
+from sluice.catalog.data.split_settings import (
+    ColumnSplit,
+    FreshLogs,
+    GlobalTime,
+    LeaveLastTwoOut,
+    LoggedSplit,
+    Split,
+)
 from sluice.catalog.errors import DataError
+from sluice.catalog.timestamps import UNITS, TimeUnit
 
 SPLITS = ("pretrain", "fresh", "valid", "test")
 PRETRAIN, FRESH, VALID, TEST = range(4)
 
 _BINS = 4096
 _ROUNDING = 1e-9  # shares add up in floating point
+_EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+_PLAUSIBLE = (1e8, 1e11)  # seconds since 1970 that a moment may be: no two units overlap
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +50,10 @@ def label_splits(
     The sequence of user u is `offsets[u] : offsets[u + 1]` of the interactions, in order of time.
 
     Raises:
-        ValueError: a split by time is asked for without its cuts.
+        ValueError: a split by time is asked for without its cuts, or one that the log's rows bring.
     """
+    if isinstance(split, LoggedSplit):
+        raise ValueError(f"the labels of split {split.type} are read from the log")
     lengths = np.diff(offsets)
     if isinstance(split, LeaveLastTwoOut):
         from_end = np.repeat(offsets[1:], lengths) - np.arange(len(timestamps))
@@ -73,23 +87,50 @@ def positions_of(offsets: np.ndarray) -> np.ndarray:
     return positions.astype(np.int32)
 
 
-def find_cuts(chunks: Callable[[], Iterable[np.ndarray]], split: GlobalTime | FreshLogs) -> TimeCuts:
+def part_values(split: Split) -> dict[str, int] | None:
+    """What the rows of a log may say of their part, with the index into `SPLITS`; None: they say nothing."""
+    if not isinstance(split, LoggedSplit):
+        return None
+    named = {name: getattr(split, name) if isinstance(split, ColumnSplit) else (name,) for name in SPLITS}
+    return {value: SPLITS.index(name) for name, values in named.items() for value in values}
+
+
+def count_late_rows(offsets: np.ndarray, timestamps: np.ndarray) -> int:
+    """How many interactions are earlier than one before them in their user's sequence, which has parts first.
+
+    `timestamps` int64 `[n]`; user u's sequence is `offsets[u] : offsets[u + 1]`.
+    """
+    return sum(
+        int((own < np.maximum.accumulate(own)).sum())
+        for own in np.split(timestamps, offsets[1:-1])
+        if len(own)
+    )
+
+
+def find_cuts(
+    chunks: Callable[[], Iterable[np.ndarray]], split: GlobalTime | FreshLogs, unit: TimeUnit | None = None
+) -> TimeCuts:
     """The cuts of a split by time over timestamps that are too many to hold.
 
-    `chunks()` streams them, int64 `[any length]` each, anew on every call.
+    `chunks()` streams them, int64 `[any length]` each, anew on every call. They count `unit` since 1970, or
+    are no dates (None). Moments that the split gives are brought to that unit.
 
-    With n timestamps in order, a part begins at the one at place floor(n * share), counted from 0, with the
-    share of all parts before it; equal timestamps go together, to the later part.
+    With shares and n timestamps in order, a part begins at the one at place floor(n * share), counted from
+    0, with the share of all parts before it; equal timestamps go together, to the later part.
 
     Raises:
-        DataError: the shares leave a part empty, because there are too few distinct timestamps.
+        DataError: a part is left empty: by shares, because there are too few distinct timestamps, or by
+            moments that are out of order or outside the log.
     """
+    earliest = min((int(chunk.min()) for chunk in chunks() if len(chunk)), default=0)
+    if split.moments:
+        latest = max((int(chunk.max()) for chunk in chunks() if len(chunk)), default=0)
+        return _given_cuts(split.moments, earliest, latest, UNITS[unit] if unit else None)
     n = sum(len(chunk) for chunk in chunks())
     shares = {"valid_from": 1 - split.test_share - split.valid_share, "test_from": 1 - split.test_share}
     if isinstance(split, FreshLogs):
         shares = {"fresh_from": split.pretrain_share, **shares}
     cuts = {name: _at_place(chunks, int(n * share + _ROUNDING)) for name, share in shares.items()}
-    earliest = min((int(chunk.min()) for chunk in chunks() if len(chunk)), default=0)
     bounds = [earliest, *cuts.values()]
     if any(later <= earlier for earlier, later in pairwise(bounds)):
         begins = ", ".join(f"{name.removesuffix('_from')} at {time}" for name, time in cuts.items())
@@ -99,6 +140,43 @@ def find_cuts(chunks: Callable[[], Iterable[np.ndarray]], split: GlobalTime | Fr
             "change the shares of data.split, or use leave_last_two_out"
         )
     return TimeCuts(**cuts)
+
+
+def _given_cuts(
+    moments: dict[str, int | str], earliest: int, latest: int, per_second: int | None
+) -> TimeCuts:
+    """The moments in the unit of a log that runs from `earliest` to `latest`."""
+    cuts = {name: _in_unit(moment, per_second, f"{name} is {moment!r}") for name, moment in moments.items()}
+    bounds = [earliest, *cuts.values()]
+    if any(later <= earlier for earlier, later in pairwise(bounds)) or bounds[-1] > latest:
+        begins = ", ".join(f"{name} {_shown(cut, per_second)}" for name, cut in cuts.items())
+        raise DataError(
+            f"data.split leaves a part empty: the log runs from {_shown(earliest, per_second)} to "
+            f"{_shown(latest, per_second)}, and {begins} must lie within it, each later than the one before"
+        )
+    return TimeCuts(**cuts)
+
+
+def _in_unit(moment: int | str, per_second: int | None, named: str) -> int:
+    """A moment in the unit of the log, of which `per_second` make a second; None: its times are no dates."""
+    if isinstance(moment, int):
+        own = next((per for per in UNITS.values() if _PLAUSIBLE[0] <= moment / per < _PLAUSIBLE[1]), None)
+        return moment if own is None or per_second is None else moment * per_second // own
+    if per_second is None:
+        raise DataError(
+            f"data.split.{named}, and the times of the log are no dates: give a number in its unit"
+        )
+    when = datetime.datetime.fromisoformat(moment)
+    when = when if when.tzinfo else when.replace(tzinfo=datetime.UTC)
+    return (when - _EPOCH) // datetime.timedelta(microseconds=1) * per_second // 10**6
+
+
+def _shown(time: int, per_second: int | None) -> str:
+    """A time of the log, and which date that is."""
+    if per_second is None:
+        return str(time)
+    when = _EPOCH + datetime.timedelta(seconds=time // per_second)
+    return f"{time} ({when:%Y-%m-%dT%H:%M:%S})"
 
 
 def _at_place(chunks: Callable[[], Iterable[np.ndarray]], place: int) -> int:

@@ -7,13 +7,14 @@ optimizer steps, never seconds, so that a run does not depend on how fast the ma
 
 import copy
 import math
-from collections.abc import Callable
-from typing import Any, cast
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import cast
 
 import numpy as np
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from transformers import PreTrainedModel, get_cosine_with_min_lr_schedule_with_warmup
 
 from sluice.catalog.data.dataset import Dataset
@@ -24,6 +25,7 @@ from sluice.learner.kernels.onednn import use_onednn_matmul
 from sluice.learner.policy.dropout import dropout_enabled
 from sluice.learner.policy.policy import Policy
 from sluice.learner.settings import EvaluationSettings, PretrainSettings
+from sluice.learner.training.optimizer import parameter_groups
 
 
 def pretrain_policy(
@@ -44,8 +46,8 @@ def pretrain_policy(
     use_onednn_matmul(model)
     epochs = [_draw_epoch(dataset, settings, until, generator) for _ in range(settings.epochs)]
     total = sum(len(batches) for batches in epochs)
-    optimizer, schedule = _build_optimizer(model, settings, total)
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.average_decay))
+    optimizer = _Optimizer(model, settings, total)
+    average = AveragedModel(model, multi_avg_fn=partial(_mix_weights, settings.average_decay))
     examples = sample_examples(dataset.examples("valid"), evaluation.max_users)
     best, best_weights = -1.0, None
     validations: list[dict[str, float]] = []
@@ -55,7 +57,6 @@ def pretrain_policy(
             model.train()
             for rows in batches:
                 loss = _step(model, _tokens(rows, dataset, vocabulary).to(model.device), optimizer)
-                schedule.step()
                 average.update_parameters(model)
                 step += 1
                 if progress is not None:
@@ -94,17 +95,62 @@ def _draw_epoch(
     )
 
 
-def _build_optimizer(
-    model: nn.Module, settings: PretrainSettings, steps: int
-) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """AdamW, and its learning rate over all `steps`: warm-up, then a cosine."""
-    optimizer = torch.optim.AdamW(
-        _parameter_groups(model, settings.weight_decay), lr=settings.lr, betas=(0.9, 0.98)
-    )
-    schedule = get_cosine_with_min_lr_schedule_with_warmup(
-        optimizer, round(settings.warmup_share * steps), steps, min_lr_rate=settings.final_lr_share
-    )
-    return optimizer, schedule
+class _Optimizer:
+    """AdamW on all weights, or Muon on the matrices of the layers and AdamW on the others.
+
+    The learning rate over all `steps` is a warm-up, then a cosine.
+    """
+
+    def __init__(self, model: PreTrainedModel, settings: PretrainSettings, steps: int) -> None:
+        self._parameters = list(model.parameters())
+        lr, decay = settings.lr, settings.weight_decay
+        tokens = (model.get_input_embeddings().weight, model.get_output_embeddings().weight)
+        inner = [weight for weight in self._parameters if weight.ndim == 2 and not _among(weight, tokens)]
+        orthogonal = inner if settings.optimizer == "muon" else []
+        others = [weight for weight in self._parameters if not _among(weight, orthogonal)]
+        self._optimizers: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(parameter_groups(others, decay), lr=lr, betas=(0.9, 0.98))
+        ]
+        if orthogonal:
+            # With updates as large as those of AdamW, so that one learning rate fits both.
+            self._optimizers.append(
+                torch.optim.Muon(orthogonal, lr=lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
+            )
+        warmup = round(settings.warmup_share * steps)
+        self._schedules = [
+            get_cosine_with_min_lr_schedule_with_warmup(
+                optimizer, warmup, steps, min_lr_rate=settings.final_lr_share
+            )
+            for optimizer in self._optimizers
+        ]
+
+    def step(self) -> None:
+        """Clip the gradients, change the weights, and set the next learning rate."""
+        nn.utils.clip_grad_norm_(self._parameters, 1.0)
+        for optimizer, schedule in zip(self._optimizers, self._schedules, strict=True):
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            schedule.step()
+
+
+def _among(weight: nn.Parameter, weights: Iterable[nn.Parameter]) -> bool:
+    """Whether it is one of these, by identity: tied layers share one."""
+    return any(weight is other for other in weights)
+
+
+@torch.no_grad()
+def _mix_weights(
+    decay: float, averages: Sequence[torch.Tensor], weights: Sequence[torch.Tensor], steps: torch.Tensor
+) -> None:
+    """One step of the moving average: `averages` go towards `weights`, after `steps` earlier ones.
+
+    The decay rises to its value like (1 + t) / (10 + t), so that the average covers the latest ninth of the
+    steps at most and is not held back by the first, random weights.
+    """
+    t = float(steps)
+    kept = min(decay, (1 + t) / (10 + t))
+    for average, weight in zip(averages, weights, strict=True):
+        average.lerp_(weight, 1 - kept)
 
 
 def _tokens(rows: list[np.ndarray], dataset: Dataset, vocabulary: Vocabulary) -> torch.Tensor:
@@ -116,23 +162,15 @@ def _tokens(rows: list[np.ndarray], dataset: Dataset, vocabulary: Vocabulary) ->
     )
 
 
-def _step(model: PreTrainedModel, tokens_BT: torch.Tensor, optimizer: torch.optim.Optimizer) -> float:
+def _step(model: PreTrainedModel, tokens_BT: torch.Tensor, optimizer: _Optimizer) -> float:
     inputs, labels = tokens_BT[:, :-1], tokens_BT[:, 1:]
     real = labels != model.config.pad_token_id
     # Right padding under a causal mask cannot reach a real token, so no attention mask is needed.
     hidden = model.get_decoder()(input_ids=inputs).last_hidden_state
     loss = nn.functional.cross_entropy(model.get_output_embeddings()(hidden[real]), labels[real])
     loss.backward()
-    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
     value = float(loss.detach())
     if not math.isfinite(value):
         raise FloatingPointError(f"pretraining diverged: NLL is {value}; lower pretrain.lr")
     return value
-
-
-def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
-    vectors = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
-    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]

@@ -61,8 +61,8 @@ def prepare_run_data(options: argparse.Namespace) -> int:
     output = options.output or config.directory / "data"
     with Reporter.for_stream(sys.stdout) as reporter, reporter.phase("prepare") as progress:
         result = prepare_data(config.data, output, progress)
-    for warning in result.warnings:
-        print(f"warning: {warning}")
+    for line in result.lines():
+        print(line)
     return _done(output, result)
 
 

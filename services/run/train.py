@@ -59,8 +59,8 @@ def run_training(config: RunConfig, resume: Resume = None) -> int:
             reporter.line(f"the config that was in force before is kept as {kept.name}")
         with reporter.phase("prepare") as progress:
             prepared = prepare.prepare_data(config.data, paths.data, progress)
-        for warning in prepared.warnings:
-            reporter.line(f"warning: {warning}")
+        for line in prepared.lines():
+            reporter.line(line)
         dataset = Dataset.open(paths.data)
         _check_rewards(config, dataset)
         arms.check_compare(config, dataset)

@@ -28,22 +28,32 @@ from sluice.catalog.data.dataset import FORMAT, IMPRESSIONS_FILE, MANIFEST, read
 from sluice.catalog.data.items import Items, attribute_matrix, read_items
 from sluice.catalog.data.partition import EventRules, ItemIndex, UserBuckets
 from sluice.catalog.data.schema import CATALOGUE, EXAMPLES, IMPRESSIONS, INTERACTIONS, USERS
-from sluice.catalog.data.semantic_ids import item_vectors, level_sizes_of, residual_kmeans, resolve_collisions
-from sluice.catalog.data.settings import (
-    OUTCOMES,
-    DataSettings,
-    FreshLogs,
-    GlobalTime,
-    TableSource,
+from sluice.catalog.data.semantic_ids import (
+    fitting_level_sizes,
+    item_vectors,
+    level_sizes_of,
+    residual_kmeans,
+    resolve_collisions,
 )
+from sluice.catalog.data.settings import OUTCOMES, DataSettings, TableSource
 from sluice.catalog.data.sources import LogSource, open_source
-from sluice.catalog.data.splits import PRETRAIN, SPLITS, TimeCuts, find_cuts, label_splits, positions_of
+from sluice.catalog.data.split_settings import FreshLogs, GlobalTime, LoggedSplit
+from sluice.catalog.data.splits import (
+    PRETRAIN,
+    SPLITS,
+    TimeCuts,
+    count_late_rows,
+    find_cuts,
+    label_splits,
+    part_values,
+    positions_of,
+)
 from sluice.catalog.errors import DataError
 from sluice.catalog.files import directory_aside, sha256_of, write_atomically
-from sluice.services.stages.log_warnings import list_log_warnings
+from sluice.catalog.timestamps import TimeUnit
+from sluice.services.stages.data_warnings import REJECTED, describe_codes, list_warnings
 from sluice.services.stages.staging import check_replaceable, is_current
 
-REJECTED = "rejected.jsonl"
 _LIBRARIES = ("pyarrow", "numpy", "scipy", "faiss-cpu")
 
 Progress = Callable[[int, int, dict[str, float]], None]
@@ -57,6 +67,10 @@ class Prepared:
     reused: bool  # the directory already held exactly this, nothing was done
     manifest: dict[str, Any]
     warnings: tuple[str, ...]  # what a user should know of this data set
+
+    def lines(self) -> list[str]:
+        """What to print of it: its semantic IDs, then the warnings."""
+        return [describe_codes(self.manifest), *(f"warning: {warning}" for warning in self.warnings)]
 
 
 def prepare_data(
@@ -74,14 +88,14 @@ def prepare_data(
     fingerprint = source.fingerprint()
     if is_current(output, settings, fingerprint):
         manifest = read_manifest(output) or {}
-        return Prepared(directory=output, reused=True, manifest=manifest, warnings=_warnings(manifest))
+        return Prepared(directory=output, reused=True, manifest=manifest, warnings=list_warnings(manifest))
     check_replaceable(output)
     with directory_aside(output) as staging:
         manifest = _Preparation(settings, source, staging, progress).run()
         manifest["source"] = fingerprint
         manifest["files"] = {path.name: sha256_of(path) for path in sorted(staging.iterdir())}
         write_atomically(staging / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
-    return Prepared(directory=output, reused=False, manifest=manifest, warnings=_warnings(manifest))
+    return Prepared(directory=output, reused=False, manifest=manifest, warnings=list_warnings(manifest))
 
 
 class _Preparation:
@@ -101,7 +115,7 @@ class _Preparation:
         table = settings.source if isinstance(settings.source, TableSource) else None
         self._unclicked_are_impressions = table is not None and table.unclicked == "impression"
         self._given_unit = "auto" if table is None else table.timestamp_unit
-        self._time_unit: str | None = None  # what the timestamps turn out to count
+        self._time_unit: TimeUnit | None = None  # what the timestamps turn out to count
 
     def run(self) -> dict[str, Any]:
         log, catalogue = self._clean_and_sort()
@@ -133,7 +147,9 @@ class _Preparation:
             items = read_items(self._source, catalogue)
             catalogue.check(self._settings.max_bad_share)
             index = ItemIndex(items.ids if items else None)
-            cleaner = LogCleaner(log, index.contains if items else None, time_unit=self._given_unit)
+            parts = part_values(self._settings.split)
+            known = index.contains if items else None
+            cleaner = LogCleaner(log, known, parts=parts, time_unit=self._given_unit)
             buckets = self._partition(index, cleaner, log)
             if log.rows == 0:
                 raise DataError(f"the log is empty: {_named(self._source)} holds no row")
@@ -236,7 +252,9 @@ class _Preparation:
         if not isinstance(split, GlobalTime) and not (isinstance(split, FreshLogs) and split.by == "time"):
             return None
         return find_cuts(
-            lambda: (table.column(0).to_numpy() for table in self._row_groups(["timestamp"])), split
+            lambda: (table.column(0).to_numpy() for table in self._row_groups(["timestamp"])),
+            split,
+            self._time_unit,
         )
 
     def _split(self, cuts: TimeCuts | None) -> tuple[CoOccurrence, SharedUsers]:
@@ -246,13 +264,17 @@ class _Preparation:
         near = CoOccurrence(len(self._items.ids), self._settings.semantic_ids.window)
         shared = SharedUsers(len(self._items.ids))
         examples, repeats = np.zeros(len(SPLITS), dtype=np.int64), np.zeros(len(SPLITS), dtype=np.int64)
-        training = 0
+        training = late = 0
         with pq.ParquetWriter(self._directory / "examples.parquet", EXAMPLES) as file:
-            for table in self._row_groups(["user", "item", "timestamp"]):
+            for table in self._row_groups(["user", "item", "timestamp", "part"]):
                 user, item, timestamp = (table.column(i).to_numpy() for i in range(3))
                 _, starts = np.unique(user, return_index=True)
                 offsets = np.append(starts, len(user))
-                labels = label_splits(offsets, timestamp, self._settings.split, cuts)
+                if isinstance(self._settings.split, LoggedSplit):
+                    labels = table.column("part").to_numpy()
+                    late += count_late_rows(offsets, timestamp)
+                else:
+                    labels = label_splits(offsets, timestamp, self._settings.split, cuts)
                 positions = positions_of(offsets)
                 for counts in (near, shared):
                     counts.add(user[labels == PRETRAIN], item[labels == PRETRAIN])
@@ -267,6 +289,7 @@ class _Preparation:
                 file.write_table(pa.table(columns, schema=EXAMPLES), row_group_size=max(1, int(kept.sum())))
                 self._advance(len(user), {"examples": float(examples.sum())})
         self._counts["pretrain_interactions"] = training
+        self._counts["interactions_before_an_earlier_part"] = late
         self._counts["examples"] = dict(zip(SPLITS, examples.tolist(), strict=True))
         self._counts["repeated_targets"] = dict(zip(SPLITS, repeats.tolist(), strict=True))
         self._counts["items_without_pretrain_interactions"] = int((near.popularity == 0).sum())
@@ -292,7 +315,8 @@ class _Preparation:
             attributes, names = attribute_matrix(items.attributes)
             counts = mix_counts(near.matrix(), shared.matrix(), settings.user_share)
             vectors = item_vectors(counts, attributes, names, items.embedding, settings)
-            codes, fitted = residual_kmeans(vectors, settings), settings.level_sizes
+            fitted = settings.level_sizes or fitting_level_sizes(len(vectors))
+            codes = residual_kmeans(vectors, fitted, settings)
         unique = resolve_collisions(codes, near.popularity)
         self._counts["items_with_shared_codes"] = _sharing(codes)
         return unique, level_sizes_of(unique, fitted)
@@ -310,26 +334,6 @@ class _Preparation:
     def _advance(self, rows: int, fields: dict[str, float]) -> None:
         self._done += rows
         self._report(self._done, max(3 * self._rows, self._done), fields)
-
-
-def _warnings(manifest: dict[str, Any]) -> tuple[str, ...]:
-    repeats, warnings = manifest["counts"]["repeated_targets"], []
-    hidden = {split: repeats[split] for split in ("valid", "test") if repeats[split]}
-    if hidden and manifest["settings"]["exclude_seen"]:
-        listed = ", ".join(
-            f"{count} of {manifest['counts']['examples'][split]} {split}" for split, count in hidden.items()
-        )
-        warnings.append(
-            f"data.exclude_seen keeps consumed items out of the ranking, but the targets of {listed} "
-            f"examples were consumed before and can never be hit: set data.exclude_seen=false if people come "
-            "back to items"
-        )
-    warnings += [
-        f"{rejected['bad']} of {rejected['rows']} rows of the {table} were left out; {REJECTED} lists them"
-        for table, rejected in manifest["rejected"].items()
-        if rejected["bad"]
-    ]
-    return (*warnings, *list_log_warnings(manifest))
 
 
 def _seen_before(user: np.ndarray, item: np.ndarray, items: int) -> np.ndarray:

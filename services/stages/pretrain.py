@@ -18,6 +18,7 @@ from sluice.learner.policy.policy import (
     move_model,
     save_policy,
 )
+from sluice.learner.settings import PretrainSettings
 from sluice.learner.training.pretrain import pretrain_policy
 from sluice.services.config import RunConfig
 from sluice.services.paths import RunPaths
@@ -55,7 +56,7 @@ def _pretrain(
         "seed": config.seed,
         "data": sha256_of(paths.data / "manifest.json"),
         "policy": config.policy.model_dump(mode="json"),
-        "pretrain": config.pretrain.model_dump(mode="json"),
+        "pretrain": config.pretrain.model_dump(mode="json", exclude=_neutral(config.pretrain)),
         "evaluation": config.evaluation.model_dump(mode="json"),
     }
     if until != "pretrain":  # the stamps of starting policies have never named it
@@ -75,6 +76,11 @@ def _pretrain(
 
     build_once(place, inputs, build)
     return place
+
+
+def _neutral(settings: PretrainSettings) -> set[str]:
+    """Settings that are new since and change nothing here: a policy made without them is the same."""
+    return {"optimizer"} if settings.optimizer == "adamw" else set()
 
 
 def _initial(config: RunConfig, dataset: Dataset) -> Policy:

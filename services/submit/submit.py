@@ -233,8 +233,10 @@ def absolute_paths(config: RunConfig, working_directory: Path) -> list[str]:
         "policy.base": config.policy.base,
     }
     if config.data.source.type == "table":
-        paths["data.source.interactions"] = config.data.source.interactions
-        paths["data.source.catalogue"] = config.data.source.catalogue
+        source = config.data.source
+        parts = {name: getattr(source, name) or None for name in ("fresh", "valid", "test")}
+        logs = {"interactions": source.interactions, **parts, "catalogue": source.catalogue}
+        paths |= {f"data.source.{name}": value for name, value in logs.items()}
     overrides = []
     for field, value in paths.items():
         if isinstance(value, str):

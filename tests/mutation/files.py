@@ -94,8 +94,8 @@ _TIMESTAMPS = (
     ("usable & (values > latest) & ~elsewhere", "usable & (values > latest)"),
     ("self._check_remembered(decided)", "pass"),
     ("self._in_span(values, unit) & usable", "self._in_span(values, unit)"),
-    ("usable & (values < _EARLIEST_S * _UNITS[unit])", "usable & (values < 0)"),
-    ('(micros > self._latest_s * _UNITS["us"])', '(micros > self._latest_s * _UNITS["ns"])'),
+    ("usable & (values < _EARLIEST_S * UNITS[unit])", "usable & (values < 0)"),
+    ('(micros > self._latest_s * UNITS["us"])', '(micros > self._latest_s * UNITS["ns"])'),
     ('self._off = unit == "none"', "self._off = False"),
 )
 
@@ -127,7 +127,7 @@ _EVENTS = (
     ("rows_of >= rules.min_interactions", "rows_of > rules.min_interactions"),
     ("keeps = rows_of >= rules.min_interactions", "keeps = rows_of >= 0"),
     ("np.cumsum(keeps) - 1 + first_user", "np.cumsum(keeps) - 1"),
-    ("if name in _TIME_AND_PLACE else pc.if_else(known, column, None)", ""),
+    ('if name in (*_TIME_AND_PLACE, "part") else pc.if_else(known, column, None)', ""),
     ("np.minimum.accumulate(own[::-1])[::-1]", "own"),
     ("if rules.has_times else 0", ""),
     ("& told[:-1]", ""),

@@ -4,6 +4,7 @@ from tests.mutation.mutant import Mutant
 
 _SPLITS = ("catalog/data/test_splits.py",)
 _CUT_OFFS = ("services/stages/test_cut_offs.py",)
+_PREPARE = ("services/stages/test_prepare.py",)
 _METRICS = ("learner/test_ranking_metrics.py",)
 
 SPLIT_MUTANTS = (
@@ -17,7 +18,49 @@ SPLIT_MUTANTS = (
             ("cuts.valid_from if cuts.fresh_from is None else cuts.fresh_from", "cuts.valid_from"),
             ("timestamps >= fresh_from]", "timestamps > fresh_from]"),
             ("if isinstance(split, FreshLogs):\n        shares", "if False:\n        shares"),
-            ("later <= earlier for", "later < earlier for"),
+            (
+                "bounds = [earliest, *cuts.values()]\n    if any(later <= earlier for earlier, later in "
+                "pairwise(bounds)):",
+                "bounds = [earliest, *cuts.values()]\n    if any(later < earlier for earlier, later in "
+                "pairwise(bounds)):",
+            ),
+            ("pairwise(bounds)) or bounds[-1] > latest", "pairwise(bounds))"),
+            ("bounds[-1] > latest", "bounds[-1] >= latest"),
+            ("moment * per_second // own", "moment"),
+            ("* per_second // 10**6", "// 10**6"),
+            ("own < np.maximum.accumulate(own)", "own <= np.maximum.accumulate(own)"),
+        )
+    ),
+    *(
+        Mutant(file, old, new, _PREPARE)
+        for file, old, new in (
+            (
+                "catalog/data/partition.py",
+                "_renumber(_in_order_of_parts(events), place)",
+                "_renumber(events, place)",
+            ),
+            ("catalog/data/sources.py", "replace(file, part=name)", 'replace(file, part="test")'),
+            ("catalog/data/cleaning.py", "as_numpy(numbers.is_null()),", "as_numpy(numbers.is_valid()),"),
+            ("services/stages/prepare.py", "late += count", "late = count"),
+            ("services/stages/data_warnings.py", "shared > _MANY * items", "shared > items"),
+        )
+    ),
+    Mutant(
+        "catalog/data/semantic_ids.py",
+        "math.log2(2 * math.sqrt(max(1, items)))",
+        "math.log2(math.sqrt(max(1, items)))",
+        ("catalog/data/test_semantic_ids.py",),
+    ),
+    *(
+        Mutant("learner/training/pretrain.py", old, new, ("learner/training/test_pretrain.py",))
+        for old, new in (
+            ('validations[-1]["hr@10"] > best', 'validations[-1]["hr@10"] >= best'),
+            ("since_best >= settings.patience", "since_best > settings.patience"),
+            ("deepcopy(average.module.state_dict())", "deepcopy(model.state_dict())"),
+            ("model.load_state_dict(best_weights)", "best_weights"),
+            ("min(decay, (1 + t) / (10 + t))", "decay"),
+            ("and not _among(weight, tokens)", ""),
+            ('adjust_lr_fn="match_rms_adamw"', 'adjust_lr_fn="original"'),
         )
     ),
     Mutant("learner/training/pretrain.py", 'until: str = "pretrain"', 'until: str = "fresh"', _CUT_OFFS),

@@ -80,7 +80,7 @@ def test_the_message_has_old_and_new_values_and_the_remedies(tmp_path: Path):
         )
     assert str(caught.value).splitlines() == [
         f"{directory} was run with another config, and what is in it does not fit this one:",
-        "  data.semantic_ids.level_sizes [32, 32, 32] -> [8, 8] (the prepared data, the semantic IDs and so "
+        "  data.semantic_ids.level_sizes null -> [8, 8] (the prepared data, the semantic IDs and so "
         "the catalogue are made from it)",
         "  policy.layers 4 -> 5 (the checkpoints hold this model)",
         "Undo these changes, or start a new run: give another name, seed or output and leave out --resume. "

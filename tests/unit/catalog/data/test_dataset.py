@@ -30,7 +30,7 @@ def directory(tmp_path):
         "item": [2, 0, 1, 3, 1, 2, 0],
         "timestamp": [1, 2, 3, 4, 1, 1, 9],
         "rating": [5, None, 1, 2, 3, 4, 5],
-        **{name: [None] * 7 for name in ("click", "dwell_seconds", "exposed_by")},
+        **{name: [None] * 7 for name in ("click", "dwell_seconds", "exposed_by", "part")},
     }
     table = pa.table(interactions, schema=INTERACTIONS)
     with pq.ParquetWriter(tmp_path / "interactions.parquet", INTERACTIONS) as writer:

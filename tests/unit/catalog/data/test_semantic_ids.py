@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from sluice.catalog.data.cooccurrence import CoOccurrence, SharedUsers, mix_counts
 from sluice.catalog.data.semantic_ids import (
+    fitting_level_sizes,
     item_vectors,
     level_sizes_of,
     ppmi,
@@ -48,6 +49,14 @@ def test_level_sizes():
     assert level_sizes_of(codes, (8, 8)) == (8, 8, 2)
 
 
+def test_level_sizes_follow_the_catalogue():
+    # 2 sqrt(20) = 8.9, 2 sqrt(1682) = 82, 2 sqrt(12101) = 220, 2 sqrt(10^6) = 2000
+    sizes = {items: fitting_level_sizes(items) for items in (1, 20, 1682, 12_101, 1_000_000)}
+    assert sizes == {1: (4,) * 3, 20: (8,) * 3, 1682: (64,) * 3, 12_101: (256,) * 3, 1_000_000: (2048,) * 3}
+    # Nearest on the scale of powers: the turn from 64 to 128 is at 2 sqrt(n) = 64 sqrt(2).
+    assert (fitting_level_sizes(2047)[0], fitting_level_sizes(2049)[0]) == (64, 128)
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     items=st.integers(1, 60),
@@ -60,11 +69,11 @@ def test_residual_kmeans_is_deterministic_and_within_the_level_sizes(items, dims
     vectors = np.random.default_rng(seed).standard_normal((items, dims)).astype(np.float32)
     vectors[:unknown] = 0
     before = vectors.copy()
-    given = SemanticIdSettings(level_sizes=tuple(sizes), iterations=3, seed=seed)
-    codes = residual_kmeans(vectors, given)
+    given = SemanticIdSettings(iterations=3, seed=seed)
+    codes = residual_kmeans(vectors, tuple(sizes), given)
     assert codes.shape == (items, len(sizes)) and codes.dtype == np.int32
     assert (codes >= 0).all() and (codes < np.array(sizes)).all()
-    assert (codes == residual_kmeans(vectors, given)).all()
+    assert (codes == residual_kmeans(vectors, tuple(sizes), given)).all()
     assert (vectors == before).all()
 
 
@@ -73,7 +82,7 @@ def test_near_items_share_their_first_code_and_levels_code_what_is_left():
     vectors = np.array(
         [[10, 1], [10, 1.01], [10, -1], [10, -1.01], [-10, 1], [-10, 1.01], [-10, -1], [-10, -1.01]]
     )
-    codes = residual_kmeans(vectors.astype(np.float32), SemanticIdSettings(level_sizes=(2, 2)))
+    codes = residual_kmeans(vectors.astype(np.float32), (2, 2), SemanticIdSettings())
     first, second = codes.T.tolist()
     assert first in ([0] * 4 + [1] * 4, [1] * 4 + [0] * 4)
     assert second in ([0, 0, 1, 1] * 2, [1, 1, 0, 0] * 2)
@@ -82,7 +91,7 @@ def test_near_items_share_their_first_code_and_levels_code_what_is_left():
 def test_items_of_which_nothing_is_known_do_not_all_collide():
     vectors = np.zeros((64, 8), dtype=np.float32)
     vectors[:32] = np.random.default_rng(0).standard_normal((32, 8))
-    codes = residual_kmeans(vectors, SemanticIdSettings(level_sizes=(8, 8)))
+    codes = residual_kmeans(vectors, (8, 8), SemanticIdSettings())
     assert len({tuple(row) for row in codes[32:].tolist()}) >= 16
 
 

@@ -3,8 +3,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sluice.catalog.data.settings import FreshLogs, GlobalTime, LeaveLastTwoOut
-from sluice.catalog.data.splits import TimeCuts, find_cuts, label_splits, lengths_until, positions_of
+from sluice.catalog.data.split_settings import ColumnSplit, FileSplit, FreshLogs, GlobalTime, LeaveLastTwoOut
+from sluice.catalog.data.splits import (
+    TimeCuts,
+    count_late_rows,
+    find_cuts,
+    label_splits,
+    lengths_until,
+    part_values,
+    positions_of,
+)
 from sluice.catalog.errors import DataError
 
 OFFSETS = np.array([0, 4, 7])  # one user with 4 interactions, one with 3
@@ -105,3 +113,65 @@ def test_cuts_keep_equal_timestamps_together():
 def test_cuts_refuse_an_empty_part(times):
     with pytest.raises(DataError, match="leaves a part empty"):
         find_cuts(lambda: iter([np.array(times)]), GlobalTime(valid_share=0.1, test_share=0.1))
+
+
+def cut_at(times, unit="s", **moments):
+    split = FreshLogs(by="time", **moments) if "fresh_from" in moments else GlobalTime(**moments)
+    return find_cuts(lambda: iter(np.array_split(np.array(times, dtype=np.int64), 3)), split, unit)
+
+
+JANUARY = 1_704_067_200  # 2024-01-01T00:00:00 in seconds
+DAYS = [JANUARY + 86_400 * day for day in range(10)]
+
+
+@pytest.mark.parametrize(("unit", "per_second"), [("s", 1), ("ms", 10**3), ("us", 10**6), ("ns", 10**9)])
+def test_moments_are_brought_to_the_unit_of_the_log(unit, per_second):
+    times = [day * per_second for day in DAYS]
+    expected = TimeCuts(valid_from=times[4], test_from=times[6])
+    for valid_from in ("2024-01-05", "2024-01-05T01:00:00+01:00", DAYS[4], DAYS[4] * 1000, DAYS[4] * 10**6):
+        assert cut_at(times, unit, valid_from=valid_from, test_from="2024-01-07") == expected
+    cuts = cut_at(times, unit, fresh_from="2024-01-02", valid_from="2024-01-05", test_from="2024-01-07")
+    assert (cuts.fresh_from, cuts.valid_from, cuts.test_from) == (times[1], times[4], times[6])
+
+
+def test_a_log_of_steps_is_cut_at_steps():
+    assert cut_at(range(10), None, valid_from=4, test_from=9) == TimeCuts(valid_from=4, test_from=9)
+    with pytest.raises(
+        DataError, match=r"split\.valid_from is '2024-01-05', and the times of the log are no"
+    ):
+        cut_at(range(10), None, valid_from="2024-01-05", test_from=9)
+
+
+@pytest.mark.parametrize(
+    "moments",
+    [
+        {"valid_from": "2024-01-07", "test_from": "2024-01-05"},
+        {"valid_from": "2024-01-05", "test_from": "2024-01-05"},
+        {"valid_from": "2024-01-01", "test_from": "2024-01-05"},
+        {"valid_from": "2024-01-05", "test_from": "2024-01-10T00:00:01"},
+        {"fresh_from": "2024-01-05", "valid_from": "2024-01-04", "test_from": "2024-01-06"},
+    ],
+)
+def test_moments_out_of_order_or_outside_the_log_are_refused_with_its_range(moments):
+    with pytest.raises(
+        DataError, match=r"from 1704067200 \(2024-01-01T00:00:00\) to 1704844800 \(2024-01-10T"
+    ):
+        cut_at(DAYS, **moments)
+
+
+def test_the_last_moment_of_the_log_may_be_test():
+    assert cut_at(DAYS, valid_from="2024-01-05", test_from="2024-01-10").test_from == DAYS[9]
+
+
+def test_the_values_of_parts():
+    assert part_values(GlobalTime()) is None
+    assert part_values(FileSplit()) == {"pretrain": 0, "fresh": 1, "valid": 2, "test": 3}
+    split = ColumnSplit(pretrain=("train", "old"), fresh=(), valid=("dev",))
+    assert part_values(split) == {"train": 0, "old": 0, "dev": 2, "test": 3}
+    with pytest.raises(ValueError, match="split column are read from the log"):
+        label_splits(OFFSETS, np.arange(7), split, None)
+
+
+def test_late_rows_are_those_earlier_than_one_before_them():
+    assert count_late_rows(OFFSETS, np.array([1, 5, 4, 4, 2, 2, 3])) == 2
+    assert count_late_rows(OFFSETS, np.array([1, 2, 3, 4, 0, 1, 2])) == 0

@@ -2,17 +2,19 @@
 asked which items it has seen.
 """
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
 
 from sluice.catalog.data.cooccurrence import CoOccurrence
 from sluice.catalog.data.dataset import Dataset
-from sluice.catalog.data.settings import DataSettings, FreshLogs, SemanticIdSettings, TableSource
+from sluice.catalog.data.settings import DataSettings, SemanticIdSettings
 from sluice.learner.batches import windows
 from sluice.learner.batches.sources import prompts_of
 from sluice.learner.evaluation.baselines import fit_baselines
@@ -22,36 +24,72 @@ from sluice.learner.ranker.settings import EaseSettings, ItemKnnSettings, Ranker
 from sluice.learner.ranker.stack import StackedRanker
 from sluice.learner.settings import EvaluationSettings, PolicySettings, PretrainSettings
 from sluice.learner.training import pretrain
+from sluice.services.stages import prepare
 from sluice.services.stages.prepare import prepare_data
 
 USERS = 12
 PARTS = {"pretrain": 6, "fresh": 2, "valid": 1, "test": 1}  # interactions of each user, in this order
 
 
-@pytest.fixture(scope="module", params=["user", "time"])
-def dataset(request, tmp_path_factory) -> Dataset:
-    """Users have ten interactions each; those of a part are with items that are named after it."""
-    directory = tmp_path_factory.mktemp("parts")
+# How the parts of the log are told to `prepare`: by shares, by moments, by a column, by files of their own.
+SPLITS = {
+    "user": {"split": {"type": "fresh"}},
+    "time": {"split": {"type": "fresh", "by": "time"}},
+    "moments": {
+        "split": {
+            "type": "fresh",
+            "by": "time",
+            "fresh_from": "2024-01-07",
+            "valid_from": "2024-01-09",
+            "test_from": "2024-01-10",
+        }
+    },
+    "column": {"split": {"type": "column"}, "columns": {"part": "part"}},
+    "files": {"split": {"type": "files"}},
+}
+JANUARY, DAY = 1_704_067_200, 86_400  # 2024-01-01 and a day, in seconds
+
+
+def write_log(directory: Path) -> None:
+    """Users have ten interactions each, one a day; those of a part are with items that are named after it."""
     names = [part for part, count in PARTS.items() for _ in range(count)]
     rows = [
-        (f"u{user:02d}", f"{part}-{(user + step) % 4}", 1000 * step + user)
+        (f"u{user:02d}", f"{part}-{(user + step) % 4}", JANUARY + DAY * step + user, part)
         for user in range(USERS)
         for step, part in enumerate(names)
     ]
-    users, items, times = zip(*rows, strict=True)
-    pq.write_table(
-        pa.table({"user_id": users, "item_id": items, "timestamp": times}), directory / "log.parquet"
-    )
+    columns = zip(*rows, strict=True)
+    log = pa.table(dict(zip(("user_id", "item_id", "timestamp", "part"), columns, strict=True)))
+    pq.write_table(log, directory / "log.parquet")
+    for part in PARTS:
+        pq.write_table(log.filter(pc.equal(log.column("part"), part)), directory / f"{part}.parquet")
+
+
+@pytest.fixture(scope="module", params=SPLITS)
+def dataset(request, tmp_path_factory) -> Dataset:
+    """The log of `write_log`, prepared with one of the splits that divide it into its parts."""
+    directory = tmp_path_factory.mktemp("parts")
+    write_log(directory)
+    given = SPLITS[request.param]
+    source = {"type": "table", "columns": given.get("columns", {})}
+    if request.param == "files":
+        source |= {part: [str(directory / f"{part}.parquet")] for part in ("fresh", "valid", "test")}
+        source |= {"interactions": [str(directory / "pretrain.parquet")]}
+    else:
+        source |= {"interactions": [str(directory / "log.parquet")]}
     settings = DataSettings(
         name="parts",
-        source=TableSource(interactions=(str(directory / "log.parquet"),)),
-        split=FreshLogs(by=request.param),
+        source=source,
+        split=given["split"],
         semantic_ids=SemanticIdSettings(level_sizes=(4, 4), vector_dims=4, window=2),
         exclude_seen=False,
         max_history=10,
     )
     counted: list[set[int]] = []
+    vectors: list[np.ndarray] = []
     with pytest.MonkeyPatch.context() as patch:
+        make = prepare.item_vectors
+        patch.setattr(prepare, "item_vectors", lambda *given: (vectors.append(make(*given)), vectors[-1])[1])
         count = CoOccurrence.add
         patch.setattr(
             CoOccurrence,
@@ -59,8 +97,15 @@ def dataset(request, tmp_path_factory) -> Dataset:
             lambda self, users, items: (counted.append(set(items.tolist())), count(self, users, items))[1],
         )
         made = Dataset.open(prepare_data(settings, directory / "data").directory)
-    made.counted = set.union(*counted)
+    made.counted, (made.item_vectors,) = set.union(*counted), vectors
     return made
+
+
+def test_item_vectors_see_the_pretrain_part_alone(dataset):
+    # Items of later parts have none: their co-occurrences were not counted, and nothing else is known.
+    vectors = dataset.item_vectors
+    with_vector = np.flatnonzero(np.linalg.norm(vectors, axis=1) > 0)
+    assert parts_of(dataset, with_vector) == {"pretrain"} and len(with_vector) == 4
 
 
 def parts_of(dataset: Dataset, items) -> set[str]:

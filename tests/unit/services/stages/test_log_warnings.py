@@ -37,7 +37,7 @@ def prepare(directory, *paths, columns=None, given=None, **settings):
     source = TableSource(
         interactions=tuple(map(str, paths)), columns=InteractionColumns(**(columns or {})), **(given or {})
     )
-    ids = SemanticIdSettings(level_sizes=(4, 4), vector_dims=4, iterations=3)
+    ids = SemanticIdSettings(level_sizes=(16, 16), vector_dims=4, iterations=3)
     prepared = prepare_data(DataSettings(source=source, semantic_ids=ids, **settings), directory / "out")
     said = tuple(list_log_warnings(prepared.manifest))
     assert set(said) <= set(prepared.warnings)
@@ -223,3 +223,27 @@ def test_a_directory_of_an_earlier_version_is_not_prepared_again(tmp_path):
     assert "log" not in json.loads((tmp_path / "out" / "manifest.json").read_text()), "reused"
     prepare(tmp_path, log, given={"timestamp_unit": "s"})
     assert "log" in json.loads((tmp_path / "out" / "manifest.json").read_text())
+
+
+def test_histories_per_row_in_files_of_their_own(tmp_path):
+    # As MiniOneRec has them: the history of a row of the test file holds the targets of the other files.
+    head = ("user_id", "item_id", "timestamp", "history")
+    rows = [
+        (user, item, time, "[" + ", ".join(f"'{name}'" for _, name, _ in known) + "]")
+        for start in range(0, 72, 6)
+        for known in [events()[start : start + 6]]
+        for (user, item, time), known in [(known[place], known[:place]) for place in range(1, 6)]
+    ]
+    files = {"train": rows[0::5] + rows[1::5] + rows[2::5], "valid": rows[3::5], "test": rows[4::5]}
+    paths = {name: written(tmp_path / f"{name}.csv", kept, head) for name, kept in files.items()}
+    dataset, (noted,) = prepare(
+        tmp_path,
+        paths["train"],
+        columns={"history": "history"},
+        given={name: (str(paths[name]),) for name in ("valid", "test")},
+        split={"type": "files"},
+    )
+    assert noted.startswith("12 events stand in histories alone")  # the first of each user
+    assert sequences(dataset) == truth(events())
+    assert dataset._labels.tolist() == [0, 0, 0, 0, 2, 3] * 12
+    assert [len(dataset.examples(part)) for part in ("pretrain", "valid", "test")] == [36, 12, 12]

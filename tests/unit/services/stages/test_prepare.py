@@ -13,11 +13,11 @@ from sluice.catalog.data.schema import CATALOGUE, EXAMPLES, INTERACTIONS, USERS
 from sluice.catalog.data.settings import (
     CatalogueColumns,
     DataSettings,
-    GlobalTime,
     InteractionColumns,
     SemanticIdSettings,
     TableSource,
 )
+from sluice.catalog.data.split_settings import GlobalTime
 from sluice.catalog.errors import DataError
 from sluice.services.stages import prepare as module
 from sluice.services.stages.prepare import prepare_data
@@ -63,7 +63,7 @@ def write(
             codes="codes" if items is not None and "codes" in items.column_names else None,
         ),
     )
-    ids = SemanticIdSettings(level_sizes=(4, 4), vector_dims=8)
+    ids = SemanticIdSettings(level_sizes=(16, 16), vector_dims=8)
     return DataSettings(**({"name": "test", "source": source, "semantic_ids": ids} | given))
 
 
@@ -116,6 +116,7 @@ def test_files_follow_the_schemas_and_the_sequences_the_log(tmp_path):
         "users_below_min_interactions": 0,
         "interactions_below_min_interactions": 0,
         "pretrain_interactions": len(rows) - 80,
+        "interactions_before_an_earlier_part": 0,
         "examples": {"pretrain": len(rows) - 120, "fresh": 0, "valid": 40, "test": 40},
         "repeated_targets": {"pretrain": 0, "fresh": 0, "valid": 0, "test": 0},
         "items_with_shared_codes": 0,
@@ -392,3 +393,174 @@ def test_movielens():
         assert dataset.codes.shape == (1682, 4)
         assert len({tuple(row) for row in dataset.codes.tolist()}) == 1682
         assert dataset.settings.exclude_seen
+
+
+def parted_log() -> pa.Table:
+    """`make_log` with the part of each row by its place in its user's sequence: 60%, 20%, 10%, 10%."""
+    log = make_log().sort_by([("user_id", "ascending"), ("timestamp", "ascending")])
+    users = log.column("user_id").to_pylist()
+    lengths = {user: users.count(user) for user in users}
+    places = [users[:row].count(user) for row, user in enumerate(users)]
+    names = [
+        "train" if place < 0.6 * lengths[user] - 1 else "fresh" if place < lengths[user] - 2 else None
+        for user, place in zip(users, places, strict=True)
+    ]
+    names = [
+        name or ("valid" if place == lengths[user] - 2 else "test")
+        for name, user, place in zip(names, users, places, strict=True)
+    ]
+    return log.append_column("split", pa.array(names))
+
+
+def with_source(settings: DataSettings, **changes) -> DataSettings:
+    """The settings with some of the source's replaced, checked whole."""
+    raw = settings.model_dump()
+    source = raw["source"] | {name: value for name, value in changes.items() if name != "split"}
+    return DataSettings.model_validate(
+        raw | {"source": source} | ({"split": changes["split"]} if "split" in changes else {})
+    )
+
+
+def by_column(folder: Path, log: pa.Table, **split) -> DataSettings:
+    settings = write(folder, log, make_items())
+    columns = settings.source.columns.model_dump() | {"part": "split"}
+    return with_source(settings, columns=columns, split={"type": "column"} | split)
+
+
+def test_a_column_of_the_log_names_the_parts(tmp_path):
+    log = parted_log()
+    result = prepare_data(by_column(tmp_path / "raw", log), tmp_path / "out")
+    dataset = Dataset.open(tmp_path / "out")
+    assert dataset.prompt_part == "fresh" and result.manifest["time_cuts"] is None
+    wanted = dict(zip(*(log.column(n).to_pylist() for n in ("timestamp", "split")), strict=True))
+    wanted = {time: part.replace("train", "pretrain") for time, part in wanted.items()}
+    first = {int(dataset.timestamps[start]) for start in dataset.offsets[:-1]}
+    for part in ("pretrain", "fresh", "valid", "test"):
+        examples = dataset.examples(part)
+        times = dataset.timestamps[dataset.offsets[examples.users] + examples.positions]
+        assert {int(time) for time in times} == {t for t, p in wanted.items() if p == part} - first
+    assert result.manifest["counts"]["interactions_before_an_earlier_part"] == 0
+    assert result.warnings == ()
+
+
+def test_files_of_their_own_give_the_same_parts_as_a_column(tmp_path):
+    log = parted_log()
+    prepare_data(by_column(tmp_path / "raw", log), tmp_path / "column")
+    paths = {}
+    for part in ("train", "fresh", "valid", "test"):
+        rows = log.filter(pa.compute.equal(log.column("split"), part)).drop_columns("split")
+        paths[part] = [str(tmp_path / "raw" / f"{part}.csv")]
+        pc_csv.write_csv(rows, paths[part][0])
+    settings = write(tmp_path / "raw", log, make_items())
+    source = {"interactions": paths.pop("train"), **paths}
+    settings = with_source(settings, split={"type": "files"}, **source)
+    result = prepare_data(settings, tmp_path / "files")
+    assert [Path(file["path"]).stem for file in result.manifest["source"]] == [
+        *("train", "fresh", "valid", "test"),
+        "items",
+    ]
+    assert contents(tmp_path / "files") == contents(tmp_path / "column")
+    with pytest.raises(DataError, match=r"data\.source\.test: the directory .* holds no"):
+        (tmp_path / "empty").mkdir()
+        prepare_data(with_source(settings, test=[str(tmp_path / "empty")]), tmp_path / "files")
+
+
+def test_without_a_fresh_part_prompts_come_from_pretrain(tmp_path):
+    log = parted_log()
+    names = pa.array([name.replace("fresh", "train") for name in log.column("split").to_pylist()])
+    log = log.set_column(log.column_names.index("split"), "split", names)
+    prepare_data(by_column(tmp_path / "raw", log), tmp_path / "column")
+    prepare_data(write(tmp_path / "raw", make_log(), make_items()), tmp_path / "leave-two")
+    column, leave_two = (Dataset.open(tmp_path / name) for name in ("column", "leave-two"))
+    assert column.prompt_part == "pretrain"
+    assert (column.codes == leave_two.codes).all()
+    for part in ("pretrain", "valid", "test"):
+        assert (column.examples(part).positions == leave_two.examples(part).positions).all()
+
+
+def test_a_value_that_names_no_part_is_refused_with_its_row(tmp_path):
+    log = parted_log()
+    for value in ("holdout", "", None):
+        with pytest.raises(
+            DataError, match=r"log\.parquet, row 6, part=.*names no part of data\.split \(pre"
+        ):
+            prepare_data(by_column(tmp_path / "raw", without(log, 5, split=value)), tmp_path / "out")
+    spelled = log.set_column(
+        log.column_names.index("split"),
+        "split",
+        pa.array([f" {name.upper()}" for name in log.column("split").to_pylist()]),
+    )
+    split = {"pretrain": ("TRAIN",), "fresh": ("FRESH",), "valid": ("VALID",), "test": ("TEST",)}
+    prepare_data(by_column(tmp_path / "spelled", spelled, **split), tmp_path / "out")
+    with pytest.raises(DataError, match=r"no column 'split' \(data\.source\.columns\.part\)"):
+        prepare_data(by_column(tmp_path / "raw", make_log()), tmp_path / "out")
+
+
+def test_parts_go_before_time_and_it_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(partition, "BUCKET_ROWS", 40)  # users in several buckets
+    log = parted_log()
+    users, parts = (log.column(name).to_pylist() for name in ("user_id", "split"))
+    late = [
+        row for row, part in enumerate(parts) if part == "test" and users[row] in ("u3", "u5", "u7", "u9")
+    ]
+    for row in late:
+        log = without(log, row, timestamp=1)
+    result = prepare_data(by_column(tmp_path / "raw", log), tmp_path / "out")
+    dataset = Dataset.open(tmp_path / "out")
+    for user in ("u3", "u5", "u7", "u9"):
+        assert (
+            dataset.timestamps[dataset.offsets[dataset.user_ids.index(user) + 1] - 1] == 1
+        )  # still the last
+    assert result.manifest["counts"]["interactions_before_an_earlier_part"] == 4
+    assert f"4 of {log.num_rows} interactions are earlier than one in an earlier part" in result.warnings[0]
+
+
+def test_a_directory_of_settings_that_are_new_since_is_not_written_again(tmp_path):
+    settings, out = write(tmp_path / "raw", make_log(), make_items()), tmp_path / "out"
+    prepare_data(settings, out)
+    manifest = json.loads((out / "manifest.json").read_text())
+    del manifest["settings"]["source"]["columns"]["part"], manifest["settings"]["source"]["valid"]
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    assert prepare_data(settings, out).reused
+    manifest["settings"]["source"]["columns"]["user_id"] = "other"
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    assert not prepare_data(settings, out).reused
+
+
+def test_codes_are_described_and_too_few_are_warned_of(tmp_path):
+    ids = SemanticIdSettings(level_sizes=(2, 2), vector_dims=8)
+    settings = write(tmp_path / "raw", make_log(), make_items(), semantic_ids=ids)
+    result = prepare_data(settings, tmp_path / "out")
+    shared, last = result.manifest["counts"]["items_with_shared_codes"], result.manifest["level_sizes"][2]
+    assert shared > 15
+    said, warning = result.lines()
+    assert said == (
+        f"semantic IDs: {shared} of 30 items share their codes on the levels of 2 x 2 with others; a last "
+        f"level of {last} tells them apart"
+    )
+    assert f"warning: most items ({shared} of 30) share their codes before the last level" in warning
+    own = [[i % 5, i // 5] for i in range(ITEMS_COUNT)]
+    items = make_items().append_column("codes", pa.array(own, pa.list_(pa.int64())))
+    result = prepare_data(write(tmp_path / "raw", make_log(), items), tmp_path / "out")
+    assert result.lines() == ["semantic IDs: 30 items, no two with the same codes, levels of 5 x 6 codes"]
+
+
+def test_users_left_out_and_items_never_trained_on_are_said(tmp_path):
+    items = pa.table({"item_id": [f"i{i}" for i in range(31)], "kind": ["k"] * 31})  # nobody has i30
+    settings = write(tmp_path / "raw", make_log(), items, min_interactions=6)
+    result = prepare_data(settings, tmp_path / "out")
+    counts = result.manifest["counts"]
+    few, unseen = result.warnings
+    assert few.startswith(f"{counts['users_below_min_interactions']} users with ")
+    assert few.endswith("were left out: they have fewer than data.min_interactions 6")
+    assert unseen.startswith(
+        f"{counts['items_without_pretrain_interactions']} of 31 items have no interaction"
+    )
+
+
+def test_code_sizes_follow_the_catalogue(tmp_path):
+    settings = write(
+        tmp_path / "raw", make_log(), make_items(), semantic_ids=SemanticIdSettings(vector_dims=8)
+    )
+    prepare_data(settings, tmp_path / "out")
+    assert Dataset.open(tmp_path / "out").level_sizes[:3] == (8, 8, 8)  # 2 sqrt(30) = 11
