@@ -82,7 +82,7 @@ class LogSource:
 
     def estimated_rows(self) -> int:
         """Rows of the log."""
-        return sum(_estimated_rows(file) for file in self.files)
+        return sum(estimate_rows(file) for file in self.files)
 
     def batches(self) -> Iterator[RawBatch]:
         """The log in file order."""
@@ -179,7 +179,7 @@ def _tables(source: TableSource) -> LogSource:
     )
 
 
-def _estimated_rows(file: TableFile) -> int:
+def estimate_rows(file: TableFile) -> int:
     """Exactly for Parquet and roughly for text."""
     if file.delimiter is None:
         return int(_parquet(file.path).metadata.num_rows)

@@ -65,7 +65,7 @@ def _fit_parts(logs: KnownLogs) -> dict[str, RankerPart]:
 
 def _histories_of(dataset: Dataset, users: np.ndarray) -> set[bytes]:
     limit = dataset.settings.max_history
-    keys = set()
+    keys: set[bytes] = set()
     for part in _PARTS:
         examples = dataset.examples(part)
         chosen = np.isin(examples.users, users)

@@ -104,7 +104,8 @@ class _Optimizer:
     def __init__(self, model: PreTrainedModel, settings: PretrainSettings, steps: int) -> None:
         self._parameters = list(model.parameters())
         lr, decay = settings.lr, settings.weight_decay
-        tokens = (model.get_input_embeddings().weight, model.get_output_embeddings().weight)
+        tables = (model.get_input_embeddings(), model.get_output_embeddings())
+        tokens = [cast(nn.Parameter, table.weight) for table in tables]
         inner = [weight for weight in self._parameters if weight.ndim == 2 and not _among(weight, tokens)]
         orthogonal = inner if settings.optimizer == "muon" else []
         others = [weight for weight in self._parameters if not _among(weight, orthogonal)]

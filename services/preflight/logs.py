@@ -16,8 +16,9 @@ import pyarrow.compute as pc
 
 from sluice.catalog.data.cleaning import LogCleaner, Rejections
 from sluice.catalog.data.items import read_items
+from sluice.catalog.data.log_files import table_file
 from sluice.catalog.data.settings import DataSettings, Source, TableSource
-from sluice.catalog.data.sources import LogSource, open_source, table_file
+from sluice.catalog.data.sources import LogSource, estimate_rows, open_source
 from sluice.catalog.errors import DataError
 from sluice.services.preflight.finding import Finding
 
@@ -103,7 +104,7 @@ def _catalogue(source: LogSource) -> tuple[list[str] | None, bool]:
     if source.catalogue is None:
         return None, False
     has_codes = "codes" in source.catalogue_columns
-    if source.catalogue.estimated_rows() > _CATALOGUE_ROWS:
+    if estimate_rows(source.catalogue) > _CATALOGUE_ROWS:
         return None, has_codes
     items = read_items(source, Rejections("catalogue"))
     return (items.ids if items else None), has_codes

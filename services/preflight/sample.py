@@ -7,16 +7,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from sluice.catalog.data.cleaning import LogCleaner, Rejections, as_text
+from sluice.catalog.data.cleaning import LogCleaner, Rejections
 from sluice.catalog.data.dataset import Dataset
 from sluice.catalog.data.settings import (
     CatalogueColumns,
     DataSettings,
     InteractionColumns,
-    LeaveLastTwoOut,
     TableSource,
 )
 from sluice.catalog.data.sources import LogSource, open_source
+from sluice.catalog.data.split_settings import LeaveLastTwoOut
+from sluice.catalog.values import as_text
 from sluice.learner.ranker.trial import Questions
 from sluice.services.stages.prepare import prepare_data
 
