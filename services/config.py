@@ -18,6 +18,7 @@ from sluice.actors.settings import (
     WeightSettings,
 )
 from sluice.catalog.data.settings import DataSettings
+from sluice.catalog.decoding import Decoding
 from sluice.catalog.errors import ConfigError
 from sluice.catalog.settings import Settings
 from sluice.cluster.settings import ClusterSettings
@@ -70,6 +71,11 @@ class RunConfig(Settings):
     def directory(self) -> Path:
         """The run directory, `<output>/<name>-seed<seed>`."""
         return Path(self.output) / f"{self.name}-seed{self.seed}"
+
+    @property
+    def decoding(self) -> Decoding:
+        """How the rollouts of this run are drawn."""
+        return self.rollout.decode.decoding(exclude_seen=self.data.exclude_seen)
 
     @model_validator(mode="after")
     def _queue_holds_a_step(self) -> "RunConfig":

@@ -147,8 +147,9 @@ def _allowed(
     """bool [B, S, L, V]: what the decoder's mask allowed at every step of every branch, in each group's own
     catalogue.
 
-    The ground truth is allowed on its own branch even where the user had consumed it before, since an
-    excluded target would have an infinite loss.
+    Rollouts never exclude the ground truth, so that its log-prob and those of the candidates are normalised
+    over the same items. On its own branch it is allowed even where it has been retired since, or a group
+    excludes it all the same: its loss would be infinite.
     """
     branches_BSL = np.concatenate([target_BL[:, None], candidates_BKL], axis=1)
     prompts, branches, levels = branches_BSL.shape

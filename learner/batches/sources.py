@@ -112,7 +112,12 @@ class QueueSource:
         }
         self._follow_catalogue(max(group.column("catalogue_version")[0].as_py() for group in groups))
         batch = collate_groups(groups, self._dataset, self._vocabulary, self._decoding)
-        figures = {"staleness": float(learner_version - oldest.mean()), **seconds}
+        consumed = sum(group.column("consumed")[0].as_py() for group in groups)
+        figures = {
+            "staleness": float(learner_version - oldest.mean()),
+            "consumed_share": consumed / batch.candidate_items_BK.numel(),
+            **seconds,
+        }
         if batch.inclusion_log_probs_BK is not None:
             figures["inclusion"] = float(batch.inclusion_log_probs_BK.exp().mean())
         return batch, figures

@@ -14,6 +14,7 @@ import shutil
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 from sluice.catalog.data.dataset import Dataset
@@ -213,5 +214,5 @@ def _figures(paths: RunPaths, reporter: Reporter, accounting: dict[str, int]) ->
 def _header(config: RunConfig) -> dict[str, Any]:
     header = {"objective": config.objective.type, "dataset": config.data.name, "seed": config.seed}
     if build_objective(config.objective).needs_groups:
-        header["decode"] = config.rollout.decode.model_dump()
+        header["decode"] = asdict(config.decoding)
     return header

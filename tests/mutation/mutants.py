@@ -1,6 +1,6 @@
 """The mutants of the learning core: one small wrong edit each, and the test files that must notice it."""
 
-from tests.mutation.beams import BEAM_MUTANTS, BEAMS, IN_BEAMS
+from tests.mutation.beams import BEAM_MUTANTS, BEAMS, IN_BEAMS, ROLLOUT_MUTANTS
 from tests.mutation.config import CONFIG_MUTANTS
 from tests.mutation.files import FILE_MUTANTS
 from tests.mutation.flow import FLOW_MUTANTS
@@ -150,6 +150,7 @@ MUTANTS = (
     *(Mutant(STEP, old, new, IN_STEP) for old, new in _STEP),
     *(Mutant(*mutant) for mutant in POLICY_GRADIENT),
     *(Mutant(BEAMS, old, new, IN_BEAMS) for old, new in BEAM_MUTANTS),
+    *(Mutant(*mutant) for mutant in ROLLOUT_MUTANTS),
     *(Mutant(*mutant) for mutant in RANKER_MUTANTS),
     *SCALE,
     *SPLIT_MUTANTS,
