@@ -22,6 +22,7 @@ from sluice.catalog.decoding import Decoding
 from sluice.catalog.errors import ConfigError
 from sluice.catalog.settings import Settings
 from sluice.cluster.settings import ClusterSettings
+from sluice.learner.objectives.settings.effects import check_effect
 from sluice.learner.objectives.settings.objective import AdaGrpoObjective, Objective
 from sluice.learner.ranker.settings import RankerSettings
 from sluice.learner.settings import EvaluationSettings, LearnerSettings, PolicySettings, PretrainSettings
@@ -153,6 +154,17 @@ class RunConfig(Settings):
                 f"objective {self.objective.type} learns from logged rewards, and data.reward is none: name "
                 f"the column of the log that holds them (rating, click or dwell_seconds)"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _settings_of_the_objective_have_an_effect(self) -> "RunConfig":
+        check_effect(
+            self.objective,
+            updates_per_batch=self.learner.updates_per_batch,
+            kind=self.rollout.decode.kind,
+            candidates=self.rollout.decode.candidates,
+            constrained=self.decoding.constrained,
+        )
         return self
 
     @model_validator(mode="after")

@@ -11,7 +11,6 @@ import torch
 
 from sluice.learner.gate.gate import GateResult, compute_gate
 from sluice.learner.gate.settings import GateSettings
-from sluice.learner.objectives.grpo import grpo_term
 from sluice.learner.objectives.mixture import mixture_terms
 from sluice.learner.objectives.settings.objective import GrpoSettings
 from sluice.learner.objectives.terms.base import Objective, ObjectiveInput, Terms
@@ -34,7 +33,7 @@ class AdaGrpoLoss(Objective):
         """
         start_B = inputs.start.log_probs_BSL[:, 0].sum(dim=-1)
         result = compute_gate(inputs.groups, start_B, self.gate_settings)
-        terms = mixture_terms(inputs, grpo_term(inputs, self.settings), self.weight, result.gate_B)
+        terms = mixture_terms(inputs, self.settings, self.weight, result.gate_B)
         return replace(terms, metrics=terms.metrics | gate_metrics(result))
 
 

@@ -20,6 +20,7 @@ from typing import Any
 from sluice.catalog.data.dataset import Dataset
 from sluice.catalog.errors import ConfigError, RunError, SluiceError
 from sluice.cluster import session
+from sluice.learner.objectives.settings.effects import check_prefixes
 from sluice.learner.objectives.settings.objective import NllObjective
 from sluice.learner.policy.policy import load_policy
 from sluice.learner.training.objective import build_objective
@@ -97,7 +98,11 @@ def _start_and_ranker(config: RunConfig, reporter: Reporter) -> None:
 
 
 def _check_rewards(config: RunConfig, dataset: Dataset) -> None:
-    """Before hours of training: whether the log has the rewards that the objective learns from."""
+    """Before hours of training: whether log and catalogue have what the objective's rewards are made of."""
+    try:
+        check_prefixes(config.objective, len(dataset.level_sizes))
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     if config.needs_logged_reward and dataset.reward_column is None:
         raise ConfigError(
             f"objective {config.objective.type} learns from logged rewards, and the log has none: name its "
