@@ -91,10 +91,10 @@ _REWARDS = (
 
 _ADVANTAGES = (
     (
-        "rewards_BK - rewards_BK.mean(dim=-1, keepdim=True)",
-        "rewards_BK.mean(dim=-1, keepdim=True) - rewards_BK",
+        "wide_BK - wide_BK.mean(dim=-1, keepdim=True)",
+        "wide_BK.mean(dim=-1, keepdim=True) - wide_BK",
     ),
-    ("rewards_BK - rewards_BK.mean(dim=-1, keepdim=True)", "rewards_BK - rewards_BK.mean()"),
+    ("wide_BK - wide_BK.mean(dim=-1, keepdim=True)", "wide_BK - wide_BK.mean()"),
     ("correction=1", "correction=0"),
     ("STD_FLOOR = 1e-4", "STD_FLOOR = 1e-6"),
     ("torch.where(all_equal(rewards_BK)[:, None], 0.0, centred_BK)", "centred_BK"),
@@ -106,13 +106,7 @@ _SMALL_OBJECTIVES = (
     (BASE, "-scores.target_log_probs_BL.sum(dim=-1)", "scores.target_log_probs_BL.sum(dim=-1)"),
     (BASE, "-scores.target_log_probs_BL.sum(dim=-1)", "-scores.log_probs_BSL[:, 0].sum(dim=-1)"),
     (NLL, "loss=nll_B.mean()", "loss=nll_B.sum()"),
-    (MIXTURE, "torch.where(gate_B > 0, gate_B * term.loss_B, 0.0)", "term.loss_B"),
-    (MIXTURE, "torch.where(gate_B > 0, gate_B * term.loss_B, 0.0)", "gate_B * term.loss_B"),
-    (
-        MIXTURE,
-        "torch.where(gate_B > 0, gate_B * term.loss_B, 0.0)",
-        "torch.where(gate_B > 0, 0.0, term.loss_B)",
-    ),
+    (MIXTURE, "grpo_term(inputs, settings, gate_B > 0)", "grpo_term(inputs, settings, gate_B == 0)"),
     (MIXTURE, "nll_B + weight * admitted_grpo_B", "nll_B + admitted_grpo_B"),
     (MIXTURE, "nll_B + weight * admitted_grpo_B", "nll_B - weight * admitted_grpo_B"),
     (ADAGRPO, "start.log_probs_BSL[:, 0].sum(dim=-1)", "scores.log_probs_BSL[:, 0].sum(dim=-1)"),
