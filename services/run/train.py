@@ -19,6 +19,8 @@ from typing import Any
 
 from sluice.catalog.data.dataset import Dataset
 from sluice.catalog.errors import ConfigError, RunError, SluiceError
+from sluice.catalog.fingerprint import fingerprint_catalogue
+from sluice.catalog.tokens import TokenLayout
 from sluice.cluster import session
 from sluice.learner.objectives.settings.effects import check_prefixes
 from sluice.learner.objectives.settings.objective import NllObjective
@@ -30,10 +32,10 @@ from sluice.services.paths import RunPaths
 from sluice.services.progress import Reporter
 from sluice.services.report import report
 from sluice.services.report.ranker_view import quality_lines
-from sluice.services.run import manifest
+from sluice.services.run import leftovers, manifest
 from sluice.services.run.fleet import Fleet, reserve_places, start_fleet
 from sluice.services.run.learner_job import run_learner
-from sluice.services.run.metrics_file import last_metrics, read_metrics
+from sluice.services.run.metrics_file import read_metrics
 from sluice.services.run.summary import judge_policies, write_summary
 from sluice.services.run.tasks import State, run_tasks
 from sluice.services.stages import fit_ranker, prepare, pretrain
@@ -52,6 +54,8 @@ def run_training(config: RunConfig, resume: Resume = None) -> int:
     paths = RunPaths.of(config)
     _check_fresh(paths, resume)
     changes = check_resume(config, paths.root) if resume else ()
+    if resume:
+        leftovers.check_same_data(config, paths)
     kept = manifest.write_manifest(config, paths.root)
     with Reporter.for_stream(sys.stdout) as reporter:
         if changes:
@@ -133,7 +137,15 @@ def _post_train(
     if resume == "best":
         # Without checkpoints of Ray Train's the workers go on from the best one.
         shutil.rmtree(paths.checkpoints / "train", ignore_errors=True)
+    if resume is None:
+        leftovers.discard_training(paths)
     run_learner(config, paths, "train", config.objective, reporter, fleet)
+
+
+def _own_layout(paths: RunPaths) -> TokenLayout:
+    """Of the start, which must have been made for this catalogue."""
+    dataset = Dataset.open(paths.data)
+    return load_policy(paths.policy, fingerprint_catalogue(dataset.item_ids, dataset.codes)).layout
 
 
 def _train(config: RunConfig, paths: RunPaths, reporter: Reporter, resume: Resume) -> dict[str, Any]:
@@ -144,7 +156,7 @@ def _train(config: RunConfig, paths: RunPaths, reporter: Reporter, resume: Resum
         return _figures(
             paths, reporter, {"issued": prompts, "trained": prompts, "stale": 0, "invalid": 0, "in_flight": 0}
         )
-    fleet = start_fleet(config, paths, load_policy(paths.policy).layout, reserve_places(config))
+    fleet = start_fleet(config, paths, _own_layout(paths), reserve_places(config))
     try:
         # The engines load while the learner starts and validates the policy it begins with.
         with _engines(fleet, config, reporter):
@@ -157,13 +169,10 @@ def _train(config: RunConfig, paths: RunPaths, reporter: Reporter, resume: Resum
         }
     finally:
         fleet.stop()
-    last = last_metrics(paths.metrics("control"), "step")
-    if (
-        last is None
-        or last["step"] != config.learner.steps
-        or not (paths.control_last / "config.json").exists()
-    ):
+    if not leftovers.is_control_current(config, paths):
+        leftovers.discard_control(paths)
         run_learner(config, paths, "control", NllObjective(), reporter)
+        leftovers.stamp_control(config, paths)
     return figures
 
 

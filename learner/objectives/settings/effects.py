@@ -81,11 +81,11 @@ def _most_pairs(part: Any, candidates: int) -> int:
         return candidates
     if part.type == "self_generated":  # the best ones before the others
         return candidates**2 // 4
-    members = candidates + part.ground_truth
+    members = candidates + int(part.ground_truth)
     return members * (members - 1) // 2
 
 
-def _parts(objective: Any) -> Iterator[tuple[Settings, str]]:
+def _parts(objective: Any) -> Iterator[tuple[Any, str]]:
     """The groups of settings of an objective that others bear on, with their names in a config."""
     yield objective, "objective"
     for name in ("grpo", "pairs"):

@@ -30,6 +30,7 @@ TERMS = [
     {"ratio": "sequence"},
     {"ratio": "gspo"},
     {**START, "correction": {"level": "token"}},
+    {**START, "correction": {"level": "token", "high": float("inf")}},
     {**START, "correction": {"level": "sequence", "outside": "mask"}, "ratio": "sequence"},
     {"inclusion_weights": "normalised"},
     {"advantage": "dr_grpo", "inclusion_weights": "normalised"},
@@ -52,7 +53,7 @@ def variants():
 
 def extreme(generator, *shape):
     """Log-probs of all sizes, float32."""
-    sizes = torch.tensor([1e-6, 0.5, 3.0, 30.0, 95.0, 1e4])
+    sizes = torch.tensor([0.0, 1e-6, 0.5, 3.0, 30.0, 95.0, 1e4])
     return -sizes[torch.randint(len(sizes), shape, generator=generator)]
 
 
@@ -114,7 +115,7 @@ def wild(batch, rows):
     generator = torch.Generator().manual_seed(9)
     shape = (batch.prompts, batch.candidates_BKL.shape[1] + 1, 3)
     made = [-2 * torch.rand(*shape, generator=generator) - 0.5 for _ in range(3)]
-    for log_probs, value in zip(made, (-torch.inf, -95.0, 0.0), strict=True):
+    for log_probs, value in zip(made, (torch.nan, -95.0, 0.0), strict=True):
         log_probs[rows, 1:] = value
     return made
 
