@@ -151,6 +151,9 @@ AnyEngineSettings = Annotated[
 ]
 
 
+DistractorDraw = Literal["uniform", "popularity", "ranker_middle"]
+
+
 class RolloutSettings(Settings):
     """The rollout actor pool."""
 
@@ -172,6 +175,12 @@ class RolloutSettings(Settings):
     )
     distractors: Annotated[int, Unit("items")] = Field(
         default=4, ge=1, description="Candidates of other prompts that the ranker scores for the gate, J."
+    )
+    distractor_draw: DistractorDraw = Field(
+        default="uniform",
+        description="How distractors are drawn from what other prompts generated. popularity: with chances "
+        "in proportion to the share of the interactions. ranker_middle: four times as many are drawn and "
+        "scored, and those in the middle of the ranker's order are kept.",
     )
     cpus: Cpus = Field(default=1.0, ge=0, description="CPU cores of an actor.")
     gpus: Gpus = Field(default=0.0, ge=0, description="GPUs of an actor.")

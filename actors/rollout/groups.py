@@ -13,10 +13,14 @@ import numpy as np
 
 from sluice.actors.engines.engine import Generation
 from sluice.actors.queue.leases import Lease
+from sluice.actors.settings import DistractorDraw
 from sluice.catalog.errors import RunError
 from sluice.catalog.rollout_group import RolloutGroup
 from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.learner.ranker.output import RankerOutput
+
+_MIDDLE_OF = 4  # times as many distractors as are kept are drawn, for draw ranker_middle
+_RAREST_SHARE = 1e-6  # what an item counts that nobody has consumed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +62,7 @@ class UnscoredGroups:
     candidate_items: np.ndarray  # [B, K] int32 item rows, -1: no item, or an excluded one
     consumed: np.ndarray  # [B] candidates that are excluded items
     distractor_items: np.ndarray  # [B, J] int32 item rows, -1: the batch offered fewer
+    keep: int  # distractors of a prompt that are kept, those in the middle of the ranker's order
     # [B, 1 + K + J] int32 item rows, each once per prompt, the ground truth first; -1 = padding
     items_to_score: np.ndarray
     # [B, 1 + K + J] columns of `items_to_score`: of ground truth, candidates, distractors; 1 + K + J: none
@@ -77,13 +82,15 @@ def assemble_groups(
     vocabulary: Vocabulary,
     distractors: int,
     seed: int,
+    draw: DistractorDraw = "uniform",
+    shares: np.ndarray | None = None,
 ) -> UnscoredGroups:
     """Candidate items by the trie each was generated with, and up to J `distractors` for each prompt.
 
     A candidate that is an excluded item counts as a hallucination. A prompt's distractors are drawn without
     replacement from the distinct items that the *other* prompts generated, less its ground truth, its own
-    candidates and its excluded items. The draw depends on `seed`, the batch's lease ids and what was
-    generated alone.
+    candidates and its excluded items, as `draw` says. The draw depends on `seed`, the batch's lease ids, what
+    was generated and the items' `shares` `[N]` of the interactions alone, which draw popularity needs.
 
     Raises:
         RunError: the engine returned groups of different shapes, or sequences of the wrong length.
@@ -101,7 +108,9 @@ def assemble_groups(
     candidate_items = np.where(_in_rows(generated, excluded), -1, generated)
     target_items = np.asarray([[prompt.target_item] for prompt in prompts], dtype=np.int32)
     generator = np.random.default_rng([seed, *(prompt.lease.lease_id for prompt in prompts)])
-    distractor_items = _distractors(target_items, candidate_items, excluded, distractors, generator)
+    drawn = _MIDDLE_OF * distractors if draw == "ranker_middle" else distractors
+    weights = shares if draw == "popularity" else None
+    distractor_items = _distractors(target_items, candidate_items, excluded, drawn, generator, weights)
     items_to_score, places = _distinct(
         np.concatenate([target_items, candidate_items, distractor_items], axis=1)
     )
@@ -112,6 +121,7 @@ def assemble_groups(
         candidate_items=candidate_items,
         consumed=((candidate_items < 0) & (generated >= 0)).sum(axis=1),
         distractor_items=distractor_items,
+        keep=distractors,
         items_to_score=items_to_score,
         places=places,
     )
@@ -128,7 +138,8 @@ def score_groups(
     nothing = np.empty(0, dtype=np.float32)
     groups = []
     for row, (prompt, generation) in enumerate(zip(unscored.prompts, unscored.generations, strict=True)):
-        chosen = unscored.distractor_items[row] >= 0
+        of_distractors = scores[row, own.stop :]
+        chosen = _middle(of_distractors, unscored.keep)
         inclusion = generation.inclusion_log_probs
         groups.append(
             RolloutGroup(
@@ -150,7 +161,7 @@ def score_groups(
                 candidate_values=values[row, own],
                 target_value=float(values[row, 0]),
                 distractor_items=unscored.distractor_items[row, chosen],
-                distractor_scores=scores[row, own.stop :][chosen],
+                distractor_scores=of_distractors[chosen],
                 version_min=generation.version_min,
                 version_max=generation.version_max,
                 ranker_version=ranker_version,
@@ -173,11 +184,17 @@ def _distractors(
     excluded: Sequence[np.ndarray],
     count: int,
     generator: np.random.Generator,
+    shares: np.ndarray | None,
 ) -> np.ndarray:
     """`[B, J]`: the items with the smallest of random keys, among those that a prompt may be given."""
     generated, places = np.unique(np.append(candidate_items, -1), return_inverse=True)
     # Without its own candidates, what the whole batch generated is what the other prompts did.
-    keys = generator.random((len(candidate_items), len(generated)))
+    shape = (len(candidate_items), len(generated))
+    if shares is None:
+        keys = generator.random(shape)
+    else:  # the first of exponential clocks that run as fast as the items are popular
+        known = np.where(generated < len(shares), shares.take(generated, mode="clip"), 0.0)
+        keys = generator.exponential(size=shape) / np.maximum(known, _RAREST_SHARE)
     np.put_along_axis(keys, places[:-1].reshape(candidate_items.shape), np.inf, axis=1)
     keys[(generated == target_items) | (generated < 0)] = np.inf
     keys[_in_rows(np.broadcast_to(generated, keys.shape), excluded)] = np.inf
@@ -186,6 +203,13 @@ def _distractors(
     chosen = np.argpartition(keys, width - 1, axis=1)[:, :width]
     drawn[:, :width] = np.where(np.isinf(np.take_along_axis(keys, chosen, axis=1)), -1, generated[chosen])
     return drawn
+
+
+def _middle(scores: np.ndarray, keep: int) -> np.ndarray:
+    """The places, in ascending order, of the `keep` middle ones of the scores that are not NaN."""
+    order = np.argsort(scores, kind="stable")[: np.count_nonzero(~np.isnan(scores))]
+    first = max(0, len(order) - keep) // 2
+    return np.sort(order[first : first + keep])
 
 
 def _distinct(items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -126,6 +126,8 @@ class RolloutWorker:
         """
         self._engine, self._queue, self._ranker, self._weights = engine, queue, ranker, weights
         self._dataset, self._vocabulary, self._settings, self._seed = dataset, vocabulary, settings, seed
+        # of the interactions, which one draw of distractors asks for
+        self._shares = dataset.item_shares("fresh") if settings.distractor_draw == "popularity" else None
         self._decoding = settings.decode.decoding(exclude_seen=dataset.settings.exclude_seen)
         self._clock, self._catalogues = clock, catalogues
         self._leasing: Call[tuple[Lease, ...]] | None = None
@@ -307,6 +309,8 @@ class RolloutWorker:
             vocabulary=self._vocabulary,
             distractors=self._settings.distractors,
             seed=self._seed,
+            draw=self._settings.distractor_draw,
+            shares=self._shares,
         )
         call = self._ranker.submit(unscored.histories, unscored.items_to_score)
         self._scoring.append(_Scoring(unscored=unscored, call=call))

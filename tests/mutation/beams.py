@@ -29,6 +29,17 @@ _IN_GROUPS, _IN_WORKER = ("actors/rollout/test_groups.py",), ("actors/rollout/te
 _IN_CONSUMED = ("actors/rollout/test_consumed_items.py",)
 
 ROLLOUT_MUTANTS = (
+    (_GROUPS, "np.maximum(known, _RAREST_SHARE)", "1.0", _IN_GROUPS),
+    (
+        _GROUPS,
+        'np.where(generated < len(shares), shares.take(generated, mode="clip"), 0.0)',
+        "shares.take(generated)",
+        _IN_GROUPS,
+    ),
+    (_GROUPS, "_MIDDLE_OF * distractors if", "distractors if", _IN_GROUPS),
+    (_GROUPS, "max(0, len(order) - keep) // 2", "0", _IN_GROUPS),
+    (_GROUPS, "max(0, len(order) - keep) // 2", "max(0, len(order) - keep)", _IN_GROUPS),
+    (_WORKER, "            draw=self._settings.distractor_draw,\n", "", _IN_WORKER),
     (_GROUPS, "excluded = seen[seen != target]", "excluded = seen", _IN_GROUPS),
     (_GROUPS, "excluded = seen[seen != target]", "excluded = seen", _IN_CONSUMED),
     (_GROUPS, "if dataset.settings.exclude_seen:", "if True:", _IN_GROUPS),

@@ -168,6 +168,8 @@ class OneAfterAnother:
                 vocabulary=self._vocabulary,
                 distractors=config.rollout.distractors,
                 seed=config.seed,
+                draw=config.rollout.distractor_draw,
+                shares=self._dataset.item_shares("fresh"),
             )
         with book.activity("rank"):
             output = ask_ranker(self._ranker, drawn.histories, drawn.items_to_score)

@@ -71,6 +71,60 @@ def test_what_a_user_has_is_no_distractor_either():
     assert [sorted(set(row.tolist()) - {-1}) for row in drawn.distractor_items] == [[6], [0]]
 
 
+def test_popular_items_are_drawn_more_often_and_rare_ones_at_all():
+    shares = np.asarray([0, 0, 0, 0.6, 0.3, 0.1, 0, 0], dtype=np.float32)
+    prompts, rows = [prompt(0, 2, excluded=()), prompt(1, 7, excluded=())], ([0, 0, 0, 0], [3, 4, 5, 6])
+    first = []
+    for seed in range(2000):
+        drawn = assemble_groups(
+            prompts,
+            [generation(items) for items in rows],
+            [0.0, 0.0],
+            vocabulary=VOCABULARY,
+            distractors=1,
+            seed=seed,
+            draw="popularity",
+            shares=shares,
+        )
+        first.append(drawn.distractor_items[0, 0])
+    counts = np.bincount(first, minlength=8) / len(first)
+    np.testing.assert_allclose(counts[[3, 4, 5]], [0.6, 0.3, 0.1], atol=0.035)  # three deviations
+    everything = assemble_groups(
+        prompts,
+        [generation(items) for items in rows],
+        [0.0, 0.0],
+        vocabulary=VOCABULARY,
+        distractors=4,
+        seed=0,
+        draw="popularity",
+        shares=shares[:5],  # the catalogue has grown since the data were prepared
+    )
+    assert sorted(everything.distractor_items[0]) == [3, 4, 5, 6]
+
+
+@pytest.mark.parametrize(("keep", "expected"), [(1, []), (2, [3, 4]), (3, [3, 4, 5])])
+def test_distractors_may_come_from_the_middle_of_the_ranker_s_order(keep, expected):
+    prompts, rows = [prompt(0, 2, excluded=()), prompt(1, 7, excluded=())], ([0] * 5, [3, 4, 5, 6, 1])
+    drawn = assemble_groups(
+        prompts,
+        [generation(items) for items in rows],
+        [0.0, 0.0],
+        vocabulary=VOCABULARY,
+        distractors=keep,
+        seed=0,
+        draw="ranker_middle",
+    )
+    offered = drawn.distractor_items[0][drawn.distractor_items[0] >= 0]
+    assert len(offered) == min(4 * keep, 5) and drawn.keep == keep
+    asked = drawn.items_to_score
+    scores = np.where(asked < 0, np.nan, asked).astype(np.float32)
+    group, _ = score_groups(drawn, RankerOutput.of(scores), ranker_version="r", score_s=0)
+    if keep == 1:  # four of the five
+        expected = [np.sort(offered)[1]]
+    assert sorted(group.distractor_items) == expected
+    assert group.distractor_scores.tolist() == group.distractor_items.tolist()
+
+
 def test_a_prompt_excludes_what_the_user_had_but_never_its_ground_truth():
     lease = Lease(lease_id=0, attempt=1, user=3, position=4)
     data = TinyDataset()

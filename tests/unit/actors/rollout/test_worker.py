@@ -5,6 +5,7 @@ import pytest
 
 from sluice.actors.queue.leases import Push
 from sluice.actors.queue.ledger import RolloutLedger
+from sluice.actors.rollout.groups import assemble_groups
 from sluice.actors.rollout.worker import RolloutWorker
 from sluice.actors.settings import DecodeSettings, RolloutSettings
 from sluice.catalog.data.feed import PromptFeed
@@ -163,6 +164,22 @@ def test_the_engine_is_told_what_was_seen(constrained, exclude_seen, excludes):
         assert request.excluded.tolist() == (seen if excludes else [])
         history = TinyDataset().history(entry.user, entry.position, 3)
         assert request.prompt.tolist() == [1, *LAYOUT.encode(CODES[history]).reshape(-1).tolist()]
+
+
+@pytest.mark.parametrize("draw", ["uniform", "popularity", "ranker_middle"])
+def test_distractors_are_drawn_as_the_settings_say(draw, monkeypatch):
+    asked = []
+
+    def spy(*args, **options):
+        asked.append((options["draw"], options["shares"] is None))
+        return assemble_groups(*args, **options)
+
+    monkeypatch.setattr("sluice.actors.rollout.worker.assemble_groups", spy)
+    parts = worker(distractor_draw=draw)
+    turn(parts, 6)
+    assert set(asked) == {(draw, draw != "popularity")}
+    for group in parts.queue.ledger.allot(0, 0, 1, 4, 0):
+        assert len(decode_group(group.reference).distractor_items) <= 2
 
 
 class FewItems(TinyDataset):

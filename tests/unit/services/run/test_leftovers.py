@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from sluice.catalog.errors import PolicyError, RunError
@@ -67,6 +68,20 @@ def test_a_run_is_not_resumed_with_other_data(config: RunConfig):
     assert {path: path.stat().st_mtime_ns for path in before if path != paths.root} == {
         path: value for path, value in before.items() if path != paths.root
     }
+
+
+def test_a_file_more_or_less_is_other_data(config: RunConfig, tmp_path: Path):
+    paths, more = RunPaths.of(config), tmp_path / "more.parquet"
+    table = pq.read_table(log_of(config))
+    pq.write_table(table.slice(0, 3), more)
+    source = config.data.source
+    for changes, named in (
+        ({"interactions": (*source.interactions, str(more))}, "more.parquet"),
+        ({"catalogue": None}, "catalogue.parquet"),
+    ):
+        data = config.data.model_copy(update={"source": source.model_copy(update=changes)})
+        with pytest.raises(RunError, match=named):
+            leftovers.check_same_data(config.model_copy(update={"data": data}), paths)
 
 
 def test_a_run_is_not_resumed_with_data_that_would_be_prepared_otherwise(config: RunConfig):
