@@ -14,6 +14,7 @@ from sluice.catalog.tokens import TokenLayout
 from sluice.catalog.trie.exclusions import Exclusions
 from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.learner.batches.batch import GroupBatch, LoggedBatch
+from sluice.learner.batches.strata import PopularityCuts
 
 if TYPE_CHECKING:
     from sluice.catalog.data.dataset import Dataset, Examples
@@ -24,8 +25,11 @@ def collate_groups(
     dataset: "Dataset",
     vocabulary: Vocabulary,
     decoding: Decoding,
+    cuts: PopularityCuts | None = None,
 ) -> GroupBatch:
     """One batch of B groups, which were drawn by `decoding`.
+
+    `cuts` are those of the data set, for the metrics by popularity.
 
     Raises:
         DataError: a record is no rollout group of this release, or the groups differ in K or L, in how they
@@ -66,6 +70,7 @@ def collate_groups(
         if decoding.constrained
         else None,
         decoding=decoding,
+        popularity_cuts=cuts,
         inclusion_log_probs_BK=_inclusion(decoded),
     )
 

@@ -322,7 +322,13 @@ _RATIO, _EFFECTS = "learner/objectives/terms/ratio.py", "learner/objectives/sett
 _IN_EDGES = ("learner/objectives/test_edges.py",)
 _IN_EFFECTS = ("learner/objectives/settings/test_effects.py",)
 
+_STRATA, _IN_STRATA = "learner/batches/strata.py", ("learner/batches/test_strata.py",)
+
 _EDGES = (
+    (_STRATA, "np.sort(shares)[::-1]", "np.sort(shares)", _IN_STRATA),
+    (_STRATA, '"middle": middle & ~head', '"middle": middle', _IN_STRATA),
+    (_STRATA, " | shares.isnan()", "", _IN_STRATA),
+    (_TERM, "advantages_BK > 0, counted_BK", "advantages_BK >= 0, counted_BK", _IN_STRATA),
     (_RATIO, "log_ratio.clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO)", "log_ratio", _IN_EDGES),
     (_RATIO, "LARGEST_LOG_RATIO = 20.0", "LARGEST_LOG_RATIO = 90.0", _IN_EDGES),
     (

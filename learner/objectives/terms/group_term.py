@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 import torch
 
+from sluice.learner.batches.strata import strata_of
 from sluice.learner.objectives.settings.objective import GroupSettings, OffPolicySettings
 from sluice.learner.objectives.terms.advantages import group_advantages
 from sluice.learner.objectives.terms.base import Objective, ObjectiveInput, Terms, nll_per_prompt
@@ -157,10 +158,29 @@ def group_metrics(inputs: ObjectiveInput, group: Group) -> dict[str, torch.Tenso
         "mismatch": mean_of(mismatch_BKL, _drawn(group, mismatch_BKL)),
         **group.rewards.metrics,
     }
+    if batch.popularity_cuts is not None and batch.candidate_popularity_BK is not None:
+        metrics |= advantage_by_popularity(
+            group.advantages_BK.masked_fill(group.rewards.injected_BK, torch.nan),
+            strata_of(batch.candidate_popularity_BK, batch.popularity_cuts),
+        )
     if group.weights is not None:
         metrics["inclusion_weight_sum"] = mean_of(
             group.weights.raw_BK.sum(dim=-1)
         )  # 1 in the mean over many groups
+    return metrics
+
+
+def advantage_by_popularity(
+    advantages_BK: torch.Tensor, strata: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Mean advantage of the candidates of each stratum, and the share of those with a positive one; NaN is
+    nobody's.
+    """
+    metrics = {}
+    for name, inside_BK in strata.items():
+        counted_BK = inside_BK & ~advantages_BK.isnan()
+        metrics[f"advantage/{name}"] = mean_of(advantages_BK, counted_BK)
+        metrics[f"advantage_positive/{name}"] = mean_of(advantages_BK > 0, counted_BK)
     return metrics
 
 

@@ -60,13 +60,15 @@ def test_a_resumed_source_goes_on_where_it_was(dataset):
     assert expected[4] != expected[3]
 
 
-def queue_figures(groups):
+def queue_figures(groups, look=lambda batch: None):
     queue = SimpleNamespace(pull=lambda *_: [encode_groups(row) for row in groups])
     decoding = Decoding(candidates=2)
     source = QueueSource(
         queue, TinyDataset(), VOCABULARY, rank=0, world=1, share=len(groups), decoding=decoding
     )
-    return source.next(0, learner_version=4)[1]
+    batch, figures = source.next(0, learner_version=4)
+    look(batch)
+    return figures
 
 
 def test_figures_say_how_many_candidates_were_consumed_items():
