@@ -43,15 +43,22 @@ def batch_of(kind, constrained):
     batch = rich_batch(prompts=B, candidates=K)
     items_BK = batch.candidate_items_BK.clone()
     tokens_BKL = batch.candidates_BKL.clone()
+    if kind != "sample":  # every member another item, which ends otherwise than any ground truth
+        places = torch.arange(K)
+        tokens_BKL = torch.stack([3 + places % 4, 7 + places // 4, torch.full((K,), 10)], dim=-1).repeat(
+            B, 1, 1
+        )
+        batch = replace(batch, target_BL=batch.target_BL.clone().clamp(min=torch.tensor([3, 7, 11])))
     items_BK[::2, 1], tokens_BKL[::2, 1] = batch.target_items_B[::2], batch.target_BL[::2]
     if kind == "sample":
+        tokens_BKL[::5, 0, 0] = batch.history_BT[::5, 1]
         items_BK[1::4, 2], tokens_BKL[1::4, 2] = items_BK[1::4, 0], tokens_BKL[1::4, 0]
     if constrained:
         items_BK[:, -1] = 4000
-    tokens_BKL[::5, 0, 0] = batch.history_BT[::5, 1]
     scores_BK = torch.randn(items_BK.shape, generator=generator)
     values_BK = 1 + 4 * torch.rand(items_BK.shape, generator=generator)
-    for of_candidates in (items_BK, tokens_BKL, scores_BK, values_BK):  # groups of one and the same item
+    same = (items_BK, scores_BK, values_BK, *((tokens_BKL,) if kind == "sample" else ()))
+    for of_candidates in same:  # groups of equal rewards
         of_candidates[3::8] = of_candidates[3::8, :1]
     valid_BK, rewards_B = items_BK >= 0, batch.logged_rewards_B.clone()
     rewards_B[0], rewards_B[2] = 9.0, -5.0
