@@ -1,4 +1,4 @@
-"""Ranking metrics with one target per user, and their uncertainty. Pure numpy and scipy.
+"""Ranking metrics with one target per example, and their uncertainty. Pure numpy and scipy.
 
 A rank is 1-based; 0 means that the target is not in the list. HR@k, NDCG@k and MRR as usual for one relevant
 item: HR@k = 1[rank <= k], NDCG@k = 1[rank <= k] / log2(rank + 1), MRR = 1 / rank within the list, else 0.
@@ -6,20 +6,25 @@ item: HR@k = 1[rank <= k], NDCG@k = 1[rank <= k] / log2(rank + 1), MRR = 1 / ran
 Definition: docs/algorithms.md, Metrics.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from scipy import stats
 
-HIT_CUTS = (1, 5, 10)
+HIT_CUTS = (1, 5, 10, 50)
 NDCG_CUTS = (5, 10)
 
 
-def per_user(ranks: np.ndarray) -> dict[str, np.ndarray]:
-    """Each metric for each user, float64 `[n]`, from ranks `[n]`."""
+def per_user(ranks: np.ndarray, width: int | None = None) -> dict[str, np.ndarray]:
+    """Each metric for each example, float64 `[n]`, from ranks `[n]`.
+
+    `width` is the number of places of the lists: what lies beyond them nobody knows, so HR@k with k above it
+    is left out. None: the lists hold the whole catalogue.
+    """
     listed = ranks > 0
     safe = np.where(listed, ranks, 1)
-    values = {f"hr@{k}": (listed & (ranks <= k)).astype(np.float64) for k in HIT_CUTS}
+    cuts = [k for k in HIT_CUTS if width is None or k <= width]
+    values = {f"hr@{k}": (listed & (ranks <= k)).astype(np.float64) for k in cuts}
     values |= {f"ndcg@{k}": np.where(listed & (ranks <= k), 1 / np.log2(safe + 1), 0.0) for k in NDCG_CUTS}
     values["mrr"] = np.where(listed, 1 / safe, 0.0)
     return values
@@ -36,9 +41,9 @@ def rank_of(target: np.ndarray, lists: np.ndarray) -> np.ndarray:
 
 
 def bootstrap_mean(
-    values: np.ndarray, users: np.ndarray, seed: int = 0, resamples: int = 2000
+    values: np.ndarray, users: np.ndarray, seed: int = 0, resamples: int = 2000, confidence: float = 0.95
 ) -> tuple[float, float]:
-    """95% percentile interval (low, high) of the mean of values `[n]`; whole users are drawn.
+    """Percentile interval (low, high) of the mean of values `[n]`; whole users are drawn.
 
     The rows of a user are not independent. `users` `[n]` says whose each row is. Pass paired differences for
     a paired comparison. What is computed of a resample is its sum over its number of rows, a ratio over
@@ -66,6 +71,7 @@ def bootstrap_mean(
         paired=True,
         vectorized=True,
         n_resamples=resamples,
+        confidence_level=confidence,
         method="percentile",
         rng=np.random.default_rng(seed),
         batch=100,
@@ -74,7 +80,7 @@ def bootstrap_mean(
 
 
 def bootstrap_intervals(
-    rows: Mapping[str, np.ndarray], users: np.ndarray, metric: str, pairs: tuple[tuple[str, str], ...]
+    rows: Mapping[str, np.ndarray], users: np.ndarray, metric: str, pairs: Sequence[tuple[str, str]]
 ) -> dict[str, list[float]]:
     """Bootstrap intervals [low, high] of a metric's mean, whole users drawn.
 

@@ -195,8 +195,21 @@ class LearnerSettings(Settings):
     dropout: float = Field(
         default=0.0, ge=0, lt=1, description="Dropout on embeddings and on what each block adds."
     )
+    average_decay: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Share of the old average that a step keeps, of an exponential moving average of the "
+        "weights. The average is what is validated and saved; the rollout actors get the weights themselves. "
+        "0: no average.",
+    )
     evaluate_every: Steps = Field(
         default=50, ge=1, description="Optimizer steps between two validations, each with a checkpoint."
+    )
+    patience: Annotated[int | None, Unit("validations")] = Field(
+        default=None,
+        ge=1,
+        description="Training stops after this many validations without a better one. null: it goes on.",
     )
     keep_last: Annotated[int, Unit("checkpoints")] = Field(
         default=2, ge=1, description="Last checkpoints that are kept, beside the best one."
@@ -228,21 +241,24 @@ class LearnerSettings(Settings):
 
 
 class EvaluationSettings(Settings):
-    """Beam-decoded metrics over the full catalogue, one target per user."""
+    """Beam-decoded metrics over the full catalogue, one target per example."""
 
     beam_width: Annotated[int, Unit("beams")] = Field(
-        default=20, ge=10, description="Beams per user, each one item of the ranking."
+        default=50,
+        ge=10,
+        description="Beams per example, each one place of the list. Baselines get as many places. HR@50 "
+        "needs 50.",
     )
-    batch_size: Annotated[int, Unit("users")] = Field(
-        default=64, ge=1, description="Users of one forward pass."
+    batch_size: Annotated[int, Unit("examples")] = Field(
+        default=64, ge=1, description="Examples of one forward pass."
     )
     constrained: bool = Field(
         default=True,
         description="Rank with the trie's mask. Hallucination is measured on free decoding either way.",
     )
-    max_users: Annotated[int | None, Unit("users")] = Field(
+    max_users: Annotated[int | None, Unit("examples")] = Field(
         default=None,
         ge=1,
-        description="Size of the fixed random subset of users for validation. null: all. Test always takes "
-        "all.",
+        description="Size of the fixed random subset of examples for validation. null: all. Test always "
+        "takes all.",
     )

@@ -64,6 +64,13 @@ class RunConfig(Settings):
     evaluation: EvaluationSettings = Field(
         default=EvaluationSettings(), description="How policies are measured."
     )
+    compare: Literal["basic", "full"] = Field(
+        default="basic",
+        description="What stands beside the post-trained policy. basic: start, control, baselines, ranker. "
+        "full: also the same objective without its gate, with a random gate of equal rate, and a policy "
+        "pretrained on all logs until the end of the fresh part. Each takes as long as what it is compared "
+        "with.",
+    )
     cluster: ClusterSettings = Field(
         default=ClusterSettings(), description="Resources, placement and restarts."
     )

@@ -35,7 +35,7 @@ FIXED: dict[str, str] = {
 }
 # What may change. `output`: the directory that holds the record is the run's, by whatever path it is reached.
 # `rollout.decode`: a checkpoint holds prompts, no groups, and those under way are generated again.
-FREE = ("output", "rollout", "ranker_pool", "queue", "weights", "objective", "learner", "cluster")
+FREE = ("output", "rollout", "ranker_pool", "queue", "weights", "objective", "learner", "compare", "cluster")
 
 
 @dataclass(frozen=True, kw_only=True)

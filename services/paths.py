@@ -1,9 +1,24 @@
-"""Where everything of a run lies, below its directory."""
+"""Where everything of a run lies, below its directory.
+
+A run trains several policies from one start: the post-training ("train"), the control, and with `compare:
+full` further arms. Each has an `ArmPaths`.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from sluice.services.config import RunConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmPaths:
+    """What one training of the run leaves."""
+
+    best: Path  # the policy at its best validation
+    last: Path  # the policy after the last step
+    metrics: Path
+    checkpoints: Path  # Ray Train's storage
+    best_checkpoint: Path  # the whole checkpoint at the best validation
 
 
 @dataclass(frozen=True)
@@ -62,13 +77,28 @@ class RunPaths:
         """Ray Train's storage: one directory per training, and one for the best checkpoint of it."""
         return self.root / "checkpoints"
 
-    def best_checkpoint(self, name: str) -> Path:
-        """The whole checkpoint at the best validation of a training: "train" or "control"."""
-        return self.checkpoints / f"{name}-best"
+    @property
+    def sft_all(self) -> Path:
+        """The policy pretrained on all logs until the end of the fresh part."""
+        return self.root / "arms" / "sft_all"
 
-    def metrics(self, name: str) -> Path:
-        """The metrics of a training: "train" or "control"."""
-        return self.root / ("metrics.jsonl" if name == "train" else f"metrics-{name}.jsonl")
+    def arm(self, name: str) -> ArmPaths:
+        """A training: "train", "control", or a further arm, which has a directory of its own."""
+        if name in ("train", "control"):
+            best, last = {"train": (self.best, self.last), "control": (self.control, self.control_last)}[name]
+            metrics = self.root / ("metrics.jsonl" if name == "train" else f"metrics-{name}.jsonl")
+            checkpoints = self.checkpoints
+        else:
+            root = self.root / "arms" / name
+            best, last, metrics = root / "best", root / "last", root / "metrics.jsonl"
+            checkpoints = root / "checkpoints"
+        return ArmPaths(
+            best=best,
+            last=last,
+            metrics=metrics,
+            checkpoints=checkpoints,
+            best_checkpoint=checkpoints / f"{name}-best",
+        )
 
     @property
     def summary(self) -> Path:

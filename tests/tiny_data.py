@@ -60,6 +60,7 @@ def tiny_dataset(
         source=TableSource(
             interactions=(str(log),),
             columns=InteractionColumns(rating="stars", **more),
+            unclicked="interaction",
             catalogue=str(catalogue),
             catalogue_columns=CatalogueColumns(attributes=("kind",)),
         ),

@@ -11,8 +11,8 @@ import numpy as np
 
 from sluice.catalog.errors import RankerError
 from sluice.learner.activity_clock import ActivityClock
-from sluice.learner.ranker.model import Ranker
-from sluice.learner.ranker.output import RankerOutput, ask_ranker, check_output
+from sluice.learner.ranker.contract import Ranker, ask_ranker, check_output
+from sluice.learner.ranker.output import RankerOutput
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,8 @@
 replicas.
 
 A request is tried at most `attempts` times, each time at the next replica and with `timeout_s` of its own, so
-a dead, slow or broken replica costs one attempt.
+a dead, slow or broken replica costs one attempt. A ranker whose answers to several requests in a row
+are wrong is asked no more: they would be wrong for the rest of the run.
 """
 
 import os
@@ -13,17 +14,18 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import ActorDiedError, RayError
 
 from sluice.actors.calls import reason_of
 from sluice.actors.ranker.micro_batcher import MicroBatcher, RankerStats
 from sluice.catalog.errors import RankerError
 from sluice.cluster.environment import lower_thread_priority
 from sluice.cluster.metrics import MetricSet
-from sluice.learner.ranker.model import Ranker
-from sluice.learner.ranker.output import RankerOutput, check_output
+from sluice.learner.ranker.contract import Ranker, check_output
+from sluice.learner.ranker.output import RankerOutput
 
 _REPORT_EVERY_S = 2.0
+BAD_IN_A_ROW = 3  # requests without a right answer, after which the ranker counts as broken
 
 
 class RankerActor:
@@ -74,6 +76,9 @@ class RankerClient:
     def __init__(self, handles: tuple[Any, ...], *, timeout_s: float, attempts: int) -> None:
         self._handles, self._timeout_s, self._attempts = tuple(handles), timeout_s, attempts
         self._next: int | None = None
+        self._bad: list[
+            str
+        ] = []  # why the last requests got no right answer, without one that did between them
 
     def predict(self, histories: list[np.ndarray], candidates: np.ndarray) -> RankerAnswer:
         """Ask, and wait for the answer.
@@ -89,25 +94,47 @@ class RankerClient:
     def submit(self, histories: list[np.ndarray], candidates: np.ndarray) -> "RankerCall":
         """Ask without waiting; `ready()` of the call has to be polled, since it is what starts the next
         attempt.
+
+        Raises:
+            RankerError: the ranker is broken: so many requests in a row got wrong answers alone.
         """
+        if len(self._bad) >= BAD_IN_A_ROW:
+            raise RankerError(
+                f"the ranker gave no right answer to {len(self._bad)} requests in a row, so the run ends: "
+                f"{self._bad[-1]}. Mend it, try it with `sluice config check --deep`, and start with --resume"
+            )
         if self._next is None:
             self._next = os.getpid()  # clients of different processes begin at different replicas
         self._next += 1
         order = [
             self._handles[(self._next + attempt) % len(self._handles)] for attempt in range(self._attempts)
         ]
-        return RankerCall(order, histories, candidates, timeout_s=self._timeout_s)
+        return RankerCall(order, histories, candidates, timeout_s=self._timeout_s, settle=self._settle)
+
+    def _settle(self, bad: str | None) -> None:
+        self._bad = [] if bad is None else [*self._bad, bad]
 
 
 class RankerCall:
     """One request through all its attempts."""
 
     def __init__(
-        self, replicas: list[Any], histories: list[np.ndarray], candidates: np.ndarray, *, timeout_s: float
+        self,
+        replicas: list[Any],
+        histories: list[np.ndarray],
+        candidates: np.ndarray,
+        *,
+        timeout_s: float,
+        settle: Callable[[str | None], None],
     ) -> None:
+        """`settle` is told how the call ended: None with an answer, else why an answer was wrong. It is not
+        told of a call that nobody answered.
+        """
         self._replicas, self._timeout_s = replicas, timeout_s
         self._histories, self._candidates = histories, candidates
+        self._settle = settle
         self._reasons: list[str] = []
+        self._bad: str | None = None  # why an answer was wrong
         self._answer: RankerAnswer | None = None
         self._started_s = time.monotonic()
         self._ask()
@@ -151,7 +178,20 @@ class RankerCall:
                 attempts=len(self._reasons) + 1,
                 latency_s=time.monotonic() - self._started_s,
             )
+            self._settle(None)
         except (RayError, RankerError) as error:
             self._reasons.append(reason_of(error))
+            if answered and _is_the_rankers(error):
+                self._bad = self._reasons[-1]
             if len(self._reasons) < len(self._replicas):
                 self._ask()
+            elif self._bad is not None:
+                self._settle(self._bad)
+
+
+def _is_the_rankers(error: Exception) -> bool:
+    """Whether an attempt failed by the ranker's own doing, which another attempt does not mend.
+
+    That is a wrong answer, an exception, or a replica that is dead for good; not one that is being replaced.
+    """
+    return isinstance(getattr(error, "cause", error), RankerError) or isinstance(error, ActorDiedError)

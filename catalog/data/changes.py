@@ -13,12 +13,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sluice.catalog.data.cleaning import as_text
-from sluice.catalog.data.items import number_lists
-from sluice.catalog.data.sources import read_batches, table_file
+from sluice.catalog.data.cleaning import judge_ids
+from sluice.catalog.data.log_files import table_file
+from sluice.catalog.data.sources import read_batches
 from sluice.catalog.errors import DataError
 from sluice.catalog.files import write_atomically
 from sluice.catalog.trie.vocabulary import Vocabulary
+from sluice.catalog.values import number_lists
 
 # One version of a run's catalogue after the first: an item that is new, or one that is retired (`codes`
 # null).
@@ -50,12 +51,13 @@ def read_item_rows(path: Path, *, codes: bool) -> list[ItemRow]:
     for batch in read_batches(table_file(path, "catalogue push"), columns, None):
         if batch.malformed:
             raise DataError(f"{path}, row {batch.malformed[0][0]}: has a wrong number of fields")
-        ids = as_text(batch.columns["item_id"]).to_pylist()
+        given = batch.columns["item_id"]
+        ids, faults = judge_ids(given)
         lists = number_lists(batch.columns["codes"]) if codes else [None] * len(ids)
-        for number, item_id, numbers in zip(batch.rows.tolist(), ids, lists, strict=True):
-            where = f"{path}, row {number}, item {item_id!r}"
-            if item_id is None or not item_id.strip():
-                raise DataError(f"{where}: item_id is empty")
+        for place, (item_id, numbers) in enumerate(zip(ids.to_pylist(), lists, strict=True)):
+            where = f"{path}, row {batch.rows[place]}, item {given[place].as_py()!r}"
+            for reason in (reason for reason, bad in faults.items() if bad[place]):
+                raise DataError(f"{where}: item_id {reason}")
             if item_id in rows:
                 raise DataError(f"{where}: item_id stands in an earlier row")
             if codes and (numbers is None or not all(float(code).is_integer() for code in numbers)):

@@ -2,17 +2,16 @@
 
 Every value is judged once, and every row refused is reported with file, row and reason.
 
-Ids are compared as text. A whole or decimal number is a timestamp as it stands (decimals are cut off); dates
-and date-times become microseconds since 1970 (UTC when they name no zone). One log must not mix the two.
+Ids are compared as text, without the spaces around them (`catalog/values.py`). What times may be is in
+`catalog/timestamps.py`; one log must not mix numbers and dates.
 """
 
-import datetime
 import json
-import re
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import TextIO
+from typing import Literal, TextIO
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +19,17 @@ import pyarrow.compute as pc
 
 from sluice.catalog.data.sources import RawBatch
 from sluice.catalog.errors import DataError
+from sluice.catalog.timestamps import TimeUnit, UnitCheck, parse_times
+from sluice.catalog.values import (
+    MISSING_WORDS,
+    as_numpy,
+    as_text,
+    is_inexact,
+    is_missing,
+    is_undecodable,
+    parse_numbers,
+    text_lists,
+)
 
 SHOWN = 10  # bad rows that an error message lists
 
@@ -32,16 +42,13 @@ CLEAN_LOG = pa.schema(
         pa.field("click", pa.bool_()),
         pa.field("dwell_seconds", pa.float32()),
         pa.field("exposed_by", pa.string()),
+        pa.field("history", pa.large_list(pa.string())),
     ]
 )
 
-_NUMBER = r"^\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?\s*$"
-_WHOLE = r"^\s*[+-]?\d{1,18}\s*$"
 _TRUTH = {"true": True, "t": True, "yes": True, "1": True, "1.0": True}
 _FALSEHOOD = {"false": False, "f": False, "no": False, "0": False, "0.0": False}
-_SIGNED = r"[+-]?\d+"
-_INT64_LIMIT = 2.0**63
-_FLOAT_LIMIT = 2.0**53  # below it a float64 holds every whole number
+_VALUE_LENGTH = 200  # of a value in an error message
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +70,7 @@ class Rejections:
         self.rows = 0  # rows judged, good and bad
         self.by_reason: Counter[str] = Counter()
         self.first: list[BadRow] = []
+        self.noted: Counter[str] = Counter()  # what is odd and was used all the same
         self._sink = sink
 
     @property
@@ -82,15 +90,17 @@ class Rejections:
         """Raises DataError when more than `max_bad_share` of the rows were refused."""
         if self.bad <= max_bad_share * self.rows:
             return
-        lines = [f"  {b.file}, row {b.row}, {b.column}={b.value!r}: {b.reason}" for b in self.first]
+        lines = [f"  {b.file}, row {b.row}, {b.column}={_short(b.value)}: {b.reason}" for b in self.first]
         more = [f"  and {self.bad - len(self.first)} more"] if self.bad > len(self.first) else []
         share = self.bad / self.rows
+        enough = np.ceil(share * 10_000) / 10_000
+        others = f", or leave them out by raising data.max_bad_share to {enough:g} or more"
         raise DataError(
             f"{self.bad} of {self.rows} rows of the {self.table} ({share:.4%}) cannot be used, more than "
             f"data.max_bad_share {max_bad_share} allows:\n"
             + "\n".join(lines + more)
-            + "\nFix these rows, or leave them out by raising data.max_bad_share to "
-            f"{np.ceil(share * 10_000) / 10_000:g} or more"
+            + "\nFix these rows"
+            + others * (self.bad < self.rows)
         )
 
     def summary(self) -> dict[str, object]:
@@ -101,15 +111,42 @@ class Rejections:
 class LogCleaner:
     """Turns raw batches into rows of `CLEAN_LOG`."""
 
-    def __init__(self, rejections: Rejections, known_items: Callable[[pa.Array], np.ndarray] | None) -> None:
-        """`known_items` says which item ids [n] are in the catalogue, bool [n]; None takes every id."""
+    def __init__(
+        self,
+        rejections: Rejections,
+        known_items: Callable[[pa.Array], np.ndarray] | None,
+        time_unit: TimeUnit | Literal["auto", "none"] = "auto",
+        now_s: float | None = None,
+    ) -> None:
+        """The cleaner of one log.
+
+        Args:
+            rejections: what is refused, and what is noted, is counted there.
+            known_items: says which item ids [n] are in the catalogue, bool [n]; None takes every id.
+            time_unit: of timestamps that are numbers; auto and none as in `data.source.timestamp_unit`.
+            now_s: seconds since 1970, beyond which nothing was logged yet; None: the clock's.
+        """
         self._rejections = rejections
         self._known_items = known_items
+        self._units = UnitCheck(time_unit, time.time() if now_s is None else now_s)
         self._time_kind: str | None = None  # "number" or "date", fixed by the first usable timestamp
         self._row = 0  # rows so far, the time of a log without timestamps
 
+    @property
+    def time_unit(self) -> str | None:
+        """What the timestamps count; None: nobody can tell."""
+        return "us" if self._time_kind == "date" else self._units.unit
+
     def clean(self, batch: RawBatch) -> pa.RecordBatch:
         """The usable rows of a batch, in their order."""
+        return self.clean_rows(batch)[0]
+
+    def clean_rows(self, batch: RawBatch) -> tuple[pa.RecordBatch, np.ndarray]:
+        """The usable rows of a batch, in their order, and their rows in the file, int64 [m].
+
+        Raises:
+            DataError: timestamps before all whose unit can be told lie in the future.
+        """
         n = len(batch.rows)
         judge = _Judge(batch, self._rejections)
         users = judge.ids("user_id")
@@ -120,15 +157,18 @@ class LogCleaner:
         ratings = judge.numbers("rating")
         click = judge.booleans("click")
         dwell = judge.numbers("dwell_seconds")
-        judge.refuse("dwell_seconds", _as_numpy(pc.less(dwell, 0).fill_null(False)), "is negative")
+        judge.refuse("dwell_seconds", as_numpy(pc.less(dwell, 0).fill_null(False)), "is negative")
         exposed = (
             as_text(batch.columns["exposed_by"])
             if "exposed_by" in batch.columns
             else pa.nulls(n, pa.string())
         )
-        keep = pa.array(judge.close())
-        columns = [users, items, pa.array(timestamps), ratings, click, dwell, exposed]
-        return pa.record_batch([column.filter(keep) for column in columns], schema=CLEAN_LOG)
+        history = judge.histories(self._known_items)
+        good = judge.close()
+        columns = [users, items, pa.array(timestamps), ratings, click, dwell, exposed, history]
+        keep = pa.array(good)
+        rows = pa.record_batch([column.filter(keep) for column in columns], schema=CLEAN_LOG)
+        return rows, batch.rows[good]
 
     def _timestamps(self, judge: "_Judge", n: int) -> np.ndarray:
         first, self._row = self._row, self._row + n
@@ -138,6 +178,9 @@ class LogCleaner:
         judge.refuse("timestamp", kinds == "null", "is empty")
         judge.refuse("timestamp", kinds == "bad", "is no time")
         judge.refuse("timestamp", values < 0, "is negative")
+        if judge.batch.columns["timestamp"].type in (pa.float16(), pa.float32()):
+            narrow = is_inexact(judge.batch.columns["timestamp"])
+            judge.refuse("timestamp", narrow, "is a float too narrow to hold it (write whole numbers)")
         usable = np.flatnonzero(judge.good)
         if self._time_kind is None and len(usable):
             self._time_kind = str(kinds[usable[0]])
@@ -145,6 +188,13 @@ class LogCleaner:
             judge.refuse(
                 "timestamp", kinds != self._time_kind, f"is no {self._time_kind} as the rows before it are"
             )
+        if self._time_kind == "date":
+            verdict = self._units.judge_dates(values, judge.good)
+        else:
+            verdict = self._units.judge_numbers(values, judge.good, judge.batch.file, judge.batch.rows)
+        for reason, bad in verdict.refused.items():
+            judge.refuse("timestamp", bad, reason)
+        judge.note("timestamps_before_1990", verdict.early)
         return values
 
 
@@ -158,22 +208,54 @@ class _Judge:
             BadRow(file=batch.file, row=row, column="row", value=text, reason="has a wrong number of fields")
             for row, text in batch.malformed
         ]
+        self._noted: dict[str, np.ndarray] = {}
         self._rejections = rejections
 
-    def refuse(self, column: str, bad: np.ndarray, reason: str) -> None:
+    def refuse(
+        self, column: str, bad: np.ndarray, reason: str, shown: dict[int, object] | None = None
+    ) -> None:
+        """Refuse the rows `bad` [n]; `shown` has their values for the message, if it is not the whole one."""
         for index in np.flatnonzero(bad & self.good):
-            value = str(self.batch.columns[column][index].as_py())
+            value = str(shown[int(index)] if shown else self.batch.columns[column][index].as_py())
             row = int(self.batch.rows[index])
             self._refused.append(
                 BadRow(file=self.batch.file, row=row, column=column, value=value, reason=reason)
             )
         self.good &= ~bad
 
+    def note(self, name: str, odd: np.ndarray) -> None:
+        """Count rows, if they turn out to be good."""
+        self._noted[name] = self._noted.get(name, np.zeros(len(odd), dtype=bool)) | odd
+
     def ids(self, column: str) -> pa.Array:
-        text = as_text(self.batch.columns[column])
-        empty = pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(text)), 0).fill_null(True)
-        self.refuse(column, _as_numpy(empty), "is empty")
-        return text.fill_null("")
+        """Trimmed text [n]; what it is for a refused row does not matter."""
+        raw = self.batch.columns[column]
+        trimmed, faults = judge_ids(raw)
+        for reason, bad in faults.items():
+            self.refuse(column, bad, reason)
+        self.note("ids_with_outer_spaces", as_numpy(pc.not_equal(as_text(raw), trimmed).fill_null(False)))
+        return trimmed
+
+    def histories(self, known_items: Callable[[pa.Array], np.ndarray] | None) -> pa.LargeListArray:
+        """list<text> [n], null where the log has none."""
+        n = len(self.good)
+        if "history" not in self.batch.columns:
+            return pa.nulls(n, CLEAN_LOG.field("history").type)
+        lists = text_lists(self.batch.columns["history"])
+        self.refuse("history", as_numpy(lists.is_null()), "is no list of items")
+        text = lists.flatten()
+        owner = as_numpy(pc.list_parent_indices(lists))
+        trimmed, faults = judge_ids(text)
+        if known_items is not None:
+            faults["is not in the catalogue"] = ~known_items(trimmed)
+        for reason, bad in faults.items():
+            rows, first = np.unique(owner[bad], return_index=True)
+            ids = text.take(pa.array(np.flatnonzero(bad)[first])).to_pylist()
+            shown: dict[int, object] = dict(zip(rows.tolist(), ids, strict=True))
+            self.refuse("history", np.isin(np.arange(n), rows), f"holds an id that {reason}", shown)
+        lengths = as_numpy(pc.list_value_length(lists).fill_null(0))
+        offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+        return pa.LargeListArray.from_arrays(offsets, trimmed)
 
     def numbers(self, column: str) -> pa.Array:
         """Missing stays missing (null)."""
@@ -193,7 +275,7 @@ class _Judge:
         ).dictionary_encode()
         truth = [(_TRUTH | _FALSEHOOD).get(text) for text in encoded.dictionary.to_pylist()]
         values = pa.array(truth, pa.bool_()).take(encoded.indices)
-        unusable = _as_numpy(values.is_null()) & ~is_missing(self.batch.columns[column])
+        unusable = as_numpy(values.is_null()) & ~is_missing(self.batch.columns[column])
         self.refuse(column, unusable, "is neither true nor false")
         return values
 
@@ -202,93 +284,22 @@ class _Judge:
         self._rejections.rows += len(self.batch.rows) + len(self.batch.malformed)
         for bad in sorted(self._refused, key=lambda bad: bad.row):
             self._rejections.add(bad)
+        self._rejections.noted.update(
+            {name: int((odd & self.good).sum()) for name, odd in self._noted.items()}
+        )
         return self.good
 
 
-def as_text(values: pa.Array) -> pa.Array:
-    """Any scalar column as text.
-
-    Whole floats lose their `.0`, so that an id reads the same from every file type.
-    """
-    if pa.types.is_dictionary(values.type):
-        values = values.dictionary_decode()
-    return values.cast(pa.string())
-
-
-def is_missing(values: pa.Array) -> np.ndarray:
-    """bool [n]: null, NaN, or text of nothing but spaces."""
-    if pa.types.is_floating(values.type):
-        return _as_numpy(values.is_null(nan_is_null=True))
-    blank = pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(as_text(values))), 0)
-    return _as_numpy(blank.fill_null(True))
+def judge_ids(values: pa.Array) -> tuple[pa.Array, dict[str, np.ndarray]]:
+    """Ids [n] as text without the spaces around them, and which can't be used: reason -> bool [n]."""
+    trimmed = pc.utf8_trim_whitespace(as_text(values)).fill_null("")
+    return trimmed, {
+        "is no UTF-8 text (write ids as text or whole numbers)": is_undecodable(values),
+        "is a float too large to tell whole numbers apart (write whole numbers)": is_inexact(values),
+        "is empty": as_numpy(pc.equal(trimmed, "")),
+        "stands for a missing value": as_numpy(pc.is_in(trimmed, value_set=MISSING_WORDS)),
+    }
 
 
-def parse_numbers(values: pa.Array) -> np.ndarray:
-    """float64 [n]; NaN where there is no number. `nan` and `inf` as text are no numbers."""
-    if (
-        pa.types.is_integer(values.type)
-        or pa.types.is_floating(values.type)
-        or pa.types.is_decimal(values.type)
-    ):
-        return _as_numpy(values.cast(pa.float64(), safe=False).fill_null(np.nan))
-    text = as_text(values)
-    numeric = pc.match_substring_regex(text, _NUMBER)
-    picked = pc.if_else(numeric.fill_null(False), pc.utf8_trim_whitespace(text), None)
-    return _as_numpy(picked.cast(pa.float64()).fill_null(np.nan))
-
-
-def parse_times(values: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-    """Timestamps int64 [n] and what each is: "number", "date", "null" or "bad" (then its timestamp is 0)."""
-    kinds = np.where(is_missing(values), "null", "bad").astype("<U6")
-    result = np.zeros(len(values), dtype=np.int64)
-    if pa.types.is_timestamp(values.type) or pa.types.is_date(values.type):
-        present = kinds != "null"
-        micros = values.cast(pa.timestamp("us", getattr(values.type, "tz", None)), safe=False).cast(
-            pa.int64()
-        )
-        result[present] = _as_numpy(micros.fill_null(0))[present]
-        kinds[present] = "date"
-        return result, kinds
-    if pa.types.is_integer(values.type):
-        present = kinds != "null"
-        # An unsigned value beyond int64 wraps around to a negative one, which is refused as such.
-        result[present] = _as_numpy(values.cast(pa.int64(), safe=False).fill_null(0))[present]
-        kinds[present] = "number"
-        return result, kinds
-    text = as_text(values)
-    whole = pc.match_substring_regex(text, _WHOLE).fill_null(False)
-    exact = pc.if_else(whole, pc.utf8_ltrim(pc.utf8_trim_whitespace(text), "+"), None).cast(pa.int64())
-    is_whole = _as_numpy(whole)
-    result[is_whole] = _as_numpy(exact.fill_null(0))[is_whole]
-    numbers = parse_numbers(values)
-    decimal = ~is_whole & (np.abs(np.nan_to_num(numbers, nan=np.inf)) < _INT64_LIMIT)
-    result[decimal] = np.floor(numbers[decimal]).astype(np.int64)
-    kinds[is_whole | decimal] = "number"
-    for index in np.flatnonzero(decimal & (np.abs(np.nan_to_num(numbers)) > _FLOAT_LIMIT)):
-        digits = text[index].as_py().strip()
-        if re.fullmatch(
-            _SIGNED, digits
-        ):  # such as nanoseconds: too long for the fast path, too precise for a float
-            result[index] = int(digits)
-    for index in np.flatnonzero(kinds == "bad"):
-        micros = _micros(text[index].as_py())
-        if micros is not None:
-            result[index], kinds[index] = micros, "date"
-    return result, kinds
-
-
-def _as_numpy(values: pa.Array) -> np.ndarray:
-    """A copy where Arrow's memory is laid out differently (bits, nulls)."""
-    array: np.ndarray = values.to_numpy(zero_copy_only=False)
-    return array
-
-
-def _micros(text: str) -> int | None:
-    """Microseconds since 1970 of an ISO 8601 date or date-time, None where the text is neither."""
-    try:
-        moment = datetime.datetime.fromisoformat(text.strip())
-    except ValueError:
-        return None
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=datetime.UTC)
-    return (moment - datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)) // datetime.timedelta(microseconds=1)
+def _short(value: str) -> str:
+    return repr(value if len(value) <= _VALUE_LENGTH else f"{value[:_VALUE_LENGTH]}...")

@@ -23,6 +23,7 @@ from sluice.catalog.errors import DataError
 
 FORMAT = 1  # of a prepared directory; another number means that it was written by another version
 MANIFEST = "manifest.json"
+IMPRESSIONS_FILE = "impressions.parquet"  # absent where the log has none
 _OUTCOME_ARRAYS = {"rating": "ratings", "click": "clicks", "dwell_seconds": "dwell_seconds"}
 FILES = ("users.parquet", "catalogue.parquet", "interactions.parquet", "examples.parquet")
 
@@ -213,6 +214,33 @@ class Dataset:
     def lengths_until(self, part: str) -> np.ndarray:
         """int64 [U], how many leading interactions of each user lie before the end of the part."""
         return self._lengths[part]
+
+    def impressions(self, until: str) -> tuple[np.ndarray, np.ndarray]:
+        """What was shown and not taken before the end of a part: users and item rows, int32 [m] each.
+
+        A part ends at its cut in time, or for each user at the first interaction that lies behind it. Both
+        are empty where the log tells of no such thing.
+        """
+        path = self.directory / IMPRESSIONS_FILE
+        if not path.is_file():
+            return np.empty(0, dtype=np.int32), np.empty(0, dtype=np.int32)
+        users, items, times = (
+            self._column(path.name, name).to_numpy() for name in ("user", "item", "timestamp")
+        )
+        known = times < self._ends(until)[users]
+        return users[known], items[known]
+
+    def _ends(self, part: str) -> np.ndarray:
+        """int64 [U], the time at which a part has ended for each user."""
+        never = np.iinfo(np.int64).max
+        if self.manifest["time_cuts"]:
+            cuts = TimeCuts(**self.manifest["time_cuts"])
+            fresh_from = cuts.valid_from if cuts.fresh_from is None else cuts.fresh_from
+            ends = (fresh_from, cuts.valid_from, cuts.test_from, never)
+            return np.full(self.users, ends[SPLITS.index(part)])
+        following = self.offsets[:-1] + self.lengths_until(part)
+        times = np.append(self.timestamps, never)
+        return np.where(following < self.offsets[1:], times[following], never)
 
     @property
     def prompt_part(self) -> str:

@@ -3,8 +3,7 @@
 An item has an id, a title and attributes, and an embedding or codes if the user has them.
 
 An attribute is a text `name=value`. Text columns may hold several values separated by `|`, or be lists; a
-column of numbers with fractions becomes ten equally filled bins. Lists of numbers in text files are separated
-by spaces, commas, `;` or `|`.
+column of numbers with fractions becomes ten equally filled bins.
 """
 
 import re
@@ -15,12 +14,12 @@ import numpy as np
 import pyarrow as pa
 import scipy.sparse as sp
 
-from sluice.catalog.data.cleaning import SHOWN, BadRow, Rejections, as_text, is_missing, parse_numbers
+from sluice.catalog.data.cleaning import SHOWN, BadRow, Rejections, judge_ids
 from sluice.catalog.data.sources import LogSource, RawBatch
 from sluice.catalog.errors import DataError
+from sluice.catalog.values import as_text, is_missing, number_lists, parse_numbers
 
 _BINS = 10
-_SEPARATORS = re.compile(r"[\s,;|\[\]()]+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +59,8 @@ def read_items(source: LogSource, rejections: Rejections) -> Items | None:
     read = _Columns()
     seen: set[str] = set()
     for batch in source.catalogue_batches():
-        keep = _keep(batch, seen, rejections)
-        read.ids += as_text(batch.columns["item_id"]).take(keep).to_pylist()
+        ids, keep = _keep(batch, seen, rejections)
+        read.ids += ids
         read.rows += batch.rows[keep.to_numpy()].tolist()
         for name, values in batch.columns.items():
             read.values.setdefault(name, []).append(values.take(keep))
@@ -113,30 +112,30 @@ class _Where:
         )
 
 
-def _keep(batch: RawBatch, seen: set[str], rejections: Rejections) -> pa.Array:
-    keep = []
+def _keep(batch: RawBatch, seen: set[str], rejections: Rejections) -> tuple[list[str], pa.Array]:
+    """The ids of the usable rows, trimmed, and the places of these rows in the batch."""
+    ids, keep = [], []
     rejections.rows += len(batch.rows) + len(batch.malformed)
     refused = [
         BadRow(file=batch.file, row=row, column="row", value=text, reason="has a wrong number of fields")
         for row, text in batch.malformed
     ]
-    for index, item in enumerate(as_text(batch.columns["item_id"]).to_pylist()):
-        reason = (
-            "is empty"
-            if item is None or not item.strip()
-            else "stands in an earlier row"
-            if item in seen
-            else None
-        )
-        if reason:
-            row = int(batch.rows[index])
-            refused.append(BadRow(file=batch.file, row=row, column="item_id", value=str(item), reason=reason))
+    raw = batch.columns["item_id"]
+    trimmed, faults = judge_ids(raw)
+    for index, (item, given) in enumerate(zip(trimmed.to_pylist(), as_text(raw).to_pylist(), strict=True)):
+        reasons = [reason for reason, bad in faults.items() if bad[index]]
+        reasons += ["stands in an earlier row"] if item in seen else []
+        if reasons:
+            row, value = int(batch.rows[index]), str(raw[index].as_py())
+            refused.append(BadRow(file=batch.file, row=row, column="item_id", value=value, reason=reasons[0]))
         else:
             seen.add(item)
+            ids.append(item)
             keep.append(index)
+            rejections.noted["ids_with_outer_spaces"] += item != given
     for bad in sorted(refused, key=lambda bad: bad.row):
         rejections.add(bad)
-    return pa.array(keep, pa.int64())
+    return ids, pa.array(keep, pa.int64())
 
 
 def _join(parts: list[pa.Array]) -> pa.Array:
@@ -185,27 +184,13 @@ def _years(values: pa.Array) -> list[list[str]]:
     return [[f"decade={t[:3]}0s"] if re.fullmatch(r"\d{4}", t) else [] for t in texts]
 
 
-def number_lists(values: pa.Array) -> list[list[float] | None]:
-    """Lists of numbers, from list columns or from text; None where there is none or it cannot be read."""
-    if not pa.types.is_nested(values.type):
-        texts = [
-            [part for part in _SEPARATORS.split(text or "") if part] for text in as_text(values).to_pylist()
-        ]
-        values = pa.array(texts, pa.list_(pa.string()))
-    result: list[list[float] | None] = []
-    for row in values.to_pylist():
-        try:
-            result.append([float(value) for value in row] if row else None)
-        except (TypeError, ValueError):
-            result.append(None)
-    return result
-
-
 def _embedding(values: pa.Array, where: _Where) -> np.ndarray:
     lists = number_lists(values)
     width = next((len(row) for row in lists if row), 0)
     bad = [
-        (i, row) for i, row in enumerate(lists) if not row or len(row) != width or not np.isfinite(row).all()
+        (i, values[i].as_py())
+        for i, row in enumerate(lists)
+        if not row or len(row) != width or not np.isfinite(row).all()
     ]
     if bad:
         raise where.error(
@@ -219,14 +204,14 @@ def _codes(values: pa.Array, where: _Where) -> np.ndarray:
     levels = next((len(row) for row in lists if row), 0)
     limit = np.iinfo(np.int32).max
     bad = [
-        (i, row)
+        (i, values[i].as_py())
         for i, row in enumerate(lists)
         if not row or len(row) != levels or any(code != code // 1 or not 0 <= code < limit for code in row)
     ]
     if bad:
         rule = (
             f"every item needs {levels or 'some'} whole numbers from 0 on, one per level, "
-            "as many as the first item has"
+            "as many as the first item has (or tokens such as <a_1><b_2>, whose letters name the levels)"
         )
         raise where.error("codes", bad, rule)
     return np.asarray(lists, dtype=np.int32)

@@ -4,24 +4,40 @@ Rows go to buckets on disk by a hash of the user, and each bucket is sorted alon
 
 Buckets are ranges of the hash and users within a bucket are in order of (hash, id), so the order of all users
 does not depend on how many buckets there are.
+
+With all rows of a user together, it can be told what counts as an event: rows with histories are joined to
+sequences (`histories.py`), an event that was logged twice counts once, and what was shown without a click is
+set apart.
 """
 
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from sluice.catalog.data.schema import INTERACTIONS
+from sluice.catalog.data.cleaning import BadRow
+from sluice.catalog.data.histories import FROM_HISTORY, join_rows
+from sluice.catalog.data.schema import IMPRESSIONS, INTERACTIONS
+from sluice.catalog.values import as_numpy
 
 BUCKET_ROWS = 1_000_000
 MAX_BUCKETS = 256
 
 _BUCKETED = pa.schema(
-    [pa.field("user_id", pa.string()), *[INTERACTIONS.field(i) for i in range(1, len(INTERACTIONS))]]
+    [
+        pa.field("user_id", pa.string()),
+        *[INTERACTIONS.field(i) for i in range(1, len(INTERACTIONS))],
+        pa.field("history", pa.large_list(pa.int32())),  # item numbers; null: the log has no histories
+        pa.field("file", pa.string()),  # where the row was read, for logs with histories
+        pa.field("row", pa.int64()),
+    ]
 )
+_TIME_AND_PLACE = ("user", "item", "timestamp")  # what is known of an event that no row has as its target
 
 
 class ItemIndex:
@@ -68,13 +84,25 @@ class ItemIndex:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EventRules:
+    """What counts as an event."""
+
+    min_interactions: int  # users with fewer are dropped
+    unclicked_are_impressions: bool
+    has_times: bool  # False: a timestamp is the number of the row
+
+
+@dataclass(frozen=True, kw_only=True)
 class SortedBucket:
     """The users of one bucket, each with all their rows in order of time."""
 
     user_ids: list[str]
     interactions: pa.Table  # schema INTERACTIONS; `user` counts on from the buckets before
+    impressions: pa.Table  # schema IMPRESSIONS
     dropped_users: int  # with fewer rows than asked for
     dropped_rows: int
+    noted: Counter[str]  # what was set apart or left out, by name
+    refused: list[BadRow]  # rows whose history contradicts those before
 
 
 class UserBuckets:
@@ -85,13 +113,25 @@ class UserBuckets:
         self._paths = [directory / f"bucket-{number:03d}.arrow" for number in range(count)]
         self._writers = [pa.ipc.new_stream(str(path), _BUCKETED) for path in self._paths]
 
-    def add(self, rows: pa.RecordBatch, items: np.ndarray) -> None:
-        """Write clean rows (sluice.catalog.data.cleaning.CLEAN_LOG) with their item numbers."""
+    def add(self, rows: pa.RecordBatch, index: ItemIndex, file: str, numbers: np.ndarray) -> None:
+        """Write clean rows [n] (`cleaning.CLEAN_LOG`), read from `file` at `numbers` [n]."""
         encoded = rows.column("user_id").dictionary_encode()
         hashes = np.asarray([_hash(user) for user in encoded.dictionary.to_pylist()], dtype=np.int64)
         bucket = ((hashes * len(self._paths)) >> 32)[encoded.indices.to_numpy()]
         order = np.argsort(bucket, kind="stable")
-        columns = [rows.column("user_id"), pa.array(items), *rows.columns[2:]]
+        items = pa.array(index.number_ids(rows.column("item_id")))
+        history = rows.column("history")
+        if history.null_count == len(history):  # the log has none
+            history, files = (
+                pa.nulls(len(rows), _BUCKETED.field("history").type),
+                pa.nulls(len(rows), pa.string()),
+            )
+        else:
+            lengths = as_numpy(pc.list_value_length(history))
+            offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
+            history = pa.LargeListArray.from_arrays(offsets, pa.array(index.number_ids(history.flatten())))
+            files = pa.repeat(file, len(rows))
+        columns = [rows.column("user_id"), items, *rows.columns[2:-1], history, files, pa.array(numbers)]
         batch = pa.record_batch(columns, schema=_BUCKETED).take(pa.array(order))
         edges = np.searchsorted(bucket[order], np.arange(len(self._paths) + 1))
         for number in np.flatnonzero(np.diff(edges)):
@@ -102,18 +142,16 @@ class UserBuckets:
         for writer in self._writers:
             writer.close()
 
-    def read_sorted(self, item_rows: np.ndarray, min_interactions: int) -> Iterator[SortedBucket]:
+    def read_sorted(self, item_rows: np.ndarray, rules: EventRules) -> Iterator[SortedBucket]:
         """Every bucket in turn, sorted by user and time. A bucket's file is deleted once it is read.
 
-        Args:
-            item_rows: int32 [N], the item row of each item number.
-            min_interactions: users with fewer are dropped.
+        `item_rows` int32 [N] are the item rows of the item numbers.
         """
         first_user = 0
         for path in self._paths:
             with pa.memory_map(str(path)) as stream:
                 table = pa.ipc.open_stream(stream).read_all()
-                bucket = _sort(table, item_rows, min_interactions, first_user)
+                bucket = _sort(table, item_rows, rules, first_user)
             path.unlink()
             first_user += len(bucket.user_ids)
             yield bucket
@@ -123,26 +161,138 @@ def _hash(user_id: str) -> int:
     return zlib.crc32(user_id.encode())
 
 
-def _sort(table: pa.Table, item_rows: np.ndarray, min_interactions: int, first_user: int) -> SortedBucket:
+def _sort(table: pa.Table, item_rows: np.ndarray, rules: EventRules, first_user: int) -> SortedBucket:
+    noted: Counter[str] = Counter()
+    ids, user = _number_users(table)
+    item = item_rows[table.column("item").to_numpy()]
+    # Stable: rows of one user and time stay in the order of the source.
+    order = np.lexsort((table.column("timestamp").to_numpy(), user))
+    events = pa.table(
+        {
+            "user": user,
+            "item": item,
+            **{name: table.column(name) for name in _BUCKETED.names[2:]},
+        }
+    ).take(pa.array(order))
+    shown = np.zeros(len(events), dtype=bool)
+    if rules.unclicked_are_impressions:
+        shown = as_numpy(pc.invert(events.column("click")).fill_null(False).combine_chunks())
+    impressions, events = events.filter(pa.array(shown)), events.filter(pa.array(~shown))
+    refused: list[BadRow] = []
+    if events.column("history").null_count < len(events):
+        events, refused = _join_histories(events, item_rows, rules.has_times, noted)
+    else:
+        events = _drop_repeated(events, noted, "repeated_events")
+    impressions = _drop_repeated(impressions, noted, "repeated_impressions", of=events)
+    rows_of = np.bincount(events.column("user").to_numpy(), minlength=len(ids))
+    keeps = rows_of >= rules.min_interactions
+    place = np.where(keeps, np.cumsum(keeps) - 1 + first_user, -1).astype(np.int32)
+    kept, kept_impressions = _renumber(events, place), _renumber(impressions, place)
+    noted["impressions"] = len(kept_impressions)
+    noted["impressions_below_min_interactions"] = len(impressions) - len(kept_impressions)
+    noted["ties_in_time"] = int(_ties(kept).sum()) if rules.has_times else 0
+    return SortedBucket(
+        user_ids=[ids[number] for number in np.flatnonzero(keeps)],
+        interactions=kept.select(INTERACTIONS.names).cast(INTERACTIONS),
+        impressions=kept_impressions.select(IMPRESSIONS.names).cast(IMPRESSIONS),
+        dropped_users=int((~keeps & (rows_of > 0)).sum()),
+        dropped_rows=len(events) - len(kept),
+        noted=noted,
+        refused=refused,
+    )
+
+
+def _number_users(table: pa.Table) -> tuple[list[str], np.ndarray]:
+    """The ids of the users in order of (hash, id), and the number of every row's user, int64 [n]."""
     encoded = table.column("user_id").combine_chunks().dictionary_encode()
     ids = encoded.dictionary.to_pylist()
-    by_hash = np.asarray(sorted(range(len(ids)), key=lambda i: (_hash(ids[i]), ids[i])), dtype=np.int64)
-    rows_of = np.bincount(encoded.indices.to_numpy(), minlength=len(ids))
-    kept = by_hash[rows_of[by_hash] >= min_interactions]
-    place = np.full(len(ids), -1, dtype=np.int64)
-    place[kept] = np.arange(len(kept))
-    user = place[encoded.indices.to_numpy()]
-    timestamp = table.column("timestamp").to_numpy()
-    order = np.lexsort((timestamp, user))  # stable: rows of one user and time stay in the order of the source
-    order = order[np.searchsorted(user[order], 0) :]
-    columns = [
-        pa.array((user[order] + first_user).astype(np.int32)),
-        pa.array(item_rows[table.column("item").to_numpy()[order]]),
-        *[table.column(name).take(pa.array(order)).combine_chunks() for name in INTERACTIONS.names[2:]],
+    order = sorted(range(len(ids)), key=lambda i: (_hash(ids[i]), ids[i]))
+    place = np.empty(len(ids), dtype=np.int64)
+    place[order] = np.arange(len(ids))
+    return [ids[i] for i in order], place[encoded.indices.to_numpy()]
+
+
+def _drop_repeated(events: pa.Table, noted: Counter[str], name: str, of: pa.Table | None = None) -> pa.Table:
+    """Keep the first of the rows with the same user, time and item, unless `of` has such a row already."""
+    before = 0 if of is None else len(of)
+    tables = [events] if of is None else [of.select(_TIME_AND_PLACE), events.select(_TIME_AND_PLACE)]
+    keys = [
+        np.concatenate([table.column(column).to_numpy() for table in tables])
+        for column in ("item", "timestamp", "user")
     ]
-    return SortedBucket(
-        user_ids=[ids[i] for i in kept],
-        interactions=pa.table(columns, schema=INTERACTIONS),
-        dropped_users=len(ids) - len(kept),
-        dropped_rows=len(user) - len(order),
+    order = np.lexsort(keys)  # stable
+    same = np.logical_and.reduce([key[order][1:] == key[order][:-1] for key in keys])
+    first = np.ones(before + len(events), dtype=bool)
+    first[order[1:][same]] = False
+    kept = events.filter(pa.array(first[before:]))
+    noted[name] += len(events) - len(kept)
+    return kept
+
+
+def _join_histories(
+    events: pa.Table, item_rows: np.ndarray, has_times: bool, noted: Counter[str]
+) -> tuple[pa.Table, list[BadRow]]:
+    """Every user's rows with histories as one sequence, and the rows that contradict those before.
+
+    An event that no row has as its target gets the time of the next one that is a target.
+    """
+    user, item, timestamp = (events.column(name).to_numpy() for name in _TIME_AND_PLACE)
+    lengths = as_numpy(pc.list_value_length(events.column("history")).combine_chunks())
+    ends = np.cumsum(lengths)
+    flat = item_rows[events.column("history").combine_chunks().flatten().to_numpy()]
+    histories = [flat[end - length : end].tolist() for end, length in zip(ends, lengths, strict=True)]
+    rows_of_user = np.split(np.arange(len(events)), np.flatnonzero(np.diff(user)) + 1)
+    bad: list[int] = []
+    sources, owned, items, times = [], [], [], []
+    for rows in rows_of_user:
+        first = int(rows[0])
+        joined, left = join_rows(
+            histories[first : first + len(rows)],
+            item[rows].tolist(),
+            timestamp[rows].tolist() if has_times else None,
+        )
+        bad += [first + row for row in left]
+        source = np.asarray(joined.next_owned(), dtype=np.int64) + first
+        sources.append(source)
+        owned.append(np.asarray(joined.owners) != FROM_HISTORY)
+        items.append(np.asarray(joined.items, dtype=np.int32))
+        # Without times a row may stand before one whose target came earlier.
+        own = timestamp[source]
+        times.append(own if has_times else np.minimum.accumulate(own[::-1])[::-1])
+        noted["repeated_events"] += joined.repeated
+    known = pa.array(np.concatenate(owned))
+    joined_rows = events.take(pa.array(np.concatenate(sources)))
+    columns = {
+        name: column if name in _TIME_AND_PLACE else pc.if_else(known, column, None)
+        for name, column in zip(joined_rows.column_names, joined_rows.columns, strict=True)
+        if name != "history"
+    }
+    columns |= {"item": pa.array(np.concatenate(items)), "timestamp": pa.array(np.concatenate(times))}
+    noted["events_from_histories"] += int((~np.concatenate(owned)).sum())
+    return pa.table(columns), [_contradiction(events, row) for row in bad]
+
+
+def _contradiction(events: pa.Table, row: int) -> BadRow:
+    file, number = (events.column(name)[row].as_py() for name in ("file", "row"))
+    return BadRow(
+        file=file,
+        row=number,
+        column="history",
+        value=f"{len(events.column('history')[row])} items",
+        reason="does not fit what the user's rows before say (a session of its own needs its own user_id)",
     )
+
+
+def _renumber(events: pa.Table, place: np.ndarray) -> pa.Table:
+    """The rows of the users that have a place, with it as their number."""
+    numbers = place[events.column("user").to_numpy()]
+    table = events.set_column(0, "user", pa.array(numbers))
+    return table.filter(pa.array(numbers >= 0))
+
+
+def _ties(events: pa.Table) -> np.ndarray:
+    """bool [n - 1]: the row has user and time of the one before; not where a history alone tells of it."""
+    user, timestamp = (events.column(name).to_numpy() for name in ("user", "timestamp"))
+    told = as_numpy(events.column("row").is_valid().combine_chunks())
+    ties: np.ndarray = (np.diff(user) == 0) & (np.diff(timestamp) == 0) & told[:-1]
+    return ties

@@ -20,6 +20,12 @@ class InteractionColumns(Settings):
 
     user_id: str = Field(default="user_id", description="Column of the user.")
     item_id: str = Field(default="item_id", description="Column of the item.")
+    history: str | None = Field(
+        default=None,
+        description="Column of the items that the user had before this one, oldest first, as in MiniOneRec's "
+        "files: a list, or text such as `[1, 2]`. The rows of a user are joined to one sequence; no event "
+        "counts twice.",
+    )
     timestamp: str | None = Field(
         default="timestamp",
         description="Column of the time of the interaction. null: the rows stand in order of time already.",
@@ -57,6 +63,17 @@ class TableSource(Settings):
     type: Literal["table"] = "table"
     interactions: tuple[str, ...] = Field(
         min_length=1, description="Files of the log, or directories of files."
+    )
+    unclicked: Literal["impression", "interaction"] = Field(
+        default="impression",
+        description="What a row is whose `columns.click` is 0. `impression`: the item was shown and not "
+        "taken. It is no target, is in no history, and is kept in impressions.parquet. `interaction`: it "
+        "took place.",
+    )
+    timestamp_unit: Literal["auto", "s", "ms", "us", "ns", "none"] = Field(
+        default="auto",
+        description="What numbers in the time column count since 1970. `auto`: told from their size. `none`: "
+        "they are no such times, only their order counts.",
     )
     columns: InteractionColumns = Field(
         default=InteractionColumns(), description="Names of the log's columns."

@@ -9,54 +9,45 @@ judges the values.
 
 import csv
 import gzip
+import re
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pc_csv
 import pyarrow.parquet as pq
 
+from sluice.catalog.data.log_files import TableFile, find_log_files, table_file
 from sluice.catalog.data.settings import MovieLensSource, Source, TableSource
 from sluice.catalog.errors import DataError
-from sluice.catalog.files import sha256_of
+from sluice.catalog.values import FAMILIES, family_of
 
 BATCH_ROWS = 65_536
-_DELIMITERS = {".csv": ",", ".tsv": "\t", ".inter": "\t", ".item": "\t"}
-_PARQUET = (".parquet", ".pq")
-_SINGLE_VALUED = {
-    "user_id",
-    "item_id",
-    "timestamp",
-    "rating",
-    "click",
-    "dwell_seconds",
-    "exposed_by",
-    "title",
+# What a column of a contract may be (`values.FAMILIES`), and how to say so.
+_KINDS = {
+    **dict.fromkeys(("user_id", "item_id"), "id"),
+    **dict.fromkeys(("rating", "click", "dwell_seconds"), "number"),
+    **dict.fromkeys(("exposed_by", "title"), "label"),
+    **dict.fromkeys(("history", "embedding", "codes"), "list"),
+    "timestamp": "time",
+}
+_WANTED = {
+    "id": "not single values that can be ids: text or whole numbers",
+    "time": "not single values that can be times: whole numbers, dates or text",
+    "number": "not single values that can be numbers",
+    "label": "not single values that can be text",
+    "list": "no lists, and no text that could hold them",
+    "attribute": "no values or lists that can be attributes",
 }
 _CSV_BYTES_PER_ROW = 24  # a low guess: it only sizes the partition and the progress bar
+_AS_UTF8 = "save the file as UTF-8"
 _BLOCK_BYTES = 1 << 22
 _MOVIELENS = "recbole/dataset_example/ml-100k/ml-100k"
-
-
-@dataclass(frozen=True, kw_only=True)
-class TableFile:
-    """One file of a source."""
-
-    path: Path
-    delimiter: str | None  # None: Parquet
-
-    def fingerprint(self) -> dict[str, str | int]:
-        """What tells whether the file has changed since: path, bytes and sha256."""
-        return {"path": str(self.path), "bytes": self.path.stat().st_size, "sha256": sha256_of(self.path)}
-
-    def estimated_rows(self) -> int:
-        """Rows, exactly for Parquet and roughly for text."""
-        if self.delimiter is None:
-            return int(_parquet(self.path).metadata.num_rows)
-        return max(1, self.path.stat().st_size // _CSV_BYTES_PER_ROW)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +74,7 @@ class LogSource:
     attribute_columns: dict[str, str]  # attribute name -> column of the catalogue
     words: frozenset[str] = frozenset()  # attribute names whose text is a list of words
     years: frozenset[str] = frozenset()  # attribute names that hold a year of release
+    left_out: tuple[str, ...] = ()  # files of the log's directories that are not read
 
     def fingerprint(self) -> list[dict[str, str | int]]:
         """Of every file, the catalogue last."""
@@ -90,7 +82,7 @@ class LogSource:
 
     def estimated_rows(self) -> int:
         """Rows of the log."""
-        return sum(file.estimated_rows() for file in self.files)
+        return sum(_estimated_rows(file) for file in self.files)
 
     def batches(self) -> Iterator[RawBatch]:
         """The log in file order."""
@@ -162,10 +154,11 @@ def _movielens() -> LogSource:
 
 
 def _tables(source: TableSource) -> LogSource:
-    files = tuple(file for path in source.interactions for file in _expand(Path(path)))
+    log = find_log_files(source.interactions, order_matters=source.columns.timestamp is None)
     catalogue_columns = source.catalogue_columns.model_dump(exclude={"attributes"}, exclude_none=True)
     return LogSource(
-        files=files,
+        files=log.files,
+        left_out=log.left_out,
         columns=source.columns.model_dump(exclude_none=True),
         catalogue=table_file(Path(source.catalogue)) if source.catalogue else None,
         catalogue_columns=catalogue_columns,
@@ -173,41 +166,11 @@ def _tables(source: TableSource) -> LogSource:
     )
 
 
-def _expand(path: Path) -> list[TableFile]:
-    if not path.is_dir():
-        return [table_file(path)]
-    files = sorted(
-        file
-        for file in path.rglob("*")
-        if file.is_file() and not file.name.startswith((".", "_")) and _kind(file)
-    )
-    if not files:
-        raise DataError(f"data.source.interactions: the directory {path} holds no {_suffixes()} file")
-    return [table_file(file) for file in files]
-
-
-def table_file(path: Path, asker: str = "data.source") -> TableFile:
-    """The file at `path`, its kind told by its suffix; `asker` names in errors who asked for it.
-
-    Raises:
-        DataError: it is not there, or its suffix is none that we read.
-    """
-    if not path.is_file():
-        raise DataError(f"{asker}: there is no file {path}")
-    kind = _kind(path)
-    if not kind:
-        raise DataError(f"{asker}: {path} has none of the suffixes that can be read ({_suffixes()})")
-    return TableFile(path=path, delimiter=_DELIMITERS.get(kind))
-
-
-def _kind(path: Path) -> str:
-    name = path.name.lower().removesuffix(".gz")
-    known = (".csv", ".tsv") if path.name.lower().endswith(".gz") else (".csv", ".tsv", *_PARQUET)
-    return next((suffix for suffix in known if name.endswith(suffix)), "")
-
-
-def _suffixes() -> str:
-    return ", ".join((*_PARQUET, ".csv", ".tsv", ".csv.gz", ".tsv.gz"))
+def _estimated_rows(file: TableFile) -> int:
+    """Exactly for Parquet and roughly for text."""
+    if file.delimiter is None:
+        return int(_parquet(file.path).metadata.num_rows)
+    return max(1, file.path.stat().st_size // _CSV_BYTES_PER_ROW)
 
 
 def _parquet(path: Path) -> pq.ParquetFile:
@@ -217,13 +180,19 @@ def _parquet(path: Path) -> pq.ParquetFile:
         raise DataError(f"{path} cannot be read as Parquet: {error}") from None
 
 
+def _setting_of(name: str, setting: str) -> str:
+    return f"{setting}.attributes" if name.startswith("attribute:") else f"{setting}.{name}"
+
+
 def _check_columns(path: Path, columns: dict[str, str], available: list[str], setting: str | None) -> None:
     for name, column in columns.items():
+        if available.count(column) > 1:
+            raise DataError(f"{path} has {available.count(column)} columns {column!r}: rename all but one")
         if column in available:
             continue
         if setting is None:
             raise DataError(f"{path} has no column {column!r}; it has {', '.join(available) or 'none'}")
-        listed = f"{setting}.attributes" if name.startswith("attribute:") else f"{setting}.{name}"
+        listed = _setting_of(name, setting)
         remedy = " or, when the rows already stand in order of time, to null" if name == "timestamp" else ""
         raise DataError(
             f"{path} has no column {column!r} ({listed}); it has "
@@ -236,10 +205,13 @@ def _read_parquet(path: Path, columns: dict[str, str], setting: str | None) -> I
     schema = file.schema_arrow
     _check_columns(path, columns, schema.names, setting)
     for name, column in columns.items():
-        if pa.types.is_nested(schema.field(column).type) and name in _SINGLE_VALUED:
-            mapped = f" ({setting}.{name})" if setting else ""
+        kind = _KINDS.get(name, "attribute")
+        if family_of(schema.field(column).type) not in FAMILIES[kind]:
+            mapped = f" ({_setting_of(name, setting)})" if setting else ""
+            is_list = kind == "id" and family_of(schema.field(column).type) == "list"
+            remedy = "; a list of the items before belongs in data.source.columns.history" * is_list
             raise DataError(
-                f"{path}: column {column!r}{mapped} is {schema.field(column).type}, not single values"
+                f"{path}: column {column!r}{mapped} is {schema.field(column).type}, {_WANTED[kind]}{remedy}"
             )
     row = 1
     try:
@@ -283,7 +255,7 @@ def _read_text(file: TableFile, columns: dict[str, str], setting: str | None) ->
     }
     row, taken = 1, 0
     try:
-        with pc_csv.open_csv(pa.input_stream(str(path), compression="detect"), **options) as reader:
+        with pc_csv.open_csv(pa.input_stream(str(path), compression=file.compression), **options) as reader:
             for batch in reader:
                 rows = np.empty(batch.num_rows, dtype=np.int64)
                 first, filled = taken, 0
@@ -297,7 +269,8 @@ def _read_text(file: TableFile, columns: dict[str, str], setting: str | None) ->
                 values = {name: batch.column(column) for name, column in columns.items()}
                 yield RawBatch(file=str(path), columns=values, rows=rows, malformed=skipped[first:taken])
     except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{path} cannot be read after data row {row - 1}: {error}") from None
+        place = _undecodable_line(file) or str(error)
+        raise DataError(f"{path} cannot be read after data row {row - 1}: {place}") from None
     if taken < len(skipped):
         nothing = {name: pa.array([], pa.string()) for name in columns}
         yield RawBatch(
@@ -305,11 +278,34 @@ def _read_text(file: TableFile, columns: dict[str, str], setting: str | None) ->
         )
 
 
+def _opened(file: TableFile) -> BinaryIO | gzip.GzipFile:
+    return gzip.open(file.path) if file.compression else file.path.open("rb")
+
+
 def _header(file: TableFile) -> list[str]:
-    opened = gzip.open if file.path.name.lower().endswith(".gz") else open
     try:
-        with opened(file.path, "rt", encoding="utf-8-sig") as stream:
-            line = stream.readline().rstrip("\r\n")
-    except (OSError, UnicodeDecodeError) as error:
+        with _opened(file) as stream:
+            line = stream.readline(1 << 20)
+        if b"\0" in line:
+            raise DataError(f"{file.path} cannot be read as UTF-8 text: it looks like UTF-16; {_AS_UTF8}")
+        text = re.split("[\r\n]", line.decode("utf-8-sig"), maxsplit=1)[0]
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file.path} cannot be read as UTF-8 text: {error}; {_AS_UTF8}") from None
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{file.path} cannot be read as UTF-8 text: {error}") from None
-    return next(csv.reader([line], delimiter=file.delimiter or ","), [])
+    return next(csv.reader([text], delimiter=file.delimiter or ","), [])
+
+
+def _undecodable_line(file: TableFile) -> str | None:
+    """The first line that is no UTF-8, for an error; None when there is none."""
+    try:
+        with _opened(file) as stream:
+            for number, line in enumerate(stream, start=1):
+                try:
+                    line.decode()
+                except UnicodeDecodeError as error:
+                    shown = line[max(0, error.start - 20) : error.start + 20]
+                    return f"line {number} cannot be read as UTF-8 text, at {shown!r}; {_AS_UTF8}"
+    except (OSError, EOFError, zlib.error):
+        return None  # the reader has said it already
+    return None

@@ -15,6 +15,7 @@ One YAML file describes a run. Every setting is listed here with its default. A 
 and an unknown name is an error.
 
     sluice config check FILE                    the resolved config, or every error with its field path
+    sluice config check --deep FILE             all that a run needs, in seconds: files, sizes, places, ranker
     sluice config explain learner.lr            one setting; with --config FILE also its value there
     sluice submit --config FILE --set learner.lr=1e-5          override a setting; the value is YAML
 

@@ -118,6 +118,7 @@ class QueueSource:
         figures = {
             "staleness": float(learner_version - oldest.mean()),
             "consumed_share": consumed / batch.candidate_items_BK.numel(),
+            "repeated_share": 1 - float(batch.distinct_BK.double().mean()),
             **seconds,
         }
         if batch.inclusion_log_probs_BK is not None:

@@ -35,17 +35,18 @@ def drop_items(interactions: np.ndarray, most: float, generator: np.random.Gener
 def epoch_batches(
     dataset: Dataset,
     *,
-    until: str,
+    lengths: np.ndarray,
     batch_interactions: int,
     shuffle_ties: bool,
     generator: np.random.Generator,
     item_dropout: float = 0.0,
 ) -> Iterator[list[np.ndarray]]:
-    """One epoch over what users did before the end of a part, as batches of windows of interaction rows.
+    """One epoch over the leading interactions of users, as batches of windows of interaction rows.
 
     Args:
         dataset: a row indexes its `sequence`, `ratings` and `timestamps`.
-        until: the last part to learn from, of `sluice.catalog.data.splits.SPLITS`.
+        lengths: int64 `[U]`, how many interactions of each user to learn from
+            (`Dataset.lengths_until`).
         batch_interactions: most windows x longest window of a batch.
         shuffle_ties: put interactions of one user and timestamp in random order.
         generator: decides cuts, ties, losses and the order of the batches.
@@ -54,7 +55,7 @@ def epoch_batches(
     """
     limit = dataset.settings.max_history
     pieces: list[np.ndarray] = []
-    for user, length in enumerate(dataset.lengths_until(until)):
+    for user, length in enumerate(lengths):
         if length < SHORTEST_WINDOW:
             continue
         rows = np.arange(dataset.offsets[user], dataset.offsets[user] + length)
@@ -62,16 +63,16 @@ def epoch_batches(
             rows = rows[np.lexsort((generator.random(length), dataset.timestamps[rows]))]
         cut = cut_windows(rows, limit, int(generator.integers(limit)))
         pieces.extend(drop_items(piece, item_dropout, generator) for piece in cut)
-    lengths = np.array([len(piece) for piece in pieces])
+    sizes = np.array([len(piece) for piece in pieces])
     # Like lengths together, but not always the same ones.
-    order = np.argsort(lengths + 4 * generator.random(len(pieces)))
+    order = np.argsort(sizes + 4 * generator.random(len(pieces)))
     batches: list[list[np.ndarray]] = [[]]
     longest = 0
     for index in order:
-        longest = max(longest, lengths[index])
+        longest = max(longest, sizes[index])
         if batches[-1] and longest * (len(batches[-1]) + 1) > batch_interactions:
             batches.append([])
-            longest = lengths[index]
+            longest = sizes[index]
         batches[-1].append(pieces[index])
     for index in generator.permutation(len(batches)):
         yield batches[index]

@@ -1,80 +1,82 @@
-"""The two baselines of every results table: popularity, and co-occurrence with the items just consumed.
+"""The baselines of every results table, popularity, co-occurrence with the items just consumed and EASE, and
+the lists that anything which scores the catalogue gives.
 
-Both are fitted on all logs before validation and score the whole catalogue for a history. Items that the user
-has seen are scored too: whoever ranks leaves them out.
+Baselines are fitted on all logs before validation, as the ranker may be. Items that the user has seen are
+scored too: `judge_scores` leaves them out.
 
 Definition: docs/algorithms.md, Baselines.
 """
 
-from typing import Self
+from collections.abc import Callable, Sequence
 
 import numpy as np
-import scipy.sparse as sp
 
-from sluice.catalog.data.cooccurrence import CoOccurrence
-from sluice.catalog.data.dataset import Dataset
+from sluice.catalog.data.dataset import Dataset, Examples
+from sluice.learner.evaluation.evaluate import UserResults
+from sluice.learner.ranker.item_models import Ease, ItemKNN, Popularity
+from sluice.learner.ranker.known_logs import KnownLogs
+from sluice.learner.ranker.settings import EaseSettings
+from sluice.learner.ranking_metrics import rank_of
 
-# Chosen on the validation split of MovieLens-100K.
-WINDOW = 50  # two items co-occur when at most this many places apart, and this much of a history counts
-DECAY = 0.8  # weight of a history item against the one after it
-
-_TIE_BREAK = 1e-9  # below any co-occurrence score that matters
-
-
-class Popularity:
-    """An item's score is how often it was consumed."""
-
-    def __init__(self, popularity: np.ndarray) -> None:
-        """`popularity` `[N]` counts occurrences before validation."""
-        self._scores = popularity.astype(np.float32)
-
-    @classmethod
-    def fit(cls, dataset: Dataset) -> Self:
-        """Count the logs before validation."""
-        return cls(_count(dataset, window=1).popularity)
-
-    def score(self, histories: list[np.ndarray]) -> np.ndarray:
-        """float32 `[B, N]`, the same row for every history."""
-        return np.tile(self._scores, (len(histories), 1))
+Scores = Callable[[Sequence[np.ndarray]], np.ndarray]
 
 
-class ItemKNN:
-    """Cosine-normalised co-occurrence with the items of the history, recent ones weighing more.
+def fit_baselines(dataset: Dataset) -> dict[str, Scores]:
+    """By name, `score(histories) -> [B, N]` of each baseline.
 
-    score(i) = sum over the history's items j, a places before the newest, of DECAY^a * C(i, j) / sqrt(n_i *
-    n_j), with C the count of i and j at most WINDOW places apart (k apart counting 1/sqrt(k)) and n the
-    number of occurrences. Items that nothing connects to the history follow in order of popularity.
+    EASE is there where its matrix of items by items takes no more memory than it may by default.
     """
+    logs = KnownLogs.until(dataset, "fresh")
+    fitted: dict[str, Scores] = {
+        "popularity": Popularity.fit(logs).score,
+        "itemknn": ItemKNN.fit(logs).score,
+    }
+    if Ease.needed_gb(dataset.items) <= EaseSettings().memory_gb:
+        fitted["ease"] = Ease.fit(logs).score
+    return fitted
 
-    def __init__(self, counts: sp.csr_matrix, popularity: np.ndarray) -> None:
-        """`counts` `[N, N]` symmetric co-occurrence, `popularity` `[N]` occurrences."""
-        scale = sp.diags(1 / np.sqrt(np.maximum(popularity, 1)))
-        self._similarity = (scale @ counts @ scale).tocsr().astype(np.float32)
-        self._prior = (_TIE_BREAK * popularity / max(1, popularity.max())).astype(np.float32)
 
-    @classmethod
-    def fit(cls, dataset: Dataset) -> Self:
-        """Count the logs before validation."""
-        counted = _count(dataset, WINDOW)
-        return cls(counted.matrix(), counted.popularity)
+def judge_scores(
+    dataset: Dataset, examples: Examples, score: Scores, width: int, batch: int = 256
+) -> UserResults:
+    """The lists of what scores the whole catalogue, by the rule of `evaluate_policy`.
 
-    def score(self, histories: list[np.ndarray]) -> np.ndarray:
-        """float32 `[B, N]` for histories of int32 item rows, oldest first."""
-        recent = [history[-WINDOW:] for history in histories]
-        rows = np.repeat(np.arange(len(recent)), [len(history) for history in recent])
-        columns = np.concatenate([np.empty(0, dtype=np.int32), *recent])
-        weights = np.concatenate([np.empty(0), *(DECAY ** np.arange(len(h) - 1, -1, -1) for h in recent)])
-        query = sp.csr_matrix(
-            (weights.astype(np.float32), (rows, columns)), shape=(len(recent), len(self._prior))
+    Items that the user has seen are left out where the data set says so, and so is what has no finite score.
+    Ties stand in order of item row. A list has `width` places, and a target beyond them is not in it.
+
+    Args:
+        dataset: histories and targets.
+        examples: whom to judge on.
+        score: sees the whole history before the target.
+        width: W, places of a list.
+        batch: examples that are scored at a time.
+    """
+    ranks, lists = [], []
+    for start in range(0, len(examples), batch):
+        users, positions = (
+            part[start : start + batch].tolist() for part in (examples.users, examples.positions)
         )
-        scores: np.ndarray = (query @ self._similarity).toarray() + self._prior
-        return scores
+        pairs = list(zip(users, positions, strict=True))
+        scores = np.array(score([dataset.history(*pair, None) for pair in pairs]), dtype=np.float32)
+        scores[~np.isfinite(scores)] = -np.inf
+        if dataset.settings.exclude_seen:
+            for row, pair in enumerate(pairs):
+                scores[row, dataset.seen(*pair)] = -np.inf
+        order = np.argsort(-scores, axis=1, kind="stable")[:, :width]
+        items = np.where(np.isfinite(np.take_along_axis(scores, order, axis=1)), order, -1)
+        items = np.pad(items, ((0, 0), (0, width - items.shape[1])), constant_values=-1)
+        ranks.append(rank_of(np.asarray([dataset.target(*pair) for pair in pairs]), items))
+        lists.append(items.astype(np.int32))
+    return UserResults(
+        users=examples.users,
+        positions=examples.positions,
+        ranks=np.concatenate(ranks),
+        items=np.concatenate(lists),
+        invalid=np.zeros(len(examples), dtype=np.int64),
+    )
 
 
-def _count(dataset: Dataset, window: int) -> CoOccurrence:
-    lengths = np.diff(dataset.offsets)
-    known = dataset.known_until("fresh")
-    users = np.repeat(np.arange(dataset.users), lengths)
-    counted = CoOccurrence(dataset.items, window)
-    counted.add(users[known], dataset.sequence[known])
-    return counted
+def judge_baselines(dataset: Dataset, examples: Examples, width: int) -> dict[str, UserResults]:
+    """The lists of every baseline."""
+    fitted = fit_baselines(dataset)
+    return {name: judge_scores(dataset, examples, score, width) for name, score in fitted.items()}

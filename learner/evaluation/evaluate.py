@@ -1,7 +1,8 @@
-"""Full-catalogue evaluation of a policy: one target per user, decoded with beams from one prefill.
+"""Full-catalogue evaluation of a policy: one target per example, decoded with beams from one prefill.
 
 HR, NDCG and MRR come from constrained beams (items the user has consumed left out when the data set says so)
-or, when `constrained` is off, from free beams, in which a sequence that is no item takes up a place.
+or, when `constrained` is off, from free beams, in which a sequence that is no item, or an item to leave out,
+takes up a place.
 Hallucination is always measured on free beams: decoded top-k sequences that are no item / decoded top-k
 sequences.
 
@@ -19,6 +20,7 @@ from sluice.catalog.decoding import Decoding
 from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.learner.batches.collate import collate_logged
 from sluice.learner.decoding.tree import TreeDecoder
+from sluice.learner.evaluation.breadth import head_items, measure_breadth
 from sluice.learner.ranking_metrics import per_user, rank_of
 from sluice.learner.settings import EvaluationSettings
 
@@ -27,30 +29,44 @@ TOP = 10  # of the lists that are kept and judged for hallucination
 
 @dataclass(frozen=True, kw_only=True)
 class UserResults:
-    """What decoding gave for n users; results of shards concatenate."""
+    """The lists that n examples got, W places each; results of shards concatenate."""
 
     users: np.ndarray  # int32 [n]
-    ranks: np.ndarray  # int64 [n], 1-based, 0: target not among the beams
-    top_items: np.ndarray  # int32 [n, TOP], -1 where there is no item
+    positions: np.ndarray  # int32 [n], of the target in the user's sequence
+    ranks: np.ndarray  # int64 [n], 1-based, 0: target not in the list
+    items: np.ndarray  # int32 [n, W], -1 where there is no item
     invalid: np.ndarray  # int64 [n], free top-TOP sequences that are no item
+
+    @property
+    def width(self) -> int:
+        """W, the places of a list."""
+        return int(self.items.shape[1])
+
+    @property
+    def top_items(self) -> np.ndarray:
+        """int32 [n, TOP], the heads of the lists."""
+        return self.items[:, :TOP]
 
     @classmethod
     def concatenate(cls, parts: list["UserResults"]) -> "UserResults":
-        """One result of several shards, in order of user."""
+        """One result of several shards, in order of user and position, each example once."""
         fields = {
             name: np.concatenate([getattr(part, name) for part in parts]) for name in cls.__dataclass_fields__
         }
-        order = np.argsort(fields["users"], kind="stable")
-        return cls(**{name: value[order] for name, value in fields.items()})
+        _, first = np.unique(np.stack([fields["users"], fields["positions"]]), axis=1, return_index=True)
+        return cls(**{name: value[first] for name, value in fields.items()})
 
-    def summary(self, items: int) -> dict[str, float]:
-        """Means over users, hallucination and coverage of a catalogue of `items`."""
-        means = {name: float(values.mean()) for name, values in per_user(self.ranks).items()}
-        shown = np.unique(self.top_items[self.top_items >= 0])
-        return means | {
+    def summary(self, dataset: Dataset) -> dict[str, float]:
+        """Means over the examples, hallucination, how broad the lists are, and how many examples of how many
+        users there are.
+        """
+        means = {name: float(values.mean()) for name, values in per_user(self.ranks, self.width).items()}
+        return {
+            **means,
             "hallucination": float(self.invalid.sum() / (len(self.users) * TOP)),
-            "coverage": len(shown) / items,
-            "users": float(len(self.users)),
+            **measure_breadth(self.top_items, head_items(dataset)),
+            "examples": float(len(self.users)),
+            "users": float(len(np.unique(self.users))),
         }
 
 
@@ -114,18 +130,21 @@ def _evaluate_batch(
     prefix = decoder.prefill(logged.history_BT, logged.history_lengths_B)
     free = decoder.beams(prefix, Decoding(kind="beam", candidates=settings.beam_width))
     free_items = vocabulary.trie.lookup(free.tokens_BWL)
+    excluded = [dataset.seen(*pair) for pair in pairs] if dataset.settings.exclude_seen else None
     if settings.constrained:
-        excluded = [dataset.seen(*pair) for pair in pairs] if dataset.settings.exclude_seen else None
         held = Decoding(kind="beam", candidates=settings.beam_width, constrained=True)
         ranked = decoder.beams(prefix, held, excluded)
         items = np.where(np.isfinite(ranked.log_probs_BW), vocabulary.trie.lookup(ranked.tokens_BWL), -1)
     else:
-        items = free_items
-    top = np.full((len(pairs), TOP), -1, dtype=np.int32)
-    top[:, : items.shape[1]] = items[:, :TOP]
+        items = free_items.copy()
+        for row, seen in enumerate(excluded or []):
+            items[row, np.isin(items[row], seen)] = -1
+    lists = np.full((len(pairs), settings.beam_width), -1, dtype=np.int32)
+    lists[:, : items.shape[1]] = items
     return UserResults(
         users=examples.users,
-        ranks=rank_of(np.asarray([dataset.target(*pair) for pair in pairs]), items),
-        top_items=top,
+        positions=examples.positions,
+        ranks=rank_of(np.asarray([dataset.target(*pair) for pair in pairs]), lists),
+        items=lists,
         invalid=(free_items[:, :TOP] < 0).sum(axis=1),
     )

@@ -1,15 +1,19 @@
 """AdaGRPO's stratified analysis (arXiv 2606.08480): the policy's rank of the target against the ranker's.
 
-The target is the ground truth (GT), the item that the user took. Every test user falls into one cell by where
-the starting policy and where the ranker place it. Expected [paper]: reward-driven updates help where the
-policy is unsure and the ranker discriminates, and do nothing or harm elsewhere. What is measured in each
-cell, and the gate at test time, are ours:
+Expected [paper]: reward-driven updates help where the policy is unsure and the ranker discriminates, and do
+nothing or harm elsewhere. How the cells are made and what is measured in them is ours.
 
-- the change of HR@10 from the start to a later policy;
-- the rank gain, mean over users of log2(rank at the start / rank now): +1 is a rank halved. A GT that is not
-  among the W beams counts as rank W + 1;
-- the share of users whom the gate would admit, with the ten best beams of the start in the place of the K
-  candidates of a training prompt, and distractors from other users' ten best.
+A user's validation examples say into which cell the user falls, by where the starting policy and where the
+ranker place the targets; the user's test examples are measured. Cells that were defined by the ranks of the
+measured targets themselves would start at HR@10 1 or 0 and could only fall or only rise, whatever was
+trained.
+
+- the change of HR@10 from the start to a later policy, and the paired difference best - control with its
+  interval;
+- the rank gain, mean over test examples of log2(rank at the start / rank now): +1 is a rank halved. A target
+  that is not among the W places counts as rank W + 1;
+- the share of test examples that the gate would admit, with the ten best beams of the start in the place of
+  the K candidates of a training prompt, and distractors from other users' ten best.
 
 Definition: docs/algorithms.md, Stratified analysis.
 """
@@ -26,70 +30,90 @@ from sluice.learner.batches.batch import GroupBatch
 from sluice.learner.evaluation.evaluate import TOP, UserResults
 from sluice.learner.gate.gate import compute_gate
 from sluice.learner.gate.settings import GateSettings
-from sluice.learner.ranker.model import Ranker
+from sluice.learner.ranker.contract import Ranker
+from sluice.learner.ranking_metrics import bootstrap_mean
 
 LATER = ("control", "best")  # the policies that are compared with the start
+RANKER_WIDTH = 50  # places of the ranker's lists, the end of its last band
+FEWEST_USERS = 10  # a cell of fewer has no interval
 
 
 def stratify_users(
     results: Mapping[str, UserResults],
-    ranker: UserResults,
-    beam_width: int,
+    defining: tuple[UserResults, UserResults],
     admitted: np.ndarray | None = None,
 ) -> list[dict[str, Any]]:
-    """The cells that hold a user, by the policy's band of ranks, then by the ranker's.
+    """The cells that hold a test example, by the policy's band of ranks, then by the ranker's.
 
     Args:
-        results: of "start", "control" and "best" on the same n users.
-        ranker: its ranks in the full catalogue.
-        beam_width: W of the evaluation; a policy's rank is the place among its beams.
+        results: of "start", "control" and "best" on the same n test examples.
+        defining: what the start and what the ranker give for the validation examples, in lists of any width.
+            Test examples of a user without one are in no cell.
         admitted: bool `[n]`, see `gate_at_start`; None leaves `admitted` out of the cells.
     """
-    start = results["start"].ranks
+    start, users = results["start"], results["start"].users
+    policy, ranker = (mean_ranks(judged, users) for judged in defining)
     cells = []
-    for policy_label, in_policy in policy_bands(start, beam_width).items():
-        for ranker_label, in_ranker in ranker_bands(ranker.ranks).items():
+    for policy_label, in_policy in bands_of(policy, defining[0].width).items():
+        for ranker_label, in_ranker in bands_of(ranker, defining[1].width).items():
             inside = in_policy & in_ranker
             if not inside.any():
                 continue
+            hits = {name: _hits(results[name].ranks[inside]) for name in ("start", *LATER)}
+            members = len(np.unique(users[inside]))
+            change = hits["best"] - hits["control"]
             cell: dict[str, Any] = {
                 "policy_rank": policy_label,
                 "ranker_rank": ranker_label,
-                "users": int(inside.sum()),
-                "start_hr@10": hit_rate(start[inside]),
+                "users": members,
+                "examples": int(inside.sum()),
+                **{f"{name}_hr@10": float(values.mean()) for name, values in hits.items()},
+                "best-control": float(change.mean()),
+                "best-control_interval": list(bootstrap_mean(change, users[inside]))
+                if members >= FEWEST_USERS
+                else None,
             }
             if admitted is not None:
                 cell["admitted"] = float(admitted[inside].mean())
             for name in LATER:
-                now = results[name].ranks[inside]
-                cell[f"{name}_hr@10"] = hit_rate(now)
-                cell[f"{name}_rank_gain"] = rank_gain(start[inside], now, beam_width)
+                before, now = start.ranks[inside], results[name].ranks[inside]
+                cell[f"{name}_rank_gain"] = rank_gain(before, now, start.width)
             cells.append(cell)
     return cells
 
 
-def policy_bands(ranks: np.ndarray, beam_width: int) -> dict[str, np.ndarray]:
-    """Which users, bool `[n]`, are in each band of places among the beams; 0 is not among them."""
-    bands = {f"1-{TOP}": (ranks >= 1) & (ranks <= TOP)}
-    if beam_width > TOP:
-        bands[f"{TOP + 1}-{beam_width}"] = ranks > TOP
-    return bands | {f"not in {beam_width}": ranks == 0}
+def mean_ranks(judged: UserResults, users: np.ndarray) -> np.ndarray:
+    """The geometric mean rank of the targets of each of `users` `[n]`, float64 `[n]`.
+
+    A target that is not in its list of W places counts as W + 1. NaN for a user without an example.
+    """
+    known, owner = np.unique(judged.users, return_inverse=True)
+    logs = np.log(np.where(judged.ranks == 0, judged.width + 1, judged.ranks))
+    # exp(log(10)) is a little more than 10, and bands end at whole places.
+    means = np.round(np.exp(np.bincount(owner, weights=logs) / np.bincount(owner)), 9)
+    place = np.minimum(np.searchsorted(known, users), len(known) - 1)
+    return np.where(known[place] == users, means[place], np.nan)
 
 
-def ranker_bands(ranks: np.ndarray) -> dict[str, np.ndarray]:
-    """Which users, bool `[n]`, are in each band of places in the full catalogue."""
-    return {f"1-{TOP}": ranks <= TOP, f"{TOP + 1}-50": (ranks > TOP) & (ranks <= 50), ">50": ranks > 50}
+def bands_of(ranks: np.ndarray, width: int) -> dict[str, np.ndarray]:
+    """Which of the ranks `[n]`, bool `[n]`, are in each band: the top, the rest of the `width` places, below
+    them. NaN is in none.
+    """
+    bands = {f"1-{TOP}": ranks <= TOP}
+    if width > TOP:
+        bands[f"{TOP + 1}-{width}"] = (ranks > TOP) & (ranks <= width)
+    return bands | {f">{width}": ranks > width}
 
 
-def hit_rate(ranks: np.ndarray) -> float:
-    """HR@10 of ranks `[n]`."""
-    return float(((ranks >= 1) & (ranks <= TOP)).mean())
-
-
-def rank_gain(before: np.ndarray, after: np.ndarray, beam_width: int) -> float:
-    """Mean log2(before / after) of ranks `[n]`, where 0, not among the beams, counts as beam_width + 1."""
-    before, after = (np.where(ranks == 0, beam_width + 1, ranks) for ranks in (before, after))
+def rank_gain(before: np.ndarray, after: np.ndarray, width: int) -> float:
+    """Mean log2(before / after) of ranks `[n]`, where 0, not in the list, counts as width + 1."""
+    before, after = (np.where(ranks == 0, width + 1, ranks) for ranks in (before, after))
     return float(np.mean(np.log2(before / after)))
+
+
+def _hits(ranks: np.ndarray) -> np.ndarray:
+    """HR@10 of each of the ranks `[n]`."""
+    return ((ranks >= 1) & (ranks <= TOP)).astype(np.float64)
 
 
 def gate_at_start(

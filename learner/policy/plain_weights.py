@@ -53,7 +53,7 @@ class PlainWeights:
     def policy(self, like: Policy) -> Policy:
         """A new policy on the CPU with these weights, to save; `like` gives architecture and tokenizer."""
         names = [name for name, _, _ in self.shapes()]
-        values = dict(zip(names, (value.to("cpu") for value in self.tensors()), strict=True))
+        values = dict(zip(names, (value.to("cpu", copy=True) for value in self.tensors()), strict=True))
         with torch.device("meta"):
             model = type(like.model)(like.model.config)
         model.load_state_dict(values, strict=False, assign=True)

@@ -1,9 +1,9 @@
-"""Fitting the built-in ranker on logged interactions.
+"""Fitting the built-in ranker on logged interactions: its parts, and the weights of a stack of them.
 
-Each position of a training history predicts the next item against sampled and in-batch negatives: softmax
-cross-entropy over the distinct items C of the batch and of a uniform sample, each score corrected by the log
-of the item's chance of being in C (Bengio & Senecal 2008), so that popular items are not punished for being
-frequent negatives:
+The sequence model: each position of a training history predicts the next item against sampled and in-batch
+negatives. The loss is a softmax cross-entropy over the distinct items C of the batch and of a uniform sample.
+Each score is corrected by the log of the item's chance of being in C (Bengio & Senecal 2008), so that popular
+items are not punished for being frequent negatives:
 
     loss = -log softmax_C( s(x, .) - log q(.) )[y],     q(i) = 1 - (1 - 1/N)^n (1 - p_i)^b
 
@@ -26,9 +26,12 @@ from sluice.catalog.data.dataset import Dataset
 from sluice.catalog.files import sha256_of
 from sluice.learner.batches.windows import epoch_batches
 from sluice.learner.ranker.heads import DwellHead
+from sluice.learner.ranker.item_models import Ease, ItemKNN
+from sluice.learner.ranker.known_logs import KnownLogs
 from sluice.learner.ranker.model import EnsembleRanker, SequenceRanker, build_member
-from sluice.learner.ranker.quality import judge_ranker
+from sluice.learner.ranker.quality import judge_part, judge_ranker
 from sluice.learner.ranker.settings import RankerSettings
+from sluice.learner.ranker.stack import RankerPart, StackedRanker, fit_weights, name_version
 
 Progress = Callable[[int, int, dict[str, float]], None]
 
@@ -36,34 +39,88 @@ Progress = Callable[[int, int, dict[str, float]], None]
 def fit_ranker(
     dataset: Dataset, settings: RankerSettings, seed: int, directory: Path, progress: Progress | None = None
 ) -> dict[str, Any]:
-    """Fit the ensemble and save it to `directory`; returns its quality on validation (`judge_ranker`)."""
-    members = []
-    for index in range(settings.ensemble):
+    """Fit the built-in ranker and save it to `directory`; returns its quality on validation (`judge_ranker`).
+
+    Of a ranker with several parts, each part's quality and weight is under `parts`.
+
+    Raises:
+        RankerError: EASE would take more memory than it may.
+    """
+    report = progress or (lambda done, total, fields: None)
+    logs = KnownLogs.until(dataset, settings.until)
+    if settings.parts == ("sequence",):
+        ranker = fit_ensemble(logs, settings, settings.ensemble, seed, report)
+        ranker.save(directory)
+        return judge_ranker(ranker, dataset, "valid", until=settings.until)
+    with_weights = len(settings.parts) > 1
+    members = settings.ensemble if settings.sequence else 0
+    first = 1 if with_weights and settings.sequence else 0  # one member says what the sequence model is worth
+
+    def report_from(start: int, fitted: int) -> Progress:
+        return lambda done, total, fields: report(
+            start * total + fitted * done, (first + members) * total, fields
+        )
+
+    weights = {part: 1.0 for part in settings.parts}
+    if with_weights:
+        earlier, held_out = logs.hold_out(settings.stack_share)
+        parts = fit_parts(earlier, settings, first, seed, report_from(0, first))
+        weights = fit_weights(parts, dataset, held_out, np.random.default_rng(seed))
+    parts = fit_parts(logs, settings, members, seed, report_from(first, members))
+    stacked = StackedRanker(parts, weights, name_version(parts, weights))
+    stacked.save(directory)
+    quality = judge_ranker(stacked, dataset, "valid", until=settings.until)
+    quality["parts"] = {
+        part: {"weight": weights[part], **judge_part(stacked.parts[part], dataset, "valid")}
+        for part in settings.parts
+    }
+    return quality
+
+
+def fit_parts(
+    logs: KnownLogs, settings: RankerSettings, members: int, seed: int, progress: Progress
+) -> dict[str, RankerPart]:
+    """The parts that the settings name, by name, fitted on `logs`; the sequence model has so many members."""
+    parts: dict[str, RankerPart] = {}
+    if settings.sequence:
+        parts["sequence"] = fit_ensemble(logs, settings, members, seed, progress)
+    if settings.ease is not None:
+        parts["ease"] = Ease.fit(logs, settings.ease)
+    if settings.itemknn is not None:
+        parts["itemknn"] = ItemKNN.fit(logs, settings.itemknn)
+    return parts
+
+
+def fit_ensemble(
+    logs: KnownLogs, settings: RankerSettings, members: int, seed: int, progress: Progress
+) -> EnsembleRanker:
+    """The sequence model: `members` networks from different random weights."""
+    fitted = []
+    for index in range(members):
         torch.manual_seed(seed * 1000 + index)
 
         def report(done: int, total: int, fields: dict[str, float], index: int = index) -> None:
-            if progress is not None:
-                progress(index * total + done, settings.ensemble * total, fields)
+            progress(index * total + done, members * total, fields)
 
-        members.append(_fit_member(dataset, settings, np.random.default_rng((seed, index)), report))
+        fitted.append(_fit_member(logs, settings, np.random.default_rng((seed, index)), report))
     version = sha256_of(
-        tensor.cpu().numpy().tobytes() for member in members for tensor in member.state_dict().values()
+        tensor.cpu().numpy().tobytes() for member in fitted for tensor in member.state_dict().values()
     )
-    ranker = EnsembleRanker(members, version[:12], dataset.settings.max_history, dataset.reward_column)
-    ranker.save(directory)
-    return judge_ranker(ranker, dataset, "valid", until=settings.until)
+    dataset = logs.dataset
+    return EnsembleRanker(fitted, version[:12], dataset.settings.max_history, dataset.reward_column)
 
 
 def _fit_member(
-    dataset: Dataset, settings: RankerSettings, generator: np.random.Generator, progress: Progress
+    logs: KnownLogs, settings: RankerSettings, generator: np.random.Generator, progress: Progress
 ) -> SequenceRanker:
-    member = build_member(dataset, settings)
-    popularity = torch.from_numpy(dataset.item_shares(settings.until))
+    dataset = logs.dataset
+    member = build_member(logs, settings)
+    popularity = torch.from_numpy(logs.item_shares())
     epochs = [
         list(
             epoch_batches(
                 dataset,
-                until=settings.until,
+                lengths=logs.lengths,
                 batch_interactions=settings.batch_interactions,
                 shuffle_ties=True,
                 generator=generator,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sluice.catalog.data.dataset import Dataset
 from sluice.catalog.errors import RankerError
-from sluice.learner.ranker.model import Ranker
+from sluice.learner.ranker.contract import Ranker
 from sluice.learner.ranker.settings import RankerSettings
 
 
@@ -21,24 +21,26 @@ def load_ranker(settings: RankerSettings, directory: str | Path, dataset: Datase
     """
     if settings.use == "builtin":
         from sluice.learner.ranker.model import EnsembleRanker
+        from sluice.learner.ranker.stack import StackedRanker
 
-        return EnsembleRanker.load(directory, dataset)
+        kind = EnsembleRanker if settings.parts == ("sequence",) else StackedRanker
+        return kind.load(directory, dataset)
     module_name, colon, class_name = settings.use.partition(":")
     if not colon or not module_name or not class_name:
         raise RankerError(f"ranker.use is {settings.use!r}: write it as package.module:Class, or as builtin")
     try:
         ranker_class = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # the module is the user's: importing it may raise anything
         raise RankerError(
-            f"ranker.use {settings.use!r} cannot be imported: {error}; the module must be importable on the "
-            "nodes, for example from the job's working directory"
+            f"ranker.use {settings.use!r} cannot be imported: {_reason(error)}; the module must be "
+            "importable on the nodes, for example from the job's working directory, of which Ray leaves out "
+            "what .gitignore names"
         ) from error
     try:
         ranker: Ranker = ranker_class(dataset, **settings.options)
     except Exception as error:
         raise RankerError(
-            f"ranker.use {settings.use!r} failed to start with options {settings.options}: "
-            f"{type(error).__name__}: {error}"
+            f"ranker.use {settings.use!r} failed to start with options {settings.options}: {_reason(error)}"
         ) from error
     for name in ("score", "version"):
         if not hasattr(ranker, name):
@@ -47,6 +49,12 @@ def load_ranker(settings: RankerSettings, directory: str | Path, dataset: Datase
                 "candidates) and version"
             )
     return ranker
+
+
+def _reason(error: Exception) -> str:
+    """A missing module or name speaks for itself; anything else needs its class."""
+    plain = isinstance(error, ImportError | AttributeError)
+    return str(error) if plain else f"{type(error).__name__}: {error}"
 
 
 def open_ranker(

@@ -1,7 +1,4 @@
-"""The reward model: a ranker that scores candidate items under a history.
-
-`Ranker` is what a ranker actor's micro-batcher asks of any scorer. The built-in one is an ensemble of
-sequential encoders,
+"""The built-in ranker (`sluice.learner.ranker.contract.Ranker`): an ensemble of sequential encoders,
 
     score(history, i) = <W gru(history), v_i> + b_i,      v_i = embedding_i + attributes_i A
 
@@ -15,7 +12,7 @@ Definition: docs/algorithms.md, Built-in ranker.
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -27,63 +24,9 @@ from sluice.catalog.data.settings import OUTCOMES
 from sluice.catalog.errors import RankerError
 from sluice.catalog.files import write_atomically
 from sluice.learner.ranker.heads import HEADS, OutcomeHead
+from sluice.learner.ranker.known_logs import KnownLogs
 from sluice.learner.ranker.output import RankerOutput
 from sluice.learner.ranker.settings import RankerSettings
-
-
-class Ranker(Protocol):
-    """Anything that scores candidates. This is the whole contract of a ranker, the built-in one and yours.
-
-    `ranker.use: package.module:Class` names a class of yours. docs/extending.md has an example.
-
-    - It is made as `Class(dataset, **ranker.options)` in every process that asks it, so the module has to be
-      importable on every node. `dataset` is a `sluice.catalog.data.dataset.Dataset`.
-    - It needs `version` and `score`, and may have `predict` (`PredictingRanker`).
-    - One call comes at a time, from any thread. A call may hold prompts of several callers, so a row's answer
-      must not depend on the other rows.
-    - Item rows of the data set are 0 to `dataset.items` - 1. Higher rows are items that came to the catalogue
-      later; they need a score too.
-
-    An answer that breaks the contract is a `RankerError` (`sluice.learner.ranker.output.check_output`). The
-    question is then asked of another replica, `ranker_pool.attempts` times in all; after that its prompts are
-    given up and counted as `invalid`.
-
-    >>> class Newest:
-    ...     version = "1"
-    ...     def score(self, histories, candidates):
-    ...         return np.where(candidates < 0, np.nan, candidates).astype(np.float32)
-    >>> histories = [np.array([3, 1], dtype=np.int32), np.array([2], dtype=np.int32)]
-    >>> Newest().score(histories, np.array([[0, 4], [7, -1]]))
-    array([[ 0.,  4.],
-           [ 7., nan]], dtype=float32)
-    """
-
-    # Text that names what was fitted. It goes into every rollout group, so it must change when scores do, and
-    # all replicas of a run must have the same.
-    version: str
-
-    def score(self, histories: list[np.ndarray], candidates: np.ndarray) -> np.ndarray:
-        """Scores `[B, C]`: the shape of `candidates`, float32 or what converts to it, higher is better.
-
-        They are finite for every item, and NaN at padding and nowhere else.
-
-        Args:
-            histories: B arrays of item rows (int32), oldest first, at most `data.max_history` long.
-            candidates: int32 `[B, C]` item rows, -1 is padding.
-        """
-
-
-class PredictingRanker(Ranker, Protocol):
-    """A ranker that knows more of its candidates than a score. Rollouts then ask `predict` in the place of
-    `score`; the judge at the end of a run asks `score`.
-    """
-
-    def predict(self, histories: list[np.ndarray], candidates: np.ndarray) -> RankerOutput:
-        """The scores of `score`, their spread over an ensemble and the predicted logged reward.
-
-        `RankerOutput.of(scores, spread=..., values=...)` leaves out what is not known. A spread is at least
-        0, and a value is in the unit of the log. Both are finite for items and NaN at padding, like scores.
-        """
 
 
 class SequenceRanker(nn.Module):
@@ -308,13 +251,14 @@ def dense_attributes(dataset: Dataset) -> torch.Tensor:
     return torch.from_numpy(dense if dense.shape[1] else np.zeros((dataset.items, 1), dtype=np.float32))
 
 
-def build_member(dataset: Dataset, settings: RankerSettings) -> SequenceRanker:
+def build_member(logs: KnownLogs, settings: RankerSettings) -> SequenceRanker:
     """A fresh member.
 
-    It has a head for every outcome that the logs it learns from has and whose weight is above 0.
+    It has a head for every outcome that the logs it learns from have and whose weight is above 0.
     """
+    dataset = logs.dataset
     logged = {
-        column: torch.from_numpy(values[dataset.known_until(settings.until) & ~np.isnan(values)])
+        column: torch.from_numpy(values[logs.rows & ~np.isnan(values)])
         for column in OUTCOMES
         if settings.head_weights[column] > 0 and (values := dataset.outcome(column)) is not None
     }

@@ -11,57 +11,52 @@ Its root mean squared error is compared with two plain baselines, the user's pas
 training.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 
-from sluice.catalog.data.dataset import Dataset
+from sluice.catalog.data.dataset import Dataset, Examples
 from sluice.learner.ranker.calibration import calibration_curve
+from sluice.learner.ranker.known_logs import KnownLogs
 from sluice.learner.ranker.model import EnsembleRanker
+from sluice.learner.ranker.stack import RankerPart, StackedRanker, score_part
 from sluice.learner.ranking_metrics import per_user
 
 TOP = 10
+DECILES = 10
 
 
 def judge_ranker(
-    ranker: EnsembleRanker, dataset: Dataset, split: str, *, until: str, batch: int = 128
+    ranker: EnsembleRanker | StackedRanker, dataset: Dataset, split: str, *, until: str, batch: int = 128
 ) -> dict[str, Any]:
     """The ranker's quality on the examples of a split, `batch` users at a time.
 
     Returns:
-        HR, NDCG, MRR and AUC of ranking the target in the full catalogue; `users`; `relevance` and, for each
-        head with an outcome to judge it on, `heads.<column>`: `ece`, `events` and `curve`, for heads with
-        `rmse` beside it.
+        HR, NDCG, MRR and AUC of ranking the target in the full catalogue; `auc_by_exposure`; `users`, the
+        number of examples; `relevance` and, for each head with an outcome to judge it on, `heads.<column>`:
+        `ece`, `events` and `curve`, for heads with `rmse` beside it.
 
     AUC is the mean over users of the share of other rankable items that score below the target. Items already
     consumed are not rankable when the data set says so.
     """
     examples = dataset.examples(split)
-    pairs = list(zip(examples.users.tolist(), examples.positions.tolist(), strict=True))
     ranks, auc, likely, happened = [], [], [], []
     outcomes: list[dict[str, np.ndarray]] = []
-    everything = np.arange(dataset.items, dtype=np.int32)[None]
-    for start in range(0, len(pairs), batch):
-        part = pairs[start : start + batch]
-        histories = [dataset.history(*pair, dataset.settings.max_history) for pair in part]
-        targets = np.array([dataset.target(*pair) for pair in part])
-        scores = ranker.score(histories, np.repeat(everything, len(part), axis=0))
+    for histories, scores, targets in _score_examples(ranker, dataset, examples, batch):
         outcomes.append(ranker.expected_outcomes(histories, targets))
-        for row, pair, target in zip(scores, part, targets, strict=True):
-            value = row[target]
-            if dataset.settings.exclude_seen:
-                row[dataset.seen(*pair)] = np.nan
-            rankable = int(np.count_nonzero(~np.isnan(row))) - 1
-            above = int(np.count_nonzero(row > value))
-            ranks.append(above + 1)
-            auc.append(1 - above / max(rankable, 1))
+        for row, target in zip(scores, targets, strict=True):
+            rank, area = _place(row, target)
+            ranks.append(rank)
+            auc.append(area)
             items, probabilities = likeliest_items(row)
             likely.append(probabilities)
             happened.append(items == target)
     quality: dict[str, Any] = {name: float(value.mean()) for name, value in per_user(np.array(ranks)).items()}
     quality["auc"] = float(np.mean(auc))
-    quality["users"] = len(pairs)
+    quality["auc_by_exposure"] = _by_exposure(dataset, examples, np.array(auc), until)
+    quality["users"] = len(examples)
     quality["relevance"] = calibration_curve(
         np.concatenate(likely), np.concatenate(happened).astype(float)
     ).as_json()
@@ -72,6 +67,64 @@ def judge_ranker(
         if judged is not None:
             quality["heads"][column] = judged
     return quality
+
+
+def judge_part(part: RankerPart, dataset: Dataset, split: str, *, batch: int = 128) -> dict[str, float]:
+    """HR, NDCG and MRR of one part of a stack by itself."""
+    ranks = [
+        _place(row, target)[0]
+        for _, scores, targets in _score_examples(part, dataset, dataset.examples(split), batch)
+        for row, target in zip(scores, targets, strict=True)
+    ]
+    return {name: float(value.mean()) for name, value in per_user(np.array(ranks)).items()}
+
+
+def _score_examples(
+    ranker: RankerPart | StackedRanker, dataset: Dataset, examples: Examples, batch: int
+) -> Iterator[tuple[list[np.ndarray], np.ndarray, np.ndarray]]:
+    """`batch` examples at a time: histories; scores `[b, N]`, NaN where an item is not rankable; targets."""
+    pairs = list(zip(examples.users.tolist(), examples.positions.tolist(), strict=True))
+    everything = np.arange(dataset.items, dtype=np.int32)[None]
+    for start in range(0, len(pairs), batch):
+        rows = pairs[start : start + batch]
+        histories = [dataset.history(*pair, dataset.settings.max_history) for pair in rows]
+        candidates = np.repeat(everything, len(rows), axis=0)
+        scores = score_part(ranker, histories, candidates)
+        targets = np.array([dataset.target(*pair) for pair in rows])
+        if dataset.settings.exclude_seen:
+            for row, pair, target in zip(scores, rows, targets, strict=True):
+                value = row[target]
+                row[dataset.seen(*pair)] = np.nan
+                row[target] = value
+        yield histories, scores, targets
+
+
+def _place(scores: np.ndarray, target: int) -> tuple[int, float]:
+    """The rank of the target, from 1, and the share of the other rankable items that score below it."""
+    rankable = int(np.count_nonzero(~np.isnan(scores))) - 1
+    above = int(np.count_nonzero(scores > scores[target]))
+    return above + 1, 1 - above / max(rankable, 1)
+
+
+def _by_exposure(dataset: Dataset, examples: Examples, auc: np.ndarray, until: str) -> list[dict[str, float]]:
+    """By decile of items, the least consumed first: consumptions per item, examples, and their mean AUC.
+
+    A decile without examples is left out.
+    """
+    counts = KnownLogs.until(dataset, until).item_counts()
+    decile_of = np.empty(dataset.items, dtype=np.int64)
+    decile_of[np.argsort(counts, kind="stable")] = np.arange(dataset.items) * DECILES // dataset.items
+    targets = dataset.sequence[dataset.offsets[examples.users] + examples.positions]
+    return [
+        {
+            "decile": decile + 1,
+            "exposure": float(counts[decile_of == decile].mean()),
+            "examples": int(chosen.sum()),
+            "auc": float(auc[chosen].mean()),
+        }
+        for decile in range(DECILES)
+        if (chosen := decile_of[targets] == decile).any()
+    ]
 
 
 def likeliest_items(scores: np.ndarray, top: int = TOP) -> tuple[np.ndarray, np.ndarray]:
@@ -86,7 +139,7 @@ def likeliest_items(scores: np.ndarray, top: int = TOP) -> tuple[np.ndarray, np.
 
 
 def _judge_head(
-    ranker: EnsembleRanker,
+    ranker: EnsembleRanker | StackedRanker,
     dataset: Dataset,
     column: str,
     users: np.ndarray,

@@ -1,12 +1,14 @@
 """The learner's checkpoint: a directory from which a run goes on as if nothing had happened.
 
-    policy/       the policy as a Hugging Face directory, loadable as it is by transformers and vLLM
+    policy/       the policy as a Hugging Face directory, loadable as it is by transformers and vLLM: the
+                  average of the weights where there is one
     state.json    step, weight version, best validation so far, the source's snapshot (feed cursor,
                   outstanding leases, counters), bytes of the metrics file
     rank-<r>.safetensors, rank-<r>.json
-                  of each worker: optimizer, scheduler and random states, a synced or averaged reference, and
-                  the weights that policy/ does not hold as they are trained: value head, adapters (policy/
-                  has them merged in), the worker's shares of a sharded policy
+                  of each worker: optimizer, scheduler and random states, a synced or averaged reference, the
+                  average, and the weights that policy/ does not hold as they are trained: value head,
+                  adapters (policy/ has them merged in), the worker's shares of a sharded policy, all of them
+                  where policy/ is an average
 
 Ray Train moves the directories and keeps the last ones. The one with the best validation is kept here, where
 every worker adds its part. A checkpoint of format 2 has `rank-<r>.pt` instead, and is still read.
@@ -36,6 +38,7 @@ class RunState:
     step: int  # optimizer steps done
     version: int  # weight version of the policy in this checkpoint
     best: tuple[float, float]  # best validation so far: HR@10, NDCG@10
+    since_best: int = 0  # validations since then; earlier releases do not say
     source: dict[str, Any]  # snapshot of the batch source
     metrics_bytes: int  # length of the metrics file
 

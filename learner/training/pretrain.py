@@ -33,15 +33,16 @@ def pretrain_policy(
     evaluation: EvaluationSettings,
     seed: int,
     progress: Callable[[int, int, dict[str, float]], None] | None = None,
+    until: str = "pretrain",
 ) -> list[dict[str, float]]:
-    """Train `policy.model` in place and leave it at its best validation HR@10; returns the validations, in
-    order.
+    """Train `policy.model` in place on the logs until the end of the part `until` and leave it at its best
+    validation HR@10; returns the validations, in order.
     """
     torch.manual_seed(seed)
     generator = np.random.default_rng(seed)
     model, vocabulary = policy.model, Vocabulary.of(dataset.codes, policy.layout)
     use_onednn_matmul(model)
-    epochs = [_draw_epoch(dataset, settings, generator) for _ in range(settings.epochs)]
+    epochs = [_draw_epoch(dataset, settings, until, generator) for _ in range(settings.epochs)]
     total = sum(len(batches) for batches in epochs)
     optimizer, schedule = _build_optimizer(model, settings, total)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.average_decay))
@@ -64,7 +65,7 @@ def pretrain_policy(
             results = evaluate_policy(
                 cast(PreTrainedModel, average.module), vocabulary, dataset, examples, evaluation
             )
-            validations.append({"epoch": float(epoch), **results.summary(dataset.items)})
+            validations.append({"epoch": float(epoch), **results.summary(dataset)})
             since_best += 1
             if validations[-1]["hr@10"] > best:
                 best, since_best = validations[-1]["hr@10"], 0
@@ -78,13 +79,13 @@ def pretrain_policy(
 
 
 def _draw_epoch(
-    dataset: Dataset, settings: PretrainSettings, generator: np.random.Generator
+    dataset: Dataset, settings: PretrainSettings, until: str, generator: np.random.Generator
 ) -> list[list[np.ndarray]]:
-    """The batches of one pass over the pretrain part."""
+    """The batches of one pass over the logs until the end of a part."""
     return list(
         epoch_batches(
             dataset,
-            until="pretrain",
+            lengths=dataset.lengths_until(until),
             batch_interactions=settings.batch_interactions,
             shuffle_ties=settings.shuffle_ties,
             item_dropout=settings.item_dropout,

@@ -31,7 +31,7 @@ from sluice.learner.policy.reference import Reference
 from sluice.learner.policy.sharding import ShardedScorer, local_share
 from sluice.learner.reduction import reduce_means
 from sluice.learner.scoring.shared_prefix import BranchScorer, BranchScores
-from sluice.learner.settings import LearnerSettings
+from sluice.learner.settings import EmaReference, LearnerSettings
 from sluice.learner.training.micro_batches import loss_weights, micro_batches, on_every_parameter
 from sluice.learner.training.optimizer import (
     clip_gradient,
@@ -87,6 +87,9 @@ class LearnerStep:
         if objective.needs_reference:
             start = None if reference is None else dict(reference.named_parameters())
             self.reference = Reference(model, settings.reference, start)
+        self._average = None
+        if settings.average_decay > 0:
+            self._average = Reference(model, EmaReference(decay=settings.average_decay))
         self.optimizer = torch.optim.AdamW(
             parameter_groups(self._trained.values(), settings.weight_decay), lr=settings.lr, fused=True
         )
@@ -102,8 +105,17 @@ class LearnerStep:
 
     @property
     def in_policy_directory(self) -> bool:
-        """Whether the plain policy says all of the model; otherwise `state_dict` holds what is trained."""
-        return self.settings.lora is None and not isinstance(self._scorer, ShardedScorer)
+        """Whether the policy that is saved says all of the model; otherwise `state_dict` holds what is
+        trained.
+        """
+        whole = self.settings.lora is None and not isinstance(self._scorer, ShardedScorer)
+        return whole and self._average is None
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """While this lasts the model has the weights that are judged and saved: the average over the steps
+        where `settings.average_decay` asks for one, otherwise those of the last step.
+        """
+        return nullcontext() if self._average is None else self._average.in_place()
 
     def plain_weights(self) -> PlainWeights:
         """The weights as engines and checkpoints take them."""
@@ -167,13 +179,15 @@ class LearnerStep:
             )
         self._schedule.step()
         self._step += 1
-        if self.reference is not None:
-            self.reference.follow(self._step)
+        for follower in (self.reference, self._average):
+            if follower is not None:
+                follower.follow(self._step)
         return values | figures
 
     def state_dict(self) -> dict[str, Any]:
-        """This worker's optimizer, schedule, step, reference and RNG, and the weights that the policy's
-        directory does not hold: the value head, adapters, this worker's shares.
+        """This worker's optimizer, schedule, step, reference, average and RNG, and the weights that the
+        policy's directory does not hold: the value head, adapters, this worker's shares, and all of them
+        where the policy that is saved is an average.
         """
         rng: dict[str, Any] = {"torch": torch.get_rng_state()}
         if torch.cuda.is_available():
@@ -184,6 +198,7 @@ class LearnerStep:
             "schedule": self._schedule.state_dict(),
             "weights": {name: local_share(p) for name, p in self._not_in_policy_directory().items()},
             "reference": None if self.reference is None else self.reference.state_dict(),
+            "average": None if self._average is None else self._average.state_dict(),
             "rng": rng,
         }
 
@@ -201,6 +216,8 @@ class LearnerStep:
             local_share(parameter).copy_(state["weights"][name])
         if self.reference is not None:
             self.reference.load_state_dict(state["reference"])
+        if self._average is not None:
+            self._average.load_state_dict(state["average"])
         torch.set_rng_state(state["rng"]["torch"])
         if "cuda" in state["rng"] and torch.cuda.is_available():
             torch.cuda.set_rng_state_all(state["rng"]["cuda"])

@@ -138,6 +138,8 @@ def train_loop(options: dict[str, Any]) -> None:
             worker.train_step(step)
             if (step + 1) % config.learner.evaluate_every == 0 or step + 1 == config.learner.steps:
                 worker.validate_and_checkpoint(step + 1)
+                if worker.out_of_patience:
+                    break
     worker.finish()
 
 
@@ -174,7 +176,7 @@ class _Worker:
         self.learner = self._learner()
         self.source = self._source()
         self.examples = sample_examples(self.dataset.examples("valid"), config.evaluation.max_users)
-        self.step, self.version, self.best = 0, 0, (-1.0, -1.0)
+        self.step, self.version, self.best, self.since_best = 0, 0, (-1.0, -1.0), 0
         self.log: MetricsLog | None = None
 
     def _made_vocabulary(self) -> Vocabulary:
@@ -238,9 +240,16 @@ class _Worker:
             self.validate_and_checkpoint(0)  # the start itself may be the best
         self._barrier()
 
+    @property
+    def out_of_patience(self) -> bool:
+        """Whether too many validations have passed without a better one."""
+        patience = self.config.learner.patience
+        return patience is not None and self.since_best >= patience
+
     def _load(self, checkpoint: Path) -> RunState:
         state = read_state(checkpoint)
         self.step, self.version, self.best = state.step, state.version, state.best
+        self.since_best = state.since_best
         if self.learner.in_policy_directory:
             saved = load_policy(checkpoint / "policy").model
             self.policy.model.load_state_dict(saved.state_dict())
@@ -280,6 +289,7 @@ class _Worker:
     def _checkpoint_after(self, summary: dict[str, float], step: int) -> None:
         score = (summary["hr@10"], summary["ndcg@10"])
         is_best = score > self.best
+        self.since_best = 0 if is_best else self.since_best + 1
         self.best = max(score, self.best)
         with tempfile.TemporaryDirectory() as name:
             directory = Path(name)
@@ -310,6 +320,7 @@ class _Worker:
                 step=step,
                 version=self.version,
                 best=self.best,
+                since_best=self.since_best,
                 source=self.source.snapshot(),
                 metrics_bytes=self.log.size,
             )
@@ -324,11 +335,11 @@ class _Worker:
         self._barrier()
 
     def _record_validation(self, step: int) -> dict[str, float]:
-        with self.time.activity("validate"):
+        with self.time.activity("validate"), self.learner.averaged():
             results = validate_policy(
                 self.learner, self.vocabulary, self.dataset, self.examples, self.config.evaluation
             )
-        summary = results.summary(self.dataset.items)
+        summary = results.summary(self.dataset)
         if self.log is not None:
             self.log.write("eval", step, {"split": "valid", **summary})
         return summary
@@ -357,10 +368,11 @@ class _Worker:
     def _plain_policy(self) -> Policy | None:
         """The policy to save, on rank 0. All workers take part."""
         weights = self.learner.plain_weights()
-        if self.rank > 0:
-            weights.join_gathering()
-            return None
-        return self.policy if self.learner.in_policy_directory else weights.policy(like=self.policy)
+        with self.learner.averaged():
+            if self.rank > 0:
+                weights.join_gathering()
+                return None
+            return self.policy if self.learner.in_policy_directory else weights.policy(like=self.policy)
 
     def _mean(self, values: dict[str, float]) -> dict[str, float]:
         if self.world == 1:

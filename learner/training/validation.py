@@ -1,4 +1,4 @@
-"""Validation of a policy under training, by all workers together, each on its share of the users."""
+"""Validation of a policy under training, by all workers together, each on its share of the examples."""
 
 import numpy as np
 import torch.distributed as dist
@@ -17,9 +17,7 @@ def validate_policy(
     examples: Examples,
     settings: EvaluationSettings,
 ) -> UserResults:
-    """What decoding gives for the users of `examples`, one example each, on every worker; all call it
-    together.
-    """
+    """What decoding gives for `examples`, each of them once, on every worker; all call it together."""
     together = dist.is_available() and dist.is_initialized()
     rank, world = (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
     mine = equal_share(examples, rank, world)
@@ -28,8 +26,7 @@ def validate_policy(
         return part
     parts = [part] * world  # each is replaced by its worker's
     dist.all_gather_object(parts, part)
-    # The first user is rank 0's; in any other share it only fills up.
-    return UserResults.concatenate([parts[0], *(_without(other, examples.users[0]) for other in parts[1:])])
+    return UserResults.concatenate(parts)  # which counts what fills up the shares once
 
 
 def equal_share(examples: Examples, rank: int, world: int) -> Examples:
@@ -40,8 +37,3 @@ def equal_share(examples: Examples, rank: int, world: int) -> Examples:
     size = -(-len(examples) // world)
     rows = np.pad(rows, (0, size - len(rows)))
     return Examples(users=examples.users[rows], positions=examples.positions[rows])
-
-
-def _without(results: UserResults, user: int) -> UserResults:
-    keep = results.users != user
-    return UserResults(**{name: values[keep] for name, values in vars(results).items()})

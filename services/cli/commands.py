@@ -25,9 +25,18 @@ def _config(options: argparse.Namespace) -> RunConfig:
 
 
 def check_config(options: argparse.Namespace) -> int:
-    """`sluice config check`: print the resolved config."""
-    sys.stdout.write(dump_config(load_config(options.file, _overrides(options))))
-    return 0
+    """`sluice config check`: print the resolved config, or with `--deep` what is wrong with the run."""
+    config = load_config(options.file, _overrides(options))
+    if not options.deep:
+        sys.stdout.write(dump_config(config))
+        return 0
+    from sluice.services.preflight.show import check_and_show
+    from sluice.services.submit.machines import machines_without_job
+
+    code = check_and_show(config, machines_without_job(), sys.stdout)
+    if code == 0:
+        print(f"{options.file}: the run may start")
+    return code
 
 
 def explain_config(options: argparse.Namespace) -> int:
@@ -52,6 +61,8 @@ def prepare_run_data(options: argparse.Namespace) -> int:
     output = options.output or config.directory / "data"
     with Reporter.for_stream(sys.stdout) as reporter, reporter.phase("prepare") as progress:
         result = prepare_data(config.data, output, progress)
+    for warning in result.warnings:
+        print(f"warning: {warning}")
     return _done(output, result)
 
 
@@ -82,10 +93,19 @@ def fit_run_ranker(options: argparse.Namespace) -> int:
 
 
 def train_run(options: argparse.Namespace) -> int:
-    """`sluice train`: the whole run, here; returns its code."""
-    from sluice.services.run import train
+    """`sluice train`: the whole run, here, once nothing is wrong with it; returns its code."""
+    from sluice.services.preflight.resources import joined_cluster
+    from sluice.services.preflight.show import check_and_show
+    from sluice.services.run_lock import hold_run
 
-    return train.run_training(_config(options), options.resume)
+    config = _config(options)
+    code = check_and_show(config, lambda _with_gpus: joined_cluster(), sys.stderr)
+    if code:
+        return code
+    with hold_run(config.directory):
+        from sluice.services.run import train
+
+        return train.run_training(config, options.resume)
 
 
 def evaluate_directory(options: argparse.Namespace) -> int:

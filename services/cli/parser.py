@@ -13,6 +13,7 @@ _EPILOG = """examples:
   sluice submit --config configs/ml100k.yaml
   sluice submit --config configs/ml100k.yaml --set learner.lr=1e-5 --set learner.steps=400 --seed 1
   sluice config check configs/ml100k.yaml
+  sluice config check --deep configs/ml100k.yaml
   sluice config explain learner.lr
 
 `sluice submit` runs `sluice train` as a job on a Ray cluster. `prepare`, `pretrain` and `fit-ranker` are the
@@ -121,6 +122,11 @@ def _add_config_actions(config: argparse.ArgumentParser) -> None:
     actions = config.add_subparsers(title="actions", metavar="ACTION", required=True)
     check = actions.add_parser("check", help="print the resolved config, or each error with its field path")
     check.add_argument("file", metavar="FILE")
+    check.add_argument(
+        "--deep",
+        action="store_true",
+        help="check everything that a run needs, in seconds: files, columns, sizes, resources, your ranker",
+    )
     _add_overrides(check)
     check.set_defaults(run=commands.check_config)
     explain = actions.add_parser(

@@ -59,14 +59,14 @@ def calibration_charts(quality: Mapping[str, Any] | None) -> list[dict[str, Any]
 
 
 def heat_maps(cells: Cells) -> list[dict[str, Any]]:
-    """The cells' users, and what the control and the best checkpoint changed in each."""
+    """The cells' examples, and what the control and the best checkpoint changed in each."""
     if not cells:
         return []
-    users = sum(cell["users"] for cell in cells)
+    examples = sum(_examples(cell) for cell in cells)
     rows, columns = (
         sorted({cell[key] for cell in cells}, key=_first_place) for key in ("policy_rank", "ranker_rank")
     )
-    labels = ("ranker's rank of the target", "policy's rank of it")
+    labels = ("ranker's rank of the user's validation targets", "policy's rank of them")
 
     def chart(title: str, value: str, note: str, limit: float, color: str = GREEN) -> dict[str, Any]:
         drawn = {
@@ -78,12 +78,10 @@ def heat_maps(cells: Cells) -> list[dict[str, Any]]:
         svg = heat_map(drawn, rows=rows, columns=columns, labels=labels, limit=limit, salt=title, color=color)
         return {"title": title, "svg": svg, "note": note}
 
-    note = "Users of the test split" + (
-        ", and how many of them the gate would admit." if _gated(cells) else "."
-    )
-    charts = [chart("Users", "users", note, max(cell["users"] for cell in cells), BLUE)]
+    note = "Test examples" + (", and how many of them the gate would admit." if _gated(cells) else ".")
+    charts = [chart("Test examples", "examples", note, max(_examples(cell) for cell in cells), BLUE)]
     for kind, title, unit in (
-        ("hr", "HR@10", "Change of the share of users hit."),
+        ("hr", "HR@10", "Change of the share of examples hit."),
         ("gain", "rank of the target", "Mean log2(rank at the start / rank now): +1 is a rank halved."),
     ):
         limit = max(abs(_value(cell, f"{name}_{kind}")) for cell in cells for name in _LATER)
@@ -91,7 +89,7 @@ def heat_maps(cells: Cells) -> list[dict[str, Any]]:
             chart(f"Start to {label}: {title}", f"{name}_{kind}", unit, limit)
             for name, label in _LATER.items()
         ]
-    charts[0]["note"] += f" {users:,} in all."
+    charts[0]["note"] += f" {examples:,} in all."
     return charts
 
 
@@ -100,18 +98,33 @@ def cells_table(cells: Cells) -> "Table":
     from rich.table import Table
 
     table = Table(
-        title="HR@10 and rank gain from the start, by its and the ranker's rank", title_justify="left"
+        title="Test HR@10 by where start and ranker placed the user's validation targets",
+        title_justify="left",
     )
     for title in ("start", "ranker"):
         table.add_column(title)
-    for title in ("users", "admitted", "HR@10", "control", "best", "gain control", "gain best"):
+    for title in ("users", "examples", "admitted", "HR@10", "control", "best", "best - control"):
         table.add_column(title, justify="right")
     for cell in cells:
-        changes = [_signed(_value(cell, f"{name}_{kind}")) for kind in ("hr", "gain") for name in _LATER]
+        changes = [_signed(_value(cell, f"{name}_hr")) for name in _LATER]
         admitted = f"{100 * cell['admitted']:.0f}%" if "admitted" in cell else "-"
         start = f"{cell['start_hr@10']:.3f}"
-        table.add_row(cell["policy_rank"], cell["ranker_rank"], str(cell["users"]), admitted, start, *changes)
+        counts = (str(cell["users"]), str(_examples(cell)))
+        bands = (cell["policy_rank"], cell["ranker_rank"])
+        table.add_row(*bands, *counts, admitted, start, *changes, _difference(cell))
     return table
+
+
+def _examples(cell: Mapping[str, Any]) -> int:
+    """Test examples of a cell; cells of the release before count them under the name of users."""
+    return int(cell.get("examples", cell["users"]))
+
+
+def _difference(cell: Mapping[str, Any]) -> str:
+    """best - control with its interval, which a cell of few users has not."""
+    difference = _signed(cell["best_hr@10"] - cell["control_hr@10"])
+    interval = cell.get("best-control_interval")
+    return f"{difference} [{_signed(interval[0])}, {_signed(interval[1])}]" if interval else difference
 
 
 def _first_place(band: str) -> int:
@@ -124,9 +137,9 @@ def _gated(cells: Cells) -> bool:
 
 
 def _value(cell: Mapping[str, Any], value: str) -> float:
-    """`users`, or the change from the start to a later policy: `<policy>_hr`, `<policy>_gain`."""
-    if value == "users":
-        return float(cell["users"])
+    """`examples`, or the change from the start to a later policy: `<policy>_hr`, `<policy>_gain`."""
+    if value == "examples":
+        return float(_examples(cell))
     name, _, kind = value.partition("_")
     if kind == "hr":
         return float(cell[f"{name}_hr@10"] - cell["start_hr@10"])
@@ -134,9 +147,11 @@ def _value(cell: Mapping[str, Any], value: str) -> float:
 
 
 def _text(cell: Mapping[str, Any], value: str) -> str:
-    if value != "users":
+    if value != "examples":
         return _signed(_value(cell, value))
-    return f"{cell['users']:,}" + (f"\n{100 * cell['admitted']:.0f}% admitted" if "admitted" in cell else "")
+    return f"{_examples(cell):,}" + (
+        f"\n{100 * cell['admitted']:.0f}% admitted" if "admitted" in cell else ""
+    )
 
 
 def _signed(value: float) -> str:

@@ -11,21 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from sluice.catalog.errors import RunError
 from sluice.catalog.files import read_whole_lines, write_atomically
-from sluice.services.report import ranker_view
-from sluice.services.report.charts import (
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    PURPLE,
-    RED,
-    Series,
-    Spot,
-    line_chart,
-    plane_chart,
-    stacked_bar,
-    time_bars,
-)
+from sluice.services.report import ranker_view, verdict
+from sluice.services.report.charts import stacked_bar, time_bars
+from sluice.services.report.curves import training_curves, validation_curves
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -36,19 +24,39 @@ ROWS = {
     "control_last": "control, last",
     "best": "best checkpoint",
     "last": "last checkpoint",
+    "mixture": "mixture (no gate), best",
+    "random_gate": "random gate, best",
+    "sft_all": "SFT on all logs",
     "popularity": "popularity",
     "itemknn": "ItemKNN",
+    "ease": "EASE",
     "ranker": "the ranker itself",
 }
+BASELINES = ("popularity", "itemknn", "ease", "ranker")  # rank the catalogue, so they cannot make an item up
 COLUMNS = {
     "hr@1": "HR@1",
     "hr@5": "HR@5",
     "hr@10": "HR@10",
+    "hr@50": "HR@50",
     "ndcg@10": "NDCG@10",
     "mrr": "MRR",
     "hallucination": "hallucination",
 }
-_COLORS = {"start": GREY, "control": ORANGE, "best": GREEN, "last": BLUE}
+MAIN_COLUMNS = ("hr@10", "hallucination")  # those that a narrow screen shows
+BREADTH = {
+    "coverage": "coverage",
+    "head_share": "head items",
+    "entropy": "entropy, nats",
+    "duplicates": "duplicates",
+}
+_SHORT = {
+    "control": "control best",
+    "control_last": "control last",
+    "random_gate": "random gate",
+    "sft_all": "SFT on all logs",
+    "itemknn": "ItemKNN",
+    "ease": "EASE",
+}
 
 Rows = list[dict[str, Any]]
 
@@ -93,7 +101,13 @@ def report_context(run_directory: Path) -> dict[str, Any]:
         "name": run_directory.name,
         "summary": summary,
         "groups": group_rows(summary),
+        "sentences": verdict.sentences(summary),
+        "examples": verdict.count_examples(summary),
+        "columns": {key: (title, key in MAIN_COLUMNS) for key, title in COLUMNS.items()},
         "headline": headline_rows(summary),
+        "has_ease": "ease" in (summary.get("metrics") or {}),
+        "breadth_columns": list(BREADTH.values()),
+        "breadth": breadth_rows(summary),
         "differences": difference_rows(summary),
         "stratified": summary.get("stratified") or [],
         "heat_maps": ranker_view.heat_maps(summary.get("stratified") or []),
@@ -103,8 +117,8 @@ def report_context(run_directory: Path) -> dict[str, Any]:
         "accounting": accounting_rows(summary),
         "throughput": summary.get("throughput") or {},
         "gate": summary.get("gate") or {},
-        "curves": _curves(summary, evaluations, control_evaluations),
-        "training": _training(steps),
+        "curves": validation_curves(summary, evaluations, control_evaluations),
+        "training": training_curves(steps),
         "time": time_bars(summary.get("time") or {}),
         "wall": stacked_bar(summary.get("wall_s") or {}, "s"),
         "config": config.read_text() if config.is_file() else None,
@@ -123,11 +137,26 @@ def headline_rows(summary: Mapping[str, Any]) -> Rows:
         {
             "key": key,
             "label": label,
-            "cells": [_cell(metrics[key], column, key) for column in COLUMNS],
+            "kind": "best" if key == "best" else "baseline" if key in BASELINES else "",
+            "cells": {column: _cell(metrics[key], column, key) for column in COLUMNS},
             "interval": intervals.get(key),
         }
         for key, label in ROWS.items()
         if key in metrics
+    ]
+
+
+def breadth_rows(summary: Mapping[str, Any]) -> Rows:
+    """How broad the lists of each row are; nothing for a summary of the release before."""
+    metrics = summary.get("metrics") or {}
+    return [
+        {
+            "label": label,
+            "kind": "best" if key == "best" else "baseline" if key in BASELINES else "",
+            "cells": [_breadth_cell(metrics[key].get(column), column) for column in BREADTH],
+        }
+        for key, label in ROWS.items()
+        if BREADTH.keys() <= metrics.get(key, {}).keys()
     ]
 
 
@@ -159,15 +188,15 @@ def difference_rows(summary: Mapping[str, Any]) -> Rows:
                 and metric in metrics[first]
                 and metric in metrics[second]
             ):
-                verdict = "better" if low > 0 else "worse" if high < 0 else "not distinguishable"
+                judged = "better" if low > 0 else "worse" if high < 0 else "not distinguishable"
                 rows.append(
                     {
-                        "pair": f"{first} - {second}".replace("_", " "),
+                        "pair": f"{_SHORT.get(first, first)} - {_SHORT.get(second, second)}",
                         "metric": COLUMNS.get(metric, metric),
                         "difference": metrics[first][metric] - metrics[second][metric],
                         "low": low,
                         "high": high,
-                        "verdict": verdict,
+                        "verdict": judged,
                     }
                 )
     return rows
@@ -188,40 +217,57 @@ def terminal_table(summary: Mapping[str, Any]) -> "Table":
     from rich.table import Table
 
     table = Table(
-        title=f"{summary.get('dataset', '')} {summary.get('objective', '')}: test users", title_justify="left"
+        title=f"{summary.get('dataset', '')} {summary.get('objective', '')}: "
+        f"{verdict.count_examples(summary)}",
+        title_justify="left",
     )
     table.add_column("")
     for title in COLUMNS.values():
         table.add_column(title, justify="right")
     for row in headline_rows(summary):
         style = "bold" if row["key"] == "best" else None
-        table.add_row(row["label"], *row["cells"], style=style)
+        table.add_row(row["label"], *row["cells"].values(), style=style)
+    return table
+
+
+def breadth_table(summary: Mapping[str, Any]) -> "Table":
+    """How broad the lists are, for a terminal."""
+    from rich.table import Table
+
+    table = Table(title="What the ten best places show", title_justify="left")
+    table.add_column("")
+    for title in BREADTH.values():
+        table.add_column(title, justify="right")
+    for row in breadth_rows(summary):
+        table.add_row(row["label"], *row["cells"], style="bold" if row["kind"] == "best" else None)
     return table
 
 
 def terminal_lines(summary: Mapping[str, Any], width: int = 110) -> list[str]:
     """The headline table and the paired differences as plain lines, for a job's log."""
-    import io
-
-    from rich.console import Console
-
-    buffer = io.StringIO()
-    Console(file=buffer, width=width, color_system=None).print(terminal_table(summary))
-    table = [line.rstrip() for line in buffer.getvalue().splitlines()]
     compared = [
         f"{row['metric']} {row['pair']}: {row['difference']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}] "
         f"{row['verdict']}"
         for row in difference_rows(summary)
         if row["metric"] == COLUMNS["hr@10"]
     ]
-    cells = io.StringIO()
-    Console(file=cells, width=width, color_system=None).print(
-        ranker_view.cells_table(summary.get("stratified") or [])
-    )
-    stratified = (
-        [line.rstrip() for line in cells.getvalue().splitlines()] if summary.get("stratified") else []
-    )
-    return [*table, *compared, *stratified]
+    cells = summary.get("stratified") or []
+    return [
+        *_plain(terminal_table(summary), width),
+        *compared,
+        *(_plain(breadth_table(summary), width) if breadth_rows(summary) else []),
+        *(_plain(ranker_view.cells_table(cells), width) if cells else []),
+    ]
+
+
+def _plain(table: "Table", width: int) -> list[str]:
+    import io
+
+    from rich.console import Console
+
+    buffer = io.StringIO()
+    Console(file=buffer, width=width, color_system=None).print(table)
+    return [line.rstrip() for line in buffer.getvalue().splitlines()]
 
 
 def format_percent(value: float | None) -> str:
@@ -238,102 +284,14 @@ def format_number(value: float | None) -> str:
 
 def _cell(values: Mapping[str, float], column: str, row: str) -> str:
     if column == "hallucination":
-        # What ranks the catalogue itself cannot make an item up.
-        return "-" if row in ("popularity", "itemknn", "ranker") else format_percent(values.get(column))
+        return "-" if row in BASELINES else format_percent(values.get(column))
     return "-" if values.get(column) is None else f"{values[column]:.4f}"
 
 
-def _curves(summary: Mapping[str, Any], evaluations: Rows, control: Rows) -> Rows:
-    metrics = summary.get("metrics") or {}
-    intervals = (summary.get("intervals") or {}).get("hr@10") or {}
-
-    def both(field: str) -> list[Series]:
-        return [
-            Series(label="post-training", color=BLUE, points=_points(evaluations, field), markers=True),
-            Series(label="control", color=ORANGE, points=_points(control, field), markers=True),
-        ]
-
-    def path(label: str, color: str, rows: Rows) -> Series:
-        points = [
-            (row["hallucination"], row["hr@10"]) for row in rows if {"hallucination", "hr@10"} <= row.keys()
-        ]
-        return Series(label=label, color=color, points=points)
-
-    spots = [
-        Spot(
-            label=name,
-            color=color,
-            x=metrics[name]["hallucination"],
-            y=metrics[name]["hr@10"],
-            y_interval=tuple(intervals[name]) if name in intervals else None,
-        )
-        for name, color in _COLORS.items()
-        if {"hallucination", "hr@10"} <= metrics.get(name, {}).keys()
-    ]
-    paths = [path("post-training", BLUE, evaluations), path("control", ORANGE, control)]
-    return [
-        _chart("HR@10 on validation", line_chart(both("hr@10"), "HR@10")),
-        _chart(
-            "Hallucination on validation",
-            line_chart(both("hallucination"), "share of the top 10", percent=True),
-        ),
-        _chart(
-            "Retrieval-validity plane while training (validation)",
-            plane_chart(paths, [], "valid"),
-            "Up is better retrieval, left is fewer made-up items. Dots grow with the training step.",
-        ),
-        _chart(
-            "Retrieval-validity plane at the end (test)",
-            plane_chart([], spots, "test"),
-            "Bars are 95% bootstrap intervals over users, where computed.",
-        ),
-    ]
-
-
-def _training(steps: Rows) -> Rows:
-    def curve(label: str, field: str, color: str) -> Series:
-        return Series(label=label, color=color, points=_points(steps, field), smooth=True)
-
-    charts: list[tuple[str, list[Series], str, bool]] = [
-        (
-            "Gate and its two halves",
-            [
-                curve("gate", "gate_rate", BLUE),
-                curve("difficulty", "difficulty", ORANGE),
-                curve("discriminability", "discriminability", GREEN),
-            ],
-            "share of prompts",
-            True,
-        ),
-        (
-            "Ranker's reward of prompts that the gate",
-            [curve("admits", "reward_admitted", GREEN), curve("refuses", "reward_refused", RED)],
-            "mean reward",
-            False,
-        ),
-        ("Loss: supervised part", [curve("NLL", "nll", BLUE)], "nats", False),
-        ("Loss: group-relative part", [curve("GRPO", "grpo", PURPLE)], "loss", False),
-        (
-            "Candidates",
-            [curve("hit the ground truth", "hit_share", GREEN), curve("are no item", "invalid_share", RED)],
-            "share",
-            True,
-        ),
-        ("Staleness at training", [curve("weight versions", "staleness", PURPLE)], "weight versions", False),
-        ("Policy ratio", [curve("mean ratio", "ratio_mean", BLUE)], "ratio", False),
-        ("Clipped tokens", [curve("clipped", "clip_share", RED)], "share of tokens", True),
-        ("KL to the starting policy", [curve("KL", "kl", ORANGE)], "nats per token", False),
-        ("Entropy of the policy", [curve("entropy", "entropy", GREY)], "nats per token", False),
-    ]
-    return [_chart(title, line_chart(series, unit, percent=share)) for title, series, unit, share in charts]
-
-
-def _chart(title: str, svg: str | None, note: str = "") -> dict[str, Any]:
-    return {"title": title, "svg": svg, "note": note}
-
-
-def _points(rows: Rows, field: str) -> list[tuple[float, float]]:
-    return [(row["step"], row[field]) for row in rows if row.get(field) is not None]
+def _breadth_cell(value: float | None, column: str) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if column == "entropy" else format_percent(value)
 
 
 def _of_kind(rows: Rows, kind: str) -> Rows:

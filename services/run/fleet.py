@@ -25,7 +25,7 @@ from sluice.actors.ranker.pool import RankerActor, RankerClient
 from sluice.actors.rollout.actor import LAUNCH, RolloutActor, RolloutClients
 from sluice.catalog.data.changes import ChangingCatalogue
 from sluice.catalog.data.dataset import Dataset
-from sluice.catalog.errors import ClusterError, DataError, RunError, SluiceError
+from sluice.catalog.errors import ClusterError, DataError, RankerError, RunError, SluiceError
 from sluice.catalog.tokens import TokenLayout
 from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.cluster import placement
@@ -35,6 +35,7 @@ from sluice.learner.batches.sources import open_prompts
 from sluice.learner.ranker.load import open_ranker
 from sluice.services.config import RunConfig
 from sluice.services.paths import RunPaths
+from sluice.services.places import plan_run
 from sluice.services.run.engines import engine_variables, open_engine
 
 logger = logging.getLogger(__name__)
@@ -206,6 +207,11 @@ class Fleet:
             reason = "its run ended though nobody stopped it"
         except ray.exceptions.RayError as error:
             reason = reason_of(error)
+            broken = getattr(error, "cause", None)
+            if isinstance(broken, RankerError):  # another actor would ask the same ranker
+                self.failure = broken
+                self.queue.fail(str(broken))
+                return
         decision = decide_restart(
             f"rollout actor {rollout.name}",
             restarts=rollout.restarts,
@@ -231,14 +237,7 @@ def reserve_places(config: RunConfig) -> placement.Reservation:
     Raises:
         ClusterError: the cluster did not grant them within `cluster.placement_timeout_s`.
     """
-    rollout, pool = config.rollout, config.ranker_pool
-    plan = placement.plan_placement(
-        config.cluster,
-        rollouts=placement.RoleNeeds(count=rollout.actors, cpus=rollout.cpus, gpus=rollout.gpus),
-        rankers=placement.RoleNeeds(count=pool.actors, cpus=pool.cpus, gpus=pool.gpus),
-        learner_workers=config.learner.workers,
-    )
-    return placement.reserve_placement(plan, config.cluster.placement_timeout_s)
+    return placement.reserve_placement(plan_run(config), config.cluster.placement_timeout_s)
 
 
 def start_fleet(

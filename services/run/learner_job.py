@@ -1,5 +1,5 @@
-"""One training of the learner as a Ray Train job: the post-training itself, or the control from the logs
-alone.
+"""One training of the learner as a Ray Train job: the post-training itself, the control from the logs alone,
+or another arm that the post-training is compared with.
 """
 
 import shutil
@@ -33,15 +33,15 @@ def run_learner(
     reporter: Reporter,
     fleet: Fleet | None = None,
 ) -> None:
-    """One Ray Train run of the learner, shown as the phase `name`."""
-    is_control = name == "control"
+    """One Ray Train run of the learner, shown as the phase `name`. All but "train" begin anew."""
+    arm = paths.arm(name)
     loop = LoopConfig(
-        metrics_path=str(paths.metrics(name)),
+        metrics_path=str(arm.metrics),
         data_directory=str(paths.data),
         policy_directory=str(paths.policy),
-        best_directory=str(paths.control if is_control else paths.best),
-        best_checkpoint=str(paths.best_checkpoint(name)),
-        last_directory=str(paths.control_last if is_control else paths.last),
+        best_directory=str(arm.best),
+        best_checkpoint=str(arm.best_checkpoint),
+        last_directory=str(arm.last),
         seed=config.seed,
         objective=objective,
         learner=config.learner,
@@ -55,9 +55,9 @@ def run_learner(
         catalogues=fleet.catalogue_source if fleet else None,
         meter=MetricSet(),
     )
-    if is_control:
-        shutil.rmtree(paths.checkpoints / name, ignore_errors=True)
-        shutil.rmtree(paths.best_checkpoint(name), ignore_errors=True)
+    if name != "train":
+        for former in (arm.checkpoints / name, arm.best_checkpoint):
+            shutil.rmtree(former, ignore_errors=True)
     trainer = TorchTrainer(
         _train_loop,
         train_loop_config={"config": loop},
@@ -68,14 +68,14 @@ def run_learner(
         ),
         run_config=ray.train.RunConfig(
             name=name,
-            storage_path=str(paths.checkpoints),
+            storage_path=str(arm.checkpoints),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.learner.keep_last),
             failure_config=ray.train.FailureConfig(max_failures=config.cluster.max_learner_restarts),
             # Checkers see the RunConfig of Ray Train's first version; at run time it is the second's.
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),  # type: ignore[call-arg]
         ),
     )
-    with reporter.phase(name) as progress, _watching(paths.metrics(name), config.learner.steps, progress):
+    with reporter.phase(name) as progress, _watching(arm.metrics, config.learner.steps, progress):
         try:
             trainer.fit()
         except ray.train.TrainingFailedError as error:

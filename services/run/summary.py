@@ -1,130 +1,143 @@
-"""The final judgement: every policy and both baselines on the test users, by the same code, in
+"""The final judgement: every policy, the baselines and the ranker on the test examples, by the same code, in
 `summary.json`.
 """
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sluice.catalog.data.dataset import Dataset, Examples
+from sluice.catalog.data.dataset import Dataset
 from sluice.catalog.files import write_atomically
-from sluice.learner.evaluation.baselines import ItemKNN, Popularity
-from sluice.learner.evaluation.evaluate import TOP, UserResults
-from sluice.learner.evaluation.stratified import gate_at_start, stratify_users
+from sluice.learner.evaluation.baselines import Scores, judge_baselines, judge_scores
+from sluice.learner.evaluation.breadth import coverage_change, is_narrower
+from sluice.learner.evaluation.evaluate import UserResults
+from sluice.learner.evaluation.stratified import RANKER_WIDTH, gate_at_start, stratify_users
+from sluice.learner.ranker.contract import Ranker
 from sluice.learner.ranker.load import load_ranker
-from sluice.learner.ranker.model import Ranker
-from sluice.learner.ranking_metrics import bootstrap_intervals, rank_of
+from sluice.learner.ranking_metrics import bootstrap_intervals, bootstrap_mean, per_user
 from sluice.learner.training.objective import build_objective
 from sluice.services.config import RunConfig
 from sluice.services.paths import RunPaths
+from sluice.services.run.arms import ROLLED_OUT, SFT_ALL
 from sluice.services.run.tasks import State, run_tasks
 from sluice.services.stages.evaluate import evaluate_run
 from sluice.services.stages.fit_ranker import read_quality
 
+# The differences, first less second, where the run has both.
 PAIRS = (
     ("best", "control"),
+    ("last", "control_last"),
     ("best", "start"),
-    ("last", "control"),
+    ("last", "start"),
+    *(("best", name) for name in (*ROLLED_OUT, SFT_ALL)),
     ("control", "start"),
     ("best", "itemknn"),
+    ("best", "ease"),
 )
+_BATCH = 64  # examples that the ranker scores the catalogue for at a time
 
 
 def judge_policies(
     config: RunConfig, progress: Callable[[int, int, dict[str, float]], None]
 ) -> dict[str, Any]:
-    """`metrics`, `bootstrap_intervals` and `stratified`, of every policy that the run left and both baselines
-    on the test users; and `ranker`, what its fitting found on validation.
+    """`metrics`, `intervals`, `breadth` and `stratified`, of every policy that the run left, the baselines
+    and the ranker on the test examples; and `ranker`, what its fitting found on validation.
     """
     paths = RunPaths.of(config)
-    places = {
-        "start": paths.policy,
-        "control": paths.control,
-        "control_last": paths.control_last,
-        "best": paths.best,
-        "last": paths.last,
-    }
-    places = {name: place for name, place in places.items() if place.exists()}
+    dataset = Dataset.open(paths.data)
+    has_ranker = build_objective(config.objective).needs_groups
+    places = {name: place for name, place in policies_of(paths).items() if place.exists()}
     jobs = {name: functools.partial(evaluate_run, config, place, "test") for name, place in places.items()}
+    if has_ranker:
+        jobs["valid"] = functools.partial(evaluate_run, config, paths.policy, "valid", whole=True)
     ended = []
 
     def watch(name: str, _state: State, has_ended: bool) -> None:
         if has_ended:
             ended.append(name)
-        progress(len(ended), len(places) + 1, {})
+        progress(len(ended), len(jobs) + 1, {})
 
     results = run_tasks(jobs, config.cluster, watch)
-    dataset = Dataset.open(paths.data)
-    results |= judge_baselines(dataset)
-    ranks = {name: result.ranks for name, result in results.items()}
-    summary: dict[str, Any] = {
-        "metrics": {name: result.summary(dataset.items) for name, result in results.items()},
-        "intervals": {
-            metric: bootstrap_intervals(ranks, results["start"].users, metric, PAIRS)
-            for metric in ("hr@10", "ndcg@10")
-        },
-    }
-    if build_objective(config.objective).needs_groups:
+    on_validation = results.pop("valid", None)
+    examples, width = dataset.examples("test"), config.evaluation.beam_width
+    results |= judge_baselines(dataset, examples, width)
+    summary: dict[str, Any] = {}
+    if has_ranker:
         ranker = load_ranker(config.ranker, paths.ranker, dataset)
-        ranked = judge_scores(
-            dataset, dataset.examples("test"), _full_catalogue(ranker, dataset.items), batch=64
+        score = _full_catalogue(ranker, dataset.items)
+        results["ranker"] = judge_scores(dataset, examples, score, width, _BATCH)
+        ranked = judge_scores(dataset, dataset.examples("valid"), score, RANKER_WIDTH, _BATCH)
+        summary["stratified"] = stratify_users(
+            results, (on_validation, ranked), _admitted(config, dataset, results["start"], ranker)
         )
-        summary["metrics"]["ranker"] = ranked.summary(dataset.items)
-        settings, admitted = getattr(config.objective, "gate", None), None
-        if settings is not None:
-            admitted = gate_at_start(results["start"], dataset, ranker, settings, config.rollout.distractors)
-        summary["stratified"] = stratify_users(results, ranked, config.evaluation.beam_width, admitted)
+    summary |= compare_results(results, dataset)
     summary["ranker"] = read_quality(paths)
-    progress(len(places) + 1, len(places) + 1, {})
+    progress(len(jobs) + 1, len(jobs) + 1, {})
     return summary
 
 
-def _full_catalogue(ranker: Ranker, items: int) -> Callable[[list[np.ndarray]], np.ndarray]:
-    everything = np.arange(items, dtype=np.int32)[None]
-    return lambda histories: ranker.score(histories, np.repeat(everything, len(histories), axis=0))
-
-
-def judge_scores(
-    dataset: Dataset, examples: Examples, score: Callable[[list[np.ndarray]], np.ndarray], batch: int = 256
-) -> UserResults:
-    """Full-catalogue ranking by `score(histories) -> [B, N]`, seen items left out when the data set says
-    so.
-    """
-    ranks, tops = [], []
-    for start in range(0, len(examples.users), batch):
-        pairs = list(
-            zip(
-                examples.users[start : start + batch].tolist(),
-                examples.positions[start : start + batch].tolist(),
-                strict=True,
-            )
-        )
-        scores = np.array(score([dataset.history(*pair, None) for pair in pairs]), dtype=np.float32)
-        if dataset.settings.exclude_seen:
-            for row, pair in enumerate(pairs):
-                scores[row, dataset.seen(*pair)] = -np.inf
-        order = np.argsort(-scores, axis=1, kind="stable")
-        ranks.append(rank_of(np.asarray([dataset.target(*pair) for pair in pairs]), order))
-        tops.append(order[:, :TOP].astype(np.int32))
-    return UserResults(
-        users=examples.users,
-        ranks=np.concatenate(ranks),
-        top_items=np.concatenate(tops),
-        invalid=np.zeros(len(examples.users), dtype=np.int64),
-    )
-
-
-def judge_baselines(dataset: Dataset) -> dict[str, UserResults]:
-    """Popularity and ItemKNN on the test users."""
-    examples = dataset.examples("test")
+def policies_of(paths: RunPaths) -> dict[str, Path]:
+    """Where the policies of a run lie, by the name of their row."""
+    control, train = paths.arm("control"), paths.arm("train")
     return {
-        "popularity": judge_scores(dataset, examples, Popularity.fit(dataset).score),
-        "itemknn": judge_scores(dataset, examples, ItemKNN.fit(dataset).score),
+        "start": paths.policy,
+        "control": control.best,
+        "control_last": control.last,
+        "best": train.best,
+        "last": train.last,
+        **{name: paths.arm(name).best for name in ROLLED_OUT},
+        SFT_ALL: paths.sft_all,
     }
+
+
+def compare_results(results: Mapping[str, UserResults], dataset: Dataset) -> dict[str, Any]:
+    """`metrics` of every row, `intervals` of rows and paired differences, and how the `breadth` of the lists
+    changed from the start to the best checkpoint.
+
+    All rows are of the same examples.
+    """
+    start = results["start"]
+    for result in results.values():
+        assert np.array_equal(result.users, start.users) and np.array_equal(result.positions, start.positions)
+    ranks = {name: result.ranks for name, result in results.items()}
+    return {
+        "metrics": {name: result.summary(dataset) for name, result in results.items()},
+        "intervals": {
+            metric: bootstrap_intervals(ranks, start.users, metric, PAIRS) for metric in ("hr@10", "ndcg@10")
+        },
+        "breadth": _breadth(start, results["best"], dataset.items) if "best" in results else None,
+    }
+
+
+def _breadth(before: UserResults, after: UserResults, items: int) -> dict[str, Any]:
+    """The changes (difference, low, high) of HR@1, HR@50 and coverage, and whether the lists got narrower."""
+    values = [per_user(result.ranks, result.width) for result in (before, after)]
+    changes: dict[str, tuple[float, float, float]] = {}
+    for name in ("hr@1", "hr@50"):
+        if name in values[0]:
+            change = values[1][name] - values[0][name]
+            changes[name] = (float(change.mean()), *bootstrap_mean(change, before.users))
+    changes["coverage"] = coverage_change(before.top_items, after.top_items, before.users, items)
+    return {
+        "changes": {name: list(change) for name, change in changes.items()},
+        "narrower": is_narrower(changes),
+    }
+
+
+def _admitted(config: RunConfig, dataset: Dataset, start: UserResults, ranker: Ranker) -> np.ndarray | None:
+    settings = getattr(config.objective, "gate", None)
+    if settings is None:
+        return None
+    return gate_at_start(start, dataset, ranker, settings, config.rollout.distractors)
+
+
+def _full_catalogue(ranker: Ranker, items: int) -> Scores:
+    everything = np.arange(items, dtype=np.int32)[None]
+    return lambda histories: ranker.score(list(histories), np.repeat(everything, len(histories), axis=0))
 
 
 def write_summary(path: Path, summary: dict[str, Any]) -> None:

@@ -3,7 +3,8 @@
     prepare -> pretrain -> fit-ranker    artefacts, built once
     post-train                           rollouts -> ranker -> queue -> learner -> weight board -> rollouts
     control                              the start continued with NLL alone: as many steps, the same prompts
-    judge                                start, control, best, last and both baselines on the test users
+    mixture, random_gate, sft_all        further arms, with `compare: full` (`services/run/arms.py`)
+    judge                                all policies, the baselines and the ranker on the test examples
 
 The driver only starts, watches and sums up; tensors never pass through it.
 """
@@ -13,7 +14,7 @@ import functools
 import shutil
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -23,16 +24,16 @@ from sluice.catalog.fingerprint import fingerprint_catalogue
 from sluice.catalog.tokens import TokenLayout
 from sluice.cluster import session
 from sluice.learner.objectives.settings.effects import check_prefixes
-from sluice.learner.objectives.settings.objective import NllObjective
+from sluice.learner.objectives.settings.objective import NllObjective, Objective
 from sluice.learner.policy.policy import load_policy
 from sluice.learner.training.objective import build_objective
 from sluice.services.config import Resume, RunConfig
 from sluice.services.config_resume import check_resume, name_changes
 from sluice.services.paths import RunPaths
-from sluice.services.progress import Reporter
-from sluice.services.report import report
+from sluice.services.progress import Progress, Reporter
+from sluice.services.report import report, verdict
 from sluice.services.report.ranker_view import quality_lines
-from sluice.services.run import leftovers, manifest
+from sluice.services.run import arms, leftovers, manifest
 from sluice.services.run.fleet import Fleet, reserve_places, start_fleet
 from sluice.services.run.learner_job import run_learner
 from sluice.services.run.metrics_file import read_metrics
@@ -66,14 +67,19 @@ def run_training(config: RunConfig, resume: Resume = None) -> int:
             prepared = prepare.prepare_data(config.data, paths.data, progress)
         for warning in prepared.warnings:
             reporter.line(f"warning: {warning}")
-        _check_rewards(config, Dataset.open(paths.data))
+        dataset = Dataset.open(paths.data)
+        _check_rewards(config, dataset)
+        arms.check_compare(config, dataset)
         session.connect_cluster()
         _start_and_ranker(config, reporter)
         for line in quality_lines(fit_ranker.read_quality(paths)):
             reporter.line(line)
         outcome = _train(config, paths, reporter, resume)
+        if config.compare == "full":
+            _train_arms(config, paths, reporter, outcome["gate"]["rate"] or 0.0)
         with reporter.phase("judge") as progress:
             summary = {**_header(config), **judge_policies(config, progress), **outcome}
+        summary["cost_s"] = arms.costs_of(paths)
         summary["wall_s"] = {name: round(seconds, 1) for name, seconds in reporter.seconds.items()}
         write_summary(paths.summary, summary)
         page = report.write_report(paths.root)
@@ -81,15 +87,25 @@ def run_training(config: RunConfig, resume: Resume = None) -> int:
             reporter.line(line)
         reporter.line(f"summary  {paths.summary}")
         reporter.line(f"report   {page}")
+        for sentence in verdict.sentences(summary):
+            reporter.line(sentence)
     return 0
 
 
 def _start_and_ranker(config: RunConfig, reporter: Reporter) -> None:
     """Both need the data alone, so they are trained beside each other."""
-    jobs = {
-        "pretrain": functools.partial(pretrain.run_pretraining, config),
-        "fit-ranker": functools.partial(fit_ranker.run_ranker_fit, config),
-    }
+    _run_phases(
+        config,
+        reporter,
+        {
+            "pretrain": functools.partial(pretrain.run_pretraining, config),
+            "fit-ranker": functools.partial(fit_ranker.run_ranker_fit, config),
+        },
+    )
+
+
+def _run_phases(config: RunConfig, reporter: Reporter, jobs: dict[str, Callable[[Progress], Any]]) -> None:
+    """Jobs beside each other as Ray tasks, each shown as a phase."""
     phases = {name: contextlib.ExitStack() for name in jobs}
     shown = {name: stack.enter_context(reporter.phase(name)) for name, stack in phases.items()}
 
@@ -115,7 +131,7 @@ def _check_rewards(config: RunConfig, dataset: Dataset) -> None:
 
 
 def _check_fresh(paths: RunPaths, resume: Resume) -> None:
-    has_best = paths.best_checkpoint("train").exists()
+    has_best = paths.arm("train").best_checkpoint.exists()
     has_begun = has_best or (paths.checkpoints / "train").exists()
     if resume and not has_begun:
         raise RunError(
@@ -156,24 +172,63 @@ def _train(config: RunConfig, paths: RunPaths, reporter: Reporter, resume: Resum
         return _figures(
             paths, reporter, {"issued": prompts, "trained": prompts, "stale": 0, "invalid": 0, "in_flight": 0}
         )
+    of_fleet = _train_with_rollouts(
+        config, paths, reporter, lambda fleet: _post_train(config, paths, reporter, resume, fleet)
+    )
+    figures = _figures(paths, reporter, of_fleet.pop("accounting"))
+    figures |= {**of_fleet, "time": of_fleet["time"] | figures["time"]}
+    _train_once(config, paths, "control", NllObjective(), functools.partial(run_learner, reporter=reporter))
+    return figures
+
+
+def _train_once(
+    config: RunConfig,
+    paths: RunPaths,
+    name: str,
+    objective: Objective,
+    learn: Callable[[RunConfig, RunPaths, str, Objective], None],
+) -> None:
+    """An arm that has ended with the same settings is left as it is; another begins anew."""
+    inputs = arms.arm_inputs(config, objective)
+    if not arms.is_trained(paths, name, inputs):
+        learn(config, paths, name, objective)
+        arms.mark_trained(paths, name, inputs)
+
+
+def _train_arms(config: RunConfig, paths: RunPaths, reporter: Reporter, gate_rate: float) -> None:
+    """What `compare: full` adds."""
+
+    def learn(config: RunConfig, paths: RunPaths, name: str, objective: Objective) -> None:
+        arm = functools.partial(run_learner, config, paths, name, objective, reporter)
+        _train_with_rollouts(config, paths, reporter, arm)
+
+    for name, objective in arms.rolled_out_arms(config.objective, gate_rate).items():
+        _train_once(config, paths, name, objective, learn)
+    if arms.has_sft_on_all_logs(Dataset.open(paths.data)):
+        _run_phases(config, reporter, {arms.SFT_ALL: functools.partial(pretrain.run_sft_on_all_logs, config)})
+    else:
+        reporter.line(
+            "compare: the split has no fresh part, so SFT on all logs is the start and no arm of its own"
+        )
+
+
+def _train_with_rollouts(
+    config: RunConfig, paths: RunPaths, reporter: Reporter, learn: Callable[[Fleet], None]
+) -> dict[str, Any]:
+    """Train beside a fleet of its own; returns what the fleet counted."""
     fleet = start_fleet(config, paths, _own_layout(paths), reserve_places(config))
     try:
         # The engines load while the learner starts and validates the policy it begins with.
         with _engines(fleet, config, reporter):
-            _post_train(config, paths, reporter, resume, fleet)
-        figures = _figures(paths, reporter, fleet.queue.status().accounting)
-        figures |= {
-            "time": fleet.times() | figures["time"],
+            learn(fleet)
+        return {
+            "accounting": fleet.queue.status().accounting,
+            "time": fleet.times(),
             "restarts": fleet.restarts,
             "rollouts": fleet.stats(),
         }
     finally:
         fleet.stop()
-    if not leftovers.is_control_current(config, paths):
-        leftovers.discard_control(paths)
-        run_learner(config, paths, "control", NllObjective(), reporter)
-        leftovers.stamp_control(config, paths)
-    return figures
 
 
 @contextlib.contextmanager
@@ -199,7 +254,7 @@ def _engines(fleet: Fleet, config: RunConfig, reporter: Reporter) -> Iterator[No
 
 def _figures(paths: RunPaths, reporter: Reporter, accounting: dict[str, int]) -> dict[str, Any]:
     """What the training itself tells: accounting, gate, throughput."""
-    steps = read_metrics(paths.metrics("train"), "step")
+    steps = read_metrics(paths.arm("train").metrics, "step")
 
     def mean(name: str) -> float | None:
         values = [step[name] for step in steps if name in step]
@@ -208,7 +263,8 @@ def _figures(paths: RunPaths, reporter: Reporter, accounting: dict[str, int]) ->
     seconds = reporter.seconds["train"]
     return {
         "time": {
-            f"learner-{row['rank']}": row["seconds"] for row in read_metrics(paths.metrics("train"), "time")
+            f"learner-{row['rank']}": row["seconds"]
+            for row in read_metrics(paths.arm("train").metrics, "time")
         },
         "accounting": accounting,
         "gate": {

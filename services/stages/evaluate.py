@@ -1,4 +1,4 @@
-"""`sluice evaluate`: a policy directory judged on the validation or test users of a prepared data set."""
+"""`sluice evaluate`: a policy directory judged on the validation or test examples of a prepared data set."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,13 +19,17 @@ def evaluate_run(
     policy_directory: Path,
     split: str,
     progress: Callable[[int, int, dict[str, float]], None] | None = None,
+    *,
+    whole: bool = False,
 ) -> UserResults:
-    """Decode every user of `split`; validation honours `evaluation.max_users`, test takes all."""
+    """Decode the examples of `split`; validation honours `evaluation.max_users`, test and `whole` take
+    all.
+    """
     dataset = Dataset.open(RunPaths.of(config).data)
     policy = load_policy(policy_directory, fingerprint_catalogue(dataset.item_ids, dataset.codes))
     move_model(policy.model, "cuda" if torch.cuda.is_available() else "cpu")
     examples = dataset.examples(split)
-    if split == "valid":
+    if split == "valid" and not whole:
         examples = sample_examples(examples, config.evaluation.max_users)
     vocabulary = Vocabulary.of(dataset.codes, policy.layout)
     return evaluate_policy(policy.model, vocabulary, dataset, examples, config.evaluation, progress)
@@ -39,4 +43,4 @@ def run_evaluation(
 ) -> dict[str, float]:
     """The metrics of one policy directory."""
     results = evaluate_run(config, policy_directory, split, progress)
-    return results.summary(Dataset.open(RunPaths.of(config).data).items)
+    return results.summary(Dataset.open(RunPaths.of(config).data))

@@ -22,11 +22,14 @@ def run_ranker_fit(config: RunConfig, progress: Callable[[int, int, dict[str, fl
 
     paths = RunPaths.of(config)
     dataset = Dataset.open(paths.data)
-    has_fresh = dataset.prompt_part == "fresh"  # without a fresh part `until` changes nothing
+    # What changes nothing is no reason to fit again: `until` without a fresh part, a stack of one model.
+    ignored = set() if dataset.prompt_part == "fresh" else {"until"}
+    if config.ranker.parts == ("sequence",):
+        ignored |= {"sequence", "ease", "itemknn", "stack_share"}
     inputs = {
         "seed": config.seed,
         "data": sha256_of(paths.data / "manifest.json"),
-        "ranker": config.ranker.model_dump(mode="json", exclude=None if has_fresh else {"until"}),
+        "ranker": config.ranker.model_dump(mode="json", exclude=ignored),
     }
 
     def build(directory: Path) -> None:

@@ -11,6 +11,7 @@ co-occurrence). Everything is written to a directory beside the output and renam
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -23,16 +24,23 @@ import pyarrow.parquet as pq
 
 from sluice.catalog.data.cleaning import LogCleaner, Rejections
 from sluice.catalog.data.cooccurrence import CoOccurrence, SharedUsers, mix_counts
-from sluice.catalog.data.dataset import FORMAT, MANIFEST, read_manifest
+from sluice.catalog.data.dataset import FORMAT, IMPRESSIONS_FILE, MANIFEST, read_manifest
 from sluice.catalog.data.items import Items, attribute_matrix, read_items
-from sluice.catalog.data.partition import ItemIndex, UserBuckets
-from sluice.catalog.data.schema import CATALOGUE, EXAMPLES, INTERACTIONS, USERS
+from sluice.catalog.data.partition import EventRules, ItemIndex, UserBuckets
+from sluice.catalog.data.schema import CATALOGUE, EXAMPLES, IMPRESSIONS, INTERACTIONS, USERS
 from sluice.catalog.data.semantic_ids import item_vectors, level_sizes_of, residual_kmeans, resolve_collisions
-from sluice.catalog.data.settings import OUTCOMES, DataSettings, FreshLogs, GlobalTime
+from sluice.catalog.data.settings import (
+    OUTCOMES,
+    DataSettings,
+    FreshLogs,
+    GlobalTime,
+    TableSource,
+)
 from sluice.catalog.data.sources import LogSource, open_source
 from sluice.catalog.data.splits import PRETRAIN, SPLITS, TimeCuts, find_cuts, label_splits, positions_of
 from sluice.catalog.errors import DataError
 from sluice.catalog.files import directory_aside, sha256_of, write_atomically
+from sluice.services.stages.log_warnings import list_log_warnings
 from sluice.services.stages.staging import check_replaceable, is_current
 
 REJECTED = "rejected.jsonl"
@@ -89,6 +97,11 @@ class _Preparation:
         self._rows = max(1, source.estimated_rows())
         self._done = 0
         self._counts: dict[str, Any] = {}
+        self._noted: Counter[str] = Counter()  # of the log: what was set apart or left out, and is no fault
+        table = settings.source if isinstance(settings.source, TableSource) else None
+        self._unclicked_are_impressions = table is not None and table.unclicked == "impression"
+        self._given_unit = "auto" if table is None else table.timestamp_unit
+        self._time_unit: str | None = None  # what the timestamps turn out to count
 
     def run(self) -> dict[str, Any]:
         log, catalogue = self._clean_and_sort()
@@ -104,6 +117,12 @@ class _Preparation:
             "level_sizes": list(level_sizes),
             "time_cuts": None if cuts is None else asdict(cuts),
             "rejected": {rejections.table: rejections.summary() for rejections in (log, catalogue)},
+            "log": {
+                "time_unit": self._time_unit,
+                "files_left_out": list(self._source.left_out),
+                "catalogue_ids_with_outer_spaces": catalogue.noted["ids_with_outer_spaces"],
+                **dict(sorted((log.noted + self._noted).items())),
+            },
             "versions": {name: metadata.version(name) for name in _LIBRARIES},
         }
 
@@ -114,38 +133,50 @@ class _Preparation:
             items = read_items(self._source, catalogue)
             catalogue.check(self._settings.max_bad_share)
             index = ItemIndex(items.ids if items else None)
-            buckets = self._partition(index, LogCleaner(log, index.contains if items else None), log)
+            cleaner = LogCleaner(log, index.contains if items else None, time_unit=self._given_unit)
+            buckets = self._partition(index, cleaner, log)
+            if log.rows == 0:
+                raise DataError(f"the log is empty: {_named(self._source)} holds no row")
+            log.check(self._settings.max_bad_share)
+            ids, item_rows = index.order_rows()
+            self._items = items or Items.bare(ids)
+            self._rows = log.rows
+            self._done = log.rows
+            self._write_interactions(buckets, item_rows, log)
+        self._time_unit = cleaner.time_unit
         if not log.bad + catalogue.bad:
             rejected.unlink()
-        if log.rows == 0:
-            raise DataError(f"the log is empty: {_named(self._source)} holds no row")
-        log.check(self._settings.max_bad_share)
-        ids, item_rows = index.order_rows()
-        self._items = items or Items.bare(ids)
-        self._rows = log.rows
-        self._done = log.rows
-        self._write_interactions(buckets, item_rows)
         return log, catalogue
 
     def _partition(self, index: ItemIndex, cleaner: LogCleaner, log: Rejections) -> UserBuckets:
         buckets = UserBuckets(self._directory, self._rows)
         try:
             for batch in self._source.batches():
-                rows = cleaner.clean(batch)
-                buckets.add(rows, index.number_ids(rows.column("item_id")))
+                rows, numbers = cleaner.clean_rows(batch)
+                buckets.add(rows, index, batch.file, numbers)
                 self._advance(len(batch.rows), {"rejected": float(log.bad)})
         finally:
             buckets.close()
         return buckets
 
-    def _write_interactions(self, buckets: UserBuckets, item_rows: np.ndarray) -> None:
+    def _write_interactions(self, buckets: UserBuckets, item_rows: np.ndarray, log: Rejections) -> None:
         users = interactions = dropped_users = dropped_rows = 0
         outcomes = dict.fromkeys(OUTCOMES, 0)
+        rules = EventRules(
+            min_interactions=self._settings.min_interactions,
+            unclicked_are_impressions=self._unclicked_are_impressions,
+            has_times="timestamp" in self._source.columns,
+        )
         with (
             pq.ParquetWriter(self._directory / "users.parquet", USERS) as user_file,
             pq.ParquetWriter(self._directory / "interactions.parquet", INTERACTIONS) as interaction_file,
+            pq.ParquetWriter(self._directory / IMPRESSIONS_FILE, IMPRESSIONS) as impression_file,
         ):
-            for bucket in buckets.read_sorted(item_rows, self._settings.min_interactions):
+            for bucket in buckets.read_sorted(item_rows, rules):
+                self._noted += bucket.noted
+                for bad in bucket.refused:
+                    log.add(bad)
+                impression_file.write_table(bucket.impressions)
                 dropped_users += bucket.dropped_users
                 dropped_rows += bucket.dropped_rows
                 rows = bucket.interactions.num_rows
@@ -158,11 +189,19 @@ class _Preparation:
                 users += len(bucket.user_ids)
                 interactions += rows
                 self._advance(rows + bucket.dropped_rows, {"users": float(users)})
+        log.check(self._settings.max_bad_share)
+        if not self._noted["impressions"]:
+            (self._directory / IMPRESSIONS_FILE).unlink()
         if users == 0:
             raise DataError(
                 f"no user of {_named(self._source)} has data.min_interactions "
                 f"{self._settings.min_interactions} usable interactions ({dropped_users} users with "
-                f"{dropped_rows} interactions have fewer)"
+                f"{dropped_rows} interactions have fewer{self._set_apart()})"
+            )
+        if self._settings.reward == "click" and self._noted["impressions"]:
+            raise DataError(
+                "data.reward is click, and rows without a click are set apart as impressions, so every "
+                "reward would be 1: set data.source.unclicked to interaction, or data.reward to auto or none"
             )
         if outcomes.get(self._settings.reward) == 0:
             raise DataError(
@@ -178,6 +217,14 @@ class _Preparation:
             "users_below_min_interactions": dropped_users,
             "interactions_below_min_interactions": dropped_rows,
         }
+
+    def _set_apart(self) -> str:
+        """What of the log is no interaction, to go on a sentence with."""
+        repeated = self._noted["repeated_events"]
+        shown = self._noted["impressions"] + self._noted["impressions_below_min_interactions"]
+        return f", {repeated} rows repeat an event" * (repeated > 0) + f", {shown} rows have no click" * (
+            shown > 0
+        )
 
     def _row_groups(self, columns: list[str]) -> Iterator[pa.Table]:
         with pq.ParquetFile(self._directory / "interactions.parquet", memory_map=True) as file:
@@ -282,7 +329,7 @@ def _warnings(manifest: dict[str, Any]) -> tuple[str, ...]:
         for table, rejected in manifest["rejected"].items()
         if rejected["bad"]
     ]
-    return tuple(warnings)
+    return (*warnings, *list_log_warnings(manifest))
 
 
 def _seen_before(user: np.ndarray, item: np.ndarray, items: int) -> np.ndarray:

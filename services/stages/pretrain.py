@@ -1,6 +1,7 @@
 """`sluice pretrain`: build or adapt the policy and train it on the logs."""
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,11 +25,32 @@ from sluice.services.config import RunConfig
 from sluice.services.paths import RunPaths
 from sluice.services.stages.staging import build_once
 
+_COST = "cost.json"
+
 
 def run_pretraining(config: RunConfig, progress: Callable[[int, int, dict[str, float]], None]) -> Path:
     """Leave the starting policy at `<run>/policy`; does nothing when it is there, built from the same
     inputs.
     """
+    return _pretrain(config, progress, RunPaths.of(config).policy, "pretrain")
+
+
+def run_sft_on_all_logs(config: RunConfig, progress: Callable[[int, int, dict[str, float]], None]) -> Path:
+    """Leave at `<run>/arms/sft_all` what the same pretraining makes of the logs until the end of the fresh
+    part.
+    """
+    return _pretrain(config, progress, RunPaths.of(config).sft_all, "fresh")
+
+
+def pretraining_seconds(directory: Path) -> float | None:
+    """How long a pretraining took, validations included; None where an earlier version made it."""
+    path = directory / _COST
+    return float(json.loads(path.read_text())["seconds"]) if path.is_file() else None
+
+
+def _pretrain(
+    config: RunConfig, progress: Callable[[int, int, dict[str, float]], None], place: Path, until: str
+) -> Path:
     paths = RunPaths.of(config)
     dataset = Dataset.open(paths.data)
     inputs = {
@@ -38,19 +60,23 @@ def run_pretraining(config: RunConfig, progress: Callable[[int, int, dict[str, f
         "pretrain": config.pretrain.model_dump(mode="json"),
         "evaluation": config.evaluation.model_dump(mode="json"),
     }
+    if until != "pretrain":  # the stamps of starting policies have never named it
+        inputs["until"] = until
 
     def build(directory: Path) -> None:
+        began_s = time.monotonic()
         policy, validations = _initial(config, dataset), []
         if config.pretrain.epochs > 0:
             move_model(policy.model, "cuda" if torch.cuda.is_available() else "cpu")
             validations = pretrain_policy(
-                policy, dataset, config.pretrain, config.evaluation, config.seed, progress
+                policy, dataset, config.pretrain, config.evaluation, config.seed, progress, until
             )
         save_policy(policy, directory)
         write_atomically(directory / "validations.json", json.dumps(validations, indent=1))
+        write_atomically(directory / _COST, json.dumps({"seconds": round(time.monotonic() - began_s, 1)}))
 
-    build_once(paths.policy, inputs, build)
-    return paths.policy
+    build_once(place, inputs, build)
+    return place
 
 
 def _initial(config: RunConfig, dataset: Dataset) -> Policy:

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from sluice.catalog.data.dataset import FILES, FORMAT, MANIFEST, read_manifest
 from sluice.catalog.data.settings import DataSettings
 from sluice.catalog.errors import DataError
@@ -59,7 +61,7 @@ def is_current(output: Path, settings: DataSettings, fingerprint: list[dict[str,
     manifest = read_manifest(output)
     if manifest is None or manifest.get("format") != FORMAT:
         return False
-    if manifest.get("settings") != settings.model_dump(mode="json") or manifest.get("source") != fingerprint:
+    if not _same_settings(manifest.get("settings"), settings) or manifest.get("source") != fingerprint:
         return False
     files = manifest.get("files", {})
     if not set(FILES) <= set(files):
@@ -67,3 +69,11 @@ def is_current(output: Path, settings: DataSettings, fingerprint: list[dict[str,
     return all(
         (output / name).is_file() and sha256_of(output / name) == digest for name, digest in files.items()
     )
+
+
+def _same_settings(recorded: Any, settings: DataSettings) -> bool:
+    """Whether a manifest records these; a setting that it does not know yet had its default."""
+    try:
+        return DataSettings.model_validate(recorded) == settings
+    except ValidationError:
+        return False

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -143,6 +144,14 @@ def start_head(tell: Callable[[str], None]) -> Head:
     from ray.util import get_node_ip_address  # as `ray start` does, which writes the address down only later
 
     return Head(url=url, address=f"{get_node_ip_address()}:{options['--port']}", process=process, log=log)
+
+
+def bypass_proxies(url: str) -> None:
+    """Let this process and its children reach the host of `url` without the proxies of the environment."""
+    host = urllib.parse.urlsplit(url).hostname or ""
+    for name in ("no_proxy", "NO_PROXY"):
+        hosts = [part for part in os.environ.get(name, "").split(",") if part]
+        os.environ[name] = ",".join(dict.fromkeys([*hosts, host]))
 
 
 def free_ports(preferred: Sequence[int]) -> list[int]:

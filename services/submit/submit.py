@@ -23,12 +23,22 @@ from typing import TYPE_CHECKING, Any
 
 from sluice.catalog.errors import ConfigError
 from sluice.cluster.environment import job_environment
-from sluice.services.config import Resume, RunConfig, load_config
+from sluice.services.config import Resume, RunConfig, load_config, place_output
 from sluice.services.config_resume import check_resume
 from sluice.services.progress import MODE_VARIABLE
 from sluice.services.run.manifest import GIT_VARIABLE, git_state
+from sluice.services.run_lock import check_idle
 from sluice.services.submit.follow import Terminated, call_with_bound, follow_job, others_running
-from sluice.services.submit.head import Head, ensure_token, find_head, start_head, use_token_if_any
+from sluice.services.submit.head import (
+    Head,
+    bypass_proxies,
+    ensure_token,
+    find_head,
+    start_head,
+    use_token_if_any,
+)
+from sluice.services.submit.machines import machines_of_new_head, name_remote
+from sluice.services.submit.shipped import left_out, ranker_files
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -88,10 +98,15 @@ class JobRequest:
 def submit_job(options: SubmitOptions) -> int:
     """Submit, follow, and return the job's exit code (0 at once with `detach`)."""
     config = load_config(options.config, options.overrides)  # a mistake should cost no cluster start
-    remote = options.address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS")
+    remote = name_remote(options.address)
     if options.resume:
         check_visible_run(config, Path.cwd(), local=remote is None)
+    _authenticate(remote)
     request = job_request(options, config, working_directory=Path.cwd(), local=remote is None)
+    # On another cluster the job does this first: it sees the files there.
+    code = _check_here(config) if remote is None else 0
+    if code:
+        return code
     with _sigterm_interrupts():
         head = _remote_head(remote, config) if remote else _local_head()
         leave_head = True
@@ -115,6 +130,27 @@ def submit_job(options: SubmitOptions) -> int:
         finally:
             if not leave_head:
                 _end(head, client, job)
+
+
+def _authenticate(remote: str | None) -> None:
+    """Has to come before Ray is imported."""
+    if remote is None:
+        ensure_token()
+    else:
+        use_token_if_any()
+
+
+def _check_here(config: RunConfig) -> int:
+    """All that can be checked before a job is sent to this machine; returns an exit code, 0 when it may go.
+
+    Raises:
+        RunError: the run is going on already.
+    """
+    from sluice.services.preflight.show import check_and_show
+
+    config = place_output(config, Path.cwd(), Path.home())
+    check_idle(config.directory)
+    return check_and_show(config, machines_of_new_head(), sys.stderr)
 
 
 def check_visible_run(config: RunConfig, working_directory: Path, local: bool) -> None:
@@ -148,11 +184,10 @@ def job_request(
 
     Raises:
         ConfigError: the config lies outside the working directory, the only thing that another cluster gets
-            to see.
+            to see; or Ray would leave it or the ranker's module out.
     """
-    file = (working_directory / options.config).resolve()
-    inside = file.is_relative_to(working_directory.resolve())
-    if not inside and not local:
+    file, root = (working_directory / options.config).resolve(), working_directory.resolve()
+    if not local and not file.is_relative_to(root):
         raise ConfigError(
             f"--config {options.config} lies outside {working_directory}, which is all that the cluster "
             f"gets: move it there"
@@ -161,7 +196,8 @@ def job_request(
     command = [
         sys.executable if local else "python",
         *("-m", "sluice", "train"),
-        *("--config", str(file.relative_to(working_directory.resolve()) if inside else file)),
+        # On this machine the file is read where it lies: Ray ships no file that git ignores.
+        *("--config", str(file if local else file.relative_to(root))),
         *(part for override in overrides for part in ("--set", override)),
         *(["--resume", options.resume] if options.resume else []),
     ]
@@ -170,10 +206,24 @@ def job_request(
     if state is not None:  # the job's copy of the working directory has no history of its own
         variables[GIT_VARIABLE] = json.dumps(state)
     excludes = [*EXCLUDES, *_output_inside(config, working_directory)]
+    _check_shipped([] if local else [file], config, root, excludes)
     return JobRequest(
         entrypoint=shlex.join(command),
         runtime_env={"working_dir": str(working_directory), "excludes": excludes, "env_vars": variables},
     )
+
+
+def _check_shipped(files: list[Path], config: RunConfig, root: Path, excludes: list[str]) -> None:
+    needed = files + ranker_files(config.ranker.use, root)
+    if not needed:
+        return
+    is_left_out = left_out(root, excludes)
+    missing = [str(file.relative_to(root)) for file in needed if is_left_out(file)]
+    if missing:
+        raise ConfigError(
+            f"{', '.join(missing)} would be missing in the job: Ray ships no file that .gitignore or "
+            f".rayignore of {root} names, and none in {', '.join(excludes)}; move it, or take it out of there"
+        )
 
 
 def absolute_paths(config: RunConfig, working_directory: Path) -> list[str]:
@@ -206,12 +256,12 @@ def _output_inside(config: RunConfig, working_directory: Path) -> list[str]:
 
 
 def _local_head() -> Head:
-    ensure_token()
-    return find_head() or start_head(_tell)
+    head = find_head() or start_head(_tell)
+    bypass_proxies(head.url)
+    return head
 
 
 def _remote_head(address: str, config: RunConfig) -> Head:
-    use_token_if_any()
     if not Path(config.output).expanduser().is_absolute():
         _tell(
             f"output {config.output!r} is relative, so the run goes to {Path('~/sluice') / config.output} on "

@@ -1,4 +1,6 @@
-"""Mutants of writing, reading and comparing files, and of checkpoints, as (file, old, new, tests)."""
+"""Mutants of writing, reading and comparing files, of checkpoints, and of reading logs, as (file, old, new,
+tests).
+"""
 
 _FILES = (
     ("stream.flush()\n            os.fsync(stream.fileno())", "stream.flush()"),
@@ -62,13 +64,119 @@ _LEFTOVERS = (
     ("for digest, path in now.items() if digest not in before", "for digest, path in []"),
     ("for digest, path in before.items() if digest not in now", "for digest, path in []"),
     ('manifest.get("format") != FORMAT', "False"),
-    ("exclude=_NO_MATTER", "exclude={'lr'}"),
-    ('"start": stage_inputs(paths.policy),', ""),
     ("(paths.best, paths.last,", "(paths.best,"),
-    ("(paths.control, paths.control_last,", "(paths.control,"),
+)
+
+_LOG_FILES = (
+    ("path.relative_to(directory).parts)", "path.name.split('/'))"),
+    ('part.startswith((".", "_"))', 'part.startswith(".")'),
+    ("[int(piece) if place % 2 else piece", "[piece"),
+    ("        if order_matters:\n", "        if False:\n"),
+    ("not isinstance(first, int) or not isinstance(second, int)", "False"),
+    ("_natural(earlier.relative_to(directory)) == _natural(later.relative_to(directory))", "False"),
+    ("    if real in above:\n        return\n", ""),
+    ("if other is not file.path:", "if False:"),
+    ("os.path.realpath(file.path)", "file.path"),
+    ('"gzip" if self.path.name.lower()', '"gzip" if self.path.name'),
+    ("elif not path.is_file():", "elif False:"),
+)
+
+_VALUES = (
+    ("~is_inexact(values)", "True"),
+    ("from_pandas=True", "from_pandas=False"),
+    ('r"\\.0+$"', 'r"\\.00$"'),
+    ("FLOAT_LIMITS[values.type.bit_width]", "FLOAT_LIMITS[64]"),
+    ('text.startswith("[") != text.endswith("]")', "False"),
+    ('or "..." in parts', ""),
+    ("levels.setdefault(level, name) == name", "True"),
+    ("as_text(values.flatten())", "as_text(values.values)"),
+    ('if "," in text:', "if False:"),
+)
+
+_TIMESTAMPS = (
+    ("values <= self._latest_s * factor", "values <= 2 * self._latest_s * factor"),
+    ("values >= _EARLIEST_S * factor", "values > 0"),
+    ("if other != unit", "if False"),
+    ("usable & (values > latest) & ~elsewhere", "usable & (values < latest) & ~elsewhere"),
+    ("usable & (values > latest) & ~elsewhere", "usable & (values > latest)"),
+    ("self._check_remembered(decided)", "pass"),
+    ("self._in_span(values, unit) & usable", "self._in_span(values, unit)"),
+    ("usable & (values < _EARLIEST_S * _UNITS[unit])", "usable & (values < 0)"),
+    ('(micros > self._latest_s * _UNITS["us"])', '(micros > self._latest_s * _UNITS["ns"])'),
+    ('self._off = unit == "none"', "self._off = False"),
+)
+
+_HISTORIES = (
+    ("going_on = end + 1 - len(window)", "going_on = end - len(window)"),
+    ("if going_on < end and self._agrees", "if self._agrees"),
+    ("and self._may_be_at(start + len(window) - 1, time)", ""),
+    ("range(going_on - 1, -len(window), -1)", "range(going_on - 1, 0, -1)"),
+    ("range(going_on + 1, end)", "range(end - 1, going_on, -1)"),
+    ("range(going_on + 1, end)", "range(max(0, going_on + 1), end)"),
+    ("            self.repeated += 1", "            pass"),
+    ("self._times[owner] == time", "self._times[owner] <= time"),
+    ("times is not None or len(left) == len(waiting)", "True"),
+    ("window[end - start :]", "window[end - start - 1 :]"),
+    ("row = row if owner == FROM_HISTORY else owner", "row = owner"),
+    ("        if start < 0:\n", "        if False:\n"),
+)
+
+_EVENTS = (
+    ('for column in ("item", "timestamp", "user")', 'for column in ("item", "user")'),
+    ('for column in ("item", "timestamp", "user")', 'for column in ("timestamp", "user")'),
+    ("first[order[1:][same]] = False", "first[order[:-1][same]] = False"),
+    (
+        'pc.invert(events.column("click")).fill_null(False)',
+        'pc.invert(events.column("click")).fill_null(True)',
+    ),
+    ("if rules.unclicked_are_impressions:", "if False:"),
+    ("of=events)", "of=None)"),
+    ("rows_of >= rules.min_interactions", "rows_of > rules.min_interactions"),
+    ("keeps = rows_of >= rules.min_interactions", "keeps = rows_of >= 0"),
+    ("np.cumsum(keeps) - 1 + first_user", "np.cumsum(keeps) - 1"),
+    ("if name in _TIME_AND_PLACE else pc.if_else(known, column, None)", ""),
+    ("np.minimum.accumulate(own[::-1])[::-1]", "own"),
+    ("if rules.has_times else 0", ""),
+    ("& told[:-1]", ""),
+    ("timestamp[rows].tolist() if has_times else None", "None"),
+    ("int((~keeps & (rows_of > 0)).sum())", "int((~keeps).sum())"),
+)
+
+_CLEANING = (
+    ("int((odd & self.good).sum())", "int(odd.sum())"),
+    ("pc.utf8_trim_whitespace(as_text(values)).fill_null", "as_text(values).fill_null"),
+    ("pc.is_in(trimmed, value_set=MISSING_WORDS)", 'pc.equal(trimmed, "")'),
+    ('(write ids as text or whole numbers)": is_undecodable(values)', '": is_missing(values)'),
+    ("~known_items(trimmed)", "known_items(trimmed)"),
+    ("np.flatnonzero(bad)[first]", "first"),
+    ("batch.rows[good]", "batch.rows[: good.sum()]"),
+    ("others * (self.bad < self.rows)", "others"),
+)
+
+_PREPARE = (
+    ("                for bad in bucket.refused:\n                    log.add(bad)\n", ""),
+    ('if not self._noted["impressions"]:', "if False:"),
+    ('self._settings.reward == "click" and self._noted["impressions"]', "False"),
+    ("time_unit=self._given_unit", 'time_unit="auto"'),
+    ('has_times="timestamp" in self._source.columns', "has_times=True"),
+    ('table is not None and table.unclicked == "impression"', "table is not None"),
+)
+
+_DATASET = (
+    ("known = times < self._ends(until)[users]", "known = times <= self._ends(until)[users]"),
+    ("ends = (fresh_from, cuts.valid_from, cuts.test_from, never)", "ends = (cuts.valid_from,) * 4"),
+    ("following < self.offsets[1:], times[following], never", "following >= 0, times[following], never"),
 )
 
 _PARTS = (
+    ("catalog/data/log_files.py", _LOG_FILES, ("catalog/data/test_log_files.py",)),
+    ("catalog/values.py", _VALUES, ("catalog/test_values.py",)),
+    ("catalog/timestamps.py", _TIMESTAMPS, ("catalog/test_timestamps.py",)),
+    ("catalog/data/histories.py", _HISTORIES, ("catalog/data/test_histories.py",)),
+    ("catalog/data/partition.py", _EVENTS, ("catalog/data/test_partition.py",)),
+    ("catalog/data/cleaning.py", _CLEANING, ("catalog/data/test_cleaning.py",)),
+    ("services/stages/prepare.py", _PREPARE, ("services/stages/test_log_warnings.py",)),
+    ("catalog/data/dataset.py", _DATASET, ("catalog/data/test_dataset.py",)),
     ("catalog/files.py", _FILES, ("catalog/test_files.py",)),
     ("learner/training/state_files.py", _STATE, ("learner/training/test_state_files.py",)),
     ("learner/training/checkpoint.py", _CHECKPOINT, ("learner/training/test_checkpoint.py",)),
@@ -78,10 +186,14 @@ _PARTS = (
         "services/run/train.py",
         (
             ("        leftovers.check_same_data(config, paths)\n", "        pass\n"),
-            ("if not leftovers.is_control_current(config, paths):", "if False:"),
-            ("        leftovers.stamp_control(config, paths)\n", ""),
+            ("if not arms.is_trained(paths, name, inputs):", "if False:"),
             ("        leftovers.discard_training(paths)\n", "        pass\n"),
         ),
+        ("services/run/test_leftovers.py",),
+    ),
+    (
+        "services/run/arms.py",
+        (('        "start": stage_inputs(RunPaths.of(config).policy),\n', ""),),
         ("services/run/test_leftovers.py",),
     ),
     (

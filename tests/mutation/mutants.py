@@ -2,6 +2,8 @@
 
 from tests.mutation.beams import BEAM_MUTANTS, BEAMS, IN_BEAMS, ROLLOUT_MUTANTS
 from tests.mutation.config import CONFIG_MUTANTS
+from tests.mutation.evaluation.rules import RULE_MUTANTS
+from tests.mutation.evaluation.summary import SUMMARY_MUTANTS
 from tests.mutation.files import FILE_MUTANTS
 from tests.mutation.flow import FLOW_MUTANTS
 from tests.mutation.mutant import Mutant
@@ -153,6 +155,8 @@ MUTANTS = (
     *(Mutant(*mutant) for mutant in RANKER_MUTANTS),
     *SCALE,
     *SPLIT_MUTANTS,
+    *RULE_MUTANTS,
+    *SUMMARY_MUTANTS,
     *(Mutant(*mutant) for mutant in PREFERENCE),
     *(Mutant(*mutant) for mutant in TRIE_MUTANTS),
     *(Mutant(*mutant) for mutant in TREE_MUTANTS),

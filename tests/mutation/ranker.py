@@ -1,9 +1,11 @@
-"""Mutants of the ranker's side: heads, spread, calibration, baselines, the stratified analysis, what batches
-carry.
+"""Mutants of the ranker's side: its contract, heads, spread, calibration, baselines, the stratified analysis,
+what batches carry.
 """
 
 HEADS, RANKER, FIT = "learner/ranker/heads.py", "learner/ranker/model.py", "learner/ranker/fit.py"
 CALIBRATION, QUALITY = "learner/ranker/calibration.py", "learner/ranker/quality.py"
+STACK, ITEM_MODELS = "learner/ranker/stack.py", "learner/ranker/item_models.py"
+KNOWN_LOGS = "learner/ranker/known_logs.py"
 STRATIFIED, COLLATE = "learner/evaluation/stratified.py", "learner/batches/collate.py"
 
 _HEADS = (
@@ -44,7 +46,7 @@ _RANKER = (
     ("if values is not None]).mean(0)", "if values is not None]).sum(0)"),
     ("outcome.value(outcome(states", "outcome.expected(outcome(states"),
     ("np.where(padding, nan, value.cpu().numpy())", "value.cpu().numpy()"),
-    ("dataset.known_until(settings.until) & ~np.isnan(values)", "~np.isnan(values)"),
+    ("logs.rows & ~np.isnan(values)", "~np.isnan(values)"),
     ("settings.head_weights[column] > 0 and ", ""),
     (
         "reward if reward is not None and reward in members[0].heads else None",
@@ -87,11 +89,23 @@ _QUALITY = (
 _STRATIFIED = (
     ("np.log2(before / after)", "np.log2(after / before)"),
     ("np.log2(before / after)", "(before / after)"),
-    ("ranks == 0, beam_width + 1, ranks)", "ranks == 0, beam_width, ranks)"),
-    ("((ranks >= 1) & (ranks <= TOP)).mean()", "(ranks <= TOP).mean()"),
-    ("((ranks >= 1) & (ranks <= TOP)).mean()", "((ranks >= 1) & (ranks < TOP)).mean()"),
-    ('bands[f"{TOP + 1}-{beam_width}"] = ranks > TOP', 'bands[f"{TOP + 1}-{beam_width}"] = ranks >= TOP'),
-    ("(ranks > TOP) & (ranks <= 50)", "(ranks > TOP) & (ranks < 50)"),
+    ("ranks == 0, width + 1, ranks)", "ranks == 0, width, ranks)"),
+    ("judged.ranks == 0, judged.width + 1, judged.ranks)", "judged.ranks == 0, judged.width, judged.ranks)"),
+    (
+        "np.exp(np.bincount(owner, weights=logs) / np.bincount(owner))",
+        "np.exp(np.bincount(owner, weights=logs))",
+    ),
+    ("np.where(known[place] == users, means[place], np.nan)", "means[place]"),
+    ("9)\n    place", "17)\n    place"),
+    ("((ranks >= 1) & (ranks <= TOP)).astype", "(ranks <= TOP).astype"),
+    ("((ranks >= 1) & (ranks <= TOP)).astype", "((ranks >= 1) & (ranks < TOP)).astype"),
+    ("(ranks > TOP) & (ranks <= width)", "(ranks >= TOP) & (ranks <= width)"),
+    ("(ranks > TOP) & (ranks <= width)", "(ranks > TOP) & (ranks < width)"),
+    ("(mean_ranks(judged, users) for judged in defining)", '(results["start"].ranks for judged in defining)'),
+    ('hits["best"] - hits["control"]', 'hits["control"] - hits["best"]'),
+    ("bootstrap_mean(change, users[inside])", "bootstrap_mean(change, np.arange(len(change)))"),
+    ("if members >= FEWEST_USERS", "if True"),
+    ("len(np.unique(users[inside]))", "int(inside.sum())"),
     ("admitted[inside].mean()", "admitted.mean()"),
     ("np.append(own, targets[row])", "own"),
     ("setdiff1d(shown, np.append(own, targets[row]))", "setdiff1d(shown, targets[row : row + 1])"),
@@ -121,7 +135,72 @@ _COLLATE = (
     ),
 )
 
+_STACK = (
+    ("self.weights[name] * score_part(", "score_part("),
+    ("bounds=[(0, None)]", "bounds=[(None, None)]"),
+    ("(fitted.x / scale)", "fitted.x"),
+    ("no_rival = candidates == targets[:, None]", "no_rival = np.zeros(candidates.shape, dtype=bool)"),
+    ("if dataset.settings.exclude_seen:", "if False:"),
+    ("return np.where(candidates < 0, np.float32(np.nan), scores)", "return scores"),
+    ('self.weights["sequence"] * known.spread', "known.spread"),
+    ("scores_BN.mean(axis=1, keepdims=True)", "scores_BN.max(axis=1, keepdims=True)"),
+)
+
+_ITEM_MODELS = (
+    ("gram[np.diag_indices(items)] += settings.l2", "pass"),
+    ("-(upper + upper.T) / diagonal", "-(upper + upper.T) / diagonal[:, None]"),
+    ("bags.data[:] = 1.0", "pass"),
+    ("history[-window:]", "history[:window]"),
+    ("np.arange(len(h) - 1, -1, -1)", "np.arange(len(h))"),
+    ("_BYTES_PER_PAIR * items**2 / 1e9", "_BYTES_PER_PAIR * items / 1e9"),
+)
+
+_KNOWN_LOGS = (
+    ("lengths=self.lengths - out)", "lengths=self.lengths)"),
+    ("np.maximum(1, ", "np.maximum(2, "),
+    ("first = np.repeat(self.lengths - out, out)", "first = np.repeat(0 * out, out)"),
+)
+
+_TRIAL = (
+    ("row[:count] = row[:count][::-1]", "pass"),
+    ("not isinstance(version, str) or not version", "not isinstance(version, str)"),
+    ("not isinstance(version, str) or not version", "not version"),
+    ('if dtype.kind != "f":', "if False:"),
+    (
+        "[history.copy() for history in questions.histories], questions.candidates.copy()\n    with",
+        "questions.histories, questions.candidates\n    with",
+    ),
+    ("if not _alike(scores, again):", "if False:"),
+    ("if not _alike(expected, answer):", "if False:"),
+    ("np.take_along_axis(scores, places, axis=1), _answer", "scores, _answer"),
+    ("if not _alike(scores, alone):", "if False:"),
+    ("    yield from _later(ask, questions)\n", ""),
+    ("(candidates >= 0).sum(axis=1) - 1] = self.later_item", "(candidates >= 0).sum(axis=1) - 1] = 0"),
+    ("scores is not None and not _alike(scores, answer.scores)", "False"),
+    ("_TOLERANCE * float(np.ptp(known))", "0.0"),
+    ("if one.version != other.version:", "if False:"),
+    ("if not _alike(*answers):", "if False:"),
+    ("return check_scores(candidates, answer)", "return np.asarray(answer)"),
+    ("return check_output(candidates, answer)", "return answer"),
+    ("and all(map(np.array_equal, histories, questions.histories))", ""),
+    ('"candidates": np.array_equal(candidates, questions.candidates)', '"candidates": True'),
+)
+
+_POOL = (
+    ("if len(self._bad) >= BAD_IN_A_ROW:", "if len(self._bad) > BAD_IN_A_ROW:"),
+    ("self._bad = [] if bad is None else [*self._bad, bad]", "self._bad = [*self._bad, bad or str()]"),
+    ("if answered and _is_the_rankers(error):", "if _is_the_rankers(error):"),
+    ("or isinstance(error, ActorDiedError)", ""),
+    ('getattr(error, "cause", error), RankerError)', "error, RankerError)"),
+    ("            self._settle(None)\n", ""),
+)
+
 _AREAS = (
+    ("learner/ranker/trial.py", _TRIAL, ("learner/ranker/test_trial.py",)),
+    ("actors/ranker/pool.py", _POOL, ("actors/ranker/test_pool.py",)),
+    (STACK, _STACK, ("learner/ranker/test_stack.py",)),
+    (ITEM_MODELS, _ITEM_MODELS, ("learner/ranker/test_item_models.py",)),
+    (KNOWN_LOGS, _KNOWN_LOGS, ("learner/ranker/test_known_logs.py",)),
     (HEADS, _HEADS, ("learner/ranker/test_heads.py",)),
     (RANKER, _RANKER, ("learner/ranker/test_quality.py",)),
     (FIT, _FIT, ("learner/ranker/test_quality.py",)),

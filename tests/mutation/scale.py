@@ -51,7 +51,7 @@ _OPTIMIZER = (
 _STEP = (
     ("torch.bfloat16, enabled=half", "torch.bfloat16, enabled=False", IN_STEP),
     ("torch.bfloat16, enabled=half", "torch.bfloat16, enabled=True", IN_STEP),
-    ("            self.reference.follow(self._step)\n", "            pass\n", IN_REFERENCE),
+    ("                follower.follow(self._step)\n", "                pass\n", IN_REFERENCE),
     ("        with self.reference.in_place():\n", "        if True:\n", IN_REFERENCE),
     (
         "        self.model.eval()\n        with self.reference",

@@ -20,10 +20,23 @@ SPLIT_MUTANTS = (
             ("later <= earlier for", "later < earlier for"),
         )
     ),
-    Mutant("learner/training/pretrain.py", 'until="pretrain"', 'until="fresh"', _CUT_OFFS),
-    Mutant("learner/evaluation/baselines.py", 'known_until("fresh")', 'known_until("valid")', _CUT_OFFS),
-    Mutant("learner/ranker/fit.py", "item_shares(settings.until)", 'item_shares("fresh")', _CUT_OFFS),
-    Mutant("learner/ranker/fit.py", "until=settings.until,\n", 'until="fresh",\n', _CUT_OFFS),
+    Mutant("learner/training/pretrain.py", 'until: str = "pretrain"', 'until: str = "fresh"', _CUT_OFFS),
+    Mutant("learner/training/pretrain.py", "lengths_until(until)", 'lengths_until("pretrain")', _CUT_OFFS),
+    Mutant(
+        "learner/evaluation/baselines.py", 'until(dataset, "fresh")', 'until(dataset, "valid")', _CUT_OFFS
+    ),
+    Mutant(
+        "learner/ranker/fit.py",
+        "KnownLogs.until(dataset, settings.until)",
+        'KnownLogs.until(dataset, "fresh")',
+        _CUT_OFFS,
+    ),
+    Mutant(
+        "learner/ranker/fit.py",
+        "lengths=logs.lengths,\n",
+        'lengths=dataset.lengths_until("valid"),\n',
+        _CUT_OFFS,
+    ),
     Mutant(
         "learner/batches/sources.py",
         "examples(dataset.prompt_part)",

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import ray
 
-from sluice.actors.ranker.pool import RankerActor, RankerClient
+from sluice.actors.ranker.pool import BAD_IN_A_ROW, RankerActor, RankerClient
 from sluice.catalog.errors import RankerError
 from sluice.learner.ranker.load import open_ranker
 from sluice.learner.ranker.settings import RankerSettings
@@ -93,6 +93,24 @@ def test_giving_up_names_every_attempt_and_its_reason(launch, replicas):
         "gave 0.0 to item -1 (row 0, column 2)",
     ):
         assert reason in text
+
+
+def test_a_ranker_that_never_answers_rightly_is_asked_no_more(launch, replicas):
+    """Nor is one that could not be made: its actor is dead for good."""
+
+    def unmade():
+        raise RankerError("ranker.use 'mine:R' failed to start")
+
+    _, broken, liar = replicas
+    options = {"max_concurrency": 1000, "max_task_retries": -1}
+    dead = launch(RankerActor, options, unmade, max_batch=8, max_wait_ms=0.0)
+    for handles, reason in (((broken, liar), "no scores today|gave 0.0"), ((dead,), "ActorDiedError")):
+        client = RankerClient(handles, timeout_s=WAIT_S, attempts=2)
+        for _ in range(BAD_IN_A_ROW):
+            with pytest.raises(RankerError, match="no scores in 2 attempt"):
+                client.predict(HISTORIES, CANDIDATES)
+        with pytest.raises(RankerError, match=rf"no right answer to 3 requests in a row.*({reason})"):
+            client.predict(HISTORIES, CANDIDATES)
 
 
 def test_a_killed_replica_answers_again_within_the_attempt(launch):

@@ -65,8 +65,8 @@ def test_what_users_call_has_an_example():
         "sluice.learner.gate.gate.compute_gate",
         "sluice.learner.gate.settings.GateSettings",
         "sluice.learner.objectives.terms.advantages.group_advantages",
-        "sluice.learner.ranker.model.Ranker",
-        "sluice.learner.ranker.output.ask_ranker",
+        "sluice.learner.ranker.contract.Ranker",
+        "sluice.learner.ranker.contract.ask_ranker",
         "sluice.learner.rewards.rewards.compose_rewards",
         "sluice.learner.rewards.settings.check_rewards",
     } <= with_examples

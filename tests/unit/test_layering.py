@@ -42,7 +42,7 @@ FLOORS = {
     "services": (
         ("",),
         ("report", "stages"),
-        ("run",),
+        ("preflight", "run"),
         ("bench", "submit"),
         ("bench/support",),
         ("bench/engines", "bench/learner"),

@@ -144,4 +144,4 @@ def _wait(is_there: Callable[[], bool], process: subprocess.Popen[str], log: _Lo
 
 
 def _has(paths: RunPaths, kind: str) -> bool:
-    return last_metrics(paths.metrics("train"), kind) is not None
+    return last_metrics(paths.arm("train").metrics, kind) is not None

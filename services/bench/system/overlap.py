@@ -51,8 +51,8 @@ from sluice.learner.batches.prefetch import Prefetched
 from sluice.learner.batches.sources import QueueSource
 from sluice.learner.policy.packed_weights import pack_weights
 from sluice.learner.policy.policy import load_policy, move_model
+from sluice.learner.ranker.contract import ask_ranker
 from sluice.learner.ranker.load import open_ranker
-from sluice.learner.ranker.output import ask_ranker
 from sluice.learner.training.objective import build_objective
 from sluice.learner.training.step import LearnerStep
 from sluice.learner.training.train_loop import version_after

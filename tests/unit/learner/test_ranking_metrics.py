@@ -11,9 +11,16 @@ def test_metrics_of_one_target_by_hand():
     assert values["hr@1"].tolist() == [1, 0, 0, 0, 0, 0, 0]
     assert values["hr@5"].tolist() == [1, 1, 1, 0, 0, 0, 0]
     assert values["hr@10"].tolist() == [1, 1, 1, 1, 1, 0, 0]
+    assert values["hr@50"].tolist() == [1, 1, 1, 1, 1, 1, 0]
     assert values["ndcg@5"] == pytest.approx([1, 0.63092975, 0.38685281, 0, 0, 0, 0])
     assert values["ndcg@10"] == pytest.approx([1, 0.63092975, 0.38685281, 0.35620719, 0.28906483, 0, 0])
     assert values["mrr"] == pytest.approx([1, 1 / 2, 1 / 5, 1 / 6, 1 / 10, 1 / 11, 0])
+
+
+def test_a_short_list_says_nothing_of_the_places_that_it_has_not():
+    ranks = np.array([1, 0])
+    assert "hr@50" not in per_user(ranks, width=49) and "hr@10" in per_user(ranks, width=49)
+    assert per_user(ranks, width=50)["hr@50"].tolist() == [1, 0]
 
 
 def test_rank_is_one_based_and_zero_when_absent():
@@ -28,6 +35,14 @@ def test_bootstrap_interval_holds_the_mean_and_narrows_with_users():
     assert low < few.mean() < high
     narrow = bootstrap_mean(many, np.arange(5000))
     assert narrow[1] - narrow[0] < (high - low) / 4
+
+
+def test_the_interval_has_the_confidence_that_is_asked_for():
+    values, users = np.random.default_rng(0).random(400), np.arange(400)
+    widths = [np.diff(bootstrap_mean(values, users, confidence=share))[0] for share in (0.5, 0.95)]
+    assert widths[1] / widths[0] == pytest.approx(1.96 / 0.6745, rel=0.1)
+    (low, high), error = bootstrap_mean(values, users), values.std() / 20
+    assert (high - low) / error == pytest.approx(2 * 1.96, rel=0.1)
 
 
 def test_a_constant_has_no_spread():

@@ -1,4 +1,7 @@
-"""Former names of settings: taken for one release, with a warning that has the new name."""
+"""What YAML reads otherwise than people do is refused with its line.
+
+Former names of settings are taken for one release, with a warning that has the new name.
+"""
 
 import logging
 from pathlib import Path
@@ -96,8 +99,94 @@ def test_what_is_no_group_is_left_for_the_check_of_the_whole_config(tmp_path: Pa
     assert raw == {"a": {"b": 1}, "d": 4}
 
 
-def test_a_file_that_is_no_text(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("content", "line", "kind"),
+    [
+        (b"\xff\xfe\x00", 1, "UTF-16"),
+        ("name: a\n".encode("utf-16"), 1, "UTF-16"),
+        ("name: a\n".encode("utf-16-le"), 1, "UTF-16"),
+        ("name: a\n".encode("utf-32"), 1, "UTF-16 or UTF-32"),
+        ("name: a\nseed: 1\n# caf\u00e9\n".encode("latin-1"), 3, "Latin-1"),
+    ],
+)
+def test_a_file_that_is_no_text_in_utf8(tmp_path: Path, content: bytes, line: int, kind: str):
     path = tmp_path / "run.yaml"
-    path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ConfigError, match="is no text"):
+    path.write_bytes(content)
+    with pytest.raises(
+        ConfigError, match=rf"is no text in UTF-8: line {line} has .*{kind}.*save it as UTF-8"
+    ):
         read_settings(path)
+
+
+def test_utf8_is_read_with_and_without_its_mark(tmp_path: Path):
+    path = tmp_path / "run.yaml"
+    for encoding in ("utf-8", "utf-8-sig"):
+        path.write_text("name: caf\u00e9", encoding=encoding)
+        assert read_settings(path) == {"name": "caf\u00e9"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "name: a\nlearner:\n  steps: 7\nlearner:\n  lr: 1e-5",
+            "line 4: the key learner stands twice, first in line 2",
+        ),
+        ("name: a\nlearner:\n  steps: 7\n  steps: 8", "line 4: the key steps stands twice, first in line 3"),
+        ("name: a\nlearner: {steps: 7, 'steps': 8}", "line 2: the key steps stands twice"),
+        ("name: a\nseed: 010", "line 2: 010 is an octal number in YAML: leave out the leading 0"),
+        ("name: a\nlearner:\n  steps: -0_17", "line 3: -0_17 is an octal number"),
+        ("name: a\nlearner: {steps: 12:30}", "line 2: 12:30 is a number in base 60 in YAML"),
+        ("name: a\nlearner: {lr: 1:30.5}", "line 2: 1:30.5 is a number in base 60"),
+        ("name: a\nlearner: {lr: [1", "line 2 is not valid YAML: while parsing a flow sequence: expected"),
+        ("name: a\noutput: \x07", "is not valid YAML: unacceptable character"),
+    ],
+)
+def test_what_yaml_reads_otherwise_than_people_do_is_refused_with_its_line(
+    tmp_path: Path, text: str, message: str
+):
+    path = written(tmp_path, text)
+    with pytest.raises(ConfigError) as caught:
+        read_settings(path)
+    assert message in str(caught.value) and str(path) in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed=010", "the value: 010 is an octal number"),
+        ("learner.steps=12:30", "the value: 12:30 is a number in base 60"),
+        ("learner={steps: 7, steps: 8}", "the value: the key steps stands twice"),
+        ("output=runs #1", "'#1' is a comment in YAML and would be left out"),
+        ("name=#1", "'#1' is a comment"),
+        ("output=\udce9", "is not valid YAML"),
+    ],
+)
+def test_an_override_is_held_to_the_same(tmp_path: Path, override: str, message: str):
+    with pytest.raises(ConfigError) as caught:
+        load_config(written(tmp_path, "name: a"), [override])
+    assert message in str(caught.value) and len(str(caught.value).splitlines()) == 1
+
+
+def test_what_people_and_yaml_read_alike_is_taken(tmp_path: Path):
+    text = (
+        "a: 0\nb: -0\nc: 0.10\nd: '010'\ne: '12:30'\nf: 1_000\ng: 0x1F\nh: 1e-5\ni: 08\nj: host:8265\n"
+        "z: &z {k: 1, l: 2}\ny: &y {<<: *z, k: 3}\nx: {<<: *y, l: 4}"
+    )
+    raw = read_settings(written(tmp_path, text))
+    assert [raw[name] for name in "abcdefghij"] == [
+        0,
+        0,
+        0.1,
+        "010",
+        "12:30",
+        1000,
+        31,
+        1e-5,
+        "08",
+        "host:8265",
+    ]
+    assert (raw["y"], raw["x"]) == ({"k": 3, "l": 2}, {"k": 3, "l": 4})
+    assert load_config(written(tmp_path, "name: a"), ['output="runs #1"']).output == "runs #1"
+    assert load_config(written(tmp_path, "name: a"), ["output=runs#1"]).output == "runs#1"

@@ -1,5 +1,6 @@
 import json
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -61,6 +62,16 @@ def test_leases_follow_the_feed_and_their_ids_count_up():
         (i, 1, order[i]) for i in range(4)
     ]
     assert [lease.position for lease in leases] == [int(row) + 1 for row in order]
+
+
+def test_staleness_is_that_of_the_oldest_token():
+    book = ledger()
+    (lease,) = book.lease("a", "1", 1, 0.0)
+    (push,) = done((lease,), version=1)
+    book.push("a", "1", [replace(push, version_max=3)], 0.0)
+    book.allot(0, 0, 1, 1, 3)
+    book.ack(0, 0)
+    assert (book.status().staleness_mean, book.status().staleness_max) == (2.0, 2)
 
 
 def test_a_group_goes_from_the_feed_to_trained():

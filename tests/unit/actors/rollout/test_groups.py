@@ -10,7 +10,8 @@ from sluice.actors.rollout.groups import Prompt, assemble_groups, read_prompt, s
 from sluice.catalog.errors import DataError, RankerError, RunError
 from sluice.catalog.rollout_group import ROLLOUT_GROUP, decode_group, encode_groups, from_stream, to_stream
 from sluice.catalog.trie.vocabulary import Vocabulary
-from sluice.learner.ranker.output import RankerOutput, check_output, check_scores
+from sluice.learner.ranker.contract import check_output, check_scores
+from sluice.learner.ranker.output import RankerOutput
 from tests.rollout_fakes import CODES, LAYOUT, TinyDataset
 
 VOCABULARY = Vocabulary.of(CODES, LAYOUT)

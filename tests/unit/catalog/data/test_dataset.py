@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sluice.catalog.data.dataset import FORMAT, Dataset
-from sluice.catalog.data.schema import CATALOGUE, EXAMPLES, INTERACTIONS, USERS
+from sluice.catalog.data.schema import CATALOGUE, EXAMPLES, IMPRESSIONS, INTERACTIONS, USERS
 from sluice.catalog.data.settings import DataSettings
 from sluice.catalog.errors import DataError
 
@@ -203,3 +203,43 @@ def test_damage_is_named(directory):
     (directory / "manifest.json").write_text("{")
     with pytest.raises(DataError, match=r"manifest\.json cannot be read"):
         Dataset.open(directory)
+
+
+def with_impressions(directory, split=None, cuts=None):
+    rows = {"user": [0, 0, 0, 0, 1, 1], "item": [3, 2, 1, 0, 3, 2], "timestamp": [0, 2, 3, 4, 1, 9]}
+    pq.write_table(pa.table(rows, schema=IMPRESSIONS), directory / "impressions.parquet")
+    manifest = json.loads((directory / "manifest.json").read_text())
+    manifest["settings"]["split"] = split or manifest["settings"]["split"]
+    (directory / "manifest.json").write_text(json.dumps(manifest | {"time_cuts": cuts}))
+    return Dataset.open(directory)
+
+
+def pairs(impressions):
+    users, items = impressions
+    assert users.dtype == items.dtype == np.int32
+    return list(zip(users.tolist(), items.tolist(), strict=True))
+
+
+def test_impressions_end_where_the_user_goes_on_in_the_next_part(directory):
+    dataset = with_impressions(directory)  # validation begins at 3 for ann and at 1 for bob
+    assert pairs(dataset.impressions("pretrain")) == [(0, 3), (0, 2)]
+    assert pairs(dataset.impressions("fresh")) == pairs(dataset.impressions("pretrain"))
+    assert pairs(dataset.impressions("valid")) == [(0, 3), (0, 2), (0, 1), (1, 3)]
+    assert pairs(dataset.impressions("test")) == [(0, 3), (0, 2), (0, 1), (0, 0), (1, 3), (1, 2)]
+
+
+def test_impressions_end_at_the_cut_where_time_is_split(directory):
+    split = {"type": "global_time", "valid_share": 0.2, "test_share": 0.2}
+    dataset = with_impressions(directory, split, {"fresh_from": None, "valid_from": 3, "test_from": 9})
+    assert pairs(dataset.impressions("pretrain")) == [(0, 3), (0, 2), (1, 3)]
+    assert pairs(dataset.impressions("fresh")) == pairs(dataset.impressions("pretrain"))
+    assert pairs(dataset.impressions("valid")) == [(0, 3), (0, 2), (0, 1), (0, 0), (1, 3)]
+    assert len(pairs(dataset.impressions("test"))) == 6
+    split = {"type": "fresh", "by": "time"}
+    dataset = with_impressions(directory, split, {"fresh_from": 2, "valid_from": 4, "test_from": 9})
+    assert pairs(dataset.impressions("pretrain")) == [(0, 3), (1, 3)]
+    assert pairs(dataset.impressions("fresh")) == [(0, 3), (0, 2), (0, 1), (1, 3)]
+
+
+def test_a_log_without_clicks_has_no_impressions(directory):
+    assert pairs(Dataset.open(directory).impressions("test")) == []

@@ -124,6 +124,14 @@ def test_ppmi_by_hand():
     np.testing.assert_allclose(ppmi(sp.csr_matrix(counts)).toarray(), expected, rtol=1e-5)
 
 
+def test_pairs_that_are_rarer_than_chance_have_no_ppmi():
+    # Items 0 and 1 have most of the counts, and hardly any with each other.
+    counts = np.array([[0, 1, 50, 0], [1, 0, 0, 50], [50, 0, 0, 1], [0, 50, 1, 0]], dtype=np.float64)
+    found = ppmi(sp.csr_matrix(counts)).toarray()
+    assert found[0, 1] == 0 < found[0, 2]
+    assert (found >= 0).all()
+
+
 def test_ppmi_of_nothing_is_nothing():
     assert ppmi(sp.csr_matrix((3, 3))).nnz == 0
 

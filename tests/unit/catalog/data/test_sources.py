@@ -7,11 +7,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from sluice.catalog.data import sources
-from sluice.catalog.data.cleaning import CLEAN_LOG, LogCleaner, Rejections, parse_numbers, parse_times
+from sluice.catalog.data.cleaning import CLEAN_LOG, LogCleaner, Rejections
 from sluice.catalog.data.items import attribute_matrix, read_items
 from sluice.catalog.data.settings import CatalogueColumns, InteractionColumns, MovieLensSource, TableSource
 from sluice.catalog.data.sources import RawBatch, open_source
 from sluice.catalog.errors import DataError
+from sluice.catalog.timestamps import parse_times
+from sluice.catalog.values import parse_numbers
 
 
 def table(path, **given):
@@ -351,3 +353,101 @@ def test_text_that_is_no_utf8_further_down_is_refused(tmp_path, monkeypatch):
     path.write_bytes(b"user_id,item_id,timestamp\n" + b"a,b,1\n" * 5000 + b"\xff,b,2\n")
     with pytest.raises(DataError, match=r"cannot be read after data row (49\d\d|5000)"):
         read_all(table(path))
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        (
+            "user_id",
+            pa.array([{"id": 1}]),
+            r"'user_id' \(data\.source\.columns\.user_id\) is struct<.*text or whole",
+        ),
+        ("item_id", pa.array([["a"]]), r"is list<.*belongs in data\.source\.columns\.history"),
+        (
+            "item_id",
+            pa.array([5], pa.timestamp("s")),
+            r"is timestamp\[.*\], not single values that can be ids",
+        ),
+        ("user_id", pa.array([True]), "is bool, not single values that can be ids"),
+        ("timestamp", pa.array([True]), "is bool, not single values that can be times"),
+        ("timestamp", pa.array([b"5"]), "is binary, not single values that can be times"),
+        ("stars", pa.array([[1.0]]), r"columns\.rating\) is list<.*not single values that can be numbers"),
+        ("before", pa.array([{"a": 1}]), r"columns\.history\) is struct<.*no lists, and no text"),
+    ],
+)
+def test_columns_of_a_type_that_cannot_be_are_refused(tmp_path, column, values, message):
+    columns = {"user_id": ["u"], "item_id": ["i"], "timestamp": [1], "stars": [1.0], "before": [["a"]]}
+    pq.write_table(pa.table(columns | {column: values}), tmp_path / "log.parquet")
+    mapped = InteractionColumns(rating="stars", history="before")
+    with pytest.raises(DataError, match=message):
+        read_all(table(tmp_path / "log.parquet", columns=mapped))
+
+
+def test_a_catalogue_column_of_a_type_that_cannot_be_is_refused(tmp_path):
+    for columns, given, message in (
+        ({"codes": [{"a": 1}]}, {"codes": "codes"}, r"catalogue_columns\.codes\) is struct<"),
+        ({"vector": [b"\x00\x01"]}, {"embedding": "vector"}, r"catalogue_columns\.embedding\) is binary"),
+        ({"kind": [{"a": 1}]}, {"attributes": ("kind",)}, r"catalogue_columns\.attributes\) is struct<"),
+        ({"name": [["a"]]}, {"title": "name"}, r"catalogue_columns\.title\) is list<"),
+    ):
+        with pytest.raises(DataError, match=message):
+            catalogue(tmp_path, {"item_id": ["p"], **columns}, **given)
+
+
+def test_catalogue_ids_lose_the_spaces_around_them(tmp_path):
+    items, rejections = catalogue(tmp_path, {"item_id": [" x", "x", "y ", "nan"]})
+    assert items.ids == ["x", "y"] and rejections.noted["ids_with_outer_spaces"] == 2
+    assert [(b.row, b.value, b.reason) for b in rejections.first] == [
+        (2, "x", "stands in an earlier row"),
+        (4, "nan", "stands for a missing value"),
+    ]
+
+
+def test_codes_as_tokens_name_the_levels(tmp_path):
+    columns = {"item_id": [1, 2], "codes": ["<a_3><b_4>", "<a_5><b_6>"]}
+    assert catalogue(tmp_path, columns, codes="codes")[0].codes.tolist() == [[3, 4], [5, 6]]
+    swapped = {"item_id": [1, 2], "codes": ["<a_3><b_4>", "<b_6><a_5>"]}
+    with pytest.raises(DataError, match=r"row 2, item '2': '<b_6><a_5>'"):
+        catalogue(tmp_path, swapped, codes="codes")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "log.csv",
+            b"user_id,item_id,item_id,timestamp\n1,2,2,3\n",
+            "has 2 columns 'item_id': rename",
+        ),
+        (
+            "log.csv",
+            "user_id,item_id,timestamp\n1,2,3\n".encode("utf-16"),
+            "looks like UTF-16; save the file as",
+        ),
+        (
+            "log.csv",
+            b"user_id,item_id,timestamp\na,b,1\ncaf\xe9,b,2\n",
+            r"line 3 cannot be read as UTF-8 text, at b'caf\\xe9,b,2\\n'; save the file as UTF-8",
+        ),
+        ("log.csv", b"us\xe9r,item_id\n", "cannot be read as UTF-8 text.*save the file as UTF-8"),
+        ("log.csv.gz", b"user_id,item_id,timestamp\n", "Not a gzipped file"),
+        ("log.csv.gz", gzip.compress(b"user_id,item_id,timestamp\n")[:12], "ended before the end-of-stream"),
+        (
+            "log.csv.gz",
+            gzip.compress(b"user_id,item_id,timestamp\n" + bytes(range(48, 58)) * 9999)[:-20],
+            "cannot be read after data row 0: Truncated",
+        ),
+    ],
+)
+def test_text_that_cannot_be_read_says_where_and_what_to_do(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        read_all(table(tmp_path / name))
+
+
+@pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
+def test_a_header_ends_with_any_end_of_line(tmp_path, line_end):
+    text = line_end.join(["user_id,item_id,timestamp", "1,2,3", ""])
+    (tmp_path / "LOG.CSV.GZ").write_bytes(gzip.compress(text.encode("utf-8-sig")))
+    assert read_all(table(tmp_path / "LOG.CSV.GZ")) == [(1, "1", "2", "3")]

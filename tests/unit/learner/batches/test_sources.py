@@ -84,7 +84,9 @@ def test_figures_of_stochastic_beams_say_how_likely_they_were_drawn():
         return queue_figures([group(inclusion_log_probs=np.log(np.asarray(q, "f4"))) for q in inclusion])
 
     assert figures([0.5, 1.0], [0.25, 0.25])["inclusion"] == pytest.approx(0.5)
+    # The group's oldest token is of version 1 and its newest of version 2: staleness is of the oldest.
     assert figures([0.5, 1.0])["staleness"] == 3
+    assert figures([0.5, 1.0])["repeated_share"] == 0
     assert "inclusion" not in figures([], [])
 
 

@@ -34,7 +34,11 @@ def test_an_epoch_covers_the_training_part_and_nothing_else(dataset):
     generator = np.random.default_rng(0)
     batches = list(
         epoch_batches(
-            dataset, until="pretrain", batch_interactions=30, shuffle_ties=True, generator=generator
+            dataset,
+            lengths=dataset.lengths_until("pretrain"),
+            batch_interactions=30,
+            shuffle_ties=True,
+            generator=generator,
         )
     )
     rows = np.unique(np.concatenate([row for batch in batches for row in batch]))
@@ -61,7 +65,7 @@ def test_an_epoch_is_a_function_of_its_generator(dataset):
     def epoch(seed):
         batches = epoch_batches(
             dataset,
-            until="pretrain",
+            lengths=dataset.lengths_until("pretrain"),
             batch_interactions=30,
             shuffle_ties=True,
             generator=np.random.default_rng(seed),

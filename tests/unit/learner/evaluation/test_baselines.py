@@ -1,46 +1,11 @@
 import numpy as np
 import pytest
-import scipy.sparse as sp
 
-from sluice.catalog.data.dataset import Dataset
+from sluice.catalog.data.dataset import Dataset, Examples
 from sluice.catalog.data.settings import DataSettings
-from sluice.learner.evaluation.baselines import DECAY, WINDOW, ItemKNN, Popularity
+from sluice.learner.evaluation.baselines import fit_baselines, judge_baselines, judge_scores
 from sluice.services.stages.prepare import prepare_data
-
-# Four items; 0 and 1 co-occur 4 times, 1 and 2 twice, 3 never.
-COUNTS = sp.csr_matrix(np.array([[0, 4, 0, 0], [4, 0, 2, 0], [0, 2, 0, 0], [0, 0, 0, 0]], dtype=np.float64))
-POPULARITY = np.array([4, 16, 1, 9])
-
-
-def test_popularity_is_the_same_for_every_history():
-    scores = Popularity(POPULARITY).score([np.array([0]), np.array([], dtype=np.int32)])
-    assert scores.dtype == np.float32
-    assert scores.tolist() == [[4, 16, 1, 9]] * 2
-
-
-def test_itemknn_by_hand():
-    # Cosine: 4 / sqrt(4 * 16) = 0.5 between 0 and 1, 2 / sqrt(16 * 1) = 0.5 between 1 and 2.
-    scores = ItemKNN(COUNTS, POPULARITY).score([np.array([1, 0]), np.array([0, 1]), np.array([2, 3, 3, 1])])
-    assert scores.dtype == np.float32
-    expected = [[0.4, 0.5, 0.4, 0], [0.5, 0.4, 0.5, 0], [0.5, 0.5 * 0.512, 0.5, 0]]
-    assert DECAY == 0.8
-    np.testing.assert_allclose(scores, expected, atol=1e-6)
-
-
-def test_itemknn_falls_back_to_popularity():
-    knn = ItemKNN(COUNTS, POPULARITY)
-    for history in ([], [3]):
-        scores = knn.score([np.array(history, dtype=np.int32)])[0]
-        assert np.argsort(-scores).tolist() == [1, 3, 0, 2]
-    tied = knn.score([np.array([1])])[0]
-    assert tied[3] > 0 and tied[3] < 1e-8
-
-
-def test_itemknn_reads_the_end_of_a_long_history():
-    knn = ItemKNN(COUNTS, POPULARITY)
-    long = np.array([2] * 500 + [3] * WINDOW + [0])
-    np.testing.assert_array_equal(knn.score([long]), knn.score([long[-WINDOW:]]))
-    assert knn.score([long])[0, 1] == pytest.approx(0.5)
+from tests.tiny_data import ITEMS, tiny_dataset
 
 
 @pytest.fixture(scope="module")
@@ -50,23 +15,72 @@ def movielens(tmp_path_factory):
 
 def test_figures_of_movielens(movielens):
     """HR@10 on the test split, seen items excluded; popularity is known from elsewhere to be .0859."""
-    examples = movielens.examples("test")
-    histories = [
-        movielens.history(u, p, None) for u, p in zip(examples.users, examples.positions, strict=True)
-    ]
-    targets = np.array(
-        [movielens.target(u, p) for u, p in zip(examples.users, examples.positions, strict=True)]
-    )
-    found = {}
-    for model in (Popularity.fit(movielens), ItemKNN.fit(movielens)):
-        scores = model.score(histories)
-        for row, history in zip(scores, histories, strict=True):
-            row[history] = -np.inf
-        rank = (scores > scores[np.arange(len(targets)), targets][:, None]).sum(axis=1)
-        found[type(model).__name__] = float((rank < 10).mean())
-    assert found["Popularity"] == pytest.approx(0.0859, abs=0.002)
-    assert found["ItemKNN"] == pytest.approx(0.2153, abs=0.002)
+    judged = judge_baselines(movielens, movielens.examples("test"), width=50)
+    found = {name: result.summary(movielens) for name, result in judged.items()}
+    assert set(found) == {"popularity", "itemknn", "ease"}
+    assert found["ease"]["hr@10"] == pytest.approx(0.19, abs=0.02)
+    assert found["popularity"]["hr@10"] == pytest.approx(0.0859, abs=0.002)
+    assert found["itemknn"]["hr@10"] == pytest.approx(0.2153, abs=0.002)
+    assert found["popularity"]["head_share"] == 1 and found["itemknn"]["head_share"] < 1
 
 
-def test_both_see_the_training_part_alone(movielens):
-    assert Popularity.fit(movielens).score([np.array([0])]).sum() == 100_000 - 2 * 943
+def test_baselines_see_the_logs_before_validation_alone(movielens):
+    assert fit_baselines(movielens)["popularity"]([np.array([0])]).sum() == 100_000 - 2 * 943
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return tiny_dataset(tmp_path_factory.mktemp("scores"))
+
+
+@pytest.fixture(scope="module")
+def one_user(tiny):
+    """An example with eight consumed items and twelve others, of which one is the target."""
+    examples = tiny.examples("test")
+    return Examples(users=examples.users[:1], positions=examples.positions[:1])
+
+
+def test_a_target_beyond_the_places_of_a_list_is_not_in_it(tiny, one_user):
+    pair = int(one_user.users[0]), int(one_user.positions[0])
+    seen, target = set(tiny.seen(*pair).tolist()), tiny.target(*pair)
+    others = [item for item in range(ITEMS) if item not in seen | {target}]
+    order = [*seen, *others, target]  # of the twelve items that are left the target is the last
+
+    def score(histories):
+        row = np.empty(ITEMS, dtype=np.float32)
+        row[order] = -np.arange(ITEMS)
+        return np.tile(row, (len(histories), 1))
+
+    for width, rank in ((20, 12), (12, 12), (11, 0)):
+        found = judge_scores(tiny, one_user, score, width=width)
+        assert found.ranks.tolist() == [rank]
+        expected = ([*others, target] + [-1] * ITEMS)[:width]
+        assert found.items.tolist() == [expected], "consumed items take no place"
+
+
+def test_what_has_no_finite_score_is_in_no_list(tiny, one_user):
+    target = tiny.target(int(one_user.users[0]), int(one_user.positions[0]))
+    for value in (np.nan, np.inf, -np.inf):
+
+        def score(histories, value=value):
+            row = np.arange(ITEMS, dtype=np.float32)
+            row[target] = value
+            return np.tile(row, (len(histories), 1))
+
+        found = judge_scores(tiny, one_user, score, width=ITEMS)
+        assert found.ranks.tolist() == [0] and target not in found.items
+        assert found.items[0, 0] >= 0, "it takes no place either"
+
+
+def test_what_scores_sees_the_whole_history(tiny):
+    examples = tiny.examples("test")
+    asked = []
+
+    def score(histories):
+        asked.extend(histories)
+        return np.zeros((len(histories), ITEMS), dtype=np.float32)
+
+    judge_scores(tiny, examples, score, width=10, batch=5)
+    expected = [tiny.seen(*pair) for pair in zip(examples.users, examples.positions, strict=True)]
+    assert [history.tolist() for history in asked] == [history.tolist() for history in expected]
+    assert min(map(len, asked)) == 8  # more than data.max_history, which is the policy's

@@ -1,15 +1,23 @@
 """Evaluation on a small data set, against a policy whose answers are known."""
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
+from sluice.catalog.data.dataset import Dataset, Examples
+from sluice.catalog.data.settings import DataSettings, SemanticIdSettings, TableSource
+from sluice.catalog.decoding import Decoding
 from sluice.catalog.trie.vocabulary import Vocabulary
-from sluice.learner.evaluation.evaluate import UserResults, evaluate_policy, sample_examples
+from sluice.learner.batches.collate import collate_logged
+from sluice.learner.decoding.tree import TreeDecoder
+from sluice.learner.evaluation.baselines import judge_scores
+from sluice.learner.evaluation.evaluate import TOP, UserResults, evaluate_policy, sample_examples
 from sluice.learner.policy.policy import build_policy
 from sluice.learner.settings import EvaluationSettings, PolicySettings, PretrainSettings
 from sluice.learner.training.pretrain import pretrain_policy
-from sluice.services.run.summary import judge_scores
+from sluice.services.stages.prepare import prepare_data
 from tests.tiny_data import ITEMS, USERS, tiny_dataset
 
 
@@ -40,9 +48,10 @@ def test_pretraining_learns_the_log_and_stays_at_its_best_validation(dataset, po
         dataset.examples("valid"),
         EvaluationSettings(beam_width=10, batch_size=7),
     )
-    summary = results.summary(dataset.items)
+    summary = results.summary(dataset)
     assert summary["hr@1"] > 0.7  # chance is 1/13
-    assert summary["users"] == USERS
+    assert (summary["users"], summary["examples"]) == (USERS, USERS)
+    assert "hr@50" not in summary, "a list of ten places knows nothing of fifty"
     assert results.users.tolist() == list(range(USERS))
 
 
@@ -70,7 +79,7 @@ def test_an_untrained_policy_hallucinates(dataset):
     results = evaluate_policy(
         fresh.model, vocabulary, dataset, dataset.examples("valid"), EvaluationSettings(beam_width=10)
     )
-    summary = results.summary(dataset.items)
+    summary = results.summary(dataset)
     assert summary["hallucination"] > 0.5
     assert summary["hallucination"] == results.invalid.sum() / (USERS * 10)
 
@@ -100,9 +109,78 @@ def test_shards_concatenate_to_the_whole(dataset, policy):
         )
         for r in range(3)
     ]
-    joined = UserResults.concatenate(shards)
+    joined = UserResults.concatenate([*shards, shards[1]])  # what comes twice counts once
     assert (joined.ranks == whole.ranks).all()
     assert (joined.users == whole.users).all()
+
+
+@pytest.fixture(scope="module")
+def repeating(tmp_path_factory):
+    """Targets that the user has consumed before: the last two interactions are the first two again."""
+    directory = tmp_path_factory.mktemp("repeats")
+    names = [f"i{item:02d}" for item in range(ITEMS)]
+    order = [*range(8), 0, 1]
+    rows = [
+        (f"u{u:02d}", names[(u + item) % ITEMS], step) for u in range(6) for step, item in enumerate(order)
+    ]
+    users, items, times = zip(*rows, strict=True)
+    pq.write_table(
+        pa.table({"user_id": users, "item_id": items, "timestamp": times}), directory / "log.parquet"
+    )
+    source = TableSource(interactions=(str(directory / "log.parquet"),))
+    codes = SemanticIdSettings(level_sizes=(4, 4), vector_dims=4, window=2)
+    settings = DataSettings(name="r", source=source, semantic_ids=codes, exclude_seen=True, max_history=9)
+    return Dataset.open(prepare_data(settings, directory / "data").directory)
+
+
+def judged(dataset, constrained, width=ITEMS):
+    policy = build_policy(PolicySettings(hidden_size=16, layers=1, heads=2), dataset.level_sizes, 64, 1)
+    settings = EvaluationSettings(beam_width=width, constrained=constrained)
+    vocabulary = Vocabulary.of(dataset.codes, policy.layout)
+    return evaluate_policy(policy.model, vocabulary, dataset, dataset.examples("test"), settings)
+
+
+@pytest.mark.parametrize("constrained", [True, False])
+def test_a_consumed_target_is_in_no_list_of_policies_and_of_scorers_alike(repeating, constrained):
+    examples = repeating.examples("test")
+    # Free beams hold every sequence of tokens, and so every item.
+    found = judged(repeating, constrained, width=ITEMS if constrained else 8000)
+    assert (found.items >= 0).any()
+    assert found.ranks.tolist() == [0] * len(examples)
+    everything = judge_scores(
+        repeating, examples, lambda histories: np.zeros((len(histories), repeating.items)), ITEMS
+    )
+    assert everything.ranks.tolist() == [0] * len(examples)
+    for results in (found, everything):
+        for row, pair in enumerate(zip(examples.users, examples.positions, strict=True)):
+            assert not set(repeating.seen(*pair)) & set(results.items[row])
+
+
+def test_a_list_ends_where_the_catalogue_does(dataset, policy):
+    """Twelve items are left of twenty, and the beams beyond them hold what the trie forbids."""
+    settings = EvaluationSettings(beam_width=19)
+    vocabulary, examples = Vocabulary.of(dataset.codes, policy.layout), dataset.examples("test")
+    results = evaluate_policy(policy.model, vocabulary, dataset, examples, settings)
+    assert results.width == 19
+    for row, pair in enumerate(zip(examples.users, examples.positions, strict=True)):
+        left = set(range(ITEMS)) - set(dataset.seen(*pair).tolist())
+        assert set(results.items[row, : len(left)].tolist()) == left
+        assert set(results.items[row, len(left) :].tolist()) == {-1}
+
+
+def test_hallucination_is_of_the_likeliest_free_beams(dataset, policy):
+    """The learnt policy's first beams are items, and its last ones are not."""
+    settings = EvaluationSettings(beam_width=40)
+    vocabulary, examples = Vocabulary.of(dataset.codes, policy.layout), dataset.examples("test")
+    results = evaluate_policy(policy.model, vocabulary, dataset, examples, settings)
+    decoder = TreeDecoder(policy.model, vocabulary)
+    for row in range(3):
+        pair = Examples(users=examples.users[row : row + 1], positions=examples.positions[row : row + 1])
+        logged = collate_logged(dataset, pair, vocabulary)
+        prefix = decoder.prefill(logged.history_BT, logged.history_lengths_B)
+        free = decoder.beams(prefix, Decoding(kind="beam", candidates=TOP))
+        assert results.invalid[row] == (vocabulary.trie.lookup(free.tokens_BWL) < 0).sum()
+    assert results.invalid.sum() < 0.5 * TOP * len(examples)
 
 
 def test_a_scorer_is_judged_by_the_same_ranks(dataset):
@@ -117,7 +195,7 @@ def test_a_scorer_is_judged_by_the_same_ranks(dataset):
             scores[row, history[-1]] = 2.0  # consumed: must not take a place
         return scores
 
-    assert judge_scores(dataset, examples, next_item, batch=5).ranks.tolist() == [1] * USERS
+    assert judge_scores(dataset, examples, next_item, width=10, batch=5).ranks.tolist() == [1] * USERS
 
 
 def test_training_with_dropout_changes_nothing_in_evaluation(dataset, policy):

@@ -8,6 +8,7 @@ import torch
 
 from sluice.catalog.errors import RankerError
 from sluice.learner.ranker.fit import fit_ranker
+from sluice.learner.ranker.known_logs import KnownLogs
 from sluice.learner.ranker.model import EnsembleRanker, build_member
 from sluice.learner.ranker.quality import judge_ranker
 from sluice.learner.ranker.settings import RankerSettings
@@ -57,6 +58,16 @@ def test_the_ensemble_is_the_mean_of_its_members(fitted, dataset):
     assert np.isnan(alone[0].spread).all()
 
 
+def test_of_a_long_history_the_newest_items_count(fitted, dataset):
+    ranker, _, _ = fitted
+    limit, candidates = dataset.settings.max_history, np.arange(8, dtype=np.int32)[None]
+    long = dataset.items_of(0)
+    assert len(long) > limit
+    newest = ranker.score([long[-limit:]], candidates)
+    assert ranker.score([long], candidates) == pytest.approx(newest)
+    assert ranker.score([long[:limit]], candidates) != pytest.approx(newest)
+
+
 def test_padding_is_nan_and_changes_nothing_else(fitted, dataset):
     ranker, _, _ = fitted
     history = dataset.history(0, 5, 6)
@@ -86,7 +97,7 @@ def test_an_empty_history_is_scored(fitted):
 
 def test_score_is_the_documented_formula(dataset):
     torch.manual_seed(0)
-    member = build_member(dataset, SETTINGS).eval()
+    member = build_member(KnownLogs.until(dataset, "fresh"), SETTINGS).eval()
     with torch.no_grad():
         member.bias.copy_(torch.arange(dataset.items + 1).float())
         vectors = member.embedding.weight + member.attributes @ member.attribute_projection.weight.T

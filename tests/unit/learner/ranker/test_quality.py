@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from sluice.learner.ranker.fit import _loss, fit_ranker
+from sluice.learner.ranker.known_logs import KnownLogs
 from sluice.learner.ranker.model import EnsembleRanker, SequenceRanker, build_member
 from sluice.learner.ranker.quality import judge_ranker, likeliest_items, plain_baselines
 from sluice.learner.ranker.settings import RankerSettings
@@ -125,7 +126,7 @@ def test_the_softmax_loss_is_corrected_for_the_chance_of_being_a_candidate(datas
     weights = {"rating_weight": 0.0, "click_weight": 0.0, "dwell_weight": 0.5}
     settings = SETTINGS.model_copy(update={"dropout": 0.0, "item_dropout": 0.0, "negatives": 5, **weights})
     torch.manual_seed(0)
-    member = build_member(dataset, settings).eval()
+    member = build_member(KnownLogs.until(dataset, "fresh"), settings).eval()
     assert list(member.heads) == ["dwell_seconds"]
     shares = torch.linspace(0.01, 0.09, 20)
     rows = [np.arange(3), np.arange(9, 11)]  # three items of one user, two of the next: three positives
@@ -150,7 +151,7 @@ def test_the_softmax_loss_is_corrected_for_the_chance_of_being_a_candidate(datas
 def test_the_scale_of_a_head_is_that_of_the_training_part(dataset):
     stars = np.array([1.0 + int(dataset.item_ids[item][1:]) % 5 for item in dataset.sequence])
     training = np.concatenate([stars[9 * user : 9 * user + 7] for user in range(24)])
-    head = build_member(dataset, SETTINGS).heads["rating"]
+    head = build_member(KnownLogs.until(dataset, "fresh"), SETTINGS).heads["rating"]
     assert (
         float(head.mean) == pytest.approx(training.mean(), rel=1e-6) != pytest.approx(stars.mean(), rel=1e-4)
     )

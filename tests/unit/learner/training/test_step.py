@@ -425,3 +425,47 @@ def test_default_settings_build_a_learner_that_trains():
         "mismatch", "lr", "grad_norm",
     }  # fmt: skip
     assert expected <= set(learner.update(half_trusted()))
+
+
+def averaging(decay=0.75):
+    return SETTINGS.model_copy(update={"average_decay": decay, "steps": 4})
+
+
+def test_the_average_is_that_of_the_weights_after_every_step():
+    learner = learner_of(half_open(kl_beta=0), averaging())
+    expected = weights_of(learner)
+    for seed in range(3):
+        learner.update(half_trusted(seed=seed))
+        expected = {name: 0.75 * value + 0.25 * weights_of(learner)[name] for name, value in expected.items()}
+    trained = weights_of(learner)
+    with learner.averaged():
+        torch.testing.assert_close(weights_of(learner), expected)
+        saved = learner.plain_weights().policy(like=tiny_policy())
+    assert differ(weights_of(learner), trained) == 0
+    # What was read while the average was in place does not change with the model.
+    torch.testing.assert_close(dict(saved.model.named_parameters()), expected, check_dtype=False)
+    assert not learner.in_policy_directory
+
+
+def test_without_an_average_the_last_weights_are_judged():
+    learner = learner_of(half_open(kl_beta=0))
+    learner.update(half_trusted())
+    trained = weights_of(learner)
+    with learner.averaged():
+        assert differ(weights_of(learner), trained) == 0
+    assert learner.in_policy_directory
+
+
+def test_a_resumed_learner_goes_on_with_weights_and_average(tmp_path):
+    learner = learner_of(half_open(kl_beta=0), averaging())
+    learner.update(half_trusted(seed=0))
+    write_rank(tmp_path, 0, learner.state_dict())
+    learner.update(half_trusted(seed=1))
+
+    # The policy of a checkpoint is the average, so the weights themselves come from the worker's part.
+    again = learner_of(half_open(kl_beta=0), averaging(), model=in_double(tiny_policy(seed=5).model))
+    again.load_state_dict(read_rank(tmp_path, 0))
+    again.update(half_trusted(seed=1))
+    assert differ(weights_of(learner), weights_of(again)) == 0
+    with learner.averaged(), again.averaged():
+        assert differ(weights_of(learner), weights_of(again)) == 0

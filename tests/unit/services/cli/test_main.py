@@ -13,6 +13,7 @@ from sluice.catalog.errors import ClusterError
 from sluice.services.bench.harness import BENCHES, RENAMED_BENCHES
 from sluice.services.cli import commands
 from sluice.services.cli import main as cli
+from sluice.services.preflight import show
 
 ROOT = Path(__file__).parents[4]
 CONFIG = str(ROOT / "configs" / "ml100k.yaml")
@@ -87,14 +88,19 @@ def test_a_users_mistake_is_one_message_and_its_code(capsys: pytest.CaptureFixtu
 
 
 def replace_train(monkeypatch: pytest.MonkeyPatch, run: Callable[..., int]) -> None:
-    """Nothing is trained, whether or not another test has imported the module already."""
+    """Nothing is trained, whether or not another test has imported the module already; nothing is
+    wrong before that.
+    """
+    monkeypatch.setattr(show, "check_and_show", lambda *_: 0)
     fake = types.SimpleNamespace(run_training=run)
     monkeypatch.setitem(sys.modules, "sluice.services.run.train", fake)
     monkeypatch.setattr(sluice.services.run, "train", fake, raising=False)
 
 
 @pytest.mark.parametrize(("error", "code"), [(ClusterError("gone"), 3), (KeyboardInterrupt(), 130)])
-def test_exit_codes(monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int):
+def test_exit_codes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: BaseException, code: int):
+    monkeypatch.chdir(tmp_path)
+
     def run(*_: object) -> int:
         raise error
 
@@ -102,7 +108,9 @@ def test_exit_codes(monkeypatch: pytest.MonkeyPatch, error: BaseException, code:
     assert cli.main(["train", "--config", CONFIG]) == code
 
 
-def test_a_bug_is_not_hidden(monkeypatch: pytest.MonkeyPatch):
+def test_a_bug_is_not_hidden(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.chdir(tmp_path)
+
     def run(*_: object) -> int:
         raise ZeroDivisionError
 

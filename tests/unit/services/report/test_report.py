@@ -28,6 +28,13 @@ SUMMARY = {
             "hr@1": 0.031,
             "hr@5": 0.12,
             "hr@10": 0.2078,
+            "hr@50": 0.5012,
+            "coverage": 0.41,
+            "head_share": 0.62,
+            "entropy": 5.1,
+            "duplicates": 0.0,
+            "examples": 943.0,
+            "users": 943.0,
             "ndcg@10": 0.1051,
             "mrr": 0.075,
             "hallucination": 0.0412,
@@ -44,6 +51,11 @@ SUMMARY = {
             "hr@1": 0.036,
             "hr@5": 0.131,
             "hr@10": 0.2248,
+            "hr@50": 0.4987,
+            "coverage": 0.325,
+            "head_share": 0.7125,
+            "entropy": 4.8125,
+            "duplicates": 0.0,
             "ndcg@10": 0.1146,
             "mrr": 0.0811,
             "hallucination": 0.0087,
@@ -68,11 +80,22 @@ SUMMARY = {
             "last-start": [-0.05, -0.001],
         }
     },
+    "breadth": {
+        "changes": {
+            "hr@1": [0.005, 0.001, 0.009],
+            "hr@50": [-0.0025, -0.01, 0.005],
+            "coverage": [-0.085, -0.1, -0.07],
+        },
+        "narrower": True,
+    },
+    "cost_s": {"start": 182.0, "best": 340.0, "control": 75.0},
     "stratified": [
         {
             "policy_rank": policy,
             "ranker_rank": ranker,
-            "users": users,
+            "users": users // 2,
+            "examples": users,
+            "best-control_interval": [0.01, 0.05] if users == 300 else None,
             "admitted": admitted,
             "start_hr@10": start,
             "control_hr@10": control,
@@ -156,6 +179,9 @@ def make_run(directory: Path) -> Path:
                         "step": step,
                         "split": "valid",
                         "hr@10": hr,
+                        "hr@1": hr / 6,
+                        "hr@50": 2 * hr,
+                        "coverage": 0.4 - 0.1 * grown,
                         "hallucination": hallucination,
                     }
                 )
@@ -202,7 +228,22 @@ def test_headline_numbers_are_on_the_page(page: str):
     text = text_of(page)
     assert "best checkpoint 0.0360 0.1310 0.2248 0.198" in text
     assert "0.87%" in text  # hallucination of best
-    assert "ItemKNN - - 0.1898 0.1072 0.0810 -" in text  # a baseline cannot hallucinate
+    assert "ItemKNN - - 0.1898 - 0.1072 0.0810 -" in text  # a baseline cannot hallucinate
+    assert "Result on 943 test examples of 943 users" in text and "test users" not in text
+
+
+def test_the_page_begins_with_what_the_run_came_to(page: str):
+    header = text_of(re.findall(r"<header>.*?</header>", page, flags=re.DOTALL)[0])
+    first = "ml100k-seed0 Nothing shows that the run pays: HR@10 of the best checkpoint is +0.0127"
+    assert header.strip().startswith(first)
+    assert "The lists got narrower from the start to the best checkpoint: HR@1 +0.0050" in header
+    assert "Training took: pretraining 182 s, post-training 340 s, control 75 s." in header
+
+
+def test_breadth_of_every_row_is_on_the_page(page: str):
+    text = text_of(page)
+    assert "start 41.00% 62.00% 5.100 0.00%" in text
+    assert "best checkpoint 32.50% 71.25% 4.812 0.00%" in text
 
 
 def test_the_page_says_what_a_group_was(page: str):
@@ -224,7 +265,7 @@ def test_verdicts_follow_the_interval():
         row["pair"]: (row["verdict"], round(row["difference"], 4)) for row in report.difference_rows(SUMMARY)
     }
     assert verdicts == {
-        "best - control": ("better", 0.0127),
+        "best - control best": ("better", 0.0127),
         "best - start": ("not distinguishable", 0.017),
         "last - start": ("worse", 0.0117),
     }
@@ -250,8 +291,8 @@ def test_a_broken_identity_is_said_on_the_page(tmp_path: Path):
 
 
 def test_every_chart_is_drawn_and_nothing_is_fetched(page: str):
-    # 4 curves and planes, 10 of the training, time, wall time, 3 calibration curves, 5 heat maps
-    assert page.count("<svg") == 24
+    # 7 curves and planes, 10 of the training, time, wall time, 3 calibration curves, 5 heat maps
+    assert page.count("<svg") == 27
     assert "not measured" not in text_of(page)
     assert not re.findall(r"(?:src|href)=\"(?!#)[^\"]*\"|@import|url\((?!#)[^)]*\)", page)
     assert "var(--ink)" in page and "#010203" not in page
@@ -278,8 +319,8 @@ def test_the_ranker_s_quality_is_on_the_page(page: str):
 
 
 def test_heat_maps_hold_every_cell(page: str):
-    (users,) = re.findall(r"<h3>Users</h3>.*?</section>", page, flags=re.DOTALL)
-    assert "90% admitted" in users and "463" in users and "943 in all" in users
+    (examples,) = re.findall(r"<h3>Test examples</h3>.*?</section>", page, flags=re.DOTALL)
+    assert "90% admitted" in examples and "463" in examples and "943 in all" in examples
     (control,) = re.findall(r"<h3>Start to control: HR@10</h3>.*?</section>", page, flags=re.DOTALL)
     assert "-0.020" in control.replace("\u2212", "-") and "+0.100" in control
     (gain,) = re.findall(
@@ -295,6 +336,12 @@ def test_heat_maps_without_a_gate():
     charts = ranker_view.heat_maps(cells)
     assert len(charts) == 5 and "admitted" not in charts[0]["svg"] + charts[0]["note"]
     assert ranker_view.heat_maps([]) == []
+
+
+def test_cells_have_intervals_where_there_are_users_enough(page: str):
+    text = text_of(page)
+    assert "11-20 >50 150 300 0.000 0.000 0.030 +0.030 +0.010 to +0.050" in text.replace("&gt;", ">")
+    assert "11-20 1-10 30 60 0.000 0.100 0.200 +0.100 too few users" in text
 
 
 def test_a_run_with_a_ranker_of_the_user_s(tmp_path: Path):
@@ -335,9 +382,13 @@ def test_user_text_is_escaped(tmp_path: Path):
 
 def test_terminal_lines_hold_the_table():
     lines = "\n".join(report.terminal_lines(SUMMARY))
-    assert re.search(r"best checkpoint\W+0\.0360\W+0\.1310\W+0\.2248\W+0\.1146\W+0\.0811\W+0\.87%", lines)
-    assert "HR@10 best - control: +0.0127 [+0.0021, +0.0233] better" in lines
-    assert re.search(r"11-20\W+1-10\W+60\W+90%\W+0\.000\W+\+0\.100\W+\+0\.200\W+\+0\.250\W+\+0\.500", lines)
+    figures = ("0.0360", "0.1310", "0.2248", "0.4987", "0.1146", "0.0811", "0.87%")
+    assert re.search(r"\W+".join(["best checkpoint", *map(re.escape, figures)]), lines)
+    assert "HR@10 best - control best: +0.0127 [+0.0021, +0.0233] better" in lines
+    assert "943 test examples of 943 users" in lines
+    assert re.search(r"best checkpoint\W+32\.50%\W+71\.25%\W+4\.812\W+0\.00%", lines)
+    assert re.search(r"11-20\W+1-10\W+30\W+60\W+90%\W+0\.000\W+\+0\.100\W+\+0\.200\W+\+0\.100\W+\n", lines)
+    assert re.search(r"150\W+300\W+0%.*\+0\.030 \[\+0\.010, \+0\.050\]", lines)
 
 
 def test_running_mean():

@@ -8,10 +8,11 @@ import pytest
 
 from sluice.catalog.errors import PolicyError, RunError
 from sluice.catalog.fingerprint import fingerprint_catalogue
+from sluice.learner.objectives.settings.objective import NllObjective
 from sluice.learner.policy.policy import load_policy
 from sluice.services.config import RunConfig
 from sluice.services.paths import RunPaths
-from sluice.services.run import leftovers, train
+from sluice.services.run import arms, leftovers, train
 from sluice.services.stages.evaluate import run_evaluation
 from sluice.services.stages.prepare import prepare_data
 from sluice.services.stages.pretrain import run_pretraining
@@ -44,8 +45,12 @@ def trained_control(config: RunConfig) -> RunPaths:
     paths = RunPaths.of(config)
     for place in (paths.control, paths.control_last, paths.root / "tensorboard" / "metrics-control"):
         place.mkdir(parents=True)
-    leftovers.stamp_control(config, paths)
+    arms.mark_trained(paths, "control", arms.arm_inputs(config, NllObjective()))
     return paths
+
+
+def is_current(config: RunConfig, paths: RunPaths) -> bool:
+    return arms.is_trained(paths, "control", arms.arm_inputs(config, NllObjective()))
 
 
 def test_a_run_is_resumed_with_its_own_data_wherever_they_lie(config: RunConfig, tmp_path: Path):
@@ -93,19 +98,18 @@ def test_a_run_is_not_resumed_with_data_that_would_be_prepared_otherwise(config:
 
 def test_a_control_is_used_again_only_with_its_own_settings(config: RunConfig):
     paths = RunPaths.of(config)
-    assert not leftovers.is_control_current(config, paths)
+    assert not is_current(config, paths)
     trained_control(config)
-    assert leftovers.is_control_current(config, paths)
+    assert is_current(config, paths)
     for changes, current in (
         ({"lr": 0.02}, False),
         ({"prompts_per_step": 8}, False),
         ({"steps": 7}, False),
-        ({"rollout_timeout_s": 9.0}, True),  # which changes no weight
     ):
         learner = config.learner.model_copy(update=changes)
-        assert leftovers.is_control_current(config.model_copy(update={"learner": learner}), paths) == current
+        assert is_current(config.model_copy(update={"learner": learner}), paths) == current
     (paths.policy / "inputs.json").write_text("{}")  # another start
-    assert not leftovers.is_control_current(config, paths)
+    assert not is_current(config, paths)
 
 
 @pytest.mark.parametrize(
@@ -119,14 +123,12 @@ def test_a_new_start_trains_the_control_again_when_its_settings_changed(
         place.mkdir(parents=True)
     names: list[str] = []
 
-    def run_learner(_config: RunConfig, _paths: RunPaths, name: str, *_rest: object) -> None:
+    def run_learner(
+        _config: RunConfig, _paths: RunPaths, name: str, *_rest: object, **_named: object
+    ) -> None:
         if name == "train":
             assert not paths.best.exists() and not paths.last.exists()
             assert not (paths.root / "tensorboard" / "metrics").exists()
-        else:
-            assert not paths.control.exists() and not paths.control_last.exists()
-            assert not (paths.root / "tensorboard" / "metrics-control").exists()
-            paths.control_last.mkdir()
         names.append(name)
 
     class NoFleet:
@@ -148,7 +150,7 @@ def test_a_new_start_trains_the_control_again_when_its_settings_changed(
     changed = config.model_copy(update={"learner": learner})
     train._train(changed, paths, None, None)
     assert names == expected
-    assert leftovers.is_control_current(changed, paths)
+    assert is_current(changed, paths)
 
 
 def test_a_start_carries_its_catalogue_and_another_data_set_refuses_it(config: RunConfig, tmp_path: Path):

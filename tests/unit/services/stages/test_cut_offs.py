@@ -2,6 +2,8 @@
 asked which items it has seen.
 """
 
+from types import SimpleNamespace
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,10 +15,11 @@ from sluice.catalog.data.dataset import Dataset
 from sluice.catalog.data.settings import DataSettings, FreshLogs, SemanticIdSettings, TableSource
 from sluice.learner.batches import windows
 from sluice.learner.batches.sources import prompts_of
-from sluice.learner.evaluation.baselines import ItemKNN, Popularity
+from sluice.learner.evaluation.baselines import fit_baselines
 from sluice.learner.policy.policy import build_policy
 from sluice.learner.ranker import fit
-from sluice.learner.ranker.settings import RankerSettings
+from sluice.learner.ranker.settings import EaseSettings, ItemKnnSettings, RankerSettings
+from sluice.learner.ranker.stack import StackedRanker
 from sluice.learner.settings import EvaluationSettings, PolicySettings, PretrainSettings
 from sluice.learner.training import pretrain
 from sluice.services.stages.prepare import prepare_data
@@ -78,6 +81,11 @@ def rows_seen(monkeypatch, module) -> list[np.ndarray]:
     return seen
 
 
+def small_policy(dataset):
+    settings = PolicySettings(hidden_size=16, layers=1, heads=1, feed_forward_size=16)
+    return build_policy(settings, dataset.level_sizes, 40, 0)
+
+
 def test_every_part_has_its_examples(dataset):
     for part, count in PARTS.items():
         examples = dataset.examples(part)
@@ -92,11 +100,8 @@ def test_semantic_ids_see_the_pretrain_part_alone(dataset):
 
 def test_the_policy_sees_the_pretrain_part_alone(dataset, monkeypatch):
     seen = rows_seen(monkeypatch, pretrain)
-    policy = build_policy(
-        PolicySettings(hidden_size=16, layers=1, heads=1, feed_forward_size=16), dataset.level_sizes, 40, 0
-    )
     pretrain.pretrain_policy(
-        policy,
+        small_policy(dataset),
         dataset,
         PretrainSettings(epochs=1, batch_interactions=64),
         EvaluationSettings(beam_width=10),
@@ -105,7 +110,42 @@ def test_the_policy_sees_the_pretrain_part_alone(dataset, monkeypatch):
     assert parts_of(dataset, dataset.sequence[np.concatenate(seen)]) == {"pretrain"}
 
 
-@pytest.mark.parametrize(("until", "parts"), [("pretrain", {"pretrain"}), ("fresh", {"pretrain", "fresh"})])
+BOTH_CUT_OFFS = pytest.mark.parametrize(
+    ("until", "parts"), [("pretrain", {"pretrain"}), ("fresh", {"pretrain", "fresh"})]
+)
+
+
+@BOTH_CUT_OFFS
+def test_pretraining_sees_the_logs_until_the_part_that_is_asked_for(dataset, monkeypatch, until, parts):
+    seen = rows_seen(monkeypatch, pretrain)
+    settings = PretrainSettings(epochs=1, batch_interactions=64)
+    pretrain.pretrain_policy(
+        small_policy(dataset), dataset, settings, EvaluationSettings(beam_width=10), 0, until=until
+    )
+    assert parts_of(dataset, dataset.sequence[np.concatenate(seen)]) == parts
+
+
+def test_pretraining_keeps_the_weights_of_the_best_validation_on_the_validation_part(dataset, monkeypatch):
+    scores, weights = iter([0.1, 0.4, 0.2, 0.4, 0.3]), []
+
+    def evaluate_policy(model, _vocabulary, _dataset, examples, _settings):
+        pairs = zip(examples.users, examples.positions, strict=True)
+        assert parts_of(dataset, [dataset.target(*pair) for pair in pairs]) == {"valid"}
+        weights.append({name: value.clone() for name, value in model.state_dict().items()})
+        score = next(scores)
+        return SimpleNamespace(summary=lambda _: {"hr@10": score, "ndcg@10": score})
+
+    monkeypatch.setattr(pretrain, "evaluate_policy", evaluate_policy)
+    policy = small_policy(dataset)
+    settings = PretrainSettings(epochs=5, batch_interactions=64, validate_every=1, patience=9)
+    validations = pretrain.pretrain_policy(policy, dataset, settings, EvaluationSettings(beam_width=10), 0)
+    assert [validation["hr@10"] for validation in validations] == [0.1, 0.4, 0.2, 0.4, 0.3]
+    kept = policy.model.state_dict()
+    assert all(torch.equal(kept[name], value) for name, value in weights[1].items()), "the first of the best"
+    assert any(not torch.equal(kept[name], value) for name, value in weights[-1].items())
+
+
+@BOTH_CUT_OFFS
 def test_the_ranker_sees_the_logs_until_its_cut_off(dataset, monkeypatch, tmp_path, until, parts):
     seen = rows_seen(monkeypatch, fit)
     settings = RankerSettings(until=until, ensemble=1, epochs=1, hidden_size=8, batch_interactions=64)
@@ -117,6 +157,15 @@ def test_the_ranker_sees_the_logs_until_its_cut_off(dataset, monkeypatch, tmp_pa
     fit.fit_ranker(dataset, settings, 0, tmp_path)
     assert parts_of(dataset, dataset.sequence[np.concatenate(seen)]) == parts
     assert parts_of(dataset, popularity[0].nonzero()) == parts
+
+
+@pytest.mark.parametrize(("until", "parts"), [("pretrain", {"pretrain"}), ("fresh", {"pretrain", "fresh"})])
+def test_item_models_of_the_ranker_see_the_logs_until_its_cut_off(dataset, tmp_path, until, parts):
+    settings = RankerSettings(until=until, sequence=False, ease=EaseSettings(), itemknn=ItemKnnSettings())
+    fit.fit_ranker(dataset, settings, 0, tmp_path)
+    everything = [np.arange(dataset.items, dtype=np.int32)]
+    for part in StackedRanker.load(tmp_path, dataset).parts.values():
+        assert parts_of(dataset, part.score(everything)[0].nonzero()) == parts
 
 
 def test_prompts_come_from_the_fresh_part_with_the_history_up_to_them(dataset):
@@ -132,8 +181,7 @@ def test_prompts_come_from_the_fresh_part_with_the_history_up_to_them(dataset):
 
 
 def test_baselines_see_the_logs_before_validation(dataset):
-    known = Popularity.fit(dataset).score([np.array([0])])[0]
-    assert parts_of(dataset, known.nonzero()) == {"pretrain", "fresh"}
     everything = [np.arange(dataset.items, dtype=np.int32)]
-    assert parts_of(dataset, ItemKNN.fit(dataset).score(everything)[0].nonzero()) == {"pretrain", "fresh"}
+    for name, score in fit_baselines(dataset).items():
+        assert parts_of(dataset, score(everything)[0].nonzero()) == {"pretrain", "fresh"}, name
     assert parts_of(dataset, dataset.item_shares("fresh").nonzero()) == {"pretrain", "fresh"}

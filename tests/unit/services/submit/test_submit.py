@@ -1,6 +1,7 @@
 """Submission: what goes to the job server, and what a job's end and log become. No Ray is started."""
 
 import json
+import os
 import shlex
 import socket
 import sys
@@ -9,12 +10,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import requests
 
-from sluice.catalog.errors import ClusterError, ConfigError
+from sluice.catalog.errors import ClusterError, ConfigError, RunError
 from sluice.cluster.environment import ALLOCATOR
 from sluice.services.config import RunConfig, dump_config, load_config
+from sluice.services.run_lock import hold_run
 from sluice.services.submit import head as head_module
-from sluice.services.submit import submit
+from sluice.services.submit import machines, submit
 from sluice.services.submit.follow import LineSplitter, call_with_bound, exit_code
 from sluice.services.submit.head import Head, free_ports
 from sluice.services.submit.submit import (
@@ -49,7 +52,7 @@ def request(checkout: Path, local: bool, name: str = "plain", **changes: object)
 def test_a_local_job_runs_this_interpreter_and_writes_where_we_would(checkout: Path):
     got = shlex.split(request(checkout, True, overrides=("learner.lr=1e-5",), resume="best").entrypoint)
     assert got == [
-        *(sys.executable, "-m", "sluice", "train", "--config", "configs/plain.yaml"),
+        *(sys.executable, "-m", "sluice", "train", "--config", f"{checkout}/configs/plain.yaml"),
         *("--set", "learner.lr=1e-5", "--set", f'output="{checkout}/runs"', "--resume", "best"),
     ]
 
@@ -87,6 +90,93 @@ def test_a_run_that_cannot_be_resumed_starts_no_cluster(checkout: Path, monkeypa
     monkeypatch.setattr(submit, "_local_head", lambda: pytest.fail("a head was looked for"))
     with pytest.raises(ConfigError, match=r"policy\.layers 4 -> 5"):
         submit.submit_job(SubmitOptions(config=plain, overrides=("policy.layers=5",), resume="last"))
+
+
+def test_what_git_ignores_is_no_matter_here_and_is_told_before_it_goes_to_a_cluster(checkout: Path):
+    (checkout / ".gitignore").write_text("configs/\n")
+    assert f"{checkout}/configs/plain.yaml" in request(checkout, True).entrypoint
+    with pytest.raises(ConfigError, match=r"configs/plain\.yaml would be missing in the job: .*gitignore"):
+        request(checkout, False)
+
+
+@pytest.mark.parametrize("name", ["my/ranker.py", "my/ranker/__init__.py"])
+def test_a_ranker_that_the_job_would_not_get_is_told(checkout: Path, name: str):
+    (checkout / name).parent.mkdir(parents=True)
+    (checkout / name).write_text("")
+    own = ("ranker.use=my.ranker:R",)
+    assert request(checkout, True, overrides=own) and request(checkout, False, overrides=own)
+    (checkout / ".rayignore").write_text("my/\n")
+    for local in (True, False):
+        with pytest.raises(ConfigError, match=rf"{name} would be missing in the job"):
+            request(checkout, local, overrides=own)
+    assert request(checkout, True, overrides=("ranker.use=elsewhere.ranker:R",))
+    (checkout / ".rayignore").unlink()
+    with pytest.raises(ConfigError, match=rf"{name} would be missing in the job: .*/my/"):
+        request(checkout, True, overrides=(*own, "output=my"))
+
+
+@pytest.fixture
+def alone(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory on a machine without a head, where starting one fails the test."""
+    monkeypatch.chdir(checkout)
+    for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(machines, "find_head", lambda: None)
+    monkeypatch.setattr(submit, "ensure_token", lambda: None)
+    monkeypatch.setattr(submit, "_local_head", lambda: pytest.fail("a head was looked for"))
+    return checkout
+
+
+def test_a_run_with_something_wrong_starts_no_cluster(alone: Path, capsys: pytest.CaptureFixture[str]):
+    config = alone / "missing.yaml"
+    config.write_text("name: m\ndata: {source: {type: table, interactions: [gone.csv]}}\n")
+    assert submit.submit_job(SubmitOptions(config=config)) == 2
+    assert "error: data.source.interactions: there is no file gone.csv" in capsys.readouterr().err
+
+
+def test_a_request_that_this_machine_can_never_grant_ends_with_the_clusters_code(
+    alone: Path, capsys: pytest.CaptureFixture[str]
+):
+    plain = alone / "configs" / "plain.yaml"
+    overrides = ("rollout.actors=999", "rollout.engine.type=tree")
+    assert submit.submit_job(SubmitOptions(config=plain, overrides=overrides)) == 3
+    assert "999 x rollout with 1 CPU" in capsys.readouterr().err
+
+
+def test_a_run_that_goes_on_is_not_submitted_again(alone: Path):
+    plain = alone / "configs" / "plain.yaml"
+    going_on = pytest.raises(RunError, match="is going on")
+    with hold_run(alone / "runs" / "plain-seed0"), going_on:
+        submit.submit_job(SubmitOptions(config=plain))
+
+
+def test_a_run_elsewhere_is_left_to_its_job(alone: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(submit, "_check_here", lambda config: pytest.fail("looked at this machine"))
+    monkeypatch.setattr(submit, "_remote_head", lambda *_: (_ for _ in ()).throw(ClusterError("gone")))
+    with pytest.raises(ClusterError, match="gone"):
+        submit.submit_job(SubmitOptions(config=Path("configs/plain.yaml"), address="http://elsewhere:8265"))
+
+
+def test_no_proxy_stands_between_us_and_a_head_here(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("NO_PROXY", "internal.example,127.0.0.1")
+    monkeypatch.delenv("no_proxy", raising=False)
+    for _ in range(2):
+        head_module.bypass_proxies("http://127.0.0.1:8265")
+    assert os.environ["NO_PROXY"] == "internal.example,127.0.0.1"
+    assert os.environ["no_proxy"] == "127.0.0.1"
+    monkeypatch.setenv("HTTP_PROXY", "http://proxy.example:9")
+    assert requests.utils.get_environ_proxies("http://127.0.0.1:8265/api") == {}
+    assert requests.utils.get_environ_proxies("http://other.example/api") != {}
+
+
+def test_a_head_here_is_reached_without_proxies(monkeypatch: pytest.MonkeyPatch):
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, "")
+    monkeypatch.setattr(
+        submit, "find_head", lambda: Head(url="http://10.1.2.3:8265", address="10.1.2.3:6379")
+    )
+    assert submit._local_head().url == "http://10.1.2.3:8265"
+    assert os.environ["NO_PROXY"] == "10.1.2.3"
 
 
 def test_a_remote_job_runs_the_clusters_python_and_keeps_paths(checkout: Path):

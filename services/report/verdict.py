@@ -1,0 +1,100 @@
+"""What a run came to, in sentences: whether it pays, whether its lists got narrower, what everything cost.
+
+The same sentences open the page and close the terminal's output. Numbers are of the test examples, with 95%
+intervals over users.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+_COSTS = {
+    "start": "pretraining",
+    "best": "post-training",
+    "control": "control",
+    "mixture": "mixture",
+    "random_gate": "random gate",
+    "sft_all": "SFT on all logs",
+}
+_BREADTH = {"hr@1": "HR@1", "hr@50": "HR@50", "coverage": "coverage"}
+
+
+def sentences(summary: Mapping[str, Any]) -> list[str]:
+    """All that can be said of the summary, the most important first."""
+    said = (pays_sentence(summary), breadth_sentence(summary), cost_sentence(summary))
+    return [sentence for sentence in said if sentence is not None]
+
+
+def pays_sentence(summary: Mapping[str, Any]) -> str | None:
+    """Whether the best checkpoint beats the control's best and the start; None when neither was compared.
+
+    It pays if both intervals lie above 0, and does not if one lies below.
+    """
+    compared = [
+        (text, *change)
+        for other, text in (("control", "the best of the control"), ("start", "the start"))
+        if (change := hit_rate_change(summary, "best", other)) is not None
+    ]
+    if not compared:
+        return None
+    if len(compared) == 2 and all(low > 0 for _, _, low, _ in compared):
+        verdict = "The run pays"
+    elif any(high < 0 for *_, high in compared):
+        verdict = "The run does not pay"
+    else:
+        verdict = "Nothing shows that the run pays"
+    listed = " and ".join(
+        f"{_signed(difference)} [{_signed(low)}, {_signed(high)}] against {text}"
+        for text, difference, low, high in compared
+    )
+    return f"{verdict}: HR@10 of the best checkpoint is {listed}, on {count_examples(summary)}."
+
+
+def hit_rate_change(summary: Mapping[str, Any], first: str, second: str) -> tuple[float, float, float] | None:
+    """HR@10 of one row less that of another, with its interval; None when they were not compared."""
+    metrics = summary.get("metrics") or {}
+    interval = ((summary.get("intervals") or {}).get("hr@10") or {}).get(f"{first}-{second}")
+    if interval is None or first not in metrics or second not in metrics:
+        return None
+    return metrics[first]["hr@10"] - metrics[second]["hr@10"], *interval
+
+
+def count_examples(summary: Mapping[str, Any]) -> str:
+    """How many test examples of how many users the figures are of."""
+    counts: Mapping[str, float] = next(iter((summary.get("metrics") or {}).values()), {})
+    if "users" not in counts:
+        return "the test examples"
+    # Summaries of the release before count examples under the name of users.
+    if "examples" not in counts:
+        return f"{counts['users']:,.0f} test examples"
+    return f"{counts['examples']:,.0f} test examples of {counts['users']:,.0f} users"
+
+
+def breadth_sentence(summary: Mapping[str, Any]) -> str | None:
+    """Whether the lists got narrower from the start to the best checkpoint; None when nobody measured it."""
+    breadth = summary.get("breadth")
+    if not breadth:
+        return None
+    listed = ", ".join(
+        f"{title} {_signed(difference)} [{_signed(low)}, {_signed(high)}]"
+        for name, title in _BREADTH.items()
+        if name in breadth["changes"]
+        for difference, low, high in [breadth["changes"][name]]
+    )
+    verdict = "got narrower" if breadth["narrower"] else "did not get narrower"
+    return (
+        f"The lists {verdict} from the start to the best checkpoint: {listed} (narrower: coverage falls "
+        "beyond its interval, or HR@50 does while HR@1 rises)."
+    )
+
+
+def cost_sentence(summary: Mapping[str, Any]) -> str | None:
+    """How long each training took; None when nobody measured it."""
+    costs = summary.get("cost_s")
+    if not costs:
+        return None
+    listed = ", ".join(f"{title} {costs[name]:,.0f} s" for name, title in _COSTS.items() if name in costs)
+    return f"Training took: {listed}."
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.4f}"

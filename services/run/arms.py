@@ -1,0 +1,101 @@
+"""The arms that `compare: full` trains beside the post-training and the control.
+
+    mixture        the objective without its gate: the group-relative term on every prompt
+    random_gate    the objective with a gate by chance, at the rate that the gate of the run had
+    sft_all        no post-training: the same pretraining from scratch on all logs until the end of the fresh
+                   part, which is what a team without post-training would do with the fresh logs
+
+The first two go through the same rollouts, rankers and steps as the post-training, from the same start.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from sluice.catalog.data.dataset import Dataset
+from sluice.catalog.errors import ConfigError
+from sluice.catalog.files import write_atomically
+from sluice.learner.gate.settings import GateSettings
+from sluice.learner.objectives.settings.objective import AdaGrpoObjective, MixtureObjective, Objective
+from sluice.services.config import RunConfig
+from sluice.services.paths import RunPaths
+from sluice.services.run.metrics_file import seconds_of
+from sluice.services.stages.pretrain import pretraining_seconds
+from sluice.services.stages.staging import stage_inputs
+
+ROLLED_OUT = ("mixture", "random_gate")
+SFT_ALL = "sft_all"
+_STAMP = "arm.json"
+
+
+def rolled_out_arms(objective: Objective, gate_rate: float) -> dict[str, Objective]:
+    """The objectives of the arms with rollouts, by name; none for an objective without a gate.
+
+    `gate_rate` is the mean of the gate over the steps of the post-training.
+    """
+    if not isinstance(objective, AdaGrpoObjective):
+        return {}
+    shared = objective.model_dump(exclude={"type", "gate"})
+    arms: dict[str, Objective] = {"mixture": MixtureObjective.model_validate(shared)}
+    if objective.gate.mode != "random":
+        gate = GateSettings(mode="random", random_rate=gate_rate)
+        arms["random_gate"] = objective.model_copy(update={"gate": gate})
+    return arms
+
+
+def has_sft_on_all_logs(dataset: Dataset) -> bool:
+    """Whether there is a fresh part: without one, SFT on all logs is the start."""
+    return dataset.prompt_part == "fresh"
+
+
+def check_compare(config: RunConfig, dataset: Dataset) -> None:
+    """Before hours of training: whether `compare: full` has anything to compare with.
+
+    Raises:
+        ConfigError: it has not.
+    """
+    if (
+        config.compare == "full"
+        and not rolled_out_arms(config.objective, 0.0)
+        and not has_sft_on_all_logs(dataset)
+    ):
+        raise ConfigError(
+            f"compare full has nothing to train: objective {config.objective.type} has no gate to leave out, "
+            f"and data.split {config.data.split.type} has no fresh part that a pretraining could add: set "
+            f"compare to basic, objective.type to adagrpo, or data.split.type to fresh"
+        )
+
+
+def arm_inputs(config: RunConfig, objective: Objective) -> str:
+    """What an arm is trained with: its stamp. The start says which data, and how policies are evaluated."""
+    inputs = {
+        "start": stage_inputs(RunPaths.of(config).policy),
+        "seed": config.seed,
+        "objective": objective.model_dump(mode="json"),
+        "learner": config.learner.model_dump(mode="json"),
+    }
+    return json.dumps(inputs, indent=1, sort_keys=True)
+
+
+def is_trained(paths: RunPaths, name: str, inputs: str) -> bool:
+    """Whether an arm has ended, with these inputs. A resumed run may have others."""
+    stamp = paths.arm(name).last / _STAMP
+    return stamp.is_file() and stamp.read_text() == inputs
+
+
+def mark_trained(paths: RunPaths, name: str, inputs: str) -> None:
+    """The arm has ended."""
+    write_atomically(paths.arm(name).last / _STAMP, inputs)
+
+
+def costs_of(paths: RunPaths) -> Mapping[str, Any]:
+    """Seconds that each training of the run took, validations included, by the name of its row; without what
+    nobody measured.
+    """
+    seconds = {
+        "start": pretraining_seconds(paths.policy),
+        "best": seconds_of(paths.arm("train").metrics),
+        **{name: seconds_of(paths.arm(name).metrics) for name in ("control", *ROLLED_OUT)},
+        SFT_ALL: pretraining_seconds(paths.sft_all),
+    }
+    return {name: value for name, value in seconds.items() if value is not None}

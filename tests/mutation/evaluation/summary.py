@@ -1,0 +1,67 @@
+"""Mutants of the arms that are compared, and of what summary and report say of them."""
+
+from tests.mutation.mutant import Mutant
+
+SUMMARY, ARMS, VERDICT = "services/run/summary.py", "services/run/arms.py", "services/report/verdict.py"
+
+_SUMMARY = (
+    ('("last", "control_last")', '("last", "control")'),
+    ("values[1][name] - values[0][name]", "values[0][name] - values[1][name]"),
+    (
+        "coverage_change(before.top_items, after.top_items",
+        "coverage_change(after.top_items, before.top_items",
+    ),
+    ("(on_validation, ranked)", '(results["start"], results["ranker"])'),
+    ('config, place, "test")', 'config, place, "valid")'),
+    (
+        "judge_scores(dataset, examples, score, width, _BATCH)",
+        "judge_scores(dataset, examples, score, 50, _BATCH)",
+    ),
+)
+
+_ARMS = (
+    ('exclude={"type", "gate"}', 'exclude={"type", "gate", "weight"}'),
+    ("random_rate=gate_rate)", "random_rate=0.5)"),
+    ('if objective.gate.mode != "random":', "if True:"),
+    ("stamp.is_file() and stamp.read_text() == inputs", "stamp.is_file()"),
+    ('"learner": config.learner.model_dump(mode="json"),', ""),
+    ('"objective": objective.model_dump(mode="json"),', ""),
+    ('config.compare == "full" and', ""),
+    ("and not has_sft_on_all_logs(dataset)", ""),
+)
+
+_VERDICT = (
+    ("all(low > 0 for _, _, low, _ in compared)", "any(low > 0 for _, _, low, _ in compared)"),
+    ("len(compared) == 2 and", ""),
+    ("any(high < 0 for *_, high in compared)", "all(high < 0 for *_, high in compared)"),
+    (
+        'metrics[first]["hr@10"] - metrics[second]["hr@10"]',
+        'metrics[second]["hr@10"] - metrics[first]["hr@10"]',
+    ),
+)
+
+_OTHERS = (
+    (
+        "services/run/metrics_file.py",
+        "total, last = total + last, 0.0",
+        "total, last = total, last",
+        ("services/run/test_arms.py",),
+    ),
+    (
+        "services/report/report.py",
+        "metrics[first][metric] - metrics[second][metric]",
+        "metrics[second][metric] - metrics[first][metric]",
+        ("services/report/test_report.py",),
+    ),
+)
+
+_AREAS = (
+    (SUMMARY, _SUMMARY, ("services/run/test_summary.py",)),
+    (ARMS, _ARMS, ("services/run/test_arms.py",)),
+    (VERDICT, _VERDICT, ("services/report/test_verdict.py",)),
+)
+
+SUMMARY_MUTANTS = (
+    *(Mutant(file, old, new, tests) for file, edits, tests in _AREAS for old, new in edits),
+    *(Mutant(file, old, new, tests) for file, old, new, tests in _OTHERS),
+)

@@ -1,0 +1,131 @@
+"""A user's ranker tried in a process of its own, on real prompts."""
+
+import os
+import time
+
+import numpy as np
+import pytest
+
+from sluice.catalog.data.dataset import Dataset
+from sluice.services.config import RunConfig
+from sluice.services.preflight.ranker import Limits, Outcome, check_ranker, judge_outcome
+from sluice.services.preflight.sample import draw_questions, sample_dataset
+from tests.tiny_data import tiny_dataset
+
+HERE = "tests.unit.services.preflight.rankers"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return tiny_dataset(tmp_path_factory.mktemp("data"), outcomes=True).settings
+
+
+def told(data, use, directory, limits=None, **options):
+    config = RunConfig.model_validate(
+        {
+            "name": "t",
+            "output": str(directory),
+            "data": data.model_dump(mode="json"),
+            "ranker": {"use": use, "options": options},
+        }
+    )
+    return [(finding.kind, finding.value) for finding in check_ranker(config, limits)]
+
+
+def test_the_built_in_ranker_is_not_asked(data, tmp_path):
+    assert told(data, "builtin", tmp_path) == []
+
+
+def test_a_good_ranker_is_made_as_a_run_makes_it(data, tmp_path):
+    assert told(data, f"{HERE}:Careful", tmp_path, bonus=1.0) == []
+    assert "unexpected keyword argument 'malus'" in told(data, f"{HERE}:Careful", tmp_path, malus=1.0)[0][1]
+
+
+def test_all_that_is_wrong_is_told_within_seconds(data, tmp_path):
+    started_s = time.monotonic()
+    (version, score) = told(data, f"{HERE}:Forgetful", tmp_path)
+    assert version == ("error", "version 3 (int)")
+    assert score[0] == "error" and "score the ranker gave 0.0 to item -1" in score[1]
+    assert time.monotonic() - started_s < 30, "seconds on a machine that does nothing else"
+
+
+def test_replicas_that_differ_are_told(data, tmp_path):
+    values = [value for _, value in told(data, f"{HERE}:Drawn", tmp_path)]
+    assert [value.split(" ")[0] for value in values] == ["version", "score"]
+    assert "two replicas answer differently" in values[1]
+
+
+@pytest.mark.parametrize(
+    ("use", "value"),
+    [
+        ("no_such_module:Ranker", "cannot be imported: No module named 'no_such_module'"),
+        ("half_a_ranker:Ranker", "cannot be imported: SyntaxError"),
+        (f"{HERE}:Nobody", "has no attribute 'Nobody'"),
+    ],
+)
+def test_a_ranker_that_cannot_be_imported_is_told(data, tmp_path, use, value, monkeypatch):
+    (tmp_path / "half_a_ranker.py").write_text("class Ranker(")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    ((kind, text),) = told(data, use, tmp_path)
+    assert kind == "error" and value in text
+
+
+def test_a_ranker_that_ends_the_process_is_told_by_its_last_words(data, tmp_path):
+    assert told(data, f"{HERE}:Quitter", tmp_path) == [
+        ("error", "ended the process that tried it (out of luck)")
+    ]
+
+
+def test_a_ranker_that_never_answers_is_ended_at_the_pools_limit(data, tmp_path):
+    limits = Limits(call=1.0)
+    assert told(data, f"{HERE}:Sleeper", tmp_path, limits) == [
+        ("error", "no answer to three prompts within 1 s")
+    ]
+
+
+def test_a_ranker_that_is_long_in_loading_may_be_right(data, tmp_path):
+    limits = Limits(load=1.0, call=9.0)
+    assert told(data, f"{HERE}:SlowStarter", tmp_path, limits) == [
+        ("warning", "was not tried: 1 s were not enough to load it")
+    ]
+
+
+def test_a_log_that_gives_no_sample_leaves_the_ranker_untried():
+    outcome = Outcome(stage="data", error="the log is empty")
+    (finding,) = judge_outcome("m:R", outcome, Limits(call=1.0))
+    assert (finding.kind, finding.value) == ("warning", "was not tried: the log is empty")
+
+
+def test_prepared_data_are_used_where_they_fit_the_config(data, tmp_path):
+    """They are told from a sample by the codes: a sample numbers its items."""
+    prepared = tiny_dataset(tmp_path / "t-seed0").settings
+    assert told(prepared, f"{HERE}:Careful", tmp_path, codes=4) == []
+    assert told(data, f"{HERE}:Careful", tmp_path, codes=1) == []
+
+
+def test_a_sample_is_a_data_set_with_the_logs_columns(data, tmp_path):
+    dataset = sample_dataset(data, tmp_path)
+    assert isinstance(dataset, Dataset) and 0 < dataset.users <= 40
+    assert dataset.items == 20 and dataset.attribute_names == ["kind=k0", "kind=k1", "kind=k2"]
+    assert dataset.ratings is not None and dataset.clicks is not None and dataset.dwell_seconds is not None
+    assert dataset.reward_column == "rating"
+
+
+def test_a_sample_of_a_log_without_a_catalogue(data, tmp_path):
+    source = data.source.model_copy(
+        update={"catalogue": None, "catalogue_columns": type(data.source.catalogue_columns)()}
+    )
+    dataset = sample_dataset(data.model_copy(update={"source": source}), tmp_path)
+    assert dataset.items == 20 and dataset.attribute_names == []
+
+
+def test_the_questions_are_real_prompts_of_different_lengths(data, tmp_path):
+    dataset = sample_dataset(data, tmp_path)
+    questions = draw_questions(dataset)
+    lengths = [len(history) for history in questions.histories]
+    assert lengths[0] == 1 and lengths == sorted(lengths) and lengths[-1] == 6
+    assert questions.later_item == 20 and questions.candidates.shape == (3, 16)
+    filled = (questions.candidates >= 0).sum(axis=1).tolist()
+    assert filled == [16, 12, 8]
+    for row, count in zip(questions.candidates, filled, strict=True):
+        assert len(np.unique(row[:count])) == count and (row[count:] == -1).all()

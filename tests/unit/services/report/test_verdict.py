@@ -1,0 +1,76 @@
+"""The sentences that a run ends with, by hand."""
+
+import pytest
+
+from sluice.services.report import verdict
+
+
+def summary_of(control, start, **more):
+    """A run whose best has HR@10 .22, with intervals of what it is compared with."""
+    counts = {"examples": 10_439.0, "users": 943.0}
+    metrics = {
+        name: {"hr@10": value, **counts}
+        for name, value in (("start", 0.2), ("control", 0.21), ("best", 0.22))
+    }
+    return {
+        "metrics": metrics,
+        "intervals": {"hr@10": {"best-control": control, "best-start": start}},
+        **more,
+    }
+
+
+def test_a_run_that_pays_says_so_in_numbers():
+    summary = summary_of([0.004, 0.016], [0.01, 0.03])
+    assert verdict.pays_sentence(summary) == (
+        "The run pays: HR@10 of the best checkpoint is +0.0100 [+0.0040, +0.0160] against the best of the "
+        "control and +0.0200 [+0.0100, +0.0300] against the start, on 10,439 test examples of 943 users."
+    )
+
+
+@pytest.mark.parametrize(
+    ("control", "start", "begins"),
+    [
+        ([-0.001, 0.021], [0.01, 0.03], "Nothing shows that the run pays: "),
+        ([0.004, 0.016], [-0.01, 0.05], "Nothing shows that the run pays: "),
+        ([0, 0], [0, 0], "Nothing shows that the run pays: "),  # the best is the start
+        ([-0.02, -0.001], [0.01, 0.03], "The run does not pay: "),
+        ([0.004, 0.016], [-0.03, -0.01], "The run does not pay: "),
+    ],
+)
+def test_both_intervals_have_to_lie_above_zero(control, start, begins):
+    assert verdict.pays_sentence(summary_of(control, start)).startswith(begins)
+
+
+def test_a_run_without_a_control_does_not_pay_by_the_start_alone():
+    summary = summary_of([0.1, 0.2], [0.01, 0.03])
+    del summary["intervals"]["hr@10"]["best-control"]
+    sentence = verdict.pays_sentence(summary)
+    assert sentence.startswith("Nothing shows that the run pays: ") and "control" not in sentence
+    assert verdict.pays_sentence({}) is None
+
+
+def test_examples_are_counted_as_examples():
+    assert verdict.count_examples({"metrics": {"a": {"users": 943.0}}}) == "943 test examples"
+    assert verdict.count_examples({}) == "the test examples"
+
+
+def test_the_sentence_on_breadth_has_its_rule():
+    changes = {"hr@1": [0.01, 0.0, 0.02], "hr@50": [-0.02, -0.03, -0.01], "coverage": [0.0, -0.1, 0.1]}
+    sentence = verdict.breadth_sentence({"breadth": {"changes": changes, "narrower": True}})
+    assert sentence == (
+        "The lists got narrower from the start to the best checkpoint: HR@1 +0.0100 [+0.0000, +0.0200], "
+        "HR@50 -0.0200 [-0.0300, -0.0100], coverage +0.0000 [-0.1000, +0.1000] (narrower: coverage falls "
+        "beyond its interval, or HR@50 does while HR@1 rises)."
+    )
+    del changes["hr@50"]
+    sentence = verdict.breadth_sentence({"breadth": {"changes": changes, "narrower": False}})
+    assert sentence.startswith("The lists did not get narrower") and "HR@50 -" not in sentence
+    assert verdict.breadth_sentence({"breadth": None}) is None
+
+
+def test_costs_are_listed_in_seconds():
+    costs = {"start": 182.4, "best": 340.0, "sft_all": 1261.0}
+    assert verdict.cost_sentence({"cost_s": costs}) == (
+        "Training took: pretraining 182 s, post-training 340 s, SFT on all logs 1,261 s."
+    )
+    assert verdict.sentences({"cost_s": {}}) == []

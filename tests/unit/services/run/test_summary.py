@@ -1,0 +1,133 @@
+"""The judgement of a small run in this process: every row by one rule, paired differences, and breadth."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sluice.catalog.data.dataset import Dataset
+from sluice.learner.evaluation.evaluate import UserResults
+from sluice.learner.policy.policy import load_policy, save_policy
+from sluice.services.config import load_config
+from sluice.services.paths import RunPaths
+from sluice.services.run import summary
+from sluice.services.run.summary import PAIRS, compare_results, judge_policies
+
+RUN = Path(__file__).parents[3] / "data" / "run-of-0.1"
+N = 40
+
+
+class Catalogue:
+    items = 100
+    prompt_part = "pretrain"
+
+    def item_shares(self, part):
+        assert part == "pretrain"
+        return np.arange(100, dtype=np.float32)[::-1]  # items 0 to 9 are the head
+
+
+def results(ranks, items):
+    return UserResults(
+        users=np.repeat(np.arange(N // 2), 2),
+        positions=np.tile([7, 8], N // 2),
+        ranks=np.asarray(ranks),
+        items=np.asarray(items, dtype=np.int32),
+        invalid=np.zeros(N, dtype=np.int64),
+    )
+
+
+@pytest.fixture(scope="module")
+def compared():
+    """The best checkpoint puts more targets first, and shows everybody the same fifty items."""
+    start, best = np.random.default_rng(0), np.random.default_rng(1)
+    wide = np.stack([start.permutation(100)[:50] for _ in range(N)])
+    before = np.where(best.random(N) < 0.5, 30, 2)
+    rows = {
+        "start": results(before, wide),
+        "control": results(before, wide),
+        "best": results(np.where(np.arange(N) % 4 < 2, 1, 0), np.tile(np.arange(50), (N, 1))),
+    }
+    return compare_results(rows, Catalogue())
+
+
+def test_differences_are_first_less_second_and_paired(compared):
+    metrics, intervals = compared["metrics"], compared["intervals"]["hr@10"]
+    assert metrics["best"]["hr@10"] == 0.5
+    assert {"best-control", "best-start", "control-start"} == {name for name in intervals if "-" in name}
+    low, high = intervals["best-start"]
+    assert low <= metrics["best"]["hr@10"] - metrics["start"]["hr@10"] <= high
+    assert intervals["control-start"] == [0, 0], "the same ranks, example by example"
+
+
+def test_the_lists_got_narrower_and_the_figures_say_so(compared):
+    metrics, breadth = compared["metrics"], compared["breadth"]
+    assert metrics["start"]["coverage"] > 0.9 and metrics["best"]["coverage"] == 0.1
+    assert metrics["best"]["head_share"] == 1
+    assert metrics["best"]["entropy"] == pytest.approx(np.log(10))
+    assert (metrics["best"]["examples"], metrics["best"]["users"]) == (N, N // 2)
+    assert breadth["narrower"] is True
+    changes = breadth["changes"]
+    assert set(changes) == {"hr@1", "hr@50", "coverage"}
+    assert changes["hr@1"][0] == 0.5 and changes["hr@1"][1] > 0.1
+    assert changes["hr@50"][0] == -0.5  # all targets were within fifty places
+    assert changes["coverage"][2] < 0
+
+
+def test_every_arm_has_its_pair():
+    assert set(PAIRS) >= {
+        ("best", "control"),
+        ("last", "control_last"),
+        ("best", "start"),
+        ("last", "start"),
+        ("best", "mixture"),
+        ("best", "random_gate"),
+        ("best", "sft_all"),
+    }
+
+
+@pytest.fixture
+def judged(tmp_path, monkeypatch):
+    """A copy of the run of the release before, with a control and an arm, judged without Ray."""
+    config = load_config(RUN / "config.yaml", ["evaluation.max_users=5", f"output={tmp_path}"])
+    shutil.copytree(RUN, config.directory)
+    paths = RunPaths.of(config)
+    for name in ("control", "mixture"):
+        save_policy(load_policy(paths.policy), paths.arm(name).best)
+
+    def run_tasks(jobs, _settings, watch):
+        for name in jobs:
+            watch(name, (1, 1, {}), True)
+        return {name: job(lambda *_: None) for name, job in jobs.items()}
+
+    def stratify_users(results, defining, admitted):
+        valid = Dataset.open(paths.data).examples("valid")
+        for judged in defining:  # on validation, all of it, whatever `evaluation.max_users` says
+            assert judged.users.tolist() == valid.users.tolist()
+            assert judged.positions.tolist() == valid.positions.tolist()
+        return stratify(results, defining, admitted)
+
+    stratify = summary.stratify_users
+    monkeypatch.setattr(summary, "stratify_users", stratify_users)
+    monkeypatch.setattr(summary, "run_tasks", run_tasks)
+    return config, judge_policies(config, lambda *_: None)
+
+
+def test_a_run_is_judged_whole(judged):
+    config, found = judged
+    assert set(found["metrics"]) == {
+        *("start", "control", "best", "last", "mixture"),
+        *("popularity", "itemknn", "ease", "ranker"),
+    }
+    dataset = Dataset.open(RunPaths.of(config).data)
+    for values in found["metrics"].values():
+        assert values["examples"] == len(dataset.examples("test"))
+        assert "hr@50" not in values  # ten beams, and as many places for everybody
+    assert found["metrics"]["mixture"] == found["metrics"]["start"]
+    assert {"best-control", "best-mixture", "last-start", "best-ease", "ranker"} <= set(
+        found["intervals"]["hr@10"]
+    )
+    cells = found["stratified"]
+    assert sum(cell["examples"] for cell in cells) == len(dataset.examples("test"))
+    assert all({"admitted", "best-control", "best-control_interval"} <= set(cell) for cell in cells)
+    assert set(found["breadth"]["changes"]) == {"hr@1", "coverage"}
