@@ -31,17 +31,22 @@ class DecodeSettings(Settings):
     top_p: float = Field(
         default=1.0, gt=0, le=1, description="Sample from the likeliest tokens that hold this probability."
     )
-    constrained: bool = Field(
-        default=False, description="Mask every token to the catalogue's trie, so that candidates are items."
+    constrained: bool | None = Field(
+        default=None,
+        description="Mask every token to the catalogue's trie, so that candidates are items, and with "
+        "`data.exclude_seen` items that the user does not have yet. null: as `data.exclude_seen` says. Free "
+        "rollouts may produce a consumed item; with `data.exclude_seen` it then counts as a hallucination.",
     )
 
     @model_validator(mode="after")
     def _can_be_done(self) -> "DecodeSettings":
-        self.decoding()
+        self.decoding(exclude_seen=False)
         return self
 
-    def decoding(self) -> Decoding:
+    def decoding(self, *, exclude_seen: bool) -> Decoding:
         """What engines carry out, and what the learner scores candidates by.
+
+        `exclude_seen` is the data set's setting, which decides where `constrained` is null.
 
         Raises:
             ValueError: the kind takes no such temperature or top_p.
@@ -51,7 +56,7 @@ class DecodeSettings(Settings):
             candidates=self.candidates,
             temperature=self.temperature,
             top_p=self.top_p,
-            constrained=self.constrained,
+            constrained=exclude_seen if self.constrained is None else self.constrained,
         )
 
 
@@ -146,6 +151,9 @@ AnyEngineSettings = Annotated[
 ]
 
 
+DistractorDraw = Literal["uniform", "popularity", "ranker_middle"]
+
+
 class RolloutSettings(Settings):
     """The rollout actor pool."""
 
@@ -167,6 +175,12 @@ class RolloutSettings(Settings):
     )
     distractors: Annotated[int, Unit("items")] = Field(
         default=4, ge=1, description="Candidates of other prompts that the ranker scores for the gate, J."
+    )
+    distractor_draw: DistractorDraw = Field(
+        default="uniform",
+        description="How distractors are drawn from what other prompts generated. popularity: with chances "
+        "in proportion to the share of the interactions. ranker_middle: four times as many are drawn and "
+        "scored, and those in the middle of the ranker's order are kept.",
     )
     cpus: Cpus = Field(default=1.0, ge=0, description="CPU cores of an actor.")
     gpus: Gpus = Field(default=0.0, ge=0, description="GPUs of an actor.")

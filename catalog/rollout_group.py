@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from sluice.catalog.errors import DataError
 
-ROLLOUT_GROUP_VERSION = 2
+ROLLOUT_GROUP_VERSION = 3
 _VERSION_KEY = b"sluice.rollout_group"
 _int_list, _float_list = pa.list_(pa.int32()), pa.list_(pa.float32())
 
@@ -33,7 +33,8 @@ ROLLOUT_GROUP = pa.schema(
         pa.field("position", pa.int32(), nullable=False),
         # [n] item rows, oldest first, as the prompt showed them
         pa.field("history", _int_list, nullable=False),
-        pa.field("excluded", _int_list, nullable=False),  # [e] item rows that constrained decoding left out
+        # [e] item rows that were no candidates: constrained decoding left them out
+        pa.field("excluded", _int_list, nullable=False),
         pa.field("target_item", pa.int32(), nullable=False),
         pa.field("candidate_tokens", _int_list, nullable=False),  # [K*L] token ids
         # [K*L] nats, of the distribution drawn from
@@ -41,7 +42,9 @@ ROLLOUT_GROUP = pa.schema(
         # [K] nats, log of the chance of being in the group; empty unless drawn without replacement
         # (stochastic beams)
         pa.field("inclusion_log_probs", _float_list, nullable=False),
-        pa.field("candidate_items", _int_list, nullable=False),  # [K] item rows, -1: no item of the catalogue
+        # [K] item rows, -1: no item of the catalogue, or an excluded one
+        pa.field("candidate_items", _int_list, nullable=False),
+        pa.field("consumed", pa.int32(), nullable=False),  # candidates that are excluded items
         pa.field("candidate_scores", _float_list, nullable=False),  # [K] ranker scores, NaN: no item
         pa.field("target_score", pa.float32(), nullable=False),
         # [K] deviation of the score, NaN: no item, or not known
@@ -74,13 +77,15 @@ class RolloutGroup:
     user: int
     position: int
     history: np.ndarray  # [n] int32 item rows, oldest first, as the prompt showed them
-    excluded: np.ndarray  # [e] int32 item rows that constrained decoding left out
+    # [e] int32 item rows that were no candidates, such as what the user has: constrained decoding left them
+    # out, and a free candidate that is one of them has no item
+    excluded: np.ndarray
     target_item: int
     candidate_tokens: np.ndarray  # [K, L] int32 token ids
     behaviour_log_probs: np.ndarray  # [K, L] float32 nats, of the distribution drawn from
     # [K] float32 nats, log of the chance of being in the group; [0] unless drawn without replacement
     inclusion_log_probs: np.ndarray
-    candidate_items: np.ndarray  # [K] int32 item rows, -1: no item of the catalogue
+    candidate_items: np.ndarray  # [K] int32 item rows, -1: no item of the catalogue, or an excluded one
     candidate_scores: np.ndarray  # [K] float32, NaN: no item
     target_score: float
     # [K] float32, deviation of the score over the ranker's ensemble, NaN: no item
@@ -97,6 +102,7 @@ class RolloutGroup:
     score_s: float  # ranker request to answer
     # of the trie that constrained decoding chose from and that names the candidates' items
     catalogue_version: int = 0
+    consumed: int = 0  # candidates that are excluded items
 
 
 _ARRAYS = {field.name: field.type.value_type for field in ROLLOUT_GROUP if pa.types.is_list(field.type)}

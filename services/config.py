@@ -18,9 +18,11 @@ from sluice.actors.settings import (
     WeightSettings,
 )
 from sluice.catalog.data.settings import DataSettings
+from sluice.catalog.decoding import Decoding
 from sluice.catalog.errors import ConfigError
 from sluice.catalog.settings import Settings
 from sluice.cluster.settings import ClusterSettings
+from sluice.learner.objectives.settings.effects import check_effect
 from sluice.learner.objectives.settings.objective import AdaGrpoObjective, Objective
 from sluice.learner.ranker.settings import RankerSettings
 from sluice.learner.settings import EvaluationSettings, LearnerSettings, PolicySettings, PretrainSettings
@@ -77,6 +79,11 @@ class RunConfig(Settings):
     def directory(self) -> Path:
         """The run directory, `<output>/<name>-seed<seed>`."""
         return Path(self.output) / f"{self.name}-seed{self.seed}"
+
+    @property
+    def decoding(self) -> Decoding:
+        """How the rollouts of this run are drawn."""
+        return self.rollout.decode.decoding(exclude_seen=self.data.exclude_seen)
 
     @model_validator(mode="after")
     def _queue_holds_a_step(self) -> "RunConfig":
@@ -154,6 +161,17 @@ class RunConfig(Settings):
                 f"objective {self.objective.type} learns from logged rewards, and data.reward is none: name "
                 f"the column of the log that holds them (rating, click or dwell_seconds)"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _settings_of_the_objective_have_an_effect(self) -> "RunConfig":
+        check_effect(
+            self.objective,
+            updates_per_batch=self.learner.updates_per_batch,
+            kind=self.rollout.decode.kind,
+            candidates=self.rollout.decode.candidates,
+            constrained=self.decoding.constrained,
+        )
         return self
 
     @model_validator(mode="after")

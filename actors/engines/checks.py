@@ -4,8 +4,6 @@ right.
 
 from collections.abc import Collection, Mapping, Sequence
 
-import numpy as np
-
 from sluice.actors.engines.engine import GenerateRequest
 from sluice.catalog.decoding import Decoding
 from sluice.catalog.errors import DataError, PolicyError
@@ -54,7 +52,9 @@ def _check_request(
         )
     needed = decoding.distinct
     available = (
-        items - len(np.unique(request.excluded)) if decoding.constrained else layout.vocab_size**layout.levels
+        vocabulary.trie.items_without(request.excluded)
+        if decoding.constrained
+        else layout.vocab_size**layout.levels
     )
     if available < needed:
         raise DataError(

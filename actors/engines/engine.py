@@ -19,9 +19,8 @@ class GenerateRequest:
 
     request_id: str
     prompt: np.ndarray  # [T] int64 token ids, BOS first
-    excluded: (
-        np.ndarray
-    )  # [E] int32 item rows that constrained decoding must not produce; free decoding ignores them
+    # [E] int32 item rows that constrained decoding must not produce; free decoding ignores them
+    excluded: np.ndarray
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,15 +7,20 @@ distractors come from (docs/algorithms.md, Discriminability).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from sluice.actors.engines.engine import Generation
 from sluice.actors.queue.leases import Lease
+from sluice.actors.settings import DistractorDraw
 from sluice.catalog.errors import RunError
 from sluice.catalog.rollout_group import RolloutGroup
 from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.learner.ranker.output import RankerOutput
+
+_MIDDLE_OF = 4  # times as many distractors as are kept are drawn, for draw ranker_middle
+_RAREST_SHARE = 1e-6  # what an item counts that nobody has consumed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +29,27 @@ class Prompt:
 
     lease: Lease
     history: np.ndarray  # [n] int32 item rows, oldest first
-    excluded: np.ndarray  # [E] int32 item rows that constrained decoding leaves out
+    excluded: np.ndarray  # [E] int32 item rows that are no candidates and no distractors of this prompt
     target_item: int
+
+
+def read_prompt(lease: Lease, dataset: Any) -> Prompt:
+    """The prompt of a lease; with `data.exclude_seen` it excludes what the user had before.
+
+    A ground truth that the user takes again is not excluded: its log-prob and those of the candidates, which
+    the gate compares, are then normalised over the same items.
+    """
+    user, position = lease.user, lease.position
+    target, excluded = int(dataset.target(user, position)), np.empty(0, dtype=np.int32)
+    if dataset.settings.exclude_seen:
+        seen = dataset.seen(user, position)
+        excluded = seen[seen != target]
+    return Prompt(
+        lease=lease,
+        history=dataset.history(user, position, dataset.settings.max_history),
+        excluded=excluded,
+        target_item=target,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +59,10 @@ class UnscoredGroups:
     prompts: Sequence[Prompt]
     generations: Sequence[Generation]
     generate_s: Sequence[float]
-    candidate_items: np.ndarray  # [B, K] int32 item rows, -1: no item
+    candidate_items: np.ndarray  # [B, K] int32 item rows, -1: no item, or an excluded one
+    consumed: np.ndarray  # [B] candidates that are excluded items
     distractor_items: np.ndarray  # [B, J] int32 item rows, -1: the batch offered fewer
+    keep: int  # distractors of a prompt that are kept, those in the middle of the ranker's order
     # [B, 1 + K + J] int32 item rows, each once per prompt, the ground truth first; -1 = padding
     items_to_score: np.ndarray
     # [B, 1 + K + J] columns of `items_to_score`: of ground truth, candidates, distractors; 1 + K + J: none
@@ -56,12 +82,15 @@ def assemble_groups(
     vocabulary: Vocabulary,
     distractors: int,
     seed: int,
+    draw: DistractorDraw = "uniform",
+    shares: np.ndarray | None = None,
 ) -> UnscoredGroups:
     """Candidate items by the trie each was generated with, and up to J `distractors` for each prompt.
 
-    A prompt's distractors are drawn without replacement from the distinct items that the *other* prompts
-    generated, less its ground truth and its own candidates. The draw depends on `seed`, the batch's lease ids
-    and what was generated alone.
+    A candidate that is an excluded item counts as a hallucination. A prompt's distractors are drawn without
+    replacement from the distinct items that the *other* prompts generated, less its ground truth, its own
+    candidates and its excluded items, as `draw` says. The draw depends on `seed`, the batch's lease ids, what
+    was generated and the items' `shares` `[N]` of the interactions alone, which draw popularity needs.
 
     Raises:
         RunError: the engine returned groups of different shapes, or sequences of the wrong length.
@@ -74,10 +103,14 @@ def assemble_groups(
             f"per level"
         )
     versions = np.asarray([generation.catalogue_version for generation in generations])
-    candidate_items = vocabulary.lookup(np.stack([generation.tokens for generation in generations]), versions)
+    generated = vocabulary.lookup(np.stack([generation.tokens for generation in generations]), versions)
+    excluded = [prompt.excluded for prompt in prompts]
+    candidate_items = np.where(_in_rows(generated, excluded), -1, generated)
     target_items = np.asarray([[prompt.target_item] for prompt in prompts], dtype=np.int32)
     generator = np.random.default_rng([seed, *(prompt.lease.lease_id for prompt in prompts)])
-    distractor_items = _distractors(target_items, candidate_items, distractors, generator)
+    drawn = _MIDDLE_OF * distractors if draw == "ranker_middle" else distractors
+    weights = shares if draw == "popularity" else None
+    distractor_items = _distractors(target_items, candidate_items, excluded, drawn, generator, weights)
     items_to_score, places = _distinct(
         np.concatenate([target_items, candidate_items, distractor_items], axis=1)
     )
@@ -86,7 +119,9 @@ def assemble_groups(
         generations=generations,
         generate_s=generate_s,
         candidate_items=candidate_items,
+        consumed=((candidate_items < 0) & (generated >= 0)).sum(axis=1),
         distractor_items=distractor_items,
+        keep=distractors,
         items_to_score=items_to_score,
         places=places,
     )
@@ -103,7 +138,8 @@ def score_groups(
     nothing = np.empty(0, dtype=np.float32)
     groups = []
     for row, (prompt, generation) in enumerate(zip(unscored.prompts, unscored.generations, strict=True)):
-        chosen = unscored.distractor_items[row] >= 0
+        of_distractors = scores[row, own.stop :]
+        chosen = _middle(of_distractors, unscored.keep)
         inclusion = generation.inclusion_log_probs
         groups.append(
             RolloutGroup(
@@ -117,6 +153,7 @@ def score_groups(
                 behaviour_log_probs=generation.log_probs,
                 inclusion_log_probs=nothing if inclusion is None else inclusion,
                 candidate_items=unscored.candidate_items[row],
+                consumed=int(unscored.consumed[row]),
                 candidate_scores=scores[row, own],
                 target_score=float(scores[row, 0]),
                 candidate_spread=spread[row, own],
@@ -124,7 +161,7 @@ def score_groups(
                 candidate_values=values[row, own],
                 target_value=float(values[row, 0]),
                 distractor_items=unscored.distractor_items[row, chosen],
-                distractor_scores=scores[row, own.stop :][chosen],
+                distractor_scores=of_distractors[chosen],
                 version_min=generation.version_min,
                 version_max=generation.version_max,
                 ranker_version=ranker_version,
@@ -136,20 +173,43 @@ def score_groups(
     return groups
 
 
+def _in_rows(items: np.ndarray, sets: Sequence[np.ndarray]) -> np.ndarray:
+    """bool, shaped like the items `[B, W]`: the item is in the set of its row."""
+    return np.stack([np.isin(row, members) for row, members in zip(items, sets, strict=True)])
+
+
 def _distractors(
-    target_items: np.ndarray, candidate_items: np.ndarray, count: int, generator: np.random.Generator
+    target_items: np.ndarray,
+    candidate_items: np.ndarray,
+    excluded: Sequence[np.ndarray],
+    count: int,
+    generator: np.random.Generator,
+    shares: np.ndarray | None,
 ) -> np.ndarray:
     """`[B, J]`: the items with the smallest of random keys, among those that a prompt may be given."""
     generated, places = np.unique(np.append(candidate_items, -1), return_inverse=True)
     # Without its own candidates, what the whole batch generated is what the other prompts did.
-    keys = generator.random((len(candidate_items), len(generated)))
+    shape = (len(candidate_items), len(generated))
+    if shares is None:
+        keys = generator.random(shape)
+    else:  # the first of exponential clocks that run as fast as the items are popular
+        known = np.where(generated < len(shares), shares.take(generated, mode="clip"), 0.0)
+        keys = generator.exponential(size=shape) / np.maximum(known, _RAREST_SHARE)
     np.put_along_axis(keys, places[:-1].reshape(candidate_items.shape), np.inf, axis=1)
     keys[(generated == target_items) | (generated < 0)] = np.inf
+    keys[_in_rows(np.broadcast_to(generated, keys.shape), excluded)] = np.inf
     drawn = np.full((len(keys), count), -1, dtype=np.int32)
     width = min(count, len(generated))
     chosen = np.argpartition(keys, width - 1, axis=1)[:, :width]
     drawn[:, :width] = np.where(np.isinf(np.take_along_axis(keys, chosen, axis=1)), -1, generated[chosen])
     return drawn
+
+
+def _middle(scores: np.ndarray, keep: int) -> np.ndarray:
+    """The places, in ascending order, of the `keep` middle ones of the scores that are not NaN."""
+    order = np.argsort(scores, kind="stable")[: np.count_nonzero(~np.isnan(scores))]
+    first = max(0, len(order) - keep) // 2
+    return np.sort(order[first : first + keep])
 
 
 def _distinct(items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -19,7 +19,7 @@ import pyarrow as pa
 from sluice.actors.calls import Call
 from sluice.actors.engines.engine import Engine, GenerateRequest, Generation
 from sluice.actors.queue.leases import Lease, Push, PushReply
-from sluice.actors.rollout.groups import Prompt, UnscoredGroups, assemble_groups, score_groups
+from sluice.actors.rollout.groups import Prompt, UnscoredGroups, assemble_groups, read_prompt, score_groups
 from sluice.actors.settings import RolloutSettings
 from sluice.catalog.errors import RankerError
 from sluice.catalog.rollout_group import encode_groups
@@ -75,7 +75,9 @@ class RolloutStats:
 
     batches: int = 0  # lease batches scored
     groups: int = 0  # accepted by the queue, as far as its answers have come back
-    invalid: int = 0  # given up: the ranker failed, or the group was larger than the whole queue may be
+    # given up: the ranker failed, the group was larger than the whole queue may be, or too few items were
+    # left to choose from
+    invalid: int = 0
     late: int = 0  # finished after the lease had moved on
     swaps: int = 0
     score_s: float = 0.0  # ranker requests to answers, while generating went on
@@ -124,6 +126,9 @@ class RolloutWorker:
         """
         self._engine, self._queue, self._ranker, self._weights = engine, queue, ranker, weights
         self._dataset, self._vocabulary, self._settings, self._seed = dataset, vocabulary, settings, seed
+        # of the interactions, which one draw of distractors asks for
+        self._shares = dataset.item_shares("fresh") if settings.distractor_draw == "popularity" else None
+        self._decoding = settings.decode.decoding(exclude_seen=dataset.settings.exclude_seen)
         self._clock, self._catalogues = clock, catalogues
         self._leasing: Call[tuple[Lease, ...]] | None = None
         self._generating: list[_Batch] = []
@@ -241,7 +246,10 @@ class RolloutWorker:
         return True
 
     def _submit(self, leases: Sequence[Lease]) -> None:
-        batch = _Batch(prompts=[self._prompt(lease) for lease in leases], submitted_s=self._clock())
+        prompts = self._with_enough_items([read_prompt(lease, self._dataset) for lease in leases])
+        if not prompts:
+            return
+        batch = _Batch(prompts=prompts, submitted_s=self._clock())
         requests = []
         for prompt in batch.prompts:
             tokens = self._vocabulary.layout.prompt(self._vocabulary.item_tokens, prompt.history)
@@ -252,15 +260,24 @@ class RolloutWorker:
         self._generating.append(batch)
         self._engine.submit(requests)
 
-    def _prompt(self, lease: Lease) -> Prompt:
-        user, position, data = lease.user, lease.position, self._dataset
-        excludes = self._settings.decode.constrained and data.settings.exclude_seen
-        return Prompt(
-            lease=lease,
-            history=data.history(user, position, data.settings.max_history),
-            excluded=data.seen(user, position) if excludes else np.empty(0, dtype=np.int32),
-            target_item=int(data.target(user, position)),
-        )
+    def _with_enough_items(self, prompts: list[Prompt]) -> list[Prompt]:
+        """The prompts that leave K distinct candidates to choose from; the others are given up as
+        invalid.
+        """
+        if not self._decoding.constrained:
+            return prompts
+        trie, needed = self._vocabulary.trie, self._decoding.distinct
+        left = {prompt.lease.lease_id: trie.items_without(prompt.excluded) for prompt in prompts}
+        short = [prompt.lease for prompt in prompts if left[prompt.lease.lease_id] < needed]
+        if short:
+            reason = (
+                f"{left[short[0].lease_id]} of {trie.items} items are left for user {short[0].user}, and "
+                f"{needed} distinct candidates are wanted: lower rollout.decode.candidates, or set "
+                "rollout.decode.kind to sample"
+            )
+            self._rejecting.append(self._queue.reject(short, reason))
+            self._count["invalid"] += len(short)
+        return [prompt for prompt in prompts if left[prompt.lease.lease_id] >= needed]
 
     def _generate(self) -> bool:
         if not self._engine.in_flight:
@@ -292,6 +309,8 @@ class RolloutWorker:
             vocabulary=self._vocabulary,
             distractors=self._settings.distractors,
             seed=self._seed,
+            draw=self._settings.distractor_draw,
+            shares=self._shares,
         )
         call = self._ranker.submit(unscored.histories, unscored.items_to_score)
         self._scoring.append(_Scoring(unscored=unscored, call=call))

@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 import torch
 
 from sluice.catalog.decoding import Decoding
+from sluice.learner.batches.strata import PopularityCuts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +60,7 @@ class GroupBatch(LoggedBatch):
     candidate_popularity_BK: torch.Tensor | None = (
         None  # float32, share of the training interactions, NaN: no item
     )
+    popularity_cuts: PopularityCuts | None = None  # of the data set, where it has been asked for them
 
     @property
     def valid_BK(self) -> torch.Tensor:

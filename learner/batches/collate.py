@@ -14,6 +14,7 @@ from sluice.catalog.tokens import TokenLayout
 from sluice.catalog.trie.exclusions import Exclusions
 from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.learner.batches.batch import GroupBatch, LoggedBatch
+from sluice.learner.batches.strata import PopularityCuts
 
 if TYPE_CHECKING:
     from sluice.catalog.data.dataset import Dataset, Examples
@@ -24,8 +25,11 @@ def collate_groups(
     dataset: "Dataset",
     vocabulary: Vocabulary,
     decoding: Decoding,
+    cuts: PopularityCuts | None = None,
 ) -> GroupBatch:
     """One batch of B groups, which were drawn by `decoding`.
+
+    `cuts` are those of the data set, for the metrics by popularity.
 
     Raises:
         DataError: a record is no rollout group of this release, or the groups differ in K or L, in how they
@@ -66,6 +70,7 @@ def collate_groups(
         if decoding.constrained
         else None,
         decoding=decoding,
+        popularity_cuts=cuts,
         inclusion_log_probs_BK=_inclusion(decoded),
     )
 
@@ -147,8 +152,9 @@ def _allowed(
     """bool [B, S, L, V]: what the decoder's mask allowed at every step of every branch, in each group's own
     catalogue.
 
-    The ground truth is allowed on its own branch even where the user had consumed it before, since an
-    excluded target would have an infinite loss.
+    Rollouts never exclude the ground truth, so that its log-prob and those of the candidates are normalised
+    over the same items. On its own branch it is allowed even where it has been retired since, or a group
+    excludes it all the same: its loss would be infinite.
     """
     branches_BSL = np.concatenate([target_BL[:, None], candidates_BKL], axis=1)
     prompts, branches, levels = branches_BSL.shape

@@ -15,6 +15,7 @@ from sluice.catalog.decoding import Decoding
 from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.learner.batches.batch import GroupBatch, LoggedBatch
 from sluice.learner.batches.collate import collate_groups, collate_logged
+from sluice.learner.batches.strata import popularity_cuts
 
 
 def prompts_of(dataset: Dataset, recent: int | None) -> Examples:
@@ -101,6 +102,7 @@ class QueueSource:
         )
         self._rank, self._world, self._share = rank, world, share
         self._decoding = decoding
+        self._cuts = popularity_cuts(dataset.item_shares("fresh"))
 
     def next(self, step: int, learner_version: int) -> tuple[GroupBatch, dict[str, float]]:
         """Waits for the queue to allot the step."""
@@ -111,11 +113,12 @@ class QueueSource:
             for name in ("generate_s", "score_s")
         }
         self._follow_catalogue(max(group.column("catalogue_version")[0].as_py() for group in groups))
-        batch = collate_groups(groups, self._dataset, self._vocabulary, self._decoding)
-        repeated = 1 - float(batch.distinct_BK.double().mean())
+        batch = collate_groups(groups, self._dataset, self._vocabulary, self._decoding, self._cuts)
+        consumed = sum(group.column("consumed")[0].as_py() for group in groups)
         figures = {
             "staleness": float(learner_version - oldest.mean()),
-            "repeated_share": repeated,
+            "consumed_share": consumed / batch.candidate_items_BK.numel(),
+            "repeated_share": 1 - float(batch.distinct_BK.double().mean()),
             **seconds,
         }
         if batch.inclusion_log_probs_BK is not None:

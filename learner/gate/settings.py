@@ -64,10 +64,19 @@ class GateSettings(Settings):
             raise ValueError(
                 "mode random needs random_rate: give the gate_rate of the run that it is compared with"
             )
-        if random and self.parts != "both":
-            raise ValueError(
-                f"parts {self.parts} has no effect with mode random, which looks at nothing: remove it"
-            )
+        fields = type(self).model_fields
+        for name in ("parts", "tau", "rho", "distractor_rule"):
+            if random and getattr(self, name) != fields[name].default:
+                raise ValueError(
+                    f"{name} {getattr(self, name)} has no effect with mode random, which looks at nothing: "
+                    "remove it"
+                )
+        for name in ("rho", "distractor_rule"):
+            if self.parts == "difficulty" and getattr(self, name) != fields[name].default:
+                raise ValueError(
+                    f"{name} {getattr(self, name)} has no effect with parts difficulty, which looks at no "
+                    "distractors: remove it, or set parts to both"
+                )
         if not random and (self.random_rate is not None or self.random_seed):
             raise ValueError(f"random_rate and random_seed need mode random, and mode is {self.mode}")
         if self.mode != "soft" and self.softness != 1.0:

@@ -9,9 +9,9 @@ from dataclasses import replace
 
 import torch
 
+from sluice.learner.batches.batch import GroupBatch, LoggedBatch
 from sluice.learner.gate.gate import GateResult, compute_gate
 from sluice.learner.gate.settings import GateSettings
-from sluice.learner.objectives.grpo import grpo_term
 from sluice.learner.objectives.mixture import mixture_terms
 from sluice.learner.objectives.settings.objective import GrpoSettings
 from sluice.learner.objectives.terms.base import Objective, ObjectiveInput, Terms
@@ -28,13 +28,21 @@ class AdaGrpoLoss(Objective):
         self.gate_settings = gate_settings
         self.needs_reference = settings.needs_reference
 
+    def needs_clean_target(self, batch: LoggedBatch) -> bool:
+        """Where difficulty counts; the rank among exact beams is read off the beams."""
+        assert isinstance(batch, GroupBatch)
+        gate = self.gate_settings
+        return gate.mode != "random" and gate.parts != "discriminability" and batch.decoding.is_drawn
+
     def __call__(self, inputs: ObjectiveInput) -> Terms:
-        """The gated mixture. The gate is that of the batch start, so that it holds for all updates on the
-        batch.
+        """The gated mixture. The gate is that of the batch start without dropout, so that it holds for all
+        updates on the batch.
         """
-        start_B = inputs.start.log_probs_BSL[:, 0].sum(dim=-1)
-        result = compute_gate(inputs.groups, start_B, self.gate_settings)
-        terms = mixture_terms(inputs, grpo_term(inputs, self.settings), self.weight, result.gate_B)
+        target_B = inputs.clean_target_B
+        if target_B is None:
+            target_B = inputs.start.log_probs_BSL[:, 0].sum(dim=-1)
+        result = compute_gate(inputs.groups, target_B, self.gate_settings)
+        terms = mixture_terms(inputs, self.settings, self.weight, result.gate_B)
         return replace(terms, metrics=terms.metrics | gate_metrics(result))
 
 

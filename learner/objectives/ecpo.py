@@ -25,6 +25,7 @@ from sluice.learner.objectives.terms.group_term import (
     group_of,
     off_policy_term,
 )
+from sluice.learner.objectives.terms.ratio import ratio_of
 from sluice.learner.reduction import mean_of
 
 
@@ -51,7 +52,7 @@ class EcpoLoss(GroupLoss):
         )
         log_ratio_BKL = group.log_probs_BKL - raised_BKL
         metrics = {
-            "ratio_mean": mean_of(log_ratio_BKL.exp()),
+            "ratio_mean": mean_of(ratio_of(log_ratio_BKL)),
             "clip_share": mean_of(clipped_tokens(log_ratio_BKL, group.advantages_BK, low, high)),
             "early_clip_share": mean_of((raised_BKL > old_BKL) & (group.advantages_BK[..., None] < 0)),
             **group_metrics(inputs, group),

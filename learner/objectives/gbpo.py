@@ -24,6 +24,7 @@ from sluice.learner.objectives.terms.group_term import (
     group_of,
     off_policy_term,
 )
+from sluice.learner.objectives.terms.ratio import ratio_of
 from sluice.learner.reduction import mean_of
 
 
@@ -48,7 +49,7 @@ class GbpoLoss(GroupLoss):
         group = group_of(inputs, self.settings)
         old_BKL = group.old(self.settings)
         raised_BKL = bounded_old(group.log_probs_BKL, old_BKL, group.advantages_BK)
-        ratio_BKL = (group.log_probs_BKL - raised_BKL).exp()
+        ratio_BKL = ratio_of(group.log_probs_BKL - raised_BKL)
         metrics = {
             "ratio_mean": mean_of(ratio_BKL),
             "bound_share": mean_of(raised_BKL > old_BKL),

@@ -35,6 +35,7 @@ from sluice.learner.objectives.terms.group_term import (
     group_of,
     off_policy_term,
 )
+from sluice.learner.objectives.terms.ratio import ratio_of
 from sluice.learner.reduction import mean_of
 from sluice.learner.rewards.rewards import group_rewards
 
@@ -43,7 +44,7 @@ def clipped_surrogate(
     log_ratio_BKL: torch.Tensor, advantages_BK: torch.Tensor, clip_low: float, clip_high: float
 ) -> torch.Tensor:
     """min(rho A, clip(rho, 1 - low, 1 + high) A), shaped like the ratio, to be maximised."""
-    ratio_BKL, advantages_BK1 = log_ratio_BKL.exp(), advantages_BK[..., None]
+    ratio_BKL, advantages_BK1 = ratio_of(log_ratio_BKL), advantages_BK[..., None]
     clipped_BKL = ratio_BKL.clamp(1 - clip_low, 1 + clip_high)
     return torch.minimum(ratio_BKL * advantages_BK1, clipped_BKL * advantages_BK1)
 
@@ -53,7 +54,7 @@ def clipped_tokens(
     log_ratio_BKL: torch.Tensor, advantages_BK: torch.Tensor, clip_low: float, clip_high: float
 ) -> torch.Tensor:
     """bool, shaped like the ratio: the clip cuts the gradient."""
-    ratio_BKL, advantages_BK1 = log_ratio_BKL.exp(), advantages_BK[..., None]
+    ratio_BKL, advantages_BK1 = ratio_of(log_ratio_BKL), advantages_BK[..., None]
     above_BKL, below_BKL = ratio_BKL > 1 + clip_high, ratio_BKL < 1 - clip_low
     return ((advantages_BK1 > 0) & above_BKL) | ((advantages_BK1 < 0) & below_BKL)
 
@@ -67,13 +68,18 @@ def log_ratio_at(log_ratio_BKL: torch.Tensor, level: Literal["token", "sequence"
     return log_ratio_BKL
 
 
-def grpo_term(inputs: ObjectiveInput, settings: GrpoSettings) -> GroupTerm:
-    """L_GRPO of each prompt. The reference may be None only when `kl_beta` is 0."""
-    group = group_of(inputs, settings)
+def grpo_term(
+    inputs: ObjectiveInput, settings: GrpoSettings, admitted_B: torch.Tensor | None = None
+) -> GroupTerm:
+    """L_GRPO of each prompt, 0 where it is not admitted (None: all are).
+
+    The reference may be None only when `kl_beta` is 0.
+    """
+    group = group_of(inputs, settings, admitted_B)
     log_ratio_BKL = log_ratio_at(group.log_probs_BKL - group.old(settings), settings.ratio)
     surrogate_BKL = clipped_surrogate(log_ratio_BKL, group.advantages_BK, *settings.clips)
     metrics = {
-        "ratio_mean": mean_of(log_ratio_BKL.exp()),
+        "ratio_mean": mean_of(ratio_of(log_ratio_BKL)),
         "clip_share": mean_of(clipped_tokens(log_ratio_BKL, group.advantages_BK, *settings.clips)),
         **group_metrics(inputs, group),
     }

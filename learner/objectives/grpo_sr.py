@@ -48,9 +48,7 @@ class GrpoSrLoss(GroupLoss):
         group = group_of(inputs, self.settings)
         surrogate_BKL = own_ratio(group.log_probs_BKL) * group.advantages_BK[..., None]
         metrics = group_metrics(inputs, group)
-        return GroupTerm(
-            loss_B=-over_group(surrogate_BKL, group.weights), rewards=group.rewards, metrics=metrics
-        )
+        return GroupTerm(loss_B=-over_group(surrogate_BKL, group), rewards=group.rewards, metrics=metrics)
 
     def __call__(self, inputs: ObjectiveInput) -> Terms:
         """Both sums, mean over the prompts."""

@@ -12,18 +12,20 @@ import torch
 from sluice.learner.objectives.grpo import grpo_term
 from sluice.learner.objectives.settings.objective import GrpoSettings
 from sluice.learner.objectives.terms.base import Objective, ObjectiveInput, Terms, nll_per_prompt
-from sluice.learner.objectives.terms.group_term import GroupTerm, reward_metrics
+from sluice.learner.objectives.terms.group_term import reward_metrics
 from sluice.learner.reduction import mean_of
 
 
-def mixture_terms(inputs: ObjectiveInput, term: GroupTerm, weight: float, gate_B: torch.Tensor) -> Terms:
-    """NLL on every prompt, the group-relative term times the gate `[B]`, in [0, 1].
+def mixture_terms(
+    inputs: ObjectiveInput, settings: GrpoSettings, weight: float, gate_B: torch.Tensor
+) -> Terms:
+    """NLL on every prompt, the group-relative term by `settings` times the gate `[B]`, in [0, 1].
 
-    Where the gate is 0 the term is replaced by zero rather than multiplied: the loss and its gradient then
+    Where the gate is 0 there is no term, rather than one multiplied by 0: the loss and its gradient then
     equal pure NLL to the bit, and nothing that overflows in a refused prompt can reach the others.
     """
-    nll_B = nll_per_prompt(inputs.scores)
-    admitted_grpo_B = torch.where(gate_B > 0, gate_B * term.loss_B, 0.0)
+    nll_B, term = nll_per_prompt(inputs.scores), grpo_term(inputs, settings, gate_B > 0)
+    admitted_grpo_B = gate_B * term.loss_B
     loss_B = nll_B + weight * admitted_grpo_B
     metrics = {
         "loss": mean_of(loss_B),
@@ -46,5 +48,5 @@ class MixtureLoss(Objective):
 
     def __call__(self, inputs: ObjectiveInput) -> Terms:
         """The mixture with every prompt admitted."""
-        term = grpo_term(inputs, self.settings)
-        return mixture_terms(inputs, term, self.weight, torch.ones_like(term.loss_B))
+        admitted_B = torch.ones_like(inputs.groups.target_scores_B)
+        return mixture_terms(inputs, self.settings, self.weight, admitted_B)

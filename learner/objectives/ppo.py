@@ -28,6 +28,7 @@ from sluice.learner.objectives.grpo import clipped_surrogate
 from sluice.learner.objectives.settings.preference import PpoObjective
 from sluice.learner.objectives.terms.base import Objective, ObjectiveInput, Terms, nll_per_prompt
 from sluice.learner.objectives.terms.logged import mean_over
+from sluice.learner.objectives.terms.ratio import ratio_of
 from sluice.learner.reduction import mean_of
 from sluice.learner.rewards.rewards import group_rewards
 
@@ -84,17 +85,17 @@ class PpoLoss(Objective):
         metrics = dict(group.metrics)
         if settings.kl_coef > 0:
             assert inputs.reference_BSL is not None, "kl_coef > 0 needs the reference's log-probs"
-            log_ratio_BKL = start_BKL - inputs.reference_BSL[:, 1:]
-            rewards_BKL = rewards_BKL - settings.kl_coef * log_ratio_BKL
-            metrics["kl"] = mean_of(log_ratio_BKL)
+            kl_BKL = start_BKL - inputs.reference_BSL[:, 1:]
+            rewards_BKL = rewards_BKL - settings.kl_coef * kl_BKL
+            metrics["kl"] = mean_of(kl_BKL)
         advantages_BKL = generalised_advantages(
             rewards_BKL, start_values_BKL, settings.gamma, settings.gae_lambda
         )
         returns_BKL = advantages_BKL + start_values_BKL
-        ratio_BKL = log_probs_BKL - start_BKL
-        surrogate_BKL = clipped_surrogate(ratio_BKL[..., None], advantages_BKL, settings.clip, settings.clip)[
-            ..., 0
-        ]
+        log_ratio_BKL = log_probs_BKL - start_BKL
+        surrogate_BKL = clipped_surrogate(
+            log_ratio_BKL[..., None], advantages_BKL, settings.clip, settings.clip
+        )[..., 0]
         value_loss_BKL = clipped_value_loss(values_BKL, start_values_BKL, returns_BKL, settings.value_clip)
         policy_B, value_B = -surrogate_BKL.mean(dim=(1, 2)), value_loss_BKL.mean(dim=(1, 2))
         loss_B = torch.where(counts_B, policy_B + settings.value_weight * value_B, 0.0)
@@ -107,8 +108,8 @@ class PpoLoss(Objective):
                 "policy_loss": mean_of(policy_B, counts_B),
                 "value_loss": mean_of(value_B, counts_B),
                 "reward": mean_of(rewards_BK.mean(dim=-1), counts_B),
-                "ratio_mean": mean_of(ratio_BKL.exp()),
-                "clip_share": mean_of(surrogate_BKL < ratio_BKL.exp() * advantages_BKL),
+                "ratio_mean": mean_of(ratio_of(log_ratio_BKL)),
+                "clip_share": mean_of(surrogate_BKL < ratio_of(log_ratio_BKL) * advantages_BKL),
                 "entropy": mean_of(scores.entropy_BSL[:, 1:]),
                 "invalid_share": mean_of(~batch.valid_BK),
                 "hit_share": mean_of(batch.hit_BK.any(dim=-1)),

@@ -1,8 +1,9 @@
 """The policy: a Hugging Face causal LM, its tokenizer and where the semantic-ID tokens sit in its vocabulary.
 
 A policy directory is a plain Hugging Face directory (config, safetensors, tokenizer) that transformers and
-vLLM load as it is. Its config carries one entry of ours, `sluice_level_sizes`: with it and the tokenizer the
-token layout is recovered, and each must fit the other.
+vLLM load as it is. Its config carries two entries of ours. With `sluice_level_sizes` and the tokenizer the
+token layout is recovered, and each must fit the other. `sluice_catalogue` is the fingerprint of the catalogue
+whose items the tokens stand for; a policy of an earlier release has none, and is taken to fit.
 """
 
 import json
@@ -32,6 +33,7 @@ from sluice.learner.scoring.shared_prefix import branch_log_probs
 from sluice.learner.settings import PolicySettings
 
 LEVEL_SIZES_KEY = "sluice_level_sizes"
+CATALOGUE_KEY = "sluice_catalogue"
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
 
 
@@ -113,14 +115,30 @@ def adapt_policy(base_dir: str | Path, level_sizes: tuple[int, ...], seed: int =
     return _policy(model, tokenizer, base_dir)
 
 
-def load_policy(directory: str | Path) -> Policy:
+def load_policy(directory: str | Path, catalogue: str | None = None) -> Policy:
     """Read a policy directory.
 
+    `catalogue` is the fingerprint (`sluice.catalog.fingerprint`) of the catalogue that it is to be used with;
+    None: any.
+
     Raises:
-        PolicyError: it cannot be read, its tokenizer does not fit its level sizes, or its architecture cannot
-            be trained on shared prefixes.
+        PolicyError: it cannot be read, its tokenizer does not fit its level sizes, its architecture cannot be
+            trained on shared prefixes, or it was made for another catalogue.
     """
-    return _policy(*_load_parts(directory), directory)
+    policy = _policy(*_load_parts(directory), directory)
+    own = getattr(policy.model.config, CATALOGUE_KEY, None)
+    if catalogue is not None and own is not None and own != catalogue:
+        raise PolicyError(
+            f"the policy in {directory} was made for another catalogue ({own}) than that of this data set "
+            f"({catalogue}), so that its tokens mean other items: give a policy that was trained on this "
+            "data set, or the data set that this one was trained on"
+        )
+    return policy
+
+
+def mark_catalogue(policy: Policy, catalogue: str) -> None:
+    """Have the policy carry the fingerprint of the catalogue that it is trained for."""
+    setattr(policy.model.config, CATALOGUE_KEY, catalogue)
 
 
 def save_policy(policy: Policy, directory: str | Path) -> None:

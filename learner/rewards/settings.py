@@ -2,6 +2,7 @@
 torch.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
@@ -121,3 +122,29 @@ def check_rewards(components: Sequence[RewardComponent]) -> None:
                 "the relevance reward multiplies the ranker's, which must not be negative (0 would be a "
                 f"gain), and {reason}: add {{type: ranker, transform: sigmoid}}, or rank"
             )
+
+
+def hit_is_best(components: Sequence[RewardComponent]) -> bool:
+    """Whether no candidate can get a higher reward than one that is the logged item.
+
+    >>> hit_is_best([HitReward(), RankPenaltyReward()]), hit_is_best([RankerReward(), HitReward()])
+    (True, False)
+    """
+    return sum(map(_largest_lead, components)) <= 0
+
+
+def _largest_lead(component: RewardComponent) -> float:
+    """By how much a component may put another candidate before the logged item."""
+    match component:
+        case RelevanceReward():
+            return 0.0  # 1 for the logged item
+        case HitReward():
+            return -component.weight
+        case RankPenaltyReward():
+            return max(-component.weight, 0.0)
+        case DiversityReward():
+            return abs(component.weight)
+        case RankerReward() if component.transform in ("sigmoid", "rank"):
+            return abs(component.weight)
+        case _:
+            return math.inf

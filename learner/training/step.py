@@ -8,7 +8,7 @@
 The log-probs before the first update on a batch are those of its first forward, so they cost nothing extra:
 no parameter moves before every micro-batch has been through it. The model is in training mode only when
 `settings.dropout` is above 0: dropout makes ratios noisy, so that a base with dropout of its own must not
-bring it in by accident.
+bring it in by accident. A gate is decided without it, by one more forward of the ground truth alone.
 """
 
 import math
@@ -139,7 +139,7 @@ class LearnerStep:
             RunError: a gradient is not finite; the update that had it was not taken.
         """
         parts = micro_batches(batch, self.settings.micro_batch_prompts, next(self.model.parameters()).device)
-        references = self._reference_log_probs(parts)
+        references, targets = self._reference_log_probs(parts), self._clean_targets(parts)
         weights = loss_weights(self.objective, parts)
         starts: list[BranchScores | None] = [None] * len(parts)
         totals: dict[str, torch.Tensor] = {}
@@ -156,7 +156,11 @@ class LearnerStep:
                     start = starts[index]
                     assert start is not None
                     inputs = ObjectiveInput(
-                        batch=part, scores=scores, start=start, reference_BSL=references[index]
+                        batch=part,
+                        scores=scores,
+                        start=start,
+                        reference_BSL=references[index],
+                        clean_target_B=targets[index],
                     )
                     terms = self.objective(inputs)
                     (on_every_parameter(terms.loss, scores) * weights[index]).backward()
@@ -230,15 +234,19 @@ class LearnerStep:
 
             drop_in_adapters(self.model, self.settings.lora.dropout > 0)
 
-    def _score(self, part: LoggedBatch) -> BranchScores:
+    def _score(self, part: LoggedBatch, *, target_alone: bool = False) -> BranchScores:
         branches = self.objective.select_branches(part)
+        tokens_BSL, allowed_BSLV = branches.branches_BSL, branches.allowed_BSLV
+        if target_alone:
+            tokens_BSL = tokens_BSL[:, :1]
+            allowed_BSLV = None if allowed_BSLV is None else allowed_BSLV[:, :1]
         half = self.settings.precision == "bfloat16"
         with torch.autocast(part.target_BL.device.type, torch.bfloat16, enabled=half):
             scores: BranchScores = self._scorer(
                 part.history_BT,
                 part.history_lengths_B.tolist(),  # no tensor, which DDP would move to the device
-                branches.branches_BSL,
-                branches.allowed_BSLV,
+                tokens_BSL,
+                allowed_BSLV,
                 branches.decoding,
             )
         return scores
@@ -250,6 +258,16 @@ class LearnerStep:
         self.model.eval()
         with self.reference.in_place():
             return [self._score(part).log_probs_BSL for part in parts]
+
+    @torch.no_grad()
+    def _clean_targets(self, parts: list[LoggedBatch]) -> list[torch.Tensor | None]:
+        """The ground truths' log-probs `[B]` without dropout, where there is some and the objective asks."""
+        lora = self.settings.lora
+        drops = self.settings.dropout > 0 or (lora is not None and lora.dropout > 0)
+        if not drops or not self.objective.needs_clean_target(parts[0]):
+            return [None] * len(parts)
+        self.model.eval()
+        return [self._score(part, target_alone=True).log_probs_BSL[:, 0].sum(dim=-1) for part in parts]
 
     def _synchronised(self, last: bool) -> AbstractContextManager[None]:
         """DDP adds gradients up over the micro-batches and exchanges them once, with the last; FSDP exchanges

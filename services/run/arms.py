@@ -21,6 +21,7 @@ from sluice.services.config import RunConfig
 from sluice.services.paths import RunPaths
 from sluice.services.run.metrics_file import seconds_of
 from sluice.services.stages.pretrain import pretraining_seconds
+from sluice.services.stages.staging import stage_inputs
 
 ROLLED_OUT = ("mixture", "random_gate")
 SFT_ALL = "sft_all"
@@ -37,8 +38,7 @@ def rolled_out_arms(objective: Objective, gate_rate: float) -> dict[str, Objecti
     shared = objective.model_dump(exclude={"type", "gate"})
     arms: dict[str, Objective] = {"mixture": MixtureObjective.model_validate(shared)}
     if objective.gate.mode != "random":
-        places = objective.gate.model_dump(include={"tau", "rho", "distractor_rule"})
-        gate = GateSettings(mode="random", random_rate=gate_rate, **places)
+        gate = GateSettings(mode="random", random_rate=gate_rate)
         arms["random_gate"] = objective.model_copy(update={"gate": gate})
     return arms
 
@@ -67,8 +67,9 @@ def check_compare(config: RunConfig, dataset: Dataset) -> None:
 
 
 def arm_inputs(config: RunConfig, objective: Objective) -> str:
-    """What an arm is trained with beside the start and the data, which never change: its stamp."""
+    """What an arm is trained with: its stamp. The start says which data, and how policies are evaluated."""
     inputs = {
+        "start": stage_inputs(RunPaths.of(config).policy),
         "seed": config.seed,
         "objective": objective.model_dump(mode="json"),
         "learner": config.learner.model_dump(mode="json"),

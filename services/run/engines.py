@@ -37,7 +37,7 @@ def open_engine(config: RunConfig, paths: RunPaths, vocabulary: Vocabulary, seed
     arguments: _Arguments = {
         "policy_dir": paths.policy,
         "vocabulary": vocabulary,
-        "decoding": config.rollout.decode.decoding(),
+        "decoding": config.decoding,
         "seed": seed,
         "max_prompt_tokens": 1 + Dataset.open(paths.data).settings.max_history * vocabulary.layout.levels,
     }

@@ -48,7 +48,7 @@ def run_learner(
         evaluation=config.evaluation,
         publish_every=config.weights.publish_every,
         threads=max(1, int(config.cluster.learner_cpus)),
-        decoding=config.rollout.decode.decoding(),
+        decoding=config.decoding,
         queue=fleet.queue if fleet else None,
         publisher=fleet.publisher if fleet else None,
         open_vocabulary=fleet.open_vocabulary if fleet else None,

@@ -15,11 +15,15 @@ import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from typing import Any
 
 from sluice.catalog.data.dataset import Dataset
 from sluice.catalog.errors import ConfigError, RunError, SluiceError
+from sluice.catalog.fingerprint import fingerprint_catalogue
+from sluice.catalog.tokens import TokenLayout
 from sluice.cluster import session
+from sluice.learner.objectives.settings.effects import check_prefixes
 from sluice.learner.objectives.settings.objective import NllObjective, Objective
 from sluice.learner.policy.policy import load_policy
 from sluice.learner.training.objective import build_objective
@@ -29,7 +33,7 @@ from sluice.services.paths import RunPaths
 from sluice.services.progress import Progress, Reporter
 from sluice.services.report import report, verdict
 from sluice.services.report.ranker_view import quality_lines
-from sluice.services.run import arms, manifest
+from sluice.services.run import arms, leftovers, manifest
 from sluice.services.run.fleet import Fleet, reserve_places, start_fleet
 from sluice.services.run.learner_job import run_learner
 from sluice.services.run.metrics_file import read_metrics
@@ -51,6 +55,8 @@ def run_training(config: RunConfig, resume: Resume = None) -> int:
     paths = RunPaths.of(config)
     _check_fresh(paths, resume)
     changes = check_resume(config, paths.root) if resume else ()
+    if resume:
+        leftovers.check_same_data(config, paths)
     kept = manifest.write_manifest(config, paths.root)
     with Reporter.for_stream(sys.stdout) as reporter:
         if changes:
@@ -112,7 +118,11 @@ def _run_phases(config: RunConfig, reporter: Reporter, jobs: dict[str, Callable[
 
 
 def _check_rewards(config: RunConfig, dataset: Dataset) -> None:
-    """Before hours of training: whether the log has the rewards that the objective learns from."""
+    """Before hours of training: whether log and catalogue have what the objective's rewards are made of."""
+    try:
+        check_prefixes(config.objective, len(dataset.level_sizes))
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     if config.needs_logged_reward and dataset.reward_column is None:
         raise ConfigError(
             f"objective {config.objective.type} learns from logged rewards, and the log has none: name its "
@@ -143,7 +153,15 @@ def _post_train(
     if resume == "best":
         # Without checkpoints of Ray Train's the workers go on from the best one.
         shutil.rmtree(paths.checkpoints / "train", ignore_errors=True)
+    if resume is None:
+        leftovers.discard_training(paths)
     run_learner(config, paths, "train", config.objective, reporter, fleet)
+
+
+def _own_layout(paths: RunPaths) -> TokenLayout:
+    """Of the start, which must have been made for this catalogue."""
+    dataset = Dataset.open(paths.data)
+    return load_policy(paths.policy, fingerprint_catalogue(dataset.item_ids, dataset.codes)).layout
 
 
 def _train(config: RunConfig, paths: RunPaths, reporter: Reporter, resume: Resume) -> dict[str, Any]:
@@ -198,7 +216,7 @@ def _train_with_rollouts(
     config: RunConfig, paths: RunPaths, reporter: Reporter, learn: Callable[[Fleet], None]
 ) -> dict[str, Any]:
     """Train beside a fleet of its own; returns what the fleet counted."""
-    fleet = start_fleet(config, paths, load_policy(paths.policy).layout, reserve_places(config))
+    fleet = start_fleet(config, paths, _own_layout(paths), reserve_places(config))
     try:
         # The engines load while the learner starts and validates the policy it begins with.
         with _engines(fleet, config, reporter):
@@ -266,5 +284,5 @@ def _figures(paths: RunPaths, reporter: Reporter, accounting: dict[str, int]) ->
 def _header(config: RunConfig) -> dict[str, Any]:
     header = {"objective": config.objective.type, "dataset": config.data.name, "seed": config.seed}
     if build_objective(config.objective).needs_groups:
-        header["decode"] = config.rollout.decode.model_dump()
+        header["decode"] = asdict(config.decoding)
     return header

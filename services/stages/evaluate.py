@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from sluice.catalog.data.dataset import Dataset
+from sluice.catalog.fingerprint import fingerprint_catalogue
 from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.learner.evaluation.evaluate import UserResults, evaluate_policy, sample_examples
 from sluice.learner.policy.policy import load_policy, move_model
@@ -25,7 +26,7 @@ def evaluate_run(
     all.
     """
     dataset = Dataset.open(RunPaths.of(config).data)
-    policy = load_policy(policy_directory)
+    policy = load_policy(policy_directory, fingerprint_catalogue(dataset.item_ids, dataset.codes))
     move_model(policy.model, "cuda" if torch.cuda.is_available() else "cpu")
     examples = dataset.examples(split)
     if split == "valid" and not whole:

@@ -10,11 +10,13 @@ import torch
 from sluice.catalog.data.dataset import Dataset
 from sluice.catalog.errors import PolicyError
 from sluice.catalog.files import sha256_of, write_atomically
+from sluice.catalog.fingerprint import fingerprint_catalogue
 from sluice.learner.policy.policy import (
     Policy,
     adapt_policy,
     build_policy,
     load_policy,
+    mark_catalogue,
     move_model,
     save_policy,
 )
@@ -84,6 +86,14 @@ def _neutral(settings: PretrainSettings) -> set[str]:
 
 
 def _initial(config: RunConfig, dataset: Dataset) -> Policy:
+    """The policy to train, which carries the data set's catalogue from now on."""
+    catalogue = fingerprint_catalogue(dataset.item_ids, dataset.codes)
+    policy = _untrained(config, dataset, catalogue)
+    mark_catalogue(policy, catalogue)
+    return policy
+
+
+def _untrained(config: RunConfig, dataset: Dataset, catalogue: str) -> Policy:
     base = config.policy.base
     if base is None:
         longest = 1 + (dataset.settings.max_history + 1) * len(dataset.level_sizes)
@@ -91,5 +101,5 @@ def _initial(config: RunConfig, dataset: Dataset) -> Policy:
     if not Path(base).is_dir():
         raise PolicyError(f"policy.base {base} is not a directory; give a Hugging Face model directory")
     if "sluice_level_sizes" in json.loads((Path(base) / "config.json").read_text()):
-        return load_policy(Path(base))
+        return load_policy(Path(base), catalogue)
     return adapt_policy(Path(base), dataset.level_sizes)

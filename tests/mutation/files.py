@@ -60,6 +60,13 @@ _CHECKPOINT = (
 
 _LOG = (("min(keep_bytes, read_whole_lines(path).size)", "keep_bytes"),)
 
+_LEFTOVERS = (
+    ("for digest, path in now.items() if digest not in before", "for digest, path in []"),
+    ("for digest, path in before.items() if digest not in now", "for digest, path in []"),
+    ('manifest.get("format") != FORMAT', "False"),
+    ("(paths.best, paths.last,", "(paths.best,"),
+)
+
 _LOG_FILES = (
     ("path.relative_to(directory).parts)", "path.name.split('/'))"),
     ('part.startswith((".", "_"))', 'part.startswith(".")'),
@@ -174,6 +181,43 @@ _PARTS = (
     ("learner/training/state_files.py", _STATE, ("learner/training/test_state_files.py",)),
     ("learner/training/checkpoint.py", _CHECKPOINT, ("learner/training/test_checkpoint.py",)),
     ("learner/training/metrics_log.py", _LOG, ("learner/training/test_checkpoint.py",)),
+    ("services/run/leftovers.py", _LEFTOVERS, ("services/run/test_leftovers.py",)),
+    (
+        "services/run/train.py",
+        (
+            ("        leftovers.check_same_data(config, paths)\n", "        pass\n"),
+            ("if not arms.is_trained(paths, name, inputs):", "if False:"),
+            ("        leftovers.discard_training(paths)\n", "        pass\n"),
+        ),
+        ("services/run/test_leftovers.py",),
+    ),
+    (
+        "services/run/arms.py",
+        (('        "start": stage_inputs(RunPaths.of(config).policy),\n', ""),),
+        ("services/run/test_leftovers.py",),
+    ),
+    (
+        "learner/policy/policy.py",
+        (("and own != catalogue", "and False"), ("own is not None and ", "")),
+        ("learner/policy/test_policy.py",),
+    ),
+    (
+        "services/stages/pretrain.py",
+        (
+            ("    mark_catalogue(policy, catalogue)\n", ""),
+            ("load_policy(Path(base), catalogue)", "load_policy(Path(base))"),
+        ),
+        ("services/run/test_leftovers.py",),
+    ),
+    (
+        "catalog/fingerprint.py",
+        (
+            ("codes[order]", "codes"),
+            ('"\\0".join(item_ids[row] for row in order)', '"x"'),
+            ('    digest.update(np.ascontiguousarray(codes[order], dtype="<i4").tobytes())\n', ""),
+        ),
+        ("catalog/test_fingerprint.py",),
+    ),
 )
 
 FILE_MUTANTS = tuple((file, old, new, tests) for file, pairs, tests in _PARTS for old, new in pairs)

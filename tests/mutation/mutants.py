@@ -1,6 +1,6 @@
 """The mutants of the learning core: one small wrong edit each, and the test files that must notice it."""
 
-from tests.mutation.beams import BEAM_MUTANTS, BEAMS, IN_BEAMS
+from tests.mutation.beams import BEAM_MUTANTS, BEAMS, IN_BEAMS, ROLLOUT_MUTANTS
 from tests.mutation.config import CONFIG_MUTANTS
 from tests.mutation.evaluation.rules import RULE_MUTANTS
 from tests.mutation.evaluation.summary import SUMMARY_MUTANTS
@@ -93,10 +93,10 @@ _REWARDS = (
 
 _ADVANTAGES = (
     (
-        "rewards_BK - rewards_BK.mean(dim=-1, keepdim=True)",
-        "rewards_BK.mean(dim=-1, keepdim=True) - rewards_BK",
+        "wide_BK - wide_BK.mean(dim=-1, keepdim=True)",
+        "wide_BK.mean(dim=-1, keepdim=True) - wide_BK",
     ),
-    ("rewards_BK - rewards_BK.mean(dim=-1, keepdim=True)", "rewards_BK - rewards_BK.mean()"),
+    ("wide_BK - wide_BK.mean(dim=-1, keepdim=True)", "wide_BK - wide_BK.mean()"),
     ("correction=1", "correction=0"),
     ("STD_FLOOR = 1e-4", "STD_FLOOR = 1e-6"),
     ("torch.where(all_equal(rewards_BK)[:, None], 0.0, centred_BK)", "centred_BK"),
@@ -108,13 +108,7 @@ _SMALL_OBJECTIVES = (
     (BASE, "-scores.target_log_probs_BL.sum(dim=-1)", "scores.target_log_probs_BL.sum(dim=-1)"),
     (BASE, "-scores.target_log_probs_BL.sum(dim=-1)", "-scores.log_probs_BSL[:, 0].sum(dim=-1)"),
     (NLL, "loss=nll_B.mean()", "loss=nll_B.sum()"),
-    (MIXTURE, "torch.where(gate_B > 0, gate_B * term.loss_B, 0.0)", "term.loss_B"),
-    (MIXTURE, "torch.where(gate_B > 0, gate_B * term.loss_B, 0.0)", "gate_B * term.loss_B"),
-    (
-        MIXTURE,
-        "torch.where(gate_B > 0, gate_B * term.loss_B, 0.0)",
-        "torch.where(gate_B > 0, 0.0, term.loss_B)",
-    ),
+    (MIXTURE, "grpo_term(inputs, settings, gate_B > 0)", "grpo_term(inputs, settings, gate_B == 0)"),
     (MIXTURE, "nll_B + weight * admitted_grpo_B", "nll_B + admitted_grpo_B"),
     (MIXTURE, "nll_B + weight * admitted_grpo_B", "nll_B - weight * admitted_grpo_B"),
     (ADAGRPO, "start.log_probs_BSL[:, 0].sum(dim=-1)", "scores.log_probs_BSL[:, 0].sum(dim=-1)"),
@@ -132,7 +126,12 @@ _STEP = (
     ("scores.detach()", "scores"),
     ("if starts[index] is None:", "if True:"),
     ("(on_every_parameter(terms.loss, scores) * weights[index])", "on_every_parameter(terms.loss, scores)"),
-    ("self.settings.dropout > 0", "True"),
+    ("self.model.train(self.settings.dropout > 0)", "self.model.train(True)"),
+    ("        self.model.eval()\n        return [self._score(part, t", "        return [self._score(part, t"),
+    ("if not drops or not", "if not"),
+    ("not drops or not self.objective.needs_clean_target(parts[0])", "not drops"),
+    ("clean_target_B=targets[index],", ""),
+    ("allowed_BSLV[:, :1]", "allowed_BSLV[:, 1:2]"),
     ("self.optimizer.found_inf = (~torch.isfinite(norm)).float()", "pass"),
     ('if not math.isfinite(values["grad_norm"]):', "if False:"),
     ('torch.set_rng_state(state["rng"]["torch"])', "pass"),
@@ -152,6 +151,7 @@ MUTANTS = (
     *(Mutant(STEP, old, new, IN_STEP) for old, new in _STEP),
     *(Mutant(*mutant) for mutant in POLICY_GRADIENT),
     *(Mutant(BEAMS, old, new, IN_BEAMS) for old, new in BEAM_MUTANTS),
+    *(Mutant(*mutant) for mutant in ROLLOUT_MUTANTS),
     *(Mutant(*mutant) for mutant in RANKER_MUTANTS),
     *SCALE,
     *SPLIT_MUTANTS,

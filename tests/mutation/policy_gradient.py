@@ -66,7 +66,7 @@ _CLIPPED = (
 )
 
 _SHARED = (
-    (_TERM, "difference = reference - log_probs", "difference = log_probs - reference", _OBJECTIVES),
+    (_TERM, "(reference - log_probs)", "(log_probs - reference)", _OBJECTIVES),
     (_TERM, "difference.exp() - difference - 1", "difference.exp() - difference", _OBJECTIVES),
     (
         _TERM,
@@ -140,7 +140,7 @@ _SHARED = (
     (_CORRECTION, "(ratio >= settings.low) & ", "", _GRADIENTS),
     (_CORRECTION, " & (ratio <= settings.high)", "", _GRADIENTS),
     (_CORRECTION, 'if settings.outside == "mask":', "if False:", _GRADIENTS),
-    (_MIXTURE, "gate_B * term.loss_B, 0.0", "term.loss_B, 0.0", ("learner/gate/test_variants.py",)),
+    (_MIXTURE, "gate_B * term.loss_B", "term.loss_B", ("learner/gate/test_variants.py",)),
 )
 
 _ALONE = (
@@ -174,7 +174,7 @@ _ALONE = (
     (_GBPO, ">= 0, log_probs_BKL, complement", "<= 0, log_probs_BKL, complement", _GRADIENTS),
     (_GBPO, "torch.maximum(old", "torch.minimum(old", _GRADIENTS),
     (_GBPO, "torch.maximum(old_BKL, bound_BKL)", "old_BKL", _GRADIENTS),
-    (_GBPO, "(group.log_probs_BKL - raised_BKL).exp()", "(group.log_probs_BKL - raised_BKL)", _GRADIENTS),
+    (_GBPO, "ratio_of(group.log_probs_BKL - raised_BKL)", "group.log_probs_BKL - raised_BKL", _GRADIENTS),
     (
         _GBPO,
         "ratio_BKL * group.advantages_BK[..., None]",
@@ -210,8 +210,8 @@ _MEMBERS = (
         "batch.behaviour_log_probs_BKL.mean(dim=-1)",
         _IN_WEIGHTS,
     ),
-    (_WEIGHTS, "- raw_BK + p_BK)", "- raw_BK)", _IN_WEIGHTS),
-    (_WEIGHTS, "- raw_BK + p_BK)", "+ p_BK)", _IN_WEIGHTS),
+    (_WEIGHTS, "- raw_BK + p_BK\n", "- raw_BK\n", _IN_WEIGHTS),
+    (_WEIGHTS, "- raw_BK + p_BK\n", "+ p_BK\n", _IN_WEIGHTS),
     (_WEIGHTS, "(1 - weights.probabilities_BK + raw_BK)", "(1 - weights.probabilities_BK)", _IN_WEIGHTS),
     (_WEIGHTS, "(1 - weights.probabilities_BK + raw_BK)", "(1 + raw_BK)", _IN_WEIGHTS),
     (_WEIGHTS, "+ raw_BK) - total_B1", "+ raw_BK) + total_B1", _IN_WEIGHTS),
@@ -318,4 +318,74 @@ _GATES = tuple(
     )
 )
 
-POLICY_GRADIENT = _CLIPPED + _SHARED + _ALONE + _MEMBERS + _REWARD + _GATES
+_RATIO, _EFFECTS = "learner/objectives/terms/ratio.py", "learner/objectives/settings/effects.py"
+_IN_EDGES = ("learner/objectives/test_edges.py",)
+_IN_EFFECTS = ("learner/objectives/settings/test_effects.py",)
+
+_STRATA, _IN_STRATA = "learner/batches/strata.py", ("learner/batches/test_strata.py",)
+
+_EDGES = (
+    (_STRATA, "np.sort(shares)[::-1]", "np.sort(shares)", _IN_STRATA),
+    (_STRATA, '"middle": middle & ~head', '"middle": middle', _IN_STRATA),
+    (_STRATA, " | shares.isnan()", "", _IN_STRATA),
+    (_TERM, "advantages_BK > 0, counted_BK", "advantages_BK >= 0, counted_BK", _IN_STRATA),
+    (_RATIO, "log_ratio.clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO)", "log_ratio", _IN_EDGES),
+    (_RATIO, "LARGEST_LOG_RATIO = 20.0", "LARGEST_LOG_RATIO = 90.0", _IN_EDGES),
+    (
+        _GRPO,
+        "ratio_of(log_ratio_BKL), advantages_BK[..., None]\n    clipped",
+        "log_ratio_BKL.exp(), advantages_BK[..., None]\n    clipped",
+        _IN_EDGES,
+    ),
+    (
+        _GBPO,
+        "ratio_of(group.log_probs_BKL - raised_BKL)",
+        "(group.log_probs_BKL - raised_BKL).exp()",
+        _IN_EDGES,
+    ),
+    (_CORRECTION, "return ratio_of(log_ratio)", "return log_ratio.exp()", _IN_EDGES),
+    (
+        _WEIGHTS,
+        "ratio_of(log_p_BK - batch.inclusion_log_probs_BK)",
+        "(log_p_BK - batch.inclusion_log_probs_BK).exp()",
+        _IN_EDGES,
+    ),
+    (_WEIGHTS, "rest_BK.clamp(min=math.exp(-LARGEST_LOG_RATIO))", "rest_BK", _IN_EDGES),
+    (_TERM, ".clamp(max=LARGEST_LOG_RATIO)", "", _IN_EDGES),
+    (
+        _TERM,
+        "torch.where(counts_B[:, None, None], log_probs_BKL, log_probs_BKL.detach())",
+        "log_probs_BKL",
+        _IN_EDGES,
+    ),
+    (_TERM, "torch.where(group.counts_B, values_B, 0.0)", "values_B", _IN_EDGES),
+    (_TERM, "counts_B = counts_B & admitted_B", "pass", _IN_EDGES),
+    (
+        _TERM,
+        "counts_B = (advantages_BK != 0).any(dim=-1)",
+        "counts_B = torch.ones_like(advantages_BK[:, 0], dtype=torch.bool)",
+        _IN_EDGES,
+    ),
+    (_ADVANTAGES, "rewards_BK.double()", "rewards_BK.half()", _IN_EDGES),
+    (_EFFECTS, 'kind != "stochastic_beam" and', "False and", _IN_EFFECTS),
+    (_EFFECTS, "if constrained and", "if False and", _IN_EFFECTS),
+    (_EFFECTS, 'and kind != "sample"', "and False", _IN_EFFECTS),
+    (_EFFECTS, "tokens > levels", "tokens > 9", _IN_EFFECTS),
+    (_EFFECTS, '"clip", "value_clip",', '"clip",', _IN_EFFECTS),
+    (_EFFECTS, '"early_clip_margin")', ")", _IN_EFFECTS),
+    (_EFFECTS, '== "gspo"', '== ""', _IN_EFFECTS),
+    (_EFFECTS, "return candidates**2 // 4", "return candidates**2", _IN_EFFECTS),
+    (_EFFECTS, "        return candidates\n", "        return candidates + 99\n", _IN_EFFECTS),
+    (_SETTINGS, 'if self.level == "none" and', "if False and", _IN_EFFECTS),
+    ("learner/gate/settings.py", '("parts", "tau", "rho", "distractor_rule")', '("parts",)', _IN_EFFECTS),
+    ("learner/gate/settings.py", 'if self.parts == "difficulty" and', "if False and", _IN_EFFECTS),
+    (
+        "learner/objectives/settings/preference.py",
+        "only is not None and abs(only.weight) != 1",
+        "False",
+        _IN_EFFECTS,
+    ),
+    ("learner/rewards/settings.py", "return -component.weight", "return 0.0", _IN_EFFECTS),
+)
+
+POLICY_GRADIENT = _EDGES + _CLIPPED + _SHARED + _ALONE + _MEMBERS + _REWARD + _GATES

@@ -149,7 +149,7 @@ _PPO = (
     ("== start_BKL.shape[-1] - 1", "== 0"),
     ("torch.where(last_L, rewards_BK[..., None], 0.0)", "rewards_BK[..., None].expand_as(start_BKL)"),
     ("rewards_BKL - settings.kl_coef", "rewards_BKL + settings.kl_coef"),
-    ("settings.kl_coef * log_ratio_BKL", "log_ratio_BKL"),
+    ("settings.kl_coef * kl_BKL", "kl_BKL"),
     ("start_BKL - inputs.reference_BSL[:, 1:]", "inputs.reference_BSL[:, 1:] - start_BKL"),
     ("start_BKL - inputs.reference_BSL[:, 1:]", "log_probs_BKL - inputs.reference_BSL[:, 1:]"),
     ("generalised_advantages(rewards_BKL, start_values_BKL,", "gae(rewards_BKL, values_BKL,"),
@@ -168,7 +168,7 @@ _PPO = (
     ("loss_B = torch.where(counts_B, ", "loss_B = torch.where(counts_B | True, "),
     ("return batch.valid_BK.any(dim=-1).sum().double()", "return batch.valid_BK.sum().double()"),
     ('"none", settings.invalid_margin)', '"none", 1.0)'),
-    ("surrogate_BKL < ratio_BKL.exp()", "surrogate_BKL > ratio_BKL.exp()"),
+    ("surrogate_BKL < ratio_of", "surrogate_BKL > ratio_of"),
     ("mean_of(~batch.valid_BK)", "mean_of(batch.valid_BK)"),
     ("self.needs_reference = settings.kl_coef > 0", "self.needs_reference = True"),
 )

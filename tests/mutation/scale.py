@@ -54,8 +54,8 @@ _STEP = (
     ("                follower.follow(self._step)\n", "                pass\n", IN_REFERENCE),
     ("        with self.reference.in_place():\n", "        if True:\n", IN_REFERENCE),
     (
-        "            return [None] * len(parts)\n        self.model.eval()\n",
-        "            return [None] * len(parts)\n",
+        "        self.model.eval()\n        with self.reference",
+        "        with self.reference",
         IN_REFERENCE,
     ),
     ('self.reference.load_state_dict(state["reference"])', "pass", IN_REFERENCE),

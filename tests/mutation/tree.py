@@ -191,8 +191,11 @@ _CHECKS = (
 )
 
 _SETTINGS = (
-    *((f"            {name}=self.{name},\n", "") for name in ("kind", "temperature", "top_p", "constrained")),
-    ("        self.decoding()\n        return self", "        return self"),
+    *((f"            {name}=self.{name},\n", "") for name in ("kind", "temperature", "top_p")),
+    ("        self.decoding(exclude_seen=False)\n        return self", "        return self"),
+    ("exclude_seen if self.constrained is None else", ""),
+    ("exclude_seen if self.constrained is None else self.constrained", "exclude_seen"),
+    ("exclude_seen if self.constrained is None", "True if self.constrained is None"),
 )
 
 _DECODING = (

@@ -46,7 +46,7 @@ class AdvantageSftObjective(Settings):
     beta: Annotated[float, Unit("reward")] = Field(
         default=1.0, gt=0, description="Temperature of the weights. The larger, the closer to plain NLL."
     )
-    max_weight: float = Field(default=20.0, ge=1, description="Larger weights are cut to this.")
+    max_weight: float = Field(default=20.0, ge=1, le=1e8, description="Larger weights are cut to this.")
     missing_weight: float = Field(
         default=0.0, ge=0, description="Weight of a row whose advantage is unknown. 0 leaves the row out."
     )

@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from sluice.catalog.settings import Settings, Unit
 from sluice.learner.gate.settings import GateSettings
+from sluice.learner.objectives.settings.effects import changed
 from sluice.learner.objectives.settings.logged import (
     AdvantageSftObjective,
     CqlObjective,
@@ -21,6 +22,7 @@ from sluice.learner.rewards.settings import (
     RelevanceReward,
     RewardComponent,
     check_rewards,
+    hit_is_best,
 )
 
 
@@ -42,8 +44,11 @@ class CorrectionSettings(Settings):
     def _bounds(self) -> "CorrectionSettings":
         if self.low >= self.high:
             raise ValueError(f"low {self.low} must be below high {self.high}")
-        if self.level == "none" and self.outside == "mask":
-            raise ValueError("outside=mask has no effect with level none: set level to token or sequence")
+        if self.level == "none" and (idle := changed(self, "outside", "low", "high")):
+            raise ValueError(
+                f"{idle[0]} {getattr(self, idle[0])} has no effect with level none: set level to token or "
+                "sequence, or remove it"
+            )
         return self
 
 
@@ -81,6 +86,16 @@ class GroupSettings(Settings):
     def _rewards(cls, value: tuple[RewardComponent, ...]) -> tuple[RewardComponent, ...]:
         check_rewards(value)
         return value
+
+    @model_validator(mode="after")
+    def _override_lifts_something(self) -> "GroupSettings":
+        lifted = self.ground_truth != "inject" and changed(self, "ground_truth")
+        if lifted and hit_is_best(self.rewards):
+            raise ValueError(
+                f"ground_truth {self.ground_truth} has no effect: with these rewards no candidate can get "
+                "more than one that is the logged item; remove it"
+            )
+        return self
 
     @model_validator(mode="after")
     def _injected_popularity(self) -> "GroupSettings":

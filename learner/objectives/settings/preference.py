@@ -2,10 +2,10 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from sluice.catalog.settings import Settings, Unit
-from sluice.learner.rewards.settings import RankerReward, RewardComponent, check_rewards
+from sluice.learner.rewards.settings import RankerReward, RelevanceReward, RewardComponent, check_rewards
 
 
 class _Rewarded(Settings):
@@ -57,6 +57,27 @@ class SelfPairs(_Rewarded):
     per_prompt: Annotated[int, Unit("pairs")] = Field(
         default=4, ge=1, description="Pairs of a prompt at most, those with the widest gap first."
     )
+
+    @model_validator(mode="after")
+    def _order_alone(self) -> "SelfPairs":
+        if self.invalid_margin not in (0, 1):
+            raise ValueError(
+                f"invalid_margin {self.invalid_margin} has no effect: pairs go by the order of the rewards, "
+                "so that every margin above 0 does the same; leave it at 1.0, or set it to 0"
+            )
+        weighed = [reward for reward in self.rewards if not isinstance(reward, RelevanceReward)]
+        only = weighed[0] if len(weighed) == len(self.rewards) == 1 else None
+        if only is not None and abs(only.weight) != 1:
+            raise ValueError(
+                f"weight {only.weight} of the {only.type} reward has no effect: pairs go by the order of the "
+                "rewards, which the weight of a single component does not change; set it to 1 or -1"
+            )
+        if isinstance(only, RankerReward) and only.transform != "raw":
+            raise ValueError(
+                f"transform {only.transform} has no effect: pairs go by the order of the rewards, which it "
+                "does not change; leave it at raw"
+            )
+        return self
 
 
 PairSettings = Annotated[IntervalPairs | LoggedPairs | SelfPairs, Field(discriminator="type")]

@@ -34,20 +34,20 @@ def group_advantages(
     tensor([[-2., -1.,  3.],
             [ 0.,  0.,  0.]])
     """
-    candidates = rewards_BK.shape[-1]
+    candidates, wide_BK = rewards_BK.shape[-1], rewards_BK.double()  # squares may overflow float32
     if weights is None:
-        centred_BK = rewards_BK - rewards_BK.mean(dim=-1, keepdim=True)
-        std_B1 = rewards_BK.std(dim=-1, correction=1, keepdim=True)
+        centred_BK = wide_BK - wide_BK.mean(dim=-1, keepdim=True)
+        std_B1 = wide_BK.std(dim=-1, correction=1, keepdim=True)
         if kind == "rloo":
             centred_BK = centred_BK * (candidates / (candidates - 1))
     else:
-        centred_BK = weighted_advantages(rewards_BK, weights)
-        std_B1 = _weighted_std(rewards_BK, weights.raw_BK)
+        centred_BK = weighted_advantages(wide_BK, weights)
+        std_B1 = _weighted_std(wide_BK, weights.raw_BK)
     if kind == "grpo":
         centred_BK = centred_BK / (std_B1 + STD_FLOOR)
     elif weights is not None and not weights.normalised:
-        return centred_BK
-    return torch.where(all_equal(rewards_BK)[:, None], 0.0, centred_BK)
+        return centred_BK.to(rewards_BK.dtype)
+    return torch.where(all_equal(rewards_BK)[:, None], 0.0, centred_BK).to(rewards_BK.dtype)
 
 
 def all_equal(rewards_BK: torch.Tensor) -> torch.Tensor:

@@ -34,6 +34,9 @@ class ObjectiveInput:
     scores: BranchScores  # [B, S, L] nats, the learner's, with gradient
     start: BranchScores  # [B, S, L] nats, the same before the first update on this batch, detached
     reference_BSL: torch.Tensor | None  # nats, the reference policy's; None unless `needs_reference`
+    # nats, the ground truth's log-prob as in `start`, but without dropout; None where `start` has none, or
+    # `needs_clean_target` says that nobody asks
+    clean_target_B: torch.Tensor | None = None
 
     @property
     def groups(self) -> GroupBatch:
@@ -80,6 +83,10 @@ class Objective(ABC):
         return BranchInputs(
             branches_BSL=branches_BSL, allowed_BSLV=batch.allowed_BSLV, decoding=batch.decoding
         )
+
+    def needs_clean_target(self, batch: LoggedBatch) -> bool:
+        """Whether something is decided by how likely the ground truth is, which dropout must not blur."""
+        return False
 
     def normaliser(self, batch: LoggedBatch) -> torch.Tensor:
         """The float64 scalar that the loss of `batch` was divided by: its prompts, unless overridden."""

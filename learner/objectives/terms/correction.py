@@ -13,6 +13,7 @@ Definition: docs/algorithms.md, Engine and learner mismatch.
 import torch
 
 from sluice.learner.objectives.settings.objective import CorrectionSettings
+from sluice.learner.objectives.terms.ratio import ratio_of
 
 
 @torch.no_grad()
@@ -43,4 +44,4 @@ def _ratio(
     log_ratio = start_BKL - behaviour_BKL
     if settings.level == "sequence":
         log_ratio = log_ratio.sum(dim=-1, keepdim=True)
-    return log_ratio.exp()
+    return ratio_of(log_ratio)

@@ -11,6 +11,9 @@ the same here.
 
 All log-probs, the reference's too, are those of the rollouts' distribution (temperature, allowed tokens),
 since ratios between distributions with different supports are biased.
+
+A group without any advantage, and one that a gate refuses, costs exactly nothing: its term is 0, its KL
+included, and no gradient reaches its log-probs, whatever they are.
 """
 
 from abc import abstractmethod
@@ -18,11 +21,13 @@ from dataclasses import dataclass
 
 import torch
 
+from sluice.learner.batches.strata import strata_of
 from sluice.learner.objectives.settings.objective import GroupSettings, OffPolicySettings
 from sluice.learner.objectives.terms.advantages import group_advantages
 from sluice.learner.objectives.terms.base import Objective, ObjectiveInput, Terms, nll_per_prompt
 from sluice.learner.objectives.terms.correction import correction_weights, inside_bounds
 from sluice.learner.objectives.terms.member_weights import MemberWeights, member_weights
+from sluice.learner.objectives.terms.ratio import LARGEST_LOG_RATIO
 from sluice.learner.reduction import mean_of
 from sluice.learner.rewards.rewards import GroupRewards, group_rewards
 
@@ -31,12 +36,13 @@ from sluice.learner.rewards.rewards import GroupRewards, group_rewards
 class Group:
     """The members of every prompt's group; all but `log_probs_BKL` without gradient."""
 
-    log_probs_BKL: torch.Tensor  # the learner's
+    log_probs_BKL: torch.Tensor  # the learner's; without gradient where the group does not count
     start_BKL: torch.Tensor  # the learner's before the first update on the batch
     behaviour_BKL: torch.Tensor  # the engine's, and the learner's at the start for an injected GT
     advantages_BK: torch.Tensor
     rewards: GroupRewards
     weights: MemberWeights | None  # None: 1/K each
+    counts_B: torch.Tensor  # bool: some member has an advantage, and no gate refuses the group
 
     def old(self, settings: OffPolicySettings) -> torch.Tensor:
         """Log-probs `[B, K, L]` of the policy that the ratio is taken against."""
@@ -52,8 +58,13 @@ class GroupTerm:
     metrics: dict[str, torch.Tensor]  # see `Terms.metrics`
 
 
-def group_of(inputs: ObjectiveInput, settings: GroupSettings) -> Group:
-    """The group that the learner compares, with rewards and advantages by `settings`."""
+def group_of(
+    inputs: ObjectiveInput, settings: GroupSettings, admitted_B: torch.Tensor | None = None
+) -> Group:
+    """The group that the learner compares, with rewards and advantages by `settings`.
+
+    `admitted_B`, bool, says which groups a gate lets through; None: all.
+    """
     batch, start_BSL = inputs.groups, inputs.start.log_probs_BSL
     rewards = group_rewards(
         batch,
@@ -64,13 +75,19 @@ def group_of(inputs: ObjectiveInput, settings: GroupSettings) -> Group:
     )
     weights = member_weights(batch, settings.inclusion_weights, settings.ground_truth)
     start_BKL = group_members(start_BSL, rewards)
+    advantages_BK = group_advantages(rewards.rewards_BK, settings.advantage, weights)
+    counts_B = (advantages_BK != 0).any(dim=-1)
+    if admitted_B is not None:
+        counts_B = counts_B & admitted_B
+    log_probs_BKL = group_members(inputs.scores.log_probs_BSL, rewards)
     return Group(
-        log_probs_BKL=group_members(inputs.scores.log_probs_BSL, rewards),
+        log_probs_BKL=torch.where(counts_B[:, None, None], log_probs_BKL, log_probs_BKL.detach()),
         start_BKL=start_BKL,
         behaviour_BKL=torch.where(rewards.injected_BK[..., None], start_BKL, batch.behaviour_log_probs_BKL),
-        advantages_BK=group_advantages(rewards.rewards_BK, settings.advantage, weights),
+        advantages_BK=advantages_BK,
         rewards=rewards,
         weights=weights,
+        counts_B=counts_B,
     )
 
 
@@ -98,14 +115,17 @@ def off_policy_term(
         kl_BKL = k3_divergence(group.log_probs_BKL, reference_BKL)
         objective_BKL = objective_BKL - settings.kl_beta * kl_BKL
         metrics["kl"] = mean_of(kl_BKL)
-    return GroupTerm(loss_B=-over_group(objective_BKL, group.weights), rewards=group.rewards, metrics=metrics)
+    return GroupTerm(loss_B=-over_group(objective_BKL, group), rewards=group.rewards, metrics=metrics)
 
 
-def over_group(values_BKL: torch.Tensor, weights: MemberWeights | None) -> torch.Tensor:
-    """sum_i c_i (1/L) sum_t of the values, `[B]`."""
+def over_group(values_BKL: torch.Tensor, group: Group) -> torch.Tensor:
+    """sum_i c_i (1/L) sum_t of the values, `[B]`; 0 for a group that does not count."""
+    weights = group.weights
     if weights is None:
-        return values_BKL.mean(dim=(1, 2))
-    return (weights.counts_BK * values_BKL.mean(dim=2)).sum(dim=1)
+        values_B = values_BKL.mean(dim=(1, 2))
+    else:
+        values_B = (weights.counts_BK * values_BKL.mean(dim=2)).sum(dim=1)
+    return torch.where(group.counts_B, values_B, 0.0)
 
 
 def group_members(values_BSL: torch.Tensor, rewards: GroupRewards) -> torch.Tensor:
@@ -117,8 +137,10 @@ def group_members(values_BSL: torch.Tensor, rewards: GroupRewards) -> torch.Tens
 def k3_divergence(log_probs: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     """exp(d) - d - 1 with d = log pi_ref - log pi: a non-negative estimate of KL(pi || pi_ref) on samples of
     pi.
+
+    d is bounded where exp would be too large. Below, the estimate is as good as linear.
     """
-    difference = reference - log_probs
+    difference = (reference - log_probs).clamp(max=LARGEST_LOG_RATIO)
     return difference.exp() - difference - 1
 
 
@@ -136,10 +158,29 @@ def group_metrics(inputs: ObjectiveInput, group: Group) -> dict[str, torch.Tenso
         "mismatch": mean_of(mismatch_BKL, _drawn(group, mismatch_BKL)),
         **group.rewards.metrics,
     }
+    if batch.popularity_cuts is not None and batch.candidate_popularity_BK is not None:
+        metrics |= advantage_by_popularity(
+            group.advantages_BK.masked_fill(group.rewards.injected_BK, torch.nan),
+            strata_of(batch.candidate_popularity_BK, batch.popularity_cuts),
+        )
     if group.weights is not None:
         metrics["inclusion_weight_sum"] = mean_of(
             group.weights.raw_BK.sum(dim=-1)
         )  # 1 in the mean over many groups
+    return metrics
+
+
+def advantage_by_popularity(
+    advantages_BK: torch.Tensor, strata: dict[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Mean advantage of the candidates of each stratum, and the share of those with a positive one; NaN is
+    nobody's.
+    """
+    metrics = {}
+    for name, inside_BK in strata.items():
+        counted_BK = inside_BK & ~advantages_BK.isnan()
+        metrics[f"advantage/{name}"] = mean_of(advantages_BK, counted_BK)
+        metrics[f"advantage_positive/{name}"] = mean_of(advantages_BK > 0, counted_BK)
     return metrics
 
 

@@ -22,6 +22,7 @@ count w_i, or w_i / W_i, in place of 1/K; their advantages are the brackets.
 Definition: docs/algorithms.md, Groups drawn without replacement.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,6 +30,7 @@ import torch
 
 from sluice.catalog.errors import ConfigError
 from sluice.learner.batches.batch import GroupBatch
+from sluice.learner.objectives.terms.ratio import LARGEST_LOG_RATIO, ratio_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,10 +63,11 @@ def member_weights(
             "none, or rollout.decode.kind to sample"
         )
     log_p_BK = batch.behaviour_log_probs_BKL.sum(dim=-1)
-    raw_BK, p_BK = (log_p_BK - batch.inclusion_log_probs_BK).exp(), log_p_BK.exp()
+    raw_BK, p_BK = ratio_of(log_p_BK - batch.inclusion_log_probs_BK), log_p_BK.exp()
     counts_BK = raw_BK
     if kind == "normalised":
-        counts_BK = raw_BK / (raw_BK.sum(dim=-1, keepdim=True) - raw_BK + p_BK)
+        rest_BK = raw_BK.sum(dim=-1, keepdim=True) - raw_BK + p_BK
+        counts_BK = raw_BK / rest_BK.clamp(min=math.exp(-LARGEST_LOG_RATIO))
     return MemberWeights(
         counts_BK=counts_BK, raw_BK=raw_BK, probabilities_BK=p_BK, normalised=kind == "normalised"
     )

@@ -39,7 +39,7 @@ class BareLoop:
         seed: int,
         max_prompt_tokens: int,
     ) -> None:
-        settings, decoding = rollout.engine, rollout.decode.decoding()
+        settings, decoding = rollout.engine, rollout.decode.decoding(exclude_seen=False)
         assert isinstance(settings, VllmEngineSettings), "the bare loop is vLLM's"
         policy = read_policy_facts(policy_dir, vocabulary.layout, max_prompt_tokens)
         sizes = derive_sizes(

@@ -38,7 +38,7 @@ import ray
 from sluice.actors.calls import get_result
 from sluice.actors.engines.engine import Engine, GenerateRequest, Generation
 from sluice.actors.queue.leases import Lease
-from sluice.actors.rollout.groups import Prompt, assemble_groups, score_groups
+from sluice.actors.rollout.groups import Prompt, assemble_groups, read_prompt, score_groups
 from sluice.catalog.data.dataset import Dataset
 from sluice.catalog.data.feed import PromptFeed
 from sluice.catalog.rollout_group import encode_groups
@@ -168,6 +168,8 @@ class OneAfterAnother:
                 vocabulary=self._vocabulary,
                 distractors=config.rollout.distractors,
                 seed=config.seed,
+                draw=config.rollout.distractor_draw,
+                shares=self._dataset.item_shares("fresh"),
             )
         with book.activity("rank"):
             output = ask_ranker(self._ranker, drawn.histories, drawn.items_to_score)
@@ -175,9 +177,7 @@ class OneAfterAnother:
         with book.activity("learn"):
             rows = encode_groups(*groups)
             records = [rows.slice(row, 1) for row in range(len(groups))]
-            self._learner.update(
-                collate_groups(records, self._dataset, self._vocabulary, config.rollout.decode.decoding())
-            )
+            self._learner.update(collate_groups(records, self._dataset, self._vocabulary, config.decoding))
             self._step += 1
         with book.activity("load_weights"):
             if self._step % config.weights.publish_every == 0:
@@ -192,12 +192,7 @@ class OneAfterAnother:
             user=user,
             position=position,
         )
-        return Prompt(
-            lease=lease,
-            history=self._dataset.history(user, position, self._dataset.settings.max_history),
-            excluded=self._dataset.seen(user, position)[:0],
-            target_item=int(self._dataset.target(user, position)),
-        )
+        return read_prompt(lease, self._dataset)
 
 
 class AllAtOnce:
@@ -214,7 +209,7 @@ class AllAtOnce:
             rank=0,
             world=1,
             share=config.learner.prompts_per_step,
-            decoding=config.rollout.decode.decoding(),
+            decoding=config.decoding,
         )
         self._learner, self._spare = (
             LearnerStep(

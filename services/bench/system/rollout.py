@@ -183,7 +183,7 @@ def _config(options: BenchOptions, output: str) -> RunConfig:
         pretrain=PretrainSettings(epochs=0),
         ranker=RankerSettings(use=f"{__name__}:StubRanker"),
         rollout=RolloutSettings(
-            decode=DecodeSettings(candidates=16),
+            decode=DecodeSettings(candidates=16, constrained=False),  # as the bare loop
             engine=device.vllm_settings(options.threads),
             gpus=device.gpu_count(0.5),
         ),

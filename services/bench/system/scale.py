@@ -111,7 +111,7 @@ def run(options: BenchOptions) -> dict[str, Any]:
         Shape(actors=n, train_s=STEP_S / 2, steps=steps) for n in ((4, 32) if options.quick else ACTORS)
     ]
     shapes.append(Shape(actors=shapes[-1].actors, train_s=STEP_S * 1.25, steps=steps))
-    decoding = rollout.decode.decoding()
+    decoding = rollout.decode.decoding(exclude_seen=False)
     measured = measure_engine(rollout.prompts_per_lease, decoding, options.repeats, options.seed)
     print_note(
         f"an engine takes {1000 * measured.group_s:.2f} ms per group; stretched to {1000 / RATE:.0f} ms"

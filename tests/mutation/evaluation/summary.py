@@ -21,7 +21,7 @@ _SUMMARY = (
 
 _ARMS = (
     ('exclude={"type", "gate"}', 'exclude={"type", "gate", "weight"}'),
-    ("random_rate=gate_rate, **places", "random_rate=0.5, **places"),
+    ("random_rate=gate_rate)", "random_rate=0.5)"),
     ('if objective.gate.mode != "random":', "if True:"),
     ("stamp.is_file() and stamp.read_text() == inputs", "stamp.is_file()"),
     ('"learner": config.learner.model_dump(mode="json"),', ""),

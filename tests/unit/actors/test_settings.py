@@ -13,7 +13,22 @@ from sluice.actors.settings import DecodeSettings
 )
 def test_every_setting_of_the_decoding_is_handed_on(settings):
     decode = DecodeSettings(**settings)
-    assert vars(decode.decoding()) == decode.model_dump()
+    decoding = decode.decoding(exclude_seen=False)
+    assert vars(decoding) == decode.model_dump() | {"constrained": bool(decode.constrained)}
+
+
+@pytest.mark.parametrize(
+    ("constrained", "exclude_seen", "expected"),
+    [
+        (None, True, True),
+        (None, False, False),
+        (False, True, False),
+        (True, False, True),
+    ],
+)
+def test_rollouts_are_constrained_where_consumed_items_are_excluded(constrained, exclude_seen, expected):
+    decode = DecodeSettings(constrained=constrained)
+    assert decode.decoding(exclude_seen=exclude_seen).constrained is expected
 
 
 def test_a_kind_that_cannot_be_carried_out_is_refused_with_the_settings():

@@ -294,9 +294,8 @@ def test_a_rollout_worker_fills_the_queue_from_it(tmp_path):
         prompts_per_lease=4,
         distractors=2,
     )
-    engine = TreeEngine(
-        tmp_path / "policy", vocabulary, rollout.decode.decoding(), rollout.engine, 0, max_prompt_tokens=10
-    )
+    decoding = rollout.decode.decoding(exclude_seen=True)
+    engine = TreeEngine(tmp_path / "policy", vocabulary, decoding, rollout.engine, 0, max_prompt_tokens=10)
     queue = LocalQueue()
     worker = RolloutWorker(
         engine=engine,

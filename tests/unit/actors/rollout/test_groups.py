@@ -6,23 +6,23 @@ import pytest
 
 from sluice.actors.engines.engine import Generation
 from sluice.actors.queue.leases import Lease
-from sluice.actors.rollout.groups import Prompt, assemble_groups, score_groups
+from sluice.actors.rollout.groups import Prompt, assemble_groups, read_prompt, score_groups
 from sluice.catalog.errors import DataError, RankerError, RunError
 from sluice.catalog.rollout_group import ROLLOUT_GROUP, decode_group, encode_groups, from_stream, to_stream
 from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.learner.ranker.contract import check_output, check_scores
 from sluice.learner.ranker.output import RankerOutput
-from tests.rollout_fakes import CODES, LAYOUT
+from tests.rollout_fakes import CODES, LAYOUT, TinyDataset
 
 VOCABULARY = Vocabulary.of(CODES, LAYOUT)
 NO_ITEM = [3, 3, 3]
 
 
-def prompt(lease_id: int, target: int) -> Prompt:
+def prompt(lease_id: int, target: int, excluded=(7,)) -> Prompt:
     return Prompt(
         lease=Lease(lease_id=lease_id, attempt=1, user=lease_id + 100, position=lease_id + 1),
         history=np.arange(lease_id + 1, dtype=np.int32),
-        excluded=np.asarray([7], dtype=np.int32),
+        excluded=np.asarray(excluded, dtype=np.int32),
         target_item=target,
     )
 
@@ -44,6 +44,97 @@ def drawn_batch(distractors: int = 2, seed: int = 5, rows=([0, 0, 1], [2, -1, 3]
 
 def test_candidates_are_looked_up_in_the_trie():
     assert drawn_batch().candidate_items.tolist() == [[0, 0, 1], [2, -1, 3], [1, 4, 4]]
+
+
+def assembled(prompts, rows, distractors=8):
+    generations = [generation(list(items)) for items in rows]
+    return assemble_groups(
+        prompts, generations, [0.0] * len(rows), vocabulary=VOCABULARY, distractors=distractors, seed=0
+    )
+
+
+def test_a_candidate_that_the_user_has_counts_as_a_hallucination():
+    rows = ([0, 1, 1, -1], [1, 2, 3, 0])
+    drawn = assembled([prompt(0, 2, excluded=(1, 5)), prompt(1, 3, excluded=(0,))], rows)
+    assert drawn.candidate_items.tolist() == [[0, -1, -1, -1], [1, 2, 3, -1]]
+    assert drawn.consumed.tolist() == [2, 1]  # a sequence that is no item is not counted
+    asked = drawn.items_to_score
+    assert 1 not in asked[0] and 0 not in asked[1]  # nor is the ranker asked for them
+    scores = RankerOutput.of(np.where(asked < 0, np.nan, asked))
+    groups = score_groups(drawn, scores, ranker_version="r", score_s=0)
+    back = [decode_group(encode_groups(group)) for group in groups]
+    assert [group.consumed for group in back] == [2, 1]
+    assert np.isnan(back[0].candidate_scores).tolist() == [False, True, True, True]
+
+
+def test_what_a_user_has_is_no_distractor_either():
+    drawn = assembled([prompt(0, 2, excluded=(4, 5)), prompt(1, 3, excluded=())], ([0, 0], [4, 6]))
+    assert [sorted(set(row.tolist()) - {-1}) for row in drawn.distractor_items] == [[6], [0]]
+
+
+def test_popular_items_are_drawn_more_often_and_rare_ones_at_all():
+    shares = np.asarray([0, 0, 0, 0.6, 0.3, 0.1, 0, 0], dtype=np.float32)
+    prompts, rows = [prompt(0, 2, excluded=()), prompt(1, 7, excluded=())], ([0, 0, 0, 0], [3, 4, 5, 6])
+    first = []
+    for seed in range(2000):
+        drawn = assemble_groups(
+            prompts,
+            [generation(items) for items in rows],
+            [0.0, 0.0],
+            vocabulary=VOCABULARY,
+            distractors=1,
+            seed=seed,
+            draw="popularity",
+            shares=shares,
+        )
+        first.append(drawn.distractor_items[0, 0])
+    counts = np.bincount(first, minlength=8) / len(first)
+    np.testing.assert_allclose(counts[[3, 4, 5]], [0.6, 0.3, 0.1], atol=0.035)  # three deviations
+    everything = assemble_groups(
+        prompts,
+        [generation(items) for items in rows],
+        [0.0, 0.0],
+        vocabulary=VOCABULARY,
+        distractors=4,
+        seed=0,
+        draw="popularity",
+        shares=shares[:5],  # the catalogue has grown since the data were prepared
+    )
+    assert sorted(everything.distractor_items[0]) == [3, 4, 5, 6]
+
+
+@pytest.mark.parametrize(("keep", "expected"), [(1, []), (2, [3, 4]), (3, [3, 4, 5])])
+def test_distractors_may_come_from_the_middle_of_the_ranker_s_order(keep, expected):
+    prompts, rows = [prompt(0, 2, excluded=()), prompt(1, 7, excluded=())], ([0] * 5, [3, 4, 5, 6, 1])
+    drawn = assemble_groups(
+        prompts,
+        [generation(items) for items in rows],
+        [0.0, 0.0],
+        vocabulary=VOCABULARY,
+        distractors=keep,
+        seed=0,
+        draw="ranker_middle",
+    )
+    offered = drawn.distractor_items[0][drawn.distractor_items[0] >= 0]
+    assert len(offered) == min(4 * keep, 5) and drawn.keep == keep
+    asked = drawn.items_to_score
+    scores = np.where(asked < 0, np.nan, asked).astype(np.float32)
+    group, _ = score_groups(drawn, RankerOutput.of(scores), ranker_version="r", score_s=0)
+    if keep == 1:  # four of the five
+        expected = [np.sort(offered)[1]]
+    assert sorted(group.distractor_items) == expected
+    assert group.distractor_scores.tolist() == group.distractor_items.tolist()
+
+
+def test_a_prompt_excludes_what_the_user_had_but_never_its_ground_truth():
+    lease = Lease(lease_id=0, attempt=1, user=3, position=4)
+    data = TinyDataset()
+    read = read_prompt(lease, data)
+    assert read.excluded.tolist() == [3, 4, 5, 6] and read.target_item == 7
+    assert read.history.tolist() == [4, 5, 6]
+    data.target = lambda user, position: 5  # a film that is seen again
+    assert read_prompt(lease, data).excluded.tolist() == [3, 4, 6]
+    assert read_prompt(lease, TinyDataset(exclude_seen=False)).excluded.tolist() == []
 
 
 def test_each_group_is_looked_up_in_the_catalogue_it_was_generated_with():
@@ -206,7 +297,7 @@ def test_a_group_of_another_version_is_refused():
     record = encode_groups(groups()[0])
     for metadata, found in (({b"sluice.rollout_group": b"99"}, "99"), (None, "none")):
         other = pa.RecordBatch.from_arrays(record.columns, schema=record.schema.with_metadata(metadata))
-        with pytest.raises(DataError, match=f"schema version {found}, this release reads 2"):
+        with pytest.raises(DataError, match=f"schema version {found}, this release reads 3"):
             decode_group(other)
 
 

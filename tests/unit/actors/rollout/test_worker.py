@@ -5,6 +5,7 @@ import pytest
 
 from sluice.actors.queue.leases import Push
 from sluice.actors.queue.ledger import RolloutLedger
+from sluice.actors.rollout.groups import assemble_groups
 from sluice.actors.rollout.worker import RolloutWorker
 from sluice.actors.settings import DecodeSettings, RolloutSettings
 from sluice.catalog.data.feed import PromptFeed
@@ -135,19 +136,25 @@ def test_groups_reach_the_queue_with_all_their_parts():
     for group in groups:
         assert group.history.tolist() == data.history(group.user, group.position, 3).tolist()
         assert group.target_item == data.target(group.user, group.position)
-        assert group.candidate_items.tolist() == [group.lease_id, group.lease_id + 1]
+        made = [group.lease_id, group.lease_id + 1]
+        assert group.candidate_items.tolist() == [item if item not in group.excluded else -1 for item in made]
+        assert group.consumed == len(set(made) & set(group.excluded.tolist()))
         length = len(group.history) / 100
-        np.testing.assert_allclose(group.candidate_scores, group.candidate_items + length, rtol=1e-6)
+        items = np.where(group.candidate_items < 0, np.nan, group.candidate_items)
+        np.testing.assert_allclose(group.candidate_scores, items + length, rtol=1e-6)
         assert group.target_score == pytest.approx(group.target_item + length)
-        assert len(group.distractor_items) == 2
+        assert not set(group.distractor_items) & {*group.excluded, *group.candidate_items, group.target_item}
         assert (group.ranker_version, group.score_s) == ("row-1", 0.5)
-        assert group.excluded.tolist() == []  # free decoding leaves nothing out
+        assert group.excluded.tolist() == data.seen(group.user, group.position).tolist()
+    assert any(group.consumed for group in groups)
+    assert any(len(group.distractor_items) == 2 for group in groups)
 
 
 @pytest.mark.parametrize(
-    ("constrained", "exclude_seen", "excludes"), [(True, True, True), (True, False, False)]
+    ("constrained", "exclude_seen", "excludes"),
+    [(True, True, True), (None, True, True), (False, True, True), (True, False, False)],
 )
-def test_constrained_decoding_leaves_out_what_was_seen(constrained, exclude_seen, excludes):
+def test_the_engine_is_told_what_was_seen(constrained, exclude_seen, excludes):
     parts = worker(constrained=constrained, exclude_seen=exclude_seen, engine=FakeEngine(per_step=0))
     turn(parts, 3)
     leases = {entry.lease_id: entry for entry in parts.queue.ledger._entries.values()}
@@ -157,6 +164,74 @@ def test_constrained_decoding_leaves_out_what_was_seen(constrained, exclude_seen
         assert request.excluded.tolist() == (seen if excludes else [])
         history = TinyDataset().history(entry.user, entry.position, 3)
         assert request.prompt.tolist() == [1, *LAYOUT.encode(CODES[history]).reshape(-1).tolist()]
+
+
+@pytest.mark.parametrize("draw", ["uniform", "popularity", "ranker_middle"])
+def test_distractors_are_drawn_as_the_settings_say(draw, monkeypatch):
+    asked = []
+
+    def spy(*args, **options):
+        asked.append((options["draw"], options["shares"] is None))
+        return assemble_groups(*args, **options)
+
+    monkeypatch.setattr("sluice.actors.rollout.worker.assemble_groups", spy)
+    parts = worker(distractor_draw=draw)
+    turn(parts, 6)
+    assert set(asked) == {(draw, draw != "popularity")}
+    for group in parts.queue.ledger.allot(0, 0, 1, 4, 0):
+        assert len(decode_group(group.reference).distractor_items) <= 2
+
+
+class FewItems(TinyDataset):
+    """Odd users have all but two of the eight items."""
+
+    def seen(self, user, position):
+        return np.arange(6, dtype=np.int32) if user % 2 else super().seen(user, position)
+
+    def target(self, user, position):
+        return 6
+
+
+def prompts_given_up(decode):
+    parts = worker()
+    made = RolloutWorker(
+        engine=parts.engine,
+        queue=parts.queue,
+        ranker=parts.ranker,
+        weights=Board(),
+        dataset=FewItems(),
+        vocabulary=Vocabulary.of(CODES, LAYOUT),
+        settings=RolloutSettings(decode=decode, prompts_per_lease=4, leases_ahead=2, distractors=2),
+        seed=3,
+        clock=Clock(),
+    )
+    for _ in range(12):
+        made.advance()
+    return made.stats(), parts.queue.ledger
+
+
+def test_a_prompt_with_too_few_items_left_is_given_up_and_the_others_go_on():
+    stats, ledger = prompts_given_up(DecodeSettings(kind="stochastic_beam", candidates=3))
+    status = ledger.status()
+    users = {decode_group(group.reference).user for group in ledger.allot(0, 0, 1, 8, 0)}
+    assert users and not any(user % 2 for user in users)
+    assert 0 < status.invalid == stats.invalid and stats.late == 0  # the engine is not asked for them
+    assert status.last_error.startswith("a: 2 of 8 items are left for user ")
+    assert "lower rollout.decode.candidates" in status.last_error
+    assert status.issued == status.invalid + status.in_flight
+
+
+@pytest.mark.parametrize(
+    "decode",
+    [
+        DecodeSettings(kind="stochastic_beam", candidates=2),  # as many as there are
+        DecodeSettings(kind="sample", candidates=3),  # may repeat an item
+        DecodeSettings(kind="stochastic_beam", candidates=3, constrained=False),
+    ],
+)
+def test_no_prompt_is_given_up_that_can_be_served(decode):
+    stats, _ = prompts_given_up(decode)
+    assert stats.invalid == 0 and stats.groups > 0
 
 
 def test_the_engine_is_kept_supplied_ahead():

@@ -201,3 +201,11 @@ def test_two_items_with_the_same_tokens_are_refused(items, data):
 def test_no_item_is_refused():
     with pytest.raises(DataError, match="holds no item"):
         Trie.build(np.empty((0, 3), dtype=np.int64), VOCAB)
+
+
+def test_items_that_are_left_are_counted_once_and_without_the_retired():
+    trie = Trie.build(np.asarray([[3, 5], [3, 6], [4, 5], [4, 6]]), vocab_size=7, retired=np.asarray([3]))
+    left = [
+        trie.items_without(np.asarray(excluded, dtype=np.int32)) for excluded in ([], [1], [1, 1, 0], [3])
+    ]
+    assert left == [3, 2, 1, 3]

@@ -46,7 +46,7 @@ class Groups:
 
 
 def test_a_worker_swaps_between_steps_and_old_groups_keep_their_catalogue():
-    parts = worker(engine=FakeEngine(per_step=1))
+    parts = worker(engine=FakeEngine(per_step=1), exclude_seen=False)
     turn(parts, 3)  # the first batch is in the engine, one group of it done
     parts.worker._catalogues = Versions(NEXT)
     turn(parts, 8)

@@ -60,23 +60,28 @@ def test_a_resumed_source_goes_on_where_it_was(dataset):
     assert expected[4] != expected[3]
 
 
+def queue_figures(groups, look=lambda batch: None):
+    queue = SimpleNamespace(pull=lambda *_: [encode_groups(row) for row in groups])
+    decoding = Decoding(candidates=2)
+    source = QueueSource(
+        queue, TinyDataset(), VOCABULARY, rank=0, world=1, share=len(groups), decoding=decoding
+    )
+    batch, figures = source.next(0, learner_version=4)
+    look(batch)
+    return figures
+
+
+def test_figures_say_how_many_candidates_were_consumed_items():
+    def figures(*consumed):
+        return queue_figures([group(consumed=count) for count in consumed])
+
+    assert figures(1, 2)["consumed_share"] == 0.75
+    assert figures(0, 0)["consumed_share"] == 0.0
+
+
 def test_figures_of_stochastic_beams_say_how_likely_they_were_drawn():
     def figures(*inclusion):
-        groups = [
-            encode_groups(group(inclusion_log_probs=np.log(np.asarray(q, dtype=np.float32))))
-            for q in inclusion
-        ]
-        queue = SimpleNamespace(pull=lambda *_: groups)
-        queued = QueueSource(
-            queue,
-            TinyDataset(),
-            VOCABULARY,
-            rank=0,
-            world=1,
-            share=len(groups),
-            decoding=Decoding(candidates=2),
-        )
-        return queued.next(0, learner_version=4)[1]
+        return queue_figures([group(inclusion_log_probs=np.log(np.asarray(q, "f4"))) for q in inclusion])
 
     assert figures([0.5, 1.0], [0.25, 0.25])["inclusion"] == pytest.approx(0.5)
     # The group's oldest token is of version 1 and its newest of version 2: staleness is of the oldest.

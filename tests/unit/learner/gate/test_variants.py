@@ -116,12 +116,21 @@ def test_the_soft_gate_takes_the_distractor_nearest_to_failing(distractors, rule
     )
 
 
-@pytest.mark.parametrize("parts", ["both", "difficulty", "discriminability"])
-@pytest.mark.parametrize("rule", ["below_head", "within_bottom"])
-def test_without_softness_the_soft_gate_is_the_hard_one(parts, rule):
+@pytest.mark.parametrize(
+    ("parts", "distractors"),
+    [
+        ("difficulty", {}),
+        *(
+            (parts, {"rho": 0.75, "distractor_rule": rule})
+            for parts in ("both", "discriminability")
+            for rule in ("below_head", "within_bottom")
+        ),
+    ],
+)
+def test_without_softness_the_soft_gate_is_the_hard_one(parts, distractors):
     batch = random_batch(prompts=64, candidates=8, target_scores_B=torch.randn(64) + 1)
     target = torch.linspace(-12, -4, 64)
-    settings = {"tau": 0.5, "rho": 0.75, "parts": parts, "distractor_rule": rule}
+    settings = {"tau": 0.5, "parts": parts, **distractors}
     hard = compute_gate(batch, target, GateSettings(**settings)).gate_B
     soft = compute_gate(batch, target, GateSettings(mode="soft", softness=1e-3, **settings)).gate_B
     assert 0 < hard.sum() < 64

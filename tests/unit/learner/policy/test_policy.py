@@ -15,7 +15,13 @@ from transformers import (
 from sluice.catalog.errors import DataError, PolicyError
 from sluice.catalog.tokens import TokenLayout
 from sluice.catalog.trie.vocabulary import Vocabulary
-from sluice.learner.policy.policy import adapt_policy, build_policy, load_policy, save_policy
+from sluice.learner.policy.policy import (
+    adapt_policy,
+    build_policy,
+    load_policy,
+    mark_catalogue,
+    save_policy,
+)
 from sluice.learner.settings import PolicySettings
 from tests.unit.learner.learner_cases import tiny_llama, tiny_policy
 
@@ -222,3 +228,14 @@ def test_vocabulary_lays_codes_out():
 def test_vocabulary_refuses_foreign_codes(codes, error, message):
     with pytest.raises(error, match=message):
         Vocabulary.of(np.array(codes), TokenLayout.fresh((4, 3, 5)))
+
+
+def test_a_policy_is_refused_for_another_catalogue_and_one_without_a_mark_is_not(tmp_path):
+    policy = tiny_policy()
+    save_policy(policy, tmp_path / "unmarked")
+    mark_catalogue(policy, "aa11")
+    save_policy(policy, tmp_path / "marked")
+    for name, catalogue in (("unmarked", "bb22"), ("unmarked", None), ("marked", "aa11"), ("marked", None)):
+        assert load_policy(tmp_path / name, catalogue).layout == policy.layout
+    with pytest.raises(PolicyError, match=r"made for another catalogue \(aa11\) than .* \(bb22\)"):
+        load_policy(tmp_path / "marked", "bb22")

@@ -1,9 +1,11 @@
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from sluice.catalog.decoding import Decoding
 from sluice.catalog.errors import RunError
 from sluice.learner.batches.batch import LoggedBatch
 from sluice.learner.gate.settings import GateSettings
@@ -269,6 +271,57 @@ def test_dropout_of_the_base_is_off_unless_asked_for():
             for _ in range(3)
         }
         assert (len(losses) == 1) is same
+
+
+def scored_branches(learner):
+    """(branches per prompt, whether with dropout) of each forward, filled in as the learner runs."""
+    forwards = []
+
+    def note(_module, inputs, _output):
+        forwards.append((inputs[2].shape[1], learner.model.training))
+
+    learner._scorer.register_forward_hook(note)
+    return forwards
+
+
+def gate_of(**gate):
+    return AdaGrpoLoss(1.0, NO_KL, GateSettings(**({"tau": 0.5} | gate)))
+
+
+@pytest.mark.parametrize("constrained", [False, True])
+@pytest.mark.parametrize("prompts_at_once", [None, 5])
+def test_the_gate_is_decided_without_dropout(constrained, prompts_at_once):
+    batch = random_batch(prompts=12, constrained=constrained)
+    batch = replace(batch, behaviour_log_probs_BKL=batch.behaviour_log_probs_BKL * 0.9)
+    settings = SETTINGS.model_copy(update={"micro_batch_prompts": prompts_at_once})
+    ranks = []
+    for dropout in (0.0, 0.5, 0.5):
+        learner = learner_of(
+            gate_of(), settings.model_copy(update={"dropout": dropout}), model=in_double(noisy_policy())
+        )
+        forwards = scored_branches(learner)
+        metrics = learner.update(batch)
+        ranks.append((metrics["policy_rank"], metrics["difficulty"]))
+        parts = 1 if prompts_at_once is None else 3
+        assert forwards == ([(1, False)] * parts if dropout else []) + [(5, dropout > 0)] * parts
+    assert ranks[0] == ranks[1] == ranks[2] and 1 < ranks[0][0] < 5
+
+
+@pytest.mark.parametrize(
+    ("objective", "kind"),
+    [
+        (NllLoss(), "sample"),
+        (GrpoLoss(NO_KL), "sample"),
+        (gate_of(parts="discriminability"), "sample"),
+        (AdaGrpoLoss(1.0, NO_KL, GateSettings(mode="random", random_rate=0.5)), "sample"),
+        (gate_of(), "beam"),
+    ],
+)
+def test_there_is_no_further_forward_where_no_gate_looks_at_the_policy(objective, kind):
+    learner = learner_of(objective, SETTINGS.model_copy(update={"dropout": 0.5}))
+    forwards = scored_branches(learner)
+    learner.update(random_batch(decoding=Decoding(kind=kind, candidates=4)))
+    assert len(forwards) == 1
 
 
 def test_resuming_continues_as_if_nothing_had_happened(tmp_path):

@@ -45,7 +45,7 @@ def test_the_mixture_is_the_objective_without_its_gate():
 def test_the_random_gate_admits_as_many_and_changes_nothing_else():
     random = arms.rolled_out_arms(OBJECTIVE, 0.3)["random_gate"]
     assert (random.weight, random.grpo) == (OBJECTIVE.weight, OBJECTIVE.grpo)
-    assert random.gate == GateSettings(mode="random", random_rate=0.3, tau=0.75, rho=0.125)
+    assert random.gate == GateSettings(mode="random", random_rate=0.3)
     soft = OBJECTIVE.model_copy(update={"gate": GateSettings(mode="soft", softness=2.0, parts="difficulty")})
     assert arms.rolled_out_arms(soft, 0.4)["random_gate"].gate.random_rate == 0.4
 

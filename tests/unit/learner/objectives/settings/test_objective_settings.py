@@ -30,7 +30,7 @@ OBJECTIVE = TypeAdapter(Objective)
             "drop_equal_groups does not go with ground_truth=inject",
         ),
         ({"correction": {"level": "token"}}, "set old_policy=batch_start"),
-        ({"correction": {"outside": "mask"}}, "outside=mask has no effect with level none"),
+        ({"correction": {"outside": "mask"}}, "outside mask has no effect with level none"),
         ({"rewards": []}, "no component with a weight"),
         ({"rewards": [{"type": "hit", "weight": 0}]}, "no component with a weight"),
         ({"rewards": [{"type": "hit"}, {"type": "hit"}]}, "a type twice"),
