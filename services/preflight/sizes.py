@@ -37,7 +37,8 @@ def _candidates(config: RunConfig, items: int) -> Iterator[Finding]:
     if candidates <= items:
         return
     # Such an engine refuses every request; independent samples may repeat an item.
-    impossible = decode.constrained and decode.decoding().distinct > items
+    decoding = decode.decoding(exclude_seen=config.data.exclude_seen)
+    impossible = decoding.constrained and decoding.distinct > items
     yield Finding(
         field="rollout.decode.candidates",
         value=f"K = {candidates} candidates of kind {decode.kind}",

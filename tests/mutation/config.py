@@ -24,7 +24,7 @@ _OF_PREFLIGHT = (
     ("logs", "None if known is None else lambda column: _contains(known, column)", "None"),
     ("logs", "return _Log(rejections=rejections, items=None)", "pass"),
     ("logs", "items=log.items if ids is None else len(ids)", "items=log.items"),
-    ("logs", "estimated_rows() > _CATALOGUE_ROWS", "estimated_rows() > 9**9"),
+    ("logs", "estimate_rows(source.catalogue) > _CATALOGUE_ROWS", "False"),
     ("sizes", "if candidates <= items:", "if candidates < items:"),
     (
         "sizes",
