@@ -28,10 +28,10 @@ _OF_PREFLIGHT = (
     ("sizes", "if candidates <= items:", "if candidates < items:"),
     (
         "sizes",
-        "decode.constrained and decode.decoding().distinct > items",
+        "decoding.constrained and decoding.distinct > items",
         "decode.decoding().distinct > items",
     ),
-    ("sizes", "decode.constrained and decode.decoding().distinct > items", "decode.constrained"),
+    ("sizes", "decoding.constrained and decoding.distinct > items", "decode.constrained"),
     ("sizes", "if places < items:", "if places <= items:"),
     ("sizes", "elif max(sizes) > items:", "elif max(sizes) >= items:"),
     ("sizes", "if width > items:", "if width >= items:"),
