@@ -29,9 +29,9 @@ _OF_PREFLIGHT = (
     (
         "sizes",
         "decoding.constrained and decoding.distinct > items",
-        "decode.decoding().distinct > items",
+        "decoding.distinct > items",
     ),
-    ("sizes", "decoding.constrained and decoding.distinct > items", "decode.constrained"),
+    ("sizes", "decoding.constrained and decoding.distinct > items", "decoding.constrained"),
     ("sizes", "if places < items:", "if places <= items:"),
     ("sizes", "elif max(sizes) > items:", "elif max(sizes) >= items:"),
     ("sizes", "if width > items:", "if width >= items:"),
