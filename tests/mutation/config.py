@@ -112,7 +112,6 @@ CONFIG_MUTANTS = (
     (YAML, "error.problem_mark.line + 1}", "error.problem_mark.line}", IN_YAML),
     (YAML, "lines[key.value] = key.start_mark.line + 1", "lines[key.value] = key.start_mark.line", IN_YAML),
     (YAML, 'bad = content.find(b"\\0")', "bad = -1", IN_YAML),
-    (YAML, 'content.decode("utf-8-sig")', "content.decode()", IN_YAML),
     (YAML, 'content.count(b"\\n", 0, bad) + 1', 'content.count(b"\\n") + 1', IN_YAML),
     (YAML, "target[new_leaf] = node.pop(leaf)", "target[new_leaf] = node[leaf]", IN_YAML),
     (YAML, "if new_leaf in target:", "if False:", IN_YAML),
