@@ -9,7 +9,7 @@ IN_SUBMIT = ("services/submit/test_submit.py",)
 _PREFLIGHT = "services/preflight"
 _TESTED_IN = {"finding": "preflight"}
 _OF_PREFLIGHT = (
-    ("logs", "for path in source.interactions:", "for path in source.interactions[:1]:"),
+    ("logs", "for path in getattr(source, name):", "for path in getattr(source, name)[:1]:"),
     (
         "logs",
         "        if late():\n            return\n    if source.catalogue",
