@@ -40,11 +40,6 @@ _OF_PREFLIGHT = (
     ("base_policy", "size % _GPU_HEAD_STEP == 0", "True"),
     ("base_policy", 'model["hidden_size"] // heads', 'model["hidden_size"]'),
     ("base_policy", "adapted[: len(fitted)] != fitted", "adapted != fitted"),
-    (
-        "base_policy",
-        "                    opened.keys()\n            else",
-        "                    pass\n            else",
-    ),
     ("output", "len(part.encode()) > longest", "len(part.encode()) > LONGEST_NAME"),
     ("output", "if free < needed:", "if free <= needed:"),
     ("output", "checkpoints * 3 * policy", "checkpoints * policy"),
