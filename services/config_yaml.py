@@ -164,7 +164,7 @@ def _read_text(path: Path) -> str:
     except OSError as error:
         raise ConfigError(f"cannot read the config {path}: {error.strerror}") from None
     try:
-        text = content.decode("utf-8-sig")
+        text = content.decode()
         bad = content.find(b"\0")
     except UnicodeDecodeError as error:
         text, bad = "", error.start

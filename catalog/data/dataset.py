@@ -219,8 +219,8 @@ class Dataset:
     def impressions(self, until: str) -> tuple[np.ndarray, np.ndarray]:
         """What was shown and not taken before the end of a part: users and item rows, int32 [m] each.
 
-        A part ends at its cut in time, or for each user at the first interaction that lies behind it. Both
-        are empty where the log tells of no such thing.
+        A part ends at its cut in time, or for each user at the first interaction that lies behind it; where
+        the log names the parts, it names these too. Both are empty where the log tells of no such thing.
         """
         path = self.directory / IMPRESSIONS_FILE
         if not path.is_file():
@@ -228,7 +228,10 @@ class Dataset:
         users, items, times = (
             self._column(path.name, name).to_numpy() for name in ("user", "item", "timestamp")
         )
-        known = times < self._ends(until)[users]
+        if isinstance(self.settings.split, LoggedSplit):
+            known = self._column(path.name, "part").to_numpy() <= SPLITS.index(until)
+        else:
+            known = times < self._ends(until)[users]
         return users[known], items[known]
 
     def _ends(self, part: str) -> np.ndarray:

@@ -33,7 +33,7 @@ INTERACTIONS = pa.schema(
 )
 
 # What was shown to a user and not taken. Sorted as interactions are. The file is there when there are any.
-IMPRESSIONS = pa.schema([INTERACTIONS.field(name) for name in ("user", "item", "timestamp")])
+IMPRESSIONS = pa.schema([INTERACTIONS.field(name) for name in ("user", "item", "timestamp", "part")])
 
 # One example is one position of a user's sequence: the target is that interaction, the history all before it.
 EXAMPLES = pa.schema(

@@ -19,6 +19,7 @@ from sluice.catalog.data.items import read_items
 from sluice.catalog.data.log_files import table_file
 from sluice.catalog.data.settings import DataSettings, Source, TableSource
 from sluice.catalog.data.sources import LogSource, estimate_rows, open_source
+from sluice.catalog.data.splits import part_values
 from sluice.catalog.errors import DataError
 from sluice.services.preflight.finding import Finding
 
@@ -56,7 +57,7 @@ def read_log(
     size_bytes = sum(file.path.stat().st_size for file in source.files)
     try:
         ids, has_codes = _catalogue(source)
-        log = _read_rows(source, ids, lambda: clock() > until_s)
+        log = _read_rows(source, ids, part_values(settings.split), lambda: clock() > until_s)
     except DataError as error:
         return LogFacts(findings=(Finding.of_error("data.source", error),), size_bytes=size_bytes)
     return LogFacts(
@@ -71,9 +72,11 @@ def _missing(source: Source) -> Iterator[Finding]:
     """Every path of a table source that cannot be opened, not the first alone."""
     if not isinstance(source, TableSource):
         return
-    for path in source.interactions:
-        alone = source.model_copy(update={"interactions": (path,), "catalogue": None})
-        yield from _refused("data.source.interactions", partial(open_source, alone), _THERE)
+    nothing_else = dict.fromkeys(("fresh", "valid", "test"), ()) | {"catalogue": None}
+    for name in ("interactions", "fresh", "valid", "test"):
+        for path in getattr(source, name):
+            alone = source.model_copy(update=nothing_else | {"interactions": (path,)})
+            yield from _refused(f"data.source.{name}", partial(open_source, alone), _THERE)
     if source.catalogue is not None:
         catalogue = Path(source.catalogue)
         yield from _refused(
@@ -116,10 +119,13 @@ class _Log:
     items: int | None  # different ids in usable rows; None: the log goes on
 
 
-def _read_rows(source: LogSource, ids: list[str] | None, late: Callable[[], bool]) -> _Log:
+def _read_rows(
+    source: LogSource, ids: list[str] | None, parts: dict[str, int] | None, late: Callable[[], bool]
+) -> _Log:
     rejections = Rejections("interactions")
     known = None if ids is None else pa.array(ids, pa.string())
-    cleaner = LogCleaner(rejections, None if known is None else lambda column: _contains(known, column))
+    in_catalogue = None if known is None else lambda column: _contains(known, column)
+    cleaner = LogCleaner(rejections, in_catalogue, parts=parts)
     seen: set[str] = set()
     for batch in source.batches():
         rows = cleaner.clean(batch)

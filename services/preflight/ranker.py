@@ -27,8 +27,8 @@ from sluice.services.preflight.ranker_process import ANSWER, QUESTION
 
 _MODULE = "sluice.services.preflight.ranker_process"
 _POLL_S = 0.05
-PREPARE_S = 60.0  # to open the data or to sample the log
-LOAD_S = 60.0
+PREPARE_S = 180.0  # to open the data or to sample the log
+LOAD_S = 180.0
 
 
 @dataclass(frozen=True, kw_only=True)

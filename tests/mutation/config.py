@@ -9,7 +9,7 @@ IN_SUBMIT = ("services/submit/test_submit.py",)
 _PREFLIGHT = "services/preflight"
 _TESTED_IN = {"finding": "preflight"}
 _OF_PREFLIGHT = (
-    ("logs", "for path in source.interactions:", "for path in source.interactions[:1]:"),
+    ("logs", "for path in getattr(source, name):", "for path in getattr(source, name)[:1]:"),
     (
         "logs",
         "        if late():\n            return\n    if source.catalogue",
@@ -28,10 +28,10 @@ _OF_PREFLIGHT = (
     ("sizes", "if candidates <= items:", "if candidates < items:"),
     (
         "sizes",
-        "decode.constrained and decode.decoding().distinct > items",
-        "decode.decoding().distinct > items",
+        "decoding.constrained and decoding.distinct > items",
+        "decoding.distinct > items",
     ),
-    ("sizes", "decode.constrained and decode.decoding().distinct > items", "decode.constrained"),
+    ("sizes", "decoding.constrained and decoding.distinct > items", "decoding.constrained"),
     ("sizes", "if places < items:", "if places <= items:"),
     ("sizes", "elif max(sizes) > items:", "elif max(sizes) >= items:"),
     ("sizes", "if width > items:", "if width >= items:"),
@@ -40,11 +40,6 @@ _OF_PREFLIGHT = (
     ("base_policy", "size % _GPU_HEAD_STEP == 0", "True"),
     ("base_policy", 'model["hidden_size"] // heads', 'model["hidden_size"]'),
     ("base_policy", "adapted[: len(fitted)] != fitted", "adapted != fitted"),
-    (
-        "base_policy",
-        "                    opened.keys()\n            else",
-        "                    pass\n            else",
-    ),
     ("output", "len(part.encode()) > longest", "len(part.encode()) > LONGEST_NAME"),
     ("output", "if free < needed:", "if free <= needed:"),
     ("output", "checkpoints * 3 * policy", "checkpoints * policy"),
@@ -112,7 +107,6 @@ CONFIG_MUTANTS = (
     (YAML, "error.problem_mark.line + 1}", "error.problem_mark.line}", IN_YAML),
     (YAML, "lines[key.value] = key.start_mark.line + 1", "lines[key.value] = key.start_mark.line", IN_YAML),
     (YAML, 'bad = content.find(b"\\0")', "bad = -1", IN_YAML),
-    (YAML, 'content.decode("utf-8-sig")', "content.decode()", IN_YAML),
     (YAML, 'content.count(b"\\n", 0, bad) + 1', 'content.count(b"\\n") + 1', IN_YAML),
     (YAML, "target[new_leaf] = node.pop(leaf)", "target[new_leaf] = node[leaf]", IN_YAML),
     (YAML, "if new_leaf in target:", "if False:", IN_YAML),

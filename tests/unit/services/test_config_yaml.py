@@ -171,7 +171,7 @@ def test_an_override_is_held_to_the_same(tmp_path: Path, override: str, message:
 
 def test_what_people_and_yaml_read_alike_is_taken(tmp_path: Path):
     text = (
-        "a: 0\nb: -0\nc: 0.10\nd: '010'\ne: '12:30'\nf: 1_000\ng: 0x1F\nh: 1e-5\ni: 08\nj: host:8265\n"
+        "a: 0\nb: -0\nc: 00.10\nd: '010'\ne: '12:30'\nf: 1_000\ng: 0x1F\nh: 1e-5\ni: 08\nj: host:8265\n"
         "z: &z {k: 1, l: 2}\ny: &y {<<: *z, k: 3}\nx: {<<: *y, l: 4}"
     )
     raw = read_settings(written(tmp_path, text))

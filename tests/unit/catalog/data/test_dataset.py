@@ -207,6 +207,7 @@ def test_damage_is_named(directory):
 
 def with_impressions(directory, split=None, cuts=None):
     rows = {"user": [0, 0, 0, 0, 1, 1], "item": [3, 2, 1, 0, 3, 2], "timestamp": [0, 2, 3, 4, 1, 9]}
+    rows["part"] = [None] * 6
     pq.write_table(pa.table(rows, schema=IMPRESSIONS), directory / "impressions.parquet")
     manifest = json.loads((directory / "manifest.json").read_text())
     manifest["settings"]["split"] = split or manifest["settings"]["split"]

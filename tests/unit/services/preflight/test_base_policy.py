@@ -79,8 +79,9 @@ def test_heads_that_the_engine_does_not_take_are_told(base):
     assert told(base) == [("policy.base", "attention heads of size 48")]
     assert told(base, rollout={"gpus": 1}) == []
     assert told(base, rollout={"engine": {"type": "tree"}}) == []
-    change(base, head_dim=24)
-    assert told(base, rollout={"gpus": 1}) == [("policy.base", "attention heads of size 24")]
+    for size in (24, 40):
+        change(base, head_dim=size)
+        assert told(base, rollout={"gpus": 1}) == [("policy.base", f"attention heads of size {size}")]
 
 
 def test_a_head_size_that_is_not_written_down_is_computed(base):

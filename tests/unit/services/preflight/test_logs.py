@@ -118,3 +118,18 @@ def test_a_large_catalogue_is_left_to_prepare(tmp_path, monkeypatch):
     monkeypatch.setattr(logs, "_CATALOGUE_ROWS", 1)
     facts = read_log(settings(log, catalogue=str(items)))
     assert (facts.findings, facts.items) == ((), None)
+
+
+def test_a_row_of_no_part_is_told_before_the_log_is_prepared(tmp_path):
+    log = table(tmp_path / "a.parquet", split=["train", "holdout", "test"])
+    source = {"type": "table", "interactions": [log], "columns": {"part": "split"}}
+    given = DataSettings.model_validate({"source": source, "split": {"type": "column"}})
+    ((_, value),) = told(read_log(given))
+    assert "a.parquet row 2: part='holdout' names no part of data.split" in value
+
+
+def test_every_missing_file_of_a_part_is_told(tmp_path):
+    good, missing = table(tmp_path / "a.parquet"), str(tmp_path / "v.parquet")
+    source = {"type": "table", "interactions": [good], "valid": [missing], "test": [good]}
+    given = DataSettings.model_validate({"source": source, "split": {"type": "files"}})
+    assert told(read_log(given)) == [("data.source.valid", f"there is no file {missing}")]

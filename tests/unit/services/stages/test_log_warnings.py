@@ -179,6 +179,8 @@ def test_rows_with_histories_give_the_events_once(tmp_path, longest, timed):
         tmp_path / "log.csv", rows, ("user_id", "history_item_id", "item_id", *["timestamp"] * timed)
     )
     columns = {"history": "history_item_id", "timestamp": "timestamp" if timed else None}
+    if not timed:  # then the order of the rows is of no account
+        written(log, rows[::-1], ("user_id", "history_item_id", "item_id"))
     dataset, warnings = prepare(tmp_path, log, columns=columns)
     assert sequences(dataset) == truth(events())
     assert [warning.split(":")[0] for warning in warnings] == ["12 events stand in histories alone"]
@@ -247,3 +249,30 @@ def test_histories_per_row_in_files_of_their_own(tmp_path):
     assert sequences(dataset) == truth(events())
     assert dataset._labels.tolist() == [0, 0, 0, 0, 2, 3] * 12
     assert [len(dataset.examples(part)) for part in ("pretrain", "valid", "test")] == [36, 12, 12]
+
+
+def test_impressions_of_a_log_that_names_parts_stay_in_their_part(tmp_path):
+    """Also for a user of whom nothing else is known in that part or later."""
+    files = {}
+    for name, places in {"interactions": (0, 1, 2, 3), "valid": (4,), "test": (5,)}.items():
+        rows = [(*row, 1) for place, row in enumerate(events()) if place % 6 in places]
+        rows += [(user, f"shown-{name}", time, 0) for user, _, time, _ in rows]
+        rows = [row for row in rows if row[0] != "u0" or name == "interactions" or row[3] == 0]
+        rows += [("u0", f"shown-{name}", 1_700_000_000, 0)]
+        files[name] = written(tmp_path / f"{name}.csv", rows, (*HEAD, "click"))
+    dataset, _ = prepare(
+        tmp_path,
+        files.pop("interactions"),
+        columns={"click": "click"},
+        given={name: (str(path),) for name, path in files.items()},
+        split={"type": "files"},
+    )
+    shown = {
+        part: {dataset.item_ids[item].removeprefix("shown-") for item in dataset.impressions(part)[1]}
+        for part in ("pretrain", "valid", "test")
+    }
+    assert shown == {
+        "pretrain": {"interactions"},
+        "valid": {"interactions", "valid"},
+        "test": {"interactions", "valid", "test"},
+    }
