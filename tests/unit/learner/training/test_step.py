@@ -299,6 +299,7 @@ def test_the_gate_is_decided_without_dropout(constrained, prompts_at_once):
         learner = learner_of(
             gate_of(), settings.model_copy(update={"dropout": dropout}), model=in_double(noisy_policy())
         )
+        learner.model.train()  # whatever mode it was left in
         forwards = scored_branches(learner)
         metrics = learner.update(batch)
         ranks.append((metrics["policy_rank"], metrics["difficulty"]))

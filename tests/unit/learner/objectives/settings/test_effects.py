@@ -44,10 +44,10 @@ def batch_of(kind, constrained):
     items_BK = batch.candidate_items_BK.clone()
     tokens_BKL = batch.candidates_BKL.clone()
     if kind != "sample":  # every member another item, which ends otherwise than any ground truth
-        places = torch.arange(K)
-        tokens_BKL = torch.stack([3 + places % 4, 7 + places // 4, torch.full((K,), 10)], dim=-1).repeat(
-            B, 1, 1
-        )
+        places, last = torch.arange(K), torch.full((K,), 10)
+        tokens_BKL = torch.stack([3 + places % 4, 7 + places // 4, last], dim=-1).repeat(B, 1, 1)
+        alike = torch.stack([torch.full((K,), 3), 7 + places // 5, 10 + places % 5], dim=-1)
+        tokens_BKL[3::8] = alike  # with one first token, so that the rewards may be equal
         batch = replace(batch, target_BL=batch.target_BL.clone().clamp(min=torch.tensor([3, 7, 11])))
     items_BK[::2, 1], tokens_BKL[::2, 1] = batch.target_items_B[::2], batch.target_BL[::2]
     if kind == "sample":
@@ -234,6 +234,8 @@ def contexts(objective, surroundings):
     """Settings under which to try the others: the defaults, and each mode with what else it takes."""
     default = objective().model_dump()
     yield default
+    if surroundings == SURROUNDINGS[-1]:  # as the first, but for what hallucinations do
+        return
     changes = [
         (path, other, is_mode(annotation))
         for path, annotation, value in leaves(objective, default)
