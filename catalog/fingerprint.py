@@ -1,9 +1,10 @@
 """What tells one catalogue from another: the tokens of a policy mean the items of one."""
 
-import hashlib
 from collections.abc import Sequence
 
 import numpy as np
+
+from sluice.catalog.files import sha256_of
 
 
 def fingerprint_catalogue(item_ids: Sequence[str], codes: np.ndarray) -> str:
@@ -16,6 +17,5 @@ def fingerprint_catalogue(item_ids: Sequence[str], codes: np.ndarray) -> str:
     False
     """
     order = sorted(range(len(item_ids)), key=item_ids.__getitem__)
-    digest = hashlib.sha256("\0".join(item_ids[row] for row in order).encode())
-    digest.update(np.ascontiguousarray(codes[order], dtype="<i4").tobytes())
-    return digest.hexdigest()[:16]
+    ids = "\0".join(item_ids[row] for row in order).encode()
+    return sha256_of([ids, np.ascontiguousarray(codes[order], dtype="<i4").tobytes()])[:16]

@@ -19,7 +19,7 @@ from typing import Any
 
 from sluice.catalog.data.dataset import read_manifest
 from sluice.catalog.errors import DataError
-from sluice.catalog.files import read_whole_lines
+from sluice.catalog.files import read_whole_lines, write_atomically
 from sluice.services.config import RunConfig
 from sluice.services.paths import RunPaths
 from sluice.services.preflight.finding import Finding
@@ -120,7 +120,7 @@ def _run(config: RunConfig, limits: Limits) -> Outcome:
     }
     with tempfile.TemporaryDirectory(prefix="sluice-ranker-") as name:
         directory = Path(name)
-        (directory / QUESTION).write_text(json.dumps(question))
+        write_atomically(directory / QUESTION, json.dumps(question))
         output = directory / "output.txt"
         with output.open("wb") as stream:
             process = subprocess.Popen(

@@ -78,9 +78,8 @@ def draw_questions(dataset: Dataset) -> Questions:
         user, position = int(examples.users[example]), int(examples.positions[example])
         target = dataset.target(user, position)
         others = random.permutation(np.setdiff1d(np.arange(dataset.items, dtype=np.int32), [target]))
-        filled = max(
-            2, width - row * (width // 4)
-        )  # rows of a batch end with padding where others are longer
+        # Rows of a batch end with padding where others are longer.
+        filled = max(2, width - row * (width // 4))
         candidates[row, :filled] = np.append(target, others[: filled - 1])
         histories.append(np.array(dataset.history(user, position, dataset.settings.max_history)))
     return Questions(histories=histories, candidates=candidates, later_item=dataset.items)

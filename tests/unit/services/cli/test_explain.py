@@ -34,7 +34,7 @@ def test_a_setting_with_its_facts(explain):
 
 def test_a_setting_with_its_value_in_a_config(explain):
     lines = explain("learner.lr", "--config", CONFIG)
-    assert {"type number > 0", "default 0.0001", "this config 0.0002"} <= set(lines)
+    assert {"type number > 0", "default 0.0001", "this config 0.001"} <= set(lines)
     assert "this config 0.1" in explain("learner.lr", "--config", CONFIG, "--set", "learner.lr=0.1")
 
 
@@ -44,7 +44,7 @@ def test_a_setting_of_several_types_is_told_apart(explain):
     assert "where objective.type is ecpo or gbpo" in lines
     assert [line for line in lines if line.startswith("default")] == ["default 0.001", "default 0.0"]
     lines = explain("objective.grpo.kl_beta", "--config", CONFIG)
-    assert "where objective.type is adagrpo" in lines and "this config 0.2" in lines
+    assert "where objective.type is adagrpo" in lines and "this config 0.5" in lines
     assert not any("ecpo" in line for line in lines)
 
 
@@ -70,7 +70,7 @@ def test_a_group_is_a_table(explain):
 
 def test_a_choice_of_types_lists_them_and_shows_the_chosen_one(explain):
     lines = explain("data.split")
-    assert "type one of leave_last_two_out, global_time, fresh" in lines
+    assert "type one of leave_last_two_out, global_time, fresh, column, files" in lines
     assert any(line.startswith("global_time By time") for line in lines)
     assert not any(line.startswith("valid_share") for line in lines)
     assert explain("data.split.type") == lines

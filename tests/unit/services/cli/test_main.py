@@ -134,8 +134,9 @@ def test_train_gets_config_and_resume_and_gives_its_code(monkeypatch: pytest.Mon
 
 def test_prepare_goes_to_the_run_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     seen = []
+    result = types.SimpleNamespace(lines=lambda: ["943 users"])
     fake = types.SimpleNamespace(
-        prepare_data=lambda settings, output, progress: seen.append((settings.name, output))
+        prepare_data=lambda settings, output, progress: (seen.append((settings.name, output)), result)[1]
     )
     monkeypatch.setitem(sys.modules, "sluice.services.stages.prepare", fake)
     monkeypatch.chdir(tmp_path)

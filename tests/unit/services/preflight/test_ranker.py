@@ -116,8 +116,10 @@ def test_a_sample_of_a_log_without_a_catalogue(data, tmp_path):
     assert dataset.items == 20 and dataset.attribute_names == []
 
 
-def test_the_questions_are_real_prompts_of_different_lengths(data, tmp_path):
-    dataset = sample_dataset(data, tmp_path)
+def test_the_questions_are_real_prompts_of_different_lengths(tmp_path):
+    made = tiny_dataset(tmp_path / "made").settings
+    (tmp_path / "sample").mkdir()
+    dataset = sample_dataset(made, tmp_path / "sample")
     questions = draw_questions(dataset)
     lengths = [len(history) for history in questions.histories]
     assert lengths[0] == 1 and lengths == sorted(lengths) and lengths[-1] == 6

@@ -33,7 +33,7 @@ def test_more_distinct_items_than_there_are_cannot_be_drawn(kind):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"kind": "sample", "constrained": True}, {"kind": "sample"}, {"kind": "beam"}],
+    [{"kind": "sample", "constrained": True}, {"kind": "sample"}, {"kind": "beam", "constrained": False}],
     ids=["constrained", "sample", "free beam"],
 )
 def test_candidates_that_must_repeat_are_a_warning(settings):
@@ -52,6 +52,7 @@ def test_codes_that_are_too_few_for_the_items_are_counted():
 
 def test_a_level_with_more_codes_than_items_is_a_warning():
     wide = {"data": {"semantic_ids": {"level_sizes": [8, 41]}}}
+    wide["evaluation"] = {"beam_width": 10}
     assert told(41, **wide) == []
     assert [value for _, _, value, _ in told(40, **wide)] == [
         "a level of 41 codes, most of which stay unused"
