@@ -21,7 +21,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # The numeric libraries of every process stay on one thread; what may use more says so in the config.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup train quickstart test test-unit test-ray test-engine test-e2e test-gpu
+.PHONY: help setup train quickstart test test-unit test-audit test-ray test-engine test-e2e test-gpu
 .PHONY: check check-tests lint style types unused pages floors mutate lock lock-check gpu-check docs clean
 
 help:  ## this list
@@ -61,9 +61,9 @@ quickstart:  ## the smallest run that goes through everything
 CHECKS := tests/gpu/test_check.py tests/gpu/test_lock_check.py
 
 test: setup  ## all tests but those for a GPU; ARGS goes to pytest
-	$(BIN)/python -m pytest tests/unit tests/ray tests/engine tests/e2e $(CHECKS) $(ARGS)
+	$(BIN)/python -m pytest tests/unit tests/audit tests/ray tests/engine tests/e2e $(CHECKS) $(ARGS)
 
-test-unit test-ray test-engine test-e2e test-gpu: test-%: setup  ## the tests of tests/%
+test-unit test-audit test-ray test-engine test-e2e test-gpu: test-%: setup  ## the tests of tests/%
 	$(BIN)/python -m pytest tests/$* $(ARGS)
 
 check: style types unused check-tests  ## lint, and the unit tests beside what changed since main: under a minute

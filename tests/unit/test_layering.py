@@ -218,6 +218,13 @@ def test_tests_and_scripts_import_by_the_one_name(path: Path):
     assert not roots(path) & set(PACKAGES), "bare names are everybody's: import sluice.learner, ..."
 
 
+def test_the_audit_shares_no_code_with_what_it_audits():
+    files = [path for path in OUTSIDE if path.parts[:2] == ("tests", "audit")]
+    assert len(files) > 3
+    known = {name for path in files for name in modules_of(path) if name.split(".")[0] in ("sluice", "tests")}
+    assert known and all(name.startswith("tests.audit") for name in known)
+
+
 @pytest.mark.parametrize("path", CODE, ids=str)
 def test_imports_between_rooms_go_down(path: Path):
     assert [str(other) for other in own_imports(path) if goes_up(path, other)] == []
