@@ -73,7 +73,8 @@ def branches(tokens: Sequence[Codes]) -> list[list[Codes]]:
 def next_log_probs(policy: Policy, history: Sequence[int]) -> dict[Codes, torch.Tensor]:
     """Log-probs of the next token behind the history and each beginning of an item.
 
-    Beginnings run side by side behind one history; a mask lets each see the history, its ancestors and itself.
+    Beginnings run side by side behind one history. A mask lets each see the history, its ancestors and
+    itself.
     """
     prompt = torch.tensor([[policy.bos, *(token for item in history for token in policy.tokens[item])]])
     cache, length = DynamicCache(), prompt.shape[1]
