@@ -73,6 +73,11 @@ class RunPaths:
         return self.root / "control-last"
 
     @property
+    def ranks(self) -> Path:
+        """The rank of every test example's target in the list of every row of the results."""
+        return self.root / "ranks.parquet"
+
+    @property
     def checkpoints(self) -> Path:
         """Ray Train's storage: one directory per training, and one for the best checkpoint of it."""
         return self.root / "checkpoints"

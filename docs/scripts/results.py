@@ -1,4 +1,4 @@
-"""Prints the results of several runs as a Markdown table: `python docs/scripts/results.py
+"""Prints the results of several runs, pooled, as a Markdown table: `python docs/scripts/results.py
 runs/ml100k-seed*`.
 """
 
@@ -6,36 +6,63 @@ import json
 import sys
 from pathlib import Path
 
-ROWS = ("popularity", "itemknn", "ranker", "start", "control", "control_last", "best", "last")
+import numpy as np
+import pyarrow.parquet as pq
+
+from sluice.learner.ranking_metrics import bootstrap_mean, per_user
+from sluice.services.config import load_config
+
+ROWS = ("popularity", "itemknn", "ease", "ranker", "start", "control", "control_last", "best", "last")
+PAIRS = (
+    ("best", "control"),
+    ("best", "start"),
+    ("last", "control_last"),
+    ("last", "start"),
+    ("control", "start"),
+    ("best", "itemknn"),
+)
+METRICS = ("hr@1", "hr@10", "hr@50", "ndcg@10")
 
 
 def table(directories: list[Path]) -> str:
-    """HR@10 / NDCG@10 of every row on the test users, then the paired difference best - control with its
-    interval.
+    """Every row's mean over the runs, HR@10 of each run, and the paired differences over all runs together.
+
+    Intervals draw whole users, each with the examples of all runs.
     """
     summaries = [json.loads((directory / "summary.json").read_text()) for directory in directories]
-    header = ["test HR@10 / NDCG@10", *(f"seed {summary['seed']}" for summary in summaries)]
+    ranks = [pq.read_table(directory / "ranks.parquet").to_pydict() for directory in directories]
+    users = np.concatenate([np.array(run["user"]) for run in ranks])
+    width = load_config(directories[0] / "config.yaml").evaluation.beam_width
+    values = {
+        row: per_user(np.concatenate([np.array(run[row]) for run in ranks]), width)
+        for row in ROWS
+        if row in ranks[0]
+    }
+    header = ["test", *METRICS, *(f"hr@10, seed {summary['seed']}" for summary in summaries)]
     lines = [header, ["---"] * len(header)]
-    for row in ROWS:
-        values = [summary["metrics"][row] for summary in summaries]
-        lines.append([row, *(f"{value['hr@10']:.4f} / {value['ndcg@10']:.4f}" for value in values)])
-    for metric in ("hr@10", "ndcg@10"):
+    for row, of_row in values.items():
+        means = [f"{of_row[metric].mean():.4f}" for metric in METRICS]
+        lines.append([row, *means, *(f"{summary['metrics'][row]['hr@10']:.4f}" for summary in summaries)])
+    for first, second in PAIRS:
         cells = []
-        for summary in summaries:
-            low, high = summary["intervals"][metric]["best-control"]
-            difference = summary["metrics"]["best"][metric] - summary["metrics"]["control"][metric]
-            cells.append(f"{difference:+.4f} [{low:+.4f}, {high:+.4f}]")
-        lines.append([f"best - control, {metric}", *cells])
+        for metric in METRICS:
+            difference = values[first][metric] - values[second][metric]
+            low, high = bootstrap_mean(difference, users)
+            cells.append(f"{difference.mean():+.4f} [{low:+.4f}, {high:+.4f}]")
+        of_runs = [_difference(summary, first, second) for summary in summaries]
+        lines.append([f"{first} - {second}", *cells, *of_runs])
     for row in ("start", "control", "best"):
         shares = [f"{summary['metrics'][row]['hallucination']:.3%}" for summary in summaries]
-        lines.append([f"hallucination, {row}", *shares])
-    lines.append(["gate: admitted", *(f"{summary['gate']['rate']:.1%}" for summary in summaries)])
-    lines.append(["groups/s, learner steps", *(_speed(summary) for summary in summaries)])
+        lines.append([f"hallucination, {row}", *[""] * len(METRICS), *shares])
+    shares = [f"{summary['gate']['rate']:.1%}" for summary in summaries]
+    lines.append(["gate: admitted", *[""] * len(METRICS), *shares])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _speed(summary: dict) -> str:
-    return f"{summary['throughput']['groups_per_s']:.0f}, {summary['throughput']['learner_steps']}"
+def _difference(summary: dict, first: str, second: str) -> str:
+    low, high = summary["intervals"]["hr@10"][f"{first}-{second}"]
+    difference = summary["metrics"][first]["hr@10"] - summary["metrics"][second]["hr@10"]
+    return f"{difference:+.4f} [{low:+.4f}, {high:+.4f}]"
 
 
 if __name__ == "__main__":

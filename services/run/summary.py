@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from sluice.catalog.data.dataset import Dataset
 from sluice.catalog.files import write_atomically
@@ -75,6 +77,7 @@ def judge_policies(
             results, (on_validation, ranked), _admitted(config, dataset, results["start"], ranker)
         )
     summary |= compare_results(results, dataset)
+    write_ranks(paths.ranks, results)
     summary["ranker"] = read_quality(paths)
     progress(len(jobs) + 1, len(jobs) + 1, {})
     return summary
@@ -138,6 +141,17 @@ def _admitted(config: RunConfig, dataset: Dataset, start: UserResults, ranker: R
 def _full_catalogue(ranker: Ranker, items: int) -> Scores:
     everything = np.arange(items, dtype=np.int32)[None]
     return lambda histories: ranker.score(list(histories), np.repeat(everything, len(histories), axis=0))
+
+
+def write_ranks(path: Path, results: Mapping[str, UserResults]) -> None:
+    """A Parquet file of the rank of every test example's target in every row's list, 0 where it is not in it.
+
+    Columns: `user` and `position`, and one of each row.
+    """
+    start = results["start"]
+    columns = {"user": start.users, "position": start.positions}
+    columns |= {name: result.ranks for name, result in results.items()}
+    pq.write_table(pa.table({name: pa.array(values, pa.int32()) for name, values in columns.items()}), path)
 
 
 def write_summary(path: Path, summary: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from sluice.catalog.data.dataset import Dataset
@@ -131,3 +132,14 @@ def test_a_run_is_judged_whole(judged):
     assert sum(cell["examples"] for cell in cells) == len(dataset.examples("test"))
     assert all({"admitted", "best-control", "best-control_interval"} <= set(cell) for cell in cells)
     assert set(found["breadth"]["changes"]) == {"hr@1", "coverage"}
+
+
+def test_the_ranks_are_left_for_others_to_judge(judged):
+    config, found = judged
+    ranks = pq.read_table(RunPaths.of(config).ranks).to_pydict()
+    examples = Dataset.open(RunPaths.of(config).data).examples("test")
+    assert ranks["user"] == examples.users.tolist() and ranks["position"] == examples.positions.tolist()
+    assert set(ranks) == {"user", "position", *found["metrics"]}
+    for row, metrics in found["metrics"].items():
+        hits = np.array([0 < rank <= 10 for rank in ranks[row]])
+        assert hits.mean() == pytest.approx(metrics["hr@10"]), row
