@@ -55,8 +55,7 @@ class PretrainSettings(Settings):
     )
     optimizer: Literal["adamw", "muon"] = Field(
         default="adamw",
-        description="adamw, or muon: Muon for the matrices of the layers, which learns more from each "
-        "interaction, and AdamW for all other weights.",
+        description="adamw, or muon: Muon for the matrices of the layers and AdamW for all other weights.",
     )
     lr: float = Field(default=3e-3, gt=0, description="Highest learning rate.")
     warmup_share: float = Field(

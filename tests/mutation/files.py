@@ -214,7 +214,7 @@ _PARTS = (
         (
             ("codes[order]", "codes"),
             ('"\\0".join(item_ids[row] for row in order)', '"x"'),
-            ('    digest.update(np.ascontiguousarray(codes[order], dtype="<i4").tobytes())\n', ""),
+            ('[ids, np.ascontiguousarray(codes[order], dtype="<i4").tobytes()]', "[ids]"),
         ),
         ("catalog/test_fingerprint.py",),
     ),
