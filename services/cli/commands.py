@@ -94,11 +94,14 @@ def fit_run_ranker(options: argparse.Namespace) -> int:
 
 def train_run(options: argparse.Namespace) -> int:
     """`sluice train`: the whole run, here, once nothing is wrong with it; returns its code."""
+    from sluice.services.paths import RunPaths
     from sluice.services.preflight.resources import joined_cluster
     from sluice.services.preflight.show import check_and_show
+    from sluice.services.run.leftovers import check_checkpoints
     from sluice.services.run_lock import hold_run
 
     config = _config(options)
+    check_checkpoints(RunPaths.of(config), options.resume)
     code = check_and_show(config, lambda _with_gpus: joined_cluster(), sys.stderr)
     if code:
         return code

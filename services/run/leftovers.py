@@ -8,8 +8,30 @@ import shutil
 from sluice.catalog.data.dataset import FORMAT, read_manifest
 from sluice.catalog.data.sources import open_source
 from sluice.catalog.errors import RunError
-from sluice.services.config import RunConfig
+from sluice.services.config import Resume, RunConfig
 from sluice.services.paths import RunPaths
+
+
+def check_checkpoints(paths: RunPaths, resume: Resume) -> None:
+    """Whether the run directory holds what a start with this `resume` needs.
+
+    Raises:
+        RunError: there is no checkpoint to resume from, or there is one that is not to be resumed.
+    """
+    has_best = paths.arm("train").best_checkpoint.exists()
+    has_begun = has_best or (paths.checkpoints / "train").exists()
+    if resume and not has_begun:
+        raise RunError(
+            f"nothing to resume: {paths.root} holds no checkpoint of a post-training; leave out --resume"
+        )
+    if resume == "best" and not has_best:
+        raise RunError(f"{paths.root} holds no best checkpoint yet: give --resume to go on from its last one")
+    if has_begun and not resume:
+        raise RunError(
+            f"{paths.root} already holds a post-training: give --resume to go on with it, or another name, "
+            f"seed or output to start a new one, or remove its checkpoints directory to train again from the "
+            "same start"
+        )
 
 
 def check_same_data(config: RunConfig, paths: RunPaths) -> None:

@@ -19,7 +19,7 @@ from dataclasses import asdict
 from typing import Any
 
 from sluice.catalog.data.dataset import Dataset
-from sluice.catalog.errors import ConfigError, RunError, SluiceError
+from sluice.catalog.errors import ConfigError, SluiceError
 from sluice.catalog.fingerprint import fingerprint_catalogue
 from sluice.catalog.tokens import TokenLayout
 from sluice.cluster import session
@@ -53,7 +53,7 @@ def run_training(config: RunConfig, resume: Resume = None) -> int:
         ConfigError: the config changes what a resumed run must not change.
     """
     paths = RunPaths.of(config)
-    _check_fresh(paths, resume)
+    leftovers.check_checkpoints(paths, resume)
     changes = check_resume(config, paths.root) if resume else ()
     if resume:
         leftovers.check_same_data(config, paths)
@@ -127,23 +127,6 @@ def _check_rewards(config: RunConfig, dataset: Dataset) -> None:
         raise ConfigError(
             f"objective {config.objective.type} learns from logged rewards, and the log has none: name its "
             f"column in data.source.columns (rating, click or dwell_seconds), or choose another objective"
-        )
-
-
-def _check_fresh(paths: RunPaths, resume: Resume) -> None:
-    has_best = paths.arm("train").best_checkpoint.exists()
-    has_begun = has_best or (paths.checkpoints / "train").exists()
-    if resume and not has_begun:
-        raise RunError(
-            f"nothing to resume: {paths.root} holds no checkpoint of a post-training; leave out --resume"
-        )
-    if resume == "best" and not has_best:
-        raise RunError(f"{paths.root} holds no best checkpoint yet: give --resume to go on from its last one")
-    if has_begun and not resume:
-        raise RunError(
-            f"{paths.root} already holds a post-training: give --resume to go on with it, or another name, "
-            f"seed or output to start a new one, or remove its checkpoints directory to train again from the "
-            "same start"
         )
 
 
