@@ -123,13 +123,27 @@ def test_train_gets_config_and_resume_and_gives_its_code(monkeypatch: pytest.Mon
     seen = []
     replace_train(monkeypatch, lambda config, resume: seen.append((config, resume)) or 4)
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs/ml100k-seed5/checkpoints/train").mkdir(parents=True)
+    (tmp_path / "runs/ml100k-seed6/checkpoints/train-best").mkdir(parents=True)
     assert cli.main(["train", "--config", CONFIG, "--resume", "--seed", "5"]) == 4
     (config, resume), *_ = seen
     assert resume == "last"
     assert config.directory == tmp_path / "runs" / "ml100k-seed5"
-    cli.main(["train", "--config", CONFIG, "--resume", "best"])
+    cli.main(["train", "--config", CONFIG, "--resume", "best", "--seed", "6"])
     cli.main(["train", "--config", CONFIG])
     assert [resume for _, resume in seen[1:]] == ["best", None]
+
+
+def test_whether_a_run_can_be_resumed_is_said_before_anything_else(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    replace_train(monkeypatch, lambda config, resume: pytest.fail("trained"))
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", "--config", CONFIG, "--resume"]) == 4
+    assert "nothing to resume" in capsys.readouterr().err
+    (tmp_path / "runs/ml100k-seed0/checkpoints/train").mkdir(parents=True)
+    assert cli.main(["train", "--config", CONFIG]) == 4
+    assert "already holds a post-training: give --resume" in capsys.readouterr().err
 
 
 def test_prepare_goes_to_the_run_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
