@@ -57,9 +57,13 @@ def fit_ranker(
     first = 1 if with_weights and settings.sequence else 0  # one member says what the sequence model is worth
 
     def report_from(start: int, fitted: int) -> Progress:
-        return lambda done, total, fields: report(
-            start * total + fitted * done, (first + members) * total, fields
-        )
+        """Progress of `fitted` members, after `start` others, in batches of all members."""
+
+        def told(done: int, total: int, fields: dict[str, float]) -> None:
+            each = total // fitted
+            report(start * each + done, (first + members) * each, fields)
+
+        return told
 
     weights = {part: 1.0 for part in settings.parts}
     if with_weights:
