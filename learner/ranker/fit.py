@@ -52,6 +52,22 @@ def fit_ranker(
         ranker = fit_ensemble(logs, settings, settings.ensemble, seed, report)
         ranker.save(directory)
         return judge_ranker(ranker, dataset, "valid", until=settings.until)
+    stacked = fit_stack(logs, settings, seed, report)
+    stacked.save(directory)
+    quality = judge_ranker(stacked, dataset, "valid", until=settings.until)
+    quality["parts"] = {
+        part: {"weight": stacked.weights[part], **judge_part(stacked.parts[part], dataset, "valid")}
+        for part in settings.parts
+    }
+    return quality
+
+
+def fit_stack(logs: KnownLogs, settings: RankerSettings, seed: int, report: Progress) -> StackedRanker:
+    """The parts that the settings name, and the weights of several.
+
+    Raises:
+        RankerError: EASE would take more memory than it may, or nothing can be held out for the weights.
+    """
     with_weights = len(settings.parts) > 1
     members = settings.ensemble if settings.sequence else 0
     first = 1 if with_weights and settings.sequence else 0  # one member says what the sequence model is worth
@@ -69,16 +85,9 @@ def fit_ranker(
     if with_weights:
         earlier, held_out = logs.hold_out(settings.stack_share)
         parts = fit_parts(earlier, settings, first, seed, report_from(0, first))
-        weights = fit_weights(parts, dataset, held_out, np.random.default_rng(seed))
+        weights = fit_weights(parts, logs.dataset, held_out, np.random.default_rng(seed))
     parts = fit_parts(logs, settings, members, seed, report_from(first, members))
-    stacked = StackedRanker(parts, weights, name_version(parts, weights))
-    stacked.save(directory)
-    quality = judge_ranker(stacked, dataset, "valid", until=settings.until)
-    quality["parts"] = {
-        part: {"weight": weights[part], **judge_part(stacked.parts[part], dataset, "valid")}
-        for part in settings.parts
-    }
-    return quality
+    return StackedRanker(parts, weights, name_version(parts, weights))
 
 
 def fit_parts(

@@ -10,10 +10,9 @@ import numpy as np
 
 from sluice.catalog.data.dataset import Dataset
 from sluice.catalog.errors import RankerError
-from sluice.learner.ranker.item_models import Ease, ItemKNN
+from sluice.learner.ranker.fit import fit_stack
 from sluice.learner.ranker.known_logs import KnownLogs
-from sluice.learner.ranker.settings import RankerSettings
-from sluice.learner.ranker.stack import RankerPart, StackedRanker, fit_weights, name_version
+from sluice.learner.ranker.settings import EaseSettings, ItemKnnSettings, RankerSettings
 
 _PARTS = ("fresh", "valid", "test")  # whose histories tell users apart
 
@@ -39,11 +38,8 @@ class WrongForSome:
         """
         if not 0 <= share <= 1:
             raise RankerError(f"ranker.options.share {share} is no share of users: give a number from 0 to 1")
-        logs = KnownLogs.until(dataset, until)
-        earlier, held_out = logs.hold_out(RankerSettings().stack_share)
-        weights = fit_weights(_fit_parts(earlier), dataset, held_out, np.random.default_rng(seed))
-        parts = _fit_parts(logs)
-        self._right = StackedRanker(parts, weights, name_version(parts, weights))
+        settings = RankerSettings(sequence=False, ease=EaseSettings(), itemknn=ItemKnnSettings())
+        self._right = fit_stack(KnownLogs.until(dataset, until), settings, seed, lambda *_: None)
         generator = np.random.default_rng(seed)
         self.wrong_users = generator.permutation(dataset.users)[: round(share * dataset.users)]
         self._stands_for = generator.permutation(dataset.items).astype(np.int32)
@@ -57,10 +53,6 @@ class WrongForSome:
         known = wrong[:, None] & (candidates >= 0) & (candidates < items)
         asked = np.where(known, self._stands_for[np.clip(candidates, 0, items - 1)], candidates)
         return self._right.score(histories, asked)
-
-
-def _fit_parts(logs: KnownLogs) -> dict[str, RankerPart]:
-    return {"ease": Ease.fit(logs), "itemknn": ItemKNN.fit(logs)}
 
 
 def _histories_of(dataset: Dataset, users: np.ndarray) -> set[bytes]:
