@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sluice.catalog.data.dataset import Dataset
-from sluice.catalog.files import write_atomically
+from sluice.catalog.files import sha256_of, write_atomically
 from sluice.learner.evaluation.baselines import Scores, judge_baselines, judge_scores
 from sluice.learner.evaluation.breadth import coverage_change, is_narrower
 from sluice.learner.evaluation.evaluate import UserResults
@@ -53,7 +53,11 @@ def judge_policies(
     dataset = Dataset.open(paths.data)
     has_ranker = build_objective(config.objective).needs_groups
     places = {name: place for name, place in policies_of(paths).items() if place.exists()}
-    jobs = {name: functools.partial(evaluate_run, config, place, "test") for name, place in places.items()}
+    decoded_as = same_weights(places)
+    jobs = {
+        name: functools.partial(evaluate_run, config, places[name], "test")
+        for name in dict.fromkeys(decoded_as.values())
+    }
     if has_ranker:
         jobs["valid"] = functools.partial(evaluate_run, config, paths.policy, "valid", whole=True)
     ended = []
@@ -65,6 +69,7 @@ def judge_policies(
 
     results = run_tasks(jobs, config.cluster, watch)
     on_validation = results.pop("valid", None)
+    results = {name: results[of] for name, of in decoded_as.items()}
     examples, width = dataset.examples("test"), config.evaluation.beam_width
     results |= judge_baselines(dataset, examples, width)
     summary: dict[str, Any] = {}
@@ -94,6 +99,17 @@ def policies_of(paths: RunPaths) -> dict[str, Path]:
         "last": train.last,
         **{name: paths.arm(name).best for name in ROLLED_OUT},
         SFT_ALL: paths.sft_all,
+    }
+
+
+def same_weights(places: Mapping[str, Path]) -> dict[str, str]:
+    """The first row with the same weights, of every row: the best checkpoint is often the last or the start,
+    and one decoding tells of both.
+    """
+    first: dict[tuple[str, ...], str] = {}
+    return {
+        name: first.setdefault(tuple(map(sha256_of, sorted(place.glob("*.safetensors")))), name)
+        for name, place in places.items()
     }
 
 

@@ -12,7 +12,9 @@ _SUMMARY = (
         "coverage_change(after.top_items, before.top_items",
     ),
     ("(on_validation, ranked)", '(results["start"], results["ranker"])'),
-    ('config, place, "test")', 'config, place, "valid")'),
+    ('config, places[name], "test")', 'config, places[name], "valid")'),
+    ('sorted(place.glob("*.safetensors"))', 'sorted(place.glob("*.safetensors"))[:1]'),
+    ("{name: results[of] for name, of in decoded_as.items()}", "{name: results[name] for name in results}"),
     (
         "judge_scores(dataset, examples, score, width, _BATCH)",
         "judge_scores(dataset, examples, score, 50, _BATCH)",

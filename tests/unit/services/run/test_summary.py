@@ -13,7 +13,7 @@ from sluice.learner.policy.policy import load_policy, save_policy
 from sluice.services.config import load_config
 from sluice.services.paths import RunPaths
 from sluice.services.run import summary
-from sluice.services.run.summary import PAIRS, compare_results, judge_policies
+from sluice.services.run.summary import PAIRS, compare_results, judge_policies, same_weights
 
 RUN = Path(__file__).parents[3] / "data" / "run-of-0.1"
 N = 40
@@ -89,7 +89,9 @@ def test_every_arm_has_its_pair():
 
 @pytest.fixture
 def judged(tmp_path, monkeypatch):
-    """A copy of the run of the release before, with a control and an arm, judged without Ray."""
+    """A copy of the run of the release before, with a control and an arm that are its start, judged without
+    Ray.
+    """
     config = load_config(RUN / "config.yaml", ["evaluation.max_users=5", f"output={tmp_path}"])
     shutil.copytree(RUN, config.directory)
     paths = RunPaths.of(config)
@@ -97,6 +99,7 @@ def judged(tmp_path, monkeypatch):
         save_policy(load_policy(paths.policy), paths.arm(name).best)
 
     def run_tasks(jobs, _settings, watch):
+        assert "start" in jobs and not {"control", "mixture"} & set(jobs), "the same weights are decoded once"
         for name in jobs:
             watch(name, (1, 1, {}), True)
         return {name: job(lambda *_: None) for name, job in jobs.items()}
@@ -132,6 +135,29 @@ def test_a_run_is_judged_whole(judged):
     assert sum(cell["examples"] for cell in cells) == len(dataset.examples("test"))
     assert all({"admitted", "best-control", "best-control_interval"} <= set(cell) for cell in cells)
     assert set(found["breadth"]["changes"]) == {"hr@1", "coverage"}
+
+
+def test_rows_with_the_same_weights_are_decoded_as_the_first(tmp_path):
+    files = {
+        "start": {"model.safetensors": b"a"},
+        "control": {"model.safetensors": b"b"},
+        "control_last": {"model.safetensors": b"a"},
+        "best": {"model-1.safetensors": b"a", "model-2.safetensors": b"b"},
+        "last": {"model-1.safetensors": b"a", "model-2.safetensors": b"c"},
+        "mixture": {"model-1.safetensors": b"a", "model-2.safetensors": b"b"},
+    }
+    for name, contents in files.items():
+        (tmp_path / name).mkdir()
+        for file, content in contents.items():
+            (tmp_path / name / file).write_bytes(content)
+    assert same_weights({name: tmp_path / name for name in files}) == {
+        "start": "start",
+        "control": "control",
+        "control_last": "start",
+        "best": "best",
+        "last": "last",
+        "mixture": "best",
+    }
 
 
 def test_the_ranks_are_left_for_others_to_judge(judged):
