@@ -199,6 +199,13 @@ class LearnerSettings(Settings):
     dropout: float = Field(
         default=0.0, ge=0, lt=1, description="Dropout on embeddings and on what each block adds."
     )
+    item_dropout: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Each prompt's history loses a share of its items, drawn uniformly between 0 and this. "
+        "The policy and its rollouts see the history with gaps, the ranker the whole one.",
+    )
     average_decay: float = Field(
         default=0.0,
         ge=0,

@@ -27,6 +27,7 @@ from sluice.actors.queue.client import QueueClient
 from sluice.actors.ranker.pool import RankerClient
 from sluice.actors.rollout.worker import RolloutStats, RolloutWorker
 from sluice.actors.settings import RolloutSettings
+from sluice.catalog.gaps import NO_GAPS, Gaps
 from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.cluster.environment import lower_thread_priority, raise_gc_threshold
 from sluice.cluster.metrics import MetricSet
@@ -59,6 +60,7 @@ class RolloutActor:
         dataset_factory: Callable[[], Any],
         settings: RolloutSettings,
         seed: int,
+        gaps: Gaps = NO_GAPS,
     ) -> None:
         """`name` stays the same over restarts; the queue knows the actor's leases by it.
 
@@ -66,7 +68,7 @@ class RolloutActor:
         its constructor's arguments, which should not depend on an object in some node's store or on a handle.
         """
         self._name, self._engine_factory, self._dataset_factory = name, engine_factory, dataset_factory
-        self._settings, self._seed = settings, seed
+        self._settings, self._seed, self._gaps = settings, seed, gaps
         self._incarnation = uuid.uuid4().hex
         self._engine: Engine | None = None
         self._dataset: Any = None
@@ -101,6 +103,7 @@ class RolloutActor:
             seed=self._seed,
             clock=time.monotonic,
             catalogues=clients.catalogues,
+            gaps=self._gaps,
         )
         try:
             newer = clients.weights.newest(engine.version, _FIRST_VERSION_S)

@@ -15,6 +15,7 @@ from sluice.actors.engines.engine import Generation
 from sluice.actors.queue.leases import Lease
 from sluice.actors.settings import DistractorDraw
 from sluice.catalog.errors import RunError
+from sluice.catalog.gaps import Gaps
 from sluice.catalog.rollout_group import RolloutGroup
 from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.learner.ranker.output import RankerOutput
@@ -28,13 +29,14 @@ class Prompt:
     """A leased prompt, read from the data set."""
 
     lease: Lease
-    history: np.ndarray  # [n] int32 item rows, oldest first
+    history: np.ndarray  # [n] int32 item rows, oldest first, as the policy is shown them
+    whole_history: np.ndarray  # without the gaps of `learner.item_dropout`, as the ranker is shown it
     excluded: np.ndarray  # [E] int32 item rows that are no candidates and no distractors of this prompt
     target_item: int
 
 
-def read_prompt(lease: Lease, dataset: Any) -> Prompt:
-    """The prompt of a lease; with `data.exclude_seen` it excludes what the user had before.
+def read_prompt(lease: Lease, dataset: Any, gaps: Gaps) -> Prompt:
+    """The prompt of a lease; with `data.exclude_seen` it excludes what the user had before, gaps or not.
 
     A ground truth that the user takes again is not excluded: its log-prob and those of the candidates, which
     the gate compares, are then normalised over the same items.
@@ -44,9 +46,11 @@ def read_prompt(lease: Lease, dataset: Any) -> Prompt:
     if dataset.settings.exclude_seen:
         seen = dataset.seen(user, position)
         excluded = seen[seen != target]
+    history = dataset.history(user, position, dataset.settings.max_history)
     return Prompt(
         lease=lease,
-        history=dataset.history(user, position, dataset.settings.max_history),
+        history=gaps.cut(history, lease.lease_id),
+        whole_history=history,
         excluded=excluded,
         target_item=target,
     )
@@ -71,7 +75,7 @@ class UnscoredGroups:
     @property
     def histories(self) -> list[np.ndarray]:
         """B times `[n]` int32 item rows, the other half of the ranker's question."""
-        return [prompt.history for prompt in self.prompts]
+        return [prompt.whole_history for prompt in self.prompts]
 
 
 def assemble_groups(

@@ -22,6 +22,7 @@ from sluice.actors.queue.leases import Lease, Push, PushReply
 from sluice.actors.rollout.groups import Prompt, UnscoredGroups, assemble_groups, read_prompt, score_groups
 from sluice.actors.settings import RolloutSettings
 from sluice.catalog.errors import RankerError
+from sluice.catalog.gaps import NO_GAPS, Gaps
 from sluice.catalog.rollout_group import encode_groups
 from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.learner.activity_clock import WAIT, ActivityClock
@@ -120,6 +121,7 @@ class RolloutWorker:
         seed: int,
         clock: Callable[[], float],
         catalogues: Catalogues | None = None,
+        gaps: Gaps = NO_GAPS,
     ) -> None:
         """`seed` decides the distractors, together with each lease's id. Without `catalogues` nothing ever
         changes.
@@ -129,7 +131,7 @@ class RolloutWorker:
         # of the interactions, which one draw of distractors asks for
         self._shares = dataset.item_shares("fresh") if settings.distractor_draw == "popularity" else None
         self._decoding = settings.decode.decoding(exclude_seen=dataset.settings.exclude_seen)
-        self._clock, self._catalogues = clock, catalogues
+        self._clock, self._catalogues, self._gaps = clock, catalogues, gaps
         self._leasing: Call[tuple[Lease, ...]] | None = None
         self._generating: list[_Batch] = []
         self._generated: list[_Batch] = []  # until the end of the turn
@@ -246,7 +248,7 @@ class RolloutWorker:
         return True
 
     def _submit(self, leases: Sequence[Lease]) -> None:
-        prompts = self._with_enough_items([read_prompt(lease, self._dataset) for lease in leases])
+        prompts = self._with_enough_items([read_prompt(lease, self._dataset, self._gaps) for lease in leases])
         if not prompts:
             return
         batch = _Batch(prompts=prompts, submitted_s=self._clock())

@@ -1,6 +1,6 @@
 """From rollout groups, or from logged examples alone, to the learner's tensors."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,6 +9,7 @@ import torch
 
 from sluice.catalog.decoding import Decoding
 from sluice.catalog.errors import DataError, RunError
+from sluice.catalog.gaps import NO_GAPS, Gaps
 from sluice.catalog.rollout_group import RolloutGroup, decode_group
 from sluice.catalog.tokens import TokenLayout
 from sluice.catalog.trie.exclusions import Exclusions
@@ -75,11 +76,23 @@ def collate_groups(
     )
 
 
-def collate_logged(dataset: "Dataset", examples: "Examples", vocabulary: Vocabulary) -> LoggedBatch:
-    """The histories and targets of logged examples."""
+def collate_logged(
+    dataset: "Dataset",
+    examples: "Examples",
+    vocabulary: Vocabulary,
+    gaps: Gaps = NO_GAPS,
+    numbers: Iterable[int] | None = None,
+) -> LoggedBatch:
+    """The histories and targets of logged examples; the histories have the `gaps` of prompts with these
+    `numbers`.
+    """
     pairs = list(zip(examples.users.tolist(), examples.positions.tolist(), strict=True))
     limit = dataset.settings.max_history
-    history_BT, lengths_B = _histories([dataset.history(user, at, limit) for user, at in pairs], vocabulary)
+    histories = [
+        gaps.cut(dataset.history(user, at, limit), number)
+        for (user, at), number in zip(pairs, numbers or range(len(pairs)), strict=True)
+    ]
+    history_BT, lengths_B = _histories(histories, vocabulary)
     targets = np.asarray([dataset.target(user, at) for user, at in pairs], dtype=np.int64)
     return LoggedBatch(
         history_BT=history_BT,

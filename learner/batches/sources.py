@@ -12,6 +12,7 @@ import numpy as np
 from sluice.catalog.data.dataset import Dataset, Examples
 from sluice.catalog.data.feed import PromptFeed
 from sluice.catalog.decoding import Decoding
+from sluice.catalog.gaps import NO_GAPS, Gaps
 from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.learner.batches.batch import GroupBatch, LoggedBatch
 from sluice.learner.batches.collate import collate_groups, collate_logged
@@ -159,21 +160,24 @@ class LoggedSource:
         rank: int,
         world: int,
         share: int,
+        gaps: Gaps = NO_GAPS,
     ) -> None:
-        self._dataset, self._vocabulary = dataset, vocabulary
+        self._dataset, self._vocabulary, self._gaps = dataset, vocabulary, gaps
         self._feed = PromptFeed(examples.users, examples.positions, seed=seed)
         self._rank, self._world, self._share = rank, world, share
         self._drawn = 0  # steps
 
     def next(self, step: int, learner_version: int) -> tuple[LoggedBatch, dict[str, float]]:
         """Every rank replays the same feed and keeps its own slice of each step."""
+        size = self._world * self._share
         while self._drawn <= step:
-            prompts = [self._feed.draw() for _ in range(self._world * self._share)]
+            prompts = [self._feed.draw() for _ in range(size)]
             self._drawn += 1
         users, positions = np.array(prompts[self._rank :: self._world], dtype=np.int32).T
-        return collate_logged(self._dataset, Examples(users=users, positions=positions), self._vocabulary), {
-            "staleness": 0.0
-        }
+        examples = Examples(users=users, positions=positions)
+        numbers = range(step * size + self._rank, (step + 1) * size, self._world)
+        batch = collate_logged(self._dataset, examples, self._vocabulary, self._gaps, numbers)
+        return batch, {"staleness": 0.0}
 
     def acknowledge(self, step: int) -> None:
         """Nothing is outstanding between steps."""

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from sluice.catalog.data.dataset import Dataset
+from sluice.catalog.gaps import drop_items
 
 SHORTEST_WINDOW = 2  # interactions; from one alone there is nothing to learn
 
@@ -20,16 +21,6 @@ def cut_windows(interactions: np.ndarray, limit: int, offset: int) -> list[np.nd
     ends = [*range(offset, len(interactions), limit), len(interactions)]
     pieces = [interactions[max(0, end - limit) : end] for end in ends]
     return [piece for piece in pieces if len(piece) >= SHORTEST_WINDOW]
-
-
-def drop_items(interactions: np.ndarray, most: float, generator: np.random.Generator) -> np.ndarray:
-    """Leave out each interaction with one probability drawn from 0..most; at least `SHORTEST_WINDOW` are
-    left.
-    """
-    if most == 0:
-        return interactions
-    kept = interactions[generator.random(len(interactions)) >= generator.random() * most]
-    return kept if len(kept) >= SHORTEST_WINDOW else interactions
 
 
 def epoch_batches(
@@ -62,7 +53,7 @@ def epoch_batches(
         if shuffle_ties:
             rows = rows[np.lexsort((generator.random(length), dataset.timestamps[rows]))]
         cut = cut_windows(rows, limit, int(generator.integers(limit)))
-        pieces.extend(drop_items(piece, item_dropout, generator) for piece in cut)
+        pieces.extend(drop_items(piece, item_dropout, generator, least=SHORTEST_WINDOW) for piece in cut)
     sizes = np.array([len(piece) for piece in pieces])
     # Like lengths together, but not always the same ones.
     order = np.argsort(sizes + 4 * generator.random(len(pieces)))

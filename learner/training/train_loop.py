@@ -26,6 +26,7 @@ from torch import nn
 
 from sluice.catalog.data.dataset import Dataset
 from sluice.catalog.decoding import Decoding
+from sluice.catalog.gaps import Gaps
 from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.learner.activity_clock import ActivityClock, idle_seconds
 from sluice.learner.batches.prefetch import Prefetched
@@ -216,6 +217,7 @@ class _Worker:
                 rank=self.rank,
                 world=self.world,
                 share=share,
+                gaps=Gaps(most=config.learner.item_dropout, seed=config.seed),
             )
         return Prefetched(source, steps=config.learner.steps, next_version=self._version_after)
 

@@ -26,6 +26,7 @@ from sluice.actors.rollout.actor import LAUNCH, RolloutActor, RolloutClients
 from sluice.catalog.data.changes import ChangingCatalogue
 from sluice.catalog.data.dataset import Dataset
 from sluice.catalog.errors import ClusterError, DataError, RankerError, RunError, SluiceError
+from sluice.catalog.gaps import Gaps
 from sluice.catalog.tokens import TokenLayout
 from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.cluster import placement
@@ -343,6 +344,7 @@ def _start_rollouts(
                 dataset_factory=functools.partial(Dataset.open, paths.data),
                 settings=config.rollout,
                 seed=config.seed,
+                gaps=Gaps(most=config.learner.item_dropout, seed=config.seed),
             )
         )
         started = handle.start.remote(vocabulary)

@@ -93,6 +93,7 @@ def test_engine_and_learner_mean_the_same_distribution(engine, world, decoding):
             Prompt(
                 lease=Lease(lease_id=lease, attempt=1, user=0, position=length),
                 history=rows,
+                whole_history=rows,
                 excluded=excluded,
                 target_item=int(np.setdiff1d(np.arange(40), rows)[0]),
             )

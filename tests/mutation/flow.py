@@ -1,6 +1,14 @@
-"""Mutants of what decides how much is under way, what is fetched ahead, and where time is booked."""
+"""Mutants of what decides how much is under way, what is fetched ahead, where time is booked, and which gaps a
+prompt has.
+"""
 
 FLOW, PREFETCH, CLOCK = "actors/queue/flow.py", "learner/batches/prefetch.py", "learner/activity_clock.py"
+GAPS = "catalog/gaps.py"
+IN_GAPS, IN_GROUPS, IN_SOURCES = (
+    ("catalog/test_gaps.py",),
+    ("actors/rollout/test_groups.py",),
+    ("learner/batches/test_sources.py",),
+)
 IN_FLOW, IN_PREFETCH, IN_CLOCK = (
     ("actors/queue/test_flow.py",),
     ("learner/batches/test_prefetch.py",),
@@ -26,4 +34,12 @@ FLOW_MUTANTS = (
     (CLOCK, "        self._switch(self._activity)\n        return", "        return", IN_CLOCK),
     (CLOCK, "= self._activity, activity, now_s", "= self._activity, activity, self._since_s", IN_CLOCK),
     (CLOCK, "if is_wait(activity))", ")", IN_CLOCK),
+    (GAPS, "generator.random() * most", "most", IN_GAPS),
+    (GAPS, "[self.seed, number]", "[self.seed]", IN_GAPS),
+    (GAPS, "[self.seed, number]", "[number]", IN_GAPS),
+    (GAPS, "least=1", "least=2", IN_GAPS),
+    ("actors/rollout/groups.py", "[prompt.whole_history for", "[prompt.history for", IN_GROUPS),
+    ("actors/rollout/groups.py", "gaps.cut(history, lease.lease_id)", "history", IN_GROUPS),
+    ("learner/batches/sources.py", "range(step * size + self._rank,", "range(step * size,", IN_SOURCES),
+    ("learner/batches/sources.py", "range(step * size + self._rank,", "range(self._rank,", IN_SOURCES),
 )

@@ -41,6 +41,7 @@ from sluice.actors.queue.leases import Lease
 from sluice.actors.rollout.groups import Prompt, assemble_groups, read_prompt, score_groups
 from sluice.catalog.data.dataset import Dataset
 from sluice.catalog.data.feed import PromptFeed
+from sluice.catalog.gaps import NO_GAPS
 from sluice.catalog.rollout_group import encode_groups
 from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.cluster.environment import raise_gc_threshold
@@ -192,7 +193,7 @@ class OneAfterAnother:
             user=user,
             position=position,
         )
-        return read_prompt(lease, self._dataset)
+        return read_prompt(lease, self._dataset, NO_GAPS)
 
 
 class AllAtOnce:

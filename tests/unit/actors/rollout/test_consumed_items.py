@@ -11,6 +11,7 @@ from sluice.actors.engines.tree import TreeEngine
 from sluice.actors.queue.leases import Lease
 from sluice.actors.rollout.groups import assemble_groups, read_prompt, score_groups
 from sluice.actors.settings import DecodeSettings, TreeEngineSettings
+from sluice.catalog.gaps import NO_GAPS
 from sluice.catalog.rollout_group import encode_groups
 from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.learner.batches.collate import collate_groups
@@ -35,7 +36,7 @@ def rolled_out(directory, target, decode):
     save_policy(policy, directory)
     decoding = decode.decoding(exclude_seen=True)
     engine = TreeEngine(directory, VOCABULARY, decoding, TreeEngineSettings(), 0, max_prompt_tokens=10)
-    prompt = read_prompt(LEASE, data)
+    prompt = read_prompt(LEASE, data, NO_GAPS)
     tokens = LAYOUT.prompt(VOCABULARY.item_tokens, prompt.history)
     engine.submit([GenerateRequest(request_id="0", prompt=tokens, excluded=prompt.excluded)])
     drawn = assemble_groups([prompt], engine.step(), [0.0], vocabulary=VOCABULARY, distractors=2, seed=0)

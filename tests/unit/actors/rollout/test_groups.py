@@ -8,6 +8,7 @@ from sluice.actors.engines.engine import Generation
 from sluice.actors.queue.leases import Lease
 from sluice.actors.rollout.groups import Prompt, assemble_groups, read_prompt, score_groups
 from sluice.catalog.errors import DataError, RankerError, RunError
+from sluice.catalog.gaps import NO_GAPS, Gaps
 from sluice.catalog.rollout_group import ROLLOUT_GROUP, decode_group, encode_groups, from_stream, to_stream
 from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.learner.ranker.contract import check_output, check_scores
@@ -21,7 +22,8 @@ NO_ITEM = [3, 3, 3]
 def prompt(lease_id: int, target: int, excluded=(7,)) -> Prompt:
     return Prompt(
         lease=Lease(lease_id=lease_id, attempt=1, user=lease_id + 100, position=lease_id + 1),
-        history=np.arange(lease_id + 1, dtype=np.int32),
+        history=np.arange(1, lease_id + 1, dtype=np.int32),
+        whole_history=np.arange(lease_id + 1, dtype=np.int32),
         excluded=np.asarray(excluded, dtype=np.int32),
         target_item=target,
     )
@@ -129,12 +131,22 @@ def test_distractors_may_come_from_the_middle_of_the_ranker_s_order(keep, expect
 def test_a_prompt_excludes_what_the_user_had_but_never_its_ground_truth():
     lease = Lease(lease_id=0, attempt=1, user=3, position=4)
     data = TinyDataset()
-    read = read_prompt(lease, data)
+    read = read_prompt(lease, data, NO_GAPS)
     assert read.excluded.tolist() == [3, 4, 5, 6] and read.target_item == 7
     assert read.history.tolist() == [4, 5, 6]
     data.target = lambda user, position: 5  # a film that is seen again
-    assert read_prompt(lease, data).excluded.tolist() == [3, 4, 6]
-    assert read_prompt(lease, TinyDataset(exclude_seen=False)).excluded.tolist() == []
+    assert read_prompt(lease, data, NO_GAPS).excluded.tolist() == [3, 4, 6]
+    assert read_prompt(lease, TinyDataset(exclude_seen=False), NO_GAPS).excluded.tolist() == []
+
+
+def test_the_policy_sees_the_gaps_and_the_ranker_does_not():
+    lease = Lease(lease_id=0, attempt=1, user=3, position=4)
+    gaps = Gaps(most=0.9, seed=3)
+    read = read_prompt(lease, TinyDataset(), gaps)
+    assert read.whole_history.tolist() == [4, 5, 6] and len(read.history) < 3
+    again = Lease(lease_id=0, attempt=2, user=3, position=4)
+    assert read_prompt(again, TinyDataset(), gaps).history.tolist() == read.history.tolist()
+    assert read.excluded.tolist() == [3, 4, 5, 6]
 
 
 def test_each_group_is_looked_up_in_the_catalogue_it_was_generated_with():

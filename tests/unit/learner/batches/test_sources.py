@@ -7,7 +7,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from sluice.actors.queue.leases import Lease
+from sluice.actors.rollout.groups import read_prompt
+from sluice.catalog.data.feed import PromptFeed
 from sluice.catalog.decoding import Decoding
+from sluice.catalog.gaps import NO_GAPS, Gaps
 from sluice.catalog.rollout_group import encode_groups
 from sluice.catalog.tokens import TokenLayout
 from sluice.catalog.trie.vocabulary import Vocabulary
@@ -22,10 +26,17 @@ def dataset(tmp_path_factory):
     return tiny_dataset(tmp_path_factory.mktemp("sources"))
 
 
-def source(dataset, rank=0, world=1, share=4):
+def source(dataset, rank=0, world=1, share=4, gaps=NO_GAPS):
     vocabulary = Vocabulary.of(dataset.codes, TokenLayout.fresh(dataset.level_sizes))
     return LoggedSource(
-        dataset, dataset.examples("pretrain"), vocabulary, seed=5, rank=rank, world=world, share=share
+        dataset,
+        dataset.examples("pretrain"),
+        vocabulary,
+        seed=5,
+        rank=rank,
+        world=world,
+        share=share,
+        gaps=gaps,
     )
 
 
@@ -36,9 +47,28 @@ def rows(batch):
     ]
 
 
-def test_ranks_share_a_step_without_overlap(dataset):
-    whole, _ = source(dataset, share=8).next(0, 0)
-    parts = [source(dataset, rank=rank, world=2).next(0, 0)[0] for rank in range(2)]
+def test_the_gaps_of_a_prompt_are_those_of_the_rollout_with_its_number(dataset):
+    gaps = Gaps(most=0.9, seed=5)
+    feed = PromptFeed(dataset.examples("pretrain").users, dataset.examples("pretrain").positions, seed=5)
+    vocabulary = Vocabulary.of(dataset.codes, TokenLayout.fresh(dataset.level_sizes))
+    step = source(dataset, share=8, gaps=gaps)
+    step.next(0, 0)
+    batch, _ = step.next(1, 0)
+    shown = []
+    for number in range(16):
+        user, position = feed.draw()
+        lease = Lease(lease_id=number, attempt=1, user=user, position=position)
+        shown.append(read_prompt(lease, dataset, gaps).history)
+    tokens = [vocabulary.layout.prompt(vocabulary.item_tokens, history) for history in shown[8:]]
+    assert batch.history_lengths_B.tolist() == [len(row) for row in tokens]
+    for row, length, expected in zip(batch.history_BT, batch.history_lengths_B, tokens, strict=True):
+        assert row[:length].tolist() == list(expected)
+
+
+@pytest.mark.parametrize("gaps", [NO_GAPS, Gaps(most=0.9, seed=5)])
+def test_ranks_share_a_step_without_overlap(dataset, gaps):
+    whole, _ = source(dataset, share=8, gaps=gaps).next(0, 0)
+    parts = [source(dataset, rank=rank, world=2, gaps=gaps).next(0, 0)[0] for rank in range(2)]
     width = whole.history_BT.shape[1]
 
     def targets(batch):

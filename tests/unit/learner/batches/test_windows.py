@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sluice.learner.batches.windows import cut_windows, drop_items, epoch_batches
+from sluice.learner.batches.windows import cut_windows, epoch_batches
 from tests.tiny_data import LENGTH, USERS, tiny_dataset
 
 
@@ -47,18 +47,6 @@ def test_an_epoch_covers_the_training_part_and_nothing_else(dataset):
     assert len(rows) >= USERS * (LENGTH - 3)
     for batch in batches:
         assert max(len(row) for row in batch) * len(batch) <= 30
-
-
-def test_thinning_loses_at_most_its_share_and_keeps_the_order():
-    generator = np.random.default_rng(0)
-    rows = np.arange(1000)
-    lost = [1 - len(drop_items(rows, 0.4, generator)) / 1000 for _ in range(300)]
-    assert 0 <= min(lost) < 0.02
-    assert 0.35 < max(lost) < 0.46
-    assert np.mean(lost) == pytest.approx(0.2, abs=0.02)
-    assert (np.diff(drop_items(rows, 0.9, generator)) > 0).all()
-    assert drop_items(rows, 0.0, generator) is rows
-    assert all(len(drop_items(np.arange(2), 0.99, generator)) == 2 for _ in range(50))
 
 
 def test_an_epoch_is_a_function_of_its_generator(dataset):
