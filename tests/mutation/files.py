@@ -197,6 +197,19 @@ _PARTS = (
         ("services/run/test_leftovers.py",),
     ),
     (
+        "services/run/arms.py",
+        (
+            ("if build_objective(objective).needs_groups:", "if False:"),
+            (
+                "        if paths.arm(name).best.exists()\n        and not",
+                "        if False\n        and not",
+            ),
+            ("    (paths.arm(name).last / _STAMP).unlink(missing_ok=True)\n", "    pass\n"),
+            ("if paths.sft_all.exists() and not matches_start(paths):", "if False:"),
+        ),
+        ("services/run/test_arms.py",),
+    ),
+    (
         "learner/policy/policy.py",
         (("and own != catalogue", "and False"), ("own is not None and ", "")),
         ("learner/policy/test_policy.py",),
