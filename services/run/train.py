@@ -36,7 +36,7 @@ from sluice.services.report.ranker_view import quality_lines
 from sluice.services.run import arms, leftovers, manifest
 from sluice.services.run.fleet import Fleet, reserve_places, start_fleet
 from sluice.services.run.learner_job import run_learner
-from sluice.services.run.metrics_file import read_metrics
+from sluice.services.run.metrics_file import read_metrics, seconds_of
 from sluice.services.run.summary import judge_policies, write_summary
 from sluice.services.run.tasks import State, run_tasks
 from sluice.services.stages import fit_ranker, prepare, pretrain
@@ -247,7 +247,9 @@ def _figures(paths: RunPaths, reporter: Reporter, accounting: dict[str, int]) ->
         values = [step[name] for step in steps if name in step]
         return sum(values) / len(values) if values else None
 
-    seconds = reporter.seconds["train"]
+    seconds = (
+        seconds_of(paths.arm("train").metrics) or reporter.seconds["train"]
+    )  # over all starts of the run
     return {
         "time": {
             f"learner-{row['rank']}": row["seconds"]

@@ -74,6 +74,7 @@ _OTHERS = (
     (LOOP, "is_best = score > self.best", "is_best = True", IN_LOOP),
     (LOOP, '(summary["hr@10"], summary["ndcg@10"])', '(summary["ndcg@10"], summary["hr@10"])', IN_LOOP),
     (LOOP, "self.validate_and_checkpoint(0)", "pass", IN_LOOP),
+    (LOOP, "            if worker.out_of_patience:", "            if False:", IN_LOOP),
     ("learner/ranker/model.py", "history[-limit:]", "history[:limit]", ("learner/ranker/test_model.py",)),
     (CODES, "-popularity, *codes.T", "popularity, *codes.T", ("catalog/data/test_semantic_ids.py",)),
     (CODES, "np.maximum(value, 0).astype", "value.astype", ("catalog/data/test_semantic_ids.py",)),
