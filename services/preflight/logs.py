@@ -19,7 +19,6 @@ from sluice.catalog.data.items import read_items
 from sluice.catalog.data.log_files import table_file
 from sluice.catalog.data.settings import DataSettings, Source, TableSource
 from sluice.catalog.data.sources import LogSource, estimate_rows, open_source
-from sluice.catalog.data.splits import part_values
 from sluice.catalog.errors import DataError
 from sluice.services.preflight.finding import Finding
 
@@ -57,7 +56,7 @@ def read_log(
     size_bytes = sum(file.path.stat().st_size for file in source.files)
     try:
         ids, has_codes = _catalogue(source)
-        log = _read_rows(source, ids, part_values(settings.split), lambda: clock() > until_s)
+        log = _read_rows(source, ids, settings, lambda: clock() > until_s)
     except DataError as error:
         return LogFacts(findings=(Finding.of_error("data.source", error),), size_bytes=size_bytes)
     return LogFacts(
@@ -120,12 +119,12 @@ class _Log:
 
 
 def _read_rows(
-    source: LogSource, ids: list[str] | None, parts: dict[str, int] | None, late: Callable[[], bool]
+    source: LogSource, ids: list[str] | None, settings: DataSettings, late: Callable[[], bool]
 ) -> _Log:
     rejections = Rejections("interactions")
     known = None if ids is None else pa.array(ids, pa.string())
     in_catalogue = None if known is None else lambda column: _contains(known, column)
-    cleaner = LogCleaner(rejections, in_catalogue, parts=parts)
+    cleaner = LogCleaner.of(settings, rejections, in_catalogue)
     seen: set[str] = set()
     for batch in source.batches():
         rows = cleaner.clean(batch)

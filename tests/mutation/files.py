@@ -157,7 +157,6 @@ _PREPARE = (
     ("                for bad in bucket.refused:\n                    log.add(bad)\n", ""),
     ('if not self._noted["impressions"]:', "if False:"),
     ('self._settings.reward == "click" and self._noted["impressions"]', "False"),
-    ("time_unit=self._given_unit", 'time_unit="auto"'),
     ('has_times="timestamp" in self._source.columns', "has_times=True"),
     ('table is not None and table.unclicked == "impression"', "table is not None"),
 )
@@ -181,6 +180,11 @@ _PARTS = (
     ("learner/training/state_files.py", _STATE, ("learner/training/test_state_files.py",)),
     ("learner/training/checkpoint.py", _CHECKPOINT, ("learner/training/test_checkpoint.py",)),
     ("learner/training/metrics_log.py", _LOG, ("learner/training/test_checkpoint.py",)),
+    (
+        "catalog/data/cleaning.py",
+        (("time_unit=unit, parts", 'time_unit="auto", parts'),),
+        ("services/preflight/test_logs.py",),
+    ),
     ("services/run/leftovers.py", _LEFTOVERS, ("services/run/test_leftovers.py",)),
     (
         "services/run/train.py",

@@ -3,9 +3,12 @@
 import os
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from sluice.catalog.data.dataset import Dataset
+from sluice.catalog.data.settings import DataSettings
 from sluice.services.config import RunConfig
 from sluice.services.preflight.ranker import Limits, Outcome, check_ranker, judge_outcome
 from sluice.services.preflight.sample import draw_questions, sample_dataset
@@ -114,6 +117,29 @@ def test_a_sample_of_a_log_without_a_catalogue(data, tmp_path):
     )
     dataset = sample_dataset(data.model_copy(update={"source": source}), tmp_path)
     assert dataset.items == 20 and dataset.attribute_names == []
+
+
+def test_a_sample_takes_the_rows_that_the_settings_take(tmp_path):
+    """Times in no unit, rows without a click that took place, ids with spaces around them."""
+    rows = {
+        "user_id": ["u"] * 4 + ["v"] * 4,
+        "item_id": ["a", "b", "c", "d"] * 2,
+        "timestamp": [1_700_000_000, 5, 9_000_000_000, 6] * 2,
+        "click": [0] * 8,
+    }
+    pq.write_table(pa.table(rows), tmp_path / "log.parquet")
+    pq.write_table(pa.table({"item_id": [" a", "b", "c", "d "]}), tmp_path / "items.parquet")
+    source = {
+        "type": "table",
+        "interactions": [str(tmp_path / "log.parquet")],
+        "columns": {"click": "click"},
+        "unclicked": "interaction",
+        "timestamp_unit": "none",
+        "catalogue": str(tmp_path / "items.parquet"),
+    }
+    (tmp_path / "sample").mkdir()
+    dataset = sample_dataset(DataSettings.model_validate({"source": source}), tmp_path / "sample")
+    assert (dataset.users, dataset.items, len(dataset.sequence)) == (2, 4, 8)
 
 
 def test_the_questions_are_real_prompts_of_different_lengths(tmp_path):
