@@ -49,7 +49,7 @@ def matches_start(paths: RunPaths) -> bool:
     if start is None or longer is None:
         return False
     inputs: dict[str, object] = json.loads(start) | {"until": "fresh"}
-    return inputs == json.loads(longer)
+    return bool(inputs == json.loads(longer))
 
 
 def pretraining_seconds(directory: Path) -> float | None:

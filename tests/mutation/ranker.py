@@ -79,7 +79,6 @@ _QUALITY = (
     ("np.argsort(-weights", "np.argsort(weights"),
     ("min(top, np.count_nonzero(known))", "top"),
     ("happened.append(items == target)", "happened.append(items != target)"),
-    ("row[dataset.seen(*pair)] = np.nan", "pass"),
     ("np.sqrt(np.mean((value - actual)[known] ** 2))", "np.mean((value - actual)[known] ** 2)"),
     ("training = dataset.known_until(until) & ~np.isnan(outcomes)", "training = ~np.isnan(outcomes)"),
     ("outcomes[start : start + position]", "outcomes[start : start + position + 1]"),
