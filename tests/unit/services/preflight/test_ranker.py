@@ -1,6 +1,10 @@
 """A user's ranker tried in a process of its own, on real prompts."""
 
 import os
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -10,6 +14,7 @@ import pytest
 from sluice.catalog.data.dataset import Dataset
 from sluice.catalog.data.settings import DataSettings
 from sluice.services.config import RunConfig
+from sluice.services.preflight import ranker
 from sluice.services.preflight.ranker import Limits, Outcome, check_ranker, judge_outcome
 from sluice.services.preflight.sample import draw_questions, sample_dataset
 from tests.tiny_data import tiny_dataset
@@ -22,8 +27,8 @@ def data(tmp_path_factory):
     return tiny_dataset(tmp_path_factory.mktemp("data"), outcomes=True).settings
 
 
-def told(data, use, directory, limits=None, **options):
-    config = RunConfig.model_validate(
+def config_of(data, use, directory, **options):
+    return RunConfig.model_validate(
         {
             "name": "t",
             "output": str(directory),
@@ -31,6 +36,10 @@ def told(data, use, directory, limits=None, **options):
             "ranker": {"use": use, "options": options},
         }
     )
+
+
+def told(data, use, directory, limits=None, **options):
+    config = config_of(data, use, directory, **options)
     return [(finding.kind, finding.value) for finding in check_ranker(config, limits)]
 
 
@@ -88,6 +97,47 @@ def test_a_ranker_that_is_long_in_loading_may_be_right(data, tmp_path):
     assert told(data, f"{HERE}:SlowStarter", tmp_path, limits) == [
         ("warning", "was not tried: 1 s were not enough to load it")
     ]
+
+
+def test_what_takes_long_is_told_before_its_limit(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(ranker, "TELL_S", 0.5)
+    texts = []
+    config = config_of(data, f"{HERE}:Sleeper", tmp_path)
+    assert len(list(check_ranker(config, Limits(call=1.5), texts.append))) == 1
+    assert (
+        texts[-1] == f"ranker '{HERE}:Sleeper': trying to get an answer to three prompts, for 1.5 s at most"
+    )
+    assert len(texts) == len(set(texts)) <= 3
+
+
+def is_running(pid):
+    """Not ended, and no zombie that nobody has waited for."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_the_ranker_does_not_outlive_a_command_that_was_killed(data, tmp_path):
+    """Nor does what the ranker has started."""
+    config, pids = config_of(data, f"{HERE}:Parent", tmp_path, note=str(tmp_path / "pids")), tmp_path / "pids"
+    (tmp_path / "config.json").write_text(config.model_dump_json())
+    command = (
+        "from sluice.services.config import RunConfig; from sluice.services.preflight.ranker import *; "
+        f"list(check_ranker(RunConfig.model_validate_json(open({str(tmp_path / 'config.json')!r}).read())))"
+    )
+    with subprocess.Popen([sys.executable, "-c", command]) as process:
+        wait_until(lambda: pids.is_file() and len(pids.read_text().split()) == 2)
+        process.kill()
+    own, child = (int(pid) for pid in pids.read_text().split())
+    wait_until(lambda: not is_running(own) and not is_running(child))
+
+
+def wait_until(is_so, timeout_s=60.0):
+    deadline_s = time.monotonic() + timeout_s
+    while not is_so():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.05)
 
 
 def test_a_log_that_gives_no_sample_leaves_the_ranker_untried():
