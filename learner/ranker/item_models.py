@@ -82,7 +82,8 @@ class ItemKNN:
 
     def contents(self) -> Iterator[bytes]:
         """The bytes of what was fitted."""
-        yield from (part.tobytes() for part in (self._similarity.data, self._similarity.indices, self._prior))
+        matrix = self._similarity
+        yield from (part.tobytes() for part in (matrix.data, matrix.indices, matrix.indptr, self._prior))
 
     def save(self, directory: Path) -> None:
         """Write `FILE`."""
