@@ -36,7 +36,7 @@ from sluice.catalog.data.semantic_ids import (
     resolve_collisions,
 )
 from sluice.catalog.data.settings import OUTCOMES, DataSettings, TableSource
-from sluice.catalog.data.sources import LogSource, open_source
+from sluice.catalog.data.sources import LogSource, find_unread_histories, open_source
 from sluice.catalog.data.split_settings import FreshLogs, GlobalTime, LoggedSplit
 from sluice.catalog.data.splits import (
     PRETRAIN,
@@ -132,6 +132,7 @@ class _Preparation:
             "log": {
                 "time_unit": self._time_unit,
                 "files_left_out": list(self._source.left_out),
+                "unread_histories": list(find_unread_histories(self._source)),
                 "catalogue_ids_with_outer_spaces": catalogue.noted["ids_with_outer_spaces"],
                 **dict(sorted((log.noted + self._noted).items())),
             },

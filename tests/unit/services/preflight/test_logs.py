@@ -142,3 +142,10 @@ def test_times_are_judged_in_the_unit_that_the_settings_give(tmp_path):
     assert read_log(DataSettings(source=source)).findings == ()
     ((_, value),) = told(read_log(settings(log)))
     assert "is in the future, read as seconds" in value
+
+
+def test_histories_that_nobody_named_are_told_before_a_run(tmp_path):
+    log = table(tmp_path / "a.parquet", before=[[], ["a"], []], tags=[["x"], ["y"], []])
+    (finding,) = read_log(settings(log)).findings
+    assert (finding.field, finding.exit_code) == ("data.source.columns.history", 0)
+    assert finding.remedy == "set it to before if that is it"
