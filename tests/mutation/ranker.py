@@ -147,7 +147,8 @@ _STACK = (
 
 _ITEM_MODELS = (
     ("gram[np.diag_indices(items)] += settings.l2", "pass"),
-    ("-(upper + upper.T) / diagonal", "-(upper + upper.T) / diagonal[:, None]"),
+    ("weights /= -diagonal", "weights /= -diagonal[:, None]"),
+    ("weights[row, :row] = weights[:row, row]", "pass"),
     ("bags.data[:] = 1.0", "pass"),
     ("history[-window:]", "history[:window]"),
     ("np.arange(len(h) - 1, -1, -1)", "np.arange(len(h))"),
