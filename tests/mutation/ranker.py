@@ -108,6 +108,7 @@ _STRATIFIED = (
     ("admitted[inside].mean()", "admitted.mean()"),
     ("np.append(own, targets[row])", "own"),
     ("setdiff1d(shown, np.append(own, targets[row]))", "setdiff1d(shown, targets[row : row + 1])"),
+    ("if dataset.settings.exclude_seen:", "if False:"),
     ("places = -torch.arange", "places = torch.arange"),
     ('Decoding(kind="beam", candidates', "Decoding(candidates"),
     ("target_scores_B=scores[:, 0]", "target_scores_B=scores[:, 1]"),
