@@ -29,6 +29,7 @@ FIXED: dict[str, str] = {
     "learner.workers": "a checkpoint has one part for each worker",
     "learner.sharding": "each worker's part of a checkpoint is its share",
     "learner.lora": "a checkpoint holds these adapters",
+    "learner.average_decay": "the policy of a checkpoint is this average, or the weights themselves",
     "learner.reference.type": "a checkpoint holds this reference",
     "learner.prompts_per_step": "the place in the order of the prompts is counted in such steps",
     "learner.prompts_per_user": "it decides which prompts there are",

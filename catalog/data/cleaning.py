@@ -11,13 +11,15 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Literal, TextIO
+from typing import Literal, Self, TextIO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from sluice.catalog.data.settings import DataSettings, TableSource
 from sluice.catalog.data.sources import RawBatch
+from sluice.catalog.data.splits import part_values
 from sluice.catalog.errors import DataError
 from sluice.catalog.timestamps import TimeUnit, UnitCheck, parse_times
 from sluice.catalog.values import (
@@ -135,6 +137,18 @@ class LogCleaner:
         self._units = UnitCheck(time_unit, time.time() if now_s is None else now_s)
         self._time_kind: str | None = None  # "number" or "date", fixed by the first usable timestamp
         self._row = 0  # rows so far, the time of a log without timestamps
+
+    @classmethod
+    def of(
+        cls,
+        settings: DataSettings,
+        rejections: Rejections,
+        known_items: Callable[[pa.Array], np.ndarray] | None,
+    ) -> Self:
+        """The cleaner of the log of a data set with these settings."""
+        table = settings.source if isinstance(settings.source, TableSource) else None
+        unit = "auto" if table is None else table.timestamp_unit
+        return cls(rejections, known_items, time_unit=unit, parts=part_values(settings.split))
 
     @property
     def time_unit(self) -> TimeUnit | None:

@@ -23,7 +23,8 @@ class PromptFeed:
         if len(users) == 0 or len(users) != len(positions):
             raise DataError(
                 f"the prompt feed got {len(users)} users and {len(positions)} positions; it needs one of "
-                "each per example, and one example at least: check the train split in examples.parquet"
+                "each per example, and one example at least: give a longer log, or prompts a larger part by "
+                "data.split"
             )
         self._users, self._positions, self._seed = users, positions, seed
         self._enter(epoch=0, cursor=0)

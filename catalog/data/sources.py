@@ -19,13 +19,14 @@ from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as pc_csv
 import pyarrow.parquet as pq
 
 from sluice.catalog.data.log_files import TableFile, check_once, find_log_files, table_file
 from sluice.catalog.data.settings import MovieLensSource, Source, TableSource
 from sluice.catalog.errors import DataError
-from sluice.catalog.values import FAMILIES, family_of
+from sluice.catalog.values import FAMILIES, as_text, family_of, text_lists
 
 BATCH_ROWS = 65_536
 # What a column of a contract may be (`values.FAMILIES`), and how to say so.
@@ -47,6 +48,8 @@ _WANTED = {
 _CSV_BYTES_PER_ROW = 24  # a low guess: it only sizes the partition and the progress bar
 _AS_UTF8 = "save the file as UTF-8"
 _BLOCK_BYTES = 1 << 22
+_LOOKED_AT = 2000  # rows in which lists of items are looked for
+_KNOWN_SHARE = 0.1  # of the values of lists of items that are items of the first rows too
 _MOVIELENS = "recbole/dataset_example/ml-100k/ml-100k"
 
 
@@ -177,6 +180,43 @@ def _tables(source: TableSource) -> LogSource:
         catalogue_columns=catalogue_columns,
         attribute_columns={name: name for name in source.catalogue_columns.attributes},
     )
+
+
+def find_unread_histories(source: LogSource) -> tuple[str, ...]:
+    """Columns of the log that hold lists of its items and are mapped to nothing, perhaps histories.
+
+    They are told from the first rows of the first file.
+    """
+    file, mapped = source.files[0], set(source.columns.values())
+    names = [name for name in _list_columns(file) if name and name not in mapped]
+    if "history" in source.columns or not names:
+        return ()
+    columns = {"item_id": source.columns["item_id"], **{f"attribute:{name}": name for name in names}}
+    batch = next(read_batches(file, columns, "data.source.columns"), None)
+    if batch is None:
+        return ()
+    items = pc.unique(pc.utf8_trim_whitespace(as_text(batch.columns["item_id"])))
+    return tuple(
+        name for name in names if _holds(batch.columns[f"attribute:{name}"].slice(0, _LOOKED_AT), items)
+    )
+
+
+def _holds(values: pa.Array, items: pa.Array) -> bool:
+    """Whether a column holds lists of which a good part are these items `[n]`, text."""
+    if family_of(values.type) == "text":
+        values = values.filter(pc.starts_with(pc.utf8_trim_whitespace(as_text(values)), "["))
+    ids = pc.utf8_trim_whitespace(text_lists(values).flatten()).drop_null()
+    return len(ids) > 0 and pc.mean(pc.is_in(ids, value_set=items)).as_py() >= _KNOWN_SHARE
+
+
+def _list_columns(file: TableFile) -> list[str]:
+    """The columns that may hold lists, as lists or as text, and whose name stands once."""
+    if file.delimiter is not None:
+        names = _header(file)
+    else:
+        schema = _parquet(file.path).schema_arrow
+        names = [field.name for field in schema if family_of(field.type) in ("list", "text")]
+    return [name for name in names if names.count(name) == 1]
 
 
 def estimate_rows(file: TableFile) -> int:

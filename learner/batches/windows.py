@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from sluice.catalog.data.dataset import Dataset
+from sluice.catalog.errors import DataError
 from sluice.catalog.gaps import drop_items
 
 SHORTEST_WINDOW = 2  # interactions; from one alone there is nothing to learn
@@ -13,8 +14,8 @@ SHORTEST_WINDOW = 2  # interactions; from one alone there is nothing to learn
 def cut_windows(interactions: np.ndarray, limit: int, offset: int) -> list[np.ndarray]:
     """Cut a sequence `[n]` into windows of at most `limit`; `offset` (0..limit-1) moves the cuts.
 
-    Every interaction is in at least one window of two or more, and the last window reaches back to full
-    length.
+    Every interaction is in at least one window of two or more, but for a first one that is cut off alone.
+    The last window reaches back to full length.
     """
     if len(interactions) <= limit:
         return [interactions]
@@ -43,8 +44,11 @@ def epoch_batches(
         generator: decides cuts, ties, losses and the order of the batches.
         item_dropout: each window loses a share of its interactions drawn from 0..item_dropout, so that what
             follows is predicted from other histories each epoch.
+
+    Raises:
+        DataError: no user has two of these interactions, so there is nothing to predict from another.
     """
-    limit = dataset.settings.max_history
+    limit = max(SHORTEST_WINDOW, dataset.settings.max_history)
     pieces: list[np.ndarray] = []
     for user, length in enumerate(lengths):
         if length < SHORTEST_WINDOW:
@@ -54,6 +58,11 @@ def epoch_batches(
             rows = rows[np.lexsort((generator.random(length), dataset.timestamps[rows]))]
         cut = cut_windows(rows, limit, int(generator.integers(limit)))
         pieces.extend(drop_items(piece, item_dropout, generator, least=SHORTEST_WINDOW) for piece in cut)
+    if not pieces:
+        raise DataError(
+            f"no user of {dataset.directory} has two interactions in the part that is learned from: give "
+            "a longer log, or a larger part by data.split"
+        )
     sizes = np.array([len(piece) for piece in pieces])
     # Like lengths together, but not always the same ones.
     order = np.argsort(sizes + 4 * generator.random(len(pieces)))

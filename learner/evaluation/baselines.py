@@ -7,18 +7,17 @@ scored too: `judge_scores` leaves them out.
 Definition: docs/algorithms.md, Baselines.
 """
 
-from collections.abc import Callable, Sequence
-
 import numpy as np
 
 from sluice.catalog.data.dataset import Dataset, Examples
 from sluice.learner.evaluation.evaluate import UserResults
+from sluice.learner.full_catalogue import Scores, score_catalogue
 from sluice.learner.ranker.item_models import Ease, ItemKNN, Popularity
 from sluice.learner.ranker.known_logs import KnownLogs
 from sluice.learner.ranker.settings import EaseSettings
 from sluice.learner.ranking_metrics import rank_of
 
-Scores = Callable[[Sequence[np.ndarray]], np.ndarray]
+__all__ = ["Scores", "fit_baselines", "judge_baselines", "judge_scores"]
 
 
 def fit_baselines(dataset: Dataset) -> dict[str, Scores]:
@@ -37,7 +36,13 @@ def fit_baselines(dataset: Dataset) -> dict[str, Scores]:
 
 
 def judge_scores(
-    dataset: Dataset, examples: Examples, score: Scores, width: int, batch: int = 256
+    dataset: Dataset,
+    examples: Examples,
+    score: Scores,
+    width: int,
+    batch: int = 256,
+    *,
+    whole_history: bool = False,
 ) -> UserResults:
     """The lists of what scores the whole catalogue, by the rule of `evaluate_policy`.
 
@@ -47,25 +52,18 @@ def judge_scores(
     Args:
         dataset: histories and targets.
         examples: whom to judge on.
-        score: sees the whole history before the target.
+        score: scores the whole catalogue.
         width: W, places of a list.
         batch: examples that are scored at a time.
+        whole_history: `score` sees all before the target, not `data.max_history` items, as rankers do.
     """
     ranks, lists = [], []
-    for start in range(0, len(examples), batch):
-        users, positions = (
-            part[start : start + batch].tolist() for part in (examples.users, examples.positions)
-        )
-        pairs = list(zip(users, positions, strict=True))
-        scores = np.array(score([dataset.history(*pair, None) for pair in pairs]), dtype=np.float32)
-        scores[~np.isfinite(scores)] = -np.inf
-        if dataset.settings.exclude_seen:
-            for row, pair in enumerate(pairs):
-                scores[row, dataset.seen(*pair)] = -np.inf
+    for scored in score_catalogue(dataset, examples, score, batch=batch, whole_history=whole_history):
+        scores = np.where(scored.rankable, scored.scores, -np.inf)
         order = np.argsort(-scores, axis=1, kind="stable")[:, :width]
         items = np.where(np.isfinite(np.take_along_axis(scores, order, axis=1)), order, -1)
         items = np.pad(items, ((0, 0), (0, width - items.shape[1])), constant_values=-1)
-        ranks.append(rank_of(np.asarray([dataset.target(*pair) for pair in pairs]), items))
+        ranks.append(rank_of(scored.targets, items))
         lists.append(items.astype(np.int32))
     return UserResults(
         users=examples.users,
@@ -77,6 +75,8 @@ def judge_scores(
 
 
 def judge_baselines(dataset: Dataset, examples: Examples, width: int) -> dict[str, UserResults]:
-    """The lists of every baseline."""
-    fitted = fit_baselines(dataset)
-    return {name: judge_scores(dataset, examples, score, width) for name, score in fitted.items()}
+    """The lists of every baseline, which sees the whole history of an example."""
+    return {
+        name: judge_scores(dataset, examples, score, width, whole_history=True)
+        for name, score in fit_baselines(dataset).items()
+    }

@@ -131,7 +131,8 @@ def gate_at_start(
         dataset: their histories and targets.
         ranker: scores GT, the ten best and the distractors.
         settings: of the gate.
-        distractors: J, drawn from the ten best of all users, less the user's own ten and GT.
+        distractors: J, drawn from the ten best of all users, less the user's own ten, GT, and what the user
+            has where the data set leaves it out.
         batch: users that the ranker is asked about at a time.
     """
     examples = dataset.examples("test")
@@ -141,6 +142,8 @@ def gate_at_start(
     drawn = np.full((len(pairs), distractors), -1, dtype=np.int32)
     for row, own in enumerate(start.top_items):
         pool = np.setdiff1d(shown, np.append(own, targets[row]))
+        if dataset.settings.exclude_seen:  # rankers like what the user has, and rollouts never ask about it
+            pool = np.setdiff1d(pool, dataset.seen(*pairs[row]))
         chosen = np.random.default_rng([0, row]).choice(pool, size=min(distractors, len(pool)), replace=False)
         drawn[row, : len(chosen)] = chosen
     candidates = np.concatenate([targets[:, None], start.top_items, drawn], axis=1)

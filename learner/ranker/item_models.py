@@ -22,6 +22,7 @@ from sluice.learner.ranker.known_logs import KnownLogs
 from sluice.learner.ranker.settings import EaseSettings, ItemKnnSettings
 
 _TIE_BREAK = 1e-9  # below any co-occurrence score that matters
+_COLUMNS = 1024  # of the Gram matrix that are counted at a time
 _BYTES_PER_PAIR = 12  # of items, while EASE is fitted: float64 of the matrix, and float32 of the weights
 
 
@@ -82,7 +83,8 @@ class ItemKNN:
 
     def contents(self) -> Iterator[bytes]:
         """The bytes of what was fitted."""
-        yield from (part.tobytes() for part in (self._similarity.data, self._similarity.indices, self._prior))
+        matrix = self._similarity
+        yield from (part.tobytes() for part in (matrix.data, matrix.indices, matrix.indptr, self._prior))
 
     def save(self, directory: Path) -> None:
         """Write `FILE`."""
@@ -142,14 +144,21 @@ class Ease:
             (np.ones(len(users)), (users, consumed)), shape=(logs.dataset.users, items), dtype=np.float64
         )
         bags.data[:] = 1.0  # an item consumed twice counts once
-        gram = (bags.T @ bags).toarray(order="F")
+        # Everything below is done in place: two matrices of items by items, and no third one.
+        gram = np.empty((items, items), order="F")
+        for first in range(0, items, _COLUMNS):
+            columns = slice(first, first + _COLUMNS)
+            gram[:, columns] = (bags.T @ bags[:, columns]).toarray()
         gram[np.diag_indices(items)] += settings.l2
         factor, failed = lapack.dpotrf(gram, overwrite_a=True)
         inverse, failed_too = lapack.dpotri(factor, overwrite_c=True)  # its upper triangle
         assert not failed and not failed_too, "a Gram matrix with a ridge is positive definite"
-        diagonal = np.diag(inverse).copy()
-        upper = np.triu(inverse, 1).astype(np.float32)
-        weights = np.ascontiguousarray(-(upper + upper.T) / diagonal.astype(np.float32))
+        diagonal = np.diag(inverse).astype(np.float32)
+        weights = inverse.astype(np.float32, order="C")
+        for row in range(items):
+            weights[row, :row] = weights[:row, row]
+        np.fill_diagonal(weights, 0)
+        weights /= -diagonal
         return cls(weights, settings)
 
     @staticmethod

@@ -11,13 +11,13 @@ Its root mean squared error is compared with two plain baselines, the user's pas
 training.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 
 from sluice.catalog.data.dataset import Dataset, Examples
+from sluice.learner.full_catalogue import Scores, score_catalogue
 from sluice.learner.ranker.calibration import calibration_curve
 from sluice.learner.ranker.known_logs import KnownLogs
 from sluice.learner.ranker.model import EnsembleRanker
@@ -38,24 +38,24 @@ def judge_ranker(
         number of examples; `relevance` and, for each head with an outcome to judge it on, `heads.<column>`:
         `ece`, `events` and `curve`, for heads with `rmse` beside it.
 
-    AUC is the mean over users of the share of other rankable items that score below the target. Items already
-    consumed are not rankable when the data set says so.
+    AUC is the mean over users of the share of other rankable items that score below the target, ties half.
+    Items already consumed are not rankable when the data set says so: such a target has no rank.
     """
     examples = dataset.examples(split)
-    ranks, auc, likely, happened = [], [], [], []
+    ranks, areas, likely, happened = [], [], [], []
     outcomes: list[dict[str, np.ndarray]] = []
-    for histories, scores, targets in _score_examples(ranker, dataset, examples, batch):
-        outcomes.append(ranker.expected_outcomes(histories, targets))
-        for row, target in zip(scores, targets, strict=True):
-            rank, area = _place(row, target)
-            ranks.append(rank)
-            auc.append(area)
+    for scored in score_catalogue(dataset, examples, _catalogue_scores(ranker, dataset.items), batch=batch):
+        outcomes.append(ranker.expected_outcomes(scored.histories, scored.targets))
+        ranks.append(scored.ranks())
+        areas.append(scored.areas())
+        for row, target in zip(np.where(scored.rankable, scored.scores, np.nan), scored.targets, strict=True):
             items, probabilities = likeliest_items(row)
             likely.append(probabilities)
             happened.append(items == target)
-    quality: dict[str, Any] = {name: float(value.mean()) for name, value in per_user(np.array(ranks)).items()}
-    quality["auc"] = float(np.mean(auc))
-    quality["auc_by_exposure"] = _by_exposure(dataset, examples, np.array(auc), until)
+    auc = np.concatenate(areas)
+    quality: dict[str, Any] = _mean_metrics(np.concatenate(ranks))
+    quality["auc"] = float(auc.mean())
+    quality["auc_by_exposure"] = _by_exposure(dataset, examples, auc, until)
     quality["users"] = len(examples)
     quality["relevance"] = calibration_curve(
         np.concatenate(likely), np.concatenate(happened).astype(float)
@@ -71,39 +71,18 @@ def judge_ranker(
 
 def judge_part(part: RankerPart, dataset: Dataset, split: str, *, batch: int = 128) -> dict[str, float]:
     """HR, NDCG and MRR of one part of a stack by itself."""
-    ranks = [
-        _place(row, target)[0]
-        for _, scores, targets in _score_examples(part, dataset, dataset.examples(split), batch)
-        for row, target in zip(scores, targets, strict=True)
-    ]
-    return {name: float(value.mean()) for name, value in per_user(np.array(ranks)).items()}
+    score = _catalogue_scores(part, dataset.items)
+    scored = score_catalogue(dataset, dataset.examples(split), score, batch=batch)
+    return _mean_metrics(np.concatenate([part.ranks() for part in scored]))
 
 
-def _score_examples(
-    ranker: RankerPart | StackedRanker, dataset: Dataset, examples: Examples, batch: int
-) -> Iterator[tuple[list[np.ndarray], np.ndarray, np.ndarray]]:
-    """`batch` examples at a time: histories; scores `[b, N]`, NaN where an item is not rankable; targets."""
-    pairs = list(zip(examples.users.tolist(), examples.positions.tolist(), strict=True))
-    everything = np.arange(dataset.items, dtype=np.int32)[None]
-    for start in range(0, len(pairs), batch):
-        rows = pairs[start : start + batch]
-        histories = [dataset.history(*pair, dataset.settings.max_history) for pair in rows]
-        candidates = np.repeat(everything, len(rows), axis=0)
-        scores = score_part(ranker, histories, candidates)
-        targets = np.array([dataset.target(*pair) for pair in rows])
-        if dataset.settings.exclude_seen:
-            for row, pair, target in zip(scores, rows, targets, strict=True):
-                value = row[target]
-                row[dataset.seen(*pair)] = np.nan
-                row[target] = value
-        yield histories, scores, targets
+def _catalogue_scores(ranker: RankerPart | StackedRanker, items: int) -> Scores:
+    everything = np.arange(items, dtype=np.int32)[None]
+    return lambda histories: score_part(ranker, histories, np.repeat(everything, len(histories), axis=0))
 
 
-def _place(scores: np.ndarray, target: int) -> tuple[int, float]:
-    """The rank of the target, from 1, and the share of the other rankable items that score below it."""
-    rankable = int(np.count_nonzero(~np.isnan(scores))) - 1
-    above = int(np.count_nonzero(scores > scores[target]))
-    return above + 1, 1 - above / max(rankable, 1)
+def _mean_metrics(ranks: np.ndarray) -> dict[str, float]:
+    return {name: float(value.mean()) for name, value in per_user(ranks).items()}
 
 
 def _by_exposure(dataset: Dataset, examples: Examples, auc: np.ndarray, until: str) -> list[dict[str, float]]:

@@ -139,9 +139,11 @@ def score_part(
 
 
 def name_version(parts: Mapping[str, RankerPart], weights: Mapping[str, float]) -> str:
-    """Names what was fitted: parts and weights."""
+    """Names what was fitted: parts, how they score, and weights."""
     texts = [
-        part.version if isinstance(part, EnsembleRanker) else sha256_of(part.contents())
+        [part.version]
+        if isinstance(part, EnsembleRanker)
+        else [sha256_of(part.contents()), part.settings.model_dump(mode="json")]
         for part in parts.values()
     ]
     return sha256_of([json.dumps([texts, weights]).encode()])[:12]

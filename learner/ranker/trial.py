@@ -93,28 +93,29 @@ def _all_of(*parts: Iterator[Breach]) -> Iterator[Breach]:
 
 
 def compare_replicas(one: Ranker, other: Ranker, questions: Questions) -> tuple[Breach, ...]:
-    """What two rankers made alike do not have in common. Each is to have passed `try_ranker`."""
-    breaches = []
+    """What two rankers made alike do not have in common. `one` is to have passed `try_ranker`."""
+    return tuple(_all_of(_other_version(one, other), _other_answer(one, other, questions)))
+
+
+def _other_version(one: Ranker, other: Ranker) -> Iterator[Breach]:
     if one.version != other.version:
-        breaches.append(
-            Breach(
-                part="version",
-                value=f"two replicas have {one.version!r} and {other.version!r}",
-                bound="one version in all replicas",
-                remedy="derive it from what was fitted, not from the time or the process",
-            )
+        yield Breach(
+            part="version",
+            value=f"two replicas have {one.version!r} and {other.version!r}",
+            bound="one version in all replicas",
+            remedy="derive it from what was fitted, not from the time or the process",
         )
+
+
+def _other_answer(one: Ranker, other: Ranker, questions: Questions) -> Iterator[Breach]:
     answers = [_answer(_checked_score(ranker), "score", questions) for ranker in (one, other)]
     if not _alike(*answers):
-        breaches.append(
-            Breach(
-                part="score",
-                value=f"two replicas answer differently, {_first_difference(*answers)}",
-                bound="one answer from all replicas",
-                remedy="load what was fitted, or fix the seed of what is drawn",
-            )
+        yield Breach(
+            part="score",
+            value=f"two replicas answer differently, {_first_difference(*answers)}",
+            bound="one answer from all replicas",
+            remedy="load what was fitted, or fix the seed of what is drawn",
         )
-    return tuple(breaches)
 
 
 def _version(ranker: Ranker) -> Iterator[Breach]:

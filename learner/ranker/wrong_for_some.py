@@ -14,14 +14,13 @@ from sluice.learner.ranker.fit import fit_stack
 from sluice.learner.ranker.known_logs import KnownLogs
 from sluice.learner.ranker.settings import EaseSettings, ItemKnnSettings, RankerSettings
 
-_PARTS = ("fresh", "valid", "test")  # whose histories tell users apart
-
 
 class WrongForSome:
     """A ranker as `sluice.learner.ranker.contract.Ranker` has it.
 
-    A ranker is asked about histories, not about users. So it knows the histories of all positions of the
-    fresh, validation and test parts of those users that it is wrong about; of others it is right.
+    A ranker is asked about histories, not about users. So it knows the histories of all positions of those
+    users that it is wrong about, in the part that prompts come from, in validation and in test; of others it
+    is right.
     """
 
     def __init__(self, dataset: Dataset, share: float = 0.5, seed: int = 0, until: str = "fresh") -> None:
@@ -58,7 +57,7 @@ class WrongForSome:
 def _histories_of(dataset: Dataset, users: np.ndarray) -> set[bytes]:
     limit = dataset.settings.max_history
     keys: set[bytes] = set()
-    for part in _PARTS:
+    for part in (dataset.prompt_part, "valid", "test"):
         examples = dataset.examples(part)
         chosen = np.isin(examples.users, users)
         pairs = zip(examples.users[chosen].tolist(), examples.positions[chosen].tolist(), strict=True)

@@ -136,11 +136,11 @@ def train_loop(options: dict[str, Any]) -> None:
         worker.policy.model, residual=config.learner.dropout, embedding=config.learner.dropout
     ):
         for step in range(worker.step, config.learner.steps):
+            if worker.out_of_patience:  # a run that has ended so is not trained on when it is resumed
+                break
             worker.train_step(step)
             if (step + 1) % config.learner.evaluate_every == 0 or step + 1 == config.learner.steps:
                 worker.validate_and_checkpoint(step + 1)
-                if worker.out_of_patience:
-                    break
     worker.finish()
 
 
@@ -307,9 +307,7 @@ class _Worker:
         policy = self._plain_policy()
         if policy is not None and self.log is not None:
             save_policy(policy, self.config.last_directory)
-            self.log.write(
-                "time", self.config.learner.steps, {"rank": self.rank, "seconds": self.time.seconds()}
-            )
+            self.log.write("time", self.learner.step, {"rank": self.rank, "seconds": self.time.seconds()})
             self.log.close()
         self._barrier()
 

@@ -18,8 +18,7 @@ from sluice.catalog.data.cleaning import LogCleaner, Rejections
 from sluice.catalog.data.items import read_items
 from sluice.catalog.data.log_files import table_file
 from sluice.catalog.data.settings import DataSettings, Source, TableSource
-from sluice.catalog.data.sources import LogSource, estimate_rows, open_source
-from sluice.catalog.data.splits import part_values
+from sluice.catalog.data.sources import LogSource, estimate_rows, find_unread_histories, open_source
 from sluice.catalog.errors import DataError
 from sluice.services.preflight.finding import Finding
 
@@ -57,11 +56,12 @@ def read_log(
     size_bytes = sum(file.path.stat().st_size for file in source.files)
     try:
         ids, has_codes = _catalogue(source)
-        log = _read_rows(source, ids, part_values(settings.split), lambda: clock() > until_s)
+        log = _read_rows(source, ids, settings, lambda: clock() > until_s)
     except DataError as error:
         return LogFacts(findings=(Finding.of_error("data.source", error),), size_bytes=size_bytes)
+    findings = [*_judge(log, settings, source.estimated_rows()), *_unread(source)]
     return LogFacts(
-        findings=tuple(_judge(log, settings, source.estimated_rows())),
+        findings=tuple(findings),
         items=log.items if ids is None else len(ids),
         has_codes=has_codes,
         size_bytes=size_bytes,
@@ -120,12 +120,12 @@ class _Log:
 
 
 def _read_rows(
-    source: LogSource, ids: list[str] | None, parts: dict[str, int] | None, late: Callable[[], bool]
+    source: LogSource, ids: list[str] | None, settings: DataSettings, late: Callable[[], bool]
 ) -> _Log:
     rejections = Rejections("interactions")
     known = None if ids is None else pa.array(ids, pa.string())
     in_catalogue = None if known is None else lambda column: _contains(known, column)
-    cleaner = LogCleaner(rejections, in_catalogue, parts=parts)
+    cleaner = LogCleaner.of(settings, rejections, in_catalogue)
     seen: set[str] = set()
     for batch in source.batches():
         rows = cleaner.clean(batch)
@@ -139,6 +139,17 @@ def _read_rows(
 def _contains(known: pa.Array, column: pa.Array) -> np.ndarray:
     contained: np.ndarray = pc.is_in(column, value_set=known).to_numpy(zero_copy_only=False)
     return contained
+
+
+def _unread(source: LogSource) -> Iterator[Finding]:
+    for column in find_unread_histories(source):
+        yield Finding(
+            field="data.source.columns.history",
+            value=f"null, and the column {column!r} holds lists of items of this log",
+            bound="the column of what the user had before, if there is one",
+            remedy=f"set it to {column} if that is it",
+            exit_code=0,
+        )
 
 
 def _judge(log: _Log, settings: DataSettings, estimated_rows: int) -> Iterator[Finding]:

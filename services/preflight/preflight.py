@@ -54,7 +54,8 @@ def _find_all(
     yield from check_engine(config)
     yield from check_base(config)
     yield from check_output(config, log.size_bytes)
-    yield from check_ranker(config)
+    if has_rollouts(config.objective):  # it takes seconds or minutes, and nobody else asks the ranker
+        yield from check_ranker(config)
     if find_machines is None:
         return
     plan = plan_run(config)

@@ -1,7 +1,10 @@
 """A user's ranker before a run: imported and called on three prompts, in a process that can be ended.
 
 The prompts are those of the prepared data where they fit the config, else of a sample of the log. The process
-starts where the command does, so it imports what the job will.
+starts where the command does, so it imports what the job will. Its standard input is a pipe that nobody
+writes to: the process ends when the pipe does, so that it does not outlive a command that was killed.
+
+A ranker may be slow and right. Each stage has a limit, and what takes long is told before it is reached.
 """
 
 import contextlib
@@ -12,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +32,7 @@ _MODULE = "sluice.services.preflight.ranker_process"
 _POLL_S = 0.05
 PREPARE_S = 180.0  # to open the data or to sample the log
 LOAD_S = 180.0
+TELL_S = 3.0  # after which a stage is told
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,12 +60,21 @@ class Outcome:
     output: list[str] = field(default_factory=list)  # the last lines that it printed
 
 
-def check_ranker(config: RunConfig, limits: Limits | None = None) -> Iterator[Finding]:
-    """Try the user's ranker; nothing for the built-in one, which is fitted by the run."""
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def check_ranker(
+    config: RunConfig, limits: Limits | None = None, tell: Callable[[str], None] = _tell
+) -> Iterator[Finding]:
+    """Try the user's ranker; nothing for the built-in one, which is fitted by the run.
+
+    `tell` is given a line when a stage takes longer than `TELL_S`.
+    """
     if config.ranker.use == "builtin":
         return
     limits = limits or Limits(call=config.ranker_pool.timeout_s)
-    yield from judge_outcome(config.ranker.use, _run(config, limits), limits)
+    yield from judge_outcome(config.ranker.use, _run(config, limits, tell), limits)
 
 
 def judge_outcome(use: str, outcome: Outcome, limits: Limits) -> Iterator[Finding]:
@@ -98,7 +111,7 @@ def judge_outcome(use: str, outcome: Outcome, limits: Limits) -> Iterator[Findin
         )
 
 
-_WORDS = {"data": "read a sample of the log", "load": "load it"}
+_WORDS = {"data": "read a sample of the log", "load": "load it", "call": "get an answer to three prompts"}
 
 
 def _untried(use: str, why: str, remedy: str) -> Finding:
@@ -111,8 +124,8 @@ def _untried(use: str, why: str, remedy: str) -> Finding:
     )
 
 
-def _run(config: RunConfig, limits: Limits) -> Outcome:
-    prepared = RunPaths.of(config).data
+def _run(config: RunConfig, limits: Limits, tell: Callable[[str], None]) -> Outcome:
+    use, prepared = config.ranker.use, RunPaths.of(config).data
     question = {
         "prepared": str(prepared) if _is_prepared(config, prepared) else None,
         "data": config.data.model_dump(mode="json"),
@@ -125,13 +138,13 @@ def _run(config: RunConfig, limits: Limits) -> Outcome:
         with output.open("wb") as stream:
             process = subprocess.Popen(
                 [sys.executable, "-m", _MODULE, name],
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,
                 stdout=stream,
                 stderr=stream,
                 start_new_session=True,
             )
         try:
-            hung = _wait(process, directory / ANSWER, limits)
+            hung = _wait(process, directory / ANSWER, limits, lambda text: tell(f"ranker {use!r}: {text}"))
         finally:
             _end(process)
         lines = _lines(directory / ANSWER)
@@ -154,15 +167,21 @@ def _is_prepared(config: RunConfig, directory: Path) -> bool:
     return manifest is not None and manifest.get("settings") == config.data.model_dump(mode="json")
 
 
-def _wait(process: subprocess.Popen[bytes], answer: Path, limits: Limits) -> bool:
+def _wait(
+    process: subprocess.Popen[bytes], answer: Path, limits: Limits, tell: Callable[[str], None]
+) -> bool:
     """Until the process ends, or a stage takes longer than it may; returns whether that was so."""
-    count, since_s = 0, time.monotonic()
+    count, since_s, told = 0, time.monotonic(), None
     while process.poll() is None:
         lines = _lines(answer)
         if len(lines) > count:
             count, since_s = len(lines), time.monotonic()
-        if time.monotonic() - since_s > limits.of(_stage(lines)):
+        stage, took_s = _stage(lines), time.monotonic() - since_s
+        if took_s > limits.of(stage):
             return True
+        if took_s > TELL_S and stage != told:
+            tell(f"trying to {_WORDS[stage]}, for {limits.of(stage):g} s at most")
+            told = stage
         time.sleep(_POLL_S)
     return False
 
@@ -180,4 +199,5 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     """End the process and what it started, which are a group of their own."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    with process:  # closes the pipe
+        process.wait()

@@ -5,7 +5,10 @@ process can tell where it hangs and end it: a `stage` when one begins, at last t
 """
 
 import json
+import os
+import signal
 import sys
+import threading
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -81,5 +84,22 @@ def _load(settings: RankerSettings, dataset: Dataset, diary: _Diary) -> tuple[An
     return _Watched(load_ranker(settings, "", dataset), diary), time.monotonic() - started_s
 
 
+def end_with_starter() -> None:
+    """From now on this process group ends when standard input does: whoever started it is gone then.
+
+    What the ranker reads from standard input is nothing.
+    """
+    pipe = os.dup(0)
+    with open(os.devnull, "rb") as nothing:
+        os.dup2(nothing.fileno(), 0)
+
+    def wait_and_end() -> None:
+        os.read(pipe, 1)
+        os.killpg(os.getpgrp(), signal.SIGKILL)
+
+    threading.Thread(target=wait_and_end, name="end-with-starter", daemon=True).start()
+
+
 if __name__ == "__main__":
+    end_with_starter()
     answer_question(Path(sys.argv[1]))

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from sluice.catalog.data.cleaning import LogCleaner, Rejections
+from sluice.catalog.data.cleaning import LogCleaner, Rejections, judge_ids
 from sluice.catalog.data.dataset import Dataset
 from sluice.catalog.data.settings import (
     CatalogueColumns,
@@ -17,7 +17,6 @@ from sluice.catalog.data.settings import (
 )
 from sluice.catalog.data.sources import LogSource, open_source
 from sluice.catalog.data.split_settings import LeaveLastTwoOut
-from sluice.catalog.values import as_text
 from sluice.learner.ranker.trial import Questions
 from sluice.services.stages.prepare import prepare_data
 
@@ -38,7 +37,7 @@ def sample_dataset(settings: DataSettings, directory: Path) -> Dataset:
         DataError: the source cannot be read, or its first rows hold no user with enough interactions.
     """
     source = open_source(settings.source)
-    rows = _first_rows(source)
+    rows = _first_rows(source, settings)
     counts = pc.value_counts(rows.column("user_id")).to_pylist()
     longest = sorted(counts, key=lambda count: (-count["counts"], count["values"]))[:_USERS]
     chosen = pa.array([count["values"] for count in longest if count["counts"] >= _LEAST], pa.string())
@@ -50,6 +49,8 @@ def sample_dataset(settings: DataSettings, directory: Path) -> Dataset:
         update={
             "source": TableSource(
                 interactions=(str(directory / "log.parquet"),),
+                unclicked=getattr(settings.source, "unclicked", "impression"),
+                timestamp_unit="none",  # they have been judged already
                 columns=InteractionColumns(**present),
                 catalogue=catalogue,
                 catalogue_columns=columns,
@@ -85,8 +86,8 @@ def draw_questions(dataset: Dataset) -> Questions:
     return Questions(histories=histories, candidates=candidates, later_item=dataset.items)
 
 
-def _first_rows(source: LogSource) -> pa.Table:
-    cleaner = LogCleaner(Rejections("interactions"), None)
+def _first_rows(source: LogSource, settings: DataSettings) -> pa.Table:
+    cleaner = LogCleaner.of(settings, Rejections("interactions"), None)
     batches, count = [], 0
     for batch in source.batches():
         batches.append(cleaner.clean(batch))
@@ -103,7 +104,7 @@ def _catalogue(source: LogSource, ids: pa.Array, path: Path) -> tuple[str, Catal
     """
     parts = [pa.table({"item_id": ids})] if source.catalogue is None else []
     for batch in source.catalogue_batches():
-        item_ids = as_text(batch.columns["item_id"])
+        item_ids, _ = judge_ids(batch.columns["item_id"])
         columns = {name.removeprefix("attribute:"): values for name, values in batch.columns.items()}
         parts.append(pa.table(columns | {"item_id": item_ids}).filter(pc.is_in(item_ids, value_set=ids)))
     table = pa.concat_tables(parts, promote_options="permissive")

@@ -9,6 +9,7 @@ The first two go through the same rollouts, rankers and steps as the post-traini
 """
 
 import json
+import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,16 +17,24 @@ from sluice.catalog.data.dataset import Dataset
 from sluice.catalog.errors import ConfigError
 from sluice.catalog.files import write_atomically
 from sluice.learner.gate.settings import GateSettings
-from sluice.learner.objectives.settings.objective import AdaGrpoObjective, MixtureObjective, Objective
+from sluice.learner.objectives.settings.objective import (
+    AdaGrpoObjective,
+    MixtureObjective,
+    NllObjective,
+    Objective,
+)
+from sluice.learner.training.objective import build_objective
 from sluice.services.config import RunConfig
 from sluice.services.paths import RunPaths
 from sluice.services.run.metrics_file import seconds_of
-from sluice.services.stages.pretrain import pretraining_seconds
+from sluice.services.stages.pretrain import matches_start, pretraining_seconds
 from sluice.services.stages.staging import stage_inputs
 
 ROLLED_OUT = ("mixture", "random_gate")
 SFT_ALL = "sft_all"
 _STAMP = "arm.json"
+# Of `rollout`: what decides which groups the arms with rollouts learn from. The rest says where and how fast.
+_OF_GROUPS = {"decode", "distractors", "distractor_draw", "prompts_per_lease"}
 
 
 def rolled_out_arms(objective: Objective, gate_rate: float) -> dict[str, Objective]:
@@ -74,6 +83,10 @@ def arm_inputs(config: RunConfig, objective: Objective) -> str:
         "objective": objective.model_dump(mode="json"),
         "learner": config.learner.model_dump(mode="json"),
     }
+    if build_objective(objective).needs_groups:
+        rollout = config.rollout.model_dump(mode="json", include=_OF_GROUPS)
+        staleness = {"publish": config.weights.publish_every, "most": config.queue.max_staleness}
+        inputs |= {"rollout": rollout, "staleness": staleness}
     return json.dumps(inputs, indent=1, sort_keys=True)
 
 
@@ -83,9 +96,38 @@ def is_trained(paths: RunPaths, name: str, inputs: str) -> bool:
     return stamp.is_file() and stamp.read_text() == inputs
 
 
+def mark_begun(paths: RunPaths, name: str) -> None:
+    """The arm begins anew, and its policies are soon no longer those of its stamp."""
+    (paths.arm(name).last / _STAMP).unlink(missing_ok=True)
+
+
 def mark_trained(paths: RunPaths, name: str, inputs: str) -> None:
     """The arm has ended."""
     write_atomically(paths.arm(name).last / _STAMP, inputs)
+
+
+def discard_outdated(config: RunConfig, paths: RunPaths, gate_rate: float) -> tuple[str, ...]:
+    """Before the judge: arms that were not trained to their end, or with other settings than these, go.
+
+    A resumed run may leave out `compare: full`, or have other settings, and what is here would be compared
+    with its policies. Returns the names of those that went.
+    """
+    objectives = {"control": NllObjective(), **rolled_out_arms(config.objective, gate_rate)}
+    outdated = [
+        name
+        for name in ("control", *ROLLED_OUT)
+        if paths.arm(name).best.exists()
+        and not (name in objectives and is_trained(paths, name, arm_inputs(config, objectives[name])))
+    ]
+    for name in outdated:
+        arm = paths.arm(name)
+        for place in (arm.best, arm.last, arm.best_checkpoint, arm.checkpoints / name):
+            shutil.rmtree(place, ignore_errors=True)
+        arm.metrics.unlink(missing_ok=True)
+    if paths.sft_all.exists() and not matches_start(paths):
+        shutil.rmtree(paths.sft_all)
+        outdated.append(SFT_ALL)
+    return tuple(outdated)
 
 
 def costs_of(paths: RunPaths) -> Mapping[str, Any]:

@@ -36,7 +36,7 @@ from sluice.services.report.ranker_view import quality_lines
 from sluice.services.run import arms, leftovers, manifest
 from sluice.services.run.fleet import Fleet, reserve_places, start_fleet
 from sluice.services.run.learner_job import run_learner
-from sluice.services.run.metrics_file import read_metrics
+from sluice.services.run.metrics_file import read_metrics, seconds_of
 from sluice.services.run.summary import judge_policies, write_summary
 from sluice.services.run.tasks import State, run_tasks
 from sluice.services.stages import fit_ranker, prepare, pretrain
@@ -75,8 +75,11 @@ def run_training(config: RunConfig, resume: Resume = None) -> int:
         for line in quality_lines(fit_ranker.read_quality(paths)):
             reporter.line(line)
         outcome = _train(config, paths, reporter, resume)
+        gate_rate = outcome["gate"]["rate"] or 0.0
         if config.compare == "full":
-            _train_arms(config, paths, reporter, outcome["gate"]["rate"] or 0.0)
+            _train_arms(config, paths, reporter, gate_rate)
+        for name in arms.discard_outdated(config, paths, gate_rate):
+            reporter.line(f"compare: {name} was trained with other settings, or not to its end: removed")
         with reporter.phase("judge") as progress:
             summary = {**_header(config), **judge_policies(config, progress), **outcome}
         summary["cost_s"] = arms.costs_of(paths)
@@ -174,6 +177,7 @@ def _train_once(
     """An arm that has ended with the same settings is left as it is; another begins anew."""
     inputs = arms.arm_inputs(config, objective)
     if not arms.is_trained(paths, name, inputs):
+        arms.mark_begun(paths, name)
         learn(config, paths, name, objective)
         arms.mark_trained(paths, name, inputs)
 
@@ -243,7 +247,9 @@ def _figures(paths: RunPaths, reporter: Reporter, accounting: dict[str, int]) ->
         values = [step[name] for step in steps if name in step]
         return sum(values) / len(values) if values else None
 
-    seconds = reporter.seconds["train"]
+    seconds = (
+        seconds_of(paths.arm("train").metrics) or reporter.seconds["train"]
+    )  # over all starts of the run
     return {
         "time": {
             f"learner-{row['rank']}": row["seconds"]

@@ -34,6 +34,11 @@ def list_log_warnings(manifest: dict[str, Any]) -> list[str]:
             f"{unsaid} rows do not say whether there was a click, and count as interactions: write 0 where "
             "there was none"
         )
+    warnings += [
+        f"the column {column!r} holds lists of items and is not read: if they are what the user had before, "
+        f"set data.source.columns.history to {column}"
+        for column in log.get("unread_histories", ())
+    ]
     if left_out := log.get("files_left_out"):
         more = f" and {len(left_out) - _LISTED} more" if len(left_out) > _LISTED else ""
         warnings.append(

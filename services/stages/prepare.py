@@ -36,7 +36,7 @@ from sluice.catalog.data.semantic_ids import (
     resolve_collisions,
 )
 from sluice.catalog.data.settings import OUTCOMES, DataSettings, TableSource
-from sluice.catalog.data.sources import LogSource, open_source
+from sluice.catalog.data.sources import LogSource, find_unread_histories, open_source
 from sluice.catalog.data.split_settings import FreshLogs, GlobalTime, LoggedSplit
 from sluice.catalog.data.splits import (
     PRETRAIN,
@@ -45,7 +45,6 @@ from sluice.catalog.data.splits import (
     count_late_rows,
     find_cuts,
     label_splits,
-    part_values,
     positions_of,
 )
 from sluice.catalog.errors import DataError
@@ -114,7 +113,6 @@ class _Preparation:
         self._noted: Counter[str] = Counter()  # of the log: what was set apart or left out, and is no fault
         table = settings.source if isinstance(settings.source, TableSource) else None
         self._unclicked_are_impressions = table is not None and table.unclicked == "impression"
-        self._given_unit = "auto" if table is None else table.timestamp_unit
         self._time_unit: TimeUnit | None = None  # what the timestamps turn out to count
 
     def run(self) -> dict[str, Any]:
@@ -134,6 +132,7 @@ class _Preparation:
             "log": {
                 "time_unit": self._time_unit,
                 "files_left_out": list(self._source.left_out),
+                "unread_histories": list(find_unread_histories(self._source)),
                 "catalogue_ids_with_outer_spaces": catalogue.noted["ids_with_outer_spaces"],
                 **dict(sorted((log.noted + self._noted).items())),
             },
@@ -147,9 +146,7 @@ class _Preparation:
             items = read_items(self._source, catalogue)
             catalogue.check(self._settings.max_bad_share)
             index = ItemIndex(items.ids if items else None)
-            parts = part_values(self._settings.split)
-            known = index.contains if items else None
-            cleaner = LogCleaner(log, known, parts=parts, time_unit=self._given_unit)
+            cleaner = LogCleaner.of(self._settings, log, index.contains if items else None)
             buckets = self._partition(index, cleaner, log)
             if log.rows == 0:
                 raise DataError(f"the log is empty: {_named(self._source)} holds no row")

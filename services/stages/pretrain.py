@@ -24,7 +24,7 @@ from sluice.learner.settings import PretrainSettings
 from sluice.learner.training.pretrain import pretrain_policy
 from sluice.services.config import RunConfig
 from sluice.services.paths import RunPaths
-from sluice.services.stages.staging import build_once
+from sluice.services.stages.staging import build_once, stage_inputs
 
 _COST = "cost.json"
 
@@ -41,6 +41,15 @@ def run_sft_on_all_logs(config: RunConfig, progress: Callable[[int, int, dict[st
     part.
     """
     return _pretrain(config, progress, RunPaths.of(config).sft_all, "fresh")
+
+
+def matches_start(paths: RunPaths) -> bool:
+    """Whether SFT on all logs was trained as the start is, from the same data and settings."""
+    start, longer = stage_inputs(paths.policy), stage_inputs(paths.sft_all)
+    if start is None or longer is None:
+        return False
+    inputs: dict[str, object] = json.loads(start) | {"until": "fresh"}
+    return bool(inputs == json.loads(longer))
 
 
 def pretraining_seconds(directory: Path) -> float | None:

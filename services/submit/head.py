@@ -29,6 +29,7 @@ from sluice.cluster.environment import lower_thread_priority
 
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 40.0  # a raylet drains for up to 30 s
+KILL_TIMEOUT_S = 20.0  # for what was killed to be gone
 _QUERY_TIMEOUT_S = 5.0
 _DEFAULT_PORTS = {
     "--port": 6379,
@@ -47,17 +48,21 @@ class Head:
     process: subprocess.Popen[bytes] | None = None
     log: Path | None = None
 
-    def stop(self) -> None:
-        """End our head's whole process group; a head that was there before us is left alone."""
+    def stop(self) -> bool:
+        """End our head's whole process group; a head that was there before us is left alone.
+
+        Returns whether it has ended: a machine with too much to do may take longer over it than we wait.
+        """
         if self.process is None:
-            return
+            return True
         # First of all: whoever looks for a head from now on must not find this one, which takes a while to
         # end.
         if _address() == self.address:
             _address_file().unlink(missing_ok=True)
-        _end_group(self.process)
+        has_ended = _end_group(self.process)
         if self.log is not None:
             self.log.unlink(missing_ok=True)
+        return has_ended
 
 
 def ensure_token() -> None:
@@ -192,13 +197,18 @@ def _await_job_server(url: str, process: subprocess.Popen[bytes], log: Path) -> 
     )
 
 
-def _end_group(process: subprocess.Popen[bytes]) -> None:
+def _end_group(process: subprocess.Popen[bytes]) -> bool:
+    """End a process and its group; returns whether it has ended."""
     process.terminate()  # `ray start --block` then ends its parts in order
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(STOP_TIMEOUT_S)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)  # what outlived it
-    process.wait(5.0)
+    try:
+        process.wait(KILL_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
 
 
 def _tail(log: Path, lines: int = 15) -> str:

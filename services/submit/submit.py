@@ -168,7 +168,12 @@ def _end(head: Head, client: "JobSubmissionClient | None", own: str | None) -> N
     """End a head of ours, unless somebody's job has come to it meanwhile."""
     others = others_running(client, own) if client is not None and head.process is not None else []
     if not others:
-        head.stop()
+        if not head.stop():
+            assert head.process is not None
+            _tell(
+                f"the Ray head (process {head.process.pid}) was killed and has not ended yet: the machine is "
+                "busy. Its ports and memory are free once it has"
+            )
         return
     assert head.process is not None
     _tell(

@@ -48,6 +48,7 @@ _OF_PREFLIGHT = (
     ("resources", "plan.bundles + plan.learners", "plan.bundles"),
     ("resources", "machines.most(name) + _ROUNDING", "machines.total(name) + _ROUNDING"),
     ("resources", "amount > machines.total(name) + _ROUNDING", "False"),
+    ("ranker", "took_s > TELL_S and stage != told", "took_s > TELL_S"),
     ("preflight", "if shortages and not has_rollouts(config.objective):", "if False:"),
     ("preflight", "if machines.name == THIS_MACHINE:", "if True:"),
     ("preflight", "key=lambda finding: finding.exit_code == 0", "key=lambda finding: finding.exit_code"),

@@ -157,7 +157,6 @@ _PREPARE = (
     ("                for bad in bucket.refused:\n                    log.add(bad)\n", ""),
     ('if not self._noted["impressions"]:', "if False:"),
     ('self._settings.reward == "click" and self._noted["impressions"]', "False"),
-    ("time_unit=self._given_unit", 'time_unit="auto"'),
     ('has_times="timestamp" in self._source.columns', "has_times=True"),
     ('table is not None and table.unclicked == "impression"', "table is not None"),
 )
@@ -181,6 +180,20 @@ _PARTS = (
     ("learner/training/state_files.py", _STATE, ("learner/training/test_state_files.py",)),
     ("learner/training/checkpoint.py", _CHECKPOINT, ("learner/training/test_checkpoint.py",)),
     ("learner/training/metrics_log.py", _LOG, ("learner/training/test_checkpoint.py",)),
+    (
+        "catalog/data/sources.py",
+        (
+            ('if family_of(values.type) == "text":', "if False:"),
+            (">= _KNOWN_SHARE", ">= 0"),
+            ('if "history" in source.columns or not names:', "if not names:"),
+        ),
+        ("services/stages/test_log_warnings.py",),
+    ),
+    (
+        "catalog/data/cleaning.py",
+        (("time_unit=unit, parts", 'time_unit="auto", parts'),),
+        ("services/preflight/test_logs.py",),
+    ),
     ("services/run/leftovers.py", _LEFTOVERS, ("services/run/test_leftovers.py",)),
     (
         "services/run/train.py",
@@ -195,6 +208,19 @@ _PARTS = (
         "services/run/arms.py",
         (('        "start": stage_inputs(RunPaths.of(config).policy),\n', ""),),
         ("services/run/test_leftovers.py",),
+    ),
+    (
+        "services/run/arms.py",
+        (
+            ("if build_objective(objective).needs_groups:", "if False:"),
+            (
+                "        if paths.arm(name).best.exists()\n        and not",
+                "        if False\n        and not",
+            ),
+            ("    (paths.arm(name).last / _STAMP).unlink(missing_ok=True)\n", "    pass\n"),
+            ("if paths.sft_all.exists() and not matches_start(paths):", "if False:"),
+        ),
+        ("services/run/test_arms.py",),
     ),
     (
         "learner/policy/policy.py",

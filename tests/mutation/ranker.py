@@ -79,7 +79,6 @@ _QUALITY = (
     ("np.argsort(-weights", "np.argsort(weights"),
     ("min(top, np.count_nonzero(known))", "top"),
     ("happened.append(items == target)", "happened.append(items != target)"),
-    ("row[dataset.seen(*pair)] = np.nan", "pass"),
     ("np.sqrt(np.mean((value - actual)[known] ** 2))", "np.mean((value - actual)[known] ** 2)"),
     ("training = dataset.known_until(until) & ~np.isnan(outcomes)", "training = ~np.isnan(outcomes)"),
     ("outcomes[start : start + position]", "outcomes[start : start + position + 1]"),
@@ -109,6 +108,7 @@ _STRATIFIED = (
     ("admitted[inside].mean()", "admitted.mean()"),
     ("np.append(own, targets[row])", "own"),
     ("setdiff1d(shown, np.append(own, targets[row]))", "setdiff1d(shown, targets[row : row + 1])"),
+    ("if dataset.settings.exclude_seen:", "if False:"),
     ("places = -torch.arange", "places = torch.arange"),
     ('Decoding(kind="beam", candidates', "Decoding(candidates"),
     ("target_scores_B=scores[:, 0]", "target_scores_B=scores[:, 1]"),
@@ -148,7 +148,8 @@ _STACK = (
 
 _ITEM_MODELS = (
     ("gram[np.diag_indices(items)] += settings.l2", "pass"),
-    ("-(upper + upper.T) / diagonal", "-(upper + upper.T) / diagonal[:, None]"),
+    ("weights /= -diagonal", "weights /= -diagonal[:, None]"),
+    ("weights[row, :row] = weights[:row, row]", "pass"),
     ("bags.data[:] = 1.0", "pass"),
     ("history[-window:]", "history[:window]"),
     ("np.arange(len(h) - 1, -1, -1)", "np.arange(len(h))"),

@@ -25,12 +25,17 @@ _EVALUATE = (
 )
 
 _BASELINES = (
-    ("score([dataset.history(*pair, None)", "score([dataset.history(*pair, 1)"),
-    ("scores[~np.isfinite(scores)] = -np.inf", "pass"),
-    ("if dataset.settings.exclude_seen:", "if False:"),
     ("np.argsort(-scores", "np.argsort(scores"),
     ("[:, :width]", ""),
     ("order, axis=1)), order, -1)", "order, axis=1)), order, order)"),
+    ("score, width, whole_history=True)", "score, width)"),
+)
+
+_SCORES = (
+    ("dataset.history(*pair, limit)", "dataset.history(*pair, 1)"),
+    ("limit = None if whole_history else", "limit = None if True else"),
+    ("rankable = np.isfinite(scores)", "rankable = np.ones_like(scores, dtype=bool)"),
+    ("if dataset.settings.exclude_seen:", "if False:"),
 )
 
 _BREADTH = (
@@ -74,6 +79,7 @@ _OTHERS = (
     (LOOP, "is_best = score > self.best", "is_best = True", IN_LOOP),
     (LOOP, '(summary["hr@10"], summary["ndcg@10"])', '(summary["ndcg@10"], summary["hr@10"])', IN_LOOP),
     (LOOP, "self.validate_and_checkpoint(0)", "pass", IN_LOOP),
+    (LOOP, "            if worker.out_of_patience:", "            if False:", IN_LOOP),
     ("learner/ranker/model.py", "history[-limit:]", "history[:limit]", ("learner/ranker/test_model.py",)),
     (CODES, "-popularity, *codes.T", "popularity, *codes.T", ("catalog/data/test_semantic_ids.py",)),
     (CODES, "np.maximum(value, 0).astype", "value.astype", ("catalog/data/test_semantic_ids.py",)),
@@ -94,6 +100,20 @@ _OTHERS = (
 _AREAS = (
     (EVALUATE, _EVALUATE, ("learner/evaluation/test_evaluate.py",)),
     (BASELINES, _BASELINES, ("learner/evaluation/test_baselines.py", "learner/evaluation/test_evaluate.py")),
+    (
+        "learner/full_catalogue.py",
+        _SCORES,
+        ("learner/evaluation/test_baselines.py", "learner/evaluation/test_evaluate.py"),
+    ),
+    (
+        "learner/full_catalogue.py",
+        (
+            ("& earlier)", ")"),
+            ("others[rows, self.targets] = False", "pass"),
+            ("(self.scores == own)).sum(axis=1) / 2", "(self.scores == own)).sum(axis=1)"),
+        ),
+        ("learner/ranker/test_quality.py",),
+    ),
     (BREADTH, _BREADTH, ("learner/evaluation/test_breadth.py",)),
     (METRICS, _METRICS, ("learner/test_ranking_metrics.py",)),
 )

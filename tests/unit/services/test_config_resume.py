@@ -57,6 +57,7 @@ def test_the_table_decides_on_every_part_of_the_config():
         ("evaluation.beam_width=30", "evaluation.beam_width"),
         ("objective.type=grpo", "objective.type"),
         ("learner.workers=2", "learner.workers"),
+        ("learner.average_decay=0.99", "learner.average_decay"),
         ("learner.lora={rank: 4}", "learner.lora.rank"),
         ("learner.reference.type=ema", "learner.reference.type"),
         ("learner.prompts_per_step=16", "learner.prompts_per_step"),

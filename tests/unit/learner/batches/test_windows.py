@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sluice.catalog.errors import DataError
 from sluice.learner.batches.windows import cut_windows, epoch_batches
 from tests.tiny_data import LENGTH, USERS, tiny_dataset
 
@@ -47,6 +48,26 @@ def test_an_epoch_covers_the_training_part_and_nothing_else(dataset):
     assert len(rows) >= USERS * (LENGTH - 3)
     for batch in batches:
         assert max(len(row) for row in batch) * len(batch) <= 30
+
+
+def epoch(dataset, lengths):
+    generator = np.random.default_rng(0)
+    return list(
+        epoch_batches(
+            dataset, lengths=lengths, batch_interactions=30, shuffle_ties=False, generator=generator
+        )
+    )
+
+
+def test_a_history_of_one_item_has_windows_of_two(tmp_path):
+    dataset = tiny_dataset(tmp_path, max_history=1)
+    windows = [row for batch in epoch(dataset, dataset.lengths_until("pretrain")) for row in batch]
+    assert {len(window) for window in windows} == {2}
+
+
+def test_a_part_from_which_nothing_can_be_learned_is_refused(dataset):
+    with pytest.raises(DataError, match=r"no user of .* has two interactions .*: give a longer log"):
+        epoch(dataset, np.ones(dataset.users, dtype=np.int64))
 
 
 def test_an_epoch_is_a_function_of_its_generator(dataset):

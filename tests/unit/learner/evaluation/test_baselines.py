@@ -72,7 +72,8 @@ def test_what_has_no_finite_score_is_in_no_list(tiny, one_user):
         assert found.items[0, 0] >= 0, "it takes no place either"
 
 
-def test_what_scores_sees_the_whole_history(tiny):
+def asked_of(tiny, **options):
+    """The lengths of the histories that a score is given, and how much comes before the targets."""
     examples = tiny.examples("test")
     asked = []
 
@@ -80,7 +81,26 @@ def test_what_scores_sees_the_whole_history(tiny):
         asked.extend(histories)
         return np.zeros((len(histories), ITEMS), dtype=np.float32)
 
-    judge_scores(tiny, examples, score, width=10, batch=5)
-    expected = [tiny.seen(*pair) for pair in zip(examples.users, examples.positions, strict=True)]
-    assert [history.tolist() for history in asked] == [history.tolist() for history in expected]
-    assert min(map(len, asked)) == 8  # more than data.max_history, which is the policy's
+    judge_scores(tiny, examples, score, width=10, batch=5, **options)
+    whole = [tiny.seen(*pair) for pair in zip(examples.users, examples.positions, strict=True)]
+    return [history.tolist() for history in asked], [history.tolist() for history in whole]
+
+
+def test_a_ranker_is_judged_on_no_longer_histories_than_it_is_promised(tiny):
+    asked, whole = asked_of(tiny)
+    limit = tiny.settings.max_history
+    assert asked == [history[-limit:] for history in whole] and limit == 6
+
+
+def test_baselines_see_the_whole_history(tiny):
+    asked, whole = asked_of(tiny, whole_history=True)
+    assert asked == whole and min(map(len, asked)) == 8
+    judged = judge_baselines(tiny, tiny.examples("test"), width=10)
+    cut = {
+        name: judge_scores(tiny, tiny.examples("test"), score, 10)
+        for name, score in fit_baselines(tiny).items()
+    }
+    assert judged.keys() == cut.keys()
+    assert any((judged[name].items != cut[name].items).any() for name in cut), (
+        "six items tell less than eight"
+    )

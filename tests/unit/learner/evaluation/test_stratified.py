@@ -137,7 +137,8 @@ def test_rank_gain_by_hand():
 class Data:
     """Five users; user u's history is item u and the target item 20 + u."""
 
-    settings = SimpleNamespace(max_history=5)
+    def __init__(self, exclude_seen=False):
+        self.settings = SimpleNamespace(max_history=5, exclude_seen=exclude_seen)
 
     def examples(self, split):
         assert split == "test"
@@ -145,6 +146,9 @@ class Data:
 
     def history(self, user, position, limit):
         return np.array([user], dtype=np.int32)
+
+    def seen(self, user, position):
+        return np.array([user, 10, 11], dtype=np.int32)
 
     def target(self, user, position):
         return 20 + user
@@ -202,3 +206,12 @@ def test_the_gate_at_the_start_by_hand():
         "difficulty": [True, False, True, True, True],
         "discriminability": [True, True, True, False, False],
     }
+
+
+def test_what_a_user_has_is_no_distractor_at_the_start_either():
+    tops = [np.arange(10) + 2 * row for row in range(5)]
+    for exclude_seen in (False, True):
+        ranker = Table()
+        gate_at_start(results([0] * 5, tops), Data(exclude_seen), ranker, GateSettings(), distractors=30)
+        drawn = set(ranker.asked[0][0, 11:].tolist()) - {-1}
+        assert drawn == set(range(10, 18)) - ({10, 11} if exclude_seen else set())

@@ -1,5 +1,8 @@
 """Popularity, ItemKNN and EASE by hand, and saved."""
 
+import tracemalloc
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -82,6 +85,18 @@ def test_ease_refuses_a_catalogue_that_does_not_fit(logs):
     with pytest.raises(RankerError, match=r"needs 0.0 GB for the 20 items .*memory_gb 1e-09: raise it"):
         Ease.fit(logs, EaseSettings(memory_gb=1e-9))
     assert Ease.needed_gb(12_101) == pytest.approx(1.757, abs=1e-3)
+
+
+def test_ease_takes_no_more_memory_than_it_says():
+    items, users = 2000, np.repeat(np.arange(500), 4)
+    consumed = np.random.default_rng(0).integers(items, size=len(users))
+    data = SimpleNamespace(items=items, users=500)
+    logs = SimpleNamespace(dataset=data, interactions=lambda: (users, consumed))
+    tracemalloc.start()
+    Ease.fit(logs)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 1.1e9 * Ease.needed_gb(items)
 
 
 @pytest.mark.parametrize(

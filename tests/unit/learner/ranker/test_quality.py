@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from sluice.learner.evaluation.baselines import judge_scores
 from sluice.learner.ranker.fit import _loss, fit_ranker
 from sluice.learner.ranker.known_logs import KnownLogs
 from sluice.learner.ranker.model import EnsembleRanker, SequenceRanker, build_member
@@ -105,6 +106,21 @@ def test_errors_and_calibration_of_a_head_by_hand(dataset):
     assert judged["rmse"]["ranker"] == pytest.approx(np.sqrt(np.mean((stars - 3.0) ** 2)))
     assert judged["curve"] == {"predicted": [3.0], "observed": [pytest.approx(stars.mean())], "events": [24]}
     assert judged["ece"] == pytest.approx(abs(3 - stars.mean()))
+
+
+def test_what_scores_everything_alike_tells_nothing_apart(dataset):
+    """Ties stand in order of item row, as in every list, and count half in AUC."""
+    quality = judge_ranker(constant_ranker([[0.0] * 20], [0.0]), dataset, "valid", until="fresh")
+    assert quality["auc"] == 0.5
+    examples = dataset.examples("valid")
+    pairs = list(zip(examples.users.tolist(), examples.positions.tolist(), strict=True))
+    ranks = [
+        1 + int((np.setdiff1d(np.arange(20), dataset.seen(*pair)) < dataset.target(*pair)).sum())
+        for pair in pairs
+    ]
+    assert quality["mrr"] == pytest.approx(np.mean(1 / np.array(ranks)))
+    judged = judge_scores(dataset, examples, lambda histories: np.zeros((len(histories), 20)), width=20)
+    assert judged.ranks.tolist() == ranks
 
 
 def test_relevance_is_calibrated_as_the_probability_of_the_next_item(dataset):

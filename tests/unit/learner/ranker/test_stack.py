@@ -8,10 +8,11 @@ import pytest
 from sluice.catalog.data.dataset import Examples
 from sluice.catalog.errors import RankerError
 from sluice.learner.ranker.fit import fit_ranker
+from sluice.learner.ranker.item_models import Ease
 from sluice.learner.ranker.known_logs import KnownLogs
 from sluice.learner.ranker.load import load_ranker
 from sluice.learner.ranker.settings import EaseSettings, ItemKnnSettings, RankerSettings
-from sluice.learner.ranker.stack import StackedRanker, fit_weights, score_part
+from sluice.learner.ranker.stack import StackedRanker, fit_weights, name_version, score_part
 from tests.tiny_data import tiny_dataset
 
 SETTINGS = RankerSettings(
@@ -145,6 +146,15 @@ def test_a_saved_stack_is_the_same_ranker(fitted, dataset, tmp_path):
     again = load_ranker(SETTINGS, tmp_path, dataset)
     assert again.version == ranker.version and len(ranker.version) == 12
     np.testing.assert_array_equal(again.score(HISTORIES, CANDIDATES), ranker.score(HISTORIES, CANDIDATES))
+
+
+def test_other_ways_to_score_have_another_version(dataset):
+    """Window and decay are no part of what is fitted, and change every score."""
+    logs = KnownLogs.until(dataset, "fresh")
+    for settings in (EaseSettings(), EaseSettings(decay=0.5), EaseSettings(window=2)):
+        parts = {"ease": Ease.fit(logs, settings)}
+        versions = {name_version(parts, {"ease": 1.0}) for parts in ({"ease": Ease.fit(logs)}, parts)}
+        assert len(versions) == (1 if settings == EaseSettings() else 2)
 
 
 def test_other_parts_have_another_version(dataset, tmp_path):

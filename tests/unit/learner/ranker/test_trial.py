@@ -158,3 +158,11 @@ def test_replicas_have_one_version_and_one_answer():
     assert [breach.part for breach in compare_replicas(one, other, QUESTIONS)] == ["version"]
     breaches = compare_replicas(one, RowRanker(scale=2.0), QUESTIONS)
     assert [breach.value[:30] for breach in breaches] == ["two replicas answer differentl"]
+
+
+def test_a_replica_that_fails_is_told_as_the_first_one_is():
+    """Such as one that wants a file or a port for itself."""
+    broken = Changed(lambda scores, *_: scores[:, :1])
+    broken.version = RowRanker.version
+    (breach,) = compare_replicas(RowRanker(), broken, QUESTIONS)
+    assert breach.part == "score" and "answered with shape (3, 1)" in breach.value

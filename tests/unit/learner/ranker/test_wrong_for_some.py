@@ -13,8 +13,9 @@ def dataset(tmp_path_factory):
     return tiny_dataset(tmp_path_factory.mktemp("wrong"))
 
 
-def scores_by_user(ranker, dataset):
-    examples = dataset.examples("test")
+def scores_by_user(ranker, dataset, part="test"):
+    """Under the last history of each user in a part."""
+    examples = dataset.examples(part)
     everything = np.arange(dataset.items, dtype=np.int32)[None]
     return {
         user: ranker.score([dataset.history(user, position, dataset.settings.max_history)], everything)[0]
@@ -39,6 +40,15 @@ def test_wrong_scores_are_the_right_ones_of_other_items(dataset):
     for user, scores in wrong.items():
         np.testing.assert_array_equal(np.sort(scores), np.sort(right[user]))
         assert (scores != right[user]).any()
+
+
+def test_it_is_wrong_about_prompts_wherever_they_come_from(dataset):
+    """This log has no fresh part."""
+    assert dataset.prompt_part == "pretrain"
+    ranker = WrongForSome(dataset, share=1 / USERS, seed=3)
+    right = scores_by_user(WrongForSome(dataset, share=0.0), dataset, "pretrain")
+    (user,) = ranker.wrong_users
+    assert (scores_by_user(ranker, dataset, "pretrain")[user] != right[user]).any()
 
 
 def test_padding_and_later_items_are_no_items_of_the_permutation(dataset):

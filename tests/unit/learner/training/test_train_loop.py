@@ -1,6 +1,8 @@
 """The loop in this process, without Ray: what it validates on, and which checkpoint is the best."""
 
+import dataclasses
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -67,6 +69,22 @@ def best_step(config, monkeypatch, scores):
 )
 def test_the_best_checkpoint_is_the_first_with_the_best_validation(config, monkeypatch, scores, step):
     assert best_step(config, monkeypatch, scores) == step
+
+
+def test_a_run_out_of_patience_is_not_trained_on_when_it_is_resumed(config, monkeypatch, tmp_path):
+    impatient = dataclasses.replace(config, learner=config.learner.model_copy(update={"patience": 1}))
+    kept = tmp_path / "kept"
+    monkeypatch.setattr(
+        ray.train,
+        "report",
+        lambda _summary, *, checkpoint: shutil.copytree(checkpoint.path, kept, dirs_exist_ok=True),
+    )
+    best_step(impatient, monkeypatch, [(0.3, 0.1), (0.2, 0.1)])
+    monkeypatch.setattr(ray.train, "get_checkpoint", lambda: ray.train.Checkpoint.from_directory(kept))
+    assert best_step(impatient, monkeypatch, []) == 0
+    rows = [json.loads(line) for line in Path(config.metrics_path).read_text().splitlines()]
+    assert [row["step"] for row in rows if row["kind"] == "step"] == [1]
+    assert [row["step"] for row in rows if row["kind"] == "time"] == [1]
 
 
 def test_the_loop_validates_on_the_validation_part_alone(config, monkeypatch):

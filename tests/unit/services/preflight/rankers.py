@@ -1,7 +1,10 @@
 """Rankers that a process of its own imports, good ones and all kinds of wrong ones."""
 
 import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 
@@ -44,6 +47,15 @@ class Sleeper(RowRanker):
 
     def score(self, histories, candidates):
         time.sleep(600)
+
+
+class Parent(Sleeper):
+    """Starts a process of its own, and notes down both."""
+
+    def __init__(self, dataset, note: str):
+        super().__init__(dataset)
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        Path(note).write_text(f"{os.getpid()} {child.pid}")
 
 
 class SlowStarter(RowRanker):

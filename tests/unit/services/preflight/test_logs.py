@@ -133,3 +133,19 @@ def test_every_missing_file_of_a_part_is_told(tmp_path):
     source = {"type": "table", "interactions": [good], "valid": [missing], "test": [good]}
     given = DataSettings.model_validate({"source": source, "split": {"type": "files"}})
     assert told(read_log(given)) == [("data.source.valid", f"there is no file {missing}")]
+
+
+def test_times_are_judged_in_the_unit_that_the_settings_give(tmp_path):
+    """Numbers that tell another unit than theirs are no reason to refuse what `prepare` takes."""
+    log = table(tmp_path / "a.parquet", timestamp=[1_700_000_000, 5, 9_000_000_000])
+    source = TableSource(interactions=(log,), timestamp_unit="none")
+    assert read_log(DataSettings(source=source)).findings == ()
+    ((_, value),) = told(read_log(settings(log)))
+    assert "is in the future, read as seconds" in value
+
+
+def test_histories_that_nobody_named_are_told_before_a_run(tmp_path):
+    log = table(tmp_path / "a.parquet", before=[[], ["a"], []], tags=[["x"], ["y"], []])
+    (finding,) = read_log(settings(log)).findings
+    assert (finding.field, finding.exit_code) == ("data.source.columns.history", 0)
+    assert finding.remedy == "set it to before if that is it"

@@ -9,6 +9,7 @@ from sluice.catalog.errors import ClusterError
 from sluice.learner.objectives.settings.objective import Objective
 from sluice.learner.training.objective import _BUILDERS, build_objective
 from sluice.services.config import RunConfig
+from sluice.services.preflight import preflight
 from sluice.services.preflight.finding import Finding, exit_code
 from sluice.services.preflight.preflight import check_run, has_rollouts
 from sluice.services.preflight.resources import THIS_MACHINE, Machines
@@ -62,7 +63,8 @@ def test_everything_that_is_wrong_is_told_at_once_and_errors_first(tmp_path):
     ]
 
 
-def test_a_run_without_rollouts_needs_neither_their_settings_nor_their_places(tmp_path):
+def test_a_run_without_rollouts_needs_neither_their_settings_nor_their_places(tmp_path, monkeypatch):
+    monkeypatch.setattr(preflight, "check_ranker", lambda _: pytest.fail("nobody asks the ranker"))
     from_logs = config(
         tmp_path,
         objective={"type": "nll"},

@@ -1,12 +1,20 @@
 """A user's ranker tried in a process of its own, on real prompts."""
 
 import os
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from sluice.catalog.data.dataset import Dataset
+from sluice.catalog.data.settings import DataSettings
 from sluice.services.config import RunConfig
+from sluice.services.preflight import ranker
 from sluice.services.preflight.ranker import Limits, Outcome, check_ranker, judge_outcome
 from sluice.services.preflight.sample import draw_questions, sample_dataset
 from tests.tiny_data import tiny_dataset
@@ -19,8 +27,8 @@ def data(tmp_path_factory):
     return tiny_dataset(tmp_path_factory.mktemp("data"), outcomes=True).settings
 
 
-def told(data, use, directory, limits=None, **options):
-    config = RunConfig.model_validate(
+def config_of(data, use, directory, **options):
+    return RunConfig.model_validate(
         {
             "name": "t",
             "output": str(directory),
@@ -28,6 +36,10 @@ def told(data, use, directory, limits=None, **options):
             "ranker": {"use": use, "options": options},
         }
     )
+
+
+def told(data, use, directory, limits=None, **options):
+    config = config_of(data, use, directory, **options)
     return [(finding.kind, finding.value) for finding in check_ranker(config, limits)]
 
 
@@ -87,6 +99,47 @@ def test_a_ranker_that_is_long_in_loading_may_be_right(data, tmp_path):
     ]
 
 
+def test_what_takes_long_is_told_before_its_limit(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(ranker, "TELL_S", 0.5)
+    texts = []
+    config = config_of(data, f"{HERE}:Sleeper", tmp_path)
+    assert len(list(check_ranker(config, Limits(call=1.5), texts.append))) == 1
+    assert (
+        texts[-1] == f"ranker '{HERE}:Sleeper': trying to get an answer to three prompts, for 1.5 s at most"
+    )
+    assert len(texts) == len(set(texts)) <= 3
+
+
+def is_running(pid):
+    """Not ended, and no zombie that nobody has waited for."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_the_ranker_does_not_outlive_a_command_that_was_killed(data, tmp_path):
+    """Nor does what the ranker has started."""
+    config, pids = config_of(data, f"{HERE}:Parent", tmp_path, note=str(tmp_path / "pids")), tmp_path / "pids"
+    (tmp_path / "config.json").write_text(config.model_dump_json())
+    command = (
+        "from sluice.services.config import RunConfig; from sluice.services.preflight.ranker import *; "
+        f"list(check_ranker(RunConfig.model_validate_json(open({str(tmp_path / 'config.json')!r}).read())))"
+    )
+    with subprocess.Popen([sys.executable, "-c", command]) as process:
+        wait_until(lambda: pids.is_file() and len(pids.read_text().split()) == 2)
+        process.kill()
+    own, child = (int(pid) for pid in pids.read_text().split())
+    wait_until(lambda: not is_running(own) and not is_running(child))
+
+
+def wait_until(is_so, timeout_s=60.0):
+    deadline_s = time.monotonic() + timeout_s
+    while not is_so():
+        assert time.monotonic() < deadline_s
+        time.sleep(0.05)
+
+
 def test_a_log_that_gives_no_sample_leaves_the_ranker_untried():
     outcome = Outcome(stage="data", error="the log is empty")
     (finding,) = judge_outcome("m:R", outcome, Limits(call=1.0))
@@ -114,6 +167,29 @@ def test_a_sample_of_a_log_without_a_catalogue(data, tmp_path):
     )
     dataset = sample_dataset(data.model_copy(update={"source": source}), tmp_path)
     assert dataset.items == 20 and dataset.attribute_names == []
+
+
+def test_a_sample_takes_the_rows_that_the_settings_take(tmp_path):
+    """Times in no unit, rows without a click that took place, ids with spaces around them."""
+    rows = {
+        "user_id": ["u"] * 4 + ["v"] * 4,
+        "item_id": ["a", "b", "c", "d"] * 2,
+        "timestamp": [1_700_000_000, 5, 9_000_000_000, 6] * 2,
+        "click": [0] * 8,
+    }
+    pq.write_table(pa.table(rows), tmp_path / "log.parquet")
+    pq.write_table(pa.table({"item_id": [" a", "b", "c", "d "]}), tmp_path / "items.parquet")
+    source = {
+        "type": "table",
+        "interactions": [str(tmp_path / "log.parquet")],
+        "columns": {"click": "click"},
+        "unclicked": "interaction",
+        "timestamp_unit": "none",
+        "catalogue": str(tmp_path / "items.parquet"),
+    }
+    (tmp_path / "sample").mkdir()
+    dataset = sample_dataset(DataSettings.model_validate({"source": source}), tmp_path / "sample")
+    assert (dataset.users, dataset.items, len(dataset.sequence)) == (2, 4, 8)
 
 
 def test_the_questions_are_real_prompts_of_different_lengths(tmp_path):

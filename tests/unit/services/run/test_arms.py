@@ -19,6 +19,7 @@ from sluice.services.config import RunConfig
 from sluice.services.paths import RunPaths
 from sluice.services.run import arms, train
 from sluice.services.run.metrics_file import seconds_of
+from sluice.services.run.summary import policies_of
 from tests.tiny_data import tiny_dataset
 
 OBJECTIVE = AdaGrpoObjective(
@@ -94,6 +95,56 @@ def test_an_arm_is_trained_when_it_has_ended_with_the_same_settings(tmp_path):
         assert not arms.is_trained(paths, "mixture", changed)
 
 
+def test_other_groups_are_other_inputs_of_an_arm_with_rollouts_alone(tmp_path):
+    config = config_of(tmp_path)
+    for changes in (
+        {"rollout": {"decode": {"candidates": 8}}},
+        {"rollout": {"distractors": 2}},
+        {"weights": {"publish_every": 1}},
+        {"queue": {"max_staleness": 9}},
+    ):
+        other = config_of(tmp_path, **changes)
+        assert arms.arm_inputs(other, OBJECTIVE) != arms.arm_inputs(config, OBJECTIVE)
+        assert arms.arm_inputs(other, NllObjective()) == arms.arm_inputs(config, NllObjective())
+    faster = config_of(tmp_path, rollout={"actors": 3})
+    assert arms.arm_inputs(faster, OBJECTIVE) == arms.arm_inputs(config, OBJECTIVE)
+
+
+def leave_arm(paths, name, inputs=None):
+    """What a training leaves; without `inputs` it was interrupted."""
+    for place in (paths.arm(name).best, paths.arm(name).last):
+        place.mkdir(parents=True, exist_ok=True)
+    write_metrics(paths.arm(name).metrics, {"kind": "start", "step": 0, "time_s": 0.1})
+    if inputs is not None:
+        arms.mark_trained(paths, name, inputs)
+
+
+def test_arms_that_do_not_belong_to_the_run_are_not_judged_with_it(tmp_path):
+    config = config_of(tmp_path, compare="basic")
+    paths, objectives = RunPaths.of(config), arms.rolled_out_arms(config.objective, 0.3)
+    leave_arm(paths, "control", arms.arm_inputs(config, NllObjective()))
+    leave_arm(paths, "mixture")  # stopped, and the run is resumed without it
+    leave_arm(paths, "random_gate", arms.arm_inputs(config, objectives["random_gate"]))
+    assert arms.discard_outdated(config, paths, 0.3) == ("mixture",)
+    assert not policies_of(paths)["mixture"].exists()
+    assert set(arms.costs_of(paths)) == {"control", "random_gate"}
+    longer = config_of(tmp_path, compare="basic", learner={"steps": 9})
+    assert arms.discard_outdated(longer, paths, 0.3) == ("control", "random_gate")
+    assert arms.discard_outdated(longer, paths, 0.3) == ()
+
+
+def test_sft_on_all_logs_of_another_start_is_not_judged(tmp_path):
+    config = config_of(tmp_path)
+    paths = RunPaths.of(config)
+    for place, inputs in ((paths.policy, {"seed": 0}), (paths.sft_all, {"seed": 0, "until": "fresh"})):
+        place.mkdir(parents=True)
+        (place / "inputs.json").write_text(json.dumps(inputs))
+    assert arms.discard_outdated(config, paths, 0.3) == ()
+    (paths.policy / "inputs.json").write_text('{"seed": 1}')
+    assert arms.discard_outdated(config, paths, 0.3) == ("sft_all",)
+    assert not paths.sft_all.exists()
+
+
 def test_costs_add_up_over_the_starts_of_a_training(tmp_path):
     paths = RunPaths(tmp_path)
     write_metrics(
@@ -160,6 +211,21 @@ def test_a_control_that_has_ended_is_left_as_it_is(tmp_path, trained):
         learn = functools.partial(train.run_learner, reporter=Reporter())
         train._train_once(config, paths, "control", NllObjective(), learn)
     assert trained.learned == [("control", "nll", None)]
+
+
+def test_an_arm_that_is_interrupted_has_no_stamp_of_the_training_before(tmp_path, trained, monkeypatch):
+    config = config_of(tmp_path)
+    paths = RunPaths.of(config)
+    train._train_arms(config, paths, Reporter(), 0.3)
+
+    def interrupted(*_arguments, **_more):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "run_learner", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train._train_arms(config_of(tmp_path, learner={"steps": 5}), paths, Reporter(), 0.3)
+    mixture = arms.rolled_out_arms(config.objective, 0.3)["mixture"]
+    assert not arms.is_trained(paths, "mixture", arms.arm_inputs(config, mixture))
 
 
 def test_without_a_fresh_part_sft_on_all_logs_is_said_to_be_the_start(tmp_path, trained):

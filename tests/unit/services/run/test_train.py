@@ -1,11 +1,14 @@
 """The start of a run: what it refuses, and what it keeps of a config that changed. No Ray is started."""
 
+import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from sluice.catalog.errors import ConfigError, RunError
 from sluice.services.config import RunConfig, dump_config, load_config
+from sluice.services.paths import RunPaths
 from sluice.services.run import train
 
 
@@ -109,3 +112,14 @@ def test_a_new_start_over_a_post_training_is_refused_and_leaves_its_config(tmp_p
     with pytest.raises(RunError, match="already holds a post-training"):
         train.run_training(config_of(tmp_path, "policy.layers=5"))
     assert contents(directory) == before
+
+
+def test_throughput_is_over_all_starts_of_the_training(tmp_path: Path):
+    """The queue counts on where a run is resumed, so its seconds must too."""
+    paths = RunPaths(tmp_path)
+    rows = [("start", 0, 0.1), ("step", 1, 8.0), ("start", 1, 0.1), ("step", 2, 2.0)]
+    lines = [{"kind": kind, "step": step, "time_s": time, "learner_version": 1} for kind, step, time in rows]
+    paths.arm("train").metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    resumed = SimpleNamespace(seconds={"train": 2.5})
+    figures = train._figures(paths, resumed, {"trained": 40})
+    assert figures["throughput"]["groups_per_s"] == 4.0

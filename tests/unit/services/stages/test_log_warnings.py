@@ -4,6 +4,7 @@ import csv
 import json
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -184,6 +185,35 @@ def test_rows_with_histories_give_the_events_once(tmp_path, longest, timed):
     dataset, warnings = prepare(tmp_path, log, columns=columns)
     assert sequences(dataset) == truth(events())
     assert [warning.split(":")[0] for warning in warnings] == ["12 events stand in histories alone"]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_histories_that_nobody_named_are_told(tmp_path, suffix):
+    """As MiniOneRec's files have them, beside lists of other things and titles in brackets."""
+    rows = [
+        {
+            "user_id": user,
+            "history_item_id": items[:place],
+            "item_id": items[place],
+            "kinds": ["soap", "hair"],
+            "title": "[new] shampoo",
+            "parent": items[place],
+        }
+        for user, items in truth(events()).items()
+        for place in range(1, len(items))
+    ]
+    log = tmp_path / f"log.{suffix}"
+    if suffix == "csv":
+        written(log, [list(row.values()) for row in rows], list(rows[0]))
+    else:
+        pq.write_table(pa.Table.from_pylist(rows), log)
+    _, warnings = prepare(tmp_path, log, columns={"timestamp": None})
+    assert warnings == (
+        "the column 'history_item_id' holds lists of items and is not read: if they are what the user had "
+        "before, set data.source.columns.history to history_item_id",
+    )
+    _, warnings = prepare(tmp_path, log, columns={"timestamp": None, "history": "history_item_id"})
+    assert not any("is not read" in warning for warning in warnings)
 
 
 def test_a_history_that_contradicts_is_a_bad_row(tmp_path):

@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import socket
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -375,6 +376,18 @@ def test_a_head_of_ours_ends_with_its_last_job_and_cannot_be_found_meanwhile(job
     submit._end(head, Jobs(**jobs), "ours")
     assert head.process.ended
     assert not address.exists()
+
+
+def test_a_head_that_takes_long_to_end_costs_a_line_and_not_the_jobs_exit_code(own_head, monkeypatch, capsys):
+    head, address = own_head
+
+    def too_long(timeout):
+        raise subprocess.TimeoutExpired("ray start", timeout)
+
+    monkeypatch.setattr(head.process, "wait", too_long)
+    submit._end(head, None, None)
+    assert head.process.ended and not address.exists()
+    assert "the Ray head (process 4711) was killed and has not ended yet" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("status", ["RUNNING", "PENDING"])
