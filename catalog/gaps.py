@@ -22,8 +22,8 @@ def drop_items(
 class Gaps:
     """The gaps of a run's prompts. A prompt that is issued again has the same ones.
 
-    >>> Gaps(most=0.9, seed=0).cut(np.arange(8), 3)
-    array([0, 1])
+    >>> Gaps(most=0.9, seed=1).cut(np.arange(8), 0)
+    array([0, 1, 3, 6])
     """
 
     most: float = 0.0  # `learner.item_dropout`

@@ -17,8 +17,6 @@ from sluice.learner.ranker.known_logs import KnownLogs
 from sluice.learner.ranker.settings import EaseSettings
 from sluice.learner.ranking_metrics import rank_of
 
-__all__ = ["Scores", "fit_baselines", "judge_baselines", "judge_scores"]
-
 
 def fit_baselines(dataset: Dataset) -> dict[str, Scores]:
     """By name, `score(histories) -> [B, N]` of each baseline.

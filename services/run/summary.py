@@ -14,10 +14,11 @@ import pyarrow.parquet as pq
 
 from sluice.catalog.data.dataset import Dataset
 from sluice.catalog.files import sha256_of, write_atomically
-from sluice.learner.evaluation.baselines import Scores, judge_baselines, judge_scores
+from sluice.learner.evaluation.baselines import judge_baselines, judge_scores
 from sluice.learner.evaluation.breadth import coverage_change, is_narrower
 from sluice.learner.evaluation.evaluate import UserResults
 from sluice.learner.evaluation.stratified import RANKER_WIDTH, gate_at_start, stratify_users
+from sluice.learner.full_catalogue import Scores
 from sluice.learner.ranker.contract import Ranker
 from sluice.learner.ranker.load import load_ranker
 from sluice.learner.ranking_metrics import bootstrap_intervals, bootstrap_mean, per_user

@@ -1,5 +1,5 @@
-"""Mutants of what decides how much is under way, what is fetched ahead, where time is booked, and which gaps a
-prompt has.
+"""Mutants of what decides how much is under way, what is fetched ahead, where time is booked, and
+which gaps a history has.
 """
 
 FLOW, PREFETCH, CLOCK = "actors/queue/flow.py", "learner/batches/prefetch.py", "learner/activity_clock.py"
