@@ -257,14 +257,14 @@ class Dataset:
         users, items, times = (
             self._column(path.name, name).to_numpy() for name in ("user", "item", "timestamp")
         )
+        owners = np.repeat(np.arange(self.users), np.diff(self.offsets))
+        keys, rows = [users, times], [owners, self.timestamps]
         if isinstance(self.settings.split, LoggedSplit):
             parts = self._column(path.name, "part").to_numpy()
-            own, of_interactions = (parts, times), (self._labels, self.timestamps)
+            keys, rows = [users, parts, times], [owners, self._labels, self.timestamps]
         else:
             parts = sum((times >= self._ends(part)[users]).astype(np.int8) for part in SPLITS)
-            own, of_interactions = (times,), (self.timestamps,)
-        owners = np.repeat(np.arange(self.users), np.diff(self.offsets))
-        earlier = count_earlier((users, *own), (owners, *of_interactions))
+        earlier = count_earlier(keys, rows)
         positions = (earlier - self.offsets[users]).astype(np.int32)
         return Impressions(users=users, items=items, positions=positions, parts=parts)
 

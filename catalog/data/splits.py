@@ -87,7 +87,7 @@ def positions_of(offsets: np.ndarray) -> np.ndarray:
     return positions.astype(np.int32)
 
 
-def count_earlier(keys: tuple[np.ndarray, ...], rows: tuple[np.ndarray, ...]) -> np.ndarray:
+def count_earlier(keys: list[np.ndarray], rows: list[np.ndarray]) -> np.ndarray:
     """How many of the rows come strictly before each key, int64 `[m]`.
 
     Both are columns, the first of which decides first: `keys` `[m]` each, `rows` `[n]` each.

@@ -167,8 +167,8 @@ _DATASET = (
     ("self._impressions.parts <= SPLITS", "self._impressions.parts < SPLITS"),
     ("(earlier - self.offsets[users])", "earlier"),
     (
-        "own, of_interactions = (parts, times), (self._labels, self.timestamps)",
-        "own, of_interactions = (times,), (self.timestamps,)",
+        "[users, parts, times], [owners, self._labels, self.timestamps]",
+        "[users, times], [owners, self.timestamps]",
     ),
     ("if len(self._impressions):", "if False:"),
     ("ends = (fresh_from, cuts.valid_from, cuts.test_from, never)", "ends = (cuts.valid_from,) * 4"),
