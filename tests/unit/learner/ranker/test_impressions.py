@@ -135,10 +135,10 @@ def test_the_loss_takes_both_with_the_history_before_each(dataset):
 
 
 def test_places_in_windows_by_hand():
-    # Interactions 0 to 4 are user 0's and 5 to 8 user 1's. Shown: 10 before all, 11 and 12 behind the second
-    # interaction, 13 behind all five; to user 1, 14 behind the third.
+    # Interactions 0 to 4 are user 0's and 5 to 8 user 1's. To user 0, 11 and 12 are shown behind the second
+    # interaction and 13 behind all five; to user 1, 10 before all and 14 behind the third.
     shown = Impressions(
-        users=np.array([0, 1, 0, 0, 0], dtype=np.int32),
+        users=np.array([1, 1, 0, 0, 0], dtype=np.int32),
         items=np.array([10, 14, 11, 13, 12], dtype=np.int32),
         positions=np.array([0, 3, 2, 5, 2], dtype=np.int32),
         parts=np.zeros(5, dtype=np.int8),
