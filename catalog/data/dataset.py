@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from sluice.catalog.data.items import attribute_matrix
 from sluice.catalog.data.settings import OUTCOMES, DataSettings
 from sluice.catalog.data.split_settings import LoggedSplit
-from sluice.catalog.data.splits import FRESH, SPLITS, TimeCuts, label_splits, lengths_until
+from sluice.catalog.data.splits import FRESH, SPLITS, TimeCuts, count_earlier, label_splits, lengths_until
 from sluice.catalog.errors import DataError
 
 FORMAT = 1  # of a prepared directory; another number means that it was written by another version
@@ -38,6 +38,23 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.users)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Impressions:
+    """m items that were shown to a user and not taken."""
+
+    users: np.ndarray  # int32 [m]
+    items: np.ndarray  # int32 [m]
+    positions: np.ndarray  # int32 [m], how many interactions of the user came before
+    parts: np.ndarray  # int8 [m], an index into `SPLITS`
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    def where(self, chosen: np.ndarray) -> "Impressions":
+        """Those that `chosen`, bool `[m]`, names."""
+        return Impressions(**{name: values[chosen] for name, values in vars(self).items()})
 
 
 class Dataset:
@@ -158,7 +175,12 @@ class Dataset:
 
     @cached_property
     def clicks(self) -> np.ndarray | None:
-        """float32 [n], 1 clicked and 0 not, NaN where missing; None when no interaction says."""
+        """float32 [n], 1 clicked and 0 not, NaN where missing; None when no interaction says.
+
+        Where the log has impressions all are 1: what was shown and not taken is no interaction.
+        """
+        if len(self._impressions):
+            return np.ones(len(self.sequence), dtype=np.float32)
         return self._optional("click")
 
     @cached_property
@@ -216,23 +238,35 @@ class Dataset:
         """int64 [U], how many leading interactions of each user lie before the end of the part."""
         return self._lengths[part]
 
-    def impressions(self, until: str) -> tuple[np.ndarray, np.ndarray]:
-        """What was shown and not taken before the end of a part: users and item rows, int32 [m] each.
+    def impressions(self, until: str) -> Impressions:
+        """What was shown and not taken before the end of a part; empty where the log tells of no such thing.
 
         A part ends at its cut in time, or for each user at the first interaction that lies behind it; where
-        the log names the parts, it names these too. Both are empty where the log tells of no such thing.
+        the log names the parts, it names these too. An impression is of the first part that it is before the
+        end of, and behind the user's interactions with an earlier time (or an earlier part, where the log
+        names them).
         """
+        return self._impressions.where(self._impressions.parts <= SPLITS.index(until))
+
+    @cached_property
+    def _impressions(self) -> Impressions:
         path = self.directory / IMPRESSIONS_FILE
         if not path.is_file():
-            return np.empty(0, dtype=np.int32), np.empty(0, dtype=np.int32)
+            none = np.empty(0, dtype=np.int32)
+            return Impressions(users=none, items=none, positions=none, parts=none.astype(np.int8))
         users, items, times = (
             self._column(path.name, name).to_numpy() for name in ("user", "item", "timestamp")
         )
+        owners = np.repeat(np.arange(self.users), np.diff(self.offsets))
+        keys, rows = [users, times], [owners, self.timestamps]
         if isinstance(self.settings.split, LoggedSplit):
-            known = self._column(path.name, "part").to_numpy() <= SPLITS.index(until)
+            parts = self._column(path.name, "part").to_numpy()
+            keys, rows = [users, parts, times], [owners, self._labels, self.timestamps]
         else:
-            known = times < self._ends(until)[users]
-        return users[known], items[known]
+            parts = sum((times >= self._ends(part)[users]).astype(np.int8) for part in SPLITS)
+        earlier = count_earlier(keys, rows)
+        positions = (earlier - self.offsets[users]).astype(np.int32)
+        return Impressions(users=users, items=items, positions=positions, parts=parts)
 
     def _ends(self, part: str) -> np.ndarray:
         """int64 [U], the time at which a part has ended for each user."""

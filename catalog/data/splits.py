@@ -87,6 +87,19 @@ def positions_of(offsets: np.ndarray) -> np.ndarray:
     return positions.astype(np.int32)
 
 
+def count_earlier(keys: list[np.ndarray], rows: list[np.ndarray]) -> np.ndarray:
+    """How many of the rows come strictly before each key, int64 `[m]`.
+
+    Both are columns, the first of which decides first: `keys` `[m]` each, `rows` `[n]` each.
+    """
+    columns = [np.concatenate(pair) for pair in zip(keys, rows, strict=True)]
+    is_row = np.arange(len(columns[0])) >= len(keys[0])
+    order = np.lexsort((is_row, *reversed(columns)))  # of equals, the keys first
+    earlier = np.empty(len(order), dtype=np.int64)
+    earlier[order] = np.cumsum(is_row[order])
+    return earlier[: len(keys[0])]
+
+
 def part_values(split: Split) -> dict[str, int] | None:
     """What the rows of a log may say of their part, with the index into `SPLITS`; None: they say nothing."""
     if not isinstance(split, LoggedSplit):

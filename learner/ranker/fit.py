@@ -9,7 +9,8 @@ items are not punished for being frequent negatives:
 
 with n uniform negatives of N items, b positives in the batch and p_i the share of item i in the training
 part. Each head (`sluice.learner.ranker.heads`) adds its weight times its loss on the outcome of the next
-interaction.
+interaction. To the click head's loss belongs what was shown and not taken, too, each item with the state of
+the history before it.
 """
 
 from collections.abc import Callable
@@ -27,7 +28,7 @@ from sluice.catalog.files import sha256_of
 from sluice.learner.batches.windows import epoch_batches
 from sluice.learner.ranker.heads import DwellHead
 from sluice.learner.ranker.item_models import Ease, ItemKNN
-from sluice.learner.ranker.known_logs import KnownLogs
+from sluice.learner.ranker.known_logs import KnownLogs, ShownItems
 from sluice.learner.ranker.model import EnsembleRanker, SequenceRanker, build_member
 from sluice.learner.ranker.quality import judge_part, judge_ranker
 from sluice.learner.ranker.settings import RankerSettings
@@ -129,6 +130,7 @@ def _fit_member(
     dataset = logs.dataset
     member = build_member(logs, settings)
     popularity = torch.from_numpy(logs.item_shares())
+    shown = ShownItems(logs) if "click" in member.heads and len(logs.impressions) else None
     epochs = [
         list(
             epoch_batches(
@@ -151,7 +153,7 @@ def _fit_member(
     member.train()
     for batches in epochs:
         for rows in batches:
-            loss = _loss(member, dataset, rows, popularity, settings)
+            loss = _loss(member, dataset, rows, popularity, settings, shown)
             loss.backward()
             nn.utils.clip_grad_norm_(member.parameters(), 1.0)
             optimizer.step()
@@ -174,26 +176,24 @@ def _fit_smearing(member: SequenceRanker, dataset: Dataset, batches: list[list[n
     seen = []
     vectors_ND = member.item_vectors()
     for rows in batches:
-        items_BT, next_BT = _inputs(member, dataset, rows)
+        items_BT = _items(member, dataset, rows)
         outcomes_BT = _next_outcomes(dataset, rows, "dwell_seconds")
         known_BT = ~outcomes_BT.isnan()
-        z_P = head(member.encode(items_BT, vectors_ND)[known_BT], next_BT[known_BT], vectors_ND)
+        states_BTD = member.encode(items_BT[:, :-1], vectors_ND)
+        z_P = head(states_BTD[known_BT], items_BT[:, 1:][known_BT], vectors_ND)
         seen.append(torch.stack([z_P, outcomes_BT[known_BT]]))
     z, outcomes = torch.cat(seen, dim=1)
     if len(outcomes):
         head.fit_smearing(z, outcomes)
 
 
-def _inputs(
-    member: SequenceRanker, dataset: Dataset, rows: list[np.ndarray]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Items `[B, T]` of windows of interaction rows, and the item after each; padding is row N."""
-    items_BT = nn.utils.rnn.pad_sequence(
+def _items(member: SequenceRanker, dataset: Dataset, rows: list[np.ndarray]) -> torch.Tensor:
+    """Items `[B, T]` of windows of interaction rows; padding is row N."""
+    return nn.utils.rnn.pad_sequence(
         [torch.from_numpy(dataset.sequence[row].astype(np.int64)) for row in rows],
         batch_first=True,
         padding_value=member.items,
     )
-    return items_BT[:, :-1], items_BT[:, 1:]
 
 
 def _next_outcomes(dataset: Dataset, rows: list[np.ndarray], column: str) -> torch.Tensor:
@@ -211,14 +211,18 @@ def _loss(
     rows: list[np.ndarray],
     popularity_N: torch.Tensor,
     settings: RankerSettings,
+    shown: ShownItems | None = None,
 ) -> torch.Tensor:
     pad = member.items
-    inputs_BT, next_BT = _inputs(member, dataset, rows)
+    items_BT = _items(member, dataset, rows)
+    # Behind the last item of a window something may have been shown, but nothing is predicted.
+    inputs_BT, next_BT = items_BT if shown is not None else items_BT[:, :-1], items_BT[:, 1:]
     real_BT = next_BT != pad
     positives_P = next_BT[real_BT]
     vectors_ND = member.item_vectors()
     hidden = torch.rand(inputs_BT.shape) < settings.item_dropout
-    states_PD = member.encode(inputs_BT.masked_fill(hidden, pad), vectors_ND)[real_BT]
+    states_BTD = member.encode(inputs_BT.masked_fill(hidden, pad), vectors_ND)
+    states_PD = states_BTD[:, : next_BT.shape[1]][real_BT]
     candidates_C = torch.unique(torch.cat([positives_P, torch.randint(0, pad, (settings.negatives,))]))
     left_out = (1 - 1 / pad) ** settings.negatives
     included_C = 1 - left_out * (1 - popularity_N[candidates_C]) ** len(positives_P)
@@ -230,5 +234,9 @@ def _loss(
         head = member.head(column)
         z_P = head(states_PD, positives_P, vectors_ND)
         outcomes_P = _next_outcomes(dataset, rows, column)[real_BT]
+        if shown is not None and column == "click":
+            windows_M, places_M, items_M = map(torch.from_numpy, shown.in_windows(rows))
+            z_M = head(states_BTD[windows_M, places_M], items_M, vectors_ND)
+            z_P, outcomes_P = torch.cat([z_P, z_M]), torch.cat([outcomes_P, torch.zeros_like(z_M)])
         loss = loss + settings.head_weights[column] * head.loss(z_P, outcomes_P)
     return loss

@@ -1,4 +1,5 @@
-"""What the ranker predicts of an interaction that takes place: one head for each outcome that the logs have.
+"""What the ranker predicts of an interaction that takes place, and whether an item that is shown is clicked:
+one head for each outcome that the logs have.
 
 Every head is linear in the state h of the history and the vector v of the item,
 
@@ -12,6 +13,8 @@ the logs until `ranker.until`):
     rating          y                 m + s z                      (z - (y - m)/s)^2
     dwell_seconds   log(1 + y)        m + s z                      (z - (t(y) - m)/s)^2
     click           y in {0, 1}       sigmoid(z + logit m)         binary cross-entropy
+
+An interaction of a log with impressions is a click, an impression is none.
 
 The dwell time itself is predicted as exp(m + s z) f - 1, with f the mean of exp(t(y) - m - s z) over the
 training part: without that factor it would be a median (the smearing estimate of Duan, 1983).

@@ -262,6 +262,8 @@ def build_member(logs: KnownLogs, settings: RankerSettings) -> SequenceRanker:
         for column in OUTCOMES
         if settings.head_weights[column] > 0 and (values := dataset.outcome(column)) is not None
     }
+    if "click" in logged:
+        logged["click"] = torch.cat([logged["click"], torch.zeros(len(logs.impressions))])
     outcomes = {column: known for column, known in logged.items() if len(known)}
     member = SequenceRanker(dense_attributes(dataset), settings.hidden_size, settings.dropout, list(outcomes))
     for column, known in outcomes.items():

@@ -8,15 +8,17 @@ item alone, as for classifiers (Guo et al. 2017), says nothing of the candidates
 
 A head is judged on its own scale (`sluice.learner.ranker.heads`): stars, click probability, log(1 + seconds).
 Its root mean squared error is compared with two plain baselines, the user's past mean and the item's mean in
-training.
+training. The click head is judged on what was shown and not taken, too.
 """
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 import torch
 
-from sluice.catalog.data.dataset import Dataset, Examples
+from sluice.catalog.data.dataset import Dataset, Examples, Impressions
+from sluice.catalog.data.splits import SPLITS, positions_of
 from sluice.learner.full_catalogue import Scores, score_catalogue
 from sluice.learner.ranker.calibration import calibration_curve
 from sluice.learner.ranker.known_logs import KnownLogs
@@ -63,7 +65,7 @@ def judge_ranker(
     quality["heads"] = {}
     for column in ranker.heads:
         predicted = np.concatenate([part_outcomes[column] for part_outcomes in outcomes])
-        judged = _judge_head(ranker, dataset, column, examples.users, examples.positions, predicted, until)
+        judged = _judge_head(ranker, dataset, column, split, predicted, until)
         if judged is not None:
             quality["heads"][column] = judged
     return quality
@@ -117,43 +119,100 @@ def likeliest_items(scores: np.ndarray, top: int = TOP) -> tuple[np.ndarray, np.
     return items, weights[items] / weights.sum()
 
 
+@dataclass(frozen=True, kw_only=True)
+class LoggedOutcomes:
+    """The outcomes that a head is fitted to and judged on: n interactions, then the impressions, if any."""
+
+    users: np.ndarray  # int [n]
+    items: np.ndarray  # int [n]
+    positions: np.ndarray  # int [n], how many interactions of the user came before
+    outcomes: np.ndarray  # float32 [n], on the scale of the head; NaN where unknown
+    fitted: np.ndarray  # bool [n], known to the ranker
+
+    @classmethod
+    def of(cls, dataset: Dataset, outcomes: np.ndarray, until: str, *, impressions: bool) -> Self:
+        """`outcomes` are those of all interactions; the ranker learned from the logs until `until`."""
+        columns = {
+            "users": np.repeat(np.arange(dataset.users), np.diff(dataset.offsets)),
+            "items": dataset.sequence,
+            "positions": positions_of(dataset.offsets),
+            "outcomes": outcomes,
+            "fitted": dataset.known_until(until),
+        }
+        if impressions:
+            shown = dataset.impressions("test")
+            missed = vars(shown) | {
+                "outcomes": np.zeros(len(shown), dtype=np.float32),
+                "fitted": shown.parts <= SPLITS.index(until),
+            }
+            columns = {name: np.concatenate([columns[name], missed[name]]) for name in columns}
+        return cls(**columns)
+
+
 def _judge_head(
     ranker: EnsembleRanker | StackedRanker,
     dataset: Dataset,
     column: str,
-    users: np.ndarray,
-    positions: np.ndarray,
+    split: str,
     predicted: np.ndarray,
     until: str,
 ) -> dict[str, Any] | None:
-    """Calibration and errors of the predictions `[n]`; None where no outcome is known."""
-    logged = torch.from_numpy(np.array(dataset.outcome(column)))  # a copy: torch wants it writable
-    outcomes: np.ndarray = ranker.members[0].head(column).transform(logged).numpy()
-    actual = outcomes[dataset.offsets[users] + positions].astype(np.float64)
+    """Calibration and errors of the predictions of a split's examples `[n]`; None where no outcome is known.
+
+    For clicks, the impressions of the split are predicted here. One without a history is left out, as a first
+    interaction is no example.
+    """
+    values = torch.from_numpy(np.array(dataset.outcome(column)))  # a copy: torch wants it writable
+    outcomes = ranker.members[0].head(column).transform(values).numpy()
+    log = LoggedOutcomes.of(dataset, outcomes, until, impressions=column == "click")
+    examples = dataset.examples(split)
+    rows = dataset.offsets[examples.users] + examples.positions
+    if column == "click":
+        shown = dataset.impressions("test")
+        missed = np.flatnonzero((shown.parts == SPLITS.index(split)) & (shown.positions > 0))
+        predicted = np.concatenate([predicted, _predict_clicks(ranker, dataset, shown.where(missed))])
+        rows = np.concatenate([rows, len(outcomes) + missed])
+    actual = log.outcomes[rows].astype(np.float64)
     known = ~np.isnan(actual)
     if not known.any():
         return None
-    rivals = {"ranker": predicted, **plain_baselines(dataset, outcomes, users, positions, until)}
+    rivals = {"ranker": predicted, **plain_baselines(log, rows)}
     errors = {name: float(np.sqrt(np.mean((value - actual)[known] ** 2))) for name, value in rivals.items()}
     return {"rmse": errors, **calibration_curve(predicted[known], actual[known]).as_json()}
 
 
-def plain_baselines(
-    dataset: Dataset, outcomes: np.ndarray, users: np.ndarray, positions: np.ndarray, until: str
-) -> dict[str, np.ndarray]:
-    """Two plain predictions, float64 `[n]` each, for the n interactions at `positions` of `users`.
+def _predict_clicks(
+    ranker: EnsembleRanker | StackedRanker, dataset: Dataset, shown: Impressions, batch: int = 1024
+) -> np.ndarray:
+    """The probability of a click of each impression, float64 `[m]`."""
+    pairs = list(zip(shown.users.tolist(), shown.positions.tolist(), strict=True))
+    limit = dataset.settings.max_history
+    parts = [np.empty(0)]
+    for start in range(0, len(pairs), batch):
+        histories = [dataset.history(*pair, limit) for pair in pairs[start : start + batch]]
+        parts.append(ranker.expected_outcomes(histories, shown.items[start : start + batch])["click"])
+    return np.concatenate(parts)
 
-    They are the mean of the user's past outcomes and the mean of the item's until the end of the part
-    `until`; a mean over nothing is that of all users until then. `outcomes` `[all interactions]` has NaN
-    where nothing is known.
+
+def plain_baselines(log: LoggedOutcomes, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """Two plain predictions of the outcomes at `rows` `[n]` of the log, float64 `[n]` each.
+
+    They are the mean of the user's outcomes behind fewer interactions and the mean of the item's that the
+    ranker knows; a mean over nothing is that of all that it knows.
     """
-    training = dataset.known_until(until) & ~np.isnan(outcomes)
-    everybody = float(outcomes[training].mean())
-    items, known = dataset.sequence[training], outcomes[training]
-    counts = np.bincount(items, minlength=dataset.items)
-    sums = np.bincount(items, weights=known, minlength=dataset.items)
+    has_one = ~np.isnan(log.outcomes)
+    fitted = has_one & log.fitted
+    everybody = float(log.outcomes[fitted].mean())
+    items = int(log.items.max()) + 1
+    counts = np.bincount(log.items[fitted], minlength=items)
+    sums = np.bincount(log.items[fitted], weights=log.outcomes[fitted], minlength=items)
     by_item = np.where(counts > 0, sums / np.maximum(counts, 1), everybody)
-    starts = dataset.offsets[users]
-    pasts = [outcomes[start : start + position] for start, position in zip(starts, positions, strict=True)]
-    by_user = [float(np.nanmean(past)) if (~np.isnan(past)).any() else everybody for past in pasts]
-    return {"user_mean": np.array(by_user), "item_mean": by_item[dataset.sequence[starts + positions]]}
+    # Outcomes in order of user and position, and their sums up to each.
+    width = int(log.positions.max()) + 1
+    places = log.users[has_one].astype(np.int64) * width + log.positions[has_one]
+    order = np.argsort(places, kind="stable")
+    sums = np.append(0, np.cumsum(log.outcomes[has_one][order], dtype=np.float64))
+    user_from = log.users[rows].astype(np.int64) * width
+    first, end = (np.searchsorted(places[order], key) for key in (user_from, user_from + log.positions[rows]))
+    by_user = np.where(end > first, (sums[end] - sums[first]) / np.maximum(end - first, 1), everybody)
+    return {"user_mean": by_user, "item_mean": by_item[log.items[rows]]}

@@ -102,7 +102,10 @@ class RankerSettings(Settings):
         "ranker then cannot predict the rating where it is the logged reward (`data.reward`).",
     )
     click_weight: float = Field(
-        default=0.1, ge=0, description="Weight of the cross-entropy of the click. 0 leaves the head out."
+        default=0.1,
+        ge=0,
+        description="Weight of the cross-entropy of the click, of which impressions are the negatives. 0 "
+        "leaves the head out.",
     )
     dwell_weight: float = Field(
         default=0.1,

@@ -162,7 +162,14 @@ _PREPARE = (
 )
 
 _DATASET = (
-    ("known = times < self._ends(until)[users]", "known = times <= self._ends(until)[users]"),
+    ("(times >= self._ends(part)[users])", "(times > self._ends(part)[users])"),
+    ("self._impressions.parts <= SPLITS", "self._impressions.parts < SPLITS"),
+    ("(earlier - self.offsets[users])", "earlier"),
+    (
+        "[users, parts, times], [owners, self._labels, self.timestamps]",
+        "[users, times], [owners, self.timestamps]",
+    ),
+    ("if len(self._impressions):", "if False:"),
     ("ends = (fresh_from, cuts.valid_from, cuts.test_from, never)", "ends = (cuts.valid_from,) * 4"),
     ("following < self.offsets[1:], times[following], never", "following >= 0, times[following], never"),
 )

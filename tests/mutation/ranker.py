@@ -80,9 +80,23 @@ _QUALITY = (
     ("min(top, np.count_nonzero(known))", "top"),
     ("happened.append(items == target)", "happened.append(items != target)"),
     ("np.sqrt(np.mean((value - actual)[known] ** 2))", "np.mean((value - actual)[known] ** 2)"),
-    ("training = dataset.known_until(until) & ~np.isnan(outcomes)", "training = ~np.isnan(outcomes)"),
-    ("outcomes[start : start + position]", "outcomes[start : start + position + 1]"),
-    ("dataset.sequence[starts + positions]", "dataset.sequence[starts + positions - 1]"),
+    ("fitted = has_one & log.fitted", "fitted = has_one"),
+    ("user_from + log.positions[rows])", "user_from + log.positions[rows] + 1)"),
+    ("by_item[log.items[rows]]", "by_item[log.items[rows - 1]]"),
+)
+
+_IMPRESSIONS = (
+    (FIT, "torch.zeros_like(z_M)", "torch.ones_like(z_M)"),
+    (FIT, 'shown is not None and column == "click"', "False"),
+    (FIT, "items_BT if shown is not None else", "items_BT if shown is None else"),
+    (RANKER, "torch.zeros(len(logs.impressions))", "torch.zeros(0)"),
+    (KNOWN_LOGS, "[np.sort(window) for window in rows]", "rows"),
+    (KNOWN_LOGS, "shown.positions - 1\n", "shown.positions\n"),
+    (KNOWN_LOGS, "shown.where(shown.positions > 0)", "shown.where(shown.positions >= 0)"),
+    (KNOWN_LOGS, "shown.positions < self.lengths[shown.users]", "shown.positions >= 0"),
+    (QUALITY, 'impressions=column == "click"', "impressions=False"),
+    (QUALITY, "(shown.parts == SPLITS.index(split))", "(shown.parts <= SPLITS.index(split))"),
+    (QUALITY, '"fitted": shown.parts <= SPLITS.index(until)', '"fitted": shown.parts < 0'),
 )
 
 _STRATIFIED = (
@@ -211,4 +225,7 @@ _AREAS = (
     (COLLATE, _COLLATE, ("learner/batches/test_collate.py",)),
 )
 
-RANKER_MUTANTS = tuple((file, old, new, tests) for file, edits, tests in _AREAS for old, new in edits)
+RANKER_MUTANTS = (
+    *((file, old, new, tests) for file, edits, tests in _AREAS for old, new in edits),
+    *((file, old, new, ("learner/ranker/test_impressions.py",)) for file, old, new in _IMPRESSIONS),
+)

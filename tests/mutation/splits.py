@@ -86,6 +86,18 @@ SPLIT_MUTANTS = (
         'examples("pretrain")',
         _CUT_OFFS,
     ),
+    Mutant(
+        "learner/ranker/known_logs.py",
+        "self.dataset.impressions(self.part)",
+        'self.dataset.impressions("test")',
+        _CUT_OFFS,
+    ),
+    Mutant(
+        "catalog/data/splits.py",
+        "np.lexsort((is_row, *reversed(columns)))",
+        "np.lexsort((~is_row, *reversed(columns)))",
+        ("catalog/data/test_dataset.py",),
+    ),
     Mutant("services/stages/prepare.py", "item[labels == PRETRAIN]", "item[labels == labels]", _CUT_OFFS),
     *(
         Mutant("learner/ranking_metrics.py", old, new, _METRICS)

@@ -8,6 +8,7 @@ import pytest
 from sluice.catalog.data.dataset import FORMAT, Dataset
 from sluice.catalog.data.schema import CATALOGUE, EXAMPLES, IMPRESSIONS, INTERACTIONS, USERS
 from sluice.catalog.data.settings import DataSettings
+from sluice.catalog.data.split_settings import ColumnSplit
 from sluice.catalog.errors import DataError
 
 SEQUENCES = [[2, 0, 1, 3], [1, 2, 0]]
@@ -205,9 +206,9 @@ def test_damage_is_named(directory):
         Dataset.open(directory)
 
 
-def with_impressions(directory, split=None, cuts=None):
+def with_impressions(directory, split=None, cuts=None, parts=(None,) * 6):
     rows = {"user": [0, 0, 0, 0, 1, 1], "item": [3, 2, 1, 0, 3, 2], "timestamp": [0, 2, 3, 4, 1, 9]}
-    rows["part"] = [None] * 6
+    rows["part"] = list(parts)
     pq.write_table(pa.table(rows, schema=IMPRESSIONS), directory / "impressions.parquet")
     manifest = json.loads((directory / "manifest.json").read_text())
     manifest["settings"]["split"] = split or manifest["settings"]["split"]
@@ -215,10 +216,10 @@ def with_impressions(directory, split=None, cuts=None):
     return Dataset.open(directory)
 
 
-def pairs(impressions):
-    users, items = impressions
-    assert users.dtype == items.dtype == np.int32
-    return list(zip(users.tolist(), items.tolist(), strict=True))
+def pairs(shown):
+    assert shown.users.dtype == shown.items.dtype == shown.positions.dtype == np.int32
+    assert len(shown) == len(shown.items) == len(shown.positions) == len(shown.parts)
+    return list(zip(shown.users.tolist(), shown.items.tolist(), strict=True))
 
 
 def test_impressions_end_where_the_user_goes_on_in_the_next_part(directory):
@@ -240,6 +241,33 @@ def test_impressions_end_at_the_cut_where_time_is_split(directory):
     dataset = with_impressions(directory, split, {"fresh_from": 2, "valid_from": 4, "test_from": 9})
     assert pairs(dataset.impressions("pretrain")) == [(0, 3), (1, 3)]
     assert pairs(dataset.impressions("fresh")) == [(0, 3), (0, 2), (0, 1), (1, 3)]
+
+
+def test_an_impression_stands_behind_the_interactions_with_an_earlier_time(directory):
+    # ann's interactions are at 1, 2, 3, 4 and bob's at 1, 1, 9; shown was at 0, 2, 3, 4 and at 1, 9.
+    dataset = with_impressions(directory)
+    assert dataset.impressions("test").positions.tolist() == [0, 1, 2, 3, 0, 2]
+    for part in ("pretrain", "fresh", "valid"):
+        shown = dataset.impressions(part)
+        assert (shown.positions <= dataset.lengths_until(part)[shown.users]).all(), part
+
+
+def test_an_impression_stands_behind_all_earlier_parts_that_the_log_names(directory):
+    table = pq.read_table(directory / "interactions.parquet").drop(["part"])
+    parts = pa.array([0, 0, 2, 3, 0, 2, 2], INTERACTIONS.field("part").type)
+    pq.write_table(table.append_column("part", parts), directory / "interactions.parquet")
+    # ann's at 0 is of validation and her one at 4 of the pretrain part, against the order of time.
+    dataset = with_impressions(directory, parts=(2, 0, 3, 0, 0, 2))
+    dataset.settings = dataset.settings.model_copy(update={"split": ColumnSplit(type="column")})
+    assert dataset.impressions("test").positions.tolist() == [2, 1, 3, 2, 0, 2]
+    assert pairs(dataset.impressions("pretrain")) == [(0, 2), (0, 0), (1, 3)]
+    assert dataset.impressions("pretrain").positions.tolist() == [1, 2, 0]
+    assert dataset.impressions("valid").parts.tolist() == [2, 0, 0, 0, 2]
+
+
+def test_what_took_place_in_a_log_with_impressions_is_a_click(directory):
+    assert Dataset.open(directory).clicks is None
+    assert with_impressions(directory).clicks.tolist() == [1.0] * 7
 
 
 def test_a_log_without_clicks_has_no_impressions(directory):

@@ -1,5 +1,7 @@
 """What a ranker may learn from, and what is held out of it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -33,7 +35,7 @@ def test_the_end_of_each_user_is_held_out(logs, share, out):
 
 
 def test_short_users_keep_what_they_have(logs):
-    few = KnownLogs(dataset=logs.dataset, lengths=np.array([2, 3, 0] + [1] * (USERS - 3)))
+    few = replace(logs, lengths=np.array([2, 3, 0] + [1] * (USERS - 3)))
     rest, held_out = few.hold_out(0.5)
     assert rest.lengths[:3].tolist() == [2, 2, 0]
     assert list(zip(held_out.users, held_out.positions, strict=True)) == [(1, 2)]

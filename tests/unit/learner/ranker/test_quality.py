@@ -1,7 +1,5 @@
 """What a ranker is judged by: likeliest items, plain baselines, heads."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -10,7 +8,7 @@ from sluice.learner.evaluation.baselines import judge_scores
 from sluice.learner.ranker.fit import _loss, fit_ranker
 from sluice.learner.ranker.known_logs import KnownLogs
 from sluice.learner.ranker.model import EnsembleRanker, SequenceRanker, build_member
-from sluice.learner.ranker.quality import judge_ranker, likeliest_items, plain_baselines
+from sluice.learner.ranker.quality import LoggedOutcomes, judge_ranker, likeliest_items, plain_baselines
 from sluice.learner.ranker.settings import RankerSettings
 from tests.tiny_data import tiny_dataset
 
@@ -33,24 +31,26 @@ def test_the_likeliest_items_by_hand():
 def test_plain_baselines_by_hand():
     # Two users with four and three interactions; the last of each is held out. Item 1 was never rated in
     # training.
-    data = SimpleNamespace(
-        offsets=np.array([0, 4, 7]),
-        sequence=np.array([0, 2, 0, 1, 2, 0, 2]),
-        known_until={"fresh": np.array([True, True, True, False, True, True, False])}.__getitem__,
-        items=3,
+    log = LoggedOutcomes(
+        users=np.array([0, 0, 0, 0, 1, 1, 1]),
+        items=np.array([0, 2, 0, 1, 2, 0, 2]),
+        positions=np.array([0, 1, 2, 3, 0, 1, 2]),
+        outcomes=np.array([1.0, NAN, 3.0, 9.0, NAN, 5.0, 9.0]),
+        fitted=np.array([True, True, True, False, True, True, False]),
     )
-    ratings = np.array([1.0, NAN, 3.0, 9.0, NAN, 5.0, 9.0])
-    users, positions = np.array([0, 1, 1, 0]), np.array([3, 2, 1, 2])
-    found = plain_baselines(data, ratings, users, positions, "fresh")
-    assert found["user_mean"].tolist() == [
-        2,
-        5,
-        3,
-        1,
-    ]  # user 1 has rated nothing before position 1: the mean 3
-    assert found["item_mean"].tolist() == [3, 3, 3, 3]  # items 1, 2, 0, 0: nothing, nothing, (1 + 3 + 5) / 3
-    ratings[1] = 7.0
-    assert plain_baselines(data, ratings, users, positions, "fresh")["item_mean"].tolist() == [4, 7, 3, 3]
+    rows = np.array([3, 6, 5, 2])
+    rivals = plain_baselines(log, rows)
+    assert rivals["user_mean"].tolist() == [2, 5, 3, 1]  # user 1 has rated nothing before position 1: mean 3
+    assert rivals["item_mean"].tolist() == [3, 3, 3, 3]  # items 1, 2, 0, 0: nothing, nothing, (1 + 3 + 5) / 3
+    log.outcomes[1] = 7.0
+    assert plain_baselines(log, rows)["item_mean"].tolist() == [4, 7, 3, 3]
+    # And two impressions: item 2 is shown to user 0 behind two interactions, item 1 to user 1 in test.
+    shown = {"users": [0, 1], "items": [2, 1], "positions": [2, 2], "outcomes": [0.0, 0.0]}
+    shown["fitted"] = [True, False]
+    log = LoggedOutcomes(**{name: np.append(values, shown[name]) for name, values in vars(log).items()})
+    rivals = plain_baselines(log, np.array([3, 7, 8]))
+    assert rivals["item_mean"].tolist() == [3.2, 3.5, 3.2]  # (1 + 7 + 3 + 5 + 0) / 5, (7 + 0) / 2
+    assert rivals["user_mean"].tolist() == [2.75, 4, 5]  # (1 + 7 + 3 + 0) / 4; not the impression itself
 
 
 def constant_ranker(

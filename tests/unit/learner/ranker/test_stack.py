@@ -1,5 +1,6 @@
 """Several models as one ranker: the sum, its weights, and saving."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -179,7 +180,7 @@ def test_what_is_no_fitted_stack_is_refused(fitted, dataset, tmp_path):
 
 
 def test_nothing_to_fit_the_weights_on(dataset):
-    short = KnownLogs(dataset=dataset, lengths=np.full(dataset.users, 2))
+    short = replace(KnownLogs.until(dataset, "fresh"), lengths=np.full(dataset.users, 2))
     _, held_out = short.hold_out(0.1)
     with pytest.raises(RankerError, match="enough logs"):
         fit_weights({"x": Constant(np.zeros(dataset.items))}, dataset, held_out, np.random.default_rng(0))

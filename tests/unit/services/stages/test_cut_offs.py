@@ -51,15 +51,19 @@ JANUARY, DAY = 1_704_067_200, 86_400  # 2024-01-01 and a day, in seconds
 
 
 def write_log(directory: Path) -> None:
-    """Users have ten interactions each, one a day; those of a part are with items that are named after it."""
+    """Users have ten interactions each, one a day; those of a part are with items that are named after it.
+
+    So are the two items that are shown and not taken with each interaction and a second later.
+    """
     names = [part for part, count in PARTS.items() for _ in range(count)]
     rows = [
-        (f"u{user:02d}", f"{part}-{(user + step) % 4}", JANUARY + DAY * step + user, part)
+        (f"u{user:02d}", f"{part}-{name}", JANUARY + DAY * step + user + later, part, clicked)
         for user in range(USERS)
         for step, part in enumerate(names)
+        for name, later, clicked in (((user + step) % 4, 0, 1), ("shown", 0, 0), ("shown-later", 1, 0))
     ]
     columns = zip(*rows, strict=True)
-    log = pa.table(dict(zip(("user_id", "item_id", "timestamp", "part"), columns, strict=True)))
+    log = pa.table(dict(zip(("user_id", "item_id", "timestamp", "part", "click"), columns, strict=True)))
     pq.write_table(log, directory / "log.parquet")
     for part in PARTS:
         pq.write_table(log.filter(pc.equal(log.column("part"), part)), directory / f"{part}.parquet")
@@ -71,7 +75,7 @@ def dataset(request, tmp_path_factory) -> Dataset:
     directory = tmp_path_factory.mktemp("parts")
     write_log(directory)
     given = SPLITS[request.param]
-    source = {"type": "table", "columns": given.get("columns", {})}
+    source = {"type": "table", "columns": {"click": "click", **given.get("columns", {})}}
     if request.param == "files":
         source |= {part: [str(directory / f"{part}.parquet")] for part in ("fresh", "valid", "test")}
         source |= {"interactions": [str(directory / "pretrain.parquet")]}
@@ -202,6 +206,25 @@ def test_the_ranker_sees_the_logs_until_its_cut_off(dataset, monkeypatch, tmp_pa
     fit.fit_ranker(dataset, settings, 0, tmp_path)
     assert parts_of(dataset, dataset.sequence[np.concatenate(seen)]) == parts
     assert parts_of(dataset, popularity[0].nonzero()) == parts
+
+
+@BOTH_CUT_OFFS
+def test_the_ranker_is_shown_no_impression_from_behind_its_cut_off(
+    dataset, monkeypatch, tmp_path, until, parts
+):
+    items: list[np.ndarray] = []
+    in_windows = fit.ShownItems.in_windows
+
+    def spy(self, rows):
+        places = in_windows(self, rows)
+        items.append(places[2])
+        return places
+
+    monkeypatch.setattr(fit.ShownItems, "in_windows", spy)
+    settings = RankerSettings(until=until, ensemble=1, epochs=1, hidden_size=8, batch_interactions=64)
+    fit.fit_ranker(dataset, settings, 0, tmp_path)
+    shown = {dataset.item_ids[item] for item in np.concatenate(items)}
+    assert shown == {f"{part}-{name}" for part in parts for name in ("shown", "shown-later")}
 
 
 @pytest.mark.parametrize(("until", "parts"), [("pretrain", {"pretrain"}), ("fresh", {"pretrain", "fresh"})])

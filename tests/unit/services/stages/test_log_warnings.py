@@ -90,13 +90,14 @@ def test_rows_without_a_click_are_neither_targets_nor_history(tmp_path):
     assert [warning.partition(":")[0] for warning in warnings] == ["96 rows have no click"]
     assert pq.read_schema(tmp_path / "out" / "impressions.parquet").equals(IMPRESSIONS)
     assert "impressions.parquet" in json.loads((tmp_path / "out" / "manifest.json").read_text())["files"]
-    users, items = dataset.impressions("test")
+    known = dataset.impressions("test")
     shown = sorted(
-        (dataset.user_ids[user], dataset.item_ids[item]) for user, item in zip(users, items, strict=True)
+        (dataset.user_ids[user], dataset.item_ids[item])
+        for user, item in zip(known.users, known.items, strict=True)
     )
     assert shown == sorted(row[:2] for row in rows if not row[3])
-    users, items = dataset.impressions("pretrain")  # two of four clicks, and what was shown before the third
-    assert len(users) == 12 * 4
+    # Two of four clicks, and what was shown before the third.
+    assert len(dataset.impressions("pretrain")) == 12 * 4
     assert prepare(tmp_path, log, columns={"click": "click"})[1] == warnings, "said again when it is reused"
 
 
@@ -298,7 +299,7 @@ def test_impressions_of_a_log_that_names_parts_stay_in_their_part(tmp_path):
         split={"type": "files"},
     )
     shown = {
-        part: {dataset.item_ids[item].removeprefix("shown-") for item in dataset.impressions(part)[1]}
+        part: {dataset.item_ids[item].removeprefix("shown-") for item in dataset.impressions(part).items}
         for part in ("pretrain", "valid", "test")
     }
     assert shown == {
