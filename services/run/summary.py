@@ -37,6 +37,7 @@ PAIRS = (
     ("best", "start"),
     ("last", "start"),
     *(("best", name) for name in (*ROLLED_OUT, SFT_ALL)),
+    *(("last", f"{name}_last") for name in ROLLED_OUT),
     ("control", "start"),
     ("best", "itemknn"),
     ("best", "ease"),
@@ -99,6 +100,7 @@ def policies_of(paths: RunPaths) -> dict[str, Path]:
         "best": train.best,
         "last": train.last,
         **{name: paths.arm(name).best for name in ROLLED_OUT},
+        **{f"{name}_last": paths.arm(name).last for name in ROLLED_OUT},
         SFT_ALL: paths.sft_all,
     }
 

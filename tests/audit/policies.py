@@ -28,9 +28,11 @@ PLACES = {
     "control_last": "control-last",
     "best": "best",
     "last": "last",
-    "mixture": "mixture",
-    "random_gate": "random-gate",
-    "sft_all": "sft-all",
+    "mixture": "arms/mixture/best",
+    "mixture_last": "arms/mixture/last",
+    "random_gate": "arms/random_gate/best",
+    "random_gate_last": "arms/random_gate/last",
+    "sft_all": "arms/sft_all",
 }
 NEAR = 2e-4  # nats, that two ways to compute a log-prob in float32 may differ by
 _NODES = 512  # of the trie in one forward

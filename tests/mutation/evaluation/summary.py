@@ -6,6 +6,7 @@ SUMMARY, ARMS, VERDICT = "services/run/summary.py", "services/run/arms.py", "ser
 
 _SUMMARY = (
     ('("last", "control_last")', '("last", "control")'),
+    ('f"{name}_last": paths.arm(name).last', 'f"{name}_last": paths.arm(name).best'),
     ("values[1][name] - values[0][name]", "values[0][name] - values[1][name]"),
     (
         "coverage_change(before.top_items, after.top_items",

@@ -83,6 +83,8 @@ def test_every_arm_has_its_pair():
         ("last", "start"),
         ("best", "mixture"),
         ("best", "random_gate"),
+        ("last", "mixture_last"),
+        ("last", "random_gate_last"),
         ("best", "sft_all"),
     }
 
@@ -97,6 +99,7 @@ def judged(tmp_path, monkeypatch):
     paths = RunPaths.of(config)
     for name in ("control", "mixture"):
         save_policy(load_policy(paths.policy), paths.arm(name).best)
+    save_policy(load_policy(paths.arm("train").last), paths.arm("mixture").last)
 
     def run_tasks(jobs, _settings, watch):
         assert "start" in jobs and not {"control", "mixture"} & set(jobs), "the same weights are decoded once"
@@ -120,7 +123,7 @@ def judged(tmp_path, monkeypatch):
 def test_a_run_is_judged_whole(judged):
     config, found = judged
     assert set(found["metrics"]) == {
-        *("start", "control", "best", "last", "mixture"),
+        *("start", "control", "best", "last", "mixture", "mixture_last"),
         *("popularity", "itemknn", "ease", "ranker"),
     }
     dataset = Dataset.open(RunPaths.of(config).data)
@@ -128,7 +131,8 @@ def test_a_run_is_judged_whole(judged):
         assert values["examples"] == len(dataset.examples("test"))
         assert "hr@50" not in values  # ten beams, and as many places for everybody
     assert found["metrics"]["mixture"] == found["metrics"]["start"]
-    assert {"best-control", "best-mixture", "last-start", "best-ease", "ranker"} <= set(
+    assert found["metrics"]["mixture_last"] == found["metrics"]["last"] != found["metrics"]["start"]
+    assert {"best-control", "best-mixture", "last-mixture_last", "best-ease", "ranker"} <= set(
         found["intervals"]["hr@10"]
     )
     cells = found["stratified"]
