@@ -11,16 +11,9 @@ import pyarrow.parquet as pq
 
 from sluice.learner.ranking_metrics import bootstrap_mean, per_user
 from sluice.services.config import load_config
+from sluice.services.report.report import ROWS
+from sluice.services.run.summary import PAIRS
 
-ROWS = ("popularity", "itemknn", "ease", "ranker", "start", "control", "control_last", "best", "last")
-PAIRS = (
-    ("best", "control"),
-    ("best", "start"),
-    ("last", "control_last"),
-    ("last", "start"),
-    ("control", "start"),
-    ("best", "itemknn"),
-)
 METRICS = ("hr@1", "hr@10", "hr@50", "ndcg@10")
 
 
@@ -36,16 +29,17 @@ def table(directories: list[Path]) -> str:
     values = {
         row: per_user(np.concatenate([np.array(run[row]) for run in ranks]), width)
         for row in ROWS
-        if row in ranks[0]
+        if all(row in run for run in ranks)
     }
-    header = ["test", *METRICS, *(f"hr@10, seed {summary['seed']}" for summary in summaries)]
+    metrics = [metric for metric in METRICS if metric in values["start"]]
+    header = ["test", *metrics, *(f"hr@10, seed {summary['seed']}" for summary in summaries)]
     lines = [header, ["---"] * len(header)]
     for row, of_row in values.items():
-        means = [f"{of_row[metric].mean():.4f}" for metric in METRICS]
+        means = [f"{of_row[metric].mean():.4f}" for metric in metrics]
         lines.append([row, *means, *(f"{summary['metrics'][row]['hr@10']:.4f}" for summary in summaries)])
-    for first, second in PAIRS:
+    for first, second in (pair for pair in PAIRS if set(pair) <= set(values)):
         cells = []
-        for metric in METRICS:
+        for metric in metrics:
             difference = values[first][metric] - values[second][metric]
             low, high = bootstrap_mean(difference, users)
             cells.append(f"{difference.mean():+.4f} [{low:+.4f}, {high:+.4f}]")
@@ -53,9 +47,9 @@ def table(directories: list[Path]) -> str:
         lines.append([f"{first} - {second}", *cells, *of_runs])
     for row in ("start", "control", "best"):
         shares = [f"{summary['metrics'][row]['hallucination']:.3%}" for summary in summaries]
-        lines.append([f"hallucination, {row}", *[""] * len(METRICS), *shares])
+        lines.append([f"hallucination, {row}", *[""] * len(metrics), *shares])
     shares = [f"{summary['gate']['rate']:.1%}" for summary in summaries]
-    lines.append(["gate: admitted", *[""] * len(METRICS), *shares])
+    lines.append(["gate: admitted", *[""] * len(metrics), *shares])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
