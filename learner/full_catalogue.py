@@ -13,6 +13,12 @@ from sluice.catalog.data.dataset import Dataset, Examples
 Scores = Callable[[list[np.ndarray]], np.ndarray]
 
 
+def score_all_items(score: Callable[[list[np.ndarray], np.ndarray], np.ndarray], items: int) -> Scores:
+    """What scores candidates (`Ranker.score`), asked about all N `items`."""
+    everything = np.arange(items, dtype=np.int32)[None]
+    return lambda histories: score(histories, np.repeat(everything, len(histories), axis=0))
+
+
 @dataclass(frozen=True, kw_only=True)
 class ScoredExamples:
     """B examples with the scores of all N items."""

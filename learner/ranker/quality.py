@@ -12,6 +12,7 @@ training. The click head is judged on what was shown and not taken, too.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -19,7 +20,7 @@ import torch
 
 from sluice.catalog.data.dataset import Dataset, Examples, Impressions
 from sluice.catalog.data.splits import SPLITS, positions_of
-from sluice.learner.full_catalogue import Scores, score_catalogue
+from sluice.learner.full_catalogue import score_all_items, score_catalogue
 from sluice.learner.ranker.calibration import calibration_curve
 from sluice.learner.ranker.known_logs import KnownLogs
 from sluice.learner.ranker.model import EnsembleRanker
@@ -46,7 +47,8 @@ def judge_ranker(
     examples = dataset.examples(split)
     ranks, areas, likely, happened = [], [], [], []
     outcomes: list[dict[str, np.ndarray]] = []
-    for scored in score_catalogue(dataset, examples, _catalogue_scores(ranker, dataset.items), batch=batch):
+    score = score_all_items(partial(score_part, ranker), dataset.items)
+    for scored in score_catalogue(dataset, examples, score, batch=batch):
         outcomes.append(ranker.expected_outcomes(scored.histories, scored.targets))
         ranks.append(scored.ranks())
         areas.append(scored.areas())
@@ -73,14 +75,9 @@ def judge_ranker(
 
 def judge_part(part: RankerPart, dataset: Dataset, split: str, *, batch: int = 128) -> dict[str, float]:
     """HR, NDCG and MRR of one part of a stack by itself."""
-    score = _catalogue_scores(part, dataset.items)
+    score = score_all_items(partial(score_part, part), dataset.items)
     scored = score_catalogue(dataset, dataset.examples(split), score, batch=batch)
-    return _mean_metrics(np.concatenate([part.ranks() for part in scored]))
-
-
-def _catalogue_scores(ranker: RankerPart | StackedRanker, items: int) -> Scores:
-    everything = np.arange(items, dtype=np.int32)[None]
-    return lambda histories: score_part(ranker, histories, np.repeat(everything, len(histories), axis=0))
+    return _mean_metrics(np.concatenate([batch_scores.ranks() for batch_scores in scored]))
 
 
 def _mean_metrics(ranks: np.ndarray) -> dict[str, float]:

@@ -18,7 +18,7 @@ from sluice.learner.evaluation.baselines import judge_baselines, judge_scores
 from sluice.learner.evaluation.breadth import coverage_change, is_narrower
 from sluice.learner.evaluation.evaluate import UserResults
 from sluice.learner.evaluation.stratified import RANKER_WIDTH, gate_at_start, stratify_users
-from sluice.learner.full_catalogue import Scores
+from sluice.learner.full_catalogue import score_all_items
 from sluice.learner.ranker.contract import Ranker
 from sluice.learner.ranker.load import load_ranker
 from sluice.learner.ranking_metrics import bootstrap_intervals, bootstrap_mean, per_user
@@ -77,7 +77,7 @@ def judge_policies(
     summary: dict[str, Any] = {}
     if has_ranker:
         ranker = load_ranker(config.ranker, paths.ranker, dataset)
-        score = _full_catalogue(ranker, dataset.items)
+        score = score_all_items(ranker.score, dataset.items)
         results["ranker"] = judge_scores(dataset, examples, score, width, _BATCH)
         ranked = judge_scores(dataset, dataset.examples("valid"), score, RANKER_WIDTH, _BATCH)
         summary["stratified"] = stratify_users(
@@ -155,11 +155,6 @@ def _admitted(config: RunConfig, dataset: Dataset, start: UserResults, ranker: R
     if settings is None:
         return None
     return gate_at_start(start, dataset, ranker, settings, config.rollout.distractors)
-
-
-def _full_catalogue(ranker: Ranker, items: int) -> Scores:
-    everything = np.arange(items, dtype=np.int32)[None]
-    return lambda histories: ranker.score(list(histories), np.repeat(everything, len(histories), axis=0))
 
 
 def write_ranks(path: Path, results: Mapping[str, UserResults]) -> None:
