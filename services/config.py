@@ -211,9 +211,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     try:
         return RunConfig.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError(
-            f"{path} has {error.error_count()} error(s):\n" + "\n".join(_lines(error))
-        ) from None
+        raise ConfigError(f"{path} has {error.error_count()} error(s):\n{describe_errors(error)}") from None
 
 
 def dump_config(config: RunConfig) -> str:
@@ -236,11 +234,12 @@ def place_output(config: RunConfig, working_directory: Path, home: Path) -> RunC
 _RAY_COPY = re.compile(r"/runtime_resources/working_dir_files/_ray_pkg_")
 
 
-def _lines(error: ValidationError) -> list[str]:
+def describe_errors(error: ValidationError) -> str:
+    """A line for each error of a config: its field path, the reason and the value."""
     lines = []
     for item in error.errors():
         where = ".".join(str(part) for part in item["loc"]) or "(the whole config)"
         value = item.get("input")
         shown = f" (value: {value!r})" if isinstance(value, str | int | float | bool | None) else ""
         lines.append(f"  {where}: {item['msg'].removeprefix('Value error, ')}{shown}")
-    return lines
+    return "\n".join(lines)

@@ -165,6 +165,26 @@ def submit_run(options: argparse.Namespace) -> int:
     )
 
 
+def study_arms(options: argparse.Namespace) -> int:
+    """`sluice study`: run a study, or say what is done of it."""
+    from sluice.services.study.settings import load_study
+
+    study = load_study(options.config)
+    if options.action == "status":
+        from sluice.services.study.results import status_lines
+
+        print("\n".join(status_lines(study)))
+        return 0
+    if options.action == "report":
+        from sluice.services.study.page import write_page
+
+        print(write_page(study))
+        return 0
+    from sluice.services.study.command import run_on_cluster
+
+    return run_on_cluster(study)
+
+
 def _done(where: Path, result: object) -> int:
     if isinstance(result, Mapping):
         print(json.dumps(result, indent=2, default=str))

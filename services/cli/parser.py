@@ -71,6 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
         add("submit", commands.submit_run, "run `sluice train` as a job on a Ray cluster and follow it")
     )
 
+    _add_study(add("study", commands.study_arms, "train and compare many arms, seeds and data sets"))
     _add_catalogue_actions(add("catalogue", commands.push_to_run, "change the catalogue of a run"))
     _add_config_actions(add("config", commands.check_config, "check a config, or explain its settings"))
     return parser
@@ -97,6 +98,17 @@ def _add_bench(bench: argparse.ArgumentParser) -> None:
     bench.add_argument("--threads", type=int, default=1, help="torch threads (default: 1)")
     bench.add_argument("--quick", action="store_true", help="smaller sizes")
     bench.add_argument("--seed", type=int, default=0)
+
+
+def _add_study(study: argparse.ArgumentParser) -> None:
+    study.add_argument(
+        "action",
+        nargs="?",
+        choices=["run", "status", "report"],
+        default="run",
+        help="run what is left of it (default), say what is done, or write its tables and page again",
+    )
+    study.add_argument("config", metavar="FILE", help="the study's YAML file")
 
 
 def _add_catalogue_actions(catalogue: argparse.ArgumentParser) -> None:

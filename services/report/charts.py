@@ -173,6 +173,33 @@ def time_bars(times: Mapping[str, Mapping[str, float]]) -> str | None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Interval:
+    """A named value with its interval."""
+
+    label: str
+    value: float
+    low: float
+    high: float
+
+
+def interval_chart(intervals: Sequence[Interval], x_label: str, salt: str) -> str | None:
+    """A line for each interval, from top to bottom; green above 0, red below, grey across it."""
+    if not intervals:
+        return None
+    with _styled({"svg.hashsalt": salt}):
+        figure, axes = _figure(height=0.8 + 0.24 * len(intervals))
+        for place, shown in enumerate(intervals):
+            color = GREEN if shown.low > 0 else RED if shown.high < 0 else GREY
+            axes.plot([shown.low, shown.high], [place, place], color=color, linewidth=2)
+            axes.scatter([shown.value], [place], s=26, color=color, linewidths=0, zorder=3)
+        axes.axvline(0, color=GREY, linewidth=1)
+        axes.set_yticks(range(len(intervals)), [shown.label for shown in intervals])
+        axes.invert_yaxis()
+        axes.set_xlabel(x_label)
+        return _svg(figure)
+
+
+@dataclass(frozen=True, kw_only=True)
 class HeatCell:
     """One cell of a heat map."""
 

@@ -72,19 +72,23 @@ def write_report(run_directory: Path) -> Path:
     Raises:
         RunError: the directory has neither a summary nor metrics, so it is no run directory.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+    path = run_directory / "report.html"
+    write_atomically(path, render("sluice.services.report", "report.html.j2", report_context(run_directory)))
+    return path
+
+
+def render(package: str, template: str, context: Mapping[str, Any]) -> str:
+    """A page from a template of a package; `style.css` of the report can be included."""
+    from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
-        loader=PackageLoader("sluice.services.report", "."),
+        loader=ChoiceLoader([PackageLoader(name, ".") for name in (package, "sluice.services.report")]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    page = environment.get_template("report.html.j2").render(report_context(run_directory))
-    path = run_directory / "report.html"
-    write_atomically(path, page)
-    return path
+    return environment.get_template(template).render(context)
 
 
 def report_context(run_directory: Path) -> dict[str, Any]:

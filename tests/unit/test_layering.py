@@ -44,6 +44,7 @@ FLOORS = {
         ("report", "stages"),
         ("preflight", "run"),
         ("bench", "submit"),
+        ("study",),
         ("bench/support",),
         ("bench/engines", "bench/learner"),
         ("bench/system",),

@@ -1,0 +1,54 @@
+"""What a policy of a study is worth: each example of test and of the validation sample, and the means.
+
+examples    one row for each example: user, position, rank of the target in the list, and where the truth of
+            the data is known the mean true click probability of the top ten
+means       `summary` of the lists, and `true_ctr`
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from sluice.catalog.data.dataset import Dataset
+from sluice.learner.evaluation.evaluate import UserResults
+from sluice.services.config import RunConfig
+from sluice.services.paths import RunPaths
+from sluice.services.stages.evaluate import evaluate_run
+
+TEST, VALID = "test", "valid"
+TRUE_CTR, GROUP = "true_ctr", "group"
+# From the results of a policy: columns of its examples, which only a world with known truth can tell.
+Truth = Callable[[Dataset, UserResults], Mapping[str, np.ndarray]]
+
+
+def judge_policy(
+    config: RunConfig, policy: Path, truth: Truth | None
+) -> tuple[dict[str, pa.Table], dict[str, float]]:
+    """The examples by split, and the means over them, those of validation as `valid_<name>`.
+
+    Args:
+        config: whose data set, and how lists are decoded; validation takes `evaluation.max_users` examples.
+        policy: a policy directory.
+        truth: of the data set, where it is known.
+    """
+    dataset = Dataset.open(RunPaths.of(config).data)
+    tables: dict[str, pa.Table] = {}
+    means: dict[str, float] = {}
+    for split, prefix in ((TEST, ""), (VALID, "valid_")):
+        results = evaluate_run(config, policy, split)
+        known = dict(truth(dataset, results)) if truth else {}
+        tables[split] = pa.table(
+            {
+                "user": pa.array(results.users, pa.int32()),
+                "position": pa.array(results.positions, pa.int32()),
+                "rank": pa.array(results.ranks, pa.int32()),
+                **{name: pa.array(values) for name, values in known.items()},
+            }
+        )
+        of_split = results.summary(dataset)
+        if TRUE_CTR in known:
+            of_split[TRUE_CTR] = float(np.mean(known[TRUE_CTR]))
+        means |= {prefix + name: value for name, value in of_split.items()}
+    return tables, means

@@ -1,0 +1,155 @@
+"""`sluice study`: all arms of all data sets and seeds, as Ray tasks beside each other.
+
+    for each data set and seed:  prepare, pretrain, fit-ranker      built once, shared by the arms
+    for each arm:                post-train, judge                  built once, left as it is when asked again
+
+A study that was interrupted, or has a new arm, goes on where it is. An arm that fails is told and costs the
+others nothing.
+"""
+
+import functools
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from sluice.catalog.errors import RunError, SluiceError
+from sluice.catalog.files import sha256_of, write_atomically
+from sluice.services.config import RunConfig
+from sluice.services.paths import RunPaths
+from sluice.services.progress import Progress, Reporter
+from sluice.services.run.arms import arm_inputs
+from sluice.services.run.manifest import git_state
+from sluice.services.run.tasks import State, run_tasks
+from sluice.services.stages import fit_ranker, prepare, pretrain
+from sluice.services.stages.staging import build_once, stage_inputs
+from sluice.services.study.arm import BEST, LAST, needs_ranker, train_arm
+from sluice.services.study.judge import judge_policy
+from sluice.services.study.results import ROW, Cell, cells_of, gather, paths_of
+from sluice.services.study.settings import START, StudyConfig, arm_config, set_config
+
+Job = Callable[[Progress], str | None]
+
+
+def run_study(study: StudyConfig, reporter: Reporter) -> list[str]:
+    """Do what is left of the study; returns what failed, a sentence each. Ray has to be there.
+
+    Raises:
+        RunError: a data set, a start or a ranker could not be made.
+    """
+    makings = {
+        f"{of_set} seed {seed}": functools.partial(_make_start, study, of_set, seed)
+        for of_set in study.sets
+        for seed in study.seeds
+    }
+    failed = _run_jobs("starts", makings, study, reporter)
+    if failed:
+        raise RunError("; ".join(failed))
+    cells = cells_of(study)
+    for name, wave in (
+        ("arms", [cell for cell in cells if not _waits(study, cell)]),
+        ("arms by another's rate", [cell for cell in cells if _waits(study, cell)]),
+    ):
+        jobs = {
+            f"{cell.of_set} seed {cell.seed} {cell.arm}": functools.partial(_make_arm, study, cell)
+            for cell in wave
+        }
+        if jobs:
+            failed += _run_jobs(name, jobs, study, reporter)
+    gather(study)
+    return failed
+
+
+def _waits(study: StudyConfig, cell: Cell) -> bool:
+    return cell.arm != START and study.arms[cell.arm].rate_of is not None
+
+
+def _run_jobs(name: str, jobs: Mapping[str, Job], study: StudyConfig, reporter: Reporter) -> list[str]:
+    """Jobs beside each other; returns what failed."""
+    ended: set[str] = set()
+    with reporter.phase(name) as progress:
+
+        def watch(job: str, state: State, has_ended: bool) -> None:
+            if has_ended:
+                ended.add(job)
+            progress(len(ended), len(jobs), {})
+
+        cluster = set_config(study, next(iter(study.sets)), study.seeds[0]).cluster
+        results = run_tasks({job: functools.partial(_told, run) for job, run in jobs.items()}, cluster, watch)
+    return [f"{job}: {error}" for job, error in results.items() if error is not None]
+
+
+def _told(job: Job, progress: Progress) -> str | None:
+    """An error of one job ends no other."""
+    try:
+        return job(progress)
+    except SluiceError as error:
+        return str(error)
+
+
+def _make_start(study: StudyConfig, of_set: str, seed: int, progress: Progress) -> None:
+    config = set_config(study, of_set, seed)
+    paths = RunPaths.of(config)
+    paths.root.mkdir(parents=True, exist_ok=True)
+    prepare.prepare_data(config.data, paths.data)
+    pretrain.run_pretraining(config, progress)
+    if any(needs_ranker(arm_config(study, of_set, arm, seed, 0.5)) for arm in study.arms):
+        fit_ranker.run_ranker_fit(config, progress)
+
+
+def _make_arm(study: StudyConfig, cell: Cell, progress: Progress) -> None:
+    paths = paths_of(study, cell.of_set, cell.seed)
+    config = set_config(study, cell.of_set, cell.seed)
+    if cell.arm != START:
+        config = arm_config(study, cell.of_set, cell.arm, cell.seed, _gate_rate(study, cell, paths))
+    inputs = _inputs(config, paths, cell.arm)
+
+    def build(directory: Path) -> None:
+        if cell.arm == START:
+            cost: dict[str, Any] = {"steps": 0}
+            places = {LAST: paths.policy, BEST: paths.policy}
+        else:
+            cost = train_arm(config, paths, directory, progress)
+            places = {LAST: directory / LAST, BEST: directory / BEST}
+        _judge(config, places, directory, cost)
+
+    build_once(cell.directory, inputs, build)
+
+
+def _judge(config: RunConfig, places: Mapping[str, Path], directory: Path, cost: dict[str, Any]) -> None:
+    judged: dict[str, Any] = {}
+    told = {}
+    for checkpoint, place in places.items():
+        weights = tuple(sha256_of(file) for file in sorted(place.glob("*.safetensors")))
+        if str(weights) not in judged:
+            judged[str(weights)] = judge_policy(config, place, None)
+        tables, told[checkpoint] = judged[str(weights)]
+        for split, table in tables.items():
+            pq.write_table(table, directory / f"{checkpoint}-{split}.parquet")
+    state = git_state(Path(__file__).parent) or {}
+    origin = {"commit": state.get("commit"), "objective": config.objective.type}
+    write_atomically(
+        directory / ROW, json.dumps({"cost": cost, "origin": origin, "checkpoints": told}, indent=1)
+    )
+
+
+def _gate_rate(study: StudyConfig, cell: Cell, paths: RunPaths) -> float | None:
+    like = study.arms[cell.arm].rate_of
+    if like is None:
+        return None
+    row = paths.root / "arms" / like / ROW
+    rate = json.loads(row.read_text())["cost"]["gate_rate"] if row.is_file() else None
+    if rate is None:
+        raise RunError(f"the gate's rate of {like} is not known: it failed, or has no gate")
+    return float(rate)
+
+
+def _inputs(config: RunConfig, paths: RunPaths, arm: str) -> dict[str, Any]:
+    """What an arm is made of. The stamps of start and ranker say which data and settings they have."""
+    evaluation = {"evaluation": config.evaluation.model_dump(mode="json")}
+    if arm == START:
+        return {"start": stage_inputs(paths.policy), **evaluation}
+    inputs: dict[str, Any] = json.loads(arm_inputs(config, config.objective)) | evaluation
+    return inputs | ({"ranker": stage_inputs(paths.ranker)} if needs_ranker(config) else {})

@@ -1,0 +1,158 @@
+"""The configuration of a study: one YAML file that names data sets, seeds and arms. Imports no torch."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from sluice.catalog.errors import ConfigError
+from sluice.catalog.settings import Settings
+from sluice.services.config import RunConfig, describe_errors, load_config
+from sluice.services.config_yaml import read_settings
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+START = "start"  # the row of the policy that all arms start from
+RATE = "objective.gate"  # what `rate_of` sets
+
+
+class StudySet(Settings):
+    """A data set: a run's config, from which data, start and ranker are made once for each seed."""
+
+    config: str = Field(description="Config of a run (`docs/configuration.md`).")
+    set: tuple[str, ...] = Field(
+        default=(), description="Settings of it that change, as `--set` takes them: `learner.steps=200`."
+    )
+
+
+class StudyArm(Settings):
+    """A post-training: what is different from the run's config."""
+
+    set: tuple[str, ...] = Field(
+        default=(), description="Settings that change, as `--set` takes them: `objective={type: nll}`."
+    )
+    rate_of: str | None = Field(
+        default=None,
+        description="An arm with a gate. This arm gets a gate by chance that admits as often as that one did "
+        "with the same data and seed.",
+    )
+
+
+class StudyConfig(Settings):
+    """Arms x seeds x data sets, and what is compared with what."""
+
+    name: str = Field(
+        pattern=NAME, description="Name of the study; it names its directory, `<output>/<name>`."
+    )
+    output: str = Field(default="studies", description="Directory of the studies' directories.")
+    seeds: tuple[int, ...] = Field(
+        default=(0, 1, 2), min_length=1, description="Seeds of start, ranker and post-training."
+    )
+    sets: Mapping[str, StudySet] = Field(min_length=1, description="Data sets by name.")
+    arms: Mapping[str, StudyArm] = Field(min_length=1, description="Arms by name.")
+    against: tuple[str, ...] = Field(
+        min_length=1, description="Arms that every other arm is compared with, paired. `start` may be one."
+    )
+    best_of: Mapping[str, tuple[str, ...]] = Field(
+        default={},
+        description="Rows that are the best of several arms, chosen on validation over all seeds: "
+        "`mixture: [mixture-1, mixture-2]`. The choice is made for each data set.",
+    )
+    checkpoint: Literal["last", "best"] = Field(
+        default="last",
+        description="Which policy of an arm the comparisons are of: that of the last step, or that at the "
+        "best validation. The table has both.",
+    )
+
+    @field_validator("seeds")
+    @classmethod
+    def _different(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(value)) < len(value) or min(value) < 0:
+            raise ValueError(f"seeds {list(value)} must be different and at least 0")
+        return value
+
+    @field_validator("sets", "arms", "best_of")
+    @classmethod
+    def _names(cls, value: Mapping[str, object]) -> Mapping[str, object]:
+        wrong = [name for name in value if not re.match(NAME, name) or name == START]
+        if wrong:
+            raise ValueError(
+                f"{wrong[0]!r} cannot be a name: take letters, digits, '.', '_' and '-', and not {START!r}"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _known(self) -> "StudyConfig":
+        rows = {START, *self.arms, *self.best_of}
+        for name in self.against:
+            if name not in rows:
+                raise ValueError(f"against names {name!r}, which is no arm: one of {_listed(rows)}")
+        for name, arms in self.best_of.items():
+            if name in self.arms:
+                raise ValueError(f"best_of.{name} has the name of an arm: take another")
+            missing = [arm for arm in arms if arm not in self.arms]
+            if missing or not arms:
+                raise ValueError(f"best_of.{name} names {missing}: give arms of {_listed(self.arms)}")
+        for name, arm in self.arms.items():
+            other = arm.rate_of
+            if other is not None and (other not in self.arms or self.arms[other].rate_of is not None):
+                raise ValueError(
+                    f"arms.{name}.rate_of names {other!r}: give an arm that has a gate of its own"
+                )
+        return self
+
+    @property
+    def directory(self) -> Path:
+        """The study's directory."""
+        return Path(self.output).expanduser().resolve() / self.name
+
+
+def load_study(path: str | Path) -> StudyConfig:
+    """Read and check a study, and every run's config that it is made of.
+
+    Raises:
+        ConfigError: the file is missing or no YAML mapping, or a value is wrong, there or in the config of a
+            data set with the settings of an arm.
+    """
+    try:
+        study = StudyConfig.model_validate(read_settings(path))
+    except ValidationError as error:
+        raise ConfigError(f"{path} has {error.error_count()} error(s):\n{describe_errors(error)}") from None
+    for of_set in study.sets:
+        set_config(study, of_set, study.seeds[0])
+        for arm in study.arms:
+            arm_config(study, of_set, arm, study.seeds[0], 0.5)
+    return study
+
+
+def set_config(study: StudyConfig, of_set: str, seed: int) -> RunConfig:
+    """The run whose data, start and ranker the arms share."""
+    return _load(study, of_set, seed, (), f"sets.{of_set}")
+
+
+def arm_config(study: StudyConfig, of_set: str, arm: str, seed: int, gate_rate: float | None) -> RunConfig:
+    """The run's config as an arm changes it; `gate_rate` is that of the arm that `rate_of` names.
+
+    Raises:
+        ConfigError: the settings do not fit each other.
+    """
+    settings = study.arms[arm]
+    changes = settings.set
+    if settings.rate_of is not None:
+        like = study.arms[settings.rate_of].set
+        changes = (*like, f"{RATE}={{mode: random, random_rate: {gate_rate}}}", *changes)
+    return _load(study, of_set, seed, changes, f"sets.{of_set} with arms.{arm}")
+
+
+def _load(study: StudyConfig, of_set: str, seed: int, changes: tuple[str, ...], where: str) -> RunConfig:
+    settings = study.sets[of_set]
+    own = (f"name={of_set}", f"output={study.directory}", f"seed={seed}")
+    try:
+        return load_config(settings.config, [*settings.set, *changes, *own])
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+
+
+def _listed(names: object) -> str:
+    return ", ".join(sorted(names))  # type: ignore[call-overload]

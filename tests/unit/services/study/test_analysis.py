@@ -1,0 +1,107 @@
+"""Planted differences are found, and nothing is found where there is none."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from sluice.services.study.analysis import Findings
+from sluice.services.study.page import write_page
+from sluice.services.study.results import ROW, cells_of
+from sluice.services.study.settings import load_study
+from tests.unit.services.study.conftest import write_study
+
+USERS, EACH = 200, 3
+
+
+def plant(study, hits, truth=None, valid=None, checkpoint="last"):
+    """Leave examples of which a share of `hits[arm]` is at rank 1, the same examples first for all arms."""
+    users = np.repeat(np.arange(USERS), EACH)
+    order = np.random.default_rng(0).permutation(len(users))
+    for cell in cells_of(study):
+        if cell.arm not in hits:
+            continue
+        cell.directory.mkdir(parents=True, exist_ok=True)
+        for split, shares in (("test", hits), ("valid", valid or hits)):
+            ranks = np.where(np.argsort(order) < shares[cell.arm] * len(users), 1, 0)
+            columns = {"user": users, "position": np.tile(np.arange(EACH), USERS), "rank": ranks}
+            if truth:
+                columns["true_ctr"] = truth[cell.arm] + 0.01 * (users % 2)
+                columns["group"] = np.where(users % 2, "odd", "even")
+            pq.write_table(pa.table(columns), cell.directory / f"{checkpoint}-{split}.parquet")
+        (cell.directory / ROW).write_text(
+            '{"cost": {"seconds": 1.0, "gate_rate": null}, "origin": {"commit": "abc"}, '
+            '"checkpoints": {"last": {"hr@10": 0.5}, "best": {"hr@10": 0.5}}}'
+        )
+
+
+@pytest.fixture
+def study(tmp_path):
+    return load_study(write_study(tmp_path))
+
+
+HITS = {"start": 0.3, "nll": 0.3, "mixture": 0.25, "heavy": 0.4, "gate": 0.5}
+
+
+def test_differences_are_first_less_second_with_their_intervals(study):
+    plant(study, HITS)
+    found = {(d.first, d.second, d.metric): d for d in Findings(study).differences("tiny")}
+    gate = found["gate", "nll", "hr@10"]
+    assert gate.mean == pytest.approx(0.2) and 0.15 < gate.low < 0.2 < gate.high < 0.25
+    assert gate.relative == pytest.approx(0.2 / 0.3) and gate.p < 1e-6
+    assert found["mixture", "nll", "hr@10"].high < 0
+    level = found["start", "nll", "hr@10"]
+    assert (level.mean, level.low, level.high, level.p) == (0, 0, 0, 1)
+
+
+def test_p_values_are_corrected_for_all_comparisons_of_a_metric(study):
+    plant(study, {"start": 0.3, "nll": 0.3, "mixture": 0.31, "heavy": 0.3, "gate": 0.3})
+    found = {(d.first, d.second): d for d in Findings(study).differences("tiny") if d.metric == "hr@10"}
+    alone = study.model_copy(
+        update={
+            "against": ("nll",),
+            "best_of": {},
+            "arms": {name: study.arms[name] for name in ("nll", "mixture")},
+        }
+    )
+    by_itself = {(d.first, d.second): d for d in Findings(alone).differences("tiny") if d.metric == "hr@10"}
+    several, few = found["mixture", "nll"].p, by_itself["mixture", "nll"].p
+    assert 0 < few < several <= 1
+
+
+def test_the_best_of_several_is_chosen_on_validation(study):
+    plant(study, HITS, valid=HITS | {"mixture": 0.6, "heavy": 0.1})
+    assert Findings(study).rows("tiny")["best-mixture"] == "mixture"
+
+
+def test_the_truth_chooses_where_it_is_known_and_tells_groups_apart(study):
+    truth = {"start": 0.2, "nll": 0.2, "mixture": 0.3, "heavy": 0.1, "gate": 0.4}
+    plant(study, HITS, truth=truth)
+    findings = Findings(study)
+    assert findings.rows("tiny")["best-mixture"] == "mixture"
+    of = {(d.first, d.second, d.group): d for d in findings.differences("tiny") if d.metric == "true_ctr"}
+    assert of["gate", "nll", "odd"].mean == pytest.approx(0.2)
+    assert of["gate", "nll", "odd"].second_mean == pytest.approx(0.21)
+    assert of["gate", "nll", "even"].second_mean == pytest.approx(0.2)
+    assert of["gate", "nll", None].second_mean == pytest.approx(0.205)
+
+
+def test_the_other_checkpoint_is_compared_when_asked_for(study):
+    plant(study, HITS)
+    plant(study, HITS | {"gate": 0.1}, checkpoint="best")
+    best = study.model_copy(update={"checkpoint": "best"})
+    change = {
+        c: next(d.mean for d in Findings(s).differences("tiny") if (d.first, d.second) == ("gate", "nll"))
+        for c, s in (("last", study), ("best", best))
+    }
+    assert change["last"] == pytest.approx(0.2) and change["best"] == pytest.approx(-0.2)
+
+
+def test_the_page_says_what_is_best_and_what_is_missing(study):
+    plant(study, HITS)
+    page = write_page(study).read_text()
+    assert "tiny: gate is better than nll: HR@10 +0.2000" in page
+    assert "best-mixture (heavy)" in page
+    assert "1 rows are not done with all seeds yet" in page  # random
+    told = (study.directory / "report.md").read_text()
+    assert "| gate - nll | HR@10 | +0.2000 |" in told
