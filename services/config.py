@@ -5,7 +5,7 @@ Ray.
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -21,6 +21,7 @@ from sluice.catalog.data.settings import DataSettings
 from sluice.catalog.decoding import Decoding
 from sluice.catalog.errors import ConfigError
 from sluice.catalog.settings import Settings
+from sluice.catalog.simulator.settings import WorldSettings
 from sluice.cluster.settings import ClusterSettings
 from sluice.learner.objectives.settings.effects import check_effect
 from sluice.learner.objectives.settings.objective import AdaGrpoObjective, Objective
@@ -28,6 +29,7 @@ from sluice.learner.ranker.settings import RankerSettings
 from sluice.learner.settings import EvaluationSettings, LearnerSettings, PolicySettings, PretrainSettings
 from sluice.services.config_yaml import apply_override, read_settings
 
+_Model = TypeVar("_Model", bound=Settings)
 Resume = Literal["last", "best"] | None  # which checkpoint a run goes on from
 
 
@@ -205,11 +207,24 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         ConfigError: the file is missing or no YAML mapping, an override is malformed, or a value is wrong;
             the message has one line per error with its field path, the value and the reason.
     """
+    return _load(RunConfig, path, overrides)
+
+
+def load_world(path: str | Path, overrides: Sequence[str] = ()) -> WorldSettings:
+    """The settings of a simulated world, read and checked as `load_config` does those of a run.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    return _load(WorldSettings, path, overrides)
+
+
+def _load(model: type[_Model], path: str | Path, overrides: Sequence[str]) -> _Model:
     raw = read_settings(path)
     for override in overrides:
         apply_override(raw, override)
     try:
-        return RunConfig.model_validate(raw)
+        return model.model_validate(raw)
     except ValidationError as error:
         raise ConfigError(f"{path} has {error.error_count()} error(s):\n{describe_errors(error)}") from None
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sluice.catalog.errors import ConfigError
 from sluice.services.bench.harness import BenchOptions, run_bench
-from sluice.services.config import RunConfig, dump_config, load_config, place_output
+from sluice.services.config import RunConfig, dump_config, load_config, load_world, place_output
 
 
 def _overrides(options: argparse.Namespace) -> list[str]:
@@ -50,6 +50,20 @@ def explain_config(options: argparse.Namespace) -> int:
     config = None if options.config is None else load_config(options.config, _overrides(options))
     explain_setting(options.setting, config, Console(highlight=False, soft_wrap=False))
     return 0
+
+
+def simulate_logs(options: argparse.Namespace) -> int:
+    """`sluice simulate`: a world whose truth is known, as logs to prepare."""
+    from sluice.services.progress import Reporter
+    from sluice.services.stages.simulate import simulate_world
+
+    world = load_world(options.world, _overrides(options))
+    output = options.output or Path.cwd() / world.directory
+    with Reporter.for_stream(sys.stdout) as reporter, reporter.phase("simulate") as progress:
+        result = simulate_world(world, output, progress)
+    for line in result.lines():
+        print(line)
+    return _done(output, result)
 
 
 def prepare_run_data(options: argparse.Namespace) -> int:

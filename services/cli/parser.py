@@ -38,14 +38,19 @@ def build_parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
         return command
 
-    prepare = add(
-        "prepare",
-        commands.prepare_run_data,
-        "turn raw logs into the Parquet contracts, semantic IDs and splits",
+    _add_simulate(
+        add(
+            "simulate",
+            commands.simulate_logs,
+            "make the logs of a world whose truth is known, and that truth",
+        )
     )
-    _add_config(prepare)
-    prepare.add_argument(
-        "--output", type=Path, metavar="DIR", help="where to write (default: data/ of the run directory)"
+    _add_prepare(
+        add(
+            "prepare",
+            commands.prepare_run_data,
+            "turn raw logs into the Parquet contracts, semantic IDs and splits",
+        )
     )
     _add_config(add("pretrain", commands.pretrain_run_policy, "train the starting policy by next-token NLL"))
     _add_config(
@@ -75,6 +80,21 @@ def build_parser() -> argparse.ArgumentParser:
     _add_catalogue_actions(add("catalogue", commands.push_to_run, "change the catalogue of a run"))
     _add_config_actions(add("config", commands.check_config, "check a config, or explain its settings"))
     return parser
+
+
+def _add_simulate(simulate: argparse.ArgumentParser) -> None:
+    simulate.add_argument("world", metavar="CONFIG", help="the world's YAML file, as in configs/worlds/")
+    _add_overrides(simulate)
+    simulate.add_argument(
+        "--output", type=Path, metavar="DIR", help="where to write (default: worlds/NAME-seedN)"
+    )
+
+
+def _add_prepare(prepare: argparse.ArgumentParser) -> None:
+    _add_config(prepare)
+    prepare.add_argument(
+        "--output", type=Path, metavar="DIR", help="where to write (default: data/ of the run directory)"
+    )
 
 
 def _add_evaluate(evaluate: argparse.ArgumentParser) -> None:

@@ -25,7 +25,7 @@ MAY_IMPORT = {
 }
 # Lowest floor first. Rooms of one floor do not import each other.
 FLOORS = {
-    "catalog": (("",), ("trie",), ("data",)),
+    "catalog": (("",), ("trie",), ("data", "simulator")),
     "cluster": (("",),),
     "learner": (
         ("",),
@@ -51,6 +51,13 @@ FLOORS = {
         ("cli",),
     ),
 }
+# Who may know more of a simulated world than its settings: who makes it, and who judges by its truth.
+KNOW_THE_TRUTH = (
+    "catalog/simulator/*.py",
+    "services/stages/simulate.py",
+    "services/study/*.py",
+    "services/ab/*.py",
+)
 CLUSTER_MAY_KNOW = {"sluice.catalog.errors", "sluice.catalog.settings", "sluice.catalog.files"}
 RAY = ("learner/training/train_loop.py", "actors/*.py", "cluster/*.py", "services/*.py")
 VLLM = ("actors/engines/vllm/*.py", "services/bench/engines/vllm_*.py")
@@ -266,6 +273,24 @@ def test_cluster_knows_no_learning(path: Path):
     assert all(
         module in CLUSTER_MAY_KNOW or module.rpartition(".")[0] in CLUSTER_MAY_KNOW for module in known
     )
+
+
+def opens_a_world(modules: Iterable[str]) -> bool:
+    """Whether a module that imports `modules` could read the truth of a simulated world, or make it again."""
+    prefix = "sluice.catalog.simulator."
+    inside = [module.removeprefix(prefix) for module in modules if module.startswith(prefix)]
+    return bool({name.split(".")[0] for name in inside} - {"settings"})
+
+
+def test_whoever_opens_a_world_is_noticed():
+    assert opens_a_world(["sluice.catalog.simulator.truth", "sluice.catalog.simulator.truth.Truth"])
+    assert opens_a_world(["sluice.catalog.simulator", "sluice.catalog.simulator.sessions"])
+    assert not opens_a_world(["numpy", "sluice.catalog.simulator.settings.WorldSettings"])
+
+
+@pytest.mark.parametrize("path", CODE, ids=str)
+def test_only_makers_and_judges_know_the_truth_of_a_simulated_world(path: Path):
+    assert allowed(path, KNOW_THE_TRUTH) or not opens_a_world(modules_of(path))
 
 
 @pytest.mark.parametrize("path", MODULES, ids=str)
