@@ -29,7 +29,7 @@ from sluice.learner.ranker.settings import RankerSettings
 from sluice.learner.settings import EvaluationSettings, LearnerSettings, PolicySettings, PretrainSettings
 from sluice.services.config_yaml import apply_override, read_settings
 
-_Model = TypeVar("_Model", bound=Settings)
+SomeSettings = TypeVar("SomeSettings", bound=Settings)
 Resume = Literal["last", "best"] | None  # which checkpoint a run goes on from
 
 
@@ -207,7 +207,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         ConfigError: the file is missing or no YAML mapping, an override is malformed, or a value is wrong;
             the message has one line per error with its field path, the value and the reason.
     """
-    return _load(RunConfig, path, overrides)
+    return load_settings(RunConfig, path, overrides)
 
 
 def load_world(path: str | Path, overrides: Sequence[str] = ()) -> WorldSettings:
@@ -216,17 +216,23 @@ def load_world(path: str | Path, overrides: Sequence[str] = ()) -> WorldSettings
     Raises:
         ConfigError: as `load_config`.
     """
-    return _load(WorldSettings, path, overrides)
+    return load_settings(WorldSettings, path, overrides)
 
 
-def _load(model: type[_Model], path: str | Path, overrides: Sequence[str]) -> _Model:
+def load_settings(model: type[SomeSettings], path: str | Path, overrides: Sequence[str] = ()) -> SomeSettings:
+    """Settings of any kind, read and checked as `load_config` does those of a run.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
     raw = read_settings(path)
     for override in overrides:
         apply_override(raw, override)
     try:
         return model.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError(f"{path} has {error.error_count()} error(s):\n{describe_errors(error)}") from None
+        lines = "\n".join(_lines(error))
+        raise ConfigError(f"{path} has {error.error_count()} error(s):\n{lines}") from None
 
 
 def dump_config(config: RunConfig) -> str:
@@ -249,12 +255,11 @@ def place_output(config: RunConfig, working_directory: Path, home: Path) -> RunC
 _RAY_COPY = re.compile(r"/runtime_resources/working_dir_files/_ray_pkg_")
 
 
-def describe_errors(error: ValidationError) -> str:
-    """A line for each error of a config: its field path, the reason and the value."""
+def _lines(error: ValidationError) -> list[str]:
     lines = []
     for item in error.errors():
         where = ".".join(str(part) for part in item["loc"]) or "(the whole config)"
         value = item.get("input")
         shown = f" (value: {value!r})" if isinstance(value, str | int | float | bool | None) else ""
         lines.append(f"  {where}: {item['msg'].removeprefix('Value error, ')}{shown}")
-    return "\n".join(lines)
+    return lines

@@ -1,5 +1,6 @@
 """`sluice study`: all arms of all data sets and seeds, as Ray tasks beside each other.
 
+    for each simulated data set: simulate                           built once
     for each data set and seed:  prepare, pretrain, fit-ranker      built once, shared by the arms
     for each arm:                post-train, judge                  built once, left as it is when asked again
 
@@ -24,11 +25,20 @@ from sluice.services.run.arms import arm_inputs
 from sluice.services.run.manifest import git_state
 from sluice.services.run.tasks import State, run_tasks
 from sluice.services.stages import fit_ranker, prepare, pretrain
+from sluice.services.stages.simulate import simulate_world
 from sluice.services.stages.staging import build_once, stage_inputs
 from sluice.services.study.arm import BEST, LAST, needs_ranker, train_arm
-from sluice.services.study.judge import judge_policy
+from sluice.services.study.judge import Truth, judge_policy
 from sluice.services.study.results import ROW, Cell, cells_of, gather, paths_of
-from sluice.services.study.settings import START, StudyConfig, arm_config, set_config
+from sluice.services.study.settings import (
+    START,
+    StudyConfig,
+    arm_config,
+    set_config,
+    world_directory,
+    world_settings,
+)
+from sluice.services.study.truth import TrueClickThrough
 
 Job = Callable[[Progress], str | None]
 
@@ -39,6 +49,12 @@ def run_study(study: StudyConfig, reporter: Reporter) -> list[str]:
     Raises:
         RunError: a data set, a start or a ranker could not be made.
     """
+    if any(settings.world for settings in study.sets.values()):
+        with reporter.phase("worlds") as progress:
+            for of_set in study.sets:
+                world = world_settings(study, of_set)
+                if world is not None:
+                    simulate_world(world, world_directory(study, of_set), progress)
     makings = {
         f"{of_set} seed {seed}": functools.partial(_make_start, study, of_set, seed)
         for of_set in study.sets
@@ -113,18 +129,29 @@ def _make_arm(study: StudyConfig, cell: Cell, progress: Progress) -> None:
         else:
             cost = train_arm(config, paths, directory, progress)
             places = {LAST: directory / LAST, BEST: directory / BEST}
-        _judge(config, places, directory, cost)
+        _judge(config, places, directory, cost, _truth(study, cell.of_set))
 
     build_once(cell.directory, inputs, build)
 
 
-def _judge(config: RunConfig, places: Mapping[str, Path], directory: Path, cost: dict[str, Any]) -> None:
+def _truth(study: StudyConfig, of_set: str) -> Truth | None:
+    has_world = study.sets[of_set].world is not None
+    return TrueClickThrough(world_directory(study, of_set)) if has_world else None
+
+
+def _judge(
+    config: RunConfig,
+    places: Mapping[str, Path],
+    directory: Path,
+    cost: dict[str, Any],
+    truth: Truth | None,
+) -> None:
     judged: dict[str, Any] = {}
     told = {}
     for checkpoint, place in places.items():
         weights = tuple(sha256_of(file) for file in sorted(place.glob("*.safetensors")))
         if str(weights) not in judged:
-            judged[str(weights)] = judge_policy(config, place, None)
+            judged[str(weights)] = judge_policy(config, place, truth)
         tables, told[checkpoint] = judged[str(weights)]
         for split, table in tables.items():
             pq.write_table(table, directory / f"{checkpoint}-{split}.parquet")

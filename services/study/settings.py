@@ -5,16 +5,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from sluice.catalog.errors import ConfigError
 from sluice.catalog.settings import Settings
-from sluice.services.config import RunConfig, describe_errors, load_config
-from sluice.services.config_yaml import read_settings
+from sluice.catalog.simulator.settings import WorldSettings
+from sluice.services.config import RunConfig, load_config, load_settings, load_world
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 START = "start"  # the row of the policy that all arms start from
 RATE = "objective.gate"  # what `rate_of` sets
+LOG_FILE, ITEMS_FILE = "interactions.parquet", "items.parquet"  # of a world
 
 
 class StudySet(Settings):
@@ -24,6 +25,19 @@ class StudySet(Settings):
     set: tuple[str, ...] = Field(
         default=(), description="Settings of it that change, as `--set` takes them: `learner.steps=200`."
     )
+    world: str | None = Field(
+        default=None,
+        description="Config of a simulated world (`docs/simulator.md`), which is made first: its files take "
+        "the place of `data.source.interactions` and `data.source.catalogue`, and its truth judges the arms. "
+        "null: the config names its own logs, and nobody knows the truth.",
+    )
+    world_set: tuple[str, ...] = Field(default=(), description="Dials of the world that change.")
+
+    @model_validator(mode="after")
+    def _world(self) -> "StudySet":
+        if self.world_set and self.world is None:
+            raise ValueError("world_set changes a world, and world names none")
+        return self
 
 
 class StudyArm(Settings):
@@ -115,11 +129,9 @@ def load_study(path: str | Path) -> StudyConfig:
         ConfigError: the file is missing or no YAML mapping, or a value is wrong, there or in the config of a
             data set with the settings of an arm.
     """
-    try:
-        study = StudyConfig.model_validate(read_settings(path))
-    except ValidationError as error:
-        raise ConfigError(f"{path} has {error.error_count()} error(s):\n{describe_errors(error)}") from None
+    study = load_settings(StudyConfig, path)
     for of_set in study.sets:
+        world_settings(study, of_set)
         set_config(study, of_set, study.seeds[0])
         for arm in study.arms:
             arm_config(study, of_set, arm, study.seeds[0], 0.5)
@@ -129,6 +141,21 @@ def load_study(path: str | Path) -> StudyConfig:
 def set_config(study: StudyConfig, of_set: str, seed: int) -> RunConfig:
     """The run whose data, start and ranker the arms share."""
     return _load(study, of_set, seed, (), f"sets.{of_set}")
+
+
+def world_directory(study: StudyConfig, of_set: str) -> Path:
+    """Where the simulated world of a data set lies."""
+    return study.directory / "worlds" / of_set
+
+
+def world_settings(study: StudyConfig, of_set: str) -> WorldSettings | None:
+    """The world of a data set; None where it has none.
+
+    Raises:
+        ConfigError: its settings are wrong.
+    """
+    settings = study.sets[of_set]
+    return None if settings.world is None else load_world(settings.world, settings.world_set)
 
 
 def arm_config(study: StudyConfig, of_set: str, arm: str, seed: int, gate_rate: float | None) -> RunConfig:
@@ -147,7 +174,11 @@ def arm_config(study: StudyConfig, of_set: str, arm: str, seed: int, gate_rate: 
 
 def _load(study: StudyConfig, of_set: str, seed: int, changes: tuple[str, ...], where: str) -> RunConfig:
     settings = study.sets[of_set]
-    own = (f"name={of_set}", f"output={study.directory}", f"seed={seed}")
+    own = [f"name={of_set}", f"output={study.directory}", f"seed={seed}"]
+    if settings.world is not None:
+        world = world_directory(study, of_set)
+        own.append(f"data.source.interactions=[{world / LOG_FILE}]")
+        own.append(f"data.source.catalogue={world / ITEMS_FILE}")
     try:
         return load_config(settings.config, [*settings.set, *changes, *own])
     except ConfigError as error:

@@ -1,0 +1,36 @@
+"""The truth of a simulated world as a judge of lists: what no log can tell."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from sluice.catalog.data.dataset import Dataset
+from sluice.catalog.simulator.items import SEGMENTS
+from sluice.catalog.simulator.truth import Truth
+from sluice.learner.evaluation.evaluate import TOP, UserResults
+from sluice.services.study.judge import GROUP, TRUE_CTR
+
+
+class TrueClickThrough:
+    """Of each example: the mean click probability of its top ten when looked at, and the segment."""
+
+    def __init__(self, world: Path) -> None:
+        """`world` is a directory that `sluice simulate` wrote, and data sets are made of its log."""
+        self._truth = Truth.open(world)
+
+    def __call__(self, dataset: Dataset, results: UserResults) -> Mapping[str, np.ndarray]:
+        """Columns of the examples of `results`; a place without an item counts as one that nobody clicks.
+
+        The moment is that of the logged interaction that the example's target is.
+        """
+        users = np.array(dataset.user_ids, dtype=np.int64)[results.users]
+        known_items = np.append(np.array(dataset.item_ids, dtype=np.int64), -1)  # the last for no item
+        times = dataset.timestamps[dataset.offsets[results.users] + results.positions]
+        chances = self._truth.click_probability(
+            users, self._truth.steps_of(times), known_items[results.items[:, :TOP]]
+        )
+        return {
+            TRUE_CTR: chances.mean(axis=1, dtype=np.float64),
+            GROUP: np.array(SEGMENTS)[self._truth.segment[users]],
+        }
