@@ -24,7 +24,7 @@ from sluice.catalog.data.settings import SemanticIdSettings
 
 _POWER_ITERATIONS = 6
 _OVERSAMPLING = 16
-_LEVELS, _SMALLEST_LEVEL_BITS = 3, 2  # of codes that follow the catalogue
+_LEVELS, _SMALLEST_LEVEL_BITS = 2, 2  # of codes that follow the catalogue
 _CONTEXT_SMOOTHING = 0.75  # of Levy, Goldberg and Dagan 2015: keeps rare contexts from dominating
 
 
@@ -108,11 +108,11 @@ def item_vectors(
 
 
 def fitting_level_sizes(items: int) -> tuple[int, ...]:
-    """Codes of each level, `[L]`, for a catalogue of `items`: the power of two nearest to 2 sqrt(items).
+    """Codes of each level, `[L]`, for a catalogue of `items`: two of the power of two nearest 4 sqrt(items).
 
-    Two such levels could tell four times the catalogue apart, and the third is for what lies close together.
+    They could tell sixteen times the catalogue apart.
     """
-    size: int = 2 ** max(_SMALLEST_LEVEL_BITS, round(math.log2(2 * math.sqrt(max(1, items)))))
+    size: int = 2 ** max(_SMALLEST_LEVEL_BITS, round(math.log2(4 * math.sqrt(max(1, items)))))
     return (size,) * _LEVELS
 
 

@@ -21,9 +21,11 @@ def evaluate_run(
     progress: Callable[[int, int, dict[str, float]], None] | None = None,
     *,
     whole: bool = False,
+    most: int | None = None,
 ) -> UserResults:
-    """Decode the examples of `split`; validation honours `evaluation.max_users`, test and `whole` take
-    all.
+    """Decode the examples of `split`, at most `most` of them, drawn by chance.
+
+    Validation honours `evaluation.max_users`, test and `whole` take all.
     """
     dataset = Dataset.open(RunPaths.of(config).data)
     policy = load_policy(policy_directory, fingerprint_catalogue(dataset.item_ids, dataset.codes))
@@ -31,6 +33,7 @@ def evaluate_run(
     examples = dataset.examples(split)
     if split == "valid" and not whole:
         examples = sample_examples(examples, config.evaluation.max_users)
+    examples = sample_examples(examples, most)
     vocabulary = Vocabulary.of(dataset.codes, policy.layout)
     return evaluate_policy(policy.model, vocabulary, dataset, examples, config.evaluation, progress)
 

@@ -40,7 +40,8 @@ def train_arm(config: RunConfig, paths: RunPaths, directory: Path, progress: Pro
     """Post-train the start of `paths`; leaves `best/`, `last/` and `metrics.jsonl` in `directory`.
 
     Returns:
-        What it cost (`seconds` of training without validation, `peak_mib`, `groups` of rollouts, `prompts`),
+        What it cost (`seconds` of training without validation, `peak_mib`, `groups` of rollouts and their
+        generated `tokens`, `prompts`),
         `steps`, and `gate_rate`, the mean over the steps, where the objective has a gate.
     """
     return _Arm(config, paths, directory).train(progress)
@@ -86,10 +87,15 @@ class _Arm:
             "steps": step,
             "prompts": prompts,
             "groups": 0 if self.engine is None else prompts,
+            "tokens": 0 if self.engine is None else prompts * self._tokens_of_group,
             "seconds": round(self.seconds, 2),
             "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
             "gate_rate": sum(known) / len(known) if known else None,
         }
+
+    @property
+    def _tokens_of_group(self) -> int:
+        return self.config.rollout.decode.candidates * self.vocabulary.layout.levels
 
     def _step(self, step: int) -> dict[str, float]:
         began_s = time.monotonic()

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from sluice.services.progress import Reporter
 from sluice.services.run_lock import hold_run
 from sluice.services.study.settings import StudyConfig
+from sluice.services.submit.follow import sigterm_interrupts
 from sluice.services.submit.head import ensure_token, find_head, start_head
 
 _FAILED = 4
@@ -20,7 +21,12 @@ def run_on_cluster(study: StudyConfig) -> int:
         RunError: another process works on the study, or a start or a ranker could not be made.
         ClusterError: there is no cluster, and none can be started.
     """
-    with Reporter.for_stream(sys.stdout) as reporter, hold_run(study.directory), _cluster(reporter):
+    with (
+        sigterm_interrupts(),
+        Reporter.for_stream(sys.stdout) as reporter,
+        hold_run(study.directory),
+        _cluster(reporter),
+    ):
         from sluice.services.study.page import write_page
         from sluice.services.study.run import run_study
 

@@ -24,20 +24,21 @@ Truth = Callable[[Dataset, UserResults], Mapping[str, np.ndarray]]
 
 
 def judge_policy(
-    config: RunConfig, policy: Path, truth: Truth | None
+    config: RunConfig, policy: Path, examples: int | None, truth: Truth | None
 ) -> tuple[dict[str, pa.Table], dict[str, float]]:
     """The examples by split, and the means over them, those of validation as `valid_<name>`.
 
     Args:
         config: whose data set, and how lists are decoded; validation takes `evaluation.max_users` examples.
         policy: a policy directory.
+        examples: of test, at most.
         truth: of the data set, where it is known.
     """
     dataset = Dataset.open(RunPaths.of(config).data)
     tables: dict[str, pa.Table] = {}
     means: dict[str, float] = {}
     for split, prefix in ((TEST, ""), (VALID, "valid_")):
-        results = evaluate_run(config, policy, split)
+        results = evaluate_run(config, policy, split, most=examples if split == TEST else None)
         known = dict(truth(dataset, results)) if truth else {}
         tables[split] = pa.table(
             {

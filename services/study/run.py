@@ -18,17 +18,18 @@ import pyarrow.parquet as pq
 
 from sluice.catalog.errors import RunError, SluiceError
 from sluice.catalog.files import sha256_of, write_atomically
-from sluice.services.config import RunConfig
+from sluice.services.config import RunConfig, dump_config
 from sluice.services.paths import RunPaths
 from sluice.services.progress import Progress, Reporter
 from sluice.services.run.arms import arm_inputs
 from sluice.services.run.manifest import git_state
+from sluice.services.run.summary import same_weights
 from sluice.services.run.tasks import State, run_tasks
 from sluice.services.stages import fit_ranker, prepare, pretrain
 from sluice.services.stages.simulate import simulate_world
 from sluice.services.stages.staging import build_once, stage_inputs
 from sluice.services.study.arm import BEST, LAST, needs_ranker, train_arm
-from sluice.services.study.judge import Truth, judge_policy
+from sluice.services.study.judge import judge_policy
 from sluice.services.study.results import ROW, Cell, cells_of, gather, paths_of
 from sluice.services.study.settings import (
     START,
@@ -120,7 +121,7 @@ def _make_arm(study: StudyConfig, cell: Cell, progress: Progress) -> None:
     config = set_config(study, cell.of_set, cell.seed)
     if cell.arm != START:
         config = arm_config(study, cell.of_set, cell.arm, cell.seed, _gate_rate(study, cell, paths))
-    inputs = _inputs(config, paths, cell.arm)
+    inputs = _inputs(config, paths, cell.arm) | {"examples": study.examples}
 
     def build(directory: Path) -> None:
         if cell.arm == START:
@@ -129,37 +130,37 @@ def _make_arm(study: StudyConfig, cell: Cell, progress: Progress) -> None:
         else:
             cost = train_arm(config, paths, directory, progress)
             places = {LAST: directory / LAST, BEST: directory / BEST}
-        _judge(config, places, directory, cost, _truth(study, cell.of_set))
+        told = _judge(study, config, cell.of_set, places, directory)
+        row = {"cost": cost, "origin": _origin(config), "checkpoints": told}
+        write_atomically(directory / ROW, json.dumps(row, indent=1))
 
     build_once(cell.directory, inputs, build)
 
 
-def _truth(study: StudyConfig, of_set: str) -> Truth | None:
-    has_world = study.sets[of_set].world is not None
-    return TrueClickThrough(world_directory(study, of_set)) if has_world else None
-
-
 def _judge(
-    config: RunConfig,
-    places: Mapping[str, Path],
-    directory: Path,
-    cost: dict[str, Any],
-    truth: Truth | None,
-) -> None:
-    judged: dict[str, Any] = {}
-    told = {}
-    for checkpoint, place in places.items():
-        weights = tuple(sha256_of(file) for file in sorted(place.glob("*.safetensors")))
-        if str(weights) not in judged:
-            judged[str(weights)] = judge_policy(config, place, truth)
-        tables, told[checkpoint] = judged[str(weights)]
-        for split, table in tables.items():
+    study: StudyConfig, config: RunConfig, of_set: str, places: Mapping[str, Path], directory: Path
+) -> dict[str, dict[str, float]]:
+    """Leave the examples of every checkpoint in `directory`; returns the means."""
+    has_world = study.sets[of_set].world is not None
+    truth = TrueClickThrough(world_directory(study, of_set)) if has_world else None
+    decoded_as = same_weights(places)
+    judged = {
+        name: judge_policy(config, places[name], study.examples, truth) for name in set(decoded_as.values())
+    }
+    for checkpoint, of in decoded_as.items():
+        for split, table in judged[of][0].items():
             pq.write_table(table, directory / f"{checkpoint}-{split}.parquet")
+    return {checkpoint: judged[of][1] for checkpoint, of in decoded_as.items()}
+
+
+def _origin(config: RunConfig) -> dict[str, Any]:
+    """Which code and which settings made a row."""
     state = git_state(Path(__file__).parent) or {}
-    origin = {"commit": state.get("commit"), "objective": config.objective.type}
-    write_atomically(
-        directory / ROW, json.dumps({"cost": cost, "origin": origin, "checkpoints": told}, indent=1)
-    )
+    return {
+        "commit": state.get("commit"),
+        "config": sha256_of([dump_config(config).encode()])[:12],
+        "objective": config.objective.type,
+    }
 
 
 def _gate_rate(study: StudyConfig, cell: Cell, paths: RunPaths) -> float | None:

@@ -3,12 +3,12 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from sluice.catalog.errors import ConfigError
-from sluice.catalog.settings import Settings
+from sluice.catalog.settings import Settings, Unit
 from sluice.catalog.simulator.settings import WorldSettings
 from sluice.services.config import RunConfig, load_config, load_settings, load_world
 
@@ -72,6 +72,12 @@ class StudyConfig(Settings):
         default={},
         description="Rows that are the best of several arms, chosen on validation over all seeds: "
         "`mixture: [mixture-1, mixture-2]`. The choice is made for each data set.",
+    )
+    examples: Annotated[int, Unit("examples")] | None = Field(
+        default=4000,
+        ge=1,
+        description="Test examples that an arm is judged on, the same for all. null: all, which takes longer "
+        "than the training where users have many.",
     )
     checkpoint: Literal["last", "best"] = Field(
         default="last",

@@ -4,11 +4,13 @@ import asyncio
 import contextlib
 import os
 import queue
+import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from sluice.catalog.errors import ClusterError
@@ -30,6 +32,20 @@ T = TypeVar("T")
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM: nobody is there to ask."""
+
+
+@contextlib.contextmanager
+def sigterm_interrupts() -> Iterator[None]:
+    """While this lasts SIGTERM ends the command as Ctrl-C does, with all that it has started."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @dataclass(frozen=True, kw_only=True)

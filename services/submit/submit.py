@@ -12,13 +12,9 @@ import json
 import logging
 import os
 import shlex
-import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from sluice.catalog.errors import ConfigError
@@ -28,7 +24,7 @@ from sluice.services.config_resume import check_resume
 from sluice.services.progress import MODE_VARIABLE
 from sluice.services.run.manifest import GIT_VARIABLE, git_state
 from sluice.services.run_lock import check_idle
-from sluice.services.submit.follow import Terminated, call_with_bound, follow_job, others_running
+from sluice.services.submit.follow import call_with_bound, follow_job, others_running, sigterm_interrupts
 from sluice.services.submit.head import (
     Head,
     bypass_proxies,
@@ -107,7 +103,7 @@ def submit_job(options: SubmitOptions) -> int:
     code = _check_here(config) if remote is None else 0
     if code:
         return code
-    with _sigterm_interrupts():
+    with sigterm_interrupts():
         head = _remote_head(remote, config) if remote else _local_head()
         leave_head = True
         client = job = None
@@ -311,18 +307,6 @@ def _how_to_follow(head: Head, job: str) -> str:
         f"  stop it:   {command} stop {job}\n"
         f"  dashboard: {head.url}"
     )
-
-
-@contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise Terminated
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _tell(text: str) -> None:

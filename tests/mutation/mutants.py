@@ -13,6 +13,7 @@ from tests.mutation.prefix import PREFIX_MUTANTS
 from tests.mutation.ranker import RANKER_MUTANTS
 from tests.mutation.scale import SCALE
 from tests.mutation.splits import SPLIT_MUTANTS
+from tests.mutation.study.arms import STUDY_MUTANTS
 from tests.mutation.tree import TREE_MUTANTS
 from tests.mutation.trie import TRIE_MUTANTS
 
@@ -155,6 +156,7 @@ MUTANTS = (
     *(Mutant(*mutant) for mutant in RANKER_MUTANTS),
     *SCALE,
     *SPLIT_MUTANTS,
+    *STUDY_MUTANTS,
     *RULE_MUTANTS,
     *SUMMARY_MUTANTS,
     *(Mutant(*mutant) for mutant in PREFERENCE),

@@ -53,6 +53,7 @@ def test_every_arm_of_every_seed_is_trained_and_judged(finished):
     of = {(row["arm"], row["seed"], row["checkpoint"]): row for row in rows}
     assert of["mixture", 0, "last"]["gate_rate"] == 1 and of["nll", 0, "last"]["gate_rate"] is None
     assert of["nll", 0, "last"]["groups"] == 0 and of["gate", 0, "last"]["groups"] == 24
+    assert of["gate", 0, "last"]["tokens"] == 24 * 6 * 3  # groups, candidates, levels
     assert of["gate", 0, "last"]["prompts"] == of["nll", 0, "last"]["prompts"] == 24
     assert of["start", 0, "last"]["steps"] == 0
     assert status_lines(finished.study)[0].endswith("12 of 12 done")
@@ -97,6 +98,12 @@ def test_an_arm_gives_equal_weights_again(finished, tmp_path):
     first = json.loads((paths.root / "arms" / "gate" / ROW).read_text())["cost"]
     assert equal(weights_of(tmp_path / "last"), weights_of(paths.root / "arms" / "gate" / "last"))
     assert figures["gate_rate"] == first["gate_rate"]
+
+
+def test_the_groups_of_a_step_are_by_the_weights_of_that_step(finished):
+    arm = paths_of(finished.study, "tiny", 0).root / "arms" / "gate"
+    steps = [json.loads(line) for line in (arm / "metrics.jsonl").read_text().splitlines()]
+    assert [step["staleness"] for step in steps if step["kind"] == "step"] == [0.0] * 4
 
 
 def test_what_is_done_is_left_and_what_changed_is_done_again(finished, tmp_path, monkeypatch):
