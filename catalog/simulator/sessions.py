@@ -129,7 +129,8 @@ class _BlockRun:
         """Give the logger new tastes when it is time to; whoever has not come yet is unknown to it."""
         if step % self._world.logger.stale_steps:
             return False
-        noise = draw_vectors(self._stream, *self._stale.shape, length=self._world.logger.taste_noise)
+        count, dims = self._stale.shape
+        noise = draw_vectors(self._stream, count, dims, self._world.logger.taste_noise)
         known = self._users.first_step <= step
         self._stale = np.where(known[:, None], to_unit(self._users.taste + noise), np.float32(0))
         return True
