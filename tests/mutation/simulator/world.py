@@ -57,7 +57,7 @@ _SESSIONS = (
     ("alive & ~self._consumed", "np.tile(alive, (len(self._consumed), 1))"),
     (
         "stream.integers(STEP_SECONDS - world.logger.slate",
-        "stream.integers(STEP_SECONDS + world.logger.slate",
+        "stream.integers(2 * STEP_SECONDS - world.logger.slate",
     ),
     (
         "self._stream = random_stream(world.seed, USER_STREAM, number)",
@@ -78,7 +78,7 @@ _CLICKED = (
     ),
     ("truth", "(values < low) | (values > high)", "values > high"),
     ("truth", "- START) // STEP_SECONDS", "- START + STEP_SECONDS // 2) // STEP_SECONDS"),
-    ("clicks", "rows = segment == number", "rows = segment >= number"),
+    ("clicks", "rows = segment == number", "rows = segment <= number"),
     ("sessions", "click.dwell_slope * logits", "click.dwell_slope * 0 * logits"),
 )
 

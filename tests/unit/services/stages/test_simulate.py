@@ -64,9 +64,15 @@ def test_a_world_is_its_files_and_nothing_else(directory: Path):
     assert [path.name for path in directory.parent.iterdir()] == ["world"]
 
 
-def test_the_same_dials_make_the_same_bytes_whatever_the_chunks(directory: Path, tmp_path: Path):
-    whole = simulate_world(small_world(**WORLD | {"chunk_users": 1000}), tmp_path / "whole").directory
-    assert files_of(whole) == files_of(directory)
+@pytest.mark.parametrize("chunk_users", [500, 1000])
+def test_the_same_dials_make_the_same_bytes_whatever_the_chunks(
+    directory: Path, tmp_path: Path, chunk_users: int
+):
+    again = simulate_world(small_world(**WORLD | {"chunk_users": chunk_users}), tmp_path / "again").directory
+    assert files_of(again) == files_of(directory)
+
+
+def test_another_seed_is_another_world(directory: Path, tmp_path: Path):
     other = simulate_world(small_world(**WORLD, seed=1), tmp_path / "other").directory
     assert files_of(other)["interactions.parquet"] != files_of(directory)["interactions.parquet"]
 
@@ -175,6 +181,7 @@ def test_the_log_is_in_order_and_says_what_was_shown(directory: Path):
     assert (log.sort_values(["user_id", "timestamp"], kind="stable").index == log.index).all()
     assert not log.duplicated(["user_id", "timestamp"]).any(), "no ties in time"
     assert set(log.position) == {1, 2, 3, 4} and set(log.exposed_by) == {"logger", "exploration"}
+    assert (log.exposed_by == "exploration").mean() == pytest.approx(0.1, abs=0.02)
     assert (log.dwell_seconds.notna() == log.click).all() and (log.dwell_seconds.dropna() > 0).all()
     assert log.propensity.between(0.1 / 120, 1).all()
 
