@@ -59,9 +59,7 @@ class BlockLog:
     """What happened to the users of a block; slots without an item have item EMPTY."""
 
     users: UserBlock
-    timestamps: (
-        np.ndarray
-    )  # int64 [U, T], of the first slot; a slot is looked at a second after the one above
+    timestamps: np.ndarray  # int64 [U, T], of the first slot; slots are a second apart
     items: np.ndarray  # int32 [U, T, S]
     propensity: np.ndarray  # float32 [U, T, S]
     explored: np.ndarray  # bool [U, T, S]
