@@ -66,9 +66,9 @@ class SettingGroup:
         return str(words).rstrip()
 
 
-def describe_settings() -> SettingGroup:
-    """The whole config."""
-    return _group(RunConfig, "", ())
+def describe_settings(model: type[Settings] = RunConfig) -> SettingGroup:
+    """The whole config of a run, or of what else has settings of its own."""
+    return _group(model, "", ())
 
 
 def groups_below(group: SettingGroup) -> Iterator[SettingGroup]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sluice.catalog.errors import ConfigError
 from sluice.catalog.simulator.settings import ItemDials, WorldSettings
 
 SEGMENTS = ("A", "B")
@@ -50,7 +51,11 @@ def to_unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def make_items(world: WorldSettings) -> WorldItems:
-    """The items of a world; they follow from its settings and seed."""
+    """The items of a world; they follow from its settings and seed.
+
+    Raises:
+        ConfigError: at some step fewer items live than a slate shows.
+    """
     dials, stream = world.items, random_stream(world.seed, ITEM_STREAM)
     centres = to_unit(draw_vectors(stream, dials.categories, dials.dims, 1.0))
     category = stream.integers(dials.categories, size=dials.count, dtype=np.int32)
@@ -61,7 +66,7 @@ def make_items(world: WorldSettings) -> WorldItems:
     dealt = stream.permutation(dials.count)
     turned, turned_quality = _turn(vectors, quality, dealt, world.segment_b.rotation)
     first_step, last_step = _live(dials, world.steps, stream)
-    return WorldItems(
+    items = WorldItems(
         centres=centres,
         category=category,
         brand=_brands(dials, category, stream),
@@ -71,6 +76,8 @@ def make_items(world: WorldSettings) -> WorldItems:
         first_step=first_step,
         last_step=last_step,
     )
+    _check_alive(world, items)
+    return items
 
 
 def _turn(
@@ -97,6 +104,17 @@ def _live(dials: ItemDials, steps: int, stream: np.random.Generator) -> tuple[np
     first = np.where(late, comes, 0)
     last = np.full(dials.count, steps - 1) if dials.mean_life is None else first + np.floor(life)
     return first.astype(np.int32), np.minimum(last, steps - 1).astype(np.int32)
+
+
+def _check_alive(world: WorldSettings, items: WorldItems) -> None:
+    for step in range(world.steps):
+        alive = int(items.alive(step).sum())
+        if alive < world.logger.slate:
+            raise ConfigError(
+                f"at step {step} only {alive} of {world.items.count} items live, too few for a slate of "
+                f"{world.logger.slate}: raise items.mean_life or items.count, or lower items.late_share or "
+                "logger.slate"
+            )
 
 
 def _brands(dials: ItemDials, category: np.ndarray, stream: np.random.Generator) -> np.ndarray:

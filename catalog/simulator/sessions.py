@@ -59,9 +59,7 @@ class BlockLog:
     """What happened to the users of a block; slots without an item have item EMPTY."""
 
     users: UserBlock
-    timestamps: (
-        np.ndarray
-    )  # int64 [U, T], of the first slot; a slot is looked at a second after the one above
+    timestamps: np.ndarray  # int64 [U, T], of the first slot; slots are a second apart
     items: np.ndarray  # int32 [U, T, S]
     propensity: np.ndarray  # float32 [U, T, S]
     explored: np.ndarray  # bool [U, T, S]
@@ -129,7 +127,8 @@ class _BlockRun:
         """Give the logger new tastes when it is time to; whoever has not come yet is unknown to it."""
         if step % self._world.logger.stale_steps:
             return False
-        noise = draw_vectors(self._stream, *self._stale.shape, length=self._world.logger.taste_noise)
+        count, dims = self._stale.shape
+        noise = draw_vectors(self._stream, count, dims, self._world.logger.taste_noise)
         known = self._users.first_step <= step
         self._stale = np.where(known[:, None], to_unit(self._users.taste + noise), np.float32(0))
         return True

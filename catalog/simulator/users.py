@@ -57,7 +57,7 @@ def move_tastes(dials: UserDials, block: UserBlock, centres: np.ndarray, stream:
     """One step of time: every taste drifts, and some jump towards a category's centre [C, D]."""
     count, dims = block.taste.shape
     jumps = stream.random(count) < dials.jump_chance
-    to: np.ndarray = stream.integers(len(centres), size=count)
+    to = np.asarray(stream.integers(len(centres), size=count))
     moved = block.taste + draw_vectors(stream, count, dims, dials.drift)
     moved[jumps] = np.float32(dials.jump_keep) * block.taste[jumps] + centres[to[jumps]]
     block.taste = to_unit(moved)

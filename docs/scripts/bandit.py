@@ -1,5 +1,5 @@
 """Every objective on a bandit whose optimum is known: `python docs/scripts/bandit.py` prints a table and
-draws docs/bandit.svg.
+draws docs/pictures/bandit.svg.
 
 Two contexts, nine items of two tokens, and a policy that is a table of logits over the code tree, with a
 table of values. Expectations are exact: a batch holds every (context, logged item, group of K candidates),
@@ -442,7 +442,7 @@ def main() -> int:
     done = [study_optima(axes[0]), study_gate(axes[1])]
     for part in axes:
         part.spines[["top", "right"]].set_visible(False)
-    figure.savefig(Path(__file__).parents[1] / "bandit.svg")
+    figure.savefig(Path(__file__).parents[1] / "pictures" / "bandit.svg")
     return 0 if all(done) else 1
 
 

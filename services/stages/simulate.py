@@ -52,17 +52,18 @@ def simulate_world(
     """Write the world into the directory `output`, or leave it when it is there; `progress` counts users.
 
     Raises:
+        ConfigError: the world would have too few items.
         DataError: `output` holds another world or other files, or a world that was begun with other settings.
         RunError: another process writes this world.
     """
     manifest = _read_finished(world, output)
     if manifest is not None:
         return Simulated(directory=output, reused=True, manifest=manifest)
+    items = make_items(world)
     output.parent.mkdir(parents=True, exist_ok=True)
     aside = output.with_name(f".{output.name}.simulating")
     with hold_run(aside):
-        parts, items = WorldParts(world, aside), make_items(world)
-        tally = Tally.empty()
+        parts, tally = WorldParts(world, aside), Tally.empty()
         for users, tally in parts.write_missing(items):
             progress(users, world.users.count, _shown_while_working(tally))
         pq.write_table(item_table(world, items), aside / "items.parquet")

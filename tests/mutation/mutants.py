@@ -12,6 +12,7 @@ from tests.mutation.preference import PREFERENCE
 from tests.mutation.prefix import PREFIX_MUTANTS
 from tests.mutation.ranker import RANKER_MUTANTS
 from tests.mutation.scale import SCALE
+from tests.mutation.simulator.world import SIMULATOR_MUTANTS
 from tests.mutation.splits import SPLIT_MUTANTS
 from tests.mutation.study.arms import STUDY_MUTANTS
 from tests.mutation.tree import TREE_MUTANTS
@@ -159,6 +160,7 @@ MUTANTS = (
     *STUDY_MUTANTS,
     *RULE_MUTANTS,
     *SUMMARY_MUTANTS,
+    *SIMULATOR_MUTANTS,
     *(Mutant(*mutant) for mutant in PREFERENCE),
     *(Mutant(*mutant) for mutant in TRIE_MUTANTS),
     *(Mutant(*mutant) for mutant in TREE_MUTANTS),

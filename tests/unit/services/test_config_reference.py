@@ -6,6 +6,7 @@ import pytest
 from pydantic import Field
 
 from sluice.catalog.settings import Seconds, Settings, Unit
+from sluice.catalog.simulator.settings import WorldSettings
 from sluice.services.config_reference import (
     SettingEntry,
     _group,
@@ -14,7 +15,10 @@ from sluice.services.config_reference import (
     show_value,
 )
 
-GROUPS = list(groups_below(describe_settings()))
+GROUPS = [
+    *groups_below(describe_settings()),
+    *groups_below(describe_settings(WorldSettings)),
+]
 ENTRIES = {
     f"{group.model.__name__}.{entry.path.rpartition('.')[2]}": entry
     for group in GROUPS

@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[4]
 CONFIG = str(ROOT / "configs" / "ml100k.yaml")
 
 COMMANDS = (
+    "simulate",
     "prepare",
     "pretrain",
     "fit-ranker",
@@ -85,6 +86,34 @@ def test_a_users_mistake_is_one_message_and_its_code(capsys: pytest.CaptureFixtu
     captured = capsys.readouterr()
     assert captured.err.startswith("sluice: ") and "learner.lr" in captured.err
     assert captured.out == "" and "Traceback" not in captured.err
+
+
+def test_simulate_writes_a_world_where_it_belongs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    config = tmp_path / "shop.yaml"
+    config.write_text("name: shop\nsteps: 4\nitems: {count: 60, categories: 5}\nusers: {count: 30}\n")
+    arguments = ["simulate", str(config), "--set", "logger.slate=3", "--seed", "2"]
+    assert cli.main(arguments) == 0
+    out = capsys.readouterr().out
+    assert "30 users, 60 items, 360 impressions" in out and str(tmp_path / "worlds" / "shop-seed2") in out
+    assert (tmp_path / "worlds/shop-seed2/truth/users.parquet").is_file()
+    assert cli.main([*arguments, "--output", str(tmp_path / "there")]) == 0
+    assert (tmp_path / "there" / "world.json").is_file()
+
+
+def test_simulate_refuses_what_is_no_world(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    config = tmp_path / "shop.yaml"
+    config.write_text("name: shop\nseed: 1\nseed: 2\n")
+    assert cli.main(["simulate", str(config)]) == 2
+    assert "line 3: the key seed stands twice" in capsys.readouterr().err
+    config.write_text("name: shop\nlogger: {slates: 8}\n")
+    assert cli.main(["simulate", str(config), "--set", "users.count=0"]) == 2
+    message = capsys.readouterr().err
+    assert f"{config} has 2 error(s):" in message
+    assert "users.count: Input should be greater than or equal to 1 (value: 0)" in message
+    assert "logger.slates: Extra inputs are not permitted (value: 8)" in message
 
 
 def replace_train(monkeypatch: pytest.MonkeyPatch, run: Callable[..., int]) -> None:
