@@ -1,5 +1,5 @@
 """Draws the README's picture from a run directory: `python docs/scripts/picture.py runs/ml100k-seed0
-docs/ml100k.svg`.
+docs/pictures/ml100k.svg`.
 """
 
 import json
