@@ -53,6 +53,11 @@ class RunPaths:
         return self.root / "ranker"
 
     @property
+    def ranker_halves(self) -> Path:
+        """The ranker fitted without each half of the users, where the gate asks for trust."""
+        return self.root / "ranker-halves"
+
+    @property
     def best(self) -> Path:
         """The post-trained policy at its best validation."""
         return self.root / "best"

@@ -23,6 +23,7 @@ from sluice.learner.ranker.contract import Ranker
 from sluice.learner.ranker.load import load_ranker
 from sluice.learner.ranking_metrics import bootstrap_intervals, bootstrap_mean, per_user
 from sluice.learner.training.objective import build_objective
+from sluice.learner.trust.meter import open_meter
 from sluice.services.config import RunConfig
 from sluice.services.paths import RunPaths
 from sluice.services.run.arms import ROLLED_OUT, SFT_ALL
@@ -154,7 +155,18 @@ def _admitted(config: RunConfig, dataset: Dataset, start: UserResults, ranker: R
     settings = getattr(config.objective, "gate", None)
     if settings is None:
         return None
-    return gate_at_start(start, dataset, ranker, settings, config.rollout.distractors)
+    trust = None
+    if config.trust is not None:
+        directory = RunPaths.of(config).ranker_halves
+        meter = open_meter(
+            ranker,
+            trust=config.trust,
+            settings=config.ranker,
+            directory=directory,
+            dataset_factory=lambda: dataset,
+        )
+        trust = meter.measure(dataset.examples("test"))
+    return gate_at_start(start, dataset, ranker, settings, config.rollout.distractors, trust)
 
 
 def write_ranks(path: Path, results: Mapping[str, UserResults]) -> None:

@@ -309,7 +309,7 @@ def test_a_group_of_another_version_is_refused():
     record = encode_groups(groups()[0])
     for metadata, found in (({b"sluice.rollout_group": b"99"}, "99"), (None, "none")):
         other = pa.RecordBatch.from_arrays(record.columns, schema=record.schema.with_metadata(metadata))
-        with pytest.raises(DataError, match=f"schema version {found}, this release reads 3"):
+        with pytest.raises(DataError, match=f"schema version {found}, this release reads 4"):
             decode_group(other)
 
 
