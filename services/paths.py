@@ -83,6 +83,11 @@ class RunPaths:
         return self.root / "ranks.parquet"
 
     @property
+    def trust(self) -> Path:
+        """Trust in the ranker for the users of the test examples, where the gate asks for it."""
+        return self.root / "trust.parquet"
+
+    @property
     def checkpoints(self) -> Path:
         """Ray Train's storage: one directory per training, and one for the best checkpoint of it."""
         return self.root / "checkpoints"

@@ -23,11 +23,11 @@ from sluice.learner.ranker.contract import Ranker
 from sluice.learner.ranker.load import load_ranker
 from sluice.learner.ranking_metrics import bootstrap_intervals, bootstrap_mean, per_user
 from sluice.learner.training.objective import build_objective
-from sluice.learner.trust.meter import open_meter
 from sluice.services.config import RunConfig
 from sluice.services.paths import RunPaths
 from sluice.services.run.arms import ROLLED_OUT, SFT_ALL
 from sluice.services.run.tasks import State, run_tasks
+from sluice.services.run.trust import measure_trust
 from sluice.services.stages.evaluate import evaluate_run
 from sluice.services.stages.fit_ranker import read_quality
 
@@ -152,20 +152,10 @@ def _breadth(before: UserResults, after: UserResults, items: int) -> dict[str, A
 
 
 def _admitted(config: RunConfig, dataset: Dataset, start: UserResults, ranker: Ranker) -> np.ndarray | None:
+    trust = measure_trust(config, RunPaths.of(config), dataset, ranker)
     settings = getattr(config.objective, "gate", None)
     if settings is None:
         return None
-    trust = None
-    if config.trust is not None:
-        directory = RunPaths.of(config).ranker_halves
-        meter = open_meter(
-            ranker,
-            trust=config.trust,
-            settings=config.ranker,
-            directory=directory,
-            dataset_factory=lambda: dataset,
-        )
-        trust = meter.measure(dataset.examples("test"))
     return gate_at_start(start, dataset, ranker, settings, config.rollout.distractors, trust)
 
 
