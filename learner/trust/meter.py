@@ -75,7 +75,7 @@ class TrustMeter:
             [self._key(user, item) for item in range(max(1, position - self._settings.items), position)]
             for user, position in pairs
         ]
-        places = self._places_of({key for row in keys for key in row})
+        places = self._places_of(list(dict.fromkeys(key for row in keys for key in row)))
         trust = np.full(len(pairs), np.nan, dtype=np.float32)
         for row, own in enumerate(keys):
             known = [place for key in own if not np.isnan(place := places[key])]
@@ -87,14 +87,16 @@ class TrustMeter:
         half = half_of(self._dataset.user_ids[user])
         return self._rankers[half].version, user, position
 
-    def _places_of(self, keys: set[_Key]) -> dict[_Key, float]:
+    def _places_of(self, keys: list[_Key]) -> dict[_Key, float]:
+        """The places of distinct keys."""
         places = {key: self._places[key] for key in keys if key in self._places}
         self.remembered += len(places)
         self.measured += len(keys) - len(places)
         missing: list[list[_Key]] = [[] for _ in self._rankers]
         # Like lengths together, so that little of a batch is padding.
-        for key in sorted(keys - set(places), key=lambda key: (key[2], key[1])):
-            missing[half_of(self._dataset.user_ids[key[1]])].append(key)
+        for key in sorted(keys, key=lambda key: key[2]):
+            if key not in places:
+                missing[half_of(self._dataset.user_ids[key[1]])].append(key)
         for ranker, own in zip(self._rankers, missing, strict=True):
             for first in range(0, len(own), _BATCH):
                 batch = own[first : first + _BATCH]

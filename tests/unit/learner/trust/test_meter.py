@@ -106,12 +106,15 @@ def test_the_newest_places_are_remembered(world):
     dataset, scores = world
     ranker = TableRanker(scores)
     meter = meter_of(ranker, dataset=dataset, remember=4)
-    meter.measure(prompts((1, 20)))
-    meter.measure(prompts((1, 21)))  # four places now; those of 18 and later are the newest
-    meter.measure(prompts((3, 3)))  # two more
+    meter.measure(prompts((1, 20)))  # three places
+    meter.measure(prompts((3, 2)))  # one
+    meter.measure(prompts((1, 20)))  # the three again, so that the one is the oldest
+    meter.measure(prompts((4, 2)))  # one more than are remembered
     before = meter.measured
-    meter.measure(prompts((1, 21)))
-    assert meter.measured - before == 1
+    meter.measure(prompts((1, 20), (4, 2)))
+    assert meter.measured == before
+    meter.measure(prompts((3, 2)))
+    assert meter.measured == before + 1
 
 
 def test_another_version_is_measured_anew(world):
