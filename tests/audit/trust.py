@@ -1,9 +1,9 @@
 """Trust in the ranker for the users of the test examples, worked out again without a draw.
 
-The product draws what others took; here a place is over all of it, each item by how often it was taken. So a
-reported trust must lie within the error of its draws, and the mean over users within a smaller one. Scores are
-those of the ranker without the user's half: item models are fitted again by `tests.audit.rankings`, and of
-the sequence model the weights are read.
+The product draws what others took; here a place is over all of it, each item by how often it was taken. So
+a reported trust must lie within the error of its draws, and the mean over users within a smaller one. Scores
+are those of the ranker without the user's half: item models are fitted again by `tests.audit.rankings`, and
+of the sequence model the weights are read.
 """
 
 import hashlib
