@@ -16,7 +16,7 @@ from sluice.services.stages.fit_ranker import run_ranker_fit
 from tests.audit.data import open_run
 from tests.audit.trust import check_trust
 
-RECORDED = Path(__file__).parents[1] / "data" / "run-of-0.1"
+RECORDED = Path(__file__).parents[3] / "data" / "run-of-0.1"
 SEQUENCE = {"ensemble": 2, "hidden_size": 8, "epochs": 2, "batch_interactions": 64}
 STACK = {"itemknn": {}, "ease": {}, **SEQUENCE, "ensemble": 1}
 
