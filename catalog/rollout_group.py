@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from sluice.catalog.errors import DataError
 
-ROLLOUT_GROUP_VERSION = 3
+ROLLOUT_GROUP_VERSION = 4
 _VERSION_KEY = b"sluice.rollout_group"
 _int_list, _float_list = pa.list_(pa.int32()), pa.list_(pa.float32())
 
@@ -56,6 +56,9 @@ ROLLOUT_GROUP = pa.schema(
         # [J] item rows drawn from other prompts' candidates
         pa.field("distractor_items", _int_list, nullable=False),
         pa.field("distractor_scores", _float_list, nullable=False),  # [J] scored under this prompt's history
+        # places that the ranker gave the user's last logged items, in the mean, 0 to 1; NaN: too few of them;
+        # null: no gate asks for it
+        pa.field("trust", pa.float32(), nullable=True),
         # the oldest weights that produced a token of the group
         pa.field("version_min", pa.int32(), nullable=False),
         pa.field("version_max", pa.int32(), nullable=False),
@@ -103,6 +106,9 @@ class RolloutGroup:
     # of the trie that constrained decoding chose from and that names the candidates' items
     catalogue_version: int = 0
     consumed: int = 0  # candidates that are excluded items
+    # places that the ranker gave the user's last logged items, in the mean, 0 to 1; NaN: too few of them;
+    # None: no gate asks for it
+    trust: float | None = None
 
 
 _ARRAYS = {field.name: field.type.value_type for field in ROLLOUT_GROUP if pa.types.is_list(field.type)}

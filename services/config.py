@@ -23,6 +23,7 @@ from sluice.catalog.errors import ConfigError
 from sluice.catalog.settings import Settings
 from sluice.catalog.simulator.settings import WorldSettings
 from sluice.cluster.settings import ClusterSettings
+from sluice.learner.gate.settings import GateSettings, TrustSettings
 from sluice.learner.objectives.settings.effects import check_effect
 from sluice.learner.objectives.settings.objective import AdaGrpoObjective, Objective
 from sluice.learner.ranker.settings import RankerSettings
@@ -86,6 +87,12 @@ class RunConfig(Settings):
     def decoding(self) -> Decoding:
         """How the rollouts of this run are drawn."""
         return self.rollout.decode.decoding(exclude_seen=self.data.exclude_seen)
+
+    @property
+    def trust(self) -> TrustSettings | None:
+        """How trust in the ranker is measured; None: the objective's gate does not ask for it."""
+        gate: GateSettings | None = getattr(self.objective, "gate", None)
+        return None if gate is None else gate.trust
 
     @model_validator(mode="after")
     def _queue_holds_a_step(self) -> "RunConfig":

@@ -53,6 +53,11 @@ class RunPaths:
         return self.root / "ranker"
 
     @property
+    def ranker_halves(self) -> Path:
+        """The ranker fitted without each half of the users, where the gate asks for trust."""
+        return self.root / "ranker-halves"
+
+    @property
     def best(self) -> Path:
         """The post-trained policy at its best validation."""
         return self.root / "best"
@@ -76,6 +81,11 @@ class RunPaths:
     def ranks(self) -> Path:
         """The rank of every test example's target in the list of every row of the results."""
         return self.root / "ranks.parquet"
+
+    @property
+    def trust(self) -> Path:
+        """Trust in the ranker for the users of the test examples, where the gate asks for it."""
+        return self.root / "trust.parquet"
 
     @property
     def checkpoints(self) -> Path:

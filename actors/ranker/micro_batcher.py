@@ -1,18 +1,21 @@
 """The ranker behind an actor: requests of many callers are put together into micro-batches.
 
 A batch is scored as soon as it has `max_batch` prompts, or `max_wait_s` after its first request. Scoring runs
-in a thread, so that further requests gather meanwhile.
+in a thread, so that further requests gather meanwhile. With a meter, trust in the ranker for the users of the
+prompts is measured in the same turn.
 """
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from sluice.catalog.data.dataset import Examples
 from sluice.catalog.errors import RankerError
 from sluice.learner.activity_clock import ActivityClock
 from sluice.learner.ranker.contract import Ranker, ask_ranker, check_output
 from sluice.learner.ranker.output import RankerOutput
+from sluice.learner.trust.meter import TrustMeter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,22 +26,30 @@ class RankerStats:
     batches: int
     prompts: int
     failures: int
+    places_measured: int  # of logged items, for trust
+    places_remembered: int  # that needed no asking
     version: str
-    time: dict[str, float]  # since the first request, by activity: wait_requests, wait_company, score
+    # since the first request, by activity: wait_requests, wait_company, score, trust
+    time: dict[str, float]
 
 
 @dataclass(kw_only=True)
 class _Request:
     histories: list[np.ndarray]
     candidates: np.ndarray
+    examples: Examples | None
     answer: asyncio.Future[RankerOutput]
 
 
 class MicroBatcher:
     """The micro-batcher. Belongs to one event loop."""
 
-    def __init__(self, ranker: Ranker, *, max_batch: int, max_wait_s: float) -> None:
+    def __init__(
+        self, ranker: Ranker, *, max_batch: int, max_wait_s: float, meter: TrustMeter | None = None
+    ) -> None:
+        """Answers come from `ranker`, and with trust where there is a `meter`."""
         self._ranker, self._max_batch, self._max_wait_s = ranker, max_batch, max_wait_s
+        self._meter = meter
         self._pending: list[_Request] = []
         self._arrived = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
@@ -53,21 +64,33 @@ class MicroBatcher:
     def stats(self) -> RankerStats:
         """Counts so far."""
         return RankerStats(
-            **self._counts, version=self.version, time=self._time.seconds() if self._time is not None else {}
+            **self._counts,
+            places_measured=0 if self._meter is None else self._meter.measured,
+            places_remembered=0 if self._meter is None else self._meter.remembered,
+            version=self.version,
+            time=self._time.seconds() if self._time is not None else {},
         )
 
-    async def predict(self, histories: list[np.ndarray], candidates: np.ndarray) -> RankerOutput:
+    async def predict(
+        self, histories: list[np.ndarray], candidates: np.ndarray, examples: Examples | None = None
+    ) -> RankerOutput:
         """What the ranker says of one request, computed together with whatever else is waiting.
+
+        `examples` are the B prompts by user and position, which trust is measured by.
 
         Raises:
             RankerError: the ranker failed on this request, or its answer breaks the contract
                 (`check_output`).
         """
+        assert self._meter is None or examples is not None, "trust is measured by user and position"
         if self._worker is None:
             self._time = ActivityClock("score")
             self._worker = asyncio.get_running_loop().create_task(self._run(self._time))
         request = _Request(
-            histories=histories, candidates=candidates, answer=asyncio.get_running_loop().create_future()
+            histories=histories,
+            candidates=candidates,
+            examples=examples,
+            answer=asyncio.get_running_loop().create_future(),
         )
         self._counts["requests"] += 1
         self._pending.append(request)
@@ -133,10 +156,23 @@ class MicroBatcher:
             self._counts["batches"] += 1
         self._counts["prompts"] += len(histories)
         whole, row = RankerOutput.concatenate(parts), 0
+        if self._meter is not None:
+            whole = replace(whole, trust=await self._measure_trust(self._meter, batch))
         for request in batch:
             rows, columns = request.candidates.shape
             _settle(request, whole.cut(row, rows, columns))
             row += rows
+
+    async def _measure_trust(self, meter: TrustMeter, batch: list[_Request]) -> np.ndarray:
+        """float32 `[B]`, of all prompts of the batch at once."""
+        asked = [request.examples for request in batch if request.examples is not None]
+        examples = Examples(
+            users=np.concatenate([examples.users for examples in asked]),
+            positions=np.concatenate([examples.positions for examples in asked]),
+        )
+        assert self._time is not None, "the first request started it"
+        with self._time.activity("trust"):
+            return await asyncio.to_thread(meter.measure, examples)
 
     async def _serve_alone(self, batch: list[_Request]) -> None:
         """After a failed batch: each request by itself, so that a bad one spoils no other."""

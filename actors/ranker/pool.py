@@ -18,11 +18,13 @@ from ray.exceptions import ActorDiedError, RayError
 
 from sluice.actors.calls import reason_of
 from sluice.actors.ranker.micro_batcher import MicroBatcher, RankerStats
+from sluice.catalog.data.dataset import Examples
 from sluice.catalog.errors import RankerError
 from sluice.cluster.environment import lower_thread_priority
 from sluice.cluster.metrics import MetricSet
 from sluice.learner.ranker.contract import Ranker, check_output
 from sluice.learner.ranker.output import RankerOutput
+from sluice.learner.trust.meter import TrustMeter
 
 _REPORT_EVERY_S = 2.0
 BAD_IN_A_ROW = 3  # requests without a right answer, after which the ranker counts as broken
@@ -38,14 +40,24 @@ class RankerActor:
         max_batch: int,
         max_wait_ms: float,
         name: str = "ranker",
+        meter_factory: Callable[[Ranker], TrustMeter] | None = None,
     ) -> None:
+        """`meter_factory` makes what measures trust in the ranker; None: no gate asks for it."""
         lower_thread_priority()
         self._name, self._metrics, self._reported_s = name, MetricSet(), 0.0
-        self._service = MicroBatcher(ranker_factory(), max_batch=max_batch, max_wait_s=max_wait_ms / 1000)
+        ranker = ranker_factory()
+        self._service = MicroBatcher(
+            ranker,
+            max_batch=max_batch,
+            max_wait_s=max_wait_ms / 1000,
+            meter=None if meter_factory is None else meter_factory(ranker),
+        )
 
-    async def predict(self, histories: list[np.ndarray], candidates: np.ndarray) -> tuple[RankerOutput, str]:
-        """What the ranker says of the candidates, and its version."""
-        answer = await self._service.predict(histories, candidates)
+    async def predict(
+        self, histories: list[np.ndarray], candidates: np.ndarray, examples: Examples | None = None
+    ) -> tuple[RankerOutput, str]:
+        """What the ranker says of the candidates of prompts, which are `examples`, and its version."""
+        answer = await self._service.predict(histories, candidates, examples)
         if time.monotonic() - self._reported_s > _REPORT_EVERY_S:
             self._reported_s = time.monotonic()
             self._metrics.set_times(self._name, self._service.stats().time)
@@ -80,20 +92,24 @@ class RankerClient:
             str
         ] = []  # why the last requests got no right answer, without one that did between them
 
-    def predict(self, histories: list[np.ndarray], candidates: np.ndarray) -> RankerAnswer:
+    def predict(
+        self, histories: list[np.ndarray], candidates: np.ndarray, examples: Examples | None = None
+    ) -> RankerAnswer:
         """Ask, and wait for the answer.
 
         Raises:
             RankerError: every attempt failed; the message has each one's reason.
         """
-        call = self.submit(histories, candidates)
+        call = self.submit(histories, candidates, examples)
         while not call.ready():
             ray.wait([call.reference], timeout=call.left_s)
         return call.result()
 
-    def submit(self, histories: list[np.ndarray], candidates: np.ndarray) -> "RankerCall":
+    def submit(
+        self, histories: list[np.ndarray], candidates: np.ndarray, examples: Examples | None = None
+    ) -> "RankerCall":
         """Ask without waiting; `ready()` of the call has to be polled, since it is what starts the next
-        attempt.
+        attempt. `examples` are the prompts by user and position, where trust is to be measured.
 
         Raises:
             RankerError: the ranker is broken: so many requests in a row got wrong answers alone.
@@ -109,7 +125,8 @@ class RankerClient:
         order = [
             self._handles[(self._next + attempt) % len(self._handles)] for attempt in range(self._attempts)
         ]
-        return RankerCall(order, histories, candidates, timeout_s=self._timeout_s, settle=self._settle)
+        question = (histories, candidates, examples)
+        return RankerCall(order, question, timeout_s=self._timeout_s, settle=self._settle)
 
     def _settle(self, bad: str | None) -> None:
         self._bad = [] if bad is None else [*self._bad, bad]
@@ -121,8 +138,7 @@ class RankerCall:
     def __init__(
         self,
         replicas: list[Any],
-        histories: list[np.ndarray],
-        candidates: np.ndarray,
+        question: tuple[list[np.ndarray], np.ndarray, Examples | None],
         *,
         timeout_s: float,
         settle: Callable[[str | None], None],
@@ -131,7 +147,7 @@ class RankerCall:
         told of a call that nobody answered.
         """
         self._replicas, self._timeout_s = replicas, timeout_s
-        self._histories, self._candidates = histories, candidates
+        self._question = question
         self._settle = settle
         self._reasons: list[str] = []
         self._bad: str | None = None  # why an answer was wrong
@@ -163,7 +179,7 @@ class RankerCall:
 
     def _ask(self) -> None:
         replica = self._replicas[len(self._reasons)]
-        self.reference = replica.predict.remote(self._histories, self._candidates)
+        self.reference = replica.predict.remote(*self._question)
         self._deadline_s = time.monotonic() + self._timeout_s
 
     def _take(self, answered: bool) -> None:
@@ -173,7 +189,7 @@ class RankerCall:
                 raise RankerError(f"no answer within {self._timeout_s:g} s")
             output, version = ray.get(self.reference, timeout=self._timeout_s)
             self._answer = RankerAnswer(
-                output=check_output(self._candidates, output),
+                output=check_output(self._question[1], output),
                 version=version,
                 attempts=len(self._reasons) + 1,
                 latency_s=time.monotonic() - self._started_s,

@@ -14,6 +14,7 @@ import numpy as np
 from sluice.actors.engines.engine import Generation
 from sluice.actors.queue.leases import Lease
 from sluice.actors.settings import DistractorDraw
+from sluice.catalog.data.dataset import Examples
 from sluice.catalog.errors import RunError
 from sluice.catalog.gaps import Gaps
 from sluice.catalog.rollout_group import RolloutGroup
@@ -76,6 +77,14 @@ class UnscoredGroups:
     def histories(self) -> list[np.ndarray]:
         """B times `[n]` int32 item rows, the other half of the ranker's question."""
         return [prompt.whole_history for prompt in self.prompts]
+
+    @property
+    def examples(self) -> Examples:
+        """The B prompts by user and position."""
+        return Examples(
+            users=np.asarray([prompt.lease.user for prompt in self.prompts], dtype=np.int32),
+            positions=np.asarray([prompt.lease.position for prompt in self.prompts], dtype=np.int32),
+        )
 
 
 def assemble_groups(
@@ -169,6 +178,7 @@ def score_groups(
                 version_min=generation.version_min,
                 version_max=generation.version_max,
                 ranker_version=ranker_version,
+                trust=None if output.trust is None else float(output.trust[row]),
                 generate_s=unscored.generate_s[row],
                 score_s=score_s,
                 catalogue_version=generation.catalogue_version,

@@ -21,6 +21,7 @@ from sluice.actors.engines.engine import Engine, GenerateRequest, Generation
 from sluice.actors.queue.leases import Lease, Push, PushReply
 from sluice.actors.rollout.groups import Prompt, UnscoredGroups, assemble_groups, read_prompt, score_groups
 from sluice.actors.settings import RolloutSettings
+from sluice.catalog.data.dataset import Examples
 from sluice.catalog.errors import RankerError
 from sluice.catalog.gaps import NO_GAPS, Gaps
 from sluice.catalog.rollout_group import encode_groups
@@ -52,8 +53,8 @@ class Scorer(Protocol):
     `RankerAnswer`.
     """
 
-    def submit(self, histories: list[np.ndarray], candidates: np.ndarray) -> Call[Any]:
-        """Ask for scores."""
+    def submit(self, histories: list[np.ndarray], candidates: np.ndarray, examples: Examples) -> Call[Any]:
+        """Ask for scores, and for trust where the pool measures it."""
 
 
 class Weights(Protocol):
@@ -314,7 +315,7 @@ class RolloutWorker:
             draw=self._settings.distractor_draw,
             shares=self._shares,
         )
-        call = self._ranker.submit(unscored.histories, unscored.items_to_score)
+        call = self._ranker.submit(unscored.histories, unscored.items_to_score, unscored.examples)
         self._scoring.append(_Scoring(unscored=unscored, call=call))
 
     def _collect_scores(self) -> bool:

@@ -60,6 +60,8 @@ class GroupBatch(LoggedBatch):
     candidate_popularity_BK: torch.Tensor | None = (
         None  # float32, share of the training interactions, NaN: no item
     )
+    # float32, places that the ranker gave the user's last logged items, in the mean; NaN: too few of them
+    trust_B: torch.Tensor | None = None
     popularity_cuts: PopularityCuts | None = None  # of the data set, where it has been asked for them
 
     @property

@@ -34,7 +34,7 @@ def collate_groups(
 
     Raises:
         DataError: a record is no rollout group of this release, or the groups differ in K or L, in how they
-            were drawn, or in whether the ranker knew the spread or the values.
+            were drawn, in whether the ranker knew the spread or the values, or in whether trust was measured.
         RunError: a constrained group holds a candidate that its decoding forbade, or its catalogue is not
             known here.
     """
@@ -62,6 +62,7 @@ def collate_groups(
         target_spread_B=_if_known(decoded, "target_spread", "target_spread"),
         candidate_values_BK=_if_known(decoded, "target_value", "candidate_values"),
         target_values_B=_if_known(decoded, "target_value", "target_value"),
+        trust_B=_trust(decoded),
         candidate_popularity_BK=_popularity(decoded, dataset),
         logged_rewards_B=_logged_rewards(
             dataset, np.asarray([g.user for g in decoded]), np.asarray([g.position for g in decoded])
@@ -118,6 +119,19 @@ def _if_known(groups: Sequence[RolloutGroup], told_by: str, name: str) -> torch.
             f"give one to all prompts or to none, and all ranker actors must run one version"
         )
     return _float32(np.stack([getattr(group, name) for group in groups]))
+
+
+def _trust(groups: Sequence[RolloutGroup]) -> torch.Tensor | None:
+    """float32 `[B]`, None where nobody measured it."""
+    known = [group.trust for group in groups if group.trust is not None]
+    if not known:
+        return None
+    if len(known) < len(groups):
+        raise DataError(
+            f"{len(known)} of {len(groups)} groups of a batch carry the trust of objective.gate.trust, the "
+            "others none: all ranker actors must run with one config"
+        )
+    return _float32(np.asarray(known))
 
 
 def _popularity(groups: Sequence[RolloutGroup], dataset: "Dataset") -> torch.Tensor:

@@ -19,6 +19,7 @@ Definition: docs/algorithms.md, Stratified analysis.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -122,6 +123,7 @@ def gate_at_start(
     ranker: Ranker,
     settings: GateSettings,
     distractors: int,
+    trust: np.ndarray | None = None,
     batch: int = 64,
 ) -> np.ndarray:
     """Which of the n test users the gate would admit, bool `[n]`.
@@ -133,6 +135,7 @@ def gate_at_start(
         settings: of the gate.
         distractors: J, drawn from the ten best of all users, less the user's own ten, GT, and what the user
             has where the data set leaves it out.
+        trust: float32 `[n]` of the prompts, as `sluice.learner.trust.meter` measures it, where the gate asks.
         batch: users that the ranker is asked about at a time.
     """
     examples = dataset.examples("test")
@@ -160,6 +163,8 @@ def gate_at_start(
         ]
     )
     group = _as_group(start.top_items, targets, torch.from_numpy(np.asarray(scores, dtype=np.float32)))
+    if trust is not None:
+        group = replace(group, trust_B=torch.from_numpy(trust))
     return compute_gate(group, torch.zeros(len(pairs)), settings).admitted_B.numpy()
 
 

@@ -19,11 +19,12 @@ How the ranks are taken [ours]:
 - A GT without a finite ranker score is refused: the ranker said nothing of it.
 
 Two other gates are there to compare with (`sluice.learner.gate.variants`): one that admits groups by chance,
-and a soft one whose value lies between 0 and 1.
+and a soft one whose value lies between 0 and 1. A third condition, trust in the ranker for the prompt's user
+(`sluice.learner.trust.meter`), goes with these two or alone. [ours]
 
 Dimension suffixes as in `sluice.learner.batches.batch`, and J distractors of a prompt.
 
-Definition: docs/algorithms.md, AdaGRPO.
+Definition: docs/algorithms.md, AdaGRPO, Gate by user.
 """
 
 import math
@@ -32,8 +33,8 @@ from dataclasses import dataclass
 import torch
 
 from sluice.learner.batches.batch import GroupBatch
-from sluice.learner.gate.settings import GateSettings
-from sluice.learner.gate.variants import admission_chance, soft_gate
+from sluice.learner.gate.settings import GateSettings, TrustSettings
+from sluice.learner.gate.variants import admission_chance, soft_halves
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +48,9 @@ class GateResult:
     distractors_below_B: torch.Tensor  # bool, condition (b) of discriminability
     policy_rank_B: torch.Tensor  # int64, 1..K+1, GT's rank by likelihood
     ranker_rank_B: torch.Tensor  # int64, 1..K+1, GT's rank by ranker score
+    # float32, in [0, 1], NaN: too few logged items; None: the gate does not ask for it
+    trust_B: torch.Tensor | None = None
+    trust_weight_B: torch.Tensor | None = None  # float32, what trust says: 0 or 1 unless it is graded
 
     @property
     def admitted_B(self) -> torch.Tensor:
@@ -89,18 +93,20 @@ def compute_gate(batch: GroupBatch, target_log_prob_B: torch.Tensor, settings: G
     margins_BJ = distractor_margins(batch, settings)
     below_B = distractors_below(margins_BJ)
     discriminability_B = agrees_B & below_B
+    weight_B = None
     if settings.mode == "random":
         assert settings.random_rate is not None, "the settings demand a rate"
         gate_B = (admission_chance(batch, settings.random_seed) < settings.random_rate).float()
-    elif settings.mode == "soft":
-        gate_B = soft_gate(policy_rank_B, ranker_rank_B, margins_BJ, head, settings)
-        gate_B = torch.where(torch.isfinite(batch.target_scores_B), gate_B, 0.0)
     else:
-        gate_B = {
-            "both": difficulty_B & discriminability_B,
-            "difficulty": difficulty_B,
-            "discriminability": discriminability_B,
-        }[settings.parts].float()
+        halves_B = difficulty_B.float(), discriminability_B.float()
+        if settings.mode == "soft":
+            halves_B = soft_halves(policy_rank_B, ranker_rank_B, margins_BJ, head, settings.softness)
+        if settings.trust is not None:
+            assert batch.trust_B is not None, "the ranker actors measure trust where the gate asks for it"
+            weight_B = trust_weight(batch.trust_B, settings.trust)
+        gate_B = _combine(*halves_B, weight_B, settings)
+        if settings.mode == "soft":
+            gate_B = torch.where(torch.isfinite(batch.target_scores_B), gate_B, 0.0)
     return GateResult(
         gate_B=gate_B,
         difficulty_B=difficulty_B,
@@ -109,7 +115,38 @@ def compute_gate(batch: GroupBatch, target_log_prob_B: torch.Tensor, settings: G
         distractors_below_B=below_B,
         policy_rank_B=policy_rank_B,
         ranker_rank_B=ranker_rank_B,
+        trust_B=None if weight_B is None else batch.trust_B,
+        trust_weight_B=weight_B,
     )
+
+
+def trust_weight(trust_B: torch.Tensor, settings: TrustSettings) -> torch.Tensor:
+    """What trust `[B]` lets through of each prompt's term, float32 `[B]` in [0, 1]; NaN stays NaN.
+
+    1 above the cut and 0 at it or below; without a cut (trust - 1/2) / (1/2), at least 0.
+    """
+    if settings.above is None:
+        return (2 * trust_B - 1).clamp(min=0.0)
+    return torch.where(trust_B.isnan(), trust_B, (trust_B > settings.above).to(trust_B.dtype))
+
+
+def _combine(
+    difficulty_B: torch.Tensor,
+    discriminability_B: torch.Tensor,
+    trust_B: torch.Tensor | None,
+    settings: GateSettings,
+) -> torch.Tensor:
+    """The product of the parts that the settings ask for; without a trust, discriminability stands for it."""
+    parts_B = {
+        "both": difficulty_B * discriminability_B,
+        "difficulty": difficulty_B,
+        "discriminability": discriminability_B,
+        "trust": torch.ones_like(difficulty_B),
+    }
+    if trust_B is None:
+        return parts_B[settings.parts]
+    instead = "both" if settings.parts in ("both", "difficulty") else "discriminability"
+    return torch.where(trust_B.isnan(), parts_B[instead], parts_B[settings.parts] * trust_B)
 
 
 def whole_places(fraction: float, candidates: int) -> int:

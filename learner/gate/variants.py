@@ -22,7 +22,6 @@ Definition: docs/algorithms.md, Gates to compare with.
 import torch
 
 from sluice.learner.batches.batch import GroupBatch, to_device
-from sluice.learner.gate.settings import GateSettings
 
 _WORD = 0x7FFFFFFFFFFFFFFF  # torch has no unsigned shift, so words keep 63 bits
 
@@ -38,34 +37,29 @@ def admission_chance(batch: GroupBatch, seed: int) -> torch.Tensor:
     return (word_B >> 10).double() / 2**53
 
 
-def soft_gate(
+def soft_halves(
     policy_rank_B: torch.Tensor,
     ranker_rank_B: torch.Tensor,
     margins_BJ: torch.Tensor,
     head: int,
-    settings: GateSettings,
-) -> torch.Tensor:
-    """The soft gate `[B]`, float32 in [0, 1].
+    softness: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Difficulty and discriminability `[B]` of the soft gate, float32 in [0, 1].
 
     Args:
         policy_rank_B: GT's rank by likelihood, from 1.
         ranker_rank_B: GT's rank by ranker score, from 1.
         margins_BJ: as `sluice.learner.gate.gate.distractor_margins` gives them.
         head: tau*K in whole places.
-        settings: softness and parts.
+        softness: places over which the gate opens.
     """
-    difficulty_B = torch.sigmoid((policy_rank_B - head - 0.5) / settings.softness)
-    agrees_B = torch.sigmoid((head + 0.5 - ranker_rank_B) / settings.softness)
+    difficulty_B = torch.sigmoid((policy_rank_B - head - 0.5) / softness)
+    agrees_B = torch.sigmoid((head + 0.5 - ranker_rank_B) / softness)
     # A prompt without distractors has nothing to fail with.
     least_B = torch.nn.functional.pad(margins_BJ.nan_to_num(nan=torch.inf), (0, 1), value=torch.inf).amin(
         dim=-1
     )
-    discriminability_B = agrees_B * torch.sigmoid((least_B - 0.5) / settings.softness)
-    return {
-        "both": difficulty_B * discriminability_B,
-        "difficulty": difficulty_B,
-        "discriminability": discriminability_B,
-    }[settings.parts]
+    return difficulty_B, agrees_B * torch.sigmoid((least_B - 0.5) / softness)
 
 
 def _mixed(words: torch.Tensor) -> torch.Tensor:

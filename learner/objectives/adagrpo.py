@@ -32,7 +32,8 @@ class AdaGrpoLoss(Objective):
         """Where difficulty counts; the rank among exact beams is read off the beams."""
         assert isinstance(batch, GroupBatch)
         gate = self.gate_settings
-        return gate.mode != "random" and gate.parts != "discriminability" and batch.decoding.is_drawn
+        of_ranker_alone = gate.parts in ("discriminability", "trust")
+        return gate.mode != "random" and not of_ranker_alone and batch.decoding.is_drawn
 
     def __call__(self, inputs: ObjectiveInput) -> Terms:
         """The gated mixture. The gate is that of the batch start without dropout, so that it holds for all
@@ -47,8 +48,12 @@ class AdaGrpoLoss(Objective):
 
 
 def gate_metrics(result: GateResult) -> dict[str, torch.Tensor]:
-    """Shares of prompts that pass each part of the gate, and the mean ranks of the ground truth."""
-    return {
+    """Shares of prompts that pass each part of the gate, and the mean ranks of the ground truth.
+
+    Where the gate asks for trust: its mean, the share of prompts with one that it admits (by half or more),
+    and the share of prompts without one.
+    """
+    metrics = {
         "difficulty": mean_of(result.difficulty_B),
         "discriminability": mean_of(result.discriminability_B),
         "ranker_agrees": mean_of(result.ranker_agrees_B),
@@ -56,3 +61,11 @@ def gate_metrics(result: GateResult) -> dict[str, torch.Tensor]:
         "policy_rank": mean_of(result.policy_rank_B),
         "ranker_rank": mean_of(result.ranker_rank_B),
     }
+    if result.trust_B is not None and result.trust_weight_B is not None:
+        known_B = ~result.trust_B.isnan()
+        metrics |= {
+            "trust": mean_of(result.trust_B, known_B),
+            "trusted": mean_of(result.trust_weight_B >= 0.5, known_B),
+            "trust_unknown": mean_of(~known_B),
+        }
+    return metrics

@@ -5,6 +5,7 @@ ranker on all of it.
 """
 
 import warnings
+from dataclasses import replace
 from functools import lru_cache
 from typing import Protocol
 
@@ -156,4 +157,4 @@ def check_output(candidates: np.ndarray, output: RankerOutput) -> RankerOutput:
         raise RankerError(
             f"the ranker's predict gave the spread {np.nanmin(checked['spread']):g}; a deviation is 0 or more"
         )
-    return RankerOutput(**checked)
+    return replace(output, **checked)

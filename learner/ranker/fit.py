@@ -48,19 +48,28 @@ def fit_ranker(
         RankerError: EASE would take more memory than it may.
     """
     report = progress or (lambda done, total, fields: None)
-    logs = KnownLogs.until(dataset, settings.until)
-    if settings.parts == ("sequence",):
-        ranker = fit_ensemble(logs, settings, settings.ensemble, seed, report)
-        ranker.save(directory)
-        return judge_ranker(ranker, dataset, "valid", until=settings.until)
-    stacked = fit_stack(logs, settings, seed, report)
-    stacked.save(directory)
-    quality = judge_ranker(stacked, dataset, "valid", until=settings.until)
-    quality["parts"] = {
-        part: {"weight": stacked.weights[part], **judge_part(stacked.parts[part], dataset, "valid")}
-        for part in settings.parts
-    }
+    ranker = fit_on(KnownLogs.until(dataset, settings.until), settings, seed, report)
+    ranker.save(directory)
+    quality = judge_ranker(ranker, dataset, "valid", until=settings.until)
+    if isinstance(ranker, StackedRanker):
+        quality["parts"] = {
+            part: {"weight": ranker.weights[part], **judge_part(ranker.parts[part], dataset, "valid")}
+            for part in settings.parts
+        }
     return quality
+
+
+def fit_on(
+    logs: KnownLogs, settings: RankerSettings, seed: int, report: Progress
+) -> EnsembleRanker | StackedRanker:
+    """The built-in ranker of the settings: the sequence model alone, or a stack.
+
+    Raises:
+        RankerError: EASE would take more memory than it may, or nothing can be held out for the weights.
+    """
+    if settings.parts == ("sequence",):
+        return fit_ensemble(logs, settings, settings.ensemble, seed, report)
+    return fit_stack(logs, settings, seed, report)
 
 
 def fit_stack(logs: KnownLogs, settings: RankerSettings, seed: int, report: Progress) -> StackedRanker:

@@ -37,6 +37,12 @@ class KnownLogs:
         rest = replace(self, lengths=self.lengths - out)
         return rest, Examples(users=users, positions=positions)
 
+    def without(self, users: np.ndarray) -> Self:
+        """These logs without those of some users, int rows `[n]`."""
+        lengths = self.lengths.copy()
+        lengths[users] = 0
+        return replace(self, lengths=lengths)
+
     @cached_property
     def rows(self) -> np.ndarray:
         """bool [n], which interactions of the data set these are."""

@@ -18,6 +18,9 @@ class RankerOutput:
     scores: np.ndarray  # [B, C] float32, higher is better
     spread: np.ndarray  # [B, C] float32, deviation of the score over the ranker's members
     values: np.ndarray  # [B, C] float32, predicted logged reward in the unit of the log (`data.reward`)
+    # [B] float32, how far to trust the ranker about each prompt's user, NaN: not known; None: nobody asked.
+    # No ranker says this of itself: it is measured beside the scores (`sluice.learner.trust.meter`).
+    trust: np.ndarray | None = None
 
     @classmethod
     def of(
@@ -39,14 +42,16 @@ class RankerOutput:
 
     @classmethod
     def concatenate(cls, parts: Sequence["RankerOutput"]) -> Self:
-        """The rows of all parts, which have one width."""
+        """The rows of all parts, which have one width; trust is left out."""
         return cls(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in FIELDS})
 
     def cut(self, first: int, rows: int, columns: int) -> Self:
         """A copy of `rows` rows from `first` on, and of their first `columns` columns."""
+        chosen = slice(first, first + rows)
         return type(self)(
-            **{name: getattr(self, name)[first : first + rows, :columns].copy() for name in FIELDS}
+            **{name: getattr(self, name)[chosen, :columns].copy() for name in FIELDS},
+            trust=None if self.trust is None else self.trust[chosen].copy(),
         )
 
 
-FIELDS = tuple(RankerOutput.__dataclass_fields__)
+FIELDS = ("scores", "spread", "values")  # what a ranker answers with

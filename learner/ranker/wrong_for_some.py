@@ -19,11 +19,17 @@ class WrongForSome:
     """A ranker as `sluice.learner.ranker.contract.Ranker` has it.
 
     A ranker is asked about histories, not about users. So it knows the histories of all positions of those
-    users that it is wrong about, in the part that prompts come from, in validation and in test; of others it
-    is right.
+    users that it is wrong about; of others it is right.
     """
 
-    def __init__(self, dataset: Dataset, share: float = 0.5, seed: int = 0, until: str = "fresh") -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        share: float = 0.5,
+        seed: int = 0,
+        until: str = "fresh",
+        without_users: np.ndarray | None = None,
+    ) -> None:
         """Fit it: some seconds for MovieLens-100K.
 
         Args:
@@ -31,6 +37,7 @@ class WrongForSome:
             share: of the users that it is wrong about, 0 to 1.
             seed: decides which users, and which items stand for which.
             until: a part of `sluice.catalog.data.splits.SPLITS`.
+            without_users: rows of users that it does not learn from. It is wrong about the same users.
 
         Raises:
             RankerError: `share` is no share.
@@ -38,7 +45,10 @@ class WrongForSome:
         if not 0 <= share <= 1:
             raise RankerError(f"ranker.options.share {share} is no share of users: give a number from 0 to 1")
         settings = RankerSettings(sequence=False, ease=EaseSettings(), itemknn=ItemKnnSettings())
-        self._right = fit_stack(KnownLogs.until(dataset, until), settings, seed, lambda *_: None)
+        logs = KnownLogs.until(dataset, until)
+        if without_users is not None:
+            logs = logs.without(without_users)
+        self._right = fit_stack(logs, settings, seed, lambda *_: None)
         generator = np.random.default_rng(seed)
         self.wrong_users = generator.permutation(dataset.users)[: round(share * dataset.users)]
         self._stands_for = generator.permutation(dataset.items).astype(np.int32)
@@ -56,13 +66,11 @@ class WrongForSome:
 
 def _histories_of(dataset: Dataset, users: np.ndarray) -> set[bytes]:
     limit = dataset.settings.max_history
-    keys: set[bytes] = set()
-    for part in (dataset.prompt_part, "valid", "test"):
-        examples = dataset.examples(part)
-        chosen = np.isin(examples.users, users)
-        pairs = zip(examples.users[chosen].tolist(), examples.positions[chosen].tolist(), strict=True)
-        keys.update(_key(dataset.history(user, position, limit)) for user, position in pairs)
-    return keys
+    return {
+        _key(dataset.history(user, position, limit))
+        for user in users.tolist()
+        for position in range(1, len(dataset.items_of(user)))
+    }
 
 
 def _key(history: np.ndarray) -> bytes:

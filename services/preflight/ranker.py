@@ -56,6 +56,7 @@ class Outcome:
     stage: str  # the last one that began
     hung: bool = False  # it was ended at the stage's limit
     breaches: list[dict[str, str]] | None = None
+    in_sample: bool = False  # trust would be measured on logs that the ranker may have learned from
     error: str | None = None  # what stopped it: of the data or of loading
     output: list[str] = field(default_factory=list)  # the last lines that it printed
 
@@ -85,6 +86,16 @@ def judge_outcome(use: str, outcome: Outcome, limits: Limits) -> Iterator[Findin
             value=f"{breach['part']} {breach['value']}",
             bound=breach["bound"],
             remedy=breach["remedy"],
+        )
+    if outcome.in_sample:
+        yield Finding(
+            field=f"ranker.use {use!r}",
+            value="takes no argument without_users, so that objective.gate.trust is in sample: a ranker "
+            "places what it learned from better than it places the rest",
+            bound="a class that is fitted without the users that it is given as without_users",
+            remedy="give it the argument, or take trust for an upper bound and set "
+            "objective.gate.trust.above higher",
+            exit_code=0,
         )
     if outcome.breaches is not None:
         return
@@ -130,6 +141,7 @@ def _run(config: RunConfig, limits: Limits, tell: Callable[[str], None]) -> Outc
         "prepared": str(prepared) if _is_prepared(config, prepared) else None,
         "data": config.data.model_dump(mode="json"),
         "ranker": config.ranker.model_dump(mode="json"),
+        "trust": config.trust is not None,
     }
     with tempfile.TemporaryDirectory(prefix="sluice-ranker-") as name:
         directory = Path(name)
@@ -153,6 +165,7 @@ def _run(config: RunConfig, limits: Limits, tell: Callable[[str], None]) -> Outc
             stage=_stage(lines),
             hung=hung,
             breaches=last.get("breaches"),
+            in_sample=last.get("in_sample", False),
             error=last.get("error"),
             output=[line for line in output.read_text(errors="replace").splitlines() if line.strip()],
         )

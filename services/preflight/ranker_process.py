@@ -1,7 +1,8 @@
 """The process in which a user's ranker is tried: `python -m sluice.services.preflight.ranker_process DIR`.
 
 DIR holds `question.json`. What happens is written to `answer.jsonl` line by line, so that whoever started the
-process can tell where it hangs and end it: a `stage` when one begins, at last the `breaches` or an `error`.
+process can tell where it hangs and end it: a `stage` when one begins, at last the `breaches` and whether
+trust would be `in_sample`, or an `error`.
 """
 
 import json
@@ -17,9 +18,10 @@ from typing import Any
 from sluice.catalog.data.dataset import Dataset
 from sluice.catalog.data.settings import DataSettings
 from sluice.catalog.errors import DataError, RankerError
-from sluice.learner.ranker.load import load_ranker
+from sluice.learner.ranker.load import can_leave_users_out, load_ranker
 from sluice.learner.ranker.settings import RankerSettings
 from sluice.learner.ranker.trial import compare_replicas, try_ranker
+from sluice.learner.trust.halves import open_halves
 from sluice.services.preflight.sample import draw_questions, sample_dataset
 
 QUESTION, ANSWER = "question.json", "answer.jsonl"
@@ -71,10 +73,15 @@ def answer_question(directory: Path) -> None:
         breaches = try_ranker(ranker, questions)
         if not breaches and seconds < _QUICK_S:
             breaches = compare_replicas(ranker, _load(settings, dataset, diary)[0], questions)
+        without_users = question["trust"] and can_leave_users_out(settings)
+        if without_users:
+            diary.write(stage="load")
+            open_halves(ranker, settings, "", dataset)
     except RankerError as error:
         diary.write(error=str(error))
         return
-    diary.write(breaches=[asdict(breach) for breach in breaches])
+    in_sample = question["trust"] and not without_users
+    diary.write(breaches=[asdict(breach) for breach in breaches], in_sample=in_sample)
 
 
 def _load(settings: RankerSettings, dataset: Dataset, diary: _Diary) -> tuple[Any, float]:

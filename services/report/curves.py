@@ -81,11 +81,12 @@ def training_curves(steps: Rows) -> Rows:
 
     charts: list[tuple[str, list[Series], str, bool]] = [
         (
-            "Gate and its two halves",
+            "Gate and its parts",
             [
                 curve("gate", "gate_rate", BLUE),
                 curve("difficulty", "difficulty", ORANGE),
                 curve("discriminability", "discriminability", GREEN),
+                curve("trusted user", "trusted", PURPLE),
             ],
             "share of prompts",
             True,

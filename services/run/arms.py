@@ -77,10 +77,12 @@ def check_compare(config: RunConfig, dataset: Dataset) -> None:
 
 def arm_inputs(config: RunConfig, objective: Objective) -> str:
     """What an arm is trained with: its stamp. The start says which data, and how policies are evaluated."""
+    # Arms are trained without a gate, or with a random one, which has no trust.
+    shown = objective.model_dump(mode="json", exclude={"gate": {"trust"}})
     inputs = {
         "start": stage_inputs(RunPaths.of(config).policy),
         "seed": config.seed,
-        "objective": objective.model_dump(mode="json"),
+        "objective": shown,
         "learner": config.learner.model_dump(mode="json"),
     }
     if build_objective(objective).needs_groups:

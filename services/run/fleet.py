@@ -34,6 +34,7 @@ from sluice.cluster.failure import decide_restart
 from sluice.cluster.metrics import MetricSet
 from sluice.learner.batches.sources import open_prompts
 from sluice.learner.ranker.load import open_ranker
+from sluice.learner.trust.meter import open_meter
 from sluice.services.config import RunConfig
 from sluice.services.paths import RunPaths
 from sluice.services.places import plan_run
@@ -303,6 +304,14 @@ def _get_vocabulary(stored: "ray.ObjectRef[Vocabulary]") -> Vocabulary:
 
 def _start_rankers(config: RunConfig, paths: RunPaths, reservation: placement.Reservation) -> list[Any]:
     open_dataset = functools.partial(Dataset.open, paths.data)
+    trust = config.trust
+    meter_factory = trust and functools.partial(
+        open_meter,
+        trust=trust,
+        settings=config.ranker,
+        directory=paths.ranker_halves,
+        dataset_factory=open_dataset,
+    )
     return [
         ray.remote(RankerActor)
         .options(
@@ -316,6 +325,7 @@ def _start_rankers(config: RunConfig, paths: RunPaths, reservation: placement.Re
             name=f"ranker-{index}",
             max_batch=config.ranker_pool.max_batch,
             max_wait_ms=config.ranker_pool.max_wait_ms,
+            meter_factory=meter_factory,
         )
         for index in range(config.ranker_pool.actors)
     ]

@@ -27,6 +27,7 @@ from sluice.services.config import RunConfig
 from sluice.services.paths import RunPaths
 from sluice.services.run.arms import ROLLED_OUT, SFT_ALL
 from sluice.services.run.tasks import State, run_tasks
+from sluice.services.run.trust import measure_trust
 from sluice.services.stages.evaluate import evaluate_run
 from sluice.services.stages.fit_ranker import read_quality
 
@@ -151,10 +152,11 @@ def _breadth(before: UserResults, after: UserResults, items: int) -> dict[str, A
 
 
 def _admitted(config: RunConfig, dataset: Dataset, start: UserResults, ranker: Ranker) -> np.ndarray | None:
+    trust = measure_trust(config, RunPaths.of(config), dataset, ranker)
     settings = getattr(config.objective, "gate", None)
     if settings is None:
         return None
-    return gate_at_start(start, dataset, ranker, settings, config.rollout.distractors)
+    return gate_at_start(start, dataset, ranker, settings, config.rollout.distractors, trust)
 
 
 def write_ranks(path: Path, results: Mapping[str, UserResults]) -> None:

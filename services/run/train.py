@@ -187,7 +187,9 @@ def _train_arms(config: RunConfig, paths: RunPaths, reporter: Reporter, gate_rat
 
     def learn(config: RunConfig, paths: RunPaths, name: str, objective: Objective) -> None:
         arm = functools.partial(run_learner, config, paths, name, objective, reporter)
-        _train_with_rollouts(config, paths, reporter, arm)
+        # Its fleet measures what this arm's gate asks for.
+        of_arm = config.model_copy(update={"objective": objective})
+        _train_with_rollouts(of_arm, paths, reporter, arm)
 
     for name, objective in arms.rolled_out_arms(config.objective, gate_rate).items():
         _train_once(config, paths, name, objective, learn)
@@ -260,6 +262,7 @@ def _figures(paths: RunPaths, reporter: Reporter, accounting: dict[str, int]) ->
             "rate": mean("gate_rate"),
             "difficulty": mean("difficulty"),
             "discriminability": mean("discriminability"),
+            "trusted": mean("trusted"),
         },
         "throughput": {
             "groups_per_s": accounting["trained"] / seconds,

@@ -1,5 +1,5 @@
 """`sluice fit-ranker`: train the built-in ranker ensemble on the logged interactions and judge it on
-validation.
+validation; where the gate asks for trust, fit it also without each half of the users.
 """
 
 import json
@@ -17,8 +17,13 @@ _QUALITY = "quality.json"
 
 
 def run_ranker_fit(config: RunConfig, progress: Callable[[int, int, dict[str, float]], None]) -> Path:
-    """Leave the ranker and its `quality.json` at `<run>/ranker`; a user's own ranker needs no fitting."""
+    """Leave the ranker and its `quality.json` at `<run>/ranker`; a user's own ranker needs no fitting.
+
+    Its halves are a directory of their own, so that a gate that asks for trust is no reason to fit it again.
+    """
     from sluice.learner.ranker.fit import fit_ranker
+    from sluice.learner.trust.fit import fit_halves
+    from sluice.learner.trust.halves import HALVES
 
     paths = RunPaths.of(config)
     dataset = Dataset.open(paths.data)
@@ -32,13 +37,26 @@ def run_ranker_fit(config: RunConfig, progress: Callable[[int, int, dict[str, fl
         "ranker": config.ranker.model_dump(mode="json", exclude=ignored),
     }
 
+    with_halves = config.trust is not None and config.ranker.use == "builtin"
+
+    def report(done: int, total: int, fields: dict[str, float]) -> None:
+        progress(done, total * (1 + HALVES) if with_halves else total, fields)
+
+    def report_halves(done: int, total: int, fields: dict[str, float]) -> None:
+        progress(total // HALVES + done, total // HALVES * (1 + HALVES), fields)
+
     def build(directory: Path) -> None:
         if config.ranker.use != "builtin":
             return
-        quality = fit_ranker(dataset, config.ranker, config.seed, directory, progress)
+        quality = fit_ranker(dataset, config.ranker, config.seed, directory, report)
         write_atomically(directory / _QUALITY, json.dumps(quality, indent=1))
 
+    def build_halves(directory: Path) -> None:
+        fit_halves(dataset, config.ranker, config.seed, directory, report_halves)
+
     build_once(paths.ranker, inputs, build)
+    if with_halves:
+        build_once(paths.ranker_halves, inputs, build_halves)
     return paths.ranker
 
 

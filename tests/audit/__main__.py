@@ -14,6 +14,7 @@ from pathlib import Path
 from tests.audit.data import Check, check_data, open_run
 from tests.audit.policies import PLACES, judge_policy
 from tests.audit.rankings import baselines, check_intervals, check_row, judge
+from tests.audit.trust import check_trust
 
 
 def audit(directory: Path, sample: int) -> list[Check]:
@@ -38,7 +39,8 @@ def audit(directory: Path, sample: int) -> list[Check]:
         scope = "" if rows[name].exact else f"a sample of {len(examples)}: within its error; "
         note = f"{scope}beams and exhaustive list differ in {elsewhere}"
         checks.append(check_row(run, name, rows[name], note))
-    return [*checks, check_intervals(run, rows)]
+    trust = check_trust(run)
+    return [*checks, check_intervals(run, rows), *([] if trust is None else [trust])]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -108,12 +108,13 @@ def baselines(run: Run) -> Iterator[tuple[str, Callable[[list[int]], np.ndarray]
     yield "popularity", lambda _history: counts, 0.0
     similarity = knn_similarity(known, items)
     behind = 1e-9 * counts / counts.max()  # what nothing connects to the history, by popularity
-    yield "itemknn", lambda history: _decayed(similarity, history, KNN_DECAY) + behind, NEAR
+    yield "itemknn", lambda history: decayed(similarity, history, KNN_DECAY) + behind, NEAR
     weights = ease_weights(known, items)
-    yield "ease", lambda history: _decayed(weights, history, EASE_DECAY), NEAR
+    yield "ease", lambda history: decayed(weights, history, EASE_DECAY), NEAR
 
 
-def _decayed(matrix: np.ndarray, history: list[int], decay: float) -> np.ndarray:
+def decayed(matrix: np.ndarray, history: list[int], decay: float) -> np.ndarray:
+    """The rows of the last items of a history, added up, older ones counting less."""
     recent = history[-WINDOW:]
     return (decay ** np.arange(len(recent) - 1, -1, -1.0)) @ matrix[recent]
 

@@ -4,6 +4,7 @@ from tests.mutation.beams import BEAM_MUTANTS, BEAMS, IN_BEAMS, ROLLOUT_MUTANTS
 from tests.mutation.config import CONFIG_MUTANTS
 from tests.mutation.evaluation.rules import RULE_MUTANTS
 from tests.mutation.evaluation.summary import SUMMARY_MUTANTS
+from tests.mutation.evaluation.trust import TRUST_MUTANTS
 from tests.mutation.files import FILE_MUTANTS
 from tests.mutation.flow import FLOW_MUTANTS
 from tests.mutation.mutant import Mutant
@@ -39,7 +40,7 @@ _GATE = (
     ("(ranker_rank_B <= head)", "(ranker_rank_B < head)"),
     (" & torch.isfinite(batch.target_scores_B)", ""),
     ("agrees_B & below_B", "agrees_B | below_B"),
-    ("difficulty_B & discriminability_B", "difficulty_B | discriminability_B"),
+    ('"both": difficulty_B * discriminability_B', '"both": difficulty_B'),
     ("candidates + 1e-6", "candidates"),
     ("math.floor", "math.ceil"),
     (
@@ -161,6 +162,7 @@ MUTANTS = (
     *RULE_MUTANTS,
     *SUMMARY_MUTANTS,
     *SIMULATOR_MUTANTS,
+    *TRUST_MUTANTS,
     *(Mutant(*mutant) for mutant in PREFERENCE),
     *(Mutant(*mutant) for mutant in TRIE_MUTANTS),
     *(Mutant(*mutant) for mutant in TREE_MUTANTS),

@@ -308,13 +308,13 @@ _GATES = tuple(
         (_VARIANTS, "policy_rank_B - head - 0.5", "head + 0.5 - policy_rank_B"),
         (_VARIANTS, "head + 0.5 - ranker_rank_B", "head - 0.5 - ranker_rank_B"),
         (_VARIANTS, "least_B - 0.5", "least_B + 0.5"),
-        (_VARIANTS, "- 0.5) / settings.softness)\n    agrees", "- 0.5))\n    agrees"),
-        (_VARIANTS, "ranker_rank_B) / settings.softness", "ranker_rank_B)"),
-        (_VARIANTS, "(least_B - 0.5) / settings.softness", "(least_B - 0.5)"),
+        (_VARIANTS, "- 0.5) / softness)\n    agrees", "- 0.5))\n    agrees"),
+        (_VARIANTS, "ranker_rank_B) / softness", "ranker_rank_B)"),
+        (_VARIANTS, "(least_B - 0.5) / softness", "(least_B - 0.5)"),
         (_VARIANTS, ".amin(dim=-1)", ".amax(dim=-1)"),
         (_VARIANTS, "(0, 1), value=torch.inf)", "(0, 1), value=0.0)"),
         (_VARIANTS, "nan_to_num(nan=torch.inf)", "nan_to_num(nan=0.0)"),
-        (_VARIANTS, "difficulty_B * discriminability_B", "difficulty_B + discriminability_B"),
+        (_VARIANTS, "return difficulty_B, agrees_B * ", "return difficulty_B, agrees_B + "),
     )
 )
 
@@ -377,8 +377,18 @@ _EDGES = (
     (_EFFECTS, "return candidates**2 // 4", "return candidates**2", _IN_EFFECTS),
     (_EFFECTS, "        return candidates\n", "        return candidates + 99\n", _IN_EFFECTS),
     (_SETTINGS, 'if self.level == "none" and', "if False and", _IN_EFFECTS),
-    ("learner/gate/settings.py", '("parts", "tau", "rho", "distractor_rule")', '("parts",)', _IN_EFFECTS),
-    ("learner/gate/settings.py", 'if self.parts == "difficulty" and', "if False and", _IN_EFFECTS),
+    (
+        "learner/gate/settings.py",
+        '("parts", "tau", "rho", "distractor_rule", "trust")',
+        '("parts",)',
+        _IN_EFFECTS,
+    ),
+    (
+        "learner/gate/settings.py",
+        'self.parts == "difficulty" and self.trust',
+        "False and self.trust",
+        _IN_EFFECTS,
+    ),
     (
         "learner/objectives/settings/preference.py",
         "only is not None and abs(only.weight) != 1",

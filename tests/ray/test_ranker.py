@@ -6,10 +6,13 @@ import ray
 
 from sluice.actors.ranker.pool import BAD_IN_A_ROW, RankerActor, RankerClient
 from sluice.catalog.errors import RankerError
+from sluice.learner.gate.settings import TrustSettings
 from sluice.learner.ranker.load import open_ranker
 from sluice.learner.ranker.settings import RankerSettings
+from sluice.learner.trust.meter import TrustMeter
 from tests.ray.conftest import WAIT_S
 from tests.rollout_fakes import BrokenRanker, PredictingRanker, RowRanker, TinyDataset
+from tests.unit.learner.trust_cases import LogsInMemory, prompts
 
 pytestmark = pytest.mark.ray
 
@@ -21,7 +24,7 @@ EXPECTED = [[4.03, 5.03, np.nan]]
 class Wedged:
     """A replica that never answers."""
 
-    async def predict(self, histories, candidates):
+    async def predict(self, histories, candidates, examples):
         import asyncio
 
         await asyncio.Event().wait()
@@ -63,6 +66,25 @@ def test_spread_and_values_come_through_the_actor(launch):
     answer = RankerClient((handle,), timeout_s=WAIT_S, attempts=1).predict(HISTORIES, CANDIDATES)
     np.testing.assert_allclose(answer.output.spread, [[0.4, 0.5, np.nan]], rtol=1e-6)
     np.testing.assert_allclose(answer.output.values, [[40, 50, np.nan]], rtol=1e-6)
+
+
+def test_trust_comes_through_the_actor_where_it_has_a_meter(launch):
+    logs = LogsInMemory([0, 1, 2, 3, 4], [5, 6, 7], [7, 6], items=8)
+    trust = TrustSettings(items=3, at_least=2)
+
+    def meter(ranker):
+        return TrustMeter(logs, (ranker, ranker), trust, until="fresh")
+
+    options = {"max_batch": 8, "max_wait_ms": 0.0}
+    asked = HISTORIES * 2, np.repeat(CANDIDATES, 2, axis=0), prompts((0, 5), (0, 1))
+    handle = launch(RankerActor, OPTIONS, RowRanker, **options, meter_factory=meter)
+    answer = RankerClient((handle,), timeout_s=WAIT_S, attempts=1).predict(*asked)
+    # RowRanker puts items 5 to 7 above all that user 0 has.
+    np.testing.assert_array_equal(answer.output.trust, [0, np.nan])
+    stats = ray.get(handle.stats.remote(), timeout=WAIT_S)
+    assert stats.places_measured == 3 and stats.time["trust"] > 0
+    without = launch(RankerActor, OPTIONS, RowRanker, **options)
+    assert RankerClient((without,), timeout_s=WAIT_S, attempts=1).predict(*asked).output.trust is None
 
 
 def test_a_broken_wedged_or_lying_replica_costs_one_attempt(launch, replicas):

@@ -32,6 +32,7 @@ FLOORS = {
         ("batches", "kernels"),
         ("scoring", "decoding"),
         ("policy", "gate", "rewards", "ranker"),
+        ("trust",),
         ("objectives/settings",),
         ("objectives/terms",),
         ("objectives",),

@@ -28,7 +28,8 @@ _ARMS = (
     ('if objective.gate.mode != "random":', "if True:"),
     ("stamp.is_file() and stamp.read_text() == inputs", "stamp.is_file()"),
     ('"learner": config.learner.model_dump(mode="json"),', ""),
-    ('"objective": objective.model_dump(mode="json"),', ""),
+    ('"objective": shown,', ""),
+    (', exclude={"gate": {"trust"}}', ""),
     ('config.compare == "full" and', ""),
     ("and not has_sft_on_all_logs(dataset)", ""),
 )

@@ -12,6 +12,7 @@ from sluice.learner.ranker.load import load_ranker
 from sluice.learner.ranker.output import RankerOutput
 from sluice.learner.ranker.settings import RankerSettings
 from tests.rollout_fakes import BrokenRanker, PredictingRanker, RowRanker
+from tests.unit.learner.trust_cases import prompts
 
 FOREVER_S = 3600.0
 
@@ -214,3 +215,60 @@ def test_an_unusable_ranker_is_named_with_the_remedy(use, options, message):
 def test_a_broken_ranker_s_reason_reaches_the_caller():
     with pytest.raises(RankerError, match="ZeroDivisionError: no scores today"):
         asyncio.run(MicroBatcher(BrokenRanker(), max_batch=1, max_wait_s=0).predict(*request(1)))
+
+
+class Half:
+    """A meter that trusts user u by u / 10, and says what it was asked."""
+
+    measured, remembered = 5, 7
+
+    def __init__(self):
+        self.asked = []
+
+    def measure(self, examples):
+        if (examples.users == 9).any():
+            raise RankerError("no places for user 9")
+        self.asked.append(list(zip(examples.users.tolist(), examples.positions.tolist(), strict=True)))
+        return (examples.users / 10).astype(np.float32)
+
+
+def test_trust_comes_back_to_each_caller_measured_for_the_whole_batch_at_once():
+    meter, ranker = Half(), RowRanker()
+
+    async def scenario():
+        service = MicroBatcher(ranker, max_batch=2, max_wait_s=FOREVER_S, meter=meter)
+        answers = await asyncio.gather(
+            service.predict(*request(3), prompts((1, 4), (2, 5), (3, 6))),
+            service.predict(*request(1), prompts((4, 7))),
+            service.predict(*request(1), prompts((5, 8))),
+        )
+        return answers, service.stats()
+
+    answers, stats = asyncio.run(scenario())
+    assert [answer.trust.tolist() for answer in answers] == [
+        pytest.approx([0.1, 0.2, 0.3]),
+        pytest.approx([0.4]),
+        pytest.approx([0.5]),
+    ]
+    assert meter.asked == [[(1, 4), (2, 5), (3, 6)], [(4, 7), (5, 8)]]
+    assert (stats.places_measured, stats.places_remembered) == (5, 7)
+    assert {"score", "trust"} <= set(stats.time)
+
+
+def test_without_a_meter_there_is_no_trust():
+    answer = asyncio.run(MicroBatcher(RowRanker(), max_batch=1, max_wait_s=0).predict(*request(1)))
+    assert answer.trust is None
+
+
+def test_a_trust_that_cannot_be_measured_spoils_no_other_request():
+    async def scenario():
+        service = MicroBatcher(RowRanker(), max_batch=2, max_wait_s=FOREVER_S, meter=Half())
+        return await asyncio.gather(
+            service.predict(*request(1), prompts((1, 4))),
+            service.predict(*request(1), prompts((9, 5))),
+            return_exceptions=True,
+        )
+
+    good, bad = asyncio.run(scenario())
+    assert good.trust.tolist() == pytest.approx([0.1])
+    assert isinstance(bad, RankerError) and "no places for user 9" in str(bad)

@@ -228,6 +228,23 @@ def test_scores_go_back_to_every_place_an_item_has():
     assert (last.generate_s, last.score_s) == (0.3, 0.5)
 
 
+def test_trust_goes_to_each_group():
+    drawn = drawn_batch()
+    output = RankerOutput.of(np.where(drawn.items_to_score < 0, np.nan, 1.0))
+    assert drawn.examples.users.tolist() == [100, 101, 102]
+    assert drawn.examples.positions.tolist() == [1, 2, 3]
+    trusted = replace(output, trust=np.array([0.25, np.nan, 0.75], dtype=np.float32))
+    of_groups = [g.trust for g in score_groups(drawn, trusted, ranker_version="r", score_s=0)]
+    np.testing.assert_array_equal(of_groups, [0.25, np.nan, 0.75])
+    assert [g.trust for g in score_groups(drawn, output, ranker_version="r", score_s=0)] == [None] * 3
+
+
+@pytest.mark.parametrize("trust", [None, 0.625, np.nan])
+def test_trust_survives_the_wire_known_unknown_and_unasked(trust):
+    again = decode_group(from_stream(to_stream(encode_groups(replace(groups()[0], trust=trust)))))
+    assert again.trust == pytest.approx(trust, nan_ok=True)
+
+
 def test_groups_of_the_wrong_shape_are_the_engine_s_fault():
     with pytest.raises(RunError, match=r"shapes \[\(2, 3\), \(3, 3\)\]"):
         drawn_batch(rows=([0, 0], [2, 3, 4], [1, 4, 4]))
@@ -309,7 +326,7 @@ def test_a_group_of_another_version_is_refused():
     record = encode_groups(groups()[0])
     for metadata, found in (({b"sluice.rollout_group": b"99"}, "99"), (None, "none")):
         other = pa.RecordBatch.from_arrays(record.columns, schema=record.schema.with_metadata(metadata))
-        with pytest.raises(DataError, match=f"schema version {found}, this release reads 3"):
+        with pytest.raises(DataError, match=f"schema version {found}, this release reads 4"):
             decode_group(other)
 
 

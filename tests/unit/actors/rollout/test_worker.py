@@ -71,7 +71,7 @@ class LocalRanker:
     def __init__(self, error=None):
         self.calls, self.hold, self.error = [], False, error
 
-    def submit(self, histories, candidates):
+    def submit(self, histories, candidates, examples):
         scores = RowRanker().score(histories, candidates)
         answer = SimpleNamespace(output=RankerOutput.of(scores), version="row-1", latency_s=0.5)
         call = HandCall(self.error or answer, ready=not self.hold)

@@ -222,3 +222,13 @@ def test_logged_batches_come_straight_from_the_data():
     assert batch.history_lengths_B.tolist() == [4, 7]
     assert batch.target_BL.tolist() == [[3, 5, 8], [4, 6, 7]]  # items 1 and 6
     assert batch.logged_rewards_B.tolist() == [1, 24]
+
+
+def test_trust_is_of_all_groups_or_of_none_and_may_be_unknown():
+    assert collated(group(), OTHER).trust_B is None
+    batch = collated(group(trust=0.625), replace(OTHER, trust=np.nan))
+    assert batch.trust_B.dtype == torch.float32
+    np.testing.assert_array_equal(batch.trust_B.numpy(), [0.625, np.nan])
+    assert np.isnan(collated(group(trust=np.nan)).trust_B.numpy()).all()
+    with pytest.raises(DataError, match="1 of 2 groups of a batch carry the trust of"):
+        collated(group(trust=0.625), OTHER)

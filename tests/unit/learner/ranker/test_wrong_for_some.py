@@ -51,6 +51,21 @@ def test_it_is_wrong_about_prompts_wherever_they_come_from(dataset):
     assert (scores_by_user(ranker, dataset, "pretrain")[user] != right[user]).any()
 
 
+def test_it_is_wrong_under_every_history_of_a_user_and_without_others_in_its_logs(dataset):
+    """Trust is measured under the histories before a prompt's own."""
+    others = np.arange(12)
+    right, ranker = (
+        WrongForSome(dataset, share=share, seed=3, without_users=others) for share in (0.0, 1 / USERS)
+    )
+    (user,) = ranker.wrong_users
+    assert [user] == WrongForSome(dataset, share=1 / USERS, seed=3).wrong_users
+    everything = np.arange(dataset.items, dtype=np.int32)[None]
+    for position in range(1, len(dataset.items_of(user))):
+        history = [dataset.history(user, position, dataset.settings.max_history)]
+        assert (ranker.score(history, everything) != right.score(history, everything)).any()
+    assert right.version != WrongForSome(dataset, share=0.0, seed=3).version
+
+
 def test_padding_and_later_items_are_no_items_of_the_permutation(dataset):
     ranker = WrongForSome(dataset, share=1.0)
     history = [dataset.history(0, 8, dataset.settings.max_history)]

@@ -25,6 +25,16 @@ class Careful(RowRanker):
         return super().score(histories, candidates) + np.float32(self._bonus)
 
 
+class Parted(RowRanker):
+    """Can be fitted without some users, unless it `fails`."""
+
+    def __init__(self, dataset, fails: bool = False, without_users=None):
+        super().__init__(dataset)
+        if without_users is not None:
+            assert not fails, "users left out: fewer than none"
+            assert without_users.max() < dataset.users
+
+
 class Forgetful(RowRanker):
     """Wrong in two ways: no text as version, no NaN at padding."""
 

@@ -13,6 +13,7 @@ import pytest
 
 from sluice.catalog.data.dataset import Dataset
 from sluice.catalog.data.settings import DataSettings
+from sluice.learner.objectives.settings.objective import AdaGrpoObjective
 from sluice.services.config import RunConfig
 from sluice.services.preflight import ranker
 from sluice.services.preflight.ranker import Limits, Outcome, check_ranker, judge_outcome
@@ -50,6 +51,23 @@ def test_the_built_in_ranker_is_not_asked(data, tmp_path):
 def test_a_good_ranker_is_made_as_a_run_makes_it(data, tmp_path):
     assert told(data, f"{HERE}:Careful", tmp_path, bonus=1.0) == []
     assert "unexpected keyword argument 'malus'" in told(data, f"{HERE}:Careful", tmp_path, malus=1.0)[0][1]
+
+
+@pytest.mark.parametrize(("use", "in_sample"), [("Careful", True), ("Parted", False)])
+def test_trust_that_would_be_in_sample_is_said_where_a_gate_asks_for_it(data, tmp_path, use, in_sample):
+    config = config_of(data, f"{HERE}:{use}", tmp_path)
+    assert list(check_ranker(config)) == []
+    gated = AdaGrpoObjective.model_validate({"gate": {"trust": {}}})
+    told = list(check_ranker(config.model_copy(update={"objective": gated})))
+    assert [finding.exit_code for finding in told] == [0] * in_sample
+    assert all("objective.gate.trust is in sample" in finding.line for finding in told)
+
+
+def test_a_class_that_cannot_leave_users_out_after_all_is_told(data, tmp_path):
+    config = config_of(data, f"{HERE}:Parted", tmp_path, fails=True)
+    gated = AdaGrpoObjective.model_validate({"gate": {"trust": {}}})
+    (finding,) = check_ranker(config.model_copy(update={"objective": gated}))
+    assert "failed to start" in finding.line and "users left out: fewer than none" in finding.line
 
 
 def test_all_that_is_wrong_is_told_at_once(data, tmp_path):

@@ -236,3 +236,12 @@ def test_without_a_fresh_part_sft_on_all_logs_is_said_to_be_the_start(tmp_path, 
     assert reporter.lines == [
         "compare: the split has no fresh part, so SFT on all logs is the start and no arm of its own"
     ]
+
+
+def test_a_random_gate_has_no_trust_and_its_stamp_none_either(tmp_path):
+    """An arm that the release before trained is not trained again."""
+    gated = AdaGrpoObjective.model_validate({"gate": {"parts": "trust", "trust": {}}})
+    random = arms.rolled_out_arms(gated, 0.3)["random_gate"]
+    assert random.gate.trust is None and random.gate.random_rate == 0.3
+    inputs = json.loads(arms.arm_inputs(config_of(tmp_path), random))
+    assert inputs["objective"]["gate"]["mode"] == "random" and "trust" not in inputs["objective"]["gate"]

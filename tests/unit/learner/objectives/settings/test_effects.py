@@ -1,7 +1,8 @@
 """Every setting of every objective changes what an update does, or is refused by the config.
 
 Objectives, settings and the values to try are read off the settings' classes, so that a new one is covered by
-being there. The update is the gradient of the loss on a batch that has everything which any setting asks for.
+being there. The update is the gradient of the loss on a batch that has everything which any setting asks for,
+trust by the places of some users' last items among it.
 """
 
 import itertools
@@ -10,6 +11,7 @@ import typing
 from dataclasses import replace
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
 from pydantic import BaseModel, ValidationError
@@ -20,8 +22,10 @@ from sluice.learner.objectives.settings.objective import Objective
 from sluice.learner.objectives.terms.base import ObjectiveInput
 from sluice.learner.rewards.settings import RankerReward
 from sluice.learner.training.objective import build_objective
+from sluice.learner.trust.meter import TrustMeter
 from sluice.services.config import RunConfig
 from tests.unit.learner.preference_cases import rich_batch, scores_of
+from tests.unit.learner.trust_cases import LogsInMemory, TableRanker, prompts
 
 LEVELS, B, K = 3, 192, 6
 # (updates per batch, kind, constrained)
@@ -85,10 +89,24 @@ def batch_of(kind, constrained):
     )
 
 
+@cache
+def trust_of(settings):
+    """The trust of B users whose items a ranker places about where the cut is; some have few items."""
+    generator = np.random.default_rng(2)
+    lengths = np.where(generator.random(B) < 0.5, generator.integers(1, 6, B), generator.integers(6, 51, B))
+    own = [600 + generator.integers(100, size=length) for length in lengths]
+    crowd = np.tile(np.arange(1000), 20)  # what others take, each item as often
+    logs, ranker = LogsInMemory(*own, crowd, items=1000), TableRanker(np.arange(1000))
+    meter = TrustMeter(logs, (ranker, ranker), settings, until="fresh")
+    return torch.from_numpy(meter.measure(prompts(*enumerate(lengths.tolist()))))
+
+
 def update(values, surroundings):
     """The gradient that an update would follow, over all scores of the batch."""
     updates, kind, constrained = surroundings
     batch = batch_of(kind, constrained)
+    if (trust := getattr(getattr(values, "gate", None), "trust", None)) is not None:
+        batch = replace(batch, trust_B=trust_of(trust))
     generator = torch.Generator().manual_seed(3)
 
     def log_probs(*shape):
@@ -137,10 +155,13 @@ def alternatives(annotation, value):
         return [option for option in options if option != value]
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         models = [option for option in options if isinstance(option, type) and issubclass(option, BaseModel)]
+        if types.NoneType in options and models:  # a group of settings that may be left out
+            return [None if value else m().model_dump() for m in models]
         if models:
             return [m().model_dump() for m in models if m.model_fields["type"].default != value["type"]]
         rest = [option for option in options if option is not types.NoneType]
-        return [other for option in rest for other in alternatives(option, value)]
+        nothing = [None] if value is not None and len(rest) < len(options) else []
+        return [*nothing, *(other for option in rest for other in alternatives(option, value))]
     if annotation not in NUMBERS:
         raise AssertionError(f"no other values are known of a setting of type {annotation}: add them here")
     return NUMBERS[annotation](value)
@@ -185,6 +206,9 @@ def leaves(model, values, path: Path = ()):
 
 
 def _member(annotation, value):
+    members = [option for option in typing.get_args(annotation) if option is not types.NoneType]
+    if len(members) == 1 and "type" not in members[0].model_fields:  # a group that may be left out
+        return members[0]
     members = [annotation]
     while not all(isinstance(member, type) and issubclass(member, BaseModel) for member in members):
         members = [m for member in members for m in (typing.get_args(member) or [member]) if m is not ...]
