@@ -24,6 +24,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
 from sluice.catalog.data.dataset import Dataset
+from sluice.catalog.errors import RankerError
 from sluice.catalog.files import sha256_of
 from sluice.learner.batches.windows import epoch_batches
 from sluice.learner.ranker.heads import DwellHead
@@ -48,7 +49,7 @@ def fit_ranker(
         RankerError: EASE would take more memory than it may.
     """
     report = progress or (lambda done, total, fields: None)
-    ranker = fit_on(KnownLogs.until(dataset, settings.until), settings, seed, report)
+    ranker = fit_on(logs_of(dataset, settings), settings, seed, report)
     ranker.save(directory)
     quality = judge_ranker(ranker, dataset, "valid", until=settings.until)
     if isinstance(ranker, StackedRanker):
@@ -57,6 +58,24 @@ def fit_ranker(
             for part in settings.parts
         }
     return quality
+
+
+def logs_of(dataset: Dataset, settings: RankerSettings) -> KnownLogs:
+    """What the built-in ranker of the settings learns from.
+
+    Raises:
+        RankerError: no user has impressions, and the settings ask for those who have.
+    """
+    logs = KnownLogs.until(dataset, settings.until)
+    if settings.users == "all":
+        return logs
+    shown = np.unique(logs.impressions.users)
+    if len(shown) == 0:
+        raise RankerError(
+            "ranker.users is with_impressions, and the log has none until the end of the part "
+            f"{settings.until}: set it to all, or bring rows without a click (data.source.unclicked)"
+        )
+    return logs.without(np.setdiff1d(np.arange(dataset.users), shown))
 
 
 def fit_on(

@@ -50,6 +50,11 @@ class RankerSettings(Settings):
         description="The last part of the logs that the ranker learns from: `fresh`, as a ranker that is "
         "refreshed daily, or `pretrain`, what the policy learned from.",
     )
+    users: Literal["all", "with_impressions"] = Field(
+        default="all",
+        description="Whose logs the ranker learns from. with_impressions: those users alone of whom the log "
+        "says what was shown and not taken, as a ranker that is fitted on impressions does.",
+    )
     options: dict[str, str | int | float | bool] = Field(
         default_factory=dict, description="Keyword arguments of your own class."
     )

@@ -3,8 +3,7 @@
 from pathlib import Path
 
 from sluice.catalog.data.dataset import Dataset
-from sluice.learner.ranker.fit import Progress, fit_on
-from sluice.learner.ranker.known_logs import KnownLogs
+from sluice.learner.ranker.fit import Progress, fit_on, logs_of
 from sluice.learner.ranker.settings import RankerSettings
 from sluice.learner.trust.halves import HALVES, name_of, users_of
 
@@ -18,7 +17,7 @@ def fit_halves(
         RankerError: EASE would take more memory than it may, or a half has too few logs.
         DataError: a half has no logs to learn from.
     """
-    logs = KnownLogs.until(dataset, settings.until)
+    logs = logs_of(dataset, settings)
     for half in range(HALVES):
 
         def report(done: int, total: int, fields: dict[str, float], half: int = half) -> None:

@@ -28,27 +28,31 @@ from sluice.learner.training.objective import build_objective
 from sluice.learner.training.step import LearnerStep
 from sluice.learner.training.train_loop import starting_policy
 from sluice.learner.training.validation import validate_policy
+from sluice.learner.trust.meter import open_meter
 from sluice.services.config import RunConfig
 from sluice.services.paths import RunPaths
 from sluice.services.progress import Progress
-from sluice.services.study.rollouts import LocalRollouts
+from sluice.services.study.rollouts import LocalRollouts, Meter
 
 BEST, LAST, METRICS = "best", "last", "metrics.jsonl"
 
 
-def train_arm(config: RunConfig, paths: RunPaths, directory: Path, progress: Progress) -> dict[str, Any]:
+def train_arm(
+    config: RunConfig, paths: RunPaths, directory: Path, progress: Progress, meter: Meter | None = None
+) -> dict[str, Any]:
     """Post-train the start of `paths`; leaves `best/`, `last/` and `metrics.jsonl` in `directory`.
+
+    `meter` measures trust in the place of the ranker's own halves.
 
     Returns:
         What it cost (`seconds` of training without validation, `peak_mib`, `groups` of rollouts and their
-        generated `tokens`, `prompts`),
-        `steps`, and `gate_rate`, the mean over the steps, where the objective has a gate.
+        generated `tokens`, `prompts`), `steps`, and `gate_rate`, the mean over the steps of a gate.
     """
-    return _Arm(config, paths, directory).train(progress)
+    return _Arm(config, paths, directory, meter).train(progress)
 
 
 class _Arm:
-    def __init__(self, config: RunConfig, paths: RunPaths, directory: Path) -> None:
+    def __init__(self, config: RunConfig, paths: RunPaths, directory: Path, meter: Meter | None) -> None:
         torch.set_num_threads(max(1, int(config.cluster.learner_cpus)))
         self.config, self.directory = config, directory
         self.dataset = Dataset.open(paths.data)
@@ -59,7 +63,7 @@ class _Arm:
         objective = build_objective(config.objective)
         self.learner = LearnerStep(self.policy.model, objective=objective, settings=config.learner)
         self.engine = self._engine(paths) if objective.needs_groups else None
-        self.source = self._source(paths)
+        self.source = self._source(paths, meter)
         self.examples = sample_examples(self.dataset.examples("valid"), config.evaluation.max_users)
         self.log = MetricsLog(directory / METRICS, 0)
         self.best, self.since_best, self.seconds = (-1.0, -1.0), 0, 0.0
@@ -140,7 +144,7 @@ class _Arm:
             max_prompt_tokens=1 + self.dataset.settings.max_history * self.vocabulary.layout.levels,
         )
 
-    def _source(self, paths: RunPaths) -> BatchSource:
+    def _source(self, paths: RunPaths, meter: Meter | None) -> BatchSource:
         config, learner = self.config, self.config.learner
         prompts = prompts_of(self.dataset, learner.prompts_per_user)
         gaps = Gaps(most=learner.item_dropout, seed=config.seed)
@@ -155,15 +159,25 @@ class _Arm:
                 share=learner.prompts_per_step,
                 gaps=gaps,
             )
+        ranker = load_ranker(config.ranker, paths.ranker, self.dataset)
+        if config.trust is not None and meter is None:
+            meter = open_meter(
+                ranker,
+                trust=config.trust,
+                settings=config.ranker,
+                directory=paths.ranker_halves,
+                dataset_factory=lambda: self.dataset,
+            )
         rollouts = LocalRollouts(
             dataset=self.dataset,
             prompts=prompts,
             vocabulary=self.vocabulary,
             engine=self.engine,
-            ranker=load_ranker(config.ranker, paths.ranker, self.dataset),
+            ranker=ranker,
             settings=config.rollout,
             seed=config.seed,
             gaps=gaps,
+            meter=meter,
         )
         return QueueSource(
             rollouts,

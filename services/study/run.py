@@ -16,6 +16,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from sluice.catalog.data.dataset import Dataset
 from sluice.catalog.errors import RunError, SluiceError
 from sluice.catalog.files import sha256_of, write_atomically
 from sluice.services.config import RunConfig, dump_config
@@ -39,7 +40,7 @@ from sluice.services.study.settings import (
     world_directory,
     world_settings,
 )
-from sluice.services.study.truth import TrueClickThrough
+from sluice.services.study.truth import OracleTrust, TrueClickThrough
 
 Job = Callable[[Progress], str | None]
 
@@ -112,8 +113,10 @@ def _make_start(study: StudyConfig, of_set: str, seed: int, progress: Progress) 
     paths.root.mkdir(parents=True, exist_ok=True)
     prepare.prepare_data(config.data, paths.data)
     pretrain.run_pretraining(config, progress)
-    if any(needs_ranker(arm_config(study, of_set, arm, seed, 0.5)) for arm in study.arms):
-        fit_ranker.run_ranker_fit(config, progress)
+    for arm in study.arms:  # one that asks for trust adds the ranker's halves
+        of_arm = arm_config(study, of_set, arm, seed, 0.5)
+        if needs_ranker(of_arm):
+            fit_ranker.run_ranker_fit(of_arm, progress)
 
 
 def _make_arm(study: StudyConfig, cell: Cell, progress: Progress) -> None:
@@ -122,19 +125,27 @@ def _make_arm(study: StudyConfig, cell: Cell, progress: Progress) -> None:
     if cell.arm != START:
         config = arm_config(study, cell.of_set, cell.arm, cell.seed, _gate_rate(study, cell, paths))
     inputs = _inputs(config, paths, cell.arm) | {"examples": study.examples}
+    if cell.arm != START and study.arms[cell.arm].oracle:
+        inputs["oracle"] = True
 
     def build(directory: Path) -> None:
         if cell.arm == START:
             cost: dict[str, Any] = {"steps": 0}
             places = {LAST: paths.policy, BEST: paths.policy}
         else:
-            cost = train_arm(config, paths, directory, progress)
+            cost = train_arm(config, paths, directory, progress, _oracle(study, cell, paths))
             places = {LAST: directory / LAST, BEST: directory / BEST}
         told = _judge(study, config, cell.of_set, places, directory)
         row = {"cost": cost, "origin": _origin(config), "checkpoints": told}
         write_atomically(directory / ROW, json.dumps(row, indent=1))
 
     build_once(cell.directory, inputs, build)
+
+
+def _oracle(study: StudyConfig, cell: Cell, paths: RunPaths) -> OracleTrust | None:
+    if not study.arms[cell.arm].oracle:
+        return None
+    return OracleTrust(world_directory(study, cell.of_set), Dataset.open(paths.data))
 
 
 def _judge(

@@ -15,6 +15,7 @@ from sluice.services.config import RunConfig, load_config, load_settings, load_w
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 START = "start"  # the row of the policy that all arms start from
 RATE = "objective.gate"  # what `rate_of` sets
+_SHARED = ("data", "policy", "pretrain", "ranker", "evaluation")  # by the arms of a data set and a seed
 LOG_FILE, ITEMS_FILE = "interactions.parquet", "items.parquet"  # of a world
 
 
@@ -50,6 +51,11 @@ class StudyArm(Settings):
         default=None,
         description="An arm with a gate. This arm gets a gate by chance that admits as often as that one did "
         "with the same data and seed.",
+    )
+    oracle: bool = Field(
+        default=False,
+        description="Trust is 1 for the users of segment A of the simulated world and 0 for those of B, "
+        "which nobody could know. The objective's gate has to ask for trust.",
     )
 
 
@@ -122,6 +128,17 @@ class StudyConfig(Settings):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _oracles_know_a_world(self) -> "StudyConfig":
+        oracles = [name for name, arm in self.arms.items() if arm.oracle]
+        blind = [name for name, of_set in self.sets.items() if of_set.world is None]
+        if oracles and blind:
+            raise ValueError(
+                f"arms.{oracles[0]}.oracle needs a truth, and sets.{blind[0]} has no world: take it out, or "
+                "give it to a study of its own"
+            )
+        return self
+
     @property
     def directory(self) -> Path:
         """The study's directory."""
@@ -175,7 +192,17 @@ def arm_config(study: StudyConfig, of_set: str, arm: str, seed: int, gate_rate: 
     if settings.rate_of is not None:
         like = study.arms[settings.rate_of].set
         changes = (*like, f"{RATE}={{mode: random, random_rate: {gate_rate}}}", *changes)
-    return _load(study, of_set, seed, changes, f"sets.{of_set} with arms.{arm}")
+    where = f"sets.{of_set} with arms.{arm}"
+    config = _load(study, of_set, seed, changes, where)
+    shared = set_config(study, of_set, seed)
+    for part in _SHARED:
+        if getattr(config, part) != getattr(shared, part):
+            raise ConfigError(
+                f"{where} changes {part}, and the arms of a data set share it: change it in sets.{of_set}.set"
+            )
+    if settings.oracle and config.trust is None:
+        raise ConfigError(f"{where}: oracle needs a gate that asks for trust, as in gate: {{trust: {{}}}}")
+    return config
 
 
 def _load(study: StudyConfig, of_set: str, seed: int, changes: tuple[str, ...], where: str) -> RunConfig:

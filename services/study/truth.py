@@ -5,11 +5,25 @@ from pathlib import Path
 
 import numpy as np
 
-from sluice.catalog.data.dataset import Dataset
+from sluice.catalog.data.dataset import Dataset, Examples
 from sluice.catalog.simulator.items import SEGMENTS
 from sluice.catalog.simulator.truth import Truth
 from sluice.learner.evaluation.evaluate import TOP, UserResults
 from sluice.services.study.judge import GROUP, TRUE_CTR
+
+
+class OracleTrust:
+    """A gate by user that knows the truth: the ranker is to be trusted about segment A, and not about B."""
+
+    def __init__(self, world: Path, dataset: Dataset) -> None:
+        """`world` is a directory that `sluice simulate` wrote, and `dataset` is made of its log."""
+        segment = Truth.open(world).segment[np.array(dataset.user_ids, dtype=np.int64)]
+        self._trust = (segment == SEGMENTS.index("A")).astype(np.float32)
+
+    def measure(self, examples: Examples) -> np.ndarray:
+        """1 or 0, float32 `[B]`, of the users of the examples."""
+        trust: np.ndarray = self._trust[examples.users]
+        return trust
 
 
 class TrueClickThrough:

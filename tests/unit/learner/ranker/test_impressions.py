@@ -10,7 +10,8 @@ import torch
 
 from sluice.catalog.data.dataset import Dataset, Impressions
 from sluice.catalog.data.settings import DataSettings, SemanticIdSettings
-from sluice.learner.ranker.fit import _loss, fit_ranker
+from sluice.catalog.errors import RankerError
+from sluice.learner.ranker.fit import _loss, fit_ranker, logs_of
 from sluice.learner.ranker.known_logs import KnownLogs, ShownItems
 from sluice.learner.ranker.model import EnsembleRanker, build_member
 from sluice.learner.ranker.quality import judge_ranker
@@ -168,3 +169,34 @@ def test_what_was_shown_behind_what_is_held_out_is_held_out(dataset):
     assert 0 < expected.sum() < len(shown)
     assert kept.items.tolist() == shown.items[expected].tolist()
     assert (kept.positions < rest.lengths[kept.users]).all()
+
+
+def test_a_ranker_of_impressions_learns_of_those_alone_who_have_some(tmp_path):
+    """Users 0 to 3 have rows without a click; the others take item `other` again and again."""
+    rows = [(f"u{u}", f"i{t % 3}", 100 * u + t, int(t % 4 != 1)) for u in range(4) for t in range(12)]
+    rows += [(f"u{u}", "other", 100 * u + t, 1) for u in range(4, 8) for t in range(10)]
+    columns = dict(zip(("user_id", "item_id", "timestamp", "click"), zip(*rows, strict=True), strict=True))
+    pq.write_table(pa.table(columns), tmp_path / "log.parquet")
+    source = {"type": "table", "interactions": [str(tmp_path / "log.parquet")], "columns": {"click": "click"}}
+    settings = DataSettings(
+        name="some",
+        source=source,
+        semantic_ids=SemanticIdSettings(level_sizes=(2,), vector_dims=2, window=2),
+        split={"type": "fresh"},
+        exclude_seen=False,
+    )
+    dataset = Dataset.open(prepare_data(settings, tmp_path / "data").directory)
+    own = RankerSettings(users="with_impressions", until="fresh")
+    known = logs_of(dataset, own)
+    learned_from = {dataset.user_ids[user] for user in np.flatnonzero(known.lengths)}
+    assert learned_from and learned_from <= {f"u{u}" for u in range(4)}
+    assert known.item_counts()[row(dataset, "other")] == 0
+    everybody = logs_of(dataset, RankerSettings(until="fresh"))
+    assert everybody.item_counts()[row(dataset, "other")] > 0
+
+
+def test_a_log_without_impressions_has_nobody_to_learn_from(dataset, monkeypatch):
+    none = dataset.impressions("test").where(np.zeros(len(dataset.impressions("test")), dtype=bool))
+    monkeypatch.setattr(Dataset, "impressions", lambda self, until: none)
+    with pytest.raises(RankerError, match=r"ranker\.users is with_impressions, and the log has none"):
+        logs_of(dataset, RankerSettings(users="with_impressions"))

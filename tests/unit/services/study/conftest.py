@@ -54,6 +54,7 @@ def write_study(directory: Path, **changes: Any) -> Path:
             "heavy": {"set": ["objective={type: mixture, weight: 50}"]},
             "gate": {},
             "random": {"rate_of": "gate"},
+            "trust": {"set": ["objective.gate={parts: trust, trust: {at_least: 1, above: 0.5}}"]},
         },
         "against": ["nll", "best-mixture"],
         "best_of": {"best-mixture": ["mixture", "heavy"]},

@@ -19,7 +19,7 @@ from sluice.services.study.results import ROW, cells_of, gather, paths_of, statu
 from sluice.services.study.settings import arm_config, load_study, set_config
 from tests.unit.services.study.conftest import no_progress, run_here, write_study
 
-ARMS = ("nll", "mixture", "heavy", "gate", "random")
+ARMS = ("nll", "mixture", "heavy", "gate", "random", "trust")
 
 
 class Silent:
@@ -56,7 +56,7 @@ def test_every_arm_of_every_seed_is_trained_and_judged(finished):
     assert of["gate", 0, "last"]["tokens"] == 24 * 6 * 3  # groups, candidates, levels
     assert of["gate", 0, "last"]["prompts"] == of["nll", 0, "last"]["prompts"] == 24
     assert of["start", 0, "last"]["steps"] == 0
-    assert status_lines(finished.study)[0].endswith("12 of 12 done")
+    assert status_lines(finished.study)[0].endswith("14 of 14 done")
 
 
 def test_a_row_is_what_evaluation_finds_of_the_policy(finished):
@@ -106,6 +106,22 @@ def test_the_groups_of_a_step_are_by_the_weights_of_that_step(finished):
     assert [step["staleness"] for step in steps if step["kind"] == "step"] == [0.0] * 4
 
 
+class Nobody:
+    """Measures no trust in the ranker, for anybody."""
+
+    def measure(self, examples):
+        return np.zeros(len(examples), dtype=np.float32)
+
+
+def test_a_gate_by_user_admits_by_the_trust_that_is_measured(finished, tmp_path):
+    paths = paths_of(finished.study, "tiny", 0)
+    row = json.loads((paths.root / "arms" / "trust" / ROW).read_text())
+    assert 0 < row["cost"]["gate_rate"] < 1
+    config = arm_config(finished.study, "tiny", "trust", 0, None)
+    assert train_arm(config, paths, tmp_path / "a", no_progress)["gate_rate"] == row["cost"]["gate_rate"]
+    assert train_arm(config, paths, tmp_path / "b", no_progress, Nobody())["gate_rate"] == 0
+
+
 def test_what_is_done_is_left_and_what_changed_is_done_again(finished, tmp_path, monkeypatch):
     trained = []
     monkeypatch.setattr(study_run, "run_tasks", run_here)
@@ -129,7 +145,7 @@ def test_an_arm_that_fails_costs_the_others_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(study_run, "run_tasks", run_here)
 
     def train(config, *rest):
-        if config.objective.type == "adagrpo" and config.objective.gate.mode == "hard":
+        if config.objective.type == "adagrpo" and config.objective.gate.parts == "difficulty":
             raise RankerError("the ranker is ill")
         return train_arm(config, *rest)
 
@@ -139,7 +155,7 @@ def test_an_arm_that_fails_costs_the_others_nothing(tmp_path, monkeypatch):
         "tiny seed 0 gate: the ranker is ill",
         "tiny seed 0 random: the gate's rate of gate is not known: it failed, or has no gate",
     ]
-    assert status_lines(study)[0].endswith("4 of 6 done")
+    assert status_lines(study)[0].endswith("5 of 7 done")
     assert "tiny  gate  seeds 0 are left" in status_lines(study)
 
 

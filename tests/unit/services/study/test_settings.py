@@ -37,6 +37,15 @@ from tests.unit.services.study.conftest import write_study
             "sets.tiny with arms.nll: ",
         ),
         ({"colour": "blue"}, "colour"),
+        (
+            {"arms": {"nll": {"set": ["policy.layers=2"]}}, "against": ["nll"], "best_of": {}},
+            "sets.tiny with arms.nll changes policy, and the arms of a data set share it",
+        ),
+        (
+            {"arms": {"nll": {"oracle": True}}, "against": ["nll"], "best_of": {}},
+            "arms.nll.oracle needs a truth, and sets.tiny has no world",
+        ),
+        ({"sets": {"tiny": {"config": "c.yaml", "world_set": ["seed=1"]}}}, "world names none"),
     ],
 )
 def test_a_wrong_study_is_refused_with_the_place(tmp_path, changes, named):

@@ -12,7 +12,7 @@ from sluice.learner.evaluation.evaluate import UserResults
 from sluice.services.config import load_config
 from sluice.services.stages.prepare import prepare_data
 from sluice.services.stages.simulate import simulate_world
-from sluice.services.study.truth import TrueClickThrough
+from sluice.services.study.truth import OracleTrust, TrueClickThrough
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +57,13 @@ def test_the_top_ten_is_judged_for_its_user_at_its_moment(shop):
         ]
         assert judged["true_ctr"][row] == pytest.approx(np.mean(expected), rel=1e-5)
         assert judged["group"][row] == "AB"[truth.segment[known]]
+
+
+def test_an_oracle_trusts_the_ranker_about_segment_a_alone(shop):
+    truth, examples = Truth.open(shop.directory), shop.dataset.examples("test")
+    trust = OracleTrust(shop.directory, shop.dataset).measure(examples)
+    known = [int(shop.dataset.user_ids[user]) for user in examples.users]
+    assert trust.tolist() == [1.0 - truth.segment[user] for user in known] and 0 < trust.mean() < 1
 
 
 def test_a_place_without_an_item_is_worth_nothing(shop):
