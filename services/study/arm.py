@@ -31,6 +31,7 @@ from sluice.learner.training.validation import validate_policy
 from sluice.services.config import RunConfig
 from sluice.services.paths import RunPaths
 from sluice.services.progress import Progress
+from sluice.services.run.trust import meter_factory
 from sluice.services.study.rollouts import LocalRollouts
 
 BEST, LAST, METRICS = "best", "last", "metrics.jsonl"
@@ -155,15 +156,18 @@ class _Arm:
                 share=learner.prompts_per_step,
                 gaps=gaps,
             )
+        ranker = load_ranker(config.ranker, paths.ranker, self.dataset)
+        make_meter = meter_factory(config, paths, lambda: self.dataset)
         rollouts = LocalRollouts(
             dataset=self.dataset,
             prompts=prompts,
             vocabulary=self.vocabulary,
             engine=self.engine,
-            ranker=load_ranker(config.ranker, paths.ranker, self.dataset),
+            ranker=ranker,
             settings=config.rollout,
             seed=config.seed,
             gaps=gaps,
+            meter=None if make_meter is None else make_meter(ranker),
         )
         return QueueSource(
             rollouts,

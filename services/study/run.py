@@ -112,8 +112,11 @@ def _make_start(study: StudyConfig, of_set: str, seed: int, progress: Progress) 
     paths.root.mkdir(parents=True, exist_ok=True)
     prepare.prepare_data(config.data, paths.data)
     pretrain.run_pretraining(config, progress)
-    if any(needs_ranker(arm_config(study, of_set, arm, seed, 0.5)) for arm in study.arms):
-        fit_ranker.run_ranker_fit(config, progress)
+    arms = [arm_config(study, of_set, arm, seed, 0.5) for arm in study.arms]
+    # An arm whose gate asks for trust has the ranker's halves fitted too.
+    ranked = sorted(filter(needs_ranker, arms), key=lambda arm: arm.trust is None)
+    if ranked:
+        fit_ranker.run_ranker_fit(ranked[0], progress)
 
 
 def _make_arm(study: StudyConfig, cell: Cell, progress: Progress) -> None:
