@@ -108,11 +108,11 @@ def item_vectors(
 
 
 def fitting_level_sizes(items: int) -> tuple[int, ...]:
-    """Codes of each level, `[L]`, for a catalogue of `items`: two of the power of two nearest 4 sqrt(items).
+    """Codes of each level, `[L]`, for a catalogue of `items`: two of the power of two nearest 6 sqrt(items).
 
-    They could tell sixteen times the catalogue apart.
+    They could tell 36 times the catalogue apart.
     """
-    size: int = 2 ** max(_SMALLEST_LEVEL_BITS, round(math.log2(4 * math.sqrt(max(1, items)))))
+    size: int = 2 ** max(_SMALLEST_LEVEL_BITS, round(math.log2(6 * math.sqrt(max(1, items)))))
     return (size,) * _LEVELS
 
 

@@ -77,8 +77,9 @@ def check_compare(config: RunConfig, dataset: Dataset) -> None:
 
 def arm_inputs(config: RunConfig, objective: Objective) -> str:
     """What an arm is trained with: its stamp. The start says which data, and how policies are evaluated."""
-    # Arms are trained without a gate, or with a random one, which has no trust.
-    shown = objective.model_dump(mode="json", exclude={"gate": {"trust"}})
+    trust = getattr(getattr(objective, "gate", None), "trust", None)
+    # A gate that asks for no trust is the one of the release before, which had no such setting.
+    shown = objective.model_dump(mode="json", exclude=None if trust else {"gate": {"trust"}})
     inputs = {
         "start": stage_inputs(RunPaths.of(config).policy),
         "seed": config.seed,

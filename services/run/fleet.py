@@ -34,11 +34,11 @@ from sluice.cluster.failure import decide_restart
 from sluice.cluster.metrics import MetricSet
 from sluice.learner.batches.sources import open_prompts
 from sluice.learner.ranker.load import open_ranker
-from sluice.learner.trust.meter import open_meter
 from sluice.services.config import RunConfig
 from sluice.services.paths import RunPaths
 from sluice.services.places import plan_run
 from sluice.services.run.engines import engine_variables, open_engine
+from sluice.services.run.trust import meter_factory
 
 logger = logging.getLogger(__name__)
 
@@ -304,14 +304,6 @@ def _get_vocabulary(stored: "ray.ObjectRef[Vocabulary]") -> Vocabulary:
 
 def _start_rankers(config: RunConfig, paths: RunPaths, reservation: placement.Reservation) -> list[Any]:
     open_dataset = functools.partial(Dataset.open, paths.data)
-    trust = config.trust
-    meter_factory = trust and functools.partial(
-        open_meter,
-        trust=trust,
-        settings=config.ranker,
-        directory=paths.ranker_halves,
-        dataset_factory=open_dataset,
-    )
     return [
         ray.remote(RankerActor)
         .options(
@@ -325,7 +317,7 @@ def _start_rankers(config: RunConfig, paths: RunPaths, reservation: placement.Re
             name=f"ranker-{index}",
             max_batch=config.ranker_pool.max_batch,
             max_wait_ms=config.ranker_pool.max_wait_ms,
-            meter_factory=meter_factory,
+            meter_factory=meter_factory(config, paths, open_dataset),
         )
         for index in range(config.ranker_pool.actors)
     ]

@@ -1,8 +1,11 @@
-"""Trust in the ranker for the users of the test examples, measured as the gate does it and left in a file.
+"""What measures trust in a run's ranker, and the trust of its test examples, which is left in a file.
 
 `trust.parquet` has the columns `user_id`, `position` (of the test example in the user's sequence) and
 `trust`, null where the user has too few logged items.
 """
+
+import functools
+from collections.abc import Callable
 
 import numpy as np
 import pyarrow as pa
@@ -10,9 +13,24 @@ import pyarrow.parquet as pq
 
 from sluice.catalog.data.dataset import Dataset
 from sluice.learner.ranker.contract import Ranker
-from sluice.learner.trust.meter import open_meter
+from sluice.learner.trust.meter import TrustMeter, open_meter
 from sluice.services.config import RunConfig
 from sluice.services.paths import RunPaths
+
+
+def meter_factory(
+    config: RunConfig, paths: RunPaths, open_dataset: Callable[[], Dataset]
+) -> Callable[[Ranker], TrustMeter] | None:
+    """What makes the meter of a process that asks the ranker; None where no gate asks for trust."""
+    if config.trust is None:
+        return None
+    return functools.partial(
+        open_meter,
+        trust=config.trust,
+        settings=config.ranker,
+        directory=paths.ranker_halves,
+        dataset_factory=open_dataset,
+    )
 
 
 def measure_trust(config: RunConfig, paths: RunPaths, dataset: Dataset, ranker: Ranker) -> np.ndarray | None:
@@ -21,18 +39,12 @@ def measure_trust(config: RunConfig, paths: RunPaths, dataset: Dataset, ranker: 
     Raises:
         RankerError: the ranker's halves cannot be opened, or a score breaks the contract of rankers.
     """
-    if config.trust is None:
+    make_meter = meter_factory(config, paths, lambda: dataset)
+    if make_meter is None:
         paths.trust.unlink(missing_ok=True)
         return None
-    meter = open_meter(
-        ranker,
-        trust=config.trust,
-        settings=config.ranker,
-        directory=paths.ranker_halves,
-        dataset_factory=lambda: dataset,
-    )
     examples = dataset.examples("test")
-    trust = meter.measure(examples)
+    trust = make_meter(ranker).measure(examples)
     columns = {
         "user_id": pa.array([dataset.user_ids[user] for user in examples.users.tolist()], pa.string()),
         "position": pa.array(examples.positions, pa.int32()),

@@ -28,10 +28,10 @@ from sluice.learner.training.objective import build_objective
 from sluice.learner.training.step import LearnerStep
 from sluice.learner.training.train_loop import starting_policy
 from sluice.learner.training.validation import validate_policy
-from sluice.learner.trust.meter import open_meter
 from sluice.services.config import RunConfig
 from sluice.services.paths import RunPaths
 from sluice.services.progress import Progress
+from sluice.services.run.trust import meter_factory
 from sluice.services.study.rollouts import LocalRollouts, Meter
 
 BEST, LAST, METRICS = "best", "last", "metrics.jsonl"
@@ -160,14 +160,9 @@ class _Arm:
                 gaps=gaps,
             )
         ranker = load_ranker(config.ranker, paths.ranker, self.dataset)
-        if config.trust is not None and meter is None:
-            meter = open_meter(
-                ranker,
-                trust=config.trust,
-                settings=config.ranker,
-                directory=paths.ranker_halves,
-                dataset_factory=lambda: self.dataset,
-            )
+        measures = meter_factory(config, paths, lambda: self.dataset)
+        if measures is not None and meter is None:
+            meter = measures(ranker)
         rollouts = LocalRollouts(
             dataset=self.dataset,
             prompts=prompts,

@@ -47,7 +47,7 @@ SPLIT_MUTANTS = (
     ),
     Mutant(
         "catalog/data/semantic_ids.py",
-        "math.log2(2 * math.sqrt(max(1, items)))",
+        "math.log2(6 * math.sqrt(max(1, items)))",
         "math.log2(math.sqrt(max(1, items)))",
         ("catalog/data/test_semantic_ids.py",),
     ),

@@ -29,7 +29,8 @@ _ARMS = (
     ("stamp.is_file() and stamp.read_text() == inputs", "stamp.is_file()"),
     ('"learner": config.learner.model_dump(mode="json"),', ""),
     ('"objective": shown,', ""),
-    (', exclude={"gate": {"trust"}}', ""),
+    (', exclude=None if trust else {"gate": {"trust"}}', ""),
+    ("exclude=None if trust else", "exclude="),
     ('config.compare == "full" and', ""),
     ("and not has_sft_on_all_logs(dataset)", ""),
 )

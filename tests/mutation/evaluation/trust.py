@@ -115,7 +115,7 @@ _AREAS = (
     ),
     (
         "services/run/fleet.py",
-        "meter_factory=meter_factory,",
+        "meter_factory=meter_factory(config, paths, open_dataset),",
         "meter_factory=None,",
         ("services/run/test_trust.py",),
     ),

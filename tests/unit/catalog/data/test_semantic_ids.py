@@ -50,11 +50,11 @@ def test_level_sizes():
 
 
 def test_level_sizes_follow_the_catalogue():
-    # 2 sqrt(20) = 8.9, 2 sqrt(1682) = 82, 2 sqrt(12101) = 220, 2 sqrt(10^6) = 2000
+    # 6 sqrt(20) = 27, 6 sqrt(1682) = 246, 6 sqrt(12101) = 660, 6 sqrt(10^6) = 6000
     sizes = {items: fitting_level_sizes(items) for items in (1, 20, 1682, 12_101, 1_000_000)}
-    assert sizes == {1: (4,) * 3, 20: (8,) * 3, 1682: (64,) * 3, 12_101: (256,) * 3, 1_000_000: (2048,) * 3}
-    # Nearest on the scale of powers: the turn from 64 to 128 is at 2 sqrt(n) = 64 sqrt(2).
-    assert (fitting_level_sizes(2047)[0], fitting_level_sizes(2049)[0]) == (64, 128)
+    assert sizes == {1: (8, 8), 20: (32, 32), 1682: (256, 256), 12_101: (512, 512), 1_000_000: (8192, 8192)}
+    # Nearest on the scale of powers: the turn from 128 to 256 is at 6 sqrt(n) = 128 sqrt(2), n = 910.2.
+    assert (fitting_level_sizes(910)[0], fitting_level_sizes(911)[0]) == (128, 256)
 
 
 @settings(max_examples=25, deadline=None)

@@ -240,8 +240,13 @@ def test_without_a_fresh_part_sft_on_all_logs_is_said_to_be_the_start(tmp_path, 
 
 def test_a_random_gate_has_no_trust_and_its_stamp_none_either(tmp_path):
     """An arm that the release before trained is not trained again."""
-    gated = AdaGrpoObjective.model_validate({"gate": {"parts": "trust", "trust": {}}})
+    gated, otherwise = (
+        AdaGrpoObjective.model_validate({"gate": {"parts": "trust", "trust": {"items": items}}})
+        for items in (10, 5)
+    )
     random = arms.rolled_out_arms(gated, 0.3)["random_gate"]
     assert random.gate.trust is None and random.gate.random_rate == 0.3
-    inputs = json.loads(arms.arm_inputs(config_of(tmp_path), random))
+    config = config_of(tmp_path)
+    assert arms.arm_inputs(config, gated) != arms.arm_inputs(config, otherwise)
+    inputs = json.loads(arms.arm_inputs(config, random))
     assert inputs["objective"]["gate"]["mode"] == "random" and "trust" not in inputs["objective"]["gate"]

@@ -162,3 +162,24 @@ def test_an_arm_that_fails_costs_the_others_nothing(tmp_path, monkeypatch):
 def test_a_study_of_which_nothing_is_done_has_no_table(tmp_path):
     with pytest.raises(RunError, match="has no arm that is done"):
         gather(load_study(write_study(tmp_path)))
+
+
+def test_a_gate_by_user_has_its_halves_and_a_random_gate_of_its_rate(tmp_path, monkeypatch):
+    arms = {
+        "user": {"set": ["objective.gate={parts: trust, trust: {above: 0.5, others: 200}}"]},
+        "random": {"rate_of": "user"},
+    }
+    study = load_study(write_study(tmp_path, seeds=[0], arms=arms, against=["user"], best_of={}))
+    monkeypatch.setattr(study_run, "run_tasks", run_here)
+    assert study_run.run_study(study, Silent()) == []
+    root = paths_of(study, "tiny", 0).root
+    assert (root / "ranker-halves" / "without-1").is_dir()
+    rate = json.loads((root / "arms" / "user" / ROW).read_text())["cost"]["gate_rate"]
+    assert 0 < rate < 1
+    steps = [json.loads(line) for line in (root / "arms" / "user" / "metrics.jsonl").read_text().splitlines()]
+    known = [step for step in steps if step["kind"] == "step" and "trusted" in step]
+    assert known and all(0 <= step["trust"] <= 1 for step in known)
+    lower = {**arms, "user": {"set": ["objective.gate={parts: trust, trust: {above: 0.0, others: 200}}"]}}
+    changed = load_study(write_study(tmp_path, seeds=[0], arms=lower, against=["user"], best_of={}))
+    assert study_run.run_study(changed, Silent()) == []
+    assert json.loads((root / "arms" / "user" / ROW).read_text())["cost"]["gate_rate"] > rate
