@@ -1,9 +1,10 @@
 """The configuration of a study: one YAML file that names data sets, seeds and arms. Imports no torch."""
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -44,9 +45,19 @@ class StudySet(Settings):
 class StudyArm(Settings):
     """A post-training: what is different from the run's config."""
 
-    set: tuple[str, ...] = Field(
-        default=(), description="Settings that change, as `--set` takes them: `objective={type: nll}`."
+    objective: Mapping[str, Any] | None = Field(
+        default=None, description="The objective, in the place of the config's. null: the config's."
     )
+    set: tuple[str, ...] = Field(
+        default=(), description="Settings that change, as `--set` takes them: `learner.lr=1e-4`."
+    )
+
+    @property
+    def changes(self) -> tuple[str, ...]:
+        """What changes, as `--set` takes it."""
+        own = () if self.objective is None else (f"objective={json.dumps(self.objective)}",)
+        return (*own, *self.set)
+
     rate_of: str | None = Field(
         default=None,
         description="An arm with a gate. This arm gets a gate by chance that admits as often as that one did "
@@ -188,9 +199,9 @@ def arm_config(study: StudyConfig, of_set: str, arm: str, seed: int, gate_rate: 
         ConfigError: the settings do not fit each other.
     """
     settings = study.arms[arm]
-    changes = settings.set
+    changes = settings.changes
     if settings.rate_of is not None:
-        like = study.arms[settings.rate_of].set
+        like = study.arms[settings.rate_of].changes
         changes = (*like, f"{RATE}={{mode: random, random_rate: {gate_rate}}}", *changes)
     where = f"sets.{of_set} with arms.{arm}"
     config = _load(study, of_set, seed, changes, where)
