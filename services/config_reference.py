@@ -93,6 +93,8 @@ def _entry(path: str, field: FieldInfo, above: tuple[tuple[str, str], ...]) -> S
     models = _models(field.annotation)
     if typing.get_origin(field.annotation) is tuple and models:
         path += "[]"
+    if typing.get_origin(field.annotation) is dict and models:
+        path += ".<name>"
     kinds = tuple(_type_of(model) for model in models) if len(models) > 1 else ()
     groups = tuple(
         _group(model, path, (*above, (f"{path}.type", kinds[index])) if kinds else above)

@@ -1,13 +1,18 @@
-"""Write docs/configuration.md from the settings classes, as `config explain` shows them: `make docs`."""
+"""Write docs/configuration.md, and the settings in docs/studies.md, from the settings: `make docs`."""
 
+import re
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from sluice.catalog.settings import Settings
-from sluice.services.config_reference import SettingEntry, SettingGroup, describe_settings
+from sluice.services.config_reference import SettingEntry, SettingGroup, describe_settings, groups_below
 from sluice.services.config_resume import FIXED
+from sluice.services.study.settings import StudyConfig
+
+CONFIGURATION, STUDIES = (Path(__file__).parents[1] / name for name in ("configuration.md", "studies.md"))
+STUDY_PLACE = re.compile(r"(?<=<!-- settings -->\n).*?(?=<!-- end of the settings -->)", re.DOTALL)
 
 HEAD = """# Configuration
 
@@ -88,5 +93,17 @@ def _row(entry: SettingEntry) -> str:
     )
 
 
+def render_studies(page: str) -> str:
+    """docs/studies.md with today's settings of a study."""
+    rows = [
+        _row(entry)
+        for group in groups_below(describe_settings(StudyConfig))
+        for entry in group.entries
+        if not entry.is_plain_group
+    ]
+    return STUDY_PLACE.sub(lambda _: "\n".join([*TABLE, *rows]) + "\n", page)
+
+
 if __name__ == "__main__":
-    (Path(__file__).parents[1] / "configuration.md").write_text(render())
+    CONFIGURATION.write_text(render())
+    STUDIES.write_text(render_studies(STUDIES.read_text()))

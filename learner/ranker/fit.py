@@ -145,11 +145,14 @@ def fit_ensemble(
             progress(index * total + done, members * total, fields)
 
         fitted.append(_fit_member(logs, settings, np.random.default_rng((seed, index)), report))
-    version = sha256_of(
+    weights = sha256_of(
         tensor.cpu().numpy().tobytes() for member in fitted for tensor in member.state_dict().values()
     )
+    version = weights[:12] + ("" if settings.scores == "next_item" else f"-{settings.scores}")
     dataset = logs.dataset
-    return EnsembleRanker(fitted, version[:12], dataset.settings.max_history, dataset.reward_column)
+    return EnsembleRanker(
+        fitted, version, dataset.settings.max_history, dataset.reward_column, settings.scores
+    )
 
 
 def _fit_member(

@@ -26,7 +26,7 @@ from sluice.catalog.files import write_atomically
 from sluice.learner.ranker.heads import HEADS, OutcomeHead
 from sluice.learner.ranker.known_logs import KnownLogs
 from sluice.learner.ranker.output import RankerOutput
-from sluice.learner.ranker.settings import RankerSettings
+from sluice.learner.ranker.settings import RankerSettings, ScoreOf
 
 
 class SequenceRanker(nn.Module):
@@ -110,18 +110,22 @@ class SequenceRanker(nn.Module):
         candidates_BC: torch.Tensor,
         limit: int,
         head: str | None = None,
+        scores: ScoreOf = "next_item",
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Scores `[B, C]` of candidates (padding as row N), and the outcome that `head` predicts of them.
 
         The outcome is `[B, C]` in the unit of the log; None without a head.
         """
         states, vectors = self.last_states(histories, limit)
-        query = self.query(states)
-        scores = torch.einsum("bd,bcd->bc", query, vectors[candidates_BC]) + self.bias[candidates_BC]
+        if scores == "click":
+            scores_BC = self.head("click")(states[:, None], candidates_BC, vectors)
+        else:
+            relevance_BC = torch.einsum("bd,bcd->bc", self.query(states), vectors[candidates_BC])
+            scores_BC = relevance_BC + self.bias[candidates_BC]
         if head is None:
-            return scores, None
+            return scores_BC, None
         outcome = self.head(head)
-        return scores, outcome.value(outcome(states[:, None], candidates_BC, vectors))
+        return scores_BC, outcome.value(outcome(states[:, None], candidates_BC, vectors))
 
     @torch.no_grad()
     def expected_outcomes(
@@ -137,7 +141,12 @@ class EnsembleRanker:
     """The mean score of n members."""
 
     def __init__(
-        self, members: list[SequenceRanker], version: str, max_history: int, reward: str | None = None
+        self,
+        members: list[SequenceRanker],
+        version: str,
+        max_history: int,
+        reward: str | None = None,
+        scores: ScoreOf = "next_item",
     ) -> None:
         """An ensemble in evaluation mode.
 
@@ -146,12 +155,13 @@ class EnsembleRanker:
             version: names the fitted weights; it travels with every score.
             max_history: how many items of a history the members read.
             reward: the column of the logged reward; None: there is none.
+            scores: what a score is, see `RankerSettings.scores`.
         """
         self.members = [member.eval() for member in members]
         for member in self.members:
             member.fill_padding()
         self.version = version
-        self._max_history = max_history
+        self._max_history, self._scores = max_history, scores
         self._value_head = reward if reward is not None and reward in members[0].heads else None
 
     @property
@@ -178,7 +188,8 @@ class EnsembleRanker:
         rows = np.where(padding | (candidates >= items), items, candidates)
         rows_BC = torch.from_numpy(rows.astype(np.int64)).to(device)
         parts = [
-            member.score_candidates(histories, rows_BC, self._max_history, head) for member in self.members
+            member.score_candidates(histories, rows_BC, self._max_history, head, self._scores)
+            for member in self.members
         ]
         scores_nBC = torch.stack([scores for scores, _ in parts])
         outputs = {"scores": scores_nBC.mean(0)}
@@ -212,6 +223,7 @@ class EnsembleRanker:
             "items": self.members[0].items,
             "heads": self.heads,
             "max_history": self._max_history,
+            "scores": self._scores,
         }
         write_atomically(directory / "ranker.json", json.dumps(facts, indent=1))
 
@@ -242,7 +254,8 @@ class EnsembleRanker:
             member = SequenceRanker(dense_attributes(dataset), facts["hidden_size"], 0.0, facts["heads"])
             member.load_state_dict(load_file(Path(directory) / f"member-{index}.safetensors"))
             members.append(member)
-        return cls(members, facts["version"], facts["max_history"], dataset.reward_column)
+        scores = facts.get("scores", "next_item")  # earlier releases had no other
+        return cls(members, facts["version"], facts["max_history"], dataset.reward_column, scores)
 
 
 def dense_attributes(dataset: Dataset) -> torch.Tensor:
@@ -255,6 +268,9 @@ def build_member(logs: KnownLogs, settings: RankerSettings) -> SequenceRanker:
     """A fresh member.
 
     It has a head for every outcome that the logs it learns from have and whose weight is above 0.
+
+    Raises:
+        RankerError: its scores are to be of clicks, and it has no head for them.
     """
     dataset = logs.dataset
     logged = {
@@ -265,6 +281,11 @@ def build_member(logs: KnownLogs, settings: RankerSettings) -> SequenceRanker:
     if "click" in logged:
         logged["click"] = torch.cat([logged["click"], torch.zeros(len(logs.impressions))])
     outcomes = {column: known for column, known in logged.items() if len(known)}
+    if settings.scores == "click" and "click" not in outcomes:
+        raise RankerError(
+            "ranker.scores is click, and the logs that the ranker learns from have no clicks, or "
+            "ranker.click_weight is 0: set it to next_item, or name the column in data.source.columns.click"
+        )
     member = SequenceRanker(dense_attributes(dataset), settings.hidden_size, settings.dropout, list(outcomes))
     for column, known in outcomes.items():
         member.head(column).fit_scale(known)

@@ -6,6 +6,8 @@ from pydantic import Field, model_validator
 
 from sluice.catalog.settings import Settings, Unit
 
+ScoreOf = Literal["next_item", "click"]
+
 
 class ItemKnnSettings(Settings):
     """Co-occurrence with the items of the history. The defaults are from MovieLens-100K's validation."""
@@ -93,6 +95,12 @@ class RankerSettings(Settings):
         ge=0,
         lt=1,
         description="Dropout on the vectors that go into the network and on those that come out.",
+    )
+    scores: ScoreOf = Field(
+        default="next_item",
+        description="What the sequence model's score is. next_item: the log-odds, up to a term of the "
+        "history, that the item is next. click: the log-odds that it is clicked when it is shown, which is "
+        "what a ranker of impressions says.",
     )
     item_dropout: float = Field(
         default=0.1, ge=0, lt=1, description="Share of the history's items that training hides."

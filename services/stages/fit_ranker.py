@@ -29,8 +29,11 @@ def run_ranker_fit(config: RunConfig, progress: Callable[[int, int, dict[str, fl
     dataset = Dataset.open(paths.data)
     # What changes nothing is no reason to fit again: `until` without a fresh part, a stack of one model.
     ignored = set() if dataset.prompt_part == "fresh" else {"until"}
-    if config.ranker.users == "all":
-        ignored |= {"users"}
+    ignored |= {
+        name
+        for name, usual in (("users", "all"), ("scores", "next_item"))
+        if getattr(config.ranker, name) == usual
+    }
     if config.ranker.parts == ("sequence",):
         ignored |= {"sequence", "ease", "itemknn", "stack_share"}
     inputs = {

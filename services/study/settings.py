@@ -45,7 +45,7 @@ class StudySet(Settings):
 class StudyArm(Settings):
     """A post-training: what is different from the run's config."""
 
-    objective: Mapping[str, Any] | None = Field(
+    objective: dict[str, Any] | None = Field(
         default=None, description="The objective, in the place of the config's. null: the config's."
     )
     set: tuple[str, ...] = Field(
@@ -80,12 +80,12 @@ class StudyConfig(Settings):
     seeds: tuple[int, ...] = Field(
         default=(0, 1, 2), min_length=1, description="Seeds of start, ranker and post-training."
     )
-    sets: Mapping[str, StudySet] = Field(min_length=1, description="Data sets by name.")
-    arms: Mapping[str, StudyArm] = Field(min_length=1, description="Arms by name.")
+    sets: dict[str, StudySet] = Field(min_length=1, description="Data sets by name.")
+    arms: dict[str, StudyArm] = Field(min_length=1, description="Arms by name.")
     against: tuple[str, ...] = Field(
         min_length=1, description="Arms that every other arm is compared with, paired. `start` may be one."
     )
-    best_of: Mapping[str, tuple[str, ...]] = Field(
+    best_of: dict[str, tuple[str, ...]] = Field(
         default={},
         description="Rows that are the best of several arms, chosen on validation over all seeds: "
         "`mixture: [mixture-1, mixture-2]`. The choice is made for each data set.",

@@ -28,6 +28,13 @@ def test_the_settings_page_is_current(script: types.ModuleType):
     assert PAGE.read_text() == script.render(), "run `make docs`"
 
 
+def test_the_settings_of_a_study_are_current(script: types.ModuleType):
+    page = script.STUDIES.read_text()
+    assert page == script.render_studies(page), "run `make docs`"
+    assert script.render_studies(page.replace("| `studies` |", "| `here` |")) == page
+    assert "| `arms.<name>.rate_of` | text or null | `null` |" in page
+
+
 def test_every_setting_is_a_row_with_its_facts(script: types.ModuleType):
     rows = {line for line in script.render().splitlines() if line.startswith("| `")}
     assert "| `learner.lr` | number > 0 | `0.0001` |  | Learning rate after the warm-up. |" in rows

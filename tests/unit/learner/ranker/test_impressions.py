@@ -200,3 +200,29 @@ def test_a_log_without_impressions_has_nobody_to_learn_from(dataset, monkeypatch
     monkeypatch.setattr(Dataset, "impressions", lambda self, until: none)
     with pytest.raises(RankerError, match=r"ranker\.users is with_impressions, and the log has none"):
         logs_of(dataset, RankerSettings(users="with_impressions"))
+
+
+def test_a_ranker_of_clicks_scores_by_the_click_and_stays_so(dataset, tmp_path):
+    clicks = SETTINGS.model_copy(update={"scores": "click"})
+    fit_ranker(dataset, clicks, 0, tmp_path / "clicks")
+    fit_ranker(dataset, SETTINGS, 0, tmp_path / "next")
+    by_click, by_next = (EnsembleRanker.load(tmp_path / name, dataset) for name in ("clicks", "next"))
+    assert by_click.version == f"{by_next.version}-click"
+    histories = [dataset.history(user, 5, 8) for user in range(4)]
+    candidates = np.tile(np.arange(dataset.items, dtype=np.int32), (4, 1))
+    scores = by_click.score(histories, candidates)
+    for item in range(dataset.items):
+        chances = by_next.expected_outcomes(histories, np.full(4, item, dtype=np.int32))["click"]
+        logits = np.log(chances / (1 - chances)) - scores[:, item]
+        np.testing.assert_allclose(logits, logits[0], atol=1e-3)  # up to the logit of the mean
+    assert not np.allclose(scores, by_next.score(histories, candidates))
+    assert np.isnan(by_click.score(histories[:1], np.array([[-1, 0]], dtype=np.int32))[0]).tolist() == [
+        True,
+        False,
+    ]
+
+
+def test_a_ranker_of_clicks_needs_clicks(dataset, tmp_path):
+    without = SETTINGS.model_copy(update={"scores": "click", "click_weight": 0.0})
+    with pytest.raises(RankerError, match=r"ranker\.scores is click, and the logs"):
+        fit_ranker(dataset, without, 0, tmp_path)

@@ -390,7 +390,7 @@ def test_movielens():
         counts = result.manifest["counts"]
         assert (counts["users"], counts["items"], counts["interactions"]) == (943, 1682, 100_000)
         assert counts["examples"] == {"pretrain": 97_171, "fresh": 0, "valid": 943, "test": 943}
-        assert dataset.codes.shape == (1682, 4)
+        assert dataset.codes.shape == (1682, 3)
         assert len({tuple(row) for row in dataset.codes.tolist()}) == 1682
         assert dataset.settings.exclude_seen
 
