@@ -14,10 +14,12 @@ from sluice.services.config_reference import (
     groups_below,
     show_value,
 )
+from sluice.services.study.settings import StudyConfig
 
 GROUPS = [
     *groups_below(describe_settings()),
     *groups_below(describe_settings(WorldSettings)),
+    *groups_below(describe_settings(StudyConfig)),
 ]
 ENTRIES = {
     f"{group.model.__name__}.{entry.path.rpartition('.')[2]}": entry
