@@ -21,7 +21,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # The numeric libraries of every process stay on one thread; what may use more says so in the config.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup train quickstart test test-unit test-audit test-ray test-engine test-e2e test-gpu
+.PHONY: help setup train quickstart demo test test-unit test-audit test-ray test-engine test-e2e test-gpu
 .PHONY: check check-tests lint style types unused pages floors mutate lock lock-check gpu-check docs clean
 
 help:  ## this list
@@ -56,6 +56,9 @@ train: setup  ## run a config as a job: CONFIG=configs/ml100k.yaml, ARGS="--set 
 
 quickstart:  ## the smallest run that goes through everything
 	$(MAKE) train CONFIG=configs/quickstart.yaml
+
+demo: setup  ## a simulated shop whose truth is known: who gains and who loses by a gate
+	$(BIN)/sluice study configs/studies/demo.yaml
 
 # What checks the locks and the GPU is tested without them.
 CHECKS := tests/gpu/test_check.py tests/gpu/test_lock_check.py

@@ -1,4 +1,4 @@
-"""Write docs/configuration.md, and the settings in docs/studies.md, from the settings: `make docs`."""
+"""Write docs/configuration.md, and the settings of a study into its page, from the settings: `make docs`."""
 
 import re
 import sys
@@ -11,7 +11,8 @@ from sluice.services.config_reference import SettingEntry, SettingGroup, describ
 from sluice.services.config_resume import FIXED
 from sluice.services.study.settings import StudyConfig
 
-CONFIGURATION, STUDIES = (Path(__file__).parents[1] / name for name in ("configuration.md", "studies.md"))
+DOCS = Path(__file__).parents[1]
+CONFIGURATION, STUDIES = DOCS / "configuration.md", DOCS / "studies" / "studies.md"
 STUDY_PLACE = re.compile(r"(?<=<!-- settings -->\n).*?(?=<!-- end of the settings -->)", re.DOTALL)
 
 HEAD = """# Configuration
@@ -94,7 +95,7 @@ def _row(entry: SettingEntry) -> str:
 
 
 def render_studies(page: str) -> str:
-    """docs/studies.md with today's settings of a study."""
+    """docs/studies/studies.md with today's settings of a study."""
     rows = [
         _row(entry)
         for group in groups_below(describe_settings(StudyConfig))

@@ -1,4 +1,4 @@
-"""Writes the dials into docs/simulator.md and draws its picture: `python docs/scripts/simulator.py`."""
+"""Writes the dials of a world into its page and draws the picture: `python docs/scripts/simulator.py`."""
 
 import re
 import sys
@@ -20,7 +20,7 @@ from sluice.services.config import load_world
 from sluice.services.config_reference import SettingEntry, describe_settings, groups_below
 
 DOCS = Path(__file__).resolve().parents[1]
-PAGE, PICTURE = DOCS / "simulator.md", DOCS / "pictures" / "simulator.svg"
+PAGE, PICTURE = DOCS / "studies" / "simulator.md", DOCS / "pictures" / "simulator.svg"
 WORLD = DOCS.parent / "configs" / "worlds" / "half-wrong.yaml"
 PLACE = re.compile(r"(?<=<!-- dials -->\n).*?(?=<!-- end of the dials -->)", re.DOTALL)
 COLORS = ("#2e8b57", "#d9822b", "#3b7dd8", "#a23b72")  # of the categories that are told apart

@@ -29,9 +29,9 @@ class StudySet(Settings):
     )
     world: str | None = Field(
         default=None,
-        description="Config of a simulated world (`docs/simulator.md`), which is made first: its files take "
-        "the place of `data.source.interactions` and `data.source.catalogue`, and its truth judges the arms. "
-        "null: the config names its own logs, and nobody knows the truth.",
+        description="Config of a simulated world (`docs/studies/simulator.md`), which is made first: its "
+        "files take the place of `data.source.interactions` and `data.source.catalogue`, and its truth "
+        "judges the arms. null: the config names its own logs, and nobody knows the truth.",
     )
     world_set: tuple[str, ...] = Field(default=(), description="Dials of the world that change.")
 

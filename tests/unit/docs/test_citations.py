@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[3]
 PACKAGES = ("catalog", "learner", "actors", "services", "cluster")
 CODE = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
-PAGES = sorted((ROOT / "docs").glob("*.md")) + [ROOT / name for name in ("README.md", "CONTRIBUTING.md")]
+PAGES = sorted((ROOT / "docs").rglob("*.md")) + [ROOT / name for name in ("README.md", "CONTRIBUTING.md")]
 CITED = re.compile(r"docs/algorithms\.md,\s+")
 NAMED_PAGE = re.compile(r"docs/[a-z_-]+\.md")
 PATH = re.compile(

@@ -8,7 +8,7 @@ import pytest
 from tests.pages import ROOT, bad_blocks, bad_commands, blocks, make_targets, prose
 from tests.unit.docs.test_citations import is_defined
 
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 # The CHANGELOG says what these are called now.
 FORMER = {"sluice bench gate: no bench gate", "make gate: no such target"}
 # NOT YET: what pages name already and what is still to come; take it out when it is there.

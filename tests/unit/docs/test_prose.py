@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[3]
 SPEC = importlib.util.spec_from_file_location("sentences", ROOT / "docs" / "scripts" / "sentences.py")
 sentences = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(sentences)
-PAGES = sorted((ROOT / "docs").glob("*.md")) + [
+PAGES = sorted((ROOT / "docs").rglob("*.md")) + [
     ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")
 ]
 LONGEST_LINE = 110

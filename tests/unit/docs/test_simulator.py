@@ -1,4 +1,4 @@
-"""docs/simulator.md has today's dials, and its picture can be drawn from the shipped world."""
+"""docs/studies/simulator.md has today's dials, and its picture can be drawn from the shipped world."""
 
 import importlib.util
 from pathlib import Path
