@@ -24,7 +24,8 @@ from sluice.catalog.data.settings import SemanticIdSettings
 
 _POWER_ITERATIONS = 6
 _OVERSAMPLING = 16
-_LEVELS, _SMALLEST_LEVEL_BITS = 2, 2  # of codes that follow the catalogue
+_SMALLEST_LEVEL_BITS, _LARGEST_LEVEL_BITS = 2, 13  # of codes that follow the catalogue
+_ROOM = 16  # tuples of codes for each item of it
 _CONTEXT_SMOOTHING = 0.75  # of Levy, Goldberg and Dagan 2015: keeps rare contexts from dominating
 
 
@@ -108,12 +109,25 @@ def item_vectors(
 
 
 def fitting_level_sizes(items: int) -> tuple[int, ...]:
-    """Codes of each level, `[L]`, for a catalogue of `items`: two of the power of two nearest 6 sqrt(items).
+    """Codes of each level, `[L]`, for a catalogue of `items`.
 
-    They could tell 36 times the catalogue apart.
+    The first level has two thirds of the catalogue, so that most items have a code of their own, and at most
+    8,192 codes, since every code is a token. The next ones are for what shares it: further levels, of 8,192
+    codes at most, until all together could tell 16 times the catalogue apart. All are powers of two.
+
+    >>> fitting_level_sizes(12_101)
+    (8192, 32)
     """
-    size: int = 2 ** max(_SMALLEST_LEVEL_BITS, round(math.log2(6 * math.sqrt(max(1, items)))))
-    return (size,) * _LEVELS
+    items = max(1, items)
+    sizes = [_power_of_two(round(math.log2(items * 2 / 3)))]
+    while (missing := _ROOM * items / math.prod(sizes)) > 1:
+        sizes.append(_power_of_two(math.ceil(math.log2(missing))))
+    return tuple(sizes)
+
+
+def _power_of_two(bits: int) -> int:
+    size: int = 2 ** min(max(bits, _SMALLEST_LEVEL_BITS), _LARGEST_LEVEL_BITS)
+    return size
 
 
 def residual_kmeans(

@@ -114,8 +114,8 @@ class SemanticIdSettings(Settings):
 
     level_sizes: Annotated[tuple[int, ...] | None, Unit("codes")] = Field(
         default=None,
-        description="Codes of each level. The level that resolves collisions comes on top. null: two "
-        "levels of a size that follows the catalogue, the power of two nearest to 6 sqrt(items).",
+        description="Codes of each level. The level that resolves collisions comes on top. null: levels "
+        "that follow the catalogue, the first with two thirds of it and at most 8,192 codes.",
     )
     vector_dims: Annotated[int, Unit("dimensions")] = Field(
         default=64, ge=2, description="Size of the vectors: rank of the truncated SVD of the co-occurrences."

@@ -45,11 +45,14 @@ SPLIT_MUTANTS = (
             ("services/stages/data_warnings.py", "shared > _MANY * items", "shared > items"),
         )
     ),
-    Mutant(
-        "catalog/data/semantic_ids.py",
-        "math.log2(6 * math.sqrt(max(1, items)))",
-        "math.log2(math.sqrt(max(1, items)))",
-        ("catalog/data/test_semantic_ids.py",),
+    *(
+        Mutant("catalog/data/semantic_ids.py", old, new, ("catalog/data/test_semantic_ids.py",))
+        for old, new in (
+            ("round(math.log2(items * 2 / 3))", "math.ceil(math.log2(items * 2 / 3))"),
+            ("math.ceil(math.log2(missing))", "round(math.log2(missing))"),
+            ("/ math.prod(sizes)) > 1:", "/ math.prod(sizes)) >= 1:"),
+            ("_LARGEST_LEVEL_BITS = 2, 13", "_LARGEST_LEVEL_BITS = 2, 12"),
+        )
     ),
     *(
         Mutant("learner/training/pretrain.py", old, new, ("learner/training/test_pretrain.py",))

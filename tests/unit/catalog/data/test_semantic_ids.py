@@ -50,11 +50,19 @@ def test_level_sizes():
 
 
 def test_level_sizes_follow_the_catalogue():
-    # 6 sqrt(20) = 27, 6 sqrt(1682) = 246, 6 sqrt(12101) = 660, 6 sqrt(10^6) = 6000
-    sizes = {items: fitting_level_sizes(items) for items in (1, 20, 1682, 12_101, 1_000_000)}
-    assert sizes == {1: (8, 8), 20: (32, 32), 1682: (256, 256), 12_101: (512, 512), 1_000_000: (8192, 8192)}
-    # Nearest on the scale of powers: the turn from 128 to 256 is at 6 sqrt(n) = 128 sqrt(2), n = 910.2.
-    assert (fitting_level_sizes(910)[0], fitting_level_sizes(911)[0]) == (128, 256)
+    sizes = {items: fitting_level_sizes(items) for items in (1, 20, 1682, 12_101, 1_000_000, 20_000_000)}
+    assert sizes == {
+        1: (4, 4),
+        20: (16, 32),
+        1682: (1024, 32),
+        12_101: (8192, 32),
+        1_000_000: (8192, 2048),
+        20_000_000: (8192, 8192, 8),
+    }
+    # Nearest on the scale of powers: the turn from 512 to 1024 is at 2 n / 3 = 512 sqrt(2), n = 1086.1.
+    assert (fitting_level_sizes(1086)[0], fitting_level_sizes(1087)[0]) == (512, 1024)
+    # Room for sixteen times the catalogue: 16 n / 1024 = 32 is at n = 2048.
+    assert (fitting_level_sizes(2048), fitting_level_sizes(2049)) == ((1024, 32), (1024, 64))
 
 
 @settings(max_examples=25, deadline=None)

@@ -563,4 +563,4 @@ def test_code_sizes_follow_the_catalogue(tmp_path):
         tmp_path / "raw", make_log(), make_items(), semantic_ids=SemanticIdSettings(vector_dims=8)
     )
     prepare_data(settings, tmp_path / "out")
-    assert Dataset.open(tmp_path / "out").level_sizes[:2] == (32, 32)  # 6 sqrt(31) = 33
+    assert Dataset.open(tmp_path / "out").level_sizes[:2] == (16, 32)  # 31 items
