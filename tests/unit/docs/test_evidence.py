@@ -1,0 +1,40 @@
+"""The tables of a study get to their place in docs/evidence.md, and nowhere else."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[3] / "docs" / "scripts" / "evidence.py"
+SPEC = importlib.util.spec_from_file_location("docs_evidence", SOURCE)
+script = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(script)
+
+REPORT = "- a sentence\n\n## shop\n\n| row |\n| --- |\n| 1 |\n"
+
+
+def test_tables_take_the_place_of_those_before():
+    other = "<!-- other -->\nkept\n<!-- end of other -->\n"
+    page = f"# Evidence\n\n<!-- shop -->\nold\n<!-- end of shop -->\n\n{other}"
+    written = script.insert(page, "shop", REPORT)
+    assert "### shop\n\n| row |" in written and "old" not in written and "a sentence" not in written
+    assert other in written
+    assert script.insert(written, "shop", REPORT) == written
+
+
+def test_a_study_without_a_place_is_refused():
+    with pytest.raises(ValueError, match="has no place for shop"):
+        script.insert("# Evidence\n", "shop", REPORT)
+
+
+def test_the_page_has_a_place_for_every_study_that_it_tells_of():
+    page = script.PAGE.read_text()
+    names = [
+        line.removeprefix("<!-- ").removesuffix(" -->")
+        for line in page.splitlines()
+        if line.startswith("<!-- ")
+    ]
+    own = [name for name in names if not name.startswith("end of ")]
+    assert own and all(f"<!-- end of {name} -->" in page for name in own)
+    configs = SOURCE.parents[2] / "configs" / "studies"
+    assert all((configs / f"{name}.yaml").is_file() for name in own)
