@@ -31,6 +31,7 @@ COLUMNS = {
 _SHARES = ("hallucination", "coverage", "gate_rate")
 _PLAIN = ("seconds", "peak_mib")
 _MAIN = (TRUE_CTR, "hr@10", "hallucination")  # what a narrow screen shows
+_SMALL_P = 0.001
 Rows = list[dict[str, Any]]
 
 
@@ -64,21 +65,24 @@ def _of_set(study: StudyConfig, findings: Findings, table: Rows, of_set: str) ->
     known = [
         name for name in COLUMNS if any(row.get(name) is not None for row in table if row["set"] == of_set)
     ]
-    lines = {}
+    groups = sorted({found.group for found in differences if found.group is not None})
+    lines = []
     for row, arm in rows.items():
         told = [
             line
             for line in table
             if (line["set"], line["arm"], line["checkpoint"]) == (of_set, arm, study.checkpoint)
         ]
-        lines[row] = {
-            "label": row if row == arm else f"{row} ({arm})",
-            "cells": [_cell(name, [line.get(name) for line in told]) for name in known],
-        }
+        cells = [_cell(name, [line.get(name) for line in told]) for name in known]
+        of_groups = [f"{findings.pooled(of_set, arm).mean(TRUE_CTR, group):.4f}" for group in groups]
+        lines.append(
+            {"label": row if row == arm else f"{row} ({arm})", "cells": [*cells[:1], *of_groups, *cells[1:]]}
+        )
+    columns = [(COLUMNS[name], name in _MAIN) for name in known]
     return {
         "name": of_set,
-        "columns": [(COLUMNS[name], name in _MAIN) for name in known],
-        "rows": list(lines.values()),
+        "columns": [*columns[:1], *((f"of {group}", False) for group in groups), *columns[1:]],
+        "rows": lines,
         "sentences": [_sentence(of_set, found) for found in _leading(study, differences, main)],
         "differences": [_line(found) for found in differences],
         "charts": [
@@ -93,11 +97,17 @@ def _of_set(study: StudyConfig, findings: Findings, table: Rows, of_set: str) ->
 
 
 def _leading(study: StudyConfig, differences: Sequence[Difference], main: str) -> list[Difference]:
-    """For each row that others are compared with: the largest difference to it."""
+    """For each row that others are compared with: the largest difference to it.
+
+    What nobody could run, an oracle, does not count.
+    """
     leading = []
+    oracles = [name for name, arm in study.arms.items() if arm.oracle]
     for other in study.against:
         of_other = [
-            found for found in differences if (found.second, found.metric, found.group) == (other, main, None)
+            found
+            for found in differences
+            if (found.second, found.metric, found.group) == (other, main, None) and found.first not in oracles
         ]
         leading += sorted(of_other, key=lambda found: -found.mean)[:1]
     return leading
@@ -107,8 +117,12 @@ def _sentence(of_set: str, found: Difference) -> str:
     side = "better than" if found.low > 0 else "worse than" if found.high < 0 else "not distinguishable from"
     return (
         f"{of_set}: {found.first} is {side} {found.second}: {COLUMNS[found.metric]} {found.mean:+.4f} "
-        f"[{found.low:+.4f}, {found.high:+.4f}], {found.relative:+.1%}, corrected p {found.p:.2g}."
+        f"[{found.low:+.4f}, {found.high:+.4f}], {found.relative:+.1%}, corrected p {_p(found.p)}."
     )
+
+
+def _p(value: float) -> str:
+    return f"{value:.2g}" if value >= _SMALL_P else f"below {_SMALL_P}"
 
 
 def _line(found: Difference) -> dict[str, str]:
@@ -118,7 +132,7 @@ def _line(found: Difference) -> dict[str, str]:
         "difference": f"{found.mean:+.4f}",
         "interval": f"{found.low:+.4f} to {found.high:+.4f}",
         "relative": f"{found.relative:+.1%}",
-        "p": "" if found.group is not None else f"{found.p:.2g}",
+        "p": "" if found.group is not None else _p(found.p),
         "verdict": "better" if found.low > 0 else "worse" if found.high < 0 else "",
     }
 

@@ -12,6 +12,7 @@ from sluice.services.study.settings import load_study
 from tests.unit.services.study.conftest import write_study
 
 USERS, EACH = 200, 3
+_BY_USER = "objective.gate={parts: trust, trust: {}}"
 
 
 def plant(study, hits, truth=None, valid=None, checkpoint="last"):
@@ -105,3 +106,19 @@ def test_the_page_says_what_is_best_and_what_is_missing(study):
     assert "2 rows are not done with all seeds yet" in page  # random, trust
     told = (study.directory / "report.md").read_text()
     assert "| gate - nll | HR@10 | +0.2000 |" in told
+
+
+def test_the_page_tells_groups_apart_and_praises_no_oracle(tmp_path):
+    world = {
+        "sets": {"tiny": {"config": str(tmp_path / "run.yaml"), "world": "configs/worlds/half-wrong.yaml"}}
+    }
+    arms = {"nll": {"objective": {"type": "nll"}}, "gate": {}, "oracle": {"oracle": True, "set": [_BY_USER]}}
+    study = load_study(write_study(tmp_path, **world, arms=arms, against=["nll"], best_of={}))
+    hits = {"start": 0.3, "nll": 0.3, "gate": 0.3, "oracle": 0.3}
+    plant(study, hits, truth={"start": 0.2, "nll": 0.2, "gate": 0.4, "oracle": 0.5})
+    page = write_page(study)
+    told = page.with_suffix(".md").read_text()
+    assert told.startswith("- tiny: gate is better than nll: true click-through +0.2000")
+    assert "corrected p below 0.001" in told
+    assert "| row | HR@10 | of even | of odd |" in told  # the planted rows have no means of their own
+    assert "| gate | 0.5000 | 0.4000 | 0.4100 |" in told
