@@ -22,6 +22,20 @@ def test_tables_take_the_place_of_those_before():
     assert script.insert(written, "shop", REPORT) == written
 
 
+def test_differences_of_all_users_in_the_main_metric_are_kept():
+    head = "| pair | metric | difference |\n| --- | --- | --- |\n"
+    rows = [
+        "| a - b | HR@10 | 1 |",
+        "| a - b | true click-through, A | 2 |",
+        "| a - b | true click-through | 3 |",
+    ]
+    page = "<!-- shop -->\n<!-- end of shop -->\n"
+    written = script.insert(page, "shop", REPORT + "\n" + head + "\n".join(rows) + "\n")
+    assert rows[2] in written and rows[0] not in written and rows[1] not in written
+    plain = script.insert(page, "shop", REPORT + "\n" + head + rows[0] + "\n| a - b | HR@10, A | 4 |\n")
+    assert rows[0] in plain and "HR@10, A" not in plain and "| 1 |" in plain
+
+
 def test_a_study_without_a_place_is_refused():
     with pytest.raises(ValueError, match="has no place for shop"):
         script.insert("# Evidence\n", "shop", REPORT)
