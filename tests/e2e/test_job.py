@@ -57,7 +57,8 @@ def test_the_summary_has_every_promised_field(submitted):
     for row in (*POLICIES, "popularity", "itemknn"):
         assert {"hr@10", "ndcg@10", "mrr", "hallucination"} <= set(summary["metrics"][row])
         assert summary["metrics"][row]["users"] == 24
-    assert set(summary["gate"]) == {"rate", "difficulty", "discriminability"}
+    assert set(summary["gate"]) == {"rate", "difficulty", "discriminability", "trusted"}
+    assert summary["gate"]["trusted"] is None  # no gate asks for trust
     assert summary["throughput"]["learner_steps"] == 8
     assert summary["throughput"]["groups_per_s"] > 0
     assert {"prepare", "pretrain", "fit-ranker", "control", "engines", "train", "judge"} <= set(
