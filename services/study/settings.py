@@ -52,12 +52,6 @@ class StudyArm(Settings):
         default=(), description="Settings that change, as `--set` takes them: `learner.lr=1e-4`."
     )
 
-    @property
-    def changes(self) -> tuple[str, ...]:
-        """What changes, as `--set` takes it."""
-        own = () if self.objective is None else (f"objective={json.dumps(self.objective)}",)
-        return (*own, *self.set)
-
     rate_of: str | None = Field(
         default=None,
         description="An arm with a gate. This arm gets a gate by chance that admits as often as that one did "
@@ -68,6 +62,12 @@ class StudyArm(Settings):
         description="Trust is 1 for the users of segment A of the simulated world and 0 for those of B, "
         "which nobody could know. The objective's gate has to ask for trust.",
     )
+
+    @property
+    def changes(self) -> tuple[str, ...]:
+        """What changes, as `--set` takes it."""
+        own = () if self.objective is None else (f"objective={json.dumps(self.objective)}",)
+        return (*own, *self.set)
 
 
 class StudyConfig(Settings):
