@@ -95,8 +95,9 @@ floors: setup  ## a few speed ratios against generous floors
 mutate: setup  ## break the code on purpose and see a test fail; ARGS=gate for files named so
 	$(BIN)/python -m tests.mutation $(ARGS)
 
-docs: setup  ## write docs/configuration.md from the settings
+docs: setup  ## write the settings into docs/configuration.md and the pages of studies
 	$(BIN)/python docs/scripts/configuration.py
+	$(BIN)/python docs/scripts/simulator.py
 
 lock:  ## resolve requirements/*.in into locks again
 	python3.11 requirements/lock.py

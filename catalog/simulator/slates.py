@@ -59,10 +59,11 @@ class Logger:
     def propensity(self, rows: np.ndarray, slates: np.ndarray, exploration: float) -> np.ndarray:
         """float32 [R, S]: (1 - exploration) x softmax share + exploration / items that may be shown.
 
-        This is the chance of an item at the first slot, and is given for every slot. Below the first slot it
-        is approximate, since an item stands in a slate once: given the items above with a share of s in sum,
-        a slot's chance is 1 / (1 - s) times this one, and an item that is likely to stand above is less
-        likely to stand here. The error is of the order of the largest share times the slots above.
+        This is the chance of an item at the first slot, but for what exploration leaves out there: items that
+        stand elsewhere in the slate. It is given for every slot, and approximate below the first, since an
+        item stands in a slate once. Given the items above with a share of s in sum, a slot's chance is
+        1 / (1 - s) times this one, and an item that is likely to stand above is less likely to stand here.
+        The error is of the order of the largest share times the slots above.
         """
         share = self._weights[rows[:, None], np.maximum(slates, 0)].astype(np.float64)
         share /= np.maximum(self._weight_left[rows], _TINY)[:, None]
