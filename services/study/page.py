@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 
 from sluice.catalog.files import write_atomically
 from sluice.services.report.charts import Interval, interval_chart
-from sluice.services.report.report import render
+from sluice.services.report.report import BREADTH, render
+from sluice.services.report.report import COLUMNS as OF_RUNS
 from sluice.services.study.analysis import Difference, Findings
 from sluice.services.study.judge import TRUE_CTR
 from sluice.services.study.results import gather
@@ -16,14 +17,8 @@ from sluice.services.study.settings import StudyConfig
 
 COLUMNS = {
     TRUE_CTR: "true click-through",
-    "hr@1": "HR@1",
-    "hr@5": "HR@5",
-    "hr@10": "HR@10",
-    "hr@50": "HR@50",
-    "ndcg@10": "NDCG@10",
-    "mrr": "MRR",
-    "hallucination": "hallucination",
-    "coverage": "coverage",
+    **OF_RUNS,
+    "coverage": BREADTH["coverage"],
     "gate_rate": "admitted",
     "seconds": "seconds",
     "peak_mib": "MiB",
