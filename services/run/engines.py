@@ -13,7 +13,7 @@ from sluice.services.config import RunConfig
 from sluice.services.paths import RunPaths
 
 
-class _Arguments(TypedDict):
+class EngineArguments(TypedDict):
     """What every engine is made with, beside its settings."""
 
     policy_dir: Path
@@ -29,18 +29,25 @@ def engine_variables(config: RunConfig) -> dict[str, str]:
     return engine_environment(engine) if engine.type == "vllm" else {}
 
 
-def open_engine(config: RunConfig, paths: RunPaths, vocabulary: Vocabulary, seed: int) -> Engine:
-    """Runs inside the rollout actor, whose environment is what `engine_variables` says before vLLM is
-    imported.
-    """
-    settings = config.rollout.engine
-    arguments: _Arguments = {
+def engine_arguments(
+    config: RunConfig, paths: RunPaths, vocabulary: Vocabulary, seed: int
+) -> EngineArguments:
+    """What an engine of this run is made with, beside its settings."""
+    return {
         "policy_dir": paths.policy,
         "vocabulary": vocabulary,
         "decoding": config.decoding,
         "seed": seed,
         "max_prompt_tokens": 1 + Dataset.open(paths.data).settings.max_history * vocabulary.layout.levels,
     }
+
+
+def open_engine(config: RunConfig, paths: RunPaths, vocabulary: Vocabulary, seed: int) -> Engine:
+    """Runs inside the rollout actor, whose environment is what `engine_variables` says before vLLM is
+    imported.
+    """
+    settings = config.rollout.engine
+    arguments = engine_arguments(config, paths, vocabulary, seed)
     if settings.type == "tree":
         from sluice.actors.engines.tree import TreeEngine
 

@@ -31,6 +31,7 @@ from sluice.learner.training.validation import validate_policy
 from sluice.services.config import RunConfig
 from sluice.services.paths import RunPaths
 from sluice.services.progress import Progress
+from sluice.services.run.engines import engine_arguments
 from sluice.services.run.trust import meter_factory
 from sluice.services.study.rollouts import LocalRollouts, Meter
 
@@ -135,13 +136,9 @@ class _Arm:
     def _engine(self, paths: RunPaths) -> TreeEngine:
         given = self.config.rollout.engine
         return TreeEngine(
-            policy_dir=paths.policy,
-            vocabulary=self.vocabulary,
-            decoding=self.config.decoding,
+            **engine_arguments(self.config, paths, self.vocabulary, self.config.seed),
             # Runs with vLLM draw from the same distribution; an arm of a minute has no time for its start.
             engine=given if isinstance(given, TreeEngineSettings) else TreeEngineSettings(),
-            seed=self.config.seed,
-            max_prompt_tokens=1 + self.dataset.settings.max_history * self.vocabulary.layout.levels,
         )
 
     def _source(self, paths: RunPaths, meter: Meter | None) -> BatchSource:

@@ -59,9 +59,10 @@ def paths_of(study: StudyConfig, of_set: str, seed: int) -> RunPaths:
 def cells_of(study: StudyConfig) -> list[Cell]:
     """All that the study consists of; the start is an arm of no steps."""
     return [
-        Cell(of_set=of_set, seed=seed, arm=arm, directory=paths_of(study, of_set, seed).root / "arms" / arm)
+        Cell(of_set=of_set, seed=seed, arm=arm, directory=root / "arms" / arm)
         for of_set in study.sets
         for seed in study.seeds
+        for root in (paths_of(study, of_set, seed).root,)
         for arm in (START, *study.arms)
     ]
 
