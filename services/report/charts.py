@@ -196,6 +196,7 @@ def interval_chart(intervals: Sequence[Interval], x_label: str, salt: str) -> st
         axes.set_yticks(range(len(intervals)), [shown.label for shown in intervals])
         axes.invert_yaxis()
         axes.set_xlabel(x_label)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
         return _svg(figure)
 
 

@@ -51,6 +51,7 @@ class Pooled:
 
     users: np.ndarray  # int64 [n]
     positions: np.ndarray  # int64 [n]
+    ranks: np.ndarray  # int64 [n], of the target in the list, 0: not there
     values: Mapping[str, np.ndarray]  # float64 [n] by metric
     groups: np.ndarray | None  # [n]
 
@@ -130,7 +131,8 @@ def pool_examples(cells: Sequence[Cell], study: StudyConfig, split: str) -> Pool
     def column(name: str) -> np.ndarray:
         return np.concatenate([table.column(name).to_numpy(zero_copy_only=False) for table in tables])
 
-    metrics = per_user(column("rank"))
+    ranks = column("rank").astype(np.int64)
+    metrics = per_user(ranks)
     values = {name: metrics[name] for name in LOGGED}
     known = set(tables[0].column_names)
     if TRUE_CTR in known:
@@ -138,6 +140,7 @@ def pool_examples(cells: Sequence[Cell], study: StudyConfig, split: str) -> Pool
     return Pooled(
         users=column("user"),
         positions=column("position"),
+        ranks=ranks,
         values=values,
         groups=column(GROUP) if GROUP in known else None,
     )

@@ -13,6 +13,16 @@ from sluice.services.report.report import COLUMNS as OF_RUNS
 from sluice.services.study.analysis import Difference, Findings
 from sluice.services.study.judge import TRUE_CTR
 from sluice.services.study.results import gather
+from sluice.services.study.sections import (
+    admission_chart,
+    frontier,
+    gate_heads,
+    gate_lines,
+    gate_sentence,
+    gate_tests,
+    strata_lines,
+    strata_tables,
+)
 from sluice.services.study.settings import StudyConfig
 
 COLUMNS = {
@@ -27,6 +37,7 @@ _SHARES = ("hallucination", "coverage", "gate_rate")
 _PLAIN = ("seconds", "peak_mib")
 _MAIN = (TRUE_CTR, "hr@10", "hallucination")  # what a narrow screen shows
 _SMALL_P = 0.001
+_STRATUM = ("policy / ranker", "examples", "admitted")
 Rows = list[dict[str, Any]]
 
 
@@ -74,18 +85,30 @@ def _of_set(study: StudyConfig, findings: Findings, table: Rows, of_set: str) ->
             {"label": row if row == arm else f"{row} ({arm})", "cells": [*cells[:1], *of_groups, *cells[1:]]}
         )
     columns = [(COLUMNS[name], name in _MAIN) for name in known]
+    tests = gate_tests(study, of_set, findings) if rows else []
+    knows = gate_sentence(of_set, tests)
+    charts = [
+        (f"{COLUMNS[main]} less that of {other}", _chart(of_set, differences, main, other))
+        for other in study.against
+    ]
+    charts.append(("Retrieval-validity plane", frontier(findings, table, of_set)))
+    charts.append((f"Prompts admitted, seed {study.seeds[0]}", admission_chart(study, of_set)))
     return {
         "name": of_set,
         "columns": [*columns[:1], *((f"of {group}", False) for group in groups), *columns[1:]],
         "rows": lines,
-        "sentences": [_sentence(of_set, found) for found in _leading(study, differences, main)],
+        "sentences": [_sentence(of_set, found) for found in _leading(study, differences, main)]
+        + ([] if knows is None else [knows]),
         "differences": [_line(found) for found in differences],
-        "charts": [
+        "charts": [{"title": title, "svg": svg} for title, svg in charts],
+        "gate": {"heads": gate_heads(tests), "rows": gate_lines(tests)},
+        "strata": [
             {
-                "title": f"{COLUMNS[main]} less that of {other}",
-                "svg": _chart(of_set, differences, main, other),
+                "title": shown["title"],
+                "heads": [*_STRATUM, *(COLUMNS.get(name, name) for name in shown["metrics"]), "rank, log2"],
+                "rows": strata_lines(shown["strata"]),
             }
-            for other in study.against
+            for shown in strata_tables(study, of_set, findings)
         ],
         "missing": len(study.arms) + 1 - len(set(rows) & {"start", *study.arms}),
     }
@@ -168,6 +191,10 @@ def _markdown(context: Mapping[str, Any]) -> str:
             {"label": row["pair"], "cells": [row[name] for name in heads[1:]]} for row in shown["differences"]
         ]
         lines += ["", *_table(heads, cells)]
+        for table in (shown["gate"], *shown["strata"]):
+            if table["rows"]:
+                title = table.get("title", "what the gate knows")
+                lines += ["", f"### {shown['name']}: {title}", "", *_table(table["heads"], table["rows"])]
     return "\n".join(lines) + "\n"
 
 

@@ -1,6 +1,7 @@
 """What a study has so far: the directories of its arms, and the Parquet tables that they are gathered in.
 
 <study>/<set>-seed<seed>/                 data, start and ranker, as of a run
+<study>/<set>-seed<seed>/prompts/         what the gate says of the test prompts
 <study>/<set>-seed<seed>/arms/<arm>/      best/, last/, metrics.jsonl, row.json, <checkpoint>-<split>.parquet
 <study>/results.parquet                   one row for each data set, seed, arm and checkpoint
 <study>/report.html, report.md            written from these
@@ -54,6 +55,11 @@ class Cell:
 def paths_of(study: StudyConfig, of_set: str, seed: int) -> RunPaths:
     """Where data, start and ranker of a data set and a seed lie."""
     return RunPaths.of(set_config(study, of_set, seed))
+
+
+def prompts_directory(study: StudyConfig, of_set: str, seed: int) -> Path:
+    """Where `sluice.services.study.start_rollouts` leaves what rollouts of the test prompts say."""
+    return paths_of(study, of_set, seed).root / "prompts"
 
 
 def cells_of(study: StudyConfig) -> list[Cell]:

@@ -1,7 +1,8 @@
 """`sluice study`: all arms of all data sets and seeds, as Ray tasks beside each other.
 
     for each simulated data set: simulate                           built once
-    for each data set and seed:  prepare, pretrain, fit-ranker      built once, shared by the arms
+    for each data set and seed:  prepare, pretrain, fit-ranker,     built once, shared by the arms
+                                 roll out the test prompts
     for each arm:                post-train, judge                  built once, left as it is when asked again
 
 A study that was interrupted, or has a new arm, goes on where it is. An arm that fails is told and costs the
@@ -31,7 +32,7 @@ from sluice.services.stages.simulate import simulate_world
 from sluice.services.stages.staging import build_once, stage_inputs
 from sluice.services.study.arm import BEST, LAST, needs_ranker, train_arm
 from sluice.services.study.judge import judge_policy
-from sluice.services.study.results import ROW, Cell, cells_of, gather, paths_of
+from sluice.services.study.results import ROW, Cell, cells_of, gather, paths_of, prompts_directory
 from sluice.services.study.settings import (
     START,
     StudyConfig,
@@ -40,6 +41,7 @@ from sluice.services.study.settings import (
     world_directory,
     world_settings,
 )
+from sluice.services.study.start_rollouts import PROMPTS, gate_of, measure_prompts
 from sluice.services.study.truth import OracleTrust, TrueClickThrough
 
 Job = Callable[[Progress], str | None]
@@ -113,10 +115,37 @@ def _make_start(study: StudyConfig, of_set: str, seed: int, progress: Progress) 
     paths.root.mkdir(parents=True, exist_ok=True)
     prepare.prepare_data(config.data, paths.data)
     pretrain.run_pretraining(config, progress)
+    asking: RunConfig | None = None  # of the arms with a ranker: the first, or the first that asks for trust
     for arm in study.arms:  # one that asks for trust adds the ranker's halves
         of_arm = arm_config(study, of_set, arm, seed, 0.5)
         if needs_ranker(of_arm):
             fit_ranker.run_ranker_fit(of_arm, progress)
+            if asking is None or (asking.trust is None and of_arm.trust is not None):
+                asking = of_arm
+    if asking is not None:
+        _measure_prompts(study, of_set, paths, config, asking)
+
+
+def _measure_prompts(
+    study: StudyConfig, of_set: str, paths: RunPaths, config: RunConfig, asking: RunConfig
+) -> None:
+    """Leave what the gate says of the test prompts; `asking` is the arm that says how trust is measured."""
+    gate = gate_of(config)
+    inputs = {
+        "start": stage_inputs(paths.policy),
+        "ranker": stage_inputs(paths.ranker),
+        "halves": None if asking.trust is None else stage_inputs(paths.ranker_halves),
+        "trust": None if asking.trust is None else asking.trust.model_dump(mode="json"),
+        "gate": gate.model_dump(mode="json"),
+        "rollout": asking.rollout.model_dump(mode="json"),
+        "examples": study.examples,
+    }
+
+    def build(directory: Path) -> None:
+        table = measure_prompts(asking, gate, paths, study.examples, _truth(study, of_set))
+        pq.write_table(table, directory / PROMPTS)
+
+    build_once(prompts_directory(study, of_set, config.seed), inputs, build)
 
 
 def _make_arm(study: StudyConfig, cell: Cell, progress: Progress) -> None:
@@ -152,8 +181,7 @@ def _judge(
     study: StudyConfig, config: RunConfig, of_set: str, places: Mapping[str, Path], directory: Path
 ) -> dict[str, dict[str, float]]:
     """Leave the examples of every checkpoint in `directory`; returns the means."""
-    has_world = study.sets[of_set].world is not None
-    truth = TrueClickThrough(world_directory(study, of_set)) if has_world else None
+    truth = _truth(study, of_set)
     decoded_as = same_weights(places)
     judged = {
         name: judge_policy(config, places[name], study.examples, truth) for name in set(decoded_as.values())
@@ -162,6 +190,11 @@ def _judge(
         for split, table in judged[of][0].items():
             pq.write_table(table, directory / f"{checkpoint}-{split}.parquet")
     return {checkpoint: judged[of][1] for checkpoint, of in decoded_as.items()}
+
+
+def _truth(study: StudyConfig, of_set: str) -> TrueClickThrough | None:
+    has_world = study.sets[of_set].world is not None
+    return TrueClickThrough(world_directory(study, of_set)) if has_world else None
 
 
 def _origin(config: RunConfig) -> dict[str, Any]:

@@ -90,6 +90,11 @@ class StudyConfig(Settings):
         description="Rows that are the best of several arms, chosen on validation over all seeds: "
         "`mixture: [mixture-1, mixture-2]`. The choice is made for each data set.",
     )
+    strata: tuple[str, ...] = Field(
+        default=(),
+        description="Rows whose change against the first of `against` is shown by stratum: the start's rank "
+        "of the logged item by the ranker's.",
+    )
     examples: Annotated[int, Unit("examples")] | None = Field(
         default=4000,
         ge=1,
@@ -122,9 +127,10 @@ class StudyConfig(Settings):
     @model_validator(mode="after")
     def _known(self) -> "StudyConfig":
         rows = {START, *self.arms, *self.best_of}
-        for name in self.against:
-            if name not in rows:
-                raise ValueError(f"against names {name!r}, which is no arm: one of {_listed(rows)}")
+        for field in ("against", "strata"):
+            for name in getattr(self, field):
+                if name not in rows:
+                    raise ValueError(f"{field} names {name!r}, which is no arm: one of {_listed(rows)}")
         for name, arms in self.best_of.items():
             if name in self.arms:
                 raise ValueError(f"best_of.{name} has the name of an arm: take another")

@@ -34,17 +34,20 @@ class TrueClickThrough:
         self._truth = Truth.open(world)
 
     def __call__(self, dataset: Dataset, results: UserResults) -> Mapping[str, np.ndarray]:
-        """Columns of the examples of `results`; a place without an item counts as one that nobody clicks.
-
-        The moment is that of the logged interaction that the example's target is.
-        """
+        """Columns of the examples of `results`; a place without an item counts as one that nobody clicks."""
+        examples = Examples(users=results.users, positions=results.positions)
         users = np.array(dataset.user_ids, dtype=np.int64)[results.users]
-        known_items = np.append(np.array(dataset.item_ids, dtype=np.int64), -1)  # the last for no item
-        times = dataset.timestamps[dataset.offsets[results.users] + results.positions]
-        chances = self._truth.click_probability(
-            users, self._truth.steps_of(times), known_items[results.items[:, :TOP]]
-        )
         return {
-            TRUE_CTR: chances.mean(axis=1, dtype=np.float64),
+            TRUE_CTR: self.of_items(dataset, examples, results.items[:, :TOP]).mean(axis=1, dtype=np.float64),
             GROUP: np.array(SEGMENTS)[self._truth.segment[users]],
         }
+
+    def of_items(self, dataset: Dataset, examples: Examples, items: np.ndarray) -> np.ndarray:
+        """The click probabilities float32 `[n, m]` of item rows `[n, m]`, 0 of -1.
+
+        The moment is that of the logged interaction that each example's target is.
+        """
+        users = np.array(dataset.user_ids, dtype=np.int64)[examples.users]
+        known_items = np.append(np.array(dataset.item_ids, dtype=np.int64), -1)  # the last for no item
+        times = dataset.timestamps[dataset.offsets[examples.users] + examples.positions]
+        return self._truth.click_probability(users, self._truth.steps_of(times), known_items[items])

@@ -32,7 +32,7 @@ def plant(study, hits, truth=None, valid=None, checkpoint="last"):
             pq.write_table(pa.table(columns), cell.directory / f"{checkpoint}-{split}.parquet")
         (cell.directory / ROW).write_text(
             '{"cost": {"seconds": 1.0, "gate_rate": null}, "origin": {"commit": "abc"}, '
-            '"checkpoints": {"last": {"hr@10": 0.5}, "best": {"hr@10": 0.5}}}'
+            '"checkpoints": {"last": {"hr@10": 0.5, "hallucination": 0}, "best": {"hr@10": 0.5}}}'
         )
 
 

@@ -14,6 +14,7 @@ from tests.unit.services.study.conftest import write_study
         ({"seeds": [-1]}, "at least 0"),
         ({"seeds": []}, "seeds"),
         ({"against": ["nobody"]}, "'nobody', which is no arm: one of best-mixture, gate, heavy"),
+        ({"strata": ["nobody"]}, "strata names 'nobody', which is no arm"),
         ({"arms": {"start": {}}}, "'start' cannot be a name"),
         ({"arms": {"a/b": {}}}, "'a/b' cannot be a name"),
         ({"arms": {"nll": {}}, "against": ["nll"], "best_of": {"nll": ["nll"]}}, "has the name of an arm"),
