@@ -22,18 +22,33 @@ def test_tables_take_the_place_of_those_before():
     assert script.insert(written, "shop", REPORT) == written
 
 
+HEAD = "\n| pair | metric | difference |\n| --- | --- | --- |\n"
+PAGE = "<!-- shop -->\n<!-- end of shop -->\n"
+
+
 def test_differences_of_all_users_in_the_main_metric_are_kept():
-    head = "| pair | metric | difference |\n| --- | --- | --- |\n"
     rows = [
         "| a - b | HR@10 | 1 |",
         "| a - b | true click-through, A | 2 |",
         "| a - b | true click-through | 3 |",
     ]
-    page = "<!-- shop -->\n<!-- end of shop -->\n"
-    written = script.insert(page, "shop", REPORT + "\n" + head + "\n".join(rows) + "\n")
+    written = script.insert(PAGE, "shop", REPORT + HEAD + "\n".join(rows) + "\n")
     assert rows[2] in written and rows[0] not in written and rows[1] not in written
-    plain = script.insert(page, "shop", REPORT + "\n" + head + rows[0] + "\n| a - b | HR@10, A | 4 |\n")
+    plain = script.insert(PAGE, "shop", REPORT + HEAD + rows[0] + "\n| a - b | HR@10, A | 4 |\n")
     assert rows[0] in plain and "HR@10, A" not in plain and "| 1 |" in plain
+    assert "| pair | metric | difference |\n| --- | --- | --- |\n| a - b" in plain
+
+
+def test_against_a_second_row_only_what_is_better_is_kept():
+    rows = ["| a - b | HR@10 | -1 |", "| b - a | HR@10 | +1 |", "| c - a | HR@10 | -1 |"]
+    written = script.insert(PAGE, "shop", REPORT + HEAD + "\n".join(rows) + "\n")
+    assert rows[0] in written and rows[1] in written and rows[2] not in written
+
+
+def test_of_the_further_tables_the_test_of_the_gate_is_kept():
+    further = "\n### shop: what the gate knows\n\n| g |\n\n### shop: a - b\n\n| s |\n"
+    written = script.insert(PAGE, "shop", REPORT + further)
+    assert "#### shop: what the gate knows\n\n| g |" in written and "| s |" not in written
 
 
 def test_a_study_without_a_place_is_refused():
