@@ -11,7 +11,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from sluice.services.study.analysis import Difference, Findings
-from sluice.services.study.judge import TRUE_CTR
+from sluice.services.study.judges.lists import TRUE_CTR
 from sluice.services.study.settings import StudyConfig, load_study
 
 ROWS = {  # by the name of the row

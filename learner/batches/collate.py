@@ -47,7 +47,7 @@ def collate_groups(
     targets = np.asarray([group.target_item for group in decoded], dtype=np.int64)
     target_BL = vocabulary.item_tokens[targets]
     candidates_BKL = np.stack([group.candidate_tokens for group in decoded]).astype(np.int64)
-    history_BT, lengths_B = _histories([group.history for group in decoded], vocabulary)
+    history_BT, lengths_B = collate_histories([group.history for group in decoded], vocabulary)
     return GroupBatch(
         history_BT=history_BT,
         history_lengths_B=lengths_B,
@@ -93,7 +93,7 @@ def collate_logged(
         gaps.cut(dataset.history(user, at, limit), number)
         for (user, at), number in zip(pairs, numbers or range(len(pairs)), strict=True)
     ]
-    history_BT, lengths_B = _histories(histories, vocabulary)
+    history_BT, lengths_B = collate_histories(histories, vocabulary)
     targets = np.asarray([dataset.target(user, at) for user, at in pairs], dtype=np.int64)
     return LoggedBatch(
         history_BT=history_BT,
@@ -142,7 +142,10 @@ def _popularity(groups: Sequence[RolloutGroup], dataset: "Dataset") -> torch.Ten
     return _float32(np.select([items_BK < 0, items_BK >= len(shares)], [np.nan, 0.0], known_BK))
 
 
-def _histories(histories: Sequence[np.ndarray], vocabulary: Vocabulary) -> tuple[torch.Tensor, torch.Tensor]:
+def collate_histories(
+    histories: Sequence[np.ndarray], vocabulary: Vocabulary
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Item rows, oldest first, as right-padded prompts int64 `[B, T]`, and their lengths in tokens `[B]`."""
     layout: TokenLayout = vocabulary.layout
     prompts = [layout.prompt(vocabulary.item_tokens, history) for history in histories]
     lengths_B = np.asarray([len(prompt) for prompt in prompts], dtype=np.int64)

@@ -17,11 +17,13 @@ import statsmodels.api as sm
 from statsmodels.stats.multitest import multipletests
 
 from sluice.learner.ranking_metrics import bootstrap_mean, per_user
-from sluice.services.study.judge import GROUP, TEST, TRUE_CTR, VALID
+from sluice.services.study.judges.lists import GROUP, TEST, TRUE_CTR, VALID
+from sluice.services.study.judges.reward import JUDGE, RETURN, TRUE_DWELL
 from sluice.services.study.results import Cell, cells_of
 from sluice.services.study.settings import START, StudyConfig
 
-LOGGED = ("hr@10", "ndcg@10")
+LOGGED = ("hr@10", "ndcg@10", "mrr")
+JUDGED = (TRUE_CTR, JUDGE, RETURN, TRUE_DWELL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,8 +137,7 @@ def pool_examples(cells: Sequence[Cell], study: StudyConfig, split: str) -> Pool
     metrics = per_user(ranks)
     values = {name: metrics[name] for name in LOGGED}
     known = set(tables[0].column_names)
-    if TRUE_CTR in known:
-        values[TRUE_CTR] = column(TRUE_CTR)
+    values |= {name: column(name) for name in JUDGED if name in known}
     return Pooled(
         users=column("user"),
         positions=column("position"),

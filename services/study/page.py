@@ -11,7 +11,8 @@ from sluice.services.report.charts import Interval, interval_chart
 from sluice.services.report.report import BREADTH, render
 from sluice.services.report.report import COLUMNS as OF_RUNS
 from sluice.services.study.analysis import Difference, Findings
-from sluice.services.study.judge import TRUE_CTR
+from sluice.services.study.judges.lists import TRUE_CTR
+from sluice.services.study.judges.reward import JUDGE, RETURN, SPREAD, TRUE_DWELL
 from sluice.services.study.results import gather
 from sluice.services.study.sections import (
     admission_chart,
@@ -27,6 +28,10 @@ from sluice.services.study.settings import StudyConfig
 
 COLUMNS = {
     TRUE_CTR: "true click-through",
+    JUDGE: "judge",
+    SPREAD: "judge's spread",
+    RETURN: "judge's return",
+    TRUE_DWELL: "true dwell",
     **OF_RUNS,
     "coverage": BREADTH["coverage"],
     "gate_rate": "admitted",

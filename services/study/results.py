@@ -1,6 +1,7 @@
 """What a study has so far: the directories of its arms, and the Parquet tables that they are gathered in.
 
 <study>/<set>-seed<seed>/                 data, start and ranker, as of a run
+<study>/<set>-seed<seed>/judge/           the reward model that judges the arms
 <study>/<set>-seed<seed>/prompts/         what the gate says of the test prompts
 <study>/<set>-seed<seed>/arms/<arm>/      best/, last/, metrics.jsonl, row.json, <checkpoint>-<split>.parquet
 <study>/results.parquet                   one row for each data set, seed, arm and checkpoint
@@ -60,6 +61,11 @@ def paths_of(study: StudyConfig, of_set: str, seed: int) -> RunPaths:
 def prompts_directory(study: StudyConfig, of_set: str, seed: int) -> Path:
     """Where `sluice.services.study.start_rollouts` leaves what rollouts of the test prompts say."""
     return paths_of(study, of_set, seed).root / "prompts"
+
+
+def judge_directory(study: StudyConfig, of_set: str, seed: int) -> Path:
+    """Where the reward model that judges the arms lies (`sluice.services.study.judges.reward`)."""
+    return paths_of(study, of_set, seed).root / "judge"
 
 
 def cells_of(study: StudyConfig) -> list[Cell]:

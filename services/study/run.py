@@ -2,7 +2,7 @@
 
     for each simulated data set: simulate                           built once
     for each data set and seed:  prepare, pretrain, fit-ranker,     built once, shared by the arms
-                                 roll out the test prompts
+                                 fit the judge, roll out the test prompts
     for each arm:                post-train, judge                  built once, left as it is when asked again
 
 A study that was interrupted, or has a new arm, goes on where it is. An arm that fails is told and costs the
@@ -17,7 +17,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from sluice.catalog.data.dataset import Dataset
+from sluice.catalog.data.dataset import MANIFEST, Dataset
 from sluice.catalog.errors import RunError, SluiceError
 from sluice.catalog.files import sha256_of, write_atomically
 from sluice.services.config import RunConfig, dump_config
@@ -31,8 +31,19 @@ from sluice.services.stages import fit_ranker, prepare, pretrain
 from sluice.services.stages.simulate import simulate_world
 from sluice.services.stages.staging import build_once, stage_inputs
 from sluice.services.study.arm import BEST, LAST, needs_ranker, train_arm
-from sluice.services.study.judge import judge_policy
-from sluice.services.study.results import ROW, Cell, cells_of, gather, paths_of, prompts_directory
+from sluice.services.study.judges.lists import judge_policy
+from sluice.services.study.judges.reward import RewardJudge, fit_judge, keep_high_rewards
+from sluice.services.study.judges.settings import JudgeSettings
+from sluice.services.study.judges.truth import OracleTrust, TrueClickThrough
+from sluice.services.study.results import (
+    ROW,
+    Cell,
+    cells_of,
+    gather,
+    judge_directory,
+    paths_of,
+    prompts_directory,
+)
 from sluice.services.study.settings import (
     START,
     StudyConfig,
@@ -42,7 +53,6 @@ from sluice.services.study.settings import (
     world_settings,
 )
 from sluice.services.study.start_rollouts import PROMPTS, gate_of, measure_prompts
-from sluice.services.study.truth import OracleTrust, TrueClickThrough
 
 Job = Callable[[Progress], str | None]
 
@@ -122,8 +132,26 @@ def _make_start(study: StudyConfig, of_set: str, seed: int, progress: Progress) 
             fit_ranker.run_ranker_fit(of_arm, progress)
             if asking is None or (asking.trust is None and of_arm.trust is not None):
                 asking = of_arm
+    if study.judge is not None:
+        _make_judge(study, of_set, config, study.judge, progress)
     if asking is not None:
         _measure_prompts(study, of_set, paths, config, asking)
+
+
+def _make_judge(
+    study: StudyConfig, of_set: str, config: RunConfig, judge: JudgeSettings, progress: Progress
+) -> None:
+    paths = RunPaths.of(config)
+    inputs = {
+        "data": sha256_of([(paths.data / MANIFEST).read_bytes()]),
+        "ranker": config.ranker.model_dump(mode="json"),
+        "members": judge.members,
+    }
+
+    def build(directory: Path) -> None:
+        fit_judge(Dataset.open(paths.data), config.ranker, judge, config.seed, directory, progress)
+
+    build_once(judge_directory(study, of_set, config.seed), inputs, build)
 
 
 def _measure_prompts(
@@ -154,6 +182,8 @@ def _make_arm(study: StudyConfig, cell: Cell, progress: Progress) -> None:
     if cell.arm != START:
         config = arm_config(study, cell.of_set, cell.arm, cell.seed, _gate_rate(study, cell, paths))
     inputs = _inputs(config, paths, cell.arm) | {"examples": study.examples}
+    if study.judge is not None:
+        inputs["judge"] = study.judge.model_dump(mode="json")
     if cell.arm != START and study.arms[cell.arm].oracle:
         inputs["oracle"] = True
 
@@ -181,10 +211,15 @@ def _judge(
     study: StudyConfig, config: RunConfig, of_set: str, places: Mapping[str, Path], directory: Path
 ) -> dict[str, dict[str, float]]:
     """Leave the examples of every checkpoint in `directory`; returns the means."""
-    truth = _truth(study, of_set)
+    truth, judge, keep = _truth(study, of_set), None, None
+    if study.judge is not None:
+        fitted = judge_directory(study, of_set, config.seed)
+        judge = RewardJudge(fitted, Dataset.open(RunPaths.of(config).data), study.judge, truth)
+        keep = keep_high_rewards if study.judge.high_rewards else None
     decoded_as = same_weights(places)
     judged = {
-        name: judge_policy(config, places[name], study.examples, truth) for name in set(decoded_as.values())
+        name: judge_policy(config, places[name], study.examples, truth, judge, keep)
+        for name in set(decoded_as.values())
     }
     for checkpoint, of in decoded_as.items():
         for split, table in judged[of][0].items():

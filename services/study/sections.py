@@ -23,7 +23,7 @@ from sluice.services.report.charts import (
 from sluice.services.run.metrics_file import read_metrics
 from sluice.services.study.analysis import Findings, Pooled
 from sluice.services.study.arm import METRICS
-from sluice.services.study.judge import TRUE_CTR
+from sluice.services.study.judges.lists import TRUE_CTR
 from sluice.services.study.results import cells_of, prompts_directory
 from sluice.services.study.settings import StudyConfig, arm_config, set_config
 from sluice.services.study.start_rollouts import PROMPTS, gate_of

@@ -12,6 +12,7 @@ from sluice.catalog.errors import ConfigError
 from sluice.catalog.settings import Settings, Unit
 from sluice.catalog.simulator.settings import WorldSettings
 from sluice.services.config import RunConfig, load_config, load_settings, load_world
+from sluice.services.study.judges.settings import JudgeSettings
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 START = "start"  # the row of the policy that all arms start from
@@ -89,6 +90,9 @@ class StudyConfig(Settings):
         default={},
         description="Rows that are the best of several arms, chosen on validation over all seeds: "
         "`mixture: [mixture-1, mixture-2]`. The choice is made for each data set.",
+    )
+    judge: JudgeSettings | None = Field(
+        default=None, description="A held-out reward model as judge, `{}` for its defaults. null: none."
     )
     strata: tuple[str, ...] = Field(
         default=(),

@@ -29,8 +29,8 @@ from sluice.services.config import RunConfig
 from sluice.services.paths import RunPaths
 from sluice.services.run.engines import engine_arguments
 from sluice.services.run.trust import meter_factory
+from sluice.services.study.judges.truth import TrueClickThrough
 from sluice.services.study.rollouts import LocalRollouts
-from sluice.services.study.truth import TrueClickThrough
 
 PROMPTS = "prompts.parquet"
 DECIDING, MEASURING = "deciding", "measuring"

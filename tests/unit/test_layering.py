@@ -45,6 +45,7 @@ FLOORS = {
         ("report", "stages"),
         ("preflight", "run"),
         ("bench", "submit"),
+        ("study/judges",),
         ("study",),
         ("bench/support",),
         ("bench/engines", "bench/learner"),
@@ -57,6 +58,7 @@ KNOW_THE_TRUTH = (
     "catalog/simulator/*.py",
     "services/stages/simulate.py",
     "services/study/*.py",
+    "services/study/judges/*.py",
     "services/ab/*.py",
 )
 CLUSTER_MAY_KNOW = {"sluice.catalog.errors", "sluice.catalog.settings", "sluice.catalog.files"}

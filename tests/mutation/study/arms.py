@@ -4,7 +4,7 @@ from tests.mutation.mutant import Mutant
 
 _RUN = ("services/study/test_run.py",)
 _ANALYSIS = ("services/study/test_analysis.py",)
-_TRUTH = ("services/study/test_truth.py",)
+_TRUTH = ("services/study/judges/test_truth.py",)
 _SETTINGS = ("services/study/test_settings.py",)
 
 STUDY_MUTANTS = (
@@ -50,8 +50,11 @@ STUDY_MUTANTS = (
         )
     ),
     Mutant(
-        "services/study/truth.py", "self._truth.steps_of(times)", "self._truth.steps_of(times) - 1", _TRUTH
+        "services/study/judges/truth.py",
+        "self._truth.steps_of(times)",
+        "self._truth.steps_of(times) - 1",
+        _TRUTH,
     ),
-    Mutant("services/study/truth.py", "results.items[:, :TOP]", "results.items", _TRUTH),
+    Mutant("services/study/judges/truth.py", "results.items[:, :TOP]", "results.items", _TRUTH),
     Mutant("services/study/settings.py", "changes = (*like, ", "changes = (", _SETTINGS),
 )

@@ -67,7 +67,7 @@ def write_study(directory: Path, **changes: Any) -> Path:
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """A study that is done: its settings and what failed."""
-    path = write_study(tmp_path_factory.mktemp("study"), strata=["gate"])
+    path = write_study(tmp_path_factory.mktemp("study"), strata=["gate"], judge={"members": 2, "steps": 2})
     study = load_study(path)
     with pytest.MonkeyPatch.context() as patch, Reporter.for_stream(io.StringIO()) as reporter:
         patch.setattr(study_run, "run_tasks", run_here)

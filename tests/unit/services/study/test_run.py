@@ -56,6 +56,7 @@ def test_every_arm_of_every_seed_is_trained_and_judged(finished):
     assert of["gate", 0, "last"]["tokens"] == 24 * 6 * 3  # groups, candidates, levels
     assert of["gate", 0, "last"]["prompts"] == of["nll", 0, "last"]["prompts"] == 24
     assert of["start", 0, "last"]["steps"] == 0
+    assert all(row["judge_return"] > row["judge"] > 1 for row in rows)  # stars, of two steps and of one
     assert status_lines(finished.study)[0].endswith("14 of 14 done")
 
 

@@ -5,14 +5,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from sluice.catalog.data.dataset import Dataset
+from sluice.catalog.data.dataset import Dataset, Examples
 from sluice.catalog.simulator.settings import WorldSettings
 from sluice.catalog.simulator.truth import Truth
 from sluice.learner.evaluation.evaluate import UserResults
 from sluice.services.config import load_config
 from sluice.services.stages.prepare import prepare_data
 from sluice.services.stages.simulate import simulate_world
-from sluice.services.study.truth import OracleTrust, TrueClickThrough
+from sluice.services.study.judges.truth import OracleTrust, TrueClickThrough
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +39,22 @@ def results_of(dataset, rows, items):
         items=items,
         invalid=np.zeros(len(rows), dtype=np.int64),
     )
+
+
+def test_the_dwell_of_a_click_is_its_mean_over_the_noise(shop):
+    examples = shop.dataset.examples("test")
+    items = np.array([[3, 7, -1]], dtype=np.int32)
+    first = Examples(users=examples.users[:1], positions=examples.positions[:1])
+    truth = TrueClickThrough(shop.directory)
+    chances = truth.of_items(shop.dataset, first, items)[0]
+    seconds = truth.dwell_of_items(shop.dataset, first, items)[0]
+    click = Truth.open(shop.directory).world.click
+    noise = np.random.default_rng(0).normal(size=200_000)
+    for place in (0, 1):
+        logit = np.log(chances[place] / (1 - chances[place]))
+        drawn = np.exp(click.dwell_base + click.dwell_slope * logit + click.dwell_noise * noise)
+        assert seconds[place] == pytest.approx(drawn.mean(), rel=0.01)
+    assert seconds[2] == 0 == chances[2]
 
 
 def test_the_top_ten_is_judged_for_its_user_at_its_moment(shop):

@@ -9,7 +9,7 @@ from sluice.catalog.data.dataset import Dataset, Examples
 from sluice.catalog.simulator.items import SEGMENTS
 from sluice.catalog.simulator.truth import Truth
 from sluice.learner.evaluation.evaluate import TOP, UserResults
-from sluice.services.study.judge import GROUP, TRUE_CTR
+from sluice.services.study.judges.lists import GROUP, TRUE_CTR
 
 
 class OracleTrust:
@@ -51,3 +51,15 @@ class TrueClickThrough:
         known_items = np.append(np.array(dataset.item_ids, dtype=np.int64), -1)  # the last for no item
         times = dataset.timestamps[dataset.offsets[examples.users] + examples.positions]
         return self._truth.click_probability(users, self._truth.steps_of(times), known_items[items])
+
+    def dwell_of_items(self, dataset: Dataset, examples: Examples, items: np.ndarray) -> np.ndarray:
+        """The expected dwell seconds of a click, float64 `[n, m]`, 0 of -1; see `of_items`.
+
+        The log of the seconds is normal, so the mean is exp(base + slope * logit + noise^2 / 2).
+        """
+        click = self._truth.world.click
+        chances = self.of_items(dataset, examples, items).astype(np.float64)
+        with np.errstate(divide="ignore"):
+            logits = np.log(chances) - np.log1p(-chances)
+        seconds: np.ndarray = np.exp(click.dwell_base + click.dwell_slope * logits + click.dwell_noise**2 / 2)
+        return seconds
