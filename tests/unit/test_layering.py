@@ -42,10 +42,12 @@ FLOORS = {
     "actors": (("",), ("boards", "engines", "queue", "ranker"), ("engines/vllm",), ("rollout",)),
     "services": (
         ("",),
+        ("advise",),
         ("report", "stages"),
         ("preflight", "run"),
         ("bench", "submit"),
         ("study",),
+        ("audit",),
         ("bench/support",),
         ("bench/engines", "bench/learner"),
         ("bench/system",),
