@@ -35,7 +35,7 @@ from sluice.services.audit.estimate import Estimate
 from sluice.services.audit.figures import Audit
 from sluice.services.audit.lists import ScoredLists, list_start
 from sluice.services.audit.rollouts import Groups, areas_of, roll_out
-from sluice.services.audit.rules import CHANCE, verdict
+from sluice.services.audit.rules import CHANCE, deciding_rules, verdict
 from sluice.services.audit.suggest import tabulate_gates
 from sluice.services.audit.trusted import Known, count_users, last_of_users, tell_apart
 from sluice.services.config import RunConfig
@@ -239,7 +239,8 @@ def _write(paths: RunPaths, audit: Audit, parts: Parts) -> None:
 
     directory: Path = paths.audit
     directory.mkdir(exist_ok=True)
-    told = {"verdict": verdict(audit), **audit.as_json()}
+    rules = [{"name": rule.name, "change": rule.change} for rule in deciding_rules(audit)]
+    told = {"verdict": verdict(audit), "rules": rules, **audit.as_json()}
     write_atomically(directory / JSON_FILE, json.dumps(told, indent=1))
     write_page(directory / PAGE_FILE, audit)
     trust, groups = parts.groups.trust, parts.groups

@@ -29,7 +29,9 @@ class Band:
     area: Estimate
 
 
-def by_exposure(exposures: np.ndarray, targets: np.ndarray, areas: np.ndarray, users: np.ndarray) -> list[Band]:
+def by_exposure(
+    exposures: np.ndarray, targets: np.ndarray, areas: np.ndarray, users: np.ndarray
+) -> list[Band]:
     """By decile of the items, the least shown first, with the decile's share of all exposures.
 
     Args:
@@ -60,9 +62,7 @@ def by_history_length(positions: np.ndarray, areas: np.ndarray, users: np.ndarra
     """By how many items the user had before the prompt, `positions` int `[n]`."""
     starts = (1, *(end + 1 for end in LENGTHS))
     labels = [f"{start} to {end} items" for start, end in zip(starts, LENGTHS, strict=False)]
-    return _bands(
-        np.searchsorted(LENGTHS, positions), [*labels, f"over {LENGTHS[-1]} items"], areas, users
-    )
+    return _bands(np.searchsorted(LENGTHS, positions), [*labels, f"over {LENGTHS[-1]} items"], areas, users)
 
 
 def by_item_age(ages: np.ndarray, areas: np.ndarray, users: np.ndarray) -> list[Band]:
@@ -92,7 +92,8 @@ def ages_of(dataset: Dataset, users: np.ndarray, positions: np.ndarray) -> np.nd
 def areas_elsewhere(areas: np.ndarray, users: np.ndarray) -> np.ndarray:
     """The mean area of the *other* prompts of each prompt's user, float64 `[n]`.
 
-    NaN for a user with fewer than `FEWEST_OTHERS` others. What a prompt's own area owes to chance is not in it.
+    NaN for a user with fewer than `FEWEST_OTHERS` others. What a prompt's own area owes to chance is not in
+    it.
     """
     known = ~np.isnan(areas)
     _, owner = np.unique(users, return_inverse=True)

@@ -138,9 +138,7 @@ def _cell_text(cell: GateCell) -> str:
 
 
 def _band_rows(bands: Sequence[Any]) -> Rows:
-    return [
-        {"label": band.label, "prompts": band.area.prompts, "area": band.area.plain()} for band in bands
-    ]
+    return [{"label": band.label, "prompts": band.area.prompts, "area": band.area.plain()} for band in bands]
 
 
 def _band_chart(title: str, bands: Sequence[Any]) -> str | None:

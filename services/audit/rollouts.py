@@ -165,7 +165,7 @@ def _with_enough_items(
     enough = np.asarray(left) >= decoding.distinct
     if not enough.any():
         raise DataError(
-            f"none of {len(examples)} validation prompts leaves {decoding.distinct} items to choose from: lower "
-            "rollout.decode.candidates"
+            f"none of {len(examples)} validation prompts leaves {decoding.distinct} items to choose from: "
+            "lower rollout.decode.candidates"
         )
     return Examples(users=examples.users[enough], positions=examples.positions[enough])

@@ -1,8 +1,8 @@
 """The verdict of an audit: three tables of rules with their thresholds. Of each the first that holds is said.
 
-    QUALITY   is the ranker good enough to be a reward
-    GATE      does the gate admit a useful share of the prompts
-    ADVICE    with which settings to begin
+QUALITY   is the ranker good enough to be a reward
+GATE      does the gate admit a useful share of the prompts
+ADVICE    with which settings to begin
 """
 
 from sluice.services.advise.rule import Rule, holding
@@ -36,7 +36,8 @@ def is_useless(audit: Audit) -> bool:
 def _bound(audit: Audit) -> str:
     gain = audit.bound.gain["hr@10"]
     return (
-        f"ordering the start's lists by it adds {gain.signed()} to an HR@10 of {audit.bound.start['hr@10']:.4f}"
+        f"ordering the start's lists by it adds {gain.signed()} to an HR@10 of "
+        f"{audit.bound.start['hr@10']:.4f}"
     )
 
 
@@ -73,14 +74,17 @@ QUALITY: tuple[Rule[Audit], ...] = (
     Rule(
         name="useless",
         holds=is_useless,
-        says=lambda audit: f"The ranker is not good enough to be a reward: {_bound(audit)}, and {_area(audit)}",
+        says=lambda audit: (
+            f"The ranker is not good enough to be a reward: {_bound(audit)}, and {_area(audit)}"
+        ),
         change="ranker",
     ),
     Rule(
         name="unclear",
         holds=lambda _: True,
         says=lambda audit: (
-            f"Nothing shows that the ranker is good enough to be a reward: {_bound(audit)}, and {_area(audit)}"
+            f"Nothing shows that the ranker is good enough to be a reward: {_bound(audit)}, and "
+            f"{_area(audit)}"
         ),
         change="ranker",
     ),
@@ -91,8 +95,8 @@ def _halves(audit: Audit) -> str:
     rates = audit.rates
     trusted = f", {rates['trusted'].value:.0%} come from users it knows" if "trusted" in rates else ""
     return (
-        f"{rates['rate'].percent()} of the prompts: {rates['difficulty'].value:.0%} are hard for the policy, the "
-        f"ranker tells {rates['discriminability'].value:.0%} from distractors{trusted}"
+        f"{rates['rate'].percent()} of the prompts: {rates['difficulty'].value:.0%} are hard for the policy, "
+        f"the ranker tells {rates['discriminability'].value:.0%} from distractors{trusted}"
     )
 
 
@@ -104,9 +108,7 @@ GATE: tuple[Rule[Audit], ...] = (
     Rule(
         name="admits almost none",
         holds=lambda audit: audit.rates["rate"].value < ALMOST_NONE,
-        says=lambda audit: (
-            f"{_gate(audit)} admits too few, below {ALMOST_NONE:.0%}: {_halves(audit)}"
-        ),
+        says=lambda audit: f"{_gate(audit)} admits too few, below {ALMOST_NONE:.0%}: {_halves(audit)}",
         change="objective.gate.tau up, objective.gate.rho or rollout.distractors down",
     ),
     Rule(
@@ -144,8 +146,8 @@ def _published(audit: Audit) -> str:
     if cell is None:
         return "raise rollout.decode.candidates, which leaves the gate no whole place"
     return (
-        f"objective.gate.tau {cell.tau:g} and rho {cell.rho:g}, which admit {cell.rate:.0%}, {_weight(cell.rate)}, "
-        f"{_candidates(audit)}"
+        f"objective.gate.tau {cell.tau:g} and objective.gate.rho {cell.rho:g}, which admit {cell.rate:.0%}, "
+        f"{_weight(cell.rate)}, {_candidates(audit)}"
     )
 
 
@@ -158,17 +160,17 @@ ADVICE: tuple[Rule[Audit], ...] = (
         name="another ranker",
         holds=lambda audit: _quality(audit) in ("useless", "unclear"),
         says=lambda _: (
-            "Before training on it, fit the ranker on more or newer logs, give it impressions and outcomes, or "
-            "stack item models (ranker.ease, ranker.itemknn), and audit it again; with more prompts the "
+            "Before training on it, fit the ranker on more or newer logs, give it impressions and outcomes, "
+            "or stack item models (ranker.ease, ranker.itemknn), and audit it again; with more prompts the "
             "intervals get narrower"
         ),
         change="ranker",
     ),
     Rule(
         name="gate by user",
-        holds=lambda audit: audit.known is not None
-        and audit.known.by == "trust"
-        and _quality(audit) == "wrong for some",
+        holds=lambda audit: (
+            audit.known is not None and audit.known.by == "trust" and _quality(audit) == "wrong for some"
+        ),
         says=lambda audit: (
             "Begin with a gate by user (objective.gate.parts trust, objective.gate.trust.above "
             f"{audit.known.above:g}), which admits {audit.known.share:.0%}, "  # type: ignore[union-attr]
@@ -194,6 +196,11 @@ ADVICE: tuple[Rule[Audit], ...] = (
 )
 
 
+def deciding_rules(audit: Audit) -> list[Rule[Audit]]:
+    """The rule of each table that decides: quality, gate, advice."""
+    return [holding(table, audit)[0] for table in (QUALITY, GATE, ADVICE)]
+
+
 def verdict(audit: Audit) -> list[str]:
     """Three sentences: is the ranker good enough, what does the gate admit, with what to begin."""
-    return [f"{holding(table, audit)[0].says(audit)}." for table in (QUALITY, GATE, ADVICE)]
+    return [f"{rule.says(audit)}." for rule in deciding_rules(audit)]

@@ -38,7 +38,9 @@ class GateCell:
     elsewhere: float  # mean area on the other prompts of the admitted prompts' users, NaN: not known
 
 
-def tabulate_gates(groups: Groups, settings: GateSettings, elsewhere: np.ndarray, candidates: int) -> list[GateCell]:
+def tabulate_gates(
+    groups: Groups, settings: GateSettings, elsewhere: np.ndarray, candidates: int
+) -> list[GateCell]:
     """The hard gate of both halves over the grid of tau and rho, trust left aside.
 
     Args:

@@ -1,10 +1,11 @@
-"""Whether the ranker is right for some users and wrong for others: prompts told apart by a figure of the user.
+"""Whether the ranker is right for some users and wrong for others: prompts told apart by a figure of users.
 
 The figure is trust, or the areas of the user's other prompts. All pure.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -24,7 +25,9 @@ class Known:
     below_area: Estimate  # of the others
 
 
-def tell_apart(by: str, figure: np.ndarray, above: float, areas: np.ndarray, users: np.ndarray) -> Known | None:
+def tell_apart(
+    by: str, figure: np.ndarray, above: float, areas: np.ndarray, users: np.ndarray
+) -> Known | None:
     """The areas `[n]` of the prompts above and below a cut of a figure `[n]`; None where nobody has one.
 
     The figure must not know the prompt's own area.
@@ -54,7 +57,7 @@ def count_users(trust: np.ndarray) -> Mapping[str, int]:
     """How many of the users have a trust `[U]` in each band."""
     names = (
         f"up to {EDGES[0]:g}",
-        *(f"{low:g} to {high:g}" for low, high in zip(EDGES, EDGES[1:], strict=False)),
+        *(f"{low:g} to {high:g}" for low, high in pairwise(EDGES)),
         f"over {EDGES[-1]:g}",
     )
     known = trust[~np.isnan(trust)]

@@ -69,7 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
         add("evaluate", commands.evaluate_directory, "measure a policy directory over the full catalogue")
     )
     _add_audit(
-        add("audit", commands.audit_ranker, "ask, before training, whether the ranker is good enough a reward")
+        add("audit", commands.audit_ranker, "ask before a training whether the ranker is good enough for it")
     )
     advise = add(
         "advise",
