@@ -19,7 +19,7 @@ from sluice.learner.ranking_metrics import per_user
 from sluice.services.audit.estimate import Estimate
 from sluice.services.audit.lists import ScoredLists
 
-STRENGTHS = (0.0, *(2.0**power for power in range(-4, 5)))  # g
+STRENGTHS = (0.0, *(2.0**power for power in range(-4, 8)))  # g; the last is the ranker's order alone
 HALVES = 2
 METRICS = ("hr@10", "ndcg@10")
 

@@ -1,8 +1,9 @@
 """Which settings the figures of an audit suggest, each by a stated rule. All pure. [ours]
 
 - **tau, rho**: of the pairs of a small grid that admit between `FEWEST` and `MOST` of the prompts, the one
-  whose admitted prompts' users the ranker knows best by their other prompts; where users have too few, and
-  where no pair admits so many, the one whose rate is next to `AIM`.
+  whose admitted prompts' users the ranker knows best by their other prompts. Differences below `ALIKE` count
+  as none. Of equals, and where fewer than `FEWEST_KNOWN` such prompts are known, the one whose rate is next
+  to `AIM`.
 - **weight**: `PUSH` / rate, to the next power of two. In the studies of this project what served best was a
   mixture of weight 2 (rate 1), a gate by user of 4 to 8 (rate one half) and the published gate of 16 to 32
   (rate a tenth): each pushes with 2 to 3. Measured without KL and with advantages of GRPO.
@@ -24,6 +25,7 @@ from sluice.services.audit.rollouts import Groups
 
 GRID = (0.125, 0.25, 0.5)
 FEWEST, MOST, AIM = 0.05, 0.4, 0.25
+ALIKE, FEWEST_KNOWN = 0.02, 50
 PUSH = 2.5
 MANY_REPEATED, FEW_REPEATED, RARE_HITS = 0.5, 0.1, 0.1
 
@@ -62,7 +64,7 @@ def tabulate_gates(
                     tau=tau,
                     rho=rho,
                     rate=float(admitted.mean()),
-                    elsewhere=float(known.mean()) if len(known) else float("nan"),
+                    elsewhere=float(known.mean()) if len(known) >= FEWEST_KNOWN else float("nan"),
                 )
             )
     return cells
@@ -74,7 +76,8 @@ def choose_gate(cells: Sequence[GateCell]) -> GateCell | None:
         return None
     inside = [cell for cell in cells if FEWEST <= cell.rate <= MOST]
     if inside and not any(math.isnan(cell.elsewhere) for cell in inside):
-        return max(inside, key=lambda cell: cell.elsewhere)
+        best = max(cell.elsewhere for cell in inside)
+        inside = [cell for cell in inside if cell.elsewhere > best - ALIKE]
     return min(inside or cells, key=lambda cell: abs(cell.rate - AIM))
 
 

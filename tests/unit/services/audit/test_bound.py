@@ -95,4 +95,4 @@ def test_betas_are_in_the_unit_of_the_scores():
     lists = worlds(4, np.ones(4, dtype=bool))
     assert beta_of(lists, 0.0) == np.inf
     assert beta_of(lists, 2.0) == pytest.approx(spread_of(lists.scores) / 2)
-    assert STRENGTHS[0] == 0 and STRENGTHS[-1] == 16
+    assert STRENGTHS[0] == 0 and STRENGTHS[-1] == 128

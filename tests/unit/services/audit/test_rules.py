@@ -139,6 +139,8 @@ def cell(tau, rate, elsewhere=float("nan")):
 def test_the_gate_that_is_suggested():
     inside = [cell(0.125, 0.06, 0.7), cell(0.25, 0.24, 0.6), cell(0.5, 0.41, 0.9)]
     assert choose_gate(inside).tau == 0.125, "whose users the ranker knows best, of those that admit 5 to 40%"
+    alike = [cell(0.125, 0.06, 0.6), cell(0.25, 0.24, 0.59), cell(0.5, 0.25, 0.57)]
+    assert choose_gate(alike).tau == 0.25, "of those that are alike, the one next to a quarter"
     assert choose_gate([cell(0.125, 0.06), cell(0.25, 0.24, 0.6)]).tau == 0.25, "next to a quarter"
     assert choose_gate([cell(0.125, 0.01), cell(0.5, 0.5)]).tau == 0.125
     assert choose_gate([]) is None
