@@ -92,7 +92,7 @@ def cost_sentence(summary: Mapping[str, Any]) -> str | None:
 
 def examples_of(cell: Mapping[str, Any]) -> int:
     """Test examples of a stratum; summaries of the release before count them under the name of users."""
-    return int(cell.get("examples", cell["users"]))
+    return int(cell["examples"] if "examples" in cell else cell["users"])
 
 
 def _signed(value: float) -> str:

@@ -161,6 +161,21 @@ def test_three_sentences_and_what_else_there_is():
     assert advice.lines()[-1] == f"Also: {further}"
 
 
+def test_a_stratum_that_may_be_unharmed_is_not_called_harmed():
+    where = advise(*recorded("ml100k-seed2")).sentences[1]
+    assert ", and least where" in where and "-0.0259 [-0.0693, +0.0220]" in where
+
+
+def test_strata_count_by_what_the_gate_admits_of_them():
+    cells = [
+        {"admitted": admitted, "examples": examples, "control_hr@10": 0.1, "best_hr@10": best}
+        for admitted, examples, best in ((0.5, 200, 0.2), (0.1, 1000, 0.0), (0.0, 5000, 0.0))
+    ]
+    assert read_figures({"stratified": cells}, []).admitted_change == pytest.approx(0.0)
+    assert read_figures({"stratified": cells[:1]}, []).admitted_change == pytest.approx(0.1)
+    assert read_figures({"stratified": cells[2:]}, []).admitted_change is None
+
+
 def test_a_run_closes_with_the_same_sentences():
     summary, lines = recorded("ml100k")
     closing = closing_sentences(summary, lines)

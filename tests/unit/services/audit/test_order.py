@@ -37,7 +37,7 @@ def group(scores, target_score, items, target=0):
         ([1.0, 3.0, 0.0], [5, 6, 7], 2 / 3),
         ([2.0, 3.0, 0.0], [5, 6, 7], 0.5),  # a tie counts half
         ([1.0, 1.0, 3.0], [5, 5, 6], 0.5),  # what was drawn twice counts once
-        ([2.0, 3.0, 0.0], [0, 6, 7], 0.5),  # the ground truth is no rival of itself
+        ([2.0, 3.0, 0.0, 0.0], [0, 6, 7, 8], 2 / 3),  # the ground truth is no rival of itself
         ([float("nan"), 3.0, 0.0], [-1, 6, 7], 0.5),  # nor is what is no item
         ([2.0, 2.0], [0, 0], float("nan")),
     ],
@@ -84,11 +84,12 @@ def test_what_a_prompt_owes_to_chance_is_not_in_its_users_other_prompts():
 
 
 def test_disagreement_of_two_lists():
-    lists = lists_of([1, 2], [[1, 2, 3]] * 2, [[-1, -2, -3]] * 2, [[3.0, 2.0, 1.0], [1.0, 3.0, 2.0]])
+    scores = [[3.0, 2.0, 1.0], [1.0, 3.0, 2.0], [5.0, 4.0, 3.0]]
+    lists = lists_of([1, 2, 2], [[1, 2, 3]] * 3, [[-1, -2, -3]] * 3, scores)
     told = order.measure_disagreement(lists)
-    assert told["other_best"].value == 0.5
-    assert told["rank_correlation"].value == pytest.approx((1 - 0.5) / 2)
-    assert (told["policy_right"].value, told["ranker_right"].value) == (0.5, 1.0)
+    assert told["other_best"].value == pytest.approx(1 / 3)
+    assert told["rank_correlation"].value == pytest.approx((1 - 0.5 + 1) / 3)
+    assert (told["policy_right"].value, told["ranker_right"].value) == pytest.approx((1 / 3, 2 / 3))
 
 
 def test_an_estimate_leaves_out_what_is_not_known():
