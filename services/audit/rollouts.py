@@ -24,9 +24,9 @@ from sluice.learner.gate.gate import compute_gate
 from sluice.learner.gate.settings import GateSettings
 from sluice.learner.policy.policy import Policy
 from sluice.learner.ranker.contract import Ranker
-from sluice.learner.scoring.shared_prefix import BranchScorer
 from sluice.services.config import RunConfig
 from sluice.services.study.rollouts import LocalRollouts, Meter
+from sluice.services.study.start_rollouts import target_log_probs
 
 _BATCH = 64  # prompts that are rolled out at a time
 
@@ -120,35 +120,19 @@ def roll_out(
         gaps=Gaps(most=config.learner.item_dropout, seed=config.seed),
         meter=meter,
     )
-    scorer, batches = BranchScorer(policy.model), []
-    users, positions = [], []
+    batches, users, positions = [], [], []
     for step, first in enumerate(range(0, len(prompts), _BATCH)):
         records = rollouts.pull(step, 0, 1, min(_BATCH, len(prompts) - first), 0)
         users += [record.column("user")[0].as_py() for record in records]
         positions += [record.column("position")[0].as_py() for record in records]
         batch = collate_groups(records, dataset, vocabulary, config.decoding)
-        batches.append((replace(batch, allowed_BSLV=None), _target_log_probs(scorer, batch)))
+        batches.append((replace(batch, allowed_BSLV=None), target_log_probs(policy.model, batch)))
         progress(len(users))
     return Groups(
         users=np.asarray(users, dtype=np.int32),
         positions=np.asarray(positions, dtype=np.int32),
         batches=tuple(batches),
     )
-
-
-@torch.no_grad()
-def _target_log_probs(scorer: BranchScorer, batch: GroupBatch) -> torch.Tensor:
-    """What the learner would say of the ground truth before its first update, `[B]` nats."""
-    device = next(scorer.parameters()).device
-    scores = scorer(
-        batch.history_BT.to(device),
-        batch.history_lengths_B.tolist(),
-        batch.target_BL[:, None].to(device),
-        None if batch.allowed_BSLV is None else batch.allowed_BSLV[:, :1].to(device),
-        batch.decoding,
-    )
-    log_probs_B: torch.Tensor = scores.log_probs_BSL[:, 0].sum(dim=-1).cpu()
-    return log_probs_B
 
 
 def _with_enough_items(
