@@ -88,6 +88,11 @@ class RunPaths:
         return self.root / "trust.parquet"
 
     @property
+    def audit(self) -> Path:
+        """What `sluice audit` says of the ranker before the training."""
+        return self.root / "audit"
+
+    @property
     def checkpoints(self) -> Path:
         """Ray Train's storage: one directory per training, and one for the best checkpoint of it."""
         return self.root / "checkpoints"

@@ -138,6 +138,32 @@ def evaluate_directory(options: argparse.Namespace) -> int:
     return _done(options.policy, result)
 
 
+def audit_ranker(options: argparse.Namespace) -> int:
+    """`sluice audit`: is the ranker good enough to be a reward?"""
+    from sluice.services.audit.audit import PAGE_FILE, run_audit
+    from sluice.services.audit.page import terminal_lines
+    from sluice.services.paths import RunPaths
+    from sluice.services.progress import Reporter
+
+    config = _config(options)
+    with Reporter.for_stream(sys.stdout) as reporter:
+        audit = run_audit(config, options.prompts, options.trust, reporter)
+    for line in terminal_lines(audit):
+        print(line)
+    print(RunPaths.of(config).audit / PAGE_FILE)
+    return 0
+
+
+def advise_after_run(options: argparse.Namespace) -> int:
+    """`sluice advise`: what a finished run came to, and which knob to turn next."""
+    from sluice.services.advise.advice import advise, read_run
+
+    summary, steps = read_run(options.run_directory)
+    for line in advise(summary, steps).lines():
+        print(line)
+    return 0
+
+
 def measure_bench(options: argparse.Namespace) -> int:
     """`sluice bench`: measure, and print JSON."""
     settings = BenchOptions(

@@ -68,6 +68,15 @@ def build_parser() -> argparse.ArgumentParser:
     _add_evaluate(
         add("evaluate", commands.evaluate_directory, "measure a policy directory over the full catalogue")
     )
+    _add_audit(
+        add("audit", commands.audit_ranker, "ask before a training whether the ranker is good enough for it")
+    )
+    advise = add(
+        "advise",
+        commands.advise_after_run,
+        "say whether a run's reward helped, where, how sure that is, and which setting to change next",
+    )
+    advise.add_argument("run_directory", type=Path, metavar="RUN_DIR")
     report = add("report", commands.write_run_report, "write report.html of a run directory again")
     report.add_argument("run_directory", type=Path, metavar="RUN_DIR")
 
@@ -103,6 +112,30 @@ def _add_evaluate(evaluate: argparse.ArgumentParser) -> None:
         "--policy", type=Path, required=True, metavar="DIR", help="a Hugging Face model directory"
     )
     evaluate.add_argument("--split", choices=["valid", "test"], default="valid")
+
+
+def _add_audit(audit: argparse.ArgumentParser) -> None:
+    audit.add_argument("config", metavar="CONFIG", help="the run's YAML file")
+    _add_overrides(audit)
+    audit.add_argument(
+        "--prompts",
+        type=_count,
+        default=1000,
+        metavar="N",
+        help="validation prompts to ask about, at most (default: 1000)",
+    )
+    audit.add_argument(
+        "--trust",
+        action="store_true",
+        help="measure trust by user where the gate does not ask for it too; fits the built-in ranker twice "
+        "more",
+    )
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of prompts: give 1 or more")
+    return int(text)
 
 
 def _add_bench(bench: argparse.ArgumentParser) -> None:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from sluice.services.advise.verdict import examples_of
 from sluice.services.report.charts import BLUE, GREEN, HeatCell, heat_map, reliability_chart
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def heat_maps(cells: Cells) -> list[dict[str, Any]]:
     """The cells' examples, and what the control and the best checkpoint changed in each."""
     if not cells:
         return []
-    examples = sum(_examples(cell) for cell in cells)
+    examples = sum(examples_of(cell) for cell in cells)
     rows, columns = (
         sorted({cell[key] for cell in cells}, key=_first_place) for key in ("policy_rank", "ranker_rank")
     )
@@ -79,7 +80,7 @@ def heat_maps(cells: Cells) -> list[dict[str, Any]]:
         return {"title": title, "svg": svg, "note": note}
 
     note = "Test examples" + (", and how many of them the gate would admit." if _gated(cells) else ".")
-    charts = [chart("Test examples", "examples", note, max(_examples(cell) for cell in cells), BLUE)]
+    charts = [chart("Test examples", "examples", note, max(examples_of(cell) for cell in cells), BLUE)]
     for kind, title, unit in (
         ("hr", "HR@10", "Change of the share of examples hit."),
         ("gain", "rank of the target", "Mean log2(rank at the start / rank now): +1 is a rank halved."),
@@ -109,15 +110,10 @@ def cells_table(cells: Cells) -> "Table":
         changes = [_signed(_value(cell, f"{name}_hr")) for name in _LATER]
         admitted = f"{100 * cell['admitted']:.0f}%" if "admitted" in cell else "-"
         start = f"{cell['start_hr@10']:.3f}"
-        counts = (str(cell["users"]), str(_examples(cell)))
+        counts = (str(cell["users"]), str(examples_of(cell)))
         bands = (cell["policy_rank"], cell["ranker_rank"])
         table.add_row(*bands, *counts, admitted, start, *changes, _difference(cell))
     return table
-
-
-def _examples(cell: Mapping[str, Any]) -> int:
-    """Test examples of a cell; cells of the release before count them under the name of users."""
-    return int(cell.get("examples", cell["users"]))
 
 
 def _difference(cell: Mapping[str, Any]) -> str:
@@ -139,7 +135,7 @@ def _gated(cells: Cells) -> bool:
 def _value(cell: Mapping[str, Any], value: str) -> float:
     """`examples`, or the change from the start to a later policy: `<policy>_hr`, `<policy>_gain`."""
     if value == "examples":
-        return float(_examples(cell))
+        return float(examples_of(cell))
     name, _, kind = value.partition("_")
     if kind == "hr":
         return float(cell[f"{name}_hr@10"] - cell["start_hr@10"])
@@ -149,7 +145,7 @@ def _value(cell: Mapping[str, Any], value: str) -> float:
 def _text(cell: Mapping[str, Any], value: str) -> str:
     if value != "examples":
         return _signed(_value(cell, value))
-    return f"{_examples(cell):,}" + (
+    return f"{examples_of(cell):,}" + (
         f"\n{100 * cell['admitted']:.0f}% admitted" if "admitted" in cell else ""
     )
 

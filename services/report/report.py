@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from sluice.catalog.errors import RunError
 from sluice.catalog.files import read_whole_lines, write_atomically
-from sluice.services.report import ranker_view, verdict
+from sluice.services.advise import verdict
+from sluice.services.advise.advice import closing_sentences
+from sluice.services.report import ranker_view
 from sluice.services.report.charts import stacked_bar, time_bars
 from sluice.services.report.curves import training_curves, validation_curves
 
@@ -110,7 +112,7 @@ def report_context(run_directory: Path) -> dict[str, Any]:
         "name": run_directory.name,
         "summary": summary,
         "groups": group_rows(summary),
-        "sentences": verdict.sentences(summary),
+        "sentences": closing_sentences(summary, metrics),
         "examples": verdict.count_examples(summary),
         "columns": {key: (title, key in MAIN_COLUMNS) for key, title in COLUMNS.items()},
         "headline": headline_rows(summary),

@@ -27,11 +27,12 @@ from sluice.learner.objectives.settings.effects import check_prefixes
 from sluice.learner.objectives.settings.objective import NllObjective, Objective
 from sluice.learner.policy.policy import load_policy
 from sluice.learner.training.objective import build_objective
+from sluice.services.advise.advice import closing_sentences, read_run
 from sluice.services.config import Resume, RunConfig
 from sluice.services.config_resume import check_resume, name_changes
 from sluice.services.paths import RunPaths
 from sluice.services.progress import Progress, Reporter
-from sluice.services.report import report, verdict
+from sluice.services.report import report
 from sluice.services.report.ranker_view import quality_lines
 from sluice.services.run import arms, leftovers, manifest
 from sluice.services.run.fleet import Fleet, reserve_places, start_fleet
@@ -90,7 +91,7 @@ def run_training(config: RunConfig, resume: Resume = None) -> int:
             reporter.line(line)
         reporter.line(f"summary  {paths.summary}")
         reporter.line(f"report   {page}")
-        for sentence in verdict.sentences(summary):
+        for sentence in closing_sentences(*read_run(paths.root)):
             reporter.line(sentence)
     return 0
 

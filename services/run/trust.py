@@ -6,12 +6,13 @@
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sluice.catalog.data.dataset import Dataset
+from sluice.catalog.data.dataset import Dataset, Examples
 from sluice.learner.ranker.contract import Ranker
 from sluice.learner.trust.meter import TrustMeter, open_meter
 from sluice.services.config import RunConfig
@@ -45,10 +46,15 @@ def measure_trust(config: RunConfig, paths: RunPaths, dataset: Dataset, ranker: 
         return None
     examples = dataset.examples("test")
     trust = make_meter(ranker).measure(examples)
+    write_trust(paths.trust, dataset, examples, trust)
+    return trust
+
+
+def write_trust(path: Path, dataset: Dataset, examples: Examples, trust: np.ndarray) -> None:
+    """Leave the trust `[n]` of the prompts before n examples in a file."""
     columns = {
         "user_id": pa.array([dataset.user_ids[user] for user in examples.users.tolist()], pa.string()),
         "position": pa.array(examples.positions, pa.int32()),
         "trust": pa.array(trust, pa.float32(), from_pandas=True),
     }
-    pq.write_table(pa.table(columns), paths.trust)
-    return trust
+    pq.write_table(pa.table(columns), path)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import torch
+from transformers import PreTrainedModel
 
 from sluice.actors.engines.tree import TreeEngine
 from sluice.actors.settings import TreeEngineSettings
@@ -123,7 +124,7 @@ def _roll_out(
             for name in ("user", "position")
         )
         rows = [place[pair] for pair in zip(users.tolist(), positions.tolist(), strict=True)]
-        said = compute_gate(batch, _target_log_probs(policy.model, batch), gate)
+        said = compute_gate(batch, target_log_probs(policy.model, batch), gate)
         result.policy_rank[rows] = said.policy_rank_B
         result.ranker_rank[rows] = said.ranker_rank_B
         result.difficult[rows] = said.difficulty_B
@@ -160,17 +161,19 @@ def order_agreement(scores: np.ndarray, chances: np.ndarray, counted: np.ndarray
     return np.where(pairs > 0, agreeing / np.maximum(pairs, 1), np.nan).astype(np.float32)
 
 
-def _target_log_probs(model: torch.nn.Module, batch: GroupBatch) -> torch.Tensor:
-    """Of the ground truths `[B]`, under the rollouts' distribution."""
+@torch.no_grad()
+def target_log_probs(model: PreTrainedModel, batch: GroupBatch) -> torch.Tensor:
+    """Of the ground truths `[B]` nats, under the rollouts' distribution; on the host, as the batch is."""
+    allowed_BSLV = None if batch.allowed_BSLV is None else batch.allowed_BSLV[:, :1].to(model.device)
     scores = branch_log_probs(
-        model,  # type: ignore[arg-type]
-        batch.history_BT,
+        model,
+        batch.history_BT.to(model.device),
         batch.history_lengths_B,
-        batch.target_BL[:, None],
-        None if batch.allowed_BSLV is None else batch.allowed_BSLV[:, :1],
+        batch.target_BL[:, None].to(model.device),
+        allowed_BSLV,
         batch.decoding,
     )
-    return scores.log_probs_BSL[:, 0].sum(dim=-1)
+    return scores.log_probs_BSL[:, 0].sum(dim=-1).cpu()
 
 
 def _pairs(examples: Examples) -> tuple[list[int], list[int]]:

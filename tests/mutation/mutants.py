@@ -16,6 +16,7 @@ from tests.mutation.scale import SCALE
 from tests.mutation.simulator.world import SIMULATOR_MUTANTS
 from tests.mutation.splits import SPLIT_MUTANTS
 from tests.mutation.study.arms import STUDY_MUTANTS
+from tests.mutation.study.audit import AUDIT_MUTANTS
 from tests.mutation.tree import TREE_MUTANTS
 from tests.mutation.trie import TRIE_MUTANTS
 
@@ -159,6 +160,7 @@ MUTANTS = (
     *SCALE,
     *SPLIT_MUTANTS,
     *STUDY_MUTANTS,
+    *AUDIT_MUTANTS,
     *RULE_MUTANTS,
     *SUMMARY_MUTANTS,
     *SIMULATOR_MUTANTS,

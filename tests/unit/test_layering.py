@@ -42,11 +42,13 @@ FLOORS = {
     "actors": (("",), ("boards", "engines", "queue", "ranker"), ("engines/vllm",), ("rollout",)),
     "services": (
         ("",),
+        ("advise",),
         ("report", "stages"),
         ("preflight", "run"),
         ("bench", "submit"),
         ("study/judges",),
         ("study",),
+        ("audit",),
         ("bench/support",),
         ("bench/engines", "bench/learner"),
         ("bench/system",),

@@ -2,7 +2,7 @@
 
 from tests.mutation.mutant import Mutant
 
-SUMMARY, ARMS, VERDICT = "services/run/summary.py", "services/run/arms.py", "services/report/verdict.py"
+SUMMARY, ARMS, VERDICT = "services/run/summary.py", "services/run/arms.py", "services/advise/verdict.py"
 
 _SUMMARY = (
     ('("last", "control_last")', '("last", "control")'),
@@ -63,7 +63,7 @@ _OTHERS = (
 _AREAS = (
     (SUMMARY, _SUMMARY, ("services/run/test_summary.py",)),
     (ARMS, _ARMS, ("services/run/test_arms.py",)),
-    (VERDICT, _VERDICT, ("services/report/test_verdict.py",)),
+    (VERDICT, _VERDICT, ("services/advise/test_verdict.py",)),
 )
 
 SUMMARY_MUTANTS = (

@@ -2,7 +2,7 @@
 
 import pytest
 
-from sluice.services.report import verdict
+from sluice.services.advise import verdict
 
 
 def summary_of(control, start, **more):
@@ -73,4 +73,4 @@ def test_costs_are_listed_in_seconds():
     assert verdict.cost_sentence({"cost_s": costs}) == (
         "Training took: pretraining 182 s, post-training 340 s, SFT on all logs 1,261 s."
     )
-    assert verdict.sentences({"cost_s": {}}) == []
+    assert verdict.cost_sentence({"cost_s": {}}) is None

@@ -1,7 +1,7 @@
 """What a run came to, in sentences: whether it pays, whether its lists got narrower, what everything cost.
 
-The same sentences open the page and close the terminal's output. Numbers are of the test examples, with 95%
-intervals over users.
+Numbers are of the test examples, with 95% intervals over users. What to do about it:
+`services/advise/rules.py`.
 """
 
 from collections.abc import Mapping
@@ -16,12 +16,6 @@ _COSTS = {
     "sft_all": "SFT on all logs",
 }
 _BREADTH = {"hr@1": "HR@1", "hr@50": "HR@50", "coverage": "coverage"}
-
-
-def sentences(summary: Mapping[str, Any]) -> list[str]:
-    """All that can be said of the summary, the most important first."""
-    said = (pays_sentence(summary), breadth_sentence(summary), cost_sentence(summary))
-    return [sentence for sentence in said if sentence is not None]
 
 
 def pays_sentence(summary: Mapping[str, Any]) -> str | None:
@@ -94,6 +88,11 @@ def cost_sentence(summary: Mapping[str, Any]) -> str | None:
         return None
     listed = ", ".join(f"{title} {costs[name]:,.0f} s" for name, title in _COSTS.items() if name in costs)
     return f"Training took: {listed}."
+
+
+def examples_of(cell: Mapping[str, Any]) -> int:
+    """Test examples of a stratum; summaries of the release before count them under the name of users."""
+    return int(cell["examples"] if "examples" in cell else cell["users"])
 
 
 def _signed(value: float) -> str:
