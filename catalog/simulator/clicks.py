@@ -58,7 +58,7 @@ def examination(click: ClickDials, slots: int) -> np.ndarray:
 def draw_clicks(
     click: ClickDials, logits: np.ndarray, shown: np.ndarray, stream: np.random.Generator
 ) -> np.ndarray:
-    """Which slots of slates are clicked, bool [R, S]: looked at and liked. `shown` bool [R, S] have an item."""
+    """Which slots are clicked, bool [R, S]: looked at and liked. `shown` bool [R, S] has an item."""
     chances = to_probability(logits) * examination(click, logits.shape[1])
     clicked: np.ndarray = shown & (stream.random(logits.shape) < chances)
     return clicked

@@ -33,8 +33,8 @@ class Visit:
 class LiveWorld:
     """Users who come once a day from the end of the log on.
 
-    The same seed draws the same drift of tastes, and the same chances for each user, day and slot, whatever is
-    shown: so two policies are served to the same users under the same luck.
+    The same seed draws the same drift of tastes, and the same luck for each user, day and slot, whatever is
+    shown. So two policies can be served to the same users under the same luck.
     """
 
     def __init__(self, directory: str | Path, users: np.ndarray, seed: int) -> None:

@@ -109,7 +109,7 @@ class Truth:
         return np.where(chosen >= 0, to_probability(logits), np.float32(0))
 
     def check_moments(self, users: np.ndarray, steps: np.ndarray, items: np.ndarray | None = None) -> None:
-        """Raises DataError when the truth of a user, a step or an item is not there; see `click_probability`."""
+        """Raises DataError when a user, a step or an item is not there, as `click_probability` does."""
         world = self.world
         bounds = [
             ("user", users, 0, world.users.count - 1, ""),

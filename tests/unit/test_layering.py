@@ -45,7 +45,7 @@ FLOORS = {
         ("report", "stages"),
         ("preflight", "run"),
         ("bench", "submit"),
-        ("study",),
+        ("ab", "study"),
         ("bench/support",),
         ("bench/engines", "bench/learner"),
         ("bench/system",),
