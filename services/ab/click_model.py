@@ -51,7 +51,8 @@ def _item_rates(shown: Shown, chosen: np.ndarray, items: int) -> np.ndarray:
     clicks = np.bincount(shown.items[chosen], weights=shown.clicks[chosen], minlength=items)
     looks = np.bincount(shown.items[chosen], minlength=items)
     rate = (clicks + _PRIOR * mean) / (looks + _PRIOR)
-    return np.log(rate / (1 - rate))
+    logits: np.ndarray = np.log(rate / (1 - rate))
+    return logits
 
 
 def _likeness(dataset: Dataset, shown: Shown, items: np.ndarray) -> np.ndarray:
@@ -64,8 +65,9 @@ def _likeness(dataset: Dataset, shown: Shown, items: np.ndarray) -> np.ndarray:
             for user, before in visits.T.tolist()
         ]
     )
-    to_all = np.asarray(attributes @ profiles.T).T  # [visits, N]
-    return to_all[visit.ravel()[:, None], items]
+    to_all: np.ndarray = np.asarray(attributes @ profiles.T).T  # [visits, N]
+    likeness: np.ndarray = to_all[visit.ravel()[:, None], items]
+    return likeness
 
 
 def _features(rate: np.ndarray, place: np.ndarray, likeness: np.ndarray) -> np.ndarray:

@@ -35,8 +35,8 @@ class Rounds:
     @property
     def weights(self) -> np.ndarray:
         """float64 [n], w."""
-        shown: np.ndarray = self.target[np.arange(len(self.action)), self.action]
-        return shown / self.propensity
+        shown: np.ndarray = self.target[np.arange(len(self.action)), self.action] / self.propensity
+        return shown
 
     @property
     def effective_sample(self) -> float:

@@ -17,23 +17,17 @@ Told = Mapping[str, Any]
 
 def write_page(result: Told, output: Path) -> Path:
     """Write the page of a result, as in `ab.json`, into `output`."""
+    first = result["policies"][0]["name"]
+    charts = [(f"A/A: {first} less itself", result["aa"], 0.0)]
+    charts += [(f"{test['second']} less {first}", test["clicks"], test["truth"]) for test in result["tests"]]
     context = {
         "title": " against ".join(result["directories"]),
         "sentences": list(sentences_of(result)),
         "plan": result["plan"],
         "policies": [_policy_row(policy) for policy in result["policies"]],
-        "tests": [_test_row(test) for test in result["tests"]],
-        "charts": [
-            {"title": f"{test['second']} less {test['first']}", "svg": _chart(test)}
-            for test in result["tests"]
-        ],
-        "values": _value_rows(result["off_policy"]["policies"]),
-        "differences": _value_rows(
-            {
-                f"{name} - {result['policies'][0]['name']}": of
-                for name, of in result["off_policy"]["differences"].items()
-            }
-        ),
+        "tests": [row for test in result["tests"] for row in _test_rows(test)],
+        "charts": [{"title": title, "svg": _chart(told, truth, title)} for title, told, truth in charts],
+        "log": list(_log_rows(result)),
         "bandit": _bandit_charts(result["bandit"]),
     }
     page = output / PAGE
@@ -78,12 +72,12 @@ def _size(result: Told) -> str:
 
 def _test_sentences(test: Told, cuped: bool) -> Iterator[str]:
     clicks, dwell = test["clicks"], test["dwell"]
-    verdict = f"{test['second']} {_SAYS[clicks['verdict']]} {test['first']}"
-    told = f"A/B: {verdict}: {_difference(clicks, 'clicks per impression')}"
-    if clicks["decided_after"] is not None:
-        told += f", told after {clicks['decided_after']:,} of {clicks['users'][-1]:,} users"
-    yield f"{told}. The truth is {test['truth']:+.4f}."
-    yield f"Dwell: {_difference(dwell, 'seconds per impression')}."
+    pair = f"{test['second']} {{}} {test['first']}"
+    yield (
+        f"A/B: {pair.format(_SAYS[clicks['verdict']])}: {_difference(clicks, 'clicks per impression')}. The "
+        f"truth is {test['truth']:+.4f}."
+    )
+    yield f"Dwell: {pair.format(_SAYS[dwell['verdict']])}: {_difference(dwell, 'seconds per impression')}."
     yield (
         f"CUPED: clicks before the test explain {clicks['removed_by_cuped']:.1%} of the variance of that "
         f"difference; they are {'taken away' if cuped else 'not taken away (--cuped)'}."
@@ -93,8 +87,14 @@ def _test_sentences(test: Told, cuped: bool) -> Iterator[str]:
 def _difference(told: Told, unit: str) -> str:
     return (
         f"{told['difference'][-1]:+.4f} [{told['low'][-1]:+.4f}, {told['high'][-1]:+.4f}] {unit}, "
-        f"{told['relative']:+.1%}"
+        f"{told['relative']:+.1%}{_when(told)}"
     )
+
+
+def _when(told: Told) -> str:
+    """After how many users the verdict fell; intervals of later looks do not take it back."""
+    after = told["decided_after"]
+    return "" if after is None else f", told after {after:,} of {told['users'][-1]:,} users"
 
 
 def _log_sentences(result: Told) -> Iterator[str]:
@@ -128,37 +128,36 @@ def _policy_row(policy: Told) -> list[str]:
     return [policy["name"], f"{policy['users']:,}", *(f"{number:.4f}" for number in numbers)]
 
 
-def _test_row(test: Told) -> dict[str, Any]:
-    rows = []
+def _test_rows(test: Told) -> Iterator[dict[str, Any]]:
     for metric, truth in (("clicks", f"{test['truth']:+.4f}"), ("dwell", "")):
         told = test[metric]
-        rows.append(
-            [
-                f"{test['second']} - {test['first']}, {metric}",
-                f"{told['difference'][-1]:+.4f}",
-                f"{told['low'][-1]:+.4f} to {told['high'][-1]:+.4f}",
-                f"{told['fixed'][0]:+.4f} to {told['fixed'][1]:+.4f}",
-                truth,
-                f"{told['removed_by_cuped']:.1%}",
-            ]
-        )
-    return {"rows": rows, "verdicts": [test[metric]["verdict"] for metric in ("clicks", "dwell")]}
-
-
-def _value_rows(values: Mapping[str, Told]) -> list[list[str]]:
-    return [
-        [
-            name,
-            f"{of['truth']:+.4f}" if "effective_sample" not in of else f"{of['truth']:.4f}",
-            *(f"{value:.4f} [{low:.4f}, {high:.4f}]" for value, low, high in of["estimates"].values()),
-            f"{of['effective_sample']:,.0f}" if "effective_sample" in of else "",
+        cells = [
+            f"{test['second']} - {test['first']}, {metric}",
+            f"{told['difference'][-1]:+.4f}",
+            f"{told['low'][-1]:+.4f} to {told['high'][-1]:+.4f}",
+            f"{told['fixed'][0]:+.4f} to {told['fixed'][1]:+.4f}",
+            truth,
+            f"{told['removed_by_cuped']:.1%}",
         ]
-        for name, of in values.items()
-    ]
+        yield {"cells": cells, "verdict": told["verdict"], "when": _when(told)}
 
 
-def _chart(test: Told) -> str:
-    told = test["clicks"]
+def _log_rows(result: Told) -> Iterator[list[str]]:
+    log, first = result["off_policy"], result["policies"][0]["name"]
+    for name, of in log["policies"].items():
+        yield [*_log_cells(name, of, ""), f"{of['effective_sample']:,.0f}"]
+    for name, of in log["differences"].items():
+        yield [*_log_cells(f"{name} - {first}", of, "+"), ""]
+
+
+def _log_cells(name: str, of: Told, sign: str) -> Iterator[str]:
+    yield name
+    yield f"{of['truth']:{sign}.4f}"
+    for value, low, high in of["estimates"].values():
+        yield f"{value:{sign}.4f} [{low:{sign}.4f}, {high:{sign}.4f}]"
+
+
+def _chart(told: Told, truth: float, salt: str) -> str:
     band = Band(
         label="confidence sequence",
         color=BLUE,
@@ -170,9 +169,9 @@ def _chart(test: Told) -> str:
     return band_chart(
         [band],
         labels=("users in the test", "clicks per impression, difference"),
-        levels={"truth": test["truth"]},
+        levels={"truth": truth},
         marks={"one look at the end": (told["users"][-1], *told["fixed"])},
-        salt=test["second"],
+        salt=salt,
     )
 
 

@@ -12,7 +12,8 @@ from sluice.services.ab.sequences import best_rho2, sequence_margin
 
 def assign_arms(users: Sequence[str], arms: int, seed: int) -> np.ndarray:
     """The arm of each user id, int64 [U]: a hash of id and seed, so it hangs on nobody else."""
-    return np.floor(_hash_shares(users, f"arm/{seed}") * arms).astype(np.int64)
+    arm: np.ndarray = np.floor(_hash_shares(users, f"arm/{seed}") * arms).astype(np.int64)
+    return arm
 
 
 def order_users(users: Sequence[str], seed: int) -> np.ndarray:

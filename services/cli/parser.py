@@ -40,13 +40,8 @@ def build_parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
         return command
 
-    _add_simulate(
-        add(
-            "simulate",
-            commands.simulate_logs,
-            "make the logs of a world whose truth is known, and that truth",
-        )
-    )
+    simulate = "make the logs of a world whose truth is known, and that truth"
+    _add_simulate(add("simulate", commands.simulate_logs, simulate))
     _add_prepare(
         add(
             "prepare",

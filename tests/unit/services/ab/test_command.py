@@ -49,7 +49,7 @@ def test_the_page_says_what_was_found(finished):
     page = (finished / "ab.html").read_text()
     for text in ("A/A: p1 against itself", "A/B: p2 is", "CUPED: clicks before", "Thompson sampling", "IPS"):
         assert text in page
-    assert page.count("<svg") == 3 and "one look at the end" in page
+    assert page.count("<svg") == 4 and "one look at the end" in page
 
 
 def test_the_same_seed_gives_the_same_test(shop, arguments, finished, tmp_path, capsys):
