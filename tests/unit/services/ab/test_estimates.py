@@ -46,8 +46,14 @@ def test_the_values_are_those_of_the_open_bandit_pipeline():
 
 
 def test_the_error_adds_up_a_users_impressions():
-    """IPS: contributions 1, 0, 2.5, 0 about .875; the users' sums are -.75 and .75."""
+    """IPS: 1, 0, 2.5, 0 about .875, so the users' sums are -.75 and .75. SNIPS: w (r - 7/11) / 1.375, with
+    -.6612 and .6612. DR: .8, 0, 1.1, .6 about .625, with -.45 and .45.
+    """
     assert estimate_value(BY_HAND)[IPS].error == pytest.approx(np.sqrt(2 / 1 * 2 * 0.75**2) / 4)
+    assert estimate_value(BY_HAND)[SNIPS].error == pytest.approx(
+        np.sqrt(2 / 1 * 2 * 0.661157**2) / 4, rel=1e-5
+    )
+    assert estimate_value(BY_HAND)[DR].error == pytest.approx(np.sqrt(2 / 1 * 2 * 0.45**2) / 4)
     low, high = estimate_value(BY_HAND)[IPS].interval(0.05)
     assert (high - low) / 2 == pytest.approx(1.959964 * estimate_value(BY_HAND)[IPS].error, rel=1e-5)
 
