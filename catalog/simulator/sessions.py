@@ -8,7 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from sluice.catalog.simulator.clicks import affinity_to_all, click_logits, find_moods, to_probability
+from sluice.catalog.simulator.clicks import (
+    affinity_to_all,
+    click_logits,
+    draw_clicks,
+    draw_dwell,
+    find_moods,
+    slate_logits,
+    to_probability,
+)
 from sluice.catalog.simulator.items import (
     SEGMENTS,
     USER_STREAM,
@@ -106,9 +114,6 @@ class _BlockRun:
         self._consumed = np.zeros((count, world.items.count), dtype=bool)
         self._stale = np.zeros_like(self._users.taste)
         self._p_shown = np.zeros(count)
-        self._position_chance = np.arange(1, shape[2] + 1, dtype=np.float32) ** np.float32(
-            -world.click.position_bias
-        )
 
     def run(self) -> BlockLog:
         """From the first step to the last."""
@@ -154,10 +159,9 @@ class _BlockRun:
         slates, explored = logger.show(rows, world.logger.slate, world.logger.exploration)
         shown, items, segment = slates != EMPTY, np.maximum(slates, 0), users.segment[rows, None]
         vectors = self._items.vectors[segment, items]
-        affinity = np.einsum("rd,rsd->rs", self._moods(rows), vectors)
-        logits = click_logits(world.click, affinity, self._items.quality[segment, items])
-        probability = to_probability(logits)
-        clicked = shown & (stream.random(slates.shape) < probability * self._position_chance)
+        moods = find_moods(world.users, users.taste[rows], users.session[rows])
+        logits = slate_logits(world.click, moods, vectors, self._items.quality[segment, items])
+        clicked = draw_clicks(world.click, logits, shown, stream)
         leaked = stream.random(slates.shape) < world.segment_b.leak
         seconds = stream.integers(STEP_SECONDS - world.logger.slate, size=len(rows))
         log["timestamps"][rows, step] = START + step * STEP_SECONDS + seconds
@@ -165,17 +169,10 @@ class _BlockRun:
         log["propensity"][rows, step] = logger.propensity(rows, slates, world.logger.exploration)
         log["explored"][rows, step] = explored
         log["clicked"][rows, step] = clicked
-        log["dwell"][rows, step] = self._dwell(logits)
+        log["dwell"][rows, step] = draw_dwell(world.click, logits, stream)
         log["logged"][rows, step] = shown & (clicked | (segment == 0) | leaked)
-        self._p_shown[rows] += np.where(shown, probability, 0).sum(axis=1)
+        self._p_shown[rows] += np.where(shown, to_probability(logits), 0).sum(axis=1)
         self._follow(rows, items, vectors, clicked, logger)
-
-    def _dwell(self, logits: np.ndarray) -> np.ndarray:
-        """Seconds [R, S] that are spent, where the item is clicked."""
-        click = self._world.click
-        noise = click.dwell_noise * self._stream.standard_normal(logits.shape)
-        seconds: np.ndarray = np.exp(click.dwell_base + click.dwell_slope * logits + noise)
-        return seconds
 
     def _follow(
         self, rows: np.ndarray, items: np.ndarray, vectors: np.ndarray, clicked: np.ndarray, logger: Logger
@@ -185,9 +182,6 @@ class _BlockRun:
         row, slot = np.nonzero(clicked)
         logger.take_out(rows[row], items[row, slot])
         self._consumed[rows[row], items[row, slot]] = True
-
-    def _moods(self, rows: np.ndarray) -> np.ndarray:
-        return find_moods(self._world.users, self._users.taste[rows], self._users.session[rows])
 
     def _count(self) -> Tally:
         """The sums of the block."""

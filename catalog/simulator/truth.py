@@ -96,7 +96,7 @@ class Truth:
         """
         users, steps = np.asarray(users), np.asarray(steps)
         chosen = None if items is None else np.asarray(items)
-        self._check(users, steps, chosen)
+        self.check_moments(users, steps, chosen)
         kept, segment = steps - self.world.truth_from, self.segment[users]
         moods = find_moods(self.world.users, self.tastes[users, kept], self.sessions[users, kept])
         if chosen is None:
@@ -108,7 +108,8 @@ class Truth:
         logits = click_logits(self.world.click, affinity, self.quality[segment, chosen])
         return np.where(chosen >= 0, to_probability(logits), np.float32(0))
 
-    def _check(self, users: np.ndarray, steps: np.ndarray, items: np.ndarray | None) -> None:
+    def check_moments(self, users: np.ndarray, steps: np.ndarray, items: np.ndarray | None = None) -> None:
+        """Raises DataError when a user, a step or an item is not there, as `click_probability` does."""
         world = self.world
         bounds = [
             ("user", users, 0, world.users.count - 1, ""),

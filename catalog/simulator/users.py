@@ -14,15 +14,21 @@ _MIXED = 3  # categories of a taste
 
 
 @dataclass(kw_only=True)
-class UserBlock:
-    """Users, and their state before a step. Tastes change; who the users are does not."""
+class UserState:
+    """What users like before a step; it changes."""
+
+    taste: np.ndarray  # float32 [U, D]
+    session: np.ndarray  # float32 [U, D], a moving mean of what was clicked
+
+
+@dataclass(kw_only=True)
+class UserBlock(UserState):
+    """Users, and their state before a step. Who the users are does not change."""
 
     ids: np.ndarray  # int32 [U]
     segment: np.ndarray  # int8 [U]: 0 is A, 1 is B
     favourite: np.ndarray  # int32 [U], a category, noisy
     first_step: np.ndarray  # int32 [U], of the first visit
-    taste: np.ndarray  # float32 [U, D]
-    session: np.ndarray  # float32 [U, D], a moving mean of what was clicked
 
 
 def draw_users(
@@ -53,18 +59,18 @@ def draw_users(
     )
 
 
-def move_tastes(dials: UserDials, block: UserBlock, centres: np.ndarray, stream: np.random.Generator) -> None:
+def move_tastes(dials: UserDials, state: UserState, centres: np.ndarray, stream: np.random.Generator) -> None:
     """One step of time: every taste drifts, and some jump towards a category's centre [C, D]."""
-    count, dims = block.taste.shape
+    count, dims = state.taste.shape
     jumps = stream.random(count) < dials.jump_chance
     to = np.asarray(stream.integers(len(centres), size=count))
-    moved = block.taste + draw_vectors(stream, count, dims, dials.drift)
-    moved[jumps] = np.float32(dials.jump_keep) * block.taste[jumps] + centres[to[jumps]]
-    block.taste = to_unit(moved)
+    moved = state.taste + draw_vectors(stream, count, dims, dials.drift)
+    moved[jumps] = np.float32(dials.jump_keep) * state.taste[jumps] + centres[to[jumps]]
+    state.taste = to_unit(moved)
 
 
 def follow_clicks(
-    dials: UserDials, block: UserBlock, rows: np.ndarray, vectors: np.ndarray, clicked: np.ndarray
+    dials: UserDials, state: UserState, rows: np.ndarray, vectors: np.ndarray, clicked: np.ndarray
 ) -> None:
     """Move the sessions of those of `rows` [R] who clicked towards the mean of the items clicked.
 
@@ -75,4 +81,4 @@ def follow_clicks(
     total = np.einsum("rs,rsd->rd", clicked.astype(np.float32), vectors)
     mean = total[some] / clicks[some, None].astype(np.float32)
     memory = np.float32(dials.session_memory)
-    block.session[rows[some]] = memory * block.session[rows[some]] + (1 - memory) * mean
+    state.session[rows[some]] = memory * state.session[rows[some]] + (1 - memory) * mean

@@ -8,9 +8,11 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 
 from sluice.catalog.errors import ConfigError
+from sluice.services.ab.plan import Plan
 from sluice.services.bench.harness import BenchOptions, run_bench
 from sluice.services.config import RunConfig, dump_config, load_config, load_world, place_output
 
@@ -223,6 +225,23 @@ def study_arms(options: argparse.Namespace) -> int:
     from sluice.services.study.command import run_on_cluster
 
     return run_on_cluster(study)
+
+
+def compare_policies(options: argparse.Namespace) -> int:
+    """`sluice ab`: test policies on the users of a simulated world."""
+    from sluice.services.ab.command import Question, show_test
+
+    config = place_output(load_config(options.config, options.overrides), Path.cwd(), Path.home())
+    return show_test(
+        Question(
+            config=config,
+            policies=tuple(options.policies),
+            plan=Plan(**{option.name: getattr(options, option.name) for option in fields(Plan)}),
+            world=options.world,
+            output=options.output,
+            most_users=options.users,
+        )
+    )
 
 
 def _done(where: Path, result: object) -> int:

@@ -4,8 +4,10 @@
 
 import argparse
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
+from sluice.services.ab.plan import HELP, Plan
 from sluice.services.bench.harness import BENCHES, current_bench
 from sluice.services.cli import commands
 
@@ -38,13 +40,8 @@ def build_parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
         return command
 
-    _add_simulate(
-        add(
-            "simulate",
-            commands.simulate_logs,
-            "make the logs of a world whose truth is known, and that truth",
-        )
-    )
+    simulate = "make the logs of a world whose truth is known, and that truth"
+    _add_simulate(add("simulate", commands.simulate_logs, simulate))
     _add_prepare(
         add(
             "prepare",
@@ -86,6 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
 
     _add_study(add("study", commands.study_arms, "train and compare many arms, seeds and data sets"))
+    _add_ab(add("ab", commands.compare_policies, "test policies on the users of a simulated world"))
     _add_catalogue_actions(add("catalogue", commands.push_to_run, "change the catalogue of a run"))
     _add_config_actions(add("config", commands.check_config, "check a config, or explain its settings"))
     return parser
@@ -162,6 +160,40 @@ def _add_study(study: argparse.ArgumentParser) -> None:
         help="run what is left of it (default), say what is done, or write its tables and page again",
     )
     study.add_argument("config", metavar="FILE", help="the study's YAML file")
+
+
+def _add_ab(ab: argparse.ArgumentParser) -> None:
+    ab.add_argument("config", metavar="CONFIG", help="the YAML file of the run whose data set it is")
+    ab.add_argument(
+        "policies",
+        nargs="+",
+        type=Path,
+        metavar="POLICY",
+        help="policy directories, two or more; the others are compared with the first",
+    )
+    ab.add_argument(
+        "--world", type=Path, metavar="DIR", help="what `sluice simulate` wrote (default: where the log lies)"
+    )
+    ab.add_argument(
+        "--output", type=Path, metavar="DIR", help="where to write (default: ab/ of the run directory)"
+    )
+    ab.add_argument("--users", type=int, metavar="N", help="take no more than so many users")
+    for option in fields(Plan):
+        name, text = "--" + option.name.replace("_", "-"), option.metadata[HELP]
+        if isinstance(option.default, bool):
+            ab.add_argument(name, action="store_true", help=text)
+        else:
+            kind = type(option.default)
+            text = f"{text} (default: {option.default})"
+            ab.add_argument(name, type=kind, metavar="N", default=option.default, help=text)
+    ab.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="override one setting of the config (repeatable)",
+    )
 
 
 def _add_catalogue_actions(catalogue: argparse.ArgumentParser) -> None:

@@ -201,6 +201,47 @@ def interval_chart(intervals: Sequence[Interval], x_label: str, salt: str) -> st
 
 
 @dataclass(frozen=True, kw_only=True)
+class Band:
+    """A line with what it may as well be, at each x."""
+
+    label: str
+    color: str
+    x: Sequence[float]
+    middle: Sequence[float]
+    low: Sequence[float]
+    high: Sequence[float]
+
+
+def band_chart(
+    bands: Sequence[Band],
+    *,
+    labels: tuple[str, str],
+    salt: str,
+    levels: Mapping[str, float] | None = None,
+    marks: Mapping[str, tuple[float, float, float]] | None = None,
+) -> str:
+    """Lines with their bands; `labels` of x and y.
+
+    `levels` are horizontal lines with a name, `marks` intervals (x, low, high) with a name.
+    """
+    with _styled({"svg.hashsalt": salt}):
+        figure, axes = _figure(height=3.1)
+        for band in bands:
+            axes.fill_between(band.x, band.low, band.high, color=band.color, alpha=0.18, linewidth=0)
+            axes.plot(band.x, band.middle, color=band.color, linewidth=1.8, label=band.label)
+        for name, (x, low, high) in (marks or {}).items():
+            axes.plot([x, x], [low, high], color=ORANGE, linewidth=2.5, label=name)
+        for name, value in (levels or {}).items():
+            axes.axhline(value, color=GREEN, linewidth=1.2, linestyle=(0, (4, 3)), label=name)
+        axes.axhline(0, color=GREY, linewidth=1)
+        axes.set_xlabel(labels[0])
+        axes.set_ylabel(labels[1])
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
+        axes.legend(loc="best")
+        return _svg(figure)
+
+
+@dataclass(frozen=True, kw_only=True)
 class HeatCell:
     """One cell of a heat map."""
 

@@ -1,5 +1,6 @@
 """The mutants of the learning core: one small wrong edit each, and the test files that must notice it."""
 
+from tests.mutation.ab.ab import AB_MUTANTS
 from tests.mutation.beams import BEAM_MUTANTS, BEAMS, IN_BEAMS, ROLLOUT_MUTANTS
 from tests.mutation.config import CONFIG_MUTANTS
 from tests.mutation.evaluation.rules import RULE_MUTANTS
@@ -157,6 +158,7 @@ MUTANTS = (
     *(Mutant(BEAMS, old, new, IN_BEAMS) for old, new in BEAM_MUTANTS),
     *(Mutant(*mutant) for mutant in ROLLOUT_MUTANTS),
     *(Mutant(*mutant) for mutant in RANKER_MUTANTS),
+    *AB_MUTANTS,
     *SCALE,
     *SPLIT_MUTANTS,
     *STUDY_MUTANTS,

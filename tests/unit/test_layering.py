@@ -47,7 +47,7 @@ FLOORS = {
         ("preflight", "run"),
         ("bench", "submit"),
         ("study/judges",),
-        ("study",),
+        ("ab", "study"),
         ("audit",),
         ("bench/support",),
         ("bench/engines", "bench/learner"),

@@ -3,7 +3,10 @@
 from tests.mutation.mutant import Mutant
 
 _ROOM = "catalog/simulator"
-_IN = {name: (f"{_ROOM}/test_{name}.py",) for name in ("settings", "items", "slates", "sessions", "truth")}
+_IN = {
+    name: (f"{_ROOM}/test_{name}.py",)
+    for name in ("settings", "items", "slates", "sessions", "truth", "live")
+}
 _IN_STAGE = ("services/stages/test_simulate.py",)
 
 _SETTINGS = (
@@ -67,9 +70,9 @@ _SESSIONS = (
 )
 
 _CLICKED = (
-    ("sessions", "* self._position_chance)", ")"),
+    ("clicks", " * examination(click, logits.shape[1])", ""),
     ("clicks", "np.float32(click.offset) + ", ""),
-    ("sessions", "self._moods(rows), vectors)", "self._users.taste[rows], vectors)"),
+    ("sessions", "slate_logits(world.click, moods,", "slate_logits(world.click, users.taste[rows],"),
     ("truth", "kept, segment = steps - self.world.truth_from,", "kept, segment = steps,"),
     (
         "truth",
@@ -79,15 +82,28 @@ _CLICKED = (
     ("truth", "(values < low) | (values > high)", "values > high"),
     ("truth", "- START) // STEP_SECONDS", "- START + STEP_SECONDS // 2) // STEP_SECONDS"),
     ("clicks", "rows = segment == number", "rows = segment <= number"),
-    ("sessions", "click.dwell_slope * logits", "click.dwell_slope * 0 * logits"),
+    ("clicks", "click.dwell_slope * logits", "click.dwell_slope * 0 * logits"),
 )
 
 _USERS = (
-    ("memory * block.session[rows[some]] + (1 - memory) * mean", "mean"),
-    ("block.taste = to_unit(moved)", "block.taste = moved"),
+    ("memory * state.session[rows[some]] + (1 - memory) * mean", "mean"),
+    ("state.taste = to_unit(moved)", "state.taste = moved"),
     ("jumps = stream.random(count) < dials.jump_chance", "jumps = stream.random(count) > dials.jump_chance"),
-    ("np.float32(dials.jump_keep) * block.taste[jumps]", "block.taste[jumps]"),
+    ("np.float32(dials.jump_keep) * state.taste[jumps]", "state.taste[jumps]"),
     ("stream.random(count) < world.segment_b.share", "stream.random(count) < 0"),
+)
+
+_LIVE = (
+    ("        self._follow(items, clicked)\n", ""),
+    ("        move_tastes(world.users, self._state, self._centres, stream)\n", ""),
+    ("self._seed, self._day)", "self._seed)"),
+    ("self.consumed[row, items[row, slot]] = True", "pass"),
+    (
+        "np.where(clicked, draw_dwell(world.click, logits, stream), 0)",
+        "draw_dwell(world.click, logits, stream)",
+    ),
+    ("np.where(shown, to_probability(logits), 0)", "to_probability(logits)"),
+    ("(steps == last)", "(steps <= last)"),
 )
 
 _FILES = (
@@ -115,6 +131,7 @@ SIMULATOR_MUTANTS = (
     *(Mutant(f"{_ROOM}/sessions.py", old, new, _IN["sessions"]) for old, new in _SESSIONS),
     *(Mutant(f"{_ROOM}/{name}.py", old, new, _IN["truth"]) for name, old, new in _CLICKED),
     *(Mutant(f"{_ROOM}/users.py", old, new, _IN["sessions"]) for old, new in _USERS),
+    *(Mutant(f"{_ROOM}/live.py", old, new, _IN["live"]) for old, new in _LIVE),
     *(Mutant(f"{_ROOM}/{name}.py", old, new, _IN_STAGE) for name, old, new in _FILES),
     *(Mutant("services/stages/simulate.py", old, new, _IN_STAGE) for old, new in _STAGE),
 )
