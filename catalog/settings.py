@@ -23,6 +23,14 @@ class Unit:
     name: str
 
 
+def is_unset(value: object) -> bool:
+    """Whether a setting is None, for `Field(exclude_if=is_unset)`: an optional setting that came later.
+
+    What was made without it keeps its record and its stamp.
+    """
+    return value is None
+
+
 Seconds = Annotated[float, Unit("seconds")]
 Prompts = Annotated[int, Unit("prompts")]
 Steps = Annotated[int, Unit("optimizer steps")]

@@ -243,8 +243,9 @@ def load_settings(model: type[SomeSettings], path: str | Path, overrides: Sequen
 
 
 def dump_config(config: RunConfig) -> str:
-    """The resolved config as YAML, every default written out; `load_config` reads it back to an equal
-    config.
+    """The resolved config as YAML; `load_config` reads it back to an equal config.
+
+    Every default is written out, but for settings that came later and are not set (`exclude_if`).
     """
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 

@@ -32,6 +32,15 @@ INTERACTIONS = pa.schema(
     ]
 )
 
+# How an interaction came to be shown. These columns follow the others where the log names them.
+EXPOSURE = pa.schema(
+    [
+        pa.field("propensity", pa.float32()),  # chance that the item was shown there, in (0, 1]
+        pa.field("slate_position", pa.int32()),  # place in the slate, from 1
+    ]
+)
+EXPOSED_INTERACTIONS = pa.schema([*INTERACTIONS, *EXPOSURE])
+
 # What was shown to a user and not taken. Sorted as interactions are. The file is there when there are any.
 IMPRESSIONS = pa.schema([INTERACTIONS.field(name) for name in ("user", "item", "timestamp", "part")])
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from sluice.catalog.data.split_settings import ColumnSplit, FileSplit, LeaveLastTwoOut, LoggedSplit, Split
-from sluice.catalog.settings import Settings, Unit
+from sluice.catalog.settings import Settings, Unit, is_unset
 
 
 class MovieLensSource(Settings):
@@ -36,6 +36,18 @@ class InteractionColumns(Settings):
     )
     exposed_by: str | None = Field(
         default=None, description="Column of the system that showed the item to the user."
+    )
+    propensity: str | None = Field(
+        default=None,
+        exclude_if=is_unset,
+        description="Column of the chance, above 0 and at most 1, with which the system showed this item "
+        "where it did. With it metrics are weighted by inverse propensity too.",
+    )
+    slate_position: str | None = Field(
+        default=None,
+        exclude_if=is_unset,
+        description="Column of the item's place in the slate that was shown, from 1. It says how likely the "
+        "item was looked at.",
     )
     part: str | None = Field(
         default=None,

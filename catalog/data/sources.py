@@ -32,7 +32,7 @@ BATCH_ROWS = 65_536
 # What a column of a contract may be (`values.FAMILIES`), and how to say so.
 _KINDS = {
     **dict.fromkeys(("user_id", "item_id"), "id"),
-    **dict.fromkeys(("rating", "click", "dwell_seconds"), "number"),
+    **dict.fromkeys(("rating", "click", "dwell_seconds", "propensity", "slate_position"), "number"),
     **dict.fromkeys(("exposed_by", "part", "title"), "label"),
     **dict.fromkeys(("history", "embedding", "codes"), "list"),
     "timestamp": "time",

@@ -34,6 +34,23 @@ _PLAUSIBLE = (1e8, 1e11)  # seconds since 1970 that a moment may be: no two unit
 
 
 @dataclass(frozen=True, kw_only=True)
+class Impressions:
+    """m items that were shown to a user and not taken."""
+
+    users: np.ndarray  # int32 [m]
+    items: np.ndarray  # int32 [m]
+    positions: np.ndarray  # int32 [m], how many interactions of the user came before
+    parts: np.ndarray  # int8 [m], an index into `SPLITS`
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    def where(self, chosen: np.ndarray) -> "Impressions":
+        """Those that `chosen`, bool `[m]`, names."""
+        return Impressions(**{name: values[chosen] for name, values in vars(self).items()})
+
+
+@dataclass(frozen=True, kw_only=True)
 class TimeCuts:
     """Where a split by time cuts: when fresh part (None: there is none), validation and test begin."""
 

@@ -6,8 +6,8 @@ from typing import Self
 
 import numpy as np
 
-from sluice.catalog.data.dataset import Dataset, Examples, Impressions
-from sluice.catalog.data.splits import positions_of
+from sluice.catalog.data.dataset import Dataset, Examples
+from sluice.catalog.data.splits import Impressions, positions_of
 
 _SHORTEST = 3  # interactions of a user that gives some away
 

@@ -18,8 +18,8 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from sluice.catalog.data.dataset import Dataset, Examples, Impressions
-from sluice.catalog.data.splits import SPLITS, positions_of
+from sluice.catalog.data.dataset import Dataset, Examples
+from sluice.catalog.data.splits import SPLITS, Impressions, positions_of
 from sluice.learner.full_catalogue import score_all_items, score_catalogue
 from sluice.learner.ranker.calibration import calibration_curve
 from sluice.learner.ranker.known_logs import KnownLogs

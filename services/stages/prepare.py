@@ -27,7 +27,7 @@ from sluice.catalog.data.cooccurrence import CoOccurrence, SharedUsers, mix_coun
 from sluice.catalog.data.dataset import FORMAT, IMPRESSIONS_FILE, MANIFEST, read_manifest
 from sluice.catalog.data.items import Items, attribute_matrix, read_items
 from sluice.catalog.data.partition import EventRules, ItemIndex, UserBuckets
-from sluice.catalog.data.schema import CATALOGUE, EXAMPLES, IMPRESSIONS, INTERACTIONS, USERS
+from sluice.catalog.data.schema import CATALOGUE, EXAMPLES, EXPOSURE, IMPRESSIONS, INTERACTIONS, USERS
 from sluice.catalog.data.semantic_ids import (
     fitting_level_sizes,
     item_vectors,
@@ -174,7 +174,10 @@ class _Preparation:
 
     def _write_interactions(self, buckets: UserBuckets, item_rows: np.ndarray, log: Rejections) -> None:
         users = interactions = dropped_users = dropped_rows = 0
-        outcomes = dict.fromkeys(OUTCOMES, 0)
+        # A log that does not say how it was shown is prepared to the same bytes as ever.
+        named = [field for field in EXPOSURE if field.name in self._source.columns]
+        schema = pa.schema([*INTERACTIONS, *named])
+        outcomes = dict.fromkeys((*OUTCOMES, *(field.name for field in named)), 0)
         rules = EventRules(
             min_interactions=self._settings.min_interactions,
             unclicked_are_impressions=self._unclicked_are_impressions,
@@ -182,7 +185,7 @@ class _Preparation:
         )
         with (
             pq.ParquetWriter(self._directory / "users.parquet", USERS) as user_file,
-            pq.ParquetWriter(self._directory / "interactions.parquet", INTERACTIONS) as interaction_file,
+            pq.ParquetWriter(self._directory / "interactions.parquet", schema) as interaction_file,
             pq.ParquetWriter(self._directory / IMPRESSIONS_FILE, IMPRESSIONS) as impression_file,
         ):
             for bucket in buckets.read_sorted(item_rows, rules):
@@ -196,8 +199,10 @@ class _Preparation:
                 if rows:
                     user_file.write_table(pa.table({"user_id": bucket.user_ids}, schema=USERS))
                     # One row group holds whole users: what follows works on one row group at a time.
-                    interaction_file.write_table(bucket.interactions, row_group_size=rows)
-                    for name in OUTCOMES:
+                    interaction_file.write_table(
+                        bucket.interactions.select(schema.names), row_group_size=rows
+                    )
+                    for name in outcomes:
                         outcomes[name] += rows - bucket.interactions.column(name).null_count
                 users += len(bucket.user_ids)
                 interactions += rows

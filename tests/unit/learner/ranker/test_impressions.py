@@ -8,8 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from sluice.catalog.data.dataset import Dataset, Impressions
+from sluice.catalog.data.dataset import Dataset
 from sluice.catalog.data.settings import DataSettings, SemanticIdSettings
+from sluice.catalog.data.splits import Impressions
 from sluice.catalog.errors import RankerError
 from sluice.learner.ranker.fit import _loss, fit_ranker, logs_of
 from sluice.learner.ranker.known_logs import KnownLogs, ShownItems
