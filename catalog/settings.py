@@ -1,5 +1,6 @@
 """What all settings have in common: the base class, and the units of numbers. Imports no torch."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -23,12 +24,12 @@ class Unit:
     name: str
 
 
-def is_unset(value: object) -> bool:
-    """Whether a setting is None, for `Field(exclude_if=is_unset)`: an optional setting that came later.
+def is_still(default: object) -> Callable[[object], bool]:
+    """Whether a setting has its default, for `Field(exclude_if=is_still(default))` of one that came later.
 
-    What was made without it keeps its record and its stamp.
+    Records and stamps do not name it then, so what was made before it was there is not made again.
     """
-    return value is None
+    return lambda value: value == default
 
 
 Seconds = Annotated[float, Unit("seconds")]

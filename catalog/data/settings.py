@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from sluice.catalog.data.split_settings import ColumnSplit, FileSplit, LeaveLastTwoOut, LoggedSplit, Split
-from sluice.catalog.settings import Settings, Unit, is_unset
+from sluice.catalog.settings import Settings, Unit, is_still
 
 
 class MovieLensSource(Settings):
@@ -39,13 +39,13 @@ class InteractionColumns(Settings):
     )
     propensity: str | None = Field(
         default=None,
-        exclude_if=is_unset,
+        exclude_if=is_still(None),
         description="Column of the chance, above 0 and at most 1, with which the system showed this item "
         "where it did. With it metrics are weighted by inverse propensity too.",
     )
     slate_position: str | None = Field(
         default=None,
-        exclude_if=is_unset,
+        exclude_if=is_still(None),
         description="Column of the item's place in the slate that was shown, from 1. It says how likely the "
         "item was looked at.",
     )
@@ -54,6 +54,15 @@ class InteractionColumns(Settings):
         description="Column that names the part of the row, for `split.type: column`: pretrain, fresh, valid "
         "or test.",
     )
+
+    @model_validator(mode="after")
+    def _places_weigh_propensities(self) -> "InteractionColumns":
+        if self.slate_position is not None and self.propensity is None:
+            raise ValueError(
+                "slate_position says nothing without the propensity of the place: name the column of "
+                "propensity too, or leave slate_position out"
+            )
+        return self
 
 
 class CatalogueColumns(Settings):

@@ -216,6 +216,18 @@ class _Preparation:
                 f"{self._settings.min_interactions} usable interactions ({dropped_users} users with "
                 f"{dropped_rows} interactions have fewer{self._set_apart()})"
             )
+        self._check_reward(outcomes)
+        self._counts = {
+            "users": users,
+            "items": len(self._items.ids),
+            "interactions": interactions,
+            "interactions_with": outcomes,
+            "users_below_min_interactions": dropped_users,
+            "interactions_below_min_interactions": dropped_rows,
+        }
+
+    def _check_reward(self, outcomes: dict[str, int]) -> None:
+        """Refuse a logged reward that says nothing; `outcomes` are the interactions that have each."""
         if self._settings.reward == "click" and self._noted["impressions"]:
             raise DataError(
                 "data.reward is click, and rows without a click are set apart as impressions, so every "
@@ -227,14 +239,6 @@ class _Preparation:
                 f"{_named(self._source)} has one: set data.reward to auto or none, or correct "
                 "data.source.columns"
             )
-        self._counts = {
-            "users": users,
-            "items": len(self._items.ids),
-            "interactions": interactions,
-            "interactions_with": outcomes,
-            "users_below_min_interactions": dropped_users,
-            "interactions_below_min_interactions": dropped_rows,
-        }
 
     def _set_apart(self) -> str:
         """What of the log is no interaction, to go on a sentence with."""

@@ -2,6 +2,7 @@
 
 from tests.mutation.beams import BEAM_MUTANTS, BEAMS, IN_BEAMS, ROLLOUT_MUTANTS
 from tests.mutation.config import CONFIG_MUTANTS
+from tests.mutation.evaluation.exposure import EXPOSURE_MUTANTS
 from tests.mutation.evaluation.rules import RULE_MUTANTS
 from tests.mutation.evaluation.summary import SUMMARY_MUTANTS
 from tests.mutation.evaluation.trust import TRUST_MUTANTS
@@ -160,6 +161,7 @@ MUTANTS = (
     *SPLIT_MUTANTS,
     *STUDY_MUTANTS,
     *RULE_MUTANTS,
+    *EXPOSURE_MUTANTS,
     *SUMMARY_MUTANTS,
     *SIMULATOR_MUTANTS,
     *TRUST_MUTANTS,

@@ -57,7 +57,7 @@ SPLIT_MUTANTS = (
     *(
         Mutant("learner/training/pretrain.py", old, new, ("learner/training/test_pretrain.py",))
         for old, new in (
-            ('validations[-1]["hr@10"] > best', 'validations[-1]["hr@10"] >= best'),
+            ("validations[-1][metric] > best", "validations[-1][metric] >= best"),
             ("since_best >= settings.patience", "since_best > settings.patience"),
             ("deepcopy(average.module.state_dict())", "deepcopy(model.state_dict())"),
             ("model.load_state_dict(best_weights)", "best_weights"),

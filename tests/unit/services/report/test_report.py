@@ -391,5 +391,37 @@ def test_terminal_lines_hold_the_table():
     assert re.search(r"150\W+300\W+0%.*\+0\.030 \[\+0\.010, \+0\.050\]", lines)
 
 
+def test_weighted_metrics_have_columns_where_the_log_has_propensities(tmp_path: Path):
+    assert "weighted" not in " ".join(report.shown_columns(SUMMARY).values())
+    summary = json.loads(json.dumps(SUMMARY))
+    summary["metrics"]["best"] |= {"ips_hr@10": 0.0321, "ips_ndcg@10": 0.0123, "effective_examples": 77.0}
+    summary["metrics"]["best"]["ips_examples"] = 90.0
+    summary["metrics"]["start"] |= {"ips_hr@10": 0.03, "effective_examples": 77.0, "ips_examples": 90.0}
+    summary["intervals"]["ips_hr@10"] = {"best": [0.0311, 0.0333], "best-start": [0.0011, 0.0031]}
+    summary["weighting"] = {"clip": 500.0, "examination": "none"}
+    assert list(report.shown_columns(summary).values())[-2:] == ["weighted HR@10", "weighted NDCG@10"]
+    rows = {row["key"]: row for row in report.headline_rows(summary)}
+    assert rows["best"]["cells"]["ips_hr@10"] == "0.0321" and rows["start"]["cells"]["ips_ndcg@10"] == "-"
+    assert rows["best"]["intervals"]["ips_hr@10"] == [0.0311, 0.0333]
+    assert "weighted HR@10 best checkpoint - start" not in "\n".join(report.terminal_lines(SUMMARY))
+    assert "weighted HR@10 best - start: +0.0021 [+0.0011, +0.0031] better" in "\n".join(
+        report.terminal_lines(summary, width=160)
+    )
+    run = make_run(tmp_path / "run")
+    (run / "summary.json").write_text(json.dumps(summary))
+    page = report.write_report(run).read_text()
+    assert "weighted HR@10" in page and re.search("0.031.0.033", page)
+    assert "77 equally weighted examples, of 90 with a propensity" in page
+    assert "Weighted HR@10 on validation" not in page  # no validation of this run has it
+    validation = json.dumps({"kind": "eval", "step": 5, "hr@10": 0.2, "ips_hr@10": 0.03, "hallucination": 0})
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(validation + "\n")
+    assert "Weighted HR@10 on validation" in report.write_report(run).read_text()
+
+
+def test_without_propensities_the_page_says_what_that_means(page: str):
+    assert "biased to what the logger liked to show" in page
+
+
 def test_running_mean():
     assert running_mean([1, 3, 5, 7], 2) == [1, 2, 4, 6]
