@@ -67,6 +67,10 @@ class KnownLogs:
         """int64 [N], occurrences of each item."""
         return np.bincount(self.dataset.sequence[self.rows], minlength=self.dataset.items)
 
+    def exposures(self) -> np.ndarray:
+        """int64 [N], how often each item was shown, as far as is known: taken, or an impression."""
+        return self.item_counts() + np.bincount(self.impressions.items, minlength=self.dataset.items)
+
     def item_shares(self) -> np.ndarray:
         """float32 [N], each item's share of the interactions."""
         counts = self.item_counts()

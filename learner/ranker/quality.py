@@ -37,7 +37,7 @@ def judge_ranker(
     """The ranker's quality on the examples of a split, `batch` users at a time.
 
     Returns:
-        HR, NDCG, MRR and AUC of ranking the target in the full catalogue; `auc_by_exposure`; `users`, the
+        HR, NDCG, MRR and AUC of ranking the target in the full catalogue; `by_exposure`; `users`, the
         number of examples; `relevance` and, for each head with an outcome to judge it on, `heads.<column>`:
         `ece`, `events` and `curve`, for heads with `rmse` beside it.
 
@@ -57,9 +57,12 @@ def judge_ranker(
             likely.append(probabilities)
             happened.append(items == target)
     auc = np.concatenate(areas)
-    quality: dict[str, Any] = _mean_metrics(np.concatenate(ranks))
+    judged = per_user(np.concatenate(ranks))
+    quality: dict[str, Any] = {name: float(value.mean()) for name, value in judged.items()}
     quality["auc"] = float(auc.mean())
-    quality["auc_by_exposure"] = _by_exposure(dataset, examples, auc, until)
+    quality["by_exposure"] = _by_exposure(
+        dataset, examples, {"auc": auc, "hr@10": judged["hr@10"]}, KnownLogs.until(dataset, until)
+    )
     quality["users"] = len(examples)
     quality["relevance"] = calibration_curve(
         np.concatenate(likely), np.concatenate(happened).astype(float)
@@ -77,19 +80,19 @@ def judge_part(part: RankerPart, dataset: Dataset, split: str, *, batch: int = 1
     """HR, NDCG and MRR of one part of a stack by itself."""
     score = score_all_items(partial(score_part, part), dataset.items)
     scored = score_catalogue(dataset, dataset.examples(split), score, batch=batch)
-    return _mean_metrics(np.concatenate([batch_scores.ranks() for batch_scores in scored]))
+    judged = per_user(np.concatenate([batch_scores.ranks() for batch_scores in scored]))
+    return {name: float(value.mean()) for name, value in judged.items()}
 
 
-def _mean_metrics(ranks: np.ndarray) -> dict[str, float]:
-    return {name: float(value.mean()) for name, value in per_user(ranks).items()}
-
-
-def _by_exposure(dataset: Dataset, examples: Examples, auc: np.ndarray, until: str) -> list[dict[str, float]]:
-    """By decile of items, the least consumed first: consumptions per item, examples, and their mean AUC.
+def _by_exposure(
+    dataset: Dataset, examples: Examples, judged: dict[str, np.ndarray], logs: KnownLogs
+) -> list[dict[str, float]]:
+    """By decile of items, the least shown in `logs` first: times that an item was shown, examples whose
+    target is one of them, and the means of what is `judged`, each `[n]`.
 
     A decile without examples is left out.
     """
-    counts = KnownLogs.until(dataset, until).item_counts()
+    counts = logs.exposures()
     decile_of = np.empty(dataset.items, dtype=np.int64)
     decile_of[np.argsort(counts, kind="stable")] = np.arange(dataset.items) * DECILES // dataset.items
     targets = dataset.sequence[dataset.offsets[examples.users] + examples.positions]
@@ -98,7 +101,7 @@ def _by_exposure(dataset: Dataset, examples: Examples, auc: np.ndarray, until: s
             "decile": decile + 1,
             "exposure": float(counts[decile_of == decile].mean()),
             "examples": int(chosen.sum()),
-            "auc": float(auc[chosen].mean()),
+            **{name: float(values[chosen].mean()) for name, values in judged.items()},
         }
         for decile in range(DECILES)
         if (chosen := decile_of[targets] == decile).any()

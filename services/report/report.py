@@ -125,6 +125,7 @@ def report_context(run_directory: Path) -> dict[str, Any]:
         "heat_maps": ranker_view.heat_maps(summary.get("stratified") or []),
         "ranker": summary.get("ranker") or {},
         "heads": ranker_view.head_rows(summary.get("ranker")),
+        "exposed": ranker_view.exposure_rows(summary.get("ranker")),
         "calibration": ranker_view.calibration_charts(summary.get("ranker")),
         "accounting": accounting_rows(summary),
         "throughput": summary.get("throughput") or {},

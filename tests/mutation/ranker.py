@@ -95,6 +95,13 @@ _IMPRESSIONS = (
     (KNOWN_LOGS, "shown.where(shown.positions > 0)", "shown.where(shown.positions >= 0)"),
     (KNOWN_LOGS, "shown.positions < self.lengths[shown.users]", "shown.positions >= 0"),
     (QUALITY, 'impressions=column == "click"', "impressions=False"),
+    (
+        KNOWN_LOGS,
+        "self.item_counts() + np.bincount(self.impressions.items",
+        "0 * np.bincount(self.impressions.items",
+    ),
+    (QUALITY, "counts = logs.exposures()", "counts = -logs.exposures()"),
+    (QUALITY, 'decile_of[np.argsort(counts, kind="stable")]', "decile_of[:]"),
     (QUALITY, "(shown.parts == SPLITS.index(split))", "(shown.parts <= SPLITS.index(split))"),
     (QUALITY, '"fitted": shown.parts <= SPLITS.index(until)', '"fitted": shown.parts < 0'),
 )

@@ -114,6 +114,10 @@ SUMMARY = {
         "auc": 0.9312,
         "ndcg@10": 0.1288,
         "hr@10": 0.2344,
+        "by_exposure": [
+            {"decile": 1, "exposure": 3.25, "examples": 12, "auc": 0.6125, "hr@10": 0.0833},
+            {"decile": 10, "exposure": 1412.5, "examples": 931, "auc": 0.9413, "hr@10": 0.2412},
+        ],
         "relevance": {
             "ece": 0.0123,
             "events": 9430,
@@ -352,11 +356,25 @@ def test_a_run_with_a_ranker_of_the_user_s(tmp_path: Path):
     )
 
 
+def without_deciles():
+    """The quality of a ranker of the release before."""
+    return {name: value for name, value in SUMMARY["ranker"].items() if name != "by_exposure"}
+
+
+def test_the_page_shows_the_ranker_by_exposure_where_it_is_known(page: str, tmp_path: Path):
+    assert "1 3.2 12 0.6125 0.0833 10 1,412.5 931 0.9413 0.2412" in text_of(page)
+    run = make_run(tmp_path / "run")
+    (run / "summary.json").write_text(json.dumps(SUMMARY | {"ranker": without_deciles()}))
+    assert "decile" not in text_of(report.write_report(run).read_text())
+
+
 def test_quality_lines():
-    assert ranker_view.quality_lines(SUMMARY["ranker"])[:2] == [
+    assert ranker_view.quality_lines(SUMMARY["ranker"])[:3] == [
         "ranker on validation: AUC 0.9312, NDCG@10 0.1288, HR@10 0.2344, calibration error 0.0123",
+        "AUC by decile of items, the least shown first: 0.613, 0.941",
         "rating: RMSE 1.0586 (user's mean 1.1215, item's mean 1.0641), calibration error 0.0917",
     ]
+    assert not any("decile" in line for line in ranker_view.quality_lines(without_deciles()))
     assert ranker_view.quality_lines(None) == []
 
 
