@@ -144,6 +144,13 @@ class Dataset:
         return self._attributes[1]
 
     @cached_property
+    def user_attributes(self) -> tuple[sp.csr_matrix, list[str]] | None:
+        """float32 [U, A] multi-hot, and [A] names such as "age=30"; None where nothing is known of users."""
+        if "attributes" not in pq.read_schema(self.directory / "users.parquet").names:
+            return None
+        return attribute_matrix(self._column("users.parquet", "attributes").to_pylist())
+
+    @cached_property
     def offsets(self) -> np.ndarray:
         """int64 [U + 1], where each user's sequence begins in the arrays of interactions."""
         counts = np.bincount(self._interactions("user"), minlength=self.manifest["counts"]["users"])
@@ -274,12 +281,10 @@ class Dataset:
 
     def _ends(self, part: str) -> np.ndarray:
         """int64 [U], the time at which a part has ended for each user."""
-        never = np.iinfo(np.int64).max
         if self.manifest["time_cuts"]:
-            cuts = TimeCuts(**self.manifest["time_cuts"])
-            fresh_from = cuts.valid_from if cuts.fresh_from is None else cuts.fresh_from
-            ends = (fresh_from, cuts.valid_from, cuts.test_from, never)
+            ends = TimeCuts(**self.manifest["time_cuts"]).ends
             return np.full(self.users, ends[SPLITS.index(part)])
+        never = np.iinfo(np.int64).max
         following = self.offsets[:-1] + self.lengths_until(part)
         times = np.append(self.timestamps, never)
         return np.where(following < self.offsets[1:], times[following], never)
@@ -356,17 +361,13 @@ class Dataset:
         return users, positions, label[split.indices.to_numpy()]
 
     def _optional(self, name: str) -> np.ndarray | None:
-        if name not in self._interaction_columns:
+        if name not in pq.read_schema(self.directory / "interactions.parquet").names:
             return None
         column = self._column("interactions.parquet", name)
         if column.null_count == len(column):
             return None
         values: np.ndarray = column.cast(pa.float32()).to_numpy(zero_copy_only=False)
         return values
-
-    @cached_property
-    def _interaction_columns(self) -> frozenset[str]:
-        return frozenset(pq.read_schema(self.directory / "interactions.parquet").names)
 
     def _interactions(self, name: str) -> np.ndarray:
         values: np.ndarray = self._column("interactions.parquet", name).to_numpy()

@@ -7,6 +7,8 @@ Inside Sluice an item is its row number in `catalogue.parquet` and a user its ro
 import pyarrow as pa
 
 USERS = pa.schema([pa.field("user_id", pa.string(), nullable=False)])
+# Of a source that knows its users: "age=30..40", "favourite=c3"; empty for a user that it does not know.
+KNOWN_USERS = pa.schema([*USERS, pa.field("attributes", pa.list_(pa.string()), nullable=False)])
 
 CATALOGUE = pa.schema(
     [

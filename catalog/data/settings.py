@@ -82,6 +82,15 @@ class CatalogueColumns(Settings):
     )
 
 
+class UserColumns(Settings):
+    """Which column of the user's table of users is which."""
+
+    id: str = Field(default="user_id", description="Column of the user.")
+    attributes: tuple[str, ...] = Field(
+        default=(), description="Columns of attributes: strings, numbers or lists of strings."
+    )
+
+
 class TableSource(Settings):
     """The user's own logs: Parquet or CSV files (by suffix), read in batches."""
 
@@ -119,6 +128,26 @@ class TableSource(Settings):
     catalogue_columns: CatalogueColumns = Field(
         default=CatalogueColumns(), description="Names of the catalogue's columns."
     )
+    users: str | None = Field(
+        default=None,
+        exclude_if=is_still(None),
+        description="File of what is known of the users beside the log. The built-in ranker learns from the "
+        "attributes in it. null: nothing is.",
+    )
+    user_columns: UserColumns = Field(
+        default=UserColumns(),
+        exclude_if=is_still(UserColumns()),
+        description="Names of the columns of `users`.",
+    )
+
+    @model_validator(mode="after")
+    def _users_have_attributes(self) -> "TableSource":
+        if (self.users is None) != (not self.user_columns.attributes):
+            raise ValueError(
+                f"users is {self.users!r} and user_columns.attributes names "
+                f"{', '.join(self.user_columns.attributes) or 'no column'}: give both, or neither"
+            )
+        return self
 
 
 # What a log may say of an interaction beside that it took place.

@@ -58,6 +58,12 @@ class TimeCuts:
     valid_from: int
     test_from: int
 
+    @property
+    def ends(self) -> tuple[int, int, int, int]:
+        """The time at which each part of `SPLITS` has ended; test never has."""
+        fresh_from = self.valid_from if self.fresh_from is None else self.fresh_from
+        return fresh_from, self.valid_from, self.test_from, np.iinfo(np.int64).max
+
 
 def label_splits(
     offsets: np.ndarray, timestamps: np.ndarray, split: Split, cuts: TimeCuts | None
@@ -83,8 +89,8 @@ def label_splits(
         return labels
     if cuts is None:
         raise ValueError("a split by time needs its cuts")
-    fresh_from = cuts.valid_from if cuts.fresh_from is None else cuts.fresh_from
-    parts = [timestamps >= cuts.test_from, timestamps >= cuts.valid_from, timestamps >= fresh_from]
+    fresh_from, valid_from, test_from, _ = cuts.ends
+    parts = [timestamps >= test_from, timestamps >= valid_from, timestamps >= fresh_from]
     return np.select(parts, [TEST, VALID, FRESH], PRETRAIN).astype(np.int8)
 
 

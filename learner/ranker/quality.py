@@ -49,7 +49,7 @@ def judge_ranker(
     outcomes: list[dict[str, np.ndarray]] = []
     score = score_all_items(partial(score_part, ranker), dataset.items)
     for scored in score_catalogue(dataset, examples, score, batch=batch):
-        outcomes.append(ranker.expected_outcomes(scored.histories, scored.targets))
+        outcomes.append(ranker.expected_outcomes(scored.histories, scored.targets, scored.users))
         ranks.append(scored.ranks())
         areas.append(scored.areas())
         for row, target in zip(np.where(scored.rankable, scored.scores, np.nan), scored.targets, strict=True):
@@ -57,11 +57,11 @@ def judge_ranker(
             likely.append(probabilities)
             happened.append(items == target)
     auc = np.concatenate(areas)
-    judged = per_user(np.concatenate(ranks))
-    quality: dict[str, Any] = {name: float(value.mean()) for name, value in judged.items()}
+    metrics = per_user(np.concatenate(ranks))
+    quality: dict[str, Any] = {name: float(value.mean()) for name, value in metrics.items()}
     quality["auc"] = float(auc.mean())
     quality["by_exposure"] = _by_exposure(
-        dataset, examples, {"auc": auc, "hr@10": judged["hr@10"]}, KnownLogs.until(dataset, until)
+        dataset, examples, {"auc": auc, "hr@10": metrics["hr@10"]}, KnownLogs.until(dataset, until)
     )
     quality["users"] = len(examples)
     quality["relevance"] = calibration_curve(
@@ -190,7 +190,8 @@ def _predict_clicks(
     parts = [np.empty(0)]
     for start in range(0, len(pairs), batch):
         histories = [dataset.history(*pair, limit) for pair in pairs[start : start + batch]]
-        parts.append(ranker.expected_outcomes(histories, shown.items[start : start + batch])["click"])
+        rows = slice(start, start + batch)
+        parts.append(ranker.expected_outcomes(histories, shown.items[rows], shown.users[rows])["click"])
     return np.concatenate(parts)
 
 

@@ -20,7 +20,7 @@ from sluice.learner.evaluation.evaluate import UserResults
 from sluice.learner.evaluation.exposure import WEIGHTED, describe_weights, weigh_examples
 from sluice.learner.evaluation.stratified import RANKER_WIDTH, gate_at_start, stratify_users
 from sluice.learner.full_catalogue import score_all_items
-from sluice.learner.ranker.contract import Ranker
+from sluice.learner.ranker.contract import Ranker, ask_score
 from sluice.learner.ranker.load import load_ranker
 from sluice.learner.ranking_metrics import bootstrap_intervals, bootstrap_mean, per_user
 from sluice.learner.settings import EvaluationSettings
@@ -80,7 +80,7 @@ def judge_policies(
     summary: dict[str, Any] = {}
     if has_ranker:
         ranker = load_ranker(config.ranker, paths.ranker, dataset)
-        score = score_all_items(ranker.score, dataset.items)
+        score = score_all_items(functools.partial(ask_score, ranker), dataset.items)
         results["ranker"] = judge_scores(dataset, examples, score, width, _BATCH)
         ranked = judge_scores(dataset, dataset.examples("valid"), score, RANKER_WIDTH, _BATCH)
         summary["stratified"] = stratify_users(

@@ -6,6 +6,7 @@ from tests.mutation.evaluation.exposure import EXPOSURE_MUTANTS
 from tests.mutation.evaluation.rules import RULE_MUTANTS
 from tests.mutation.evaluation.summary import SUMMARY_MUTANTS
 from tests.mutation.evaluation.trust import TRUST_MUTANTS
+from tests.mutation.evaluation.users import USER_MUTANTS
 from tests.mutation.files import FILE_MUTANTS
 from tests.mutation.flow import FLOW_MUTANTS
 from tests.mutation.mutant import Mutant
@@ -162,6 +163,7 @@ MUTANTS = (
     *STUDY_MUTANTS,
     *RULE_MUTANTS,
     *EXPOSURE_MUTANTS,
+    *USER_MUTANTS,
     *SUMMARY_MUTANTS,
     *SIMULATOR_MUTANTS,
     *TRUST_MUTANTS,
