@@ -1,5 +1,6 @@
 """What all settings have in common: the base class, and the units of numbers. Imports no torch."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -21,6 +22,14 @@ class Unit:
     """What a setting counts or is measured in, as in `Annotated[int, Unit("prompts")]`."""
 
     name: str
+
+
+def is_still(default: object) -> Callable[[object], bool]:
+    """Whether a setting has its default, for `Field(exclude_if=is_still(default))` of one that came later.
+
+    Records and stamps do not name it then, so what was made before it was there is not made again.
+    """
+    return lambda value: value == default
 
 
 Seconds = Annotated[float, Unit("seconds")]

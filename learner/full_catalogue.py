@@ -13,16 +13,28 @@ from sluice.catalog.data.dataset import Dataset, Examples
 Scores = Callable[[list[np.ndarray]], np.ndarray]
 
 
-def score_all_items(score: Callable[[list[np.ndarray], np.ndarray], np.ndarray], items: int) -> Scores:
-    """What scores candidates (`Ranker.score`), asked about all N `items`."""
+@dataclass(frozen=True)
+class ScoresOfUsers:
+    """Scores `[B, N]` of what is told, beside the histories, whose they are: users int32 `[B]`."""
+
+    score: Callable[[list[np.ndarray], np.ndarray], np.ndarray]
+
+
+def score_all_items(
+    score: Callable[[list[np.ndarray], np.ndarray, np.ndarray], np.ndarray], items: int
+) -> ScoresOfUsers:
+    """What scores candidates of users (`contract.ask_score` of a ranker), asked about all N `items`."""
     everything = np.arange(items, dtype=np.int32)[None]
-    return lambda histories: score(histories, np.repeat(everything, len(histories), axis=0))
+    return ScoresOfUsers(
+        lambda histories, users: score(histories, np.repeat(everything, len(histories), axis=0), users)
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredExamples:
     """B examples with the scores of all N items."""
 
+    users: np.ndarray  # int32 [B]
     histories: list[np.ndarray]  # B arrays of int32 item rows, as the scores were asked with
     targets: np.ndarray  # int64 [B] item rows
     scores: np.ndarray  # float32 [B, N]
@@ -50,7 +62,12 @@ class ScoredExamples:
 
 
 def score_catalogue(
-    dataset: Dataset, examples: Examples, score: Scores, *, batch: int, whole_history: bool = False
+    dataset: Dataset,
+    examples: Examples,
+    score: Scores | ScoresOfUsers,
+    *,
+    batch: int,
+    whole_history: bool = False,
 ) -> Iterator[ScoredExamples]:
     """`batch` examples at a time, in their order.
 
@@ -65,15 +82,16 @@ def score_catalogue(
     """
     limit = None if whole_history else dataset.settings.max_history
     for start in range(0, len(examples), batch):
-        users, positions = (
-            part[start : start + batch].tolist() for part in (examples.users, examples.positions)
-        )
-        pairs = list(zip(users, positions, strict=True))
+        users, positions = (part[start : start + batch] for part in (examples.users, examples.positions))
+        pairs = list(zip(users.tolist(), positions.tolist(), strict=True))
         histories = [dataset.history(*pair, limit) for pair in pairs]
-        scores = np.asarray(score(histories), dtype=np.float32)
+        given = score.score(histories, users) if isinstance(score, ScoresOfUsers) else score(histories)
+        scores = np.asarray(given, dtype=np.float32)
         rankable = np.isfinite(scores)
         if dataset.settings.exclude_seen:
             for row, pair in zip(rankable, pairs, strict=True):
                 row[dataset.seen(*pair)] = False
         targets = np.asarray([dataset.target(*pair) for pair in pairs], dtype=np.int64)
-        yield ScoredExamples(histories=histories, targets=targets, scores=scores, rankable=rankable)
+        yield ScoredExamples(
+            users=users, histories=histories, targets=targets, scores=scores, rankable=rankable
+        )

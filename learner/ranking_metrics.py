@@ -40,8 +40,22 @@ def rank_of(target: np.ndarray, lists: np.ndarray) -> np.ndarray:
     return np.where(hit.any(axis=1), hit.argmax(axis=1) + 1, 0)
 
 
+def effective_size(weights: np.ndarray) -> float:
+    """How many equally weighted rows would tell as much as those of these weights `[n]` (Kish 1965).
+
+    >>> effective_size(np.array([2.0, 2.0, 0.0])), effective_size(np.array([3.0, 1.0]))
+    (2.0, 1.6)
+    """
+    return float(weights.sum() ** 2 / np.square(weights).sum())
+
+
 def bootstrap_mean(
-    values: np.ndarray, users: np.ndarray, seed: int = 0, resamples: int = 2000, confidence: float = 0.95
+    values: np.ndarray,
+    users: np.ndarray,
+    seed: int = 0,
+    resamples: int = 2000,
+    confidence: float = 0.95,
+    weights: np.ndarray | None = None,
 ) -> tuple[float, float]:
     """Percentile interval (low, high) of the mean of values `[n]`; whole users are drawn.
 
@@ -50,15 +64,20 @@ def bootstrap_mean(
     clusters (Cochran 1977, Sampling Techniques, 9A). Of fewer than two users, or of users with equal means,
     both ends are the mean.
 
+    With `weights` `[n]`, at least 0 and not all 0, it is the weighted sum over the sum of the weights.
+
     >>> low, high = bootstrap_mean(np.array([0.0, 1.0, 1.0, 1.0]), np.array([0, 0, 1, 2]))
     >>> low < 0.75 < high
     True
     """
+    if weights is not None:
+        counted = weights > 0
+        values, users, weights = values[counted] * weights[counted], users[counted], weights[counted]
     _, owner = np.unique(users, return_inverse=True)
-    sums, counts = np.bincount(owner, weights=values), np.bincount(owner)
+    sums, counts = np.bincount(owner, weights=values), np.bincount(owner, weights=weights)
     means = sums / counts
     if len(sums) < 2 or np.ptp(means) == 0:
-        mean = float(np.mean(values))
+        mean = float(sums.sum() / counts.sum())
         return mean, mean
 
     def mean_of_rows(sums: np.ndarray, counts: np.ndarray, axis: int = -1) -> np.ndarray:
@@ -80,7 +99,11 @@ def bootstrap_mean(
 
 
 def bootstrap_intervals(
-    rows: Mapping[str, np.ndarray], users: np.ndarray, metric: str, pairs: Sequence[tuple[str, str]]
+    rows: Mapping[str, np.ndarray],
+    users: np.ndarray,
+    metric: str,
+    pairs: Sequence[tuple[str, str]],
+    weights: np.ndarray | None = None,
 ) -> dict[str, list[float]]:
     """Bootstrap intervals [low, high] of a metric's mean, whole users drawn.
 
@@ -89,10 +112,12 @@ def bootstrap_intervals(
         users: `[n]`, whose each example is.
         metric: a name of `per_user`.
         pairs: names whose paired difference "first-second" gets an interval too, where both are in `rows`.
+        weights: `[n]`, what each example counts; None: all alike.
     """
     values = {name: per_user(ranks)[metric] for name, ranks in rows.items()}
-    result = {name: list(bootstrap_mean(value, users)) for name, value in values.items()}
+    result = {name: list(bootstrap_mean(value, users, weights=weights)) for name, value in values.items()}
     for first, second in pairs:
         if first in values and second in values:
-            result[f"{first}-{second}"] = list(bootstrap_mean(values[first] - values[second], users))
+            change = values[first] - values[second]
+            result[f"{first}-{second}"] = list(bootstrap_mean(change, users, weights=weights))
     return result

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from sluice.catalog.settings import Prompts, Seconds, Settings, Steps, Unit
+from sluice.catalog.settings import Prompts, Seconds, Settings, Steps, Unit, is_still
 
 
 class PolicySettings(Settings):
@@ -272,4 +272,22 @@ class EvaluationSettings(Settings):
         ge=1,
         description="Size of the fixed random subset of examples for validation. null: all. Test always "
         "takes all.",
+    )
+    propensity_clip: float = Field(
+        default=1000.0,
+        ge=1,
+        exclude_if=is_still(1000.0),
+        description="Largest weight of an example in weighted metrics, where the log has propensities.",
+    )
+    examination: Literal["inverse_sqrt", "none"] = Field(
+        default="inverse_sqrt",
+        exclude_if=is_still("inverse_sqrt"),
+        description="Chance that a shown item is looked at, by its `slate_position`, in weighted metrics. "
+        "inverse_sqrt: 1 / sqrt(position). none: 1. Without slate positions it is 1 either way.",
+    )
+    select_by: Literal["auto", "logged", "weighted"] = Field(
+        default="auto",
+        exclude_if=is_still("auto"),
+        description="Which validation HR@10 says that a checkpoint is the best. logged: each example counts "
+        "alike. weighted: by inverse propensity. auto: weighted where the log has propensities.",
     )

@@ -173,6 +173,16 @@ class RunConfig(Settings):
         return self
 
     @model_validator(mode="after")
+    def _weights_have_propensities(self) -> "RunConfig":
+        columns = getattr(self.data.source, "columns", None)
+        if self.evaluation.select_by == "weighted" and (columns is None or columns.propensity is None):
+            raise ValueError(
+                "evaluation.select_by is weighted, and the log has no propensities: name their column in "
+                "data.source.columns.propensity, or set select_by to auto or logged"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _settings_of_the_objective_have_an_effect(self) -> "RunConfig":
         check_effect(
             self.objective,
@@ -243,8 +253,9 @@ def load_settings(model: type[SomeSettings], path: str | Path, overrides: Sequen
 
 
 def dump_config(config: RunConfig) -> str:
-    """The resolved config as YAML, every default written out; `load_config` reads it back to an equal
-    config.
+    """The resolved config as YAML; `load_config` reads it back to an equal config.
+
+    Every default is written out, but for settings that came later and are not changed (`exclude_if`).
     """
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 

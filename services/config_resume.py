@@ -126,7 +126,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-_LOGS = ("interactions", "fresh", "valid", "test", "catalogue")
+_LOGS = ("interactions", "fresh", "valid", "test", "catalogue", "users")
 _PATHS = ("output", "policy.base", *(f"data.source.{name}" for name in _LOGS))
 
 

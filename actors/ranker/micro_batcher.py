@@ -76,7 +76,8 @@ class MicroBatcher:
     ) -> RankerOutput:
         """What the ranker says of one request, computed together with whatever else is waiting.
 
-        `examples` are the B prompts by user and position, which trust is measured by.
+        `examples` are the B prompts by user and position, which trust is measured by, and which say whose the
+        histories are to a ranker that needs it.
 
         Raises:
             RankerError: the ranker failed on this request, or its answer breaks the contract
@@ -148,10 +149,13 @@ class MicroBatcher:
         width = max(request.candidates.shape[1] for request in batch)
         histories = [history for request in batch for history in request.histories]
         candidates = np.concatenate([_widen(request.candidates, width) for request in batch])
+        users = np.concatenate([_users_of(request) for request in batch])
         parts = []
         for first in range(0, len(histories), self._max_batch):
             rows = slice(first, first + self._max_batch)
-            answer = await asyncio.to_thread(ask_ranker, self._ranker, histories[rows], candidates[rows])
+            answer = await asyncio.to_thread(
+                ask_ranker, self._ranker, histories[rows], candidates[rows], users[rows]
+            )
             parts.append(check_output(candidates[rows], answer))
             self._counts["batches"] += 1
         self._counts["prompts"] += len(histories)
@@ -182,6 +186,13 @@ class MicroBatcher:
             except Exception as error:
                 self._counts["failures"] += 1
                 _settle(request, _ranker_error(error))
+
+
+def _users_of(request: _Request) -> np.ndarray:
+    """int32 `[B]`, -1 where nobody said whose the histories are."""
+    if request.examples is None:
+        return np.full(len(request.histories), -1, dtype=np.int32)
+    return request.examples.users
 
 
 def _widen(candidates: np.ndarray, width: int) -> np.ndarray:

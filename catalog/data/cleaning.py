@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from sluice.catalog.data.schema import EXPOSURE
 from sluice.catalog.data.settings import DataSettings, TableSource
 from sluice.catalog.data.sources import RawBatch
 from sluice.catalog.data.splits import part_values
@@ -45,12 +46,14 @@ CLEAN_LOG = pa.schema(
         pa.field("dwell_seconds", pa.float32()),
         pa.field("exposed_by", pa.string()),
         pa.field("part", pa.int8()),
+        *EXPOSURE,
         pa.field("history", pa.large_list(pa.string())),
     ]
 )
 
 _TRUTH = {"true": True, "t": True, "yes": True, "1": True, "1.0": True}
 _FALSEHOOD = {"false": False, "f": False, "no": False, "0": False, "0.0": False}
+_LAST_PLACE = 10_000  # of a slate; more is some other number
 _VALUE_LENGTH = 200  # of a value in an error message
 
 
@@ -175,16 +178,28 @@ class LogCleaner:
         ratings = judge.numbers("rating")
         click = judge.booleans("click")
         dwell = judge.numbers("dwell_seconds")
-        judge.refuse("dwell_seconds", as_numpy(pc.less(dwell, 0).fill_null(False)), "is negative")
+        judge.refuse("dwell_seconds", _holds(pc.less(dwell, 0)), "is negative")
         exposed = (
             as_text(batch.columns["exposed_by"])
             if "exposed_by" in batch.columns
             else pa.nulls(n, pa.string())
         )
         part = pa.nulls(n, pa.int8()) if self._parts is None else judge.parts(self._parts)
+        exposure = [judge.propensities(), judge.slate_positions()]
         history = judge.histories(self._known_items)
         good = judge.close()
-        columns = [users, items, pa.array(timestamps), ratings, click, dwell, exposed, part, history]
+        columns = [
+            users,
+            items,
+            pa.array(timestamps),
+            ratings,
+            click,
+            dwell,
+            exposed,
+            part,
+            *exposure,
+            history,
+        ]
         keep = pa.array(good)
         rows = pa.record_batch([column.filter(keep) for column in columns], schema=CLEAN_LOG)
         return rows, batch.rows[good]
@@ -286,6 +301,26 @@ class _Judge:
         self.refuse(column, unusable, "is no number")
         return pa.array(values.astype(np.float32), mask=~np.isfinite(values))
 
+    def propensities(self) -> pa.Array:
+        """float32 [n] in (0, 1], null where unknown."""
+        values = self.numbers("propensity")
+        unknown = "(a propensity is a chance; leave it empty where it is not known)"
+        self.refuse("propensity", _holds(pc.less_equal(values, 0)), f"is not above 0 {unknown}")
+        self.refuse("propensity", _holds(pc.greater(values, 1)), f"is above 1 {unknown}")
+        return values
+
+    def slate_positions(self) -> pa.Array:
+        """int32 [n], from 1 on, null where unknown."""
+        values = self.numbers("slate_position")
+        whole = _holds(pc.equal(values, pc.floor(values)))
+        known = as_numpy(values.is_valid())
+        self.refuse("slate_position", known & ~whole, "is no whole number")
+        self.refuse(
+            "slate_position", _holds(pc.less(values, 1)), "is below 1 (the first place of a slate is 1)"
+        )
+        self.refuse("slate_position", _holds(pc.greater(values, _LAST_PLACE)), f"is above {_LAST_PLACE}")
+        return pc.if_else(pa.array(self.good), values, None).cast(pa.int32())
+
     def booleans(self, column: str) -> pa.Array:
         if column not in self.batch.columns:
             return pa.nulls(len(self.good), pa.bool_())
@@ -326,6 +361,11 @@ def judge_ids(values: pa.Array) -> tuple[pa.Array, dict[str, np.ndarray]]:
         "is empty": as_numpy(pc.equal(trimmed, "")),
         "stands for a missing value": as_numpy(pc.is_in(trimmed, value_set=MISSING_WORDS)),
     }
+
+
+def _holds(comparison: pa.Array) -> np.ndarray:
+    """Where a comparison [n] is true, bool [n]; null, of a missing value, is false."""
+    return as_numpy(comparison.fill_null(False))
 
 
 def _short(value: str) -> str:

@@ -19,7 +19,15 @@ from pydantic import ValidationError
 from sluice.catalog.data.items import attribute_matrix
 from sluice.catalog.data.settings import OUTCOMES, DataSettings
 from sluice.catalog.data.split_settings import LoggedSplit
-from sluice.catalog.data.splits import FRESH, SPLITS, TimeCuts, count_earlier, label_splits, lengths_until
+from sluice.catalog.data.splits import (
+    FRESH,
+    SPLITS,
+    Impressions,
+    TimeCuts,
+    count_earlier,
+    label_splits,
+    lengths_until,
+)
 from sluice.catalog.errors import DataError
 
 FORMAT = 1  # of a prepared directory; another number means that it was written by another version
@@ -38,23 +46,6 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.users)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Impressions:
-    """m items that were shown to a user and not taken."""
-
-    users: np.ndarray  # int32 [m]
-    items: np.ndarray  # int32 [m]
-    positions: np.ndarray  # int32 [m], how many interactions of the user came before
-    parts: np.ndarray  # int8 [m], an index into `SPLITS`
-
-    def __len__(self) -> int:
-        return len(self.users)
-
-    def where(self, chosen: np.ndarray) -> "Impressions":
-        """Those that `chosen`, bool `[m]`, names."""
-        return Impressions(**{name: values[chosen] for name, values in vars(self).items()})
 
 
 class Dataset:
@@ -153,6 +144,13 @@ class Dataset:
         return self._attributes[1]
 
     @cached_property
+    def user_attributes(self) -> tuple[sp.csr_matrix, list[str]] | None:
+        """float32 [U, A] multi-hot, and [A] names such as "age=30"; None where nothing is known of users."""
+        if "attributes" not in pq.read_schema(self.directory / "users.parquet").names:
+            return None
+        return attribute_matrix(self._column("users.parquet", "attributes").to_pylist())
+
+    @cached_property
     def offsets(self) -> np.ndarray:
         """int64 [U + 1], where each user's sequence begins in the arrays of interactions."""
         counts = np.bincount(self._interactions("user"), minlength=self.manifest["counts"]["users"])
@@ -187,6 +185,19 @@ class Dataset:
     def dwell_seconds(self) -> np.ndarray | None:
         """float32 [n], NaN where missing; None when no interaction has it."""
         return self._optional("dwell_seconds")
+
+    @cached_property
+    def propensities(self) -> np.ndarray | None:
+        """float32 [n] in (0, 1], the chance that the item was shown where it was, NaN where unknown.
+
+        None when no interaction has one.
+        """
+        return self._optional("propensity")
+
+    @cached_property
+    def slate_positions(self) -> np.ndarray | None:
+        """float32 [n], the item's place in the slate from 1 on, NaN where unknown; None when none has one."""
+        return self._optional("slate_position")
 
     def outcome(self, column: str) -> np.ndarray | None:
         """The ratings, clicks or dwell times, float32 [n]; None when no interaction has one.
@@ -270,12 +281,10 @@ class Dataset:
 
     def _ends(self, part: str) -> np.ndarray:
         """int64 [U], the time at which a part has ended for each user."""
-        never = np.iinfo(np.int64).max
         if self.manifest["time_cuts"]:
-            cuts = TimeCuts(**self.manifest["time_cuts"])
-            fresh_from = cuts.valid_from if cuts.fresh_from is None else cuts.fresh_from
-            ends = (fresh_from, cuts.valid_from, cuts.test_from, never)
+            ends = TimeCuts(**self.manifest["time_cuts"]).ends
             return np.full(self.users, ends[SPLITS.index(part)])
+        never = np.iinfo(np.int64).max
         following = self.offsets[:-1] + self.lengths_until(part)
         times = np.append(self.timestamps, never)
         return np.where(following < self.offsets[1:], times[following], never)
@@ -352,6 +361,8 @@ class Dataset:
         return users, positions, label[split.indices.to_numpy()]
 
     def _optional(self, name: str) -> np.ndarray | None:
+        if name not in pq.read_schema(self.directory / "interactions.parquet").names:
+            return None
         column = self._column("interactions.parquet", name)
         if column.null_count == len(column):
             return None

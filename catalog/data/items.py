@@ -1,4 +1,4 @@
-"""The items of a catalogue before they have semantic IDs.
+"""The items of a catalogue before they have semantic IDs, and what is known of users, which is read alike.
 
 An item has an id, a title and attributes, and an embedding or codes if the user has them.
 
@@ -56,14 +56,7 @@ def read_items(source: LogSource, rejections: Rejections) -> Items | None:
     """
     if source.catalogue is None:
         return None
-    read = _Columns()
-    seen: set[str] = set()
-    for batch in source.catalogue_batches():
-        ids, keep = _keep(batch, seen, rejections)
-        read.ids += ids
-        read.rows += batch.rows[keep.to_numpy()].tolist()
-        for name, values in batch.columns.items():
-            read.values.setdefault(name, []).append(values.take(keep))
+    read = _read(source.catalogue_batches(), "item_id", rejections)
     if not read.ids:
         raise DataError(f"the catalogue {source.catalogue.path} holds no usable item")
     columns = {name: _join(parts) for name, parts in read.values.items()}
@@ -81,6 +74,23 @@ def read_items(source: LogSource, rejections: Rejections) -> Items | None:
         embedding=_embedding(columns["embedding"], where) if "embedding" in columns else None,
         codes=_codes(columns["codes"], where) if "codes" in columns else None,
     )
+
+
+def read_user_attributes(source: LogSource, rejections: Rejections) -> dict[str, list[str]] | None:
+    """The attributes of every user that the source's table of users knows, by id; None when it has none.
+
+    An empty or repeated id is a bad row. A value that is missing is no attribute.
+    """
+    if source.users is None:
+        return None
+    read = _read(source.user_batches(), "user_id", rejections)
+    attributes: list[list[str]] = [[] for _ in read.ids]
+    for column, parts in read.values.items():
+        if column != "user_id":
+            more = _attribute(column.removeprefix("attribute:"), _join(parts), words=False)
+            attributes = [texts + added for texts, added in zip(attributes, more, strict=True)]
+    known = (sorted(set(texts)) for texts in attributes)
+    return dict(zip(read.ids, known, strict=True))
 
 
 def attribute_matrix(attributes: list[list[str]]) -> tuple[sp.csr_matrix, list[str]]:
@@ -112,7 +122,21 @@ class _Where:
         )
 
 
-def _keep(batch: RawBatch, seen: set[str], rejections: Rejections) -> tuple[list[str], pa.Array]:
+def _read(batches: Iterable[RawBatch], id_column: str, rejections: Rejections) -> _Columns:
+    """The usable rows of a table whose ids are distinct."""
+    read, seen = _Columns(), set[str]()
+    for batch in batches:
+        ids, keep = _keep(batch, id_column, seen, rejections)
+        read.ids += ids
+        read.rows += batch.rows[keep.to_numpy()].tolist()
+        for name, values in batch.columns.items():
+            read.values.setdefault(name, []).append(values.take(keep))
+    return read
+
+
+def _keep(
+    batch: RawBatch, id_column: str, seen: set[str], rejections: Rejections
+) -> tuple[list[str], pa.Array]:
     """The ids of the usable rows, trimmed, and the places of these rows in the batch."""
     ids, keep = [], []
     rejections.rows += len(batch.rows) + len(batch.malformed)
@@ -120,14 +144,14 @@ def _keep(batch: RawBatch, seen: set[str], rejections: Rejections) -> tuple[list
         BadRow(file=batch.file, row=row, column="row", value=text, reason="has a wrong number of fields")
         for row, text in batch.malformed
     ]
-    raw = batch.columns["item_id"]
+    raw = batch.columns[id_column]
     trimmed, faults = judge_ids(raw)
     for index, (item, given) in enumerate(zip(trimmed.to_pylist(), as_text(raw).to_pylist(), strict=True)):
         reasons = [reason for reason, bad in faults.items() if bad[index]]
         reasons += ["stands in an earlier row"] if item in seen else []
         if reasons:
             row, value = int(batch.rows[index]), str(raw[index].as_py())
-            refused.append(BadRow(file=batch.file, row=row, column="item_id", value=value, reason=reasons[0]))
+            refused.append(BadRow(file=batch.file, row=row, column=id_column, value=value, reason=reasons[0]))
         else:
             seen.add(item)
             ids.append(item)

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 
 from sluice.catalog.data.cleaning import BadRow
 from sluice.catalog.data.histories import FROM_HISTORY, join_rows
-from sluice.catalog.data.schema import IMPRESSIONS, INTERACTIONS
+from sluice.catalog.data.schema import EXPOSED_INTERACTIONS, IMPRESSIONS
 from sluice.catalog.values import as_numpy
 
 BUCKET_ROWS = 1_000_000
@@ -31,7 +31,7 @@ MAX_BUCKETS = 256
 _BUCKETED = pa.schema(
     [
         pa.field("user_id", pa.string()),
-        *[INTERACTIONS.field(i) for i in range(1, len(INTERACTIONS))],
+        *[EXPOSED_INTERACTIONS.field(i) for i in range(1, len(EXPOSED_INTERACTIONS))],
         pa.field("history", pa.large_list(pa.int32())),  # item numbers; null: the log has no histories
         pa.field("file", pa.string()),  # where the row was read, for logs with histories
         pa.field("row", pa.int64()),
@@ -97,7 +97,7 @@ class SortedBucket:
     """The users of one bucket, each with all their rows in order of part, then time."""
 
     user_ids: list[str]
-    interactions: pa.Table  # schema INTERACTIONS; `user` counts on from the buckets before
+    interactions: pa.Table  # schema EXPOSED_INTERACTIONS; `user` counts on from the buckets before
     impressions: pa.Table  # schema IMPRESSIONS
     dropped_users: int  # with fewer rows than asked for
     dropped_rows: int
@@ -193,7 +193,7 @@ def _sort(table: pa.Table, item_rows: np.ndarray, rules: EventRules, first_user:
     noted["ties_in_time"] = int(_ties(kept).sum()) if rules.has_times else 0
     return SortedBucket(
         user_ids=[ids[number] for number in np.flatnonzero(keeps)],
-        interactions=kept.select(INTERACTIONS.names).cast(INTERACTIONS),
+        interactions=kept.select(EXPOSED_INTERACTIONS.names).cast(EXPOSED_INTERACTIONS),
         impressions=kept_impressions.select(IMPRESSIONS.names).cast(IMPRESSIONS),
         dropped_users=int((~keeps & (rows_of > 0)).sum()),
         dropped_rows=len(events) - len(kept),

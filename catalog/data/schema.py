@@ -7,6 +7,8 @@ Inside Sluice an item is its row number in `catalogue.parquet` and a user its ro
 import pyarrow as pa
 
 USERS = pa.schema([pa.field("user_id", pa.string(), nullable=False)])
+# Of a source that knows its users: "age=30..40", "favourite=c3"; empty for a user that it does not know.
+KNOWN_USERS = pa.schema([*USERS, pa.field("attributes", pa.list_(pa.string()), nullable=False)])
 
 CATALOGUE = pa.schema(
     [
@@ -31,6 +33,15 @@ INTERACTIONS = pa.schema(
         pa.field("part", pa.int8()),  # an index into SPLITS, where the log names the part of its rows
     ]
 )
+
+# How an interaction came to be shown. These columns follow the others where the log names them.
+EXPOSURE = pa.schema(
+    [
+        pa.field("propensity", pa.float32()),  # chance that the item was shown there, in (0, 1]
+        pa.field("slate_position", pa.int32()),  # place in the slate, from 1
+    ]
+)
+EXPOSED_INTERACTIONS = pa.schema([*INTERACTIONS, *EXPOSURE])
 
 # What was shown to a user and not taken. Sorted as interactions are. The file is there when there are any.
 IMPRESSIONS = pa.schema([INTERACTIONS.field(name) for name in ("user", "item", "timestamp", "part")])

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from sluice.catalog.data.split_settings import ColumnSplit, FileSplit, LeaveLastTwoOut, LoggedSplit, Split
-from sluice.catalog.settings import Settings, Unit
+from sluice.catalog.settings import Settings, Unit, is_still
 
 
 class MovieLensSource(Settings):
@@ -37,11 +37,32 @@ class InteractionColumns(Settings):
     exposed_by: str | None = Field(
         default=None, description="Column of the system that showed the item to the user."
     )
+    propensity: str | None = Field(
+        default=None,
+        exclude_if=is_still(None),
+        description="Column of the chance, above 0 and at most 1, with which the system showed this item "
+        "where it did. With it metrics are weighted by inverse propensity too.",
+    )
+    slate_position: str | None = Field(
+        default=None,
+        exclude_if=is_still(None),
+        description="Column of the item's place in the slate that was shown, from 1. It says how likely the "
+        "item was looked at.",
+    )
     part: str | None = Field(
         default=None,
         description="Column that names the part of the row, for `split.type: column`: pretrain, fresh, valid "
         "or test.",
     )
+
+    @model_validator(mode="after")
+    def _places_weigh_propensities(self) -> "InteractionColumns":
+        if self.slate_position is not None and self.propensity is None:
+            raise ValueError(
+                "slate_position says nothing without the propensity of the place: name the column of "
+                "propensity too, or leave slate_position out"
+            )
+        return self
 
 
 class CatalogueColumns(Settings):
@@ -58,6 +79,15 @@ class CatalogueColumns(Settings):
     )
     codes: str | None = Field(
         default=None, description="Column of your own semantic IDs, `list<int>`; none are fitted then."
+    )
+
+
+class UserColumns(Settings):
+    """Which column of the user's table of users is which."""
+
+    id: str = Field(default="user_id", description="Column of the user.")
+    attributes: tuple[str, ...] = Field(
+        default=(), description="Columns of attributes: strings, numbers or lists of strings."
     )
 
 
@@ -98,6 +128,26 @@ class TableSource(Settings):
     catalogue_columns: CatalogueColumns = Field(
         default=CatalogueColumns(), description="Names of the catalogue's columns."
     )
+    users: str | None = Field(
+        default=None,
+        exclude_if=is_still(None),
+        description="File of what is known of the users beside the log. The built-in ranker learns from the "
+        "attributes in it. null: nothing is.",
+    )
+    user_columns: UserColumns = Field(
+        default=UserColumns(),
+        exclude_if=is_still(UserColumns()),
+        description="Names of the columns of `users`.",
+    )
+
+    @model_validator(mode="after")
+    def _users_have_attributes(self) -> "TableSource":
+        if (self.users is None) != (not self.user_columns.attributes):
+            raise ValueError(
+                f"users is {self.users!r} and user_columns.attributes names "
+                f"{', '.join(self.user_columns.attributes) or 'no column'}: give both, or neither"
+            )
+        return self
 
 
 # What a log may say of an interaction beside that it took place.

@@ -32,7 +32,7 @@ BATCH_ROWS = 65_536
 # What a column of a contract may be (`values.FAMILIES`), and how to say so.
 _KINDS = {
     **dict.fromkeys(("user_id", "item_id"), "id"),
-    **dict.fromkeys(("rating", "click", "dwell_seconds"), "number"),
+    **dict.fromkeys(("rating", "click", "dwell_seconds", "propensity", "slate_position"), "number"),
     **dict.fromkeys(("exposed_by", "part", "title"), "label"),
     **dict.fromkeys(("history", "embedding", "codes"), "list"),
     "timestamp": "time",
@@ -75,13 +75,16 @@ class LogSource:
     catalogue: TableFile | None
     catalogue_columns: dict[str, str]  # "item_id", "title", "embedding", "codes" -> column of the catalogue
     attribute_columns: dict[str, str]  # attribute name -> column of the catalogue
+    users: TableFile | None = None
+    user_columns: dict[str, str] = field(default_factory=dict)  # "user_id", attributes -> column of `users`
     words: frozenset[str] = frozenset()  # attribute names whose text is a list of words
     years: frozenset[str] = frozenset()  # attribute names that hold a year of release
     left_out: tuple[str, ...] = ()  # files of the log's directories that are not read
 
     def fingerprint(self) -> list[dict[str, str | int]]:
-        """Of every file, the catalogue last."""
-        return [file.fingerprint() for file in (*self.files, *([self.catalogue] if self.catalogue else []))]
+        """Of every file, those of catalogue and users last."""
+        others = [file for file in (self.catalogue, self.users) if file]
+        return [file.fingerprint() for file in (*self.files, *others)]
 
     def estimated_rows(self) -> int:
         """Rows of the log."""
@@ -102,6 +105,11 @@ class LogSource:
             yield from read_batches(
                 self.catalogue, self.catalogue_columns | named, "data.source.catalogue_columns"
             )
+
+    def user_batches(self) -> Iterator[RawBatch]:
+        """The table of users in file order; nothing when there is none. Attributes as in a catalogue."""
+        if self.users:
+            yield from read_batches(self.users, self.user_columns, "data.source.user_columns")
 
 
 def open_source(source: Source) -> LogSource:
@@ -179,6 +187,11 @@ def _tables(source: TableSource) -> LogSource:
         catalogue=table_file(Path(source.catalogue)) if source.catalogue else None,
         catalogue_columns=catalogue_columns,
         attribute_columns={name: name for name in source.catalogue_columns.attributes},
+        users=table_file(Path(source.users), "data.source.users") if source.users else None,
+        user_columns={
+            "user_id": source.user_columns.id,
+            **{f"attribute:{name}": name for name in source.user_columns.attributes},
+        },
     )
 
 
@@ -234,7 +247,9 @@ def _parquet(path: Path) -> pq.ParquetFile:
 
 
 def _setting_of(name: str, setting: str) -> str:
-    return f"{setting}.attributes" if name.startswith("attribute:") else f"{setting}.{name}"
+    if name.startswith("attribute:"):
+        return f"{setting}.attributes"
+    return f"{setting}.id" if setting.endswith(".user_columns") else f"{setting}.{name}"
 
 
 def _check_columns(path: Path, columns: dict[str, str], available: list[str], setting: str | None) -> None:

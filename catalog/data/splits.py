@@ -34,12 +34,35 @@ _PLAUSIBLE = (1e8, 1e11)  # seconds since 1970 that a moment may be: no two unit
 
 
 @dataclass(frozen=True, kw_only=True)
+class Impressions:
+    """m items that were shown to a user and not taken."""
+
+    users: np.ndarray  # int32 [m]
+    items: np.ndarray  # int32 [m]
+    positions: np.ndarray  # int32 [m], how many interactions of the user came before
+    parts: np.ndarray  # int8 [m], an index into `SPLITS`
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    def where(self, chosen: np.ndarray) -> "Impressions":
+        """Those that `chosen`, bool `[m]`, names."""
+        return Impressions(**{name: values[chosen] for name, values in vars(self).items()})
+
+
+@dataclass(frozen=True, kw_only=True)
 class TimeCuts:
     """Where a split by time cuts: when fresh part (None: there is none), validation and test begin."""
 
     fresh_from: int | None = None
     valid_from: int
     test_from: int
+
+    @property
+    def ends(self) -> tuple[int, int, int, int]:
+        """The time at which each part of `SPLITS` has ended; test never has."""
+        fresh_from = self.valid_from if self.fresh_from is None else self.fresh_from
+        return fresh_from, self.valid_from, self.test_from, np.iinfo(np.int64).max
 
 
 def label_splits(
@@ -66,8 +89,8 @@ def label_splits(
         return labels
     if cuts is None:
         raise ValueError("a split by time needs its cuts")
-    fresh_from = cuts.valid_from if cuts.fresh_from is None else cuts.fresh_from
-    parts = [timestamps >= cuts.test_from, timestamps >= cuts.valid_from, timestamps >= fresh_from]
+    fresh_from, valid_from, test_from, _ = cuts.ends
+    parts = [timestamps >= test_from, timestamps >= valid_from, timestamps >= fresh_from]
     return np.select(parts, [TEST, VALID, FRESH], PRETRAIN).astype(np.int8)
 
 

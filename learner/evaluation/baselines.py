@@ -11,7 +11,7 @@ import numpy as np
 
 from sluice.catalog.data.dataset import Dataset, Examples
 from sluice.learner.evaluation.evaluate import UserResults
-from sluice.learner.full_catalogue import Scores, score_catalogue
+from sluice.learner.full_catalogue import Scores, ScoresOfUsers, score_catalogue
 from sluice.learner.ranker.item_models import Ease, ItemKNN, Popularity
 from sluice.learner.ranker.known_logs import KnownLogs
 from sluice.learner.ranker.settings import EaseSettings
@@ -36,7 +36,7 @@ def fit_baselines(dataset: Dataset) -> dict[str, Scores]:
 def judge_scores(
     dataset: Dataset,
     examples: Examples,
-    score: Scores,
+    score: Scores | ScoresOfUsers,
     width: int,
     batch: int = 256,
     *,

@@ -21,9 +21,11 @@ from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.learner.batches.collate import collate_logged
 from sluice.learner.decoding.tree import TreeDecoder
 from sluice.learner.evaluation.breadth import head_items, measure_breadth
+from sluice.learner.evaluation.exposure import weigh_examples, weighted_means
 from sluice.learner.ranking_metrics import per_user, rank_of
 from sluice.learner.settings import EvaluationSettings
 
+_DEFAULTS = EvaluationSettings()
 TOP = 10  # of the lists that are kept and judged for hallucination
 
 
@@ -56,13 +58,18 @@ class UserResults:
         _, first = np.unique(np.stack([fields["users"], fields["positions"]]), axis=1, return_index=True)
         return cls(**{name: value[first] for name, value in fields.items()})
 
-    def summary(self, dataset: Dataset) -> dict[str, float]:
+    def summary(self, dataset: Dataset, settings: EvaluationSettings = _DEFAULTS) -> dict[str, float]:
         """Means over the examples, hallucination, how broad the lists are, and how many examples of how many
         users there are.
+
+        Where examples have propensities the means are there weighted, too (`exposure.weighted_means`).
+        `settings` say what an example weighs.
         """
+        weights = weigh_examples(dataset, self.users, self.positions, settings)
         means = {name: float(values.mean()) for name, values in per_user(self.ranks, self.width).items()}
         return {
             **means,
+            **({} if weights is None else weighted_means(self.ranks, self.width, weights)),
             "hallucination": float(self.invalid.sum() / (len(self.users) * TOP)),
             **measure_breadth(self.top_items, head_items(dataset)),
             "examples": float(len(self.users)),

@@ -31,7 +31,7 @@ from sluice.learner.batches.batch import GroupBatch
 from sluice.learner.evaluation.evaluate import TOP, UserResults
 from sluice.learner.gate.gate import compute_gate
 from sluice.learner.gate.settings import GateSettings
-from sluice.learner.ranker.contract import Ranker
+from sluice.learner.ranker.contract import Ranker, ask_score
 from sluice.learner.ranking_metrics import bootstrap_mean
 
 LATER = ("control", "best")  # the policies that are compared with the start
@@ -152,12 +152,14 @@ def gate_at_start(
     candidates = np.concatenate([targets[:, None], start.top_items, drawn], axis=1)
     scores = np.concatenate(
         [
-            ranker.score(
+            ask_score(
+                ranker,
                 [
                     dataset.history(*pair, dataset.settings.max_history)
                     for pair in pairs[first : first + batch]
                 ],
                 candidates[first : first + batch],
+                examples.users[first : first + batch],
             )
             for first in range(0, len(pairs), batch)
         ]

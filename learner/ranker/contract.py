@@ -22,7 +22,8 @@ class Ranker(Protocol):
 
     - It is made as `Class(dataset, **ranker.options)` in every process that asks it, so the module has to be
       importable on every node. `dataset` is a `sluice.catalog.data.dataset.Dataset`.
-    - It needs `version` and `score`, and may have `predict` (`PredictingRanker`).
+    - It needs `version` and `score`. It may have `predict` (`PredictingRanker`), and be told whose the
+      histories are (`UserRanker`).
     - One call comes at a time, from any thread. A call may hold prompts of several callers, so a row's answer
       must not depend on the other rows, nor an item's score on the order of the candidates.
     - The same question gets the same answer, from every replica. What a call is given stays as it is.
@@ -60,6 +61,20 @@ class Ranker(Protocol):
         """
 
 
+class UserRanker(Ranker, Protocol):
+    """A ranker that wants to know whose the histories are, say for the users' attributes
+    (`Dataset.user_attributes`). It says so by `needs_users`; `score`, and `predict` if it has one, then get
+    the keyword `users`.
+    """
+
+    needs_users: bool  # True: it is given `users`
+
+    def score(
+        self, histories: list[np.ndarray], candidates: np.ndarray, users: np.ndarray | None = None
+    ) -> np.ndarray:
+        """See `Ranker.score`. `users` int32 `[B]` are user rows of the data set, -1: not known."""
+
+
 class PredictingRanker(Ranker, Protocol):
     """A ranker that knows more of its candidates than a score. Rollouts then ask `predict` in the place of
     `score`; the judge at the end of a run asks `score`.
@@ -73,8 +88,31 @@ class PredictingRanker(Ranker, Protocol):
         """
 
 
-def ask_ranker(ranker: Ranker, histories: list[np.ndarray], candidates: np.ndarray) -> RankerOutput:
+def ask_score(
+    ranker: Ranker, histories: list[np.ndarray], candidates: np.ndarray, users: np.ndarray | None = None
+) -> np.ndarray:
+    """Ask the ranker's `score`, with the `users` int `[B]` where it needs them; the answer is unchecked.
+
+    None: nobody is known.
+    """
+    return ranker.score(histories, candidates, **_named_users(ranker, histories, users))
+
+
+def _named_users(
+    ranker: Ranker, histories: list[np.ndarray], users: np.ndarray | None
+) -> dict[str, np.ndarray]:
+    if not getattr(ranker, "needs_users", False):
+        return {}
+    known = np.full(len(histories), -1) if users is None else users
+    return {"users": np.array(known, dtype=np.int32)}
+
+
+def ask_ranker(
+    ranker: Ranker, histories: list[np.ndarray], candidates: np.ndarray, users: np.ndarray | None = None
+) -> RankerOutput:
     """Ask the ranker's `predict` where it has one, otherwise its `score`; the answer is unchecked.
+
+    `users` int `[B]` are whose the histories are, for rankers that need it; None: nobody is known.
 
     >>> class Same:
     ...     version = "1"
@@ -93,8 +131,8 @@ def ask_ranker(ranker: Ranker, histories: list[np.ndarray], candidates: np.ndarr
     if predict is None and (predict := getattr(ranker, "assess", None)) is not None:
         _warn_of_assess(type(ranker).__name__)
     if predict is None:
-        return RankerOutput.of(ranker.score(histories, candidates))
-    answer = predict(histories, candidates)
+        return RankerOutput.of(ask_score(ranker, histories, candidates, users))
+    answer = predict(histories, candidates, **_named_users(ranker, histories, users))
     missing = [name for name in FIELDS if not hasattr(answer, name)]
     if missing:
         raise RankerError(

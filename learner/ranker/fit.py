@@ -210,7 +210,7 @@ def _fit_smearing(member: SequenceRanker, dataset: Dataset, batches: list[list[n
         items_BT = _items(member, dataset, rows)
         outcomes_BT = _next_outcomes(dataset, rows, "dwell_seconds")
         known_BT = ~outcomes_BT.isnan()
-        states_BTD = member.encode(items_BT[:, :-1], vectors_ND)
+        states_BTD = member.encode(items_BT[:, :-1], vectors_ND, _owners(dataset, rows))
         z_P = head(states_BTD[known_BT], items_BT[:, 1:][known_BT], vectors_ND)
         seen.append(torch.stack([z_P, outcomes_BT[known_BT]]))
     z, outcomes = torch.cat(seen, dim=1)
@@ -225,6 +225,12 @@ def _items(member: SequenceRanker, dataset: Dataset, rows: list[np.ndarray]) -> 
         batch_first=True,
         padding_value=member.items,
     )
+
+
+def _owners(dataset: Dataset, rows: list[np.ndarray]) -> torch.Tensor:
+    """The user int64 `[B]` of each window of interaction rows."""
+    first = [int(row[0]) for row in rows]
+    return torch.from_numpy(np.searchsorted(dataset.offsets, first, side="right") - 1)
 
 
 def _next_outcomes(dataset: Dataset, rows: list[np.ndarray], column: str) -> torch.Tensor:
@@ -252,7 +258,7 @@ def _loss(
     positives_P = next_BT[real_BT]
     vectors_ND = member.item_vectors()
     hidden = torch.rand(inputs_BT.shape) < settings.item_dropout
-    states_BTD = member.encode(inputs_BT.masked_fill(hidden, pad), vectors_ND)
+    states_BTD = member.encode(inputs_BT.masked_fill(hidden, pad), vectors_ND, _owners(dataset, rows))
     states_PD = states_BTD[:, : next_BT.shape[1]][real_BT]
     candidates_C = torch.unique(torch.cat([positives_P, torch.randint(0, pad, (settings.negatives,))]))
     left_out = (1 - 1 / pad) ** settings.negatives

@@ -6,8 +6,8 @@ from typing import Self
 
 import numpy as np
 
-from sluice.catalog.data.dataset import Dataset, Examples, Impressions
-from sluice.catalog.data.splits import positions_of
+from sluice.catalog.data.dataset import Dataset, Examples
+from sluice.catalog.data.splits import Impressions, positions_of
 
 _SHORTEST = 3  # interactions of a user that gives some away
 
@@ -66,6 +66,10 @@ class KnownLogs:
     def item_counts(self) -> np.ndarray:
         """int64 [N], occurrences of each item."""
         return np.bincount(self.dataset.sequence[self.rows], minlength=self.dataset.items)
+
+    def exposures(self) -> np.ndarray:
+        """int64 [N], how often each item was shown, as far as is known: taken, or an impression."""
+        return self.item_counts() + np.bincount(self.impressions.items, minlength=self.dataset.items)
 
     def item_shares(self) -> np.ndarray:
         """float32 [N], each item's share of the interactions."""

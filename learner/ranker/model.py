@@ -1,6 +1,9 @@
 """The built-in ranker (`sluice.learner.ranker.contract.Ranker`): an ensemble of sequential encoders,
 
-    score(history, i) = <W gru(history), v_i> + b_i,      v_i = embedding_i + attributes_i A
+    score(u, history, i) = <W h, v_i> + b_i,  h = gru(history) + e_u,  v_i = embedding_i + attributes_i A
+
+e_u is the mean of the embeddings of the user's attributes, and one more embedding for users of whom nothing
+is known. It is 0 where the data set has no user attributes.
 
 trained on logged interactions by `sluice.learner.ranker.fit`, and so with their exposure bias. Further heads
 (`sluice.learner.ranker.heads`) predict the rating, click and dwell time of the next interaction where the
@@ -33,9 +36,15 @@ class SequenceRanker(nn.Module):
     """One member of the ensemble."""
 
     attributes: torch.Tensor  # float32 [N + 1, A], the padding row last
+    user_codes: torch.Tensor  # int64 [U + 1, M], see `code_users`
 
     def __init__(
-        self, attributes_NA: torch.Tensor, hidden_size: int, dropout: float, heads: Sequence[str] = ()
+        self,
+        attributes_NA: torch.Tensor,
+        hidden_size: int,
+        dropout: float,
+        heads: Sequence[str] = (),
+        user_codes: torch.Tensor | None = None,
     ) -> None:
         """A member with random weights.
 
@@ -44,6 +53,7 @@ class SequenceRanker(nn.Module):
             hidden_size: D.
             dropout: rate, on item vectors and on states.
             heads: the outcomes to predict, of `sluice.catalog.data.settings.OUTCOMES`.
+            user_codes: int64 `[U + 1, M]` (`code_users`); None: nothing is known of users.
         """
         super().__init__()
         self.items = attributes_NA.shape[0]
@@ -58,6 +68,12 @@ class SequenceRanker(nn.Module):
         self.input_dropout, self.output_dropout = nn.Dropout(dropout), nn.Dropout(dropout)
         nn.init.normal_(self.embedding.weight, std=0.05)
         nn.init.normal_(self.attribute_projection.weight, std=0.03)
+        self.user_embedding: nn.EmbeddingBag | None = None
+        if user_codes is not None:
+            self.register_buffer("user_codes", user_codes, persistent=False)
+            kinds = int(user_codes.max()) + 1
+            self.user_embedding = nn.EmbeddingBag(kinds, hidden_size, mode="mean", padding_idx=0)
+            nn.init.normal_(self.user_embedding.weight[1:], std=0.03)
 
     def item_vectors(self) -> torch.Tensor:
         """`[N + 1, D]`, the padding row last."""
@@ -78,9 +94,19 @@ class SequenceRanker(nn.Module):
         """The head that predicts this outcome."""
         return cast(OutcomeHead, self.heads[column])
 
-    def encode(self, history_BT: torch.Tensor, vectors_ND: torch.Tensor) -> torch.Tensor:
-        """States `[B, T, D]` after each item of right-padded histories of item rows."""
+    def encode(
+        self, history_BT: torch.Tensor, vectors_ND: torch.Tensor, users_B: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """States `[B, T, D]` after each item of right-padded histories of item rows.
+
+        `users_B` int64 are whose they are, -1 and None: not known.
+        """
         states, _ = self.encoder(self.input_dropout(vectors_ND[history_BT]))
+        if self.user_embedding is not None:
+            strangers_B = torch.full((len(history_BT),), -1, device=history_BT.device)
+            # Row -1 is the last one, that of users who are not known.
+            codes_BM = self.user_codes[strangers_B if users_B is None else users_B]
+            states = states + self.user_embedding(codes_BM)[:, None]
         dropped_BTD: torch.Tensor = self.output_dropout(states)
         return dropped_BTD
 
@@ -90,7 +116,9 @@ class SequenceRanker(nn.Module):
         return queries @ vectors_CD.T + bias_C
 
     @torch.no_grad()
-    def last_states(self, histories: Sequence[np.ndarray], limit: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def last_states(
+        self, histories: Sequence[np.ndarray], limit: int, users_B: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """States `[B, D]` after the last `limit` items of each history, and the item vectors."""
         longest = max(1, min(limit, max(len(history) for history in histories)))
         padded = torch.full((len(histories), longest), self.items)
@@ -100,7 +128,7 @@ class SequenceRanker(nn.Module):
         padded = padded.to(self.bias.device)
         vectors = self.item_vectors()
         last = ((padded != self.items).sum(1) - 1).clamp(min=0)
-        states = self.encode(padded, vectors)
+        states = self.encode(padded, vectors, users_B)
         return states[torch.arange(len(histories), device=states.device), last], vectors
 
     @torch.no_grad()
@@ -111,12 +139,13 @@ class SequenceRanker(nn.Module):
         limit: int,
         head: str | None = None,
         scores: ScoreOf = "next_item",
+        users_B: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Scores `[B, C]` of candidates (padding as row N), and the outcome that `head` predicts of them.
 
         The outcome is `[B, C]` in the unit of the log; None without a head.
         """
-        states, vectors = self.last_states(histories, limit)
+        states, vectors = self.last_states(histories, limit, users_B)
         if scores == "click":
             scores_BC = self.head("click")(states[:, None], candidates_BC, vectors)
         else:
@@ -129,10 +158,14 @@ class SequenceRanker(nn.Module):
 
     @torch.no_grad()
     def expected_outcomes(
-        self, histories: Sequence[np.ndarray], items_B: torch.Tensor, limit: int
+        self,
+        histories: Sequence[np.ndarray],
+        items_B: torch.Tensor,
+        limit: int,
+        users_B: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
         """By head, the prediction `[B]` of one item under each history, on the head's own scale."""
-        states, vectors = self.last_states(histories, limit)
+        states, vectors = self.last_states(histories, limit, users_B)
         heads = {column: self.head(column) for column in self.heads}
         return {column: head.expected(head(states, items_B, vectors)) for column, head in heads.items()}
 
@@ -169,26 +202,48 @@ class EnsembleRanker:
         """The outcomes that it predicts."""
         return list(self.members[0].heads)
 
-    def score(self, histories: list[np.ndarray], candidates: np.ndarray) -> np.ndarray:
-        """See `Ranker.score`."""
-        return self._predict(histories, candidates, None).scores
+    @property
+    def needs_users(self) -> bool:
+        """Whether it knows users by their attributes, and so has to be told whose a history is."""
+        return self.members[0].user_embedding is not None
 
-    def predict(self, histories: list[np.ndarray], candidates: np.ndarray) -> RankerOutput:
+    def score(
+        self, histories: list[np.ndarray], candidates: np.ndarray, users: np.ndarray | None = None
+    ) -> np.ndarray:
+        """See `UserRanker.score`."""
+        return self._predict(histories, candidates, None, users).scores
+
+    def predict(
+        self, histories: list[np.ndarray], candidates: np.ndarray, users: np.ndarray | None = None
+    ) -> RankerOutput:
         """The members' mean score, the deviation of their scores (ddof 1) and their mean predicted reward.
 
         One member has no spread; without a head for the logged reward there are no values. Items that have
         come to the catalogue since the ranker was fitted are all judged as the mean item.
         """
-        return self._predict(histories, candidates, self._value_head)
+        return self._predict(histories, candidates, self._value_head, users)
 
-    def _predict(self, histories: list[np.ndarray], candidates: np.ndarray, head: str | None) -> RankerOutput:
+    def _on_device(self, users: np.ndarray | None) -> torch.Tensor | None:
+        """The users int64 `[B]`; None where they make no difference, or nobody is known."""
+        if users is None or not self.needs_users:
+            return None
+        return torch.from_numpy(users.astype(np.int64)).to(self.members[0].bias.device)
+
+    def _predict(
+        self,
+        histories: list[np.ndarray],
+        candidates: np.ndarray,
+        head: str | None,
+        users: np.ndarray | None,
+    ) -> RankerOutput:
         padding = candidates < 0
         device = self.members[0].bias.device
         items = self.members[0].items
         rows = np.where(padding | (candidates >= items), items, candidates)
         rows_BC = torch.from_numpy(rows.astype(np.int64)).to(device)
+        users_B = self._on_device(users)
         parts = [
-            member.score_candidates(histories, rows_BC, self._max_history, head, self._scores)
+            member.score_candidates(histories, rows_BC, self._max_history, head, self._scores, users_B)
             for member in self.members
         ]
         scores_nBC = torch.stack([scores for scores, _ in parts])
@@ -202,10 +257,15 @@ class EnsembleRanker:
             **{name: np.where(padding, nan, value.cpu().numpy()) for name, value in outputs.items()}
         )
 
-    def expected_outcomes(self, histories: list[np.ndarray], items: np.ndarray) -> dict[str, np.ndarray]:
+    def expected_outcomes(
+        self, histories: list[np.ndarray], items: np.ndarray, users: np.ndarray | None = None
+    ) -> dict[str, np.ndarray]:
         """By head, the members' mean prediction of one item each, float64 `[B]`, on the head's own scale."""
+        users_B = self._on_device(users)
         rows = torch.from_numpy(items.astype(np.int64)).to(self.members[0].bias.device)
-        parts = [member.expected_outcomes(histories, rows, self._max_history) for member in self.members]
+        parts = [
+            member.expected_outcomes(histories, rows, self._max_history, users_B) for member in self.members
+        ]
         return {
             head: np.mean([part[head].double().cpu().numpy() for part in parts], axis=0)
             for head in self.heads
@@ -251,7 +311,9 @@ class EnsembleRanker:
             )
         members = []
         for index in range(facts["members"]):
-            member = SequenceRanker(dense_attributes(dataset), facts["hidden_size"], 0.0, facts["heads"])
+            member = SequenceRanker(
+                dense_attributes(dataset), facts["hidden_size"], 0.0, facts["heads"], code_users(dataset)
+            )
             member.load_state_dict(load_file(Path(directory) / f"member-{index}.safetensors"))
             members.append(member)
         scores = facts.get("scores", "next_item")  # earlier releases had no other
@@ -262,6 +324,22 @@ def dense_attributes(dataset: Dataset) -> torch.Tensor:
     """The multi-hot attributes, float32 `[N, A]`, at least one column wide."""
     dense = np.asarray(dataset.attributes.todense(), dtype=np.float32)
     return torch.from_numpy(dense if dense.shape[1] else np.zeros((dataset.items, 1), dtype=np.float32))
+
+
+def code_users(dataset: Dataset) -> torch.Tensor | None:
+    """The attributes of each user as numbers, int64 `[U + 1, M]`; None where nothing is known of users.
+
+    M is the most that a user has. 0 is padding, and 1 stands in the place of attributes where a user has
+    none. So does the last row, of users who are not in the data set.
+    """
+    if dataset.user_attributes is None:
+        return None
+    matrix = dataset.user_attributes[0]
+    counts = np.append(np.diff(matrix.indptr), 0)
+    codes = np.zeros((dataset.users + 1, max(1, int(counts.max()))), dtype=np.int64)
+    codes[np.arange(codes.shape[1]) < counts[:, None]] = matrix.indices + 2
+    codes[counts == 0, 0] = 1
+    return torch.from_numpy(codes)
 
 
 def build_member(logs: KnownLogs, settings: RankerSettings) -> SequenceRanker:
@@ -286,7 +364,13 @@ def build_member(logs: KnownLogs, settings: RankerSettings) -> SequenceRanker:
             "ranker.scores is click, and the logs that the ranker learns from have no clicks, or "
             "ranker.click_weight is 0: set it to next_item, or name the column in data.source.columns.click"
         )
-    member = SequenceRanker(dense_attributes(dataset), settings.hidden_size, settings.dropout, list(outcomes))
+    member = SequenceRanker(
+        dense_attributes(dataset),
+        settings.hidden_size,
+        settings.dropout,
+        list(outcomes),
+        code_users(dataset),
+    )
     for column, known in outcomes.items():
         member.head(column).fit_scale(known)
     return member

@@ -18,8 +18,8 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from sluice.catalog.data.dataset import Dataset, Examples, Impressions
-from sluice.catalog.data.splits import SPLITS, positions_of
+from sluice.catalog.data.dataset import Dataset, Examples
+from sluice.catalog.data.splits import SPLITS, Impressions, positions_of
 from sluice.learner.full_catalogue import score_all_items, score_catalogue
 from sluice.learner.ranker.calibration import calibration_curve
 from sluice.learner.ranker.known_logs import KnownLogs
@@ -37,7 +37,7 @@ def judge_ranker(
     """The ranker's quality on the examples of a split, `batch` users at a time.
 
     Returns:
-        HR, NDCG, MRR and AUC of ranking the target in the full catalogue; `auc_by_exposure`; `users`, the
+        HR, NDCG, MRR and AUC of ranking the target in the full catalogue; `by_exposure`; `users`, the
         number of examples; `relevance` and, for each head with an outcome to judge it on, `heads.<column>`:
         `ece`, `events` and `curve`, for heads with `rmse` beside it.
 
@@ -49,7 +49,7 @@ def judge_ranker(
     outcomes: list[dict[str, np.ndarray]] = []
     score = score_all_items(partial(score_part, ranker), dataset.items)
     for scored in score_catalogue(dataset, examples, score, batch=batch):
-        outcomes.append(ranker.expected_outcomes(scored.histories, scored.targets))
+        outcomes.append(ranker.expected_outcomes(scored.histories, scored.targets, scored.users))
         ranks.append(scored.ranks())
         areas.append(scored.areas())
         for row, target in zip(np.where(scored.rankable, scored.scores, np.nan), scored.targets, strict=True):
@@ -57,9 +57,12 @@ def judge_ranker(
             likely.append(probabilities)
             happened.append(items == target)
     auc = np.concatenate(areas)
-    quality: dict[str, Any] = _mean_metrics(np.concatenate(ranks))
+    metrics = per_user(np.concatenate(ranks))
+    quality: dict[str, Any] = {name: float(value.mean()) for name, value in metrics.items()}
     quality["auc"] = float(auc.mean())
-    quality["auc_by_exposure"] = _by_exposure(dataset, examples, auc, until)
+    quality["by_exposure"] = _by_exposure(
+        dataset, examples, {"auc": auc, "hr@10": metrics["hr@10"]}, KnownLogs.until(dataset, until)
+    )
     quality["users"] = len(examples)
     quality["relevance"] = calibration_curve(
         np.concatenate(likely), np.concatenate(happened).astype(float)
@@ -77,19 +80,19 @@ def judge_part(part: RankerPart, dataset: Dataset, split: str, *, batch: int = 1
     """HR, NDCG and MRR of one part of a stack by itself."""
     score = score_all_items(partial(score_part, part), dataset.items)
     scored = score_catalogue(dataset, dataset.examples(split), score, batch=batch)
-    return _mean_metrics(np.concatenate([batch_scores.ranks() for batch_scores in scored]))
+    judged = per_user(np.concatenate([batch_scores.ranks() for batch_scores in scored]))
+    return {name: float(value.mean()) for name, value in judged.items()}
 
 
-def _mean_metrics(ranks: np.ndarray) -> dict[str, float]:
-    return {name: float(value.mean()) for name, value in per_user(ranks).items()}
-
-
-def _by_exposure(dataset: Dataset, examples: Examples, auc: np.ndarray, until: str) -> list[dict[str, float]]:
-    """By decile of items, the least consumed first: consumptions per item, examples, and their mean AUC.
+def _by_exposure(
+    dataset: Dataset, examples: Examples, judged: dict[str, np.ndarray], logs: KnownLogs
+) -> list[dict[str, float]]:
+    """By decile of items, the least shown in `logs` first: times that an item was shown, examples whose
+    target is one of them, and the means of what is `judged`, each `[n]`.
 
     A decile without examples is left out.
     """
-    counts = KnownLogs.until(dataset, until).item_counts()
+    counts = logs.exposures()
     decile_of = np.empty(dataset.items, dtype=np.int64)
     decile_of[np.argsort(counts, kind="stable")] = np.arange(dataset.items) * DECILES // dataset.items
     targets = dataset.sequence[dataset.offsets[examples.users] + examples.positions]
@@ -98,7 +101,7 @@ def _by_exposure(dataset: Dataset, examples: Examples, auc: np.ndarray, until: s
             "decile": decile + 1,
             "exposure": float(counts[decile_of == decile].mean()),
             "examples": int(chosen.sum()),
-            "auc": float(auc[chosen].mean()),
+            **{name: float(values[chosen].mean()) for name, values in judged.items()},
         }
         for decile in range(DECILES)
         if (chosen := decile_of[targets] == decile).any()
@@ -187,7 +190,8 @@ def _predict_clicks(
     parts = [np.empty(0)]
     for start in range(0, len(pairs), batch):
         histories = [dataset.history(*pair, limit) for pair in pairs[start : start + batch]]
-        parts.append(ranker.expected_outcomes(histories, shown.items[start : start + batch])["click"])
+        rows = slice(start, start + batch)
+        parts.append(ranker.expected_outcomes(histories, shown.items[rows], shown.users[rows])["click"])
     return np.concatenate(parts)
 
 

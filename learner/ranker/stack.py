@@ -21,6 +21,7 @@ from scipy.special import log_softmax, softmax
 from sluice.catalog.data.dataset import Dataset, Examples
 from sluice.catalog.errors import RankerError
 from sluice.catalog.files import sha256_of, write_atomically
+from sluice.learner.ranker.contract import ask_score
 from sluice.learner.ranker.item_models import Ease, ItemKNN
 from sluice.learner.ranker.model import EnsembleRanker, SequenceRanker
 from sluice.learner.ranker.output import RankerOutput
@@ -59,28 +60,39 @@ class StackedRanker:
         """The outcomes that the sequence model predicts."""
         return [] if self.sequence is None else self.sequence.heads
 
-    def score(self, histories: list[np.ndarray], candidates: np.ndarray) -> np.ndarray:
-        """See `Ranker.score`."""
+    @property
+    def needs_users(self) -> bool:
+        """Whether the sequence model has to be told whose a history is."""
+        return self.sequence is not None and self.sequence.needs_users
+
+    def score(
+        self, histories: list[np.ndarray], candidates: np.ndarray, users: np.ndarray | None = None
+    ) -> np.ndarray:
+        """See `UserRanker.score`."""
         total = sum(
-            self.weights[name] * score_part(part, histories, candidates).astype(np.float64)
+            self.weights[name] * score_part(part, histories, candidates, users).astype(np.float64)
             for name, part in self.parts.items()
         )
         return np.asarray(total, dtype=np.float32)
 
-    def predict(self, histories: list[np.ndarray], candidates: np.ndarray) -> RankerOutput:
+    def predict(
+        self, histories: list[np.ndarray], candidates: np.ndarray, users: np.ndarray | None = None
+    ) -> RankerOutput:
         """The score, the deviation that the members of the sequence model give it, and the logged reward that
         they predict.
         """
-        scores = self.score(histories, candidates)
+        scores = self.score(histories, candidates, users)
         if self.sequence is None:
             return RankerOutput.of(scores)
-        known = self.sequence.predict(histories, candidates)
+        known = self.sequence.predict(histories, candidates, users)
         spread = (self.weights["sequence"] * known.spread).astype(np.float32)
         return RankerOutput.of(scores, spread=spread, values=known.values)
 
-    def expected_outcomes(self, histories: list[np.ndarray], items: np.ndarray) -> dict[str, np.ndarray]:
+    def expected_outcomes(
+        self, histories: list[np.ndarray], items: np.ndarray, users: np.ndarray | None = None
+    ) -> dict[str, np.ndarray]:
         """See `EnsembleRanker.expected_outcomes`."""
-        return {} if self.sequence is None else self.sequence.expected_outcomes(histories, items)
+        return {} if self.sequence is None else self.sequence.expected_outcomes(histories, items, users)
 
     def save(self, directory: Path) -> None:
         """Write the parts and what is needed to load them."""
@@ -125,11 +137,17 @@ class StackedRanker:
 
 
 def score_part(
-    part: "RankerPart | StackedRanker", histories: list[np.ndarray], candidates: np.ndarray
+    part: "RankerPart | StackedRanker",
+    histories: list[np.ndarray],
+    candidates: np.ndarray,
+    users: np.ndarray | None = None,
 ) -> np.ndarray:
-    """One part's scores `[B, C]`, NaN at padding; an item that came later is judged as the mean item."""
+    """One part's scores `[B, C]`, NaN at padding; an item that came later is judged as the mean item.
+
+    `users` int `[B]` are whose the histories are, -1 and None: not known.
+    """
     if not isinstance(part, Ease | ItemKNN):
-        return part.score(histories, candidates)
+        return ask_score(part, histories, candidates, users)
     scores_BN = part.score(histories)
     items = scores_BN.shape[1]
     padded = np.concatenate([scores_BN, scores_BN.mean(axis=1, keepdims=True)], axis=1)
@@ -205,6 +223,6 @@ def _part_scores(
             no_rival[row] |= np.isin(candidates[row], dataset.seen(*pair))
     no_rival[:, 0] = False
     candidates = np.where(no_rival, np.int32(-1), candidates)
-    return np.stack([score_part(part, histories, candidates) for part in parts.values()], axis=2).astype(
-        np.float64
-    )
+    users = np.array([user for user, _ in pairs])
+    scores = [score_part(part, histories, candidates, users) for part in parts.values()]
+    return np.stack(scores, axis=2).astype(np.float64)

@@ -13,13 +13,13 @@ from typing import TypeVar
 import numpy as np
 
 from sluice.catalog.errors import RankerError
-from sluice.learner.ranker.contract import Ranker, ask_ranker, check_output, check_scores
+from sluice.learner.ranker.contract import Ranker, ask_ranker, ask_score, check_output, check_scores
 from sluice.learner.ranker.output import RankerOutput
 
 _TOLERANCE = 0.01  # of the range of the scores
 
 Answer = TypeVar("Answer")
-Ask = Callable[[list[np.ndarray], np.ndarray], np.ndarray]
+Ask = Callable[["Questions"], np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +29,7 @@ class Questions:
     histories: list[np.ndarray]  # B arrays of int32 item rows, oldest first
     candidates: np.ndarray  # int32 [B, C], at least two items a row; padding (-1) at the end of a row
     later_item: int  # a row of the catalogue that the data set does not have yet
+    users: np.ndarray  # int32 [B], whose the histories are
 
     def reordered(self) -> tuple["Questions", np.ndarray]:
         """The candidates of each row turned round, padding left at its place; and the places `[B, C]` in the
@@ -48,7 +49,22 @@ class Questions:
 
     def alone(self, row: int) -> "Questions":
         """One of the prompts."""
-        return replace(self, histories=[self.histories[row]], candidates=self.candidates[row : row + 1])
+        rows = slice(row, row + 1)
+        return replace(
+            self,
+            histories=self.histories[rows],
+            candidates=self.candidates[rows],
+            users=self.users[rows],
+        )
+
+    def of_strangers(self) -> "Questions":
+        """Nobody knows whose the histories are."""
+        return replace(self, users=np.full_like(self.users, -1))
+
+    def copied(self) -> "Questions":
+        """What may be written to."""
+        histories = [history.copy() for history in self.histories]
+        return replace(self, histories=histories, candidates=self.candidates.copy(), users=self.users.copy())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +97,8 @@ def try_ranker(ranker: Ranker, questions: Questions) -> tuple[Breach, ...]:
     parts = [_version(ranker), iter(unusable), _unchanged(ranker, questions)]
     if scores is not None:
         parts.append(_consistent(_checked_score(ranker), questions, scores))
+        if getattr(ranker, "needs_users", False):
+            parts.append(_strangers(_checked_score(ranker), questions))
     return tuple(_all_of(*parts, _predictions(ranker, questions, scores)))
 
 
@@ -130,19 +148,19 @@ def _version(ranker: Ranker) -> Iterator[Breach]:
 
 
 def _checked_score(ranker: Ranker) -> Ask:
-    def ask(histories: list[np.ndarray], candidates: np.ndarray) -> np.ndarray:
-        answer = ranker.score(histories, candidates)
+    def ask(questions: Questions) -> np.ndarray:
+        answer = ask_score(ranker, questions.histories, questions.candidates, questions.users)
         _check_dtype(answer, "score")
-        return check_scores(candidates, answer)
+        return check_scores(questions.candidates, answer)
 
     return ask
 
 
-def _checked_predict(ranker: Ranker) -> Callable[[list[np.ndarray], np.ndarray], RankerOutput]:
-    def ask(histories: list[np.ndarray], candidates: np.ndarray) -> RankerOutput:
-        answer = ask_ranker(ranker, histories, candidates)
+def _checked_predict(ranker: Ranker) -> Callable[[Questions], RankerOutput]:
+    def ask(questions: Questions) -> RankerOutput:
+        answer = ask_ranker(ranker, questions.histories, questions.candidates, questions.users)
         _check_dtype(answer.scores, "predict")
-        return check_output(candidates, answer)
+        return check_output(questions.candidates, answer)
 
     return ask
 
@@ -160,10 +178,10 @@ def _check_dtype(answer: object, part: str) -> None:
         )
 
 
-def _answer(ask: Callable[[list[np.ndarray], np.ndarray], Answer], part: str, questions: Questions) -> Answer:
+def _answer(ask: Callable[[Questions], Answer], part: str, questions: Questions) -> Answer:
     """The answer to a copy of the questions."""
     try:
-        return ask([history.copy() for history in questions.histories], questions.candidates.copy())
+        return ask(questions.copied())
     except _Broken:
         raise
     except RankerError as error:
@@ -181,13 +199,13 @@ def _answer(ask: Callable[[list[np.ndarray], np.ndarray], Answer], part: str, qu
 
 def _unchanged(ranker: Ranker, questions: Questions) -> Iterator[Breach]:
     """Whether the arguments are still what they were, also after a call that failed."""
-    histories, candidates = [history.copy() for history in questions.histories], questions.candidates.copy()
+    given = questions.copied()
     with contextlib.suppress(Exception):  # told by `_answer`
-        ranker.score(histories, candidates)
+        ask_score(ranker, given.histories, given.candidates, given.users)
     same = {
-        "histories": len(histories) == len(questions.histories)
-        and all(map(np.array_equal, histories, questions.histories)),
-        "candidates": np.array_equal(candidates, questions.candidates),
+        "histories": len(given.histories) == len(questions.histories)
+        and all(map(np.array_equal, given.histories, questions.histories)),
+        "candidates": np.array_equal(given.candidates, questions.candidates),
     }
     for name in [name for name, is_same in same.items() if not is_same]:
         yield Breach(
@@ -237,6 +255,18 @@ def _consistent(ask: Ask, questions: Questions, scores: np.ndarray) -> Iterator[
             remedy="leave the padding of histories out of what is computed, and normalise over no batch",
         )
     yield from _later(ask, questions)
+
+
+def _strangers(ask: Ask, questions: Questions) -> Iterator[Breach]:
+    try:
+        _answer(ask, "score", questions.of_strangers())
+    except _Broken as broken:
+        yield Breach(
+            part="score",
+            value=f"to users -1, who are not known: {broken.breach.value}",
+            bound="a finite score whoever is asking",
+            remedy="give users who are not known a row of their own",
+        )
 
 
 def _later(ask: Ask, questions: Questions) -> Iterator[Breach]:

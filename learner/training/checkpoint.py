@@ -37,7 +37,7 @@ class RunState:
 
     step: int  # optimizer steps done
     version: int  # weight version of the policy in this checkpoint
-    best: tuple[float, float]  # best validation so far: HR@10, NDCG@10
+    best: tuple[float, float]  # best validation so far (`exposure.choosing_score`)
     since_best: int = 0  # validations since then; earlier releases do not say
     source: dict[str, Any]  # snapshot of the batch source
     metrics_bytes: int  # length of the metrics file

@@ -21,6 +21,7 @@ from sluice.catalog.data.dataset import Dataset
 from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.learner.batches.windows import epoch_batches
 from sluice.learner.evaluation.evaluate import evaluate_policy, sample_examples
+from sluice.learner.evaluation.exposure import choosing_metrics
 from sluice.learner.kernels.onednn import use_onednn_matmul
 from sluice.learner.policy.dropout import dropout_enabled
 from sluice.learner.policy.policy import Policy
@@ -38,7 +39,7 @@ def pretrain_policy(
     until: str = "pretrain",
 ) -> list[dict[str, float]]:
     """Train `policy.model` in place on the logs until the end of the part `until` and leave it at its best
-    validation HR@10; returns the validations, in order.
+    validation HR@10 (`exposure.choosing_metrics`); returns the validations, in order.
     """
     torch.manual_seed(seed)
     generator = np.random.default_rng(seed)
@@ -49,7 +50,7 @@ def pretrain_policy(
     optimizer = _Optimizer(model, settings, total)
     average = AveragedModel(model, multi_avg_fn=partial(_mix_weights, settings.average_decay))
     examples = sample_examples(dataset.examples("valid"), evaluation.max_users)
-    best, best_weights = -1.0, None
+    best, best_weights, metric = -1.0, None, ""
     validations: list[dict[str, float]] = []
     step = since_best = 0
     with dropout_enabled(model, residual=settings.dropout, embedding=settings.embedding_dropout):
@@ -60,16 +61,16 @@ def pretrain_policy(
                 average.update_parameters(model)
                 step += 1
                 if progress is not None:
-                    progress(step, total, {"nll": loss} | ({"hr@10": best} if validations else {}))
+                    progress(step, total, {"nll": loss} | ({metric: best} if validations else {}))
             if epoch % settings.validate_every and epoch != settings.epochs:
                 continue
             results = evaluate_policy(
                 cast(PreTrainedModel, average.module), vocabulary, dataset, examples, evaluation
             )
-            validations.append({"epoch": float(epoch), **results.summary(dataset)})
-            since_best += 1
-            if validations[-1]["hr@10"] > best:
-                best, since_best = validations[-1]["hr@10"], 0
+            validations.append({"epoch": float(epoch), **results.summary(dataset, evaluation)})
+            metric, since_best = choosing_metrics(validations[-1], evaluation)[0], since_best + 1
+            if validations[-1][metric] > best:
+                best, since_best = validations[-1][metric], 0
                 best_weights = copy.deepcopy(average.module.state_dict())
             if since_best >= settings.patience:
                 break

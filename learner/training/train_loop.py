@@ -39,6 +39,7 @@ from sluice.learner.batches.sources import (
     prompts_of,
 )
 from sluice.learner.evaluation.evaluate import sample_examples
+from sluice.learner.evaluation.exposure import choosing_score
 from sluice.learner.objectives.settings.objective import Objective
 from sluice.learner.policy.dropout import dropout_enabled
 from sluice.learner.policy.packed_weights import PackedWeights, pack_one_by_one
@@ -289,7 +290,7 @@ class _Worker:
             self._checkpoint_after(summary, step)
 
     def _checkpoint_after(self, summary: dict[str, float], step: int) -> None:
-        score = (summary["hr@10"], summary["ndcg@10"])
+        score = choosing_score(summary, self.config.evaluation)
         is_best = score > self.best
         self.since_best = 0 if is_best else self.since_best + 1
         self.best = max(score, self.best)
@@ -339,7 +340,7 @@ class _Worker:
             results = validate_policy(
                 self.learner, self.vocabulary, self.dataset, self.examples, self.config.evaluation
             )
-        summary = results.summary(self.dataset)
+        summary = results.summary(self.dataset, self.config.evaluation)
         if self.log is not None:
             self.log.write("eval", step, {"split": "valid", **summary})
         return summary

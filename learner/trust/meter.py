@@ -18,7 +18,7 @@ import numpy as np
 
 from sluice.catalog.data.dataset import Dataset, Examples
 from sluice.learner.gate.settings import TrustSettings
-from sluice.learner.ranker.contract import Ranker, check_scores
+from sluice.learner.ranker.contract import Ranker, ask_score, check_scores
 from sluice.learner.ranker.known_logs import KnownLogs
 from sluice.learner.ranker.settings import RankerSettings
 from sluice.learner.trust.halves import HALVES, half_of, open_halves
@@ -118,7 +118,8 @@ class TrustMeter:
             candidates[row, 0] = dataset.target(user, position)
             own = dataset.seen(user, max(position + 1, int(self._known[user])))
             candidates[row, 1:] = self._others.draw(own, count, seed_of(*key))
-        scores = check_scores(candidates, ranker.score(histories, candidates))
+        users = np.array([user for _, user, _ in keys])
+        scores = check_scores(candidates, ask_score(ranker, histories, candidates, users))
         places: list[float] = place_of(scores).tolist()
         return places
 

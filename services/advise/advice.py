@@ -62,8 +62,12 @@ def advise(summary: Mapping[str, Any], lines: Rows) -> Advice:
 
 
 def closing_sentences(summary: Mapping[str, Any], lines: Rows) -> list[str]:
-    """What a run ends with and its report begins with: the advice, breadth and costs."""
-    more = (verdict.breadth_sentence(summary), verdict.cost_sentence(summary))
+    """What a run ends with and its report begins with: the advice, breadth, exposure and costs."""
+    more = (
+        verdict.breadth_sentence(summary),
+        verdict.exposure_sentence(summary),
+        verdict.cost_sentence(summary),
+    )
     return [*advise(summary, lines).sentences, *(sentence for sentence in more if sentence is not None)]
 
 

@@ -45,7 +45,7 @@ class RunFigures:
     staleness: float | None = None  # weight versions, mean over the steps
     stale_share: float | None = None  # groups dropped as stale / groups issued
     validations: int = 0
-    best_step: int | None = None  # of the best validation HR@10
+    best_step: int | None = None  # of the best validation HR@10, weighted where the log has propensities
     last_step: int | None = None  # of the last validation
     best_valid_hr: float | None = None
     last_valid_hr: float | None = None
@@ -85,13 +85,14 @@ def _validations(evaluations: Rows) -> dict[str, Any]:
     """Of equal validations the earlier is the best one, as for checkpoints."""
     if not evaluations:
         return {}
-    best = max(evaluations, key=lambda row: (row["hr@10"], -row["step"]))
+    metric = "ips_hr@10" if all("ips_hr@10" in row for row in evaluations) else "hr@10"
+    best = max(evaluations, key=lambda row: (row[metric], -row["step"]))
     return {
         "validations": len(evaluations),
         "best_step": best["step"],
         "last_step": evaluations[-1]["step"],
-        "best_valid_hr": best["hr@10"],
-        "last_valid_hr": evaluations[-1]["hr@10"],
+        "best_valid_hr": best[metric],
+        "last_valid_hr": evaluations[-1][metric],
     }
 
 

@@ -21,7 +21,8 @@ _BREADTH = {"hr@1": "HR@1", "hr@50": "HR@50", "coverage": "coverage"}
 def pays_sentence(summary: Mapping[str, Any]) -> str | None:
     """Whether the best checkpoint beats the control's best and the start; None when neither was compared.
 
-    It pays if both intervals lie above 0, and does not if one lies below.
+    It pays if both intervals lie above 0, and does not if one lies below. Where the log has propensities it
+    is the weighted HR@10 that decides.
     """
     compared = [
         (text, *change)
@@ -40,16 +41,24 @@ def pays_sentence(summary: Mapping[str, Any]) -> str | None:
         f"{_signed(difference)} [{_signed(low)}, {_signed(high)}] against {text}"
         for text, difference, low, high in compared
     )
-    return f"{verdict}: HR@10 of the best checkpoint is {listed}, on {count_examples(summary)}."
+    title = "weighted HR@10" if _main_metric(summary) != "hr@10" else "HR@10"
+    return f"{verdict}: {title} of the best checkpoint is {listed}, on {count_examples(summary)}."
 
 
 def hit_rate_change(summary: Mapping[str, Any], first: str, second: str) -> tuple[float, float, float] | None:
-    """HR@10 of one row less that of another, with its interval; None when they were not compared."""
-    metrics = summary.get("metrics") or {}
-    interval = ((summary.get("intervals") or {}).get("hr@10") or {}).get(f"{first}-{second}")
+    """HR@10 of one row less that of another, with its interval; None when they were not compared.
+
+    Where the log has propensities it is weighted by them.
+    """
+    metrics, metric = summary.get("metrics") or {}, _main_metric(summary)
+    interval = ((summary.get("intervals") or {}).get(metric) or {}).get(f"{first}-{second}")
     if interval is None or first not in metrics or second not in metrics:
         return None
-    return metrics[first]["hr@10"] - metrics[second]["hr@10"], *interval
+    return metrics[first][metric] - metrics[second][metric], *interval
+
+
+def _main_metric(summary: Mapping[str, Any]) -> str:
+    return "ips_hr@10" if (summary.get("intervals") or {}).get("ips_hr@10") else "hr@10"
 
 
 def count_examples(summary: Mapping[str, Any]) -> str:
@@ -78,6 +87,30 @@ def breadth_sentence(summary: Mapping[str, Any]) -> str | None:
     return (
         f"The lists {verdict} from the start to the best checkpoint: {listed} (narrower: coverage falls "
         "beyond its interval, or HR@50 does while HR@1 rises)."
+    )
+
+
+def exposure_sentence(summary: Mapping[str, Any]) -> str | None:
+    """How examples were weighted by inverse propensity, or what it means that they could not be.
+
+    None for a run that was not judged.
+    """
+    counts: Mapping[str, float] = next(iter((summary.get("metrics") or {}).values()), {})
+    if not counts:
+        return None
+    weighting = summary.get("weighting")
+    if not weighting:
+        return (
+            "Logged HR, NDCG and MRR are biased to what the logger liked to show: log with which chance each "
+            "row's item was shown and at which place of the slate, and name these columns in "
+            "data.source.columns.propensity and slate_position."
+        )
+    looked_at = {"inverse_sqrt": "1 / sqrt(slate position)", "none": "1"}[weighting["examination"]]
+    return (
+        "Weighted metrics count an example 1 / (propensity x examination), at most "
+        f"{weighting['clip']:,g}, with examination {looked_at}: they know as much as "
+        f"{counts['effective_examples']:,.0f} equally weighted examples, of {counts['ips_examples']:,.0f} "
+        "with a propensity."
     )
 
 

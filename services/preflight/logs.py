@@ -72,27 +72,28 @@ def _missing(source: Source) -> Iterator[Finding]:
     """Every path of a table source that cannot be opened, not the first alone."""
     if not isinstance(source, TableSource):
         return
-    nothing_else = dict.fromkeys(("fresh", "valid", "test"), ()) | {"catalogue": None}
+    nothing_else = dict.fromkeys(("fresh", "valid", "test"), ()) | dict.fromkeys(("catalogue", "users"))
     for name in ("interactions", "fresh", "valid", "test"):
         for path in getattr(source, name):
             alone = source.model_copy(update=nothing_else | {"interactions": (path,)})
             yield from _refused(f"data.source.{name}", partial(open_source, alone), _THERE)
-    if source.catalogue is not None:
-        catalogue = Path(source.catalogue)
-        yield from _refused(
-            "data.source.catalogue", lambda: table_file(catalogue, "data.source.catalogue"), _THERE
-        )
+    for name in ("catalogue", "users"):
+        if (path := getattr(source, name)) is not None:
+            setting = f"data.source.{name}"
+            yield from _refused(setting, partial(table_file, Path(path), setting), _THERE)
 
 
 def _unreadable(source: LogSource, late: Callable[[], bool]) -> Iterator[Finding]:
     """Every file whose first rows cannot be read, in turn until it is late."""
     for file in source.files:
-        first = replace(source, files=(file,), catalogue=None).batches()
+        first = replace(source, files=(file,), catalogue=None, users=None).batches()
         yield from _refused("data.source.columns", partial(next, first, None))
         if late():
             return
     if source.catalogue is not None:
         yield from _refused("data.source.catalogue_columns", lambda: next(source.catalogue_batches(), None))
+    if source.users is not None:
+        yield from _refused("data.source.user_columns", lambda: next(source.user_batches(), None))
 
 
 def _refused(field: str, attempt: Callable[[], object], bound: str = "") -> Iterator[Finding]:

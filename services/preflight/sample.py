@@ -14,6 +14,7 @@ from sluice.catalog.data.settings import (
     DataSettings,
     InteractionColumns,
     TableSource,
+    UserColumns,
 )
 from sluice.catalog.data.sources import LogSource, open_source
 from sluice.catalog.data.split_settings import LeaveLastTwoOut
@@ -54,6 +55,8 @@ def sample_dataset(settings: DataSettings, directory: Path) -> Dataset:
                 columns=InteractionColumns(**present),
                 catalogue=catalogue,
                 catalogue_columns=columns,
+                users=getattr(settings.source, "users", None),
+                user_columns=getattr(settings.source, "user_columns", UserColumns()),
             ),
             "split": LeaveLastTwoOut(),
             "min_interactions": _LEAST,
@@ -83,7 +86,8 @@ def draw_questions(dataset: Dataset) -> Questions:
         filled = max(2, width - row * (width // 4))
         candidates[row, :filled] = np.append(target, others[: filled - 1])
         histories.append(np.array(dataset.history(user, position, dataset.settings.max_history)))
-    return Questions(histories=histories, candidates=candidates, later_item=dataset.items)
+    users = examples.users[chosen]
+    return Questions(histories=histories, candidates=candidates, later_item=dataset.items, users=users)
 
 
 def _first_rows(source: LogSource, settings: DataSettings) -> pa.Table:

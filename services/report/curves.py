@@ -49,8 +49,11 @@ def validation_curves(summary: Mapping[str, Any], evaluations: Rows, control: Ro
         if {"hallucination", "hr@10"} <= metrics.get(name, {}).keys()
     ]
     paths = [path("post-training", BLUE, evaluations), path("control", ORANGE, control)]
+    is_weighted = any("ips_hr@10" in row for row in (*evaluations, *control))
+    weighted = _chart("Weighted HR@10 on validation", line_chart(both("ips_hr@10"), "weighted HR@10"))
     return [
         _chart("HR@10 on validation", line_chart(both("hr@10"), "HR@10")),
+        *([weighted] if is_weighted else []),
         _chart("HR@1 on validation", line_chart(both("hr@1"), "HR@1")),
         _chart("HR@50 on validation", line_chart(both("hr@50"), "HR@50")),
         _chart(

@@ -27,12 +27,23 @@ def quality_lines(quality: Mapping[str, Any] | None) -> list[str]:
         f"ranker on validation: AUC {quality['auc']:.4f}, NDCG@10 {quality['ndcg@10']:.4f}, HR@10 "
         f"{quality['hr@10']:.4f}, calibration error {quality['relevance']['ece']:.4f}"
     ]
+    if exposed := exposure_rows(quality):
+        areas = ", ".join(f"{row['auc']:.3f}" for row in exposed)
+        lines.append(f"AUC by decile of items, the least shown first: {areas}")
     for head in head_rows(quality):
         lines.append(
             f"{head['scale']}: RMSE {head['ranker']:.4f} (user's mean {head['user_mean']:.4f}, item's mean "
             f"{head['item_mean']:.4f}), calibration error {head['ece']:.4f}"
         )
     return lines
+
+
+def exposure_rows(quality: Mapping[str, Any] | None) -> list[dict[str, float]]:
+    """One row per decile of items, the least shown first: how often an item was shown, examples, AUC and
+    HR@10; nothing for a ranker of the release before.
+    """
+    rows: list[dict[str, float]] = (quality or {}).get("by_exposure", [])
+    return rows
 
 
 def head_rows(quality: Mapping[str, Any] | None) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sluice.catalog.errors import RunError
 from sluice.catalog.files import read_whole_lines, write_atomically
+from sluice.learner.evaluation.exposure import WEIGHTED
 from sluice.services.advise import verdict
 from sluice.services.advise.advice import closing_sentences
 from sluice.services.report import ranker_view
@@ -45,8 +46,10 @@ COLUMNS = {
     "ndcg@10": "NDCG@10",
     "mrr": "MRR",
     "hallucination": "hallucination",
+    "ips_hr@10": "weighted HR@10",
+    "ips_ndcg@10": "weighted NDCG@10",
 }
-MAIN_COLUMNS = ("hr@10", "hallucination")  # those that a narrow screen shows
+MAIN_COLUMNS = ("hr@10", "hallucination", "ips_hr@10")  # those that a narrow screen shows
 BREADTH = {
     "coverage": "coverage",
     "head_share": "head items",
@@ -114,7 +117,7 @@ def report_context(run_directory: Path) -> dict[str, Any]:
         "groups": group_rows(summary),
         "sentences": closing_sentences(summary, metrics),
         "examples": verdict.count_examples(summary),
-        "columns": {key: (title, key in MAIN_COLUMNS) for key, title in COLUMNS.items()},
+        "columns": {key: (title, key in MAIN_COLUMNS) for key, title in shown_columns(summary).items()},
         "headline": headline_rows(summary),
         "has_ease": "ease" in (summary.get("metrics") or {}),
         "breadth_columns": list(BREADTH.values()),
@@ -124,6 +127,7 @@ def report_context(run_directory: Path) -> dict[str, Any]:
         "heat_maps": ranker_view.heat_maps(summary.get("stratified") or []),
         "ranker": summary.get("ranker") or {},
         "heads": ranker_view.head_rows(summary.get("ranker")),
+        "exposed": ranker_view.exposure_rows(summary.get("ranker")),
         "calibration": ranker_view.calibration_charts(summary.get("ranker")),
         "accounting": accounting_rows(summary),
         "throughput": summary.get("throughput") or {},
@@ -139,18 +143,29 @@ def report_context(run_directory: Path) -> dict[str, Any]:
     }
 
 
+def shown_columns(summary: Mapping[str, Any]) -> dict[str, str]:
+    """The titles of the headline table by column; those of weighted metrics where the run has these."""
+    measured = {name for row in (summary.get("metrics") or {}).values() for name in row}
+    return {
+        name: title for name, title in COLUMNS.items() if name in measured or not name.startswith(WEIGHTED)
+    }
+
+
 def headline_rows(summary: Mapping[str, Any]) -> Rows:
-    """One row per policy and baseline: its name, its cells by column, and the interval of HR@10 if there is
-    one.
+    """One row per policy and baseline: its name, its cells by column, and intervals by column where there
+    are some.
     """
-    metrics, intervals = summary.get("metrics") or {}, (summary.get("intervals") or {}).get("hr@10") or {}
+    metrics, intervals = summary.get("metrics") or {}, summary.get("intervals") or {}
+    columns = shown_columns(summary)
     return [
         {
             "key": key,
             "label": label,
             "kind": "best" if key == "best" else "baseline" if key in BASELINES else "",
-            "cells": {column: _cell(metrics[key], column, key) for column in COLUMNS},
-            "interval": intervals.get(key),
+            "cells": {column: _cell(metrics[key], column, key) for column in columns},
+            "intervals": {
+                name: intervals[name][key] for name in MAIN_COLUMNS if key in intervals.get(name, {})
+            },
         }
         for key, label in ROWS.items()
         if key in metrics
@@ -233,7 +248,7 @@ def terminal_table(summary: Mapping[str, Any]) -> "Table":
         title_justify="left",
     )
     table.add_column("")
-    for title in COLUMNS.values():
+    for title in shown_columns(summary).values():
         table.add_column(title, justify="right")
     for row in headline_rows(summary):
         style = "bold" if row["key"] == "best" else None
@@ -260,7 +275,7 @@ def terminal_lines(summary: Mapping[str, Any], width: int = 110) -> list[str]:
         f"{row['metric']} {row['pair']}: {row['difference']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}] "
         f"{row['verdict']}"
         for row in difference_rows(summary)
-        if row["metric"] == COLUMNS["hr@10"]
+        if row["metric"] in (COLUMNS["hr@10"], COLUMNS["ips_hr@10"])
     ]
     cells = summary.get("stratified") or []
     return [

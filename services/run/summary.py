@@ -17,11 +17,13 @@ from sluice.catalog.files import sha256_of, write_atomically
 from sluice.learner.evaluation.baselines import judge_baselines, judge_scores
 from sluice.learner.evaluation.breadth import coverage_change, is_narrower
 from sluice.learner.evaluation.evaluate import UserResults
+from sluice.learner.evaluation.exposure import WEIGHTED, describe_weights, weigh_examples
 from sluice.learner.evaluation.stratified import RANKER_WIDTH, gate_at_start, stratify_users
 from sluice.learner.full_catalogue import score_all_items
-from sluice.learner.ranker.contract import Ranker
+from sluice.learner.ranker.contract import Ranker, ask_score
 from sluice.learner.ranker.load import load_ranker
 from sluice.learner.ranking_metrics import bootstrap_intervals, bootstrap_mean, per_user
+from sluice.learner.settings import EvaluationSettings
 from sluice.learner.training.objective import build_objective
 from sluice.services.config import RunConfig
 from sluice.services.paths import RunPaths
@@ -78,13 +80,13 @@ def judge_policies(
     summary: dict[str, Any] = {}
     if has_ranker:
         ranker = load_ranker(config.ranker, paths.ranker, dataset)
-        score = score_all_items(ranker.score, dataset.items)
+        score = score_all_items(functools.partial(ask_score, ranker), dataset.items)
         results["ranker"] = judge_scores(dataset, examples, score, width, _BATCH)
         ranked = judge_scores(dataset, dataset.examples("valid"), score, RANKER_WIDTH, _BATCH)
         summary["stratified"] = stratify_users(
             results, (on_validation, ranked), _admitted(config, dataset, results["start"], ranker)
         )
-    summary |= compare_results(results, dataset)
+    summary |= compare_results(results, dataset, config.evaluation)
     write_ranks(paths.ranks, results)
     summary["ranker"] = read_quality(paths)
     progress(len(jobs) + 1, len(jobs) + 1, {})
@@ -117,9 +119,12 @@ def same_weights(places: Mapping[str, Path]) -> dict[str, str]:
     }
 
 
-def compare_results(results: Mapping[str, UserResults], dataset: Dataset) -> dict[str, Any]:
-    """`metrics` of every row, `intervals` of rows and paired differences, and how the `breadth` of the lists
-    changed from the start to the best checkpoint.
+def compare_results(
+    results: Mapping[str, UserResults], dataset: Dataset, settings: EvaluationSettings
+) -> dict[str, Any]:
+    """`metrics` of every row, `intervals` of rows and paired differences, how the `breadth` of the lists
+    changed from the start to the best checkpoint, and how examples were weighted: `weighting`, None without
+    propensities.
 
     All rows are of the same examples.
     """
@@ -127,11 +132,16 @@ def compare_results(results: Mapping[str, UserResults], dataset: Dataset) -> dic
     for result in results.values():
         assert np.array_equal(result.users, start.users) and np.array_equal(result.positions, start.positions)
     ranks = {name: result.ranks for name, result in results.items()}
+    weights = weigh_examples(dataset, start.users, start.positions, settings)
+    counted = {"": None} if weights is None else {"": None, WEIGHTED: weights}
     return {
-        "metrics": {name: result.summary(dataset) for name, result in results.items()},
+        "metrics": {name: result.summary(dataset, settings) for name, result in results.items()},
         "intervals": {
-            metric: bootstrap_intervals(ranks, start.users, metric, PAIRS) for metric in ("hr@10", "ndcg@10")
+            before + metric: bootstrap_intervals(ranks, start.users, metric, PAIRS, of_kind)
+            for before, of_kind in counted.items()
+            for metric in ("hr@10", "ndcg@10")
         },
+        "weighting": None if weights is None else describe_weights(dataset, settings),
         "breadth": _breadth(start, results["best"], dataset.items) if "best" in results else None,
     }
 

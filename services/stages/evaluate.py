@@ -46,4 +46,4 @@ def run_evaluation(
 ) -> dict[str, float]:
     """The metrics of one policy directory."""
     results = evaluate_run(config, policy_directory, split, progress)
-    return results.summary(Dataset.open(RunPaths.of(config).data))
+    return results.summary(Dataset.open(RunPaths.of(config).data), config.evaluation)

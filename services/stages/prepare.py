@@ -25,9 +25,17 @@ import pyarrow.parquet as pq
 from sluice.catalog.data.cleaning import LogCleaner, Rejections
 from sluice.catalog.data.cooccurrence import CoOccurrence, SharedUsers, mix_counts
 from sluice.catalog.data.dataset import FORMAT, IMPRESSIONS_FILE, MANIFEST, read_manifest
-from sluice.catalog.data.items import Items, attribute_matrix, read_items
+from sluice.catalog.data.items import Items, attribute_matrix, read_items, read_user_attributes
 from sluice.catalog.data.partition import EventRules, ItemIndex, UserBuckets
-from sluice.catalog.data.schema import CATALOGUE, EXAMPLES, IMPRESSIONS, INTERACTIONS, USERS
+from sluice.catalog.data.schema import (
+    CATALOGUE,
+    EXAMPLES,
+    EXPOSURE,
+    IMPRESSIONS,
+    INTERACTIONS,
+    KNOWN_USERS,
+    USERS,
+)
 from sluice.catalog.data.semantic_ids import (
     fitting_level_sizes,
     item_vectors,
@@ -116,11 +124,12 @@ class _Preparation:
         self._time_unit: TimeUnit | None = None  # what the timestamps turn out to count
 
     def run(self) -> dict[str, Any]:
-        log, catalogue = self._clean_and_sort()
+        log, catalogue, users = self._clean_and_sort()
         cuts = self._cuts()
         near, shared = self._split(cuts)
         codes, level_sizes = self._semantic_ids(near, shared)
         self._write_catalogue(codes)
+        judged = (log, catalogue) if self._user_attributes is None else (log, catalogue, users)
         return {
             "format": FORMAT,
             "name": self._settings.name,
@@ -128,7 +137,7 @@ class _Preparation:
             "counts": self._counts,
             "level_sizes": list(level_sizes),
             "time_cuts": None if cuts is None else asdict(cuts),
-            "rejected": {rejections.table: rejections.summary() for rejections in (log, catalogue)},
+            "rejected": {rejections.table: rejections.summary() for rejections in judged},
             "log": {
                 "time_unit": self._time_unit,
                 "files_left_out": list(self._source.left_out),
@@ -139,10 +148,15 @@ class _Preparation:
             "versions": {name: metadata.version(name) for name in _LIBRARIES},
         }
 
-    def _clean_and_sort(self) -> tuple[Rejections, Rejections]:
+    def _clean_and_sort(self) -> tuple[Rejections, Rejections, Rejections]:
+        """What was refused of the log, the catalogue and the users."""
         rejected = self._directory / REJECTED
         with rejected.open("w", encoding="utf-8") as sink:
-            log, catalogue = Rejections("interactions", sink), Rejections("catalogue", sink)
+            log, catalogue, users = (
+                Rejections(table, sink) for table in ("interactions", "catalogue", "users")
+            )
+            self._user_attributes = read_user_attributes(self._source, users)
+            users.check(self._settings.max_bad_share)
             items = read_items(self._source, catalogue)
             catalogue.check(self._settings.max_bad_share)
             index = ItemIndex(items.ids if items else None)
@@ -157,9 +171,9 @@ class _Preparation:
             self._done = log.rows
             self._write_interactions(buckets, item_rows, log)
         self._time_unit = cleaner.time_unit
-        if not log.bad + catalogue.bad:
+        if not log.bad + catalogue.bad + users.bad:
             rejected.unlink()
-        return log, catalogue
+        return log, catalogue, users
 
     def _partition(self, index: ItemIndex, cleaner: LogCleaner, log: Rejections) -> UserBuckets:
         buckets = UserBuckets(self._directory, self._rows)
@@ -174,15 +188,18 @@ class _Preparation:
 
     def _write_interactions(self, buckets: UserBuckets, item_rows: np.ndarray, log: Rejections) -> None:
         users = interactions = dropped_users = dropped_rows = 0
-        outcomes = dict.fromkeys(OUTCOMES, 0)
+        # A log that does not say how it was shown is prepared to the same bytes as ever.
+        named = [field for field in EXPOSURE if field.name in self._source.columns]
+        schema = pa.schema([*INTERACTIONS, *named])
+        outcomes = dict.fromkeys((*OUTCOMES, *(field.name for field in named)), 0)
         rules = EventRules(
             min_interactions=self._settings.min_interactions,
             unclicked_are_impressions=self._unclicked_are_impressions,
             has_times="timestamp" in self._source.columns,
         )
         with (
-            pq.ParquetWriter(self._directory / "users.parquet", USERS) as user_file,
-            pq.ParquetWriter(self._directory / "interactions.parquet", INTERACTIONS) as interaction_file,
+            pq.ParquetWriter(self._directory / "users.parquet", self._user_schema) as user_file,
+            pq.ParquetWriter(self._directory / "interactions.parquet", schema) as interaction_file,
             pq.ParquetWriter(self._directory / IMPRESSIONS_FILE, IMPRESSIONS) as impression_file,
         ):
             for bucket in buckets.read_sorted(item_rows, rules):
@@ -194,10 +211,12 @@ class _Preparation:
                 dropped_rows += bucket.dropped_rows
                 rows = bucket.interactions.num_rows
                 if rows:
-                    user_file.write_table(pa.table({"user_id": bucket.user_ids}, schema=USERS))
+                    user_file.write_table(self._user_table(bucket.user_ids))
                     # One row group holds whole users: what follows works on one row group at a time.
-                    interaction_file.write_table(bucket.interactions, row_group_size=rows)
-                    for name in OUTCOMES:
+                    interaction_file.write_table(
+                        bucket.interactions.select(schema.names), row_group_size=rows
+                    )
+                    for name in outcomes:
                         outcomes[name] += rows - bucket.interactions.column(name).null_count
                 users += len(bucket.user_ids)
                 interactions += rows
@@ -211,6 +230,29 @@ class _Preparation:
                 f"{self._settings.min_interactions} usable interactions ({dropped_users} users with "
                 f"{dropped_rows} interactions have fewer{self._set_apart()})"
             )
+        self._check_reward(outcomes)
+        self._counts = {
+            "users": users,
+            "items": len(self._items.ids),
+            "interactions": interactions,
+            "interactions_with": outcomes,
+            "users_below_min_interactions": dropped_users,
+            "interactions_below_min_interactions": dropped_rows,
+        }
+
+    @property
+    def _user_schema(self) -> pa.Schema:
+        return USERS if self._user_attributes is None else KNOWN_USERS
+
+    def _user_table(self, ids: list[str]) -> pa.Table:
+        columns: dict[str, Any] = {"user_id": ids}
+        if self._user_attributes is not None:
+            columns["attributes"] = [self._user_attributes.get(user, []) for user in ids]
+            self._noted["users_without_attributes"] += sum(not texts for texts in columns["attributes"])
+        return pa.table(columns, schema=self._user_schema)
+
+    def _check_reward(self, outcomes: dict[str, int]) -> None:
+        """Refuse a logged reward that says nothing; `outcomes` are the interactions that have each."""
         if self._settings.reward == "click" and self._noted["impressions"]:
             raise DataError(
                 "data.reward is click, and rows without a click are set apart as impressions, so every "
@@ -222,14 +264,6 @@ class _Preparation:
                 f"{_named(self._source)} has one: set data.reward to auto or none, or correct "
                 "data.source.columns"
             )
-        self._counts = {
-            "users": users,
-            "items": len(self._items.ids),
-            "interactions": interactions,
-            "interactions_with": outcomes,
-            "users_below_min_interactions": dropped_users,
-            "interactions_below_min_interactions": dropped_rows,
-        }
 
     def _set_apart(self) -> str:
         """What of the log is no interaction, to go on a sentence with."""

@@ -136,7 +136,9 @@ class LocalRollouts:
             draw=self._settings.distractor_draw,
             shares=self._shares,
         )
-        output = ask_ranker(self._ranker, unscored.histories, unscored.items_to_score)
+        output = ask_ranker(
+            self._ranker, unscored.histories, unscored.items_to_score, unscored.examples.users
+        )
         output = check_output(unscored.items_to_score, output)
         if self._meter is not None:
             output = replace(output, trust=self._meter.measure(unscored.examples))

@@ -236,7 +236,12 @@ def absolute_paths(config: RunConfig, working_directory: Path) -> list[str]:
     if config.data.source.type == "table":
         source = config.data.source
         parts = {name: getattr(source, name) or None for name in ("fresh", "valid", "test")}
-        logs = {"interactions": source.interactions, **parts, "catalogue": source.catalogue}
+        logs = {
+            "interactions": source.interactions,
+            **parts,
+            "catalogue": source.catalogue,
+            "users": source.users,
+        }
         paths |= {f"data.source.{name}": value for name, value in logs.items()}
     overrides = []
     for field, value in paths.items():

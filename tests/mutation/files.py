@@ -170,7 +170,7 @@ _DATASET = (
         "[users, times], [owners, self.timestamps]",
     ),
     ("if len(self._impressions):", "if False:"),
-    ("ends = (fresh_from, cuts.valid_from, cuts.test_from, never)", "ends = (cuts.valid_from,) * 4"),
+    ("ends[SPLITS.index(part)]", "ends[1]"),
     ("following < self.offsets[1:], times[following], never", "following >= 0, times[following], never"),
 )
 

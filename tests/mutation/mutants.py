@@ -3,9 +3,11 @@
 from tests.mutation.ab.ab import AB_MUTANTS
 from tests.mutation.beams import BEAM_MUTANTS, BEAMS, IN_BEAMS, ROLLOUT_MUTANTS
 from tests.mutation.config import CONFIG_MUTANTS
+from tests.mutation.evaluation.exposure import EXPOSURE_MUTANTS
 from tests.mutation.evaluation.rules import RULE_MUTANTS
 from tests.mutation.evaluation.summary import SUMMARY_MUTANTS
 from tests.mutation.evaluation.trust import TRUST_MUTANTS
+from tests.mutation.evaluation.users import USER_MUTANTS
 from tests.mutation.files import FILE_MUTANTS
 from tests.mutation.flow import FLOW_MUTANTS
 from tests.mutation.mutant import Mutant
@@ -164,6 +166,8 @@ MUTANTS = (
     *STUDY_MUTANTS,
     *AUDIT_MUTANTS,
     *RULE_MUTANTS,
+    *EXPOSURE_MUTANTS,
+    *USER_MUTANTS,
     *SUMMARY_MUTANTS,
     *SIMULATOR_MUTANTS,
     *TRUST_MUTANTS,

@@ -95,6 +95,13 @@ _IMPRESSIONS = (
     (KNOWN_LOGS, "shown.where(shown.positions > 0)", "shown.where(shown.positions >= 0)"),
     (KNOWN_LOGS, "shown.positions < self.lengths[shown.users]", "shown.positions >= 0"),
     (QUALITY, 'impressions=column == "click"', "impressions=False"),
+    (
+        KNOWN_LOGS,
+        "self.item_counts() + np.bincount(self.impressions.items",
+        "0 * np.bincount(self.impressions.items",
+    ),
+    (QUALITY, "counts = logs.exposures()", "counts = -logs.exposures()"),
+    (QUALITY, 'decile_of[np.argsort(counts, kind="stable")]', "decile_of[:]"),
     (QUALITY, "(shown.parts == SPLITS.index(split))", "(shown.parts <= SPLITS.index(split))"),
     (QUALITY, '"fitted": shown.parts <= SPLITS.index(until)', '"fitted": shown.parts < 0'),
 )
@@ -181,10 +188,7 @@ _TRIAL = (
     ("not isinstance(version, str) or not version", "not isinstance(version, str)"),
     ("not isinstance(version, str) or not version", "not version"),
     ('if dtype.kind != "f":', "if False:"),
-    (
-        "[history.copy() for history in questions.histories], questions.candidates.copy()\n    with",
-        "questions.histories, questions.candidates\n    with",
-    ),
+    ("given = questions.copied()", "given = questions"),
     ("if not _alike(scores, again):", "if False:"),
     ("if not _alike(expected, answer):", "if False:"),
     ("np.take_along_axis(scores, places, axis=1), _answer", "scores, _answer"),
@@ -195,10 +199,11 @@ _TRIAL = (
     ("_TOLERANCE * float(np.ptp(known))", "0.0"),
     ("if one.version != other.version:", "if False:"),
     ("if not _alike(*answers):", "if False:"),
-    ("return check_scores(candidates, answer)", "return np.asarray(answer)"),
-    ("return check_output(candidates, answer)", "return answer"),
-    ("and all(map(np.array_equal, histories, questions.histories))", ""),
-    ('"candidates": np.array_equal(candidates, questions.candidates)', '"candidates": True'),
+    ("return check_scores(questions.candidates, answer)", "return np.asarray(answer)"),
+    ("return check_output(questions.candidates, answer)", "return answer"),
+    ("and all(map(np.array_equal, given.histories, questions.histories))", ""),
+    ('"candidates": np.array_equal(given.candidates, questions.candidates)', '"candidates": True'),
+    ('if getattr(ranker, "needs_users", False):', "if False:"),
 )
 
 _POOL = (

@@ -15,7 +15,7 @@ SPLIT_MUTANTS = (
             ("shares + _ROUNDING)", "shares - _ROUNDING)"),
             ("np.cumsum([split.pretrain_share,", "np.asarray([split.pretrain_share,"),
             ("np.cumsum(labels <= part)", "np.cumsum(labels < part)"),
-            ("cuts.valid_from if cuts.fresh_from is None else cuts.fresh_from", "cuts.valid_from"),
+            ("self.valid_from if self.fresh_from is None else self.fresh_from", "self.valid_from"),
             ("timestamps >= fresh_from]", "timestamps > fresh_from]"),
             ("if isinstance(split, FreshLogs):\n        shares", "if False:\n        shares"),
             (
@@ -57,7 +57,7 @@ SPLIT_MUTANTS = (
     *(
         Mutant("learner/training/pretrain.py", old, new, ("learner/training/test_pretrain.py",))
         for old, new in (
-            ('validations[-1]["hr@10"] > best', 'validations[-1]["hr@10"] >= best'),
+            ("validations[-1][metric] > best", "validations[-1][metric] >= best"),
             ("since_best >= settings.patience", "since_best > settings.patience"),
             ("deepcopy(average.module.state_dict())", "deepcopy(model.state_dict())"),
             ("model.load_state_dict(best_weights)", "best_weights"),

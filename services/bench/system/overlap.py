@@ -173,7 +173,8 @@ class OneAfterAnother:
                 shares=self._dataset.item_shares("fresh"),
             )
         with book.activity("rank"):
-            output = ask_ranker(self._ranker, drawn.histories, drawn.items_to_score)
+            users = drawn.examples.users
+            output = ask_ranker(self._ranker, drawn.histories, drawn.items_to_score, users)
             groups = score_groups(drawn, output, ranker_version=self._ranker.version, score_s=0.0)
         with book.activity("learn"):
             rows = encode_groups(*groups)

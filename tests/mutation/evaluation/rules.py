@@ -9,6 +9,7 @@ METRICS, PRETRAIN, LOOP = (
     "learner/training/pretrain.py",
     "learner/training/train_loop.py",
 )
+EXPOSURE = "learner/evaluation/exposure.py"
 CODES = "catalog/data/semantic_ids.py"
 IN_CUT_OFFS, IN_LOOP = ("services/stages/test_cut_offs.py",), ("learner/training/test_train_loop.py",)
 
@@ -72,12 +73,12 @@ _OTHERS = (
         ("learner/training/test_validation.py",),
     ),
     (PRETRAIN, 'dataset.examples("valid")', 'dataset.examples("test")', IN_CUT_OFFS),
-    (PRETRAIN, 'if validations[-1]["hr@10"] > best:', "if True:", IN_CUT_OFFS),
-    (PRETRAIN, 'if validations[-1]["hr@10"] > best:', 'if validations[-1]["hr@10"] >= best:', IN_CUT_OFFS),
+    (PRETRAIN, "if validations[-1][metric] > best:", "if True:", IN_CUT_OFFS),
+    (PRETRAIN, "if validations[-1][metric] > best:", "if validations[-1][metric] >= best:", IN_CUT_OFFS),
     (LOOP, 'self.dataset.examples("valid")', 'self.dataset.examples("test")', IN_LOOP),
     (LOOP, "is_best = score > self.best", "is_best = score >= self.best", IN_LOOP),
     (LOOP, "is_best = score > self.best", "is_best = True", IN_LOOP),
-    (LOOP, '(summary["hr@10"], summary["ndcg@10"])', '(summary["ndcg@10"], summary["hr@10"])', IN_LOOP),
+    (EXPOSURE, '("hr@10", "ndcg@10")', '("ndcg@10", "hr@10")', IN_LOOP),
     (LOOP, "self.validate_and_checkpoint(0)", "pass", IN_LOOP),
     (LOOP, "            if worker.out_of_patience:", "            if False:", IN_LOOP),
     ("learner/ranker/model.py", "history[-limit:]", "history[:limit]", ("learner/ranker/test_model.py",)),

@@ -40,8 +40,8 @@ _VERDICT = (
     ("len(compared) == 2 and", ""),
     ("any(high < 0 for *_, high in compared)", "all(high < 0 for *_, high in compared)"),
     (
-        'metrics[first]["hr@10"] - metrics[second]["hr@10"]',
-        'metrics[second]["hr@10"] - metrics[first]["hr@10"]',
+        "metrics[first][metric] - metrics[second][metric]",
+        "metrics[second][metric] - metrics[first][metric]",
     ),
 )
 

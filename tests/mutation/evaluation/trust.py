@@ -48,7 +48,7 @@ _METER = (
     ("self._places.popitem(last=False)", "self._places.popitem(last=True)"),
     ("while len(self._places) > self._remember", "while len(self._places) > 9 * self._remember"),
     ("KnownLogs.until(dataset, until)", 'KnownLogs.until(dataset, "test")'),
-    ("scores = check_scores(candidates, ranker", "scores = (lambda _, scores: scores)(candidates, ranker"),
+    ("scores = check_scores(candidates, ask", "scores = (lambda _, scores: scores)(candidates, ask"),
 )
 
 _HALVES = (

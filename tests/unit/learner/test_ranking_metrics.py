@@ -91,3 +91,44 @@ def test_pairs_are_compared_user_by_user():
     assert found["best-control"][0] > 0.1  # a quarter of the users gained, none lost
     assert found["best-control"][1] < 0.4
     assert set(found) == {"best", "control", "best-control"}
+
+
+def test_the_weighted_interval_is_of_the_ratio_of_sums():
+    # 100 users of weight 9 with value 1 and 100 of weight 1 with value 0: the weighted mean is .9.
+    values, weights = np.repeat([1.0, 0.0], 100), np.repeat([9.0, 1.0], 100)
+    low, high = bootstrap_mean(values, np.arange(200), weights=weights)
+    assert 0.84 < low < 0.9 < high < 0.95
+    # A whole weight says how often the row stands there.
+    rows = np.repeat(np.arange(200), weights.astype(int))
+    assert (low, high) == pytest.approx(bootstrap_mean(values[rows], rows))
+
+
+def test_equal_weights_change_nothing_and_rows_without_weight_are_not_there():
+    rng = np.random.default_rng(3)
+    values, users = rng.random(300), np.repeat(np.arange(100), 3)
+    plain = bootstrap_mean(values, users)
+    assert bootstrap_mean(values, users, weights=np.full(300, 4.0)) == pytest.approx(plain)
+    weights = np.where(users < 50, 1.0, 0.0)
+    fewer = bootstrap_mean(values[:150], users[:150])
+    assert bootstrap_mean(values, users, weights=weights) == pytest.approx(fewer)
+
+
+def test_the_weighted_interval_covers_the_weighted_mean_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    users, covered = np.repeat(np.arange(80), 3), 0
+    for _ in range(200):
+        rare = rng.random(240) < 0.3
+        values = (rng.random(240) < np.where(rare, 0.6, 0.2)).astype(float)
+        low, high = bootstrap_mean(values, users, resamples=400, weights=np.where(rare, 7.0, 3.0))
+        covered += low <= (0.3 * 7 * 0.6 + 0.7 * 3 * 0.2) / (0.3 * 7 + 0.7 * 3) <= high
+    assert 0.89 < covered / 200 < 0.99
+
+
+def test_weighted_differences_are_paired():
+    ranks = {"best": np.array([1, 0, 1, 0] * 20), "start": np.array([1, 0, 0, 0] * 20)}
+    users, weights = np.arange(80), np.tile([5.0, 1.0, 2.0, 2.0], 20)
+    found = bootstrap_intervals(ranks, users, "hr@10", (("best", "start"),), weights)
+    change = (ranks["best"] - ranks["start"]).astype(float)
+    assert found["best-start"] == list(bootstrap_mean(change, users, weights=weights))
+    assert found["best-start"] != list(bootstrap_mean(change, users))
+    assert found["best"] == list(bootstrap_mean(ranks["best"].astype(float), users, weights=weights))

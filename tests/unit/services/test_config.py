@@ -204,3 +204,31 @@ def test_a_gate_needs_a_head_unless_it_is_random(tmp_path: Path, gate: str, refu
             load_config(path)
     else:
         assert load_config(path).objective.gate.random_rate == 0.3
+
+
+def test_weights_need_propensities(tmp_path: Path):
+    path = tmp_path / "config.yaml"
+    source = "source: {type: table, interactions: [log.csv], columns: {COLUMNS}}"
+    text = "name: weighted\nevaluation: {select_by: weighted}\ndata: {" + source + "}\n"
+    path.write_text(text.replace("COLUMNS", "rating: rating"))
+    with pytest.raises(ConfigError, match=r"select_by is weighted, and the log has no propensities"):
+        load_config(path)
+    path.write_text(text.replace("COLUMNS", "slate_position: place"))
+    with pytest.raises(ConfigError, match=r"slate_position says nothing without the propensity"):
+        load_config(path)
+    path.write_text(text.replace("COLUMNS", "propensity: chance, slate_position: place"))
+    assert load_config(path).data.source.columns.slate_position == "place"
+    path.write_text("name: weighted\nevaluation: {select_by: weighted}\n")
+    with pytest.raises(ConfigError, match=r"select_by is weighted, and the log has no propensities"):
+        load_config(path)
+
+
+def test_settings_that_came_later_are_written_down_once_they_are_changed(tmp_path: Path):
+    path = tmp_path / "config.yaml"
+    path.write_text("name: later\n")
+    later = ("propensity", "slate_position", "propensity_clip", "examination", "select_by")
+    assert not any(name in dump_config(load_config(path)) for name in later)
+    changed = load_config(path, ["evaluation.propensity_clip=50", "evaluation.examination=none"])
+    assert {"propensity_clip: 50.0", "examination: none"} <= {
+        line.strip() for line in dump_config(changed).splitlines()
+    }

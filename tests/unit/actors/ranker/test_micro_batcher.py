@@ -272,3 +272,27 @@ def test_a_trust_that_cannot_be_measured_spoils_no_other_request():
     good, bad = asyncio.run(scenario())
     assert good.trust.tolist() == pytest.approx([0.1])
     assert isinstance(bad, RankerError) and "no places for user 9" in str(bad)
+
+
+class OfUsers(RowRanker):
+    """Adds the number of the user."""
+
+    needs_users = True
+
+    def score(self, histories, candidates, users):
+        return super().score(histories, candidates) + 100 * users[:, None].astype(np.float32)
+
+
+def test_a_ranker_of_users_is_told_whose_each_prompt_is():
+    async def scenario():
+        service = MicroBatcher(OfUsers(), max_batch=4, max_wait_s=0.0)
+        return await asyncio.gather(
+            service.predict(*request(2), prompts((7, 1), (3, 2))),
+            service.predict(*request(1)),  # nobody says whose it is
+            service.predict(*request(5, width=1), prompts(*((user, 1) for user in range(5)))),  # in parts
+        )
+
+    one, two, three = asyncio.run(scenario())
+    assert (one.scores // 100).tolist() == [[7, 7], [3, 3]]
+    assert (two.scores // 100).tolist() == [[-1, -1]]
+    assert (three.scores // 100)[:, 0].tolist() == [0, 1, 2, 3, 4]

@@ -7,7 +7,7 @@ import pytest
 from sluice.catalog.data import partition
 from sluice.catalog.data.cleaning import LogCleaner, Rejections
 from sluice.catalog.data.partition import EventRules, ItemIndex, UserBuckets
-from sluice.catalog.data.schema import IMPRESSIONS, INTERACTIONS
+from sluice.catalog.data.schema import EXPOSED_INTERACTIONS, IMPRESSIONS
 from sluice.catalog.data.sources import RawBatch
 
 ITEMS = [f"i{number}" for number in range(10)]
@@ -24,7 +24,7 @@ def sort(directory, rows, columns=("user_id", "item_id", "timestamp", "click"), 
     buckets.close()
     given = {"min_interactions": 1, "unclicked_are_impressions": True, "has_times": has_times} | rules
     (bucket,) = buckets.read_sorted(index.order_rows()[1], EventRules(**given))
-    assert bucket.interactions.schema == INTERACTIONS and bucket.impressions.schema == IMPRESSIONS
+    assert bucket.interactions.schema == EXPOSED_INTERACTIONS and bucket.impressions.schema == IMPRESSIONS
     return bucket
 
 

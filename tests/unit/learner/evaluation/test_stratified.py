@@ -208,6 +208,21 @@ def test_the_gate_at_the_start_by_hand():
     }
 
 
+def test_a_ranker_of_users_is_told_whose_gate_it_is():
+    class OfUsers(Table):
+        needs_users = True
+        users: tuple = ()
+
+        def score(self, histories, candidates, users):
+            self.users += tuple(users.tolist())
+            return super().score(histories, candidates)
+
+    ranker = OfUsers()
+    tops = [np.arange(10) + 2 * row for row in range(5)]
+    gate_at_start(results([0] * 5, tops), Data(), ranker, GateSettings(), distractors=3, batch=2)
+    assert ranker.users == tuple(Data().examples("test").users.tolist())
+
+
 def test_what_a_user_has_is_no_distractor_at_the_start_either():
     tops = [np.arange(10) + 2 * row for row in range(5)]
     for exclude_seen in (False, True):

@@ -8,8 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from sluice.catalog.data.dataset import Dataset, Impressions
+from sluice.catalog.data.dataset import Dataset
 from sluice.catalog.data.settings import DataSettings, SemanticIdSettings
+from sluice.catalog.data.splits import Impressions
 from sluice.catalog.errors import RankerError
 from sluice.learner.ranker.fit import _loss, fit_ranker, logs_of
 from sluice.learner.ranker.known_logs import KnownLogs, ShownItems
@@ -94,6 +95,32 @@ def test_the_head_is_judged_on_impressions_too(dataset):
     missed = np.bincount(dataset.impressions("fresh").items, minlength=dataset.items)
     by_item = (taken / (taken + missed))[items]
     assert judged["rmse"]["item_mean"] == pytest.approx(np.sqrt(np.mean((by_item - actual) ** 2)), rel=1e-5)
+
+
+def test_exposure_is_what_was_shown_taken_or_not(dataset):
+    logs = KnownLogs.until(dataset, "fresh")
+    taken = np.bincount(logs.interactions()[1], minlength=dataset.items)
+    missed = np.bincount(dataset.impressions("fresh").items, minlength=dataset.items)
+    assert missed[row(dataset, NEVER)] > 0 == missed[row(dataset, ALWAYS)]
+    assert logs.exposures().tolist() == (taken + missed).tolist()
+
+
+def test_a_decile_has_the_examples_whose_targets_were_shown_as_seldom(dataset):
+    """Of `always`, `half` and `never` each makes up a decile; no example has `never` as its target."""
+    logs = KnownLogs.until(dataset, "fresh")
+    ranker = EnsembleRanker([build_member(logs, SETTINGS).eval()], "v", 8)
+    quality = judge_ranker(ranker, dataset, "valid", until="fresh")
+    examples = dataset.examples("valid")
+    targets = dataset.sequence[dataset.offsets[examples.users] + examples.positions]
+    in_order = np.argsort(logs.exposures(), kind="stable")
+    held = {int(place * 10 // 3) + 1: item for place, item in enumerate(in_order) if (targets == item).any()}
+    assert [found["decile"] for found in quality["by_exposure"]] == list(held)
+    for found, item in zip(quality["by_exposure"], held.values(), strict=True):
+        assert found["exposure"] == logs.exposures()[item] and found["examples"] == (targets == item).sum()
+    count = [found["examples"] for found in quality["by_exposure"]]
+    for name in ("auc", "hr@10"):
+        values = [found[name] for found in quality["by_exposure"]]
+        assert np.average(values, weights=count) == pytest.approx(quality[name])
 
 
 def test_the_scale_of_the_head_counts_both(dataset):

@@ -139,7 +139,7 @@ def test_judging_counts_only_rankable_items(dataset):
         def score(self, histories, candidates):
             return candidates.astype(np.float32)
 
-        def expected_outcomes(self, histories, items):
+        def expected_outcomes(self, histories, items, users):
             return {}
 
     quality = judge_ranker(Ascending(), dataset, "valid", until="fresh")

@@ -89,7 +89,7 @@ def test_the_quality_names_every_part_with_its_weight(fitted, dataset):
     assert {name: part["weight"] for name, part in quality["parts"].items()} == ranker.weights
     assert all(0 <= part["hr@10"] <= 1 for part in quality["parts"].values())
     assert quality["users"] == len(dataset.examples("valid"))
-    assert sum(row["examples"] for row in quality["auc_by_exposure"]) == quality["users"]
+    assert sum(row["examples"] for row in quality["by_exposure"]) == quality["users"]
     assert [at / total for at, total in done] == pytest.approx(
         sorted(at / total for at, total in done)
     ) or done

@@ -11,6 +11,7 @@ QUESTIONS = Questions(
     histories=[np.array(items, dtype=np.int32) for items in ([3], [1, 4], [5, 2, 6])],
     candidates=np.array([[0, 1, 2, 3], [7, 2, -1, -1], [4, 5, 6, -1]], dtype=np.int32),
     later_item=8,
+    users=np.array([5, 0, 2], dtype=np.int32),
 )
 
 
@@ -166,3 +167,35 @@ def test_a_replica_that_fails_is_told_as_the_first_one_is():
     broken.version = RowRanker.version
     (breach,) = compare_replicas(RowRanker(), broken, QUESTIONS)
     assert breach.part == "score" and "answered with shape (3, 1)" in breach.value
+
+
+class OfUsers(RowRanker):
+    """Adds what it knows of a user."""
+
+    needs_users = True
+
+    def __init__(self, known):
+        super().__init__()
+        self._known = known
+
+    def score(self, histories, candidates, users):
+        return super().score(histories, candidates) + self._known(users)[:, None].astype(np.float32)
+
+
+def test_a_ranker_of_users_is_tried_with_them_and_with_strangers():
+    seen = []
+
+    def known(users):
+        seen.append(users.tolist())
+        return users + 1
+
+    assert told(OfUsers(known)) == []
+    assert [5, 0, 2] in seen and [5] in seen and [-1, -1, -1] in seen
+
+    def of_the_known(users):
+        if users.min() < 0:
+            raise KeyError(int(users.min()))
+        return users
+
+    ((part, value),) = told(OfUsers(of_the_known))
+    assert part == "score" and value == "to users -1, who are not known: raised KeyError: -1"

@@ -25,7 +25,7 @@ class Judged:
         self.weights.append({name: value.clone() for name, value in model.state_dict().items()})
         return self
 
-    def summary(self, _items):
+    def summary(self, *_):
         return {"hr@10": self.scores[len(self.weights) - 1]}
 
 

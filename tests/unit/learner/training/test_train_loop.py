@@ -53,7 +53,9 @@ def config(tmp_path, monkeypatch):
 
 def best_step(config, monkeypatch, scores):
     """The step of the best checkpoint of a run whose validations give these (HR@10, NDCG@10)."""
-    results = iter([SimpleNamespace(summary=lambda _, s=s: {"hr@10": s[0], "ndcg@10": s[1]}) for s in scores])
+    results = iter(
+        [SimpleNamespace(summary=lambda *_, s=s: {"hr@10": s[0], "ndcg@10": s[1]}) for s in scores]
+    )
     monkeypatch.setattr(train_loop, "validate_policy", lambda *_: next(results))
     train_loop.train_loop({"config": config})
     return read_state(Path(config.best_checkpoint)).step
@@ -69,6 +71,30 @@ def best_step(config, monkeypatch, scores):
 )
 def test_the_best_checkpoint_is_the_first_with_the_best_validation(config, monkeypatch, scores, step):
     assert best_step(config, monkeypatch, scores) == step
+
+
+def test_weighted_validation_chooses_the_best_where_there_is_one(config, monkeypatch):
+    def best_by(select_by):
+        evaluation = EvaluationSettings(beam_width=10, select_by=select_by)
+        scores = [(0.3, 0.1), (0.2, 0.2), (0.2, 0.3), (0.1, 0.1)]
+        results = iter(
+            SimpleNamespace(
+                summary=lambda _, settings, logged=logged, weighted=weighted: {
+                    "hr@10": logged,
+                    "ndcg@10": logged,
+                    "ips_hr@10": weighted if settings is evaluation else 0.0,
+                    "ips_ndcg@10": weighted,
+                }
+            )
+            for logged, weighted in scores
+        )
+        monkeypatch.setattr(train_loop, "validate_policy", lambda *_: next(results))
+        train_loop.train_loop({"config": dataclasses.replace(config, evaluation=evaluation)})
+        return read_state(Path(config.best_checkpoint)).step
+
+    assert best_by("logged") == 0
+    shutil.rmtree(config.best_checkpoint)
+    assert best_by("auto") == 2
 
 
 def test_a_run_out_of_patience_is_not_trained_on_when_it_is_resumed(config, monkeypatch, tmp_path):

@@ -148,3 +148,20 @@ def test_a_user_is_placed_by_the_half_that_was_fitted_without(world):
 def test_a_score_that_breaks_the_contract_is_named():
     with pytest.raises(RankerError, match="scores must be finite for items"):
         meter_of(TableRanker(np.full(10, np.nan))).measure(prompts((0, 5)))
+
+
+def test_a_ranker_of_users_is_told_whose_items_it_places():
+    class OfUsers(TableRanker):
+        needs_users = True
+
+        def __init__(self, scores):
+            super().__init__(scores)
+            self.users = []
+
+        def score(self, histories, candidates, users):
+            self.users += users.tolist()
+            return super().score(histories, candidates)
+
+    ranker = OfUsers(np.zeros(10))
+    meter_of(ranker).measure(prompts((0, 3)))
+    assert ranker.users and set(ranker.users) == {0}

@@ -3,6 +3,7 @@
 import pytest
 
 from sluice.services.advise import verdict
+from sluice.services.advise.advice import closing_sentences
 
 
 def summary_of(control, start, **more):
@@ -74,3 +75,39 @@ def test_costs_are_listed_in_seconds():
         "Training took: pretraining 182 s, post-training 340 s, SFT on all logs 1,261 s."
     )
     assert verdict.cost_sentence({"cost_s": {}}) is None
+
+
+def weighted(summary):
+    """The same with propensities, by which the best is worse than the start."""
+    for name, value in (("start", 0.03), ("control", 0.02), ("best", 0.025)):
+        summary["metrics"][name] |= {"ips_hr@10": value, "ips_examples": 9_000, "effective_examples": 2_734.1}
+    summary["intervals"]["ips_hr@10"] = {"best-control": [0.001, 0.009], "best-start": [-0.009, -0.001]}
+    return summary | {"weighting": {"clip": 1000.0, "examination": "inverse_sqrt"}}
+
+
+def test_where_there_are_propensities_the_weighted_metric_decides():
+    summary = weighted(summary_of([0.004, 0.016], [0.01, 0.03]))
+    assert verdict.pays_sentence(summary) == (
+        "The run does not pay: weighted HR@10 of the best checkpoint is +0.0050 [+0.0010, +0.0090] against "
+        "the best of the control and -0.0050 [-0.0090, -0.0010] against the start, on 10,439 test examples "
+        "of 943 users."
+    )
+
+
+def test_the_sentence_on_exposure_says_the_weights_or_how_to_get_them():
+    summary = summary_of([0.004, 0.016], [0.01, 0.03])
+    assert verdict.exposure_sentence(summary) == (
+        "Logged HR, NDCG and MRR are biased to what the logger liked to show: log with which chance each "
+        "row's item was shown and at which place of the slate, and name these columns in "
+        "data.source.columns.propensity and slate_position."
+    )
+    summary = weighted(summary)
+    assert verdict.exposure_sentence(summary) == (
+        "Weighted metrics count an example 1 / (propensity x examination), at most 1,000, with examination "
+        "1 / sqrt(slate position): they know as much as 2,734 equally weighted examples, of 9,000 with a "
+        "propensity."
+    )
+    assert verdict.exposure_sentence(summary) in closing_sentences(summary, [])
+    summary["weighting"]["examination"] = "none"
+    assert "with examination 1: they" in verdict.exposure_sentence(summary)
+    assert verdict.exposure_sentence({}) is None

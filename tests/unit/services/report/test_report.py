@@ -114,6 +114,10 @@ SUMMARY = {
         "auc": 0.9312,
         "ndcg@10": 0.1288,
         "hr@10": 0.2344,
+        "by_exposure": [
+            {"decile": 1, "exposure": 3.25, "examples": 12, "auc": 0.6125, "hr@10": 0.0833},
+            {"decile": 10, "exposure": 1412.5, "examples": 931, "auc": 0.9413, "hr@10": 0.2412},
+        ],
         "relevance": {
             "ece": 0.0123,
             "events": 9430,
@@ -352,11 +356,25 @@ def test_a_run_with_a_ranker_of_the_user_s(tmp_path: Path):
     )
 
 
+def without_deciles():
+    """The quality of a ranker of the release before."""
+    return {name: value for name, value in SUMMARY["ranker"].items() if name != "by_exposure"}
+
+
+def test_the_page_shows_the_ranker_by_exposure_where_it_is_known(page: str, tmp_path: Path):
+    assert "1 3.2 12 0.6125 0.0833 10 1,412.5 931 0.9413 0.2412" in text_of(page)
+    run = make_run(tmp_path / "run")
+    (run / "summary.json").write_text(json.dumps(SUMMARY | {"ranker": without_deciles()}))
+    assert "decile" not in text_of(report.write_report(run).read_text())
+
+
 def test_quality_lines():
-    assert ranker_view.quality_lines(SUMMARY["ranker"])[:2] == [
+    assert ranker_view.quality_lines(SUMMARY["ranker"])[:3] == [
         "ranker on validation: AUC 0.9312, NDCG@10 0.1288, HR@10 0.2344, calibration error 0.0123",
+        "AUC by decile of items, the least shown first: 0.613, 0.941",
         "rating: RMSE 1.0586 (user's mean 1.1215, item's mean 1.0641), calibration error 0.0917",
     ]
+    assert not any("decile" in line for line in ranker_view.quality_lines(without_deciles()))
     assert ranker_view.quality_lines(None) == []
 
 
@@ -389,6 +407,38 @@ def test_terminal_lines_hold_the_table():
     assert re.search(r"best checkpoint\W+32\.50%\W+71\.25%\W+4\.812\W+0\.00%", lines)
     assert re.search(r"11-20\W+1-10\W+30\W+60\W+90%\W+0\.000\W+\+0\.100\W+\+0\.200\W+\+0\.100\W+\n", lines)
     assert re.search(r"150\W+300\W+0%.*\+0\.030 \[\+0\.010, \+0\.050\]", lines)
+
+
+def test_weighted_metrics_have_columns_where_the_log_has_propensities(tmp_path: Path):
+    assert "weighted" not in " ".join(report.shown_columns(SUMMARY).values())
+    summary = json.loads(json.dumps(SUMMARY))
+    summary["metrics"]["best"] |= {"ips_hr@10": 0.0321, "ips_ndcg@10": 0.0123, "effective_examples": 77.0}
+    summary["metrics"]["best"]["ips_examples"] = 90.0
+    summary["metrics"]["start"] |= {"ips_hr@10": 0.03, "effective_examples": 77.0, "ips_examples": 90.0}
+    summary["intervals"]["ips_hr@10"] = {"best": [0.0311, 0.0333], "best-start": [0.0011, 0.0031]}
+    summary["weighting"] = {"clip": 500.0, "examination": "none"}
+    assert list(report.shown_columns(summary).values())[-2:] == ["weighted HR@10", "weighted NDCG@10"]
+    rows = {row["key"]: row for row in report.headline_rows(summary)}
+    assert rows["best"]["cells"]["ips_hr@10"] == "0.0321" and rows["start"]["cells"]["ips_ndcg@10"] == "-"
+    assert rows["best"]["intervals"]["ips_hr@10"] == [0.0311, 0.0333]
+    assert "weighted HR@10 best checkpoint - start" not in "\n".join(report.terminal_lines(SUMMARY))
+    assert "weighted HR@10 best - start: +0.0021 [+0.0011, +0.0031] better" in "\n".join(
+        report.terminal_lines(summary, width=160)
+    )
+    run = make_run(tmp_path / "run")
+    (run / "summary.json").write_text(json.dumps(summary))
+    page = report.write_report(run).read_text()
+    assert "weighted HR@10" in page and re.search("0.031.0.033", page)
+    assert "77 equally weighted examples, of 90 with a propensity" in page
+    assert "Weighted HR@10 on validation" not in page  # no validation of this run has it
+    validation = json.dumps({"kind": "eval", "step": 5, "hr@10": 0.2, "ips_hr@10": 0.03, "hallucination": 0})
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(validation + "\n")
+    assert "Weighted HR@10 on validation" in report.write_report(run).read_text()
+
+
+def test_without_propensities_the_page_says_what_that_means(page: str):
+    assert "biased to what the logger liked to show" in page
 
 
 def test_running_mean():

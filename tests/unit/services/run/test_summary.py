@@ -10,6 +10,7 @@ import pytest
 from sluice.catalog.data.dataset import Dataset
 from sluice.learner.evaluation.evaluate import UserResults
 from sluice.learner.policy.policy import load_policy, save_policy
+from sluice.learner.settings import EvaluationSettings
 from sluice.services.config import load_config
 from sluice.services.paths import RunPaths
 from sluice.services.run import summary
@@ -22,6 +23,7 @@ N = 40
 class Catalogue:
     items = 100
     prompt_part = "pretrain"
+    propensities = None
 
     def item_shares(self, part):
         assert part == "pretrain"
@@ -49,7 +51,7 @@ def compared():
         "control": results(before, wide),
         "best": results(np.where(np.arange(N) % 4 < 2, 1, 0), np.tile(np.arange(50), (N, 1))),
     }
-    return compare_results(rows, Catalogue())
+    return compare_results(rows, Catalogue(), EvaluationSettings())
 
 
 def test_differences_are_first_less_second_and_paired(compared):
@@ -73,6 +75,35 @@ def test_the_lists_got_narrower_and_the_figures_say_so(compared):
     assert changes["hr@1"][0] == 0.5 and changes["hr@1"][1] > 0.1
     assert changes["hr@50"][0] == -0.5  # all targets were within fifty places
     assert changes["coverage"][2] < 0
+
+
+def test_with_propensities_all_is_compared_by_weights_too():
+    """Two thirds of the weight are on examples that only the start gets right."""
+    hits = np.arange(N) % 4 < 2
+    rows = {
+        "start": results(np.where(hits, 0, 1), np.tile(np.arange(50), (N, 1))),
+        "best": results(np.where(hits, 1, 0), np.tile(np.arange(50), (N, 1))),
+    }
+    shown = Catalogue()
+    shown.offsets = np.arange(0, 2 * N, 2) - 7  # two examples a user, at positions 7 and 8
+    shown.propensities = np.where(hits, 0.5, 0.25).astype(np.float32)
+    shown.slate_positions = None
+    compared = compare_results(rows, shown, EvaluationSettings())
+    assert compared["weighting"] == {"clip": 1000, "examination": "none"}
+    best, start = compared["metrics"]["best"], compared["metrics"]["start"]
+    assert best["hr@10"] == start["hr@10"] == 0.5
+    assert (best["ips_hr@10"], start["ips_hr@10"]) == pytest.approx((1 / 3, 2 / 3))
+    assert set(compared["intervals"]) == {"hr@10", "ndcg@10", "ips_hr@10", "ips_ndcg@10"}
+    low, high = compared["intervals"]["ips_hr@10"]["best-start"]
+    assert -0.9 < low < -1 / 3 < high < 0.25
+    clipped = compare_results(rows, shown, EvaluationSettings(propensity_clip=2))
+    assert clipped["metrics"]["best"]["ips_hr@10"] == 0.5 and clipped["weighting"]["clip"] == 2
+    low, high = clipped["intervals"]["ips_hr@10"]["best-start"]
+    assert low + high == pytest.approx(0, abs=0.15)
+
+
+def test_without_propensities_nothing_is_weighted(compared):
+    assert compared["weighting"] is None and set(compared["intervals"]) == {"hr@10", "ndcg@10"}
 
 
 def test_every_arm_has_its_pair():

@@ -182,7 +182,7 @@ def test_pretraining_keeps_the_weights_of_the_best_validation_on_the_validation_
         assert parts_of(dataset, [dataset.target(*pair) for pair in pairs]) == {"valid"}
         weights.append({name: value.clone() for name, value in model.state_dict().items()})
         score = next(scores)
-        return SimpleNamespace(summary=lambda _: {"hr@10": score, "ndcg@10": score})
+        return SimpleNamespace(summary=lambda *_: {"hr@10": score, "ndcg@10": score})
 
     monkeypatch.setattr(pretrain, "evaluate_policy", evaluate_policy)
     policy = small_policy(dataset)
