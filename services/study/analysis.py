@@ -1,6 +1,7 @@
 """What a study says: means by row, and paired differences with intervals and corrected p-values.
 
-    difference(a, b)   mean over seeds and examples of metric(a) - metric(b), on the same examples and seeds
+    difference(a, b)   mean over seeds and examples of metric(a) - metric(b), on the same examples and seeds;
+                       weighted in weighted metrics
     interval           percentile bootstrap, whole users drawn, each with the examples of all seeds
     p                  of a regression of the difference on a constant, standard error clustered by user
                        (Liang and Zeger 1986; statsmodels), corrected for the number of comparisons of the
@@ -16,13 +17,15 @@ import numpy as np
 import statsmodels.api as sm
 from statsmodels.stats.multitest import multipletests
 
+from sluice.learner.evaluation.exposure import WEIGHTED
 from sluice.learner.ranking_metrics import bootstrap_mean, per_user
-from sluice.services.study.judges.lists import GROUP, TEST, TRUE_CTR, VALID
+from sluice.services.study.judges.lists import GROUP, TEST, TRUE_CTR, VALID, WEIGHT
 from sluice.services.study.judges.reward import JUDGE, RETURN, TRUE_DWELL
 from sluice.services.study.results import Cell, cells_of
 from sluice.services.study.settings import START, StudyConfig
 
 LOGGED = ("hr@10", "ndcg@10", "mrr")
+WEIGHTED_HR = WEIGHTED + LOGGED[0]
 JUDGED = (TRUE_CTR, JUDGE, RETURN, TRUE_DWELL)
 
 
@@ -55,11 +58,20 @@ class Pooled:
     positions: np.ndarray  # int64 [n]
     ranks: np.ndarray  # int64 [n], of the target in the list, 0: not there
     values: Mapping[str, np.ndarray]  # float64 [n] by metric
+    # float64 [n], what an example counts in a metric whose name begins with WEIGHTED; None: there is none
+    weights: np.ndarray | None
     groups: np.ndarray | None  # [n]
 
     def mean(self, metric: str, group: str | None = None) -> float:
         """Of the examples of a group, or of all."""
-        return float(self.values[metric][self.of_group(group)].mean())
+        inside = self.of_group(group)
+        weights = self.weights_in(metric)
+        chosen = None if weights is None else weights[inside]
+        return float(np.average(self.values[metric][inside], weights=chosen))
+
+    def weights_in(self, metric: str) -> np.ndarray | None:
+        """float64 [n], what each example counts in a metric; None: all alike."""
+        return self.weights if metric.startswith(WEIGHTED) else None
 
     def of_group(self, group: str | None) -> np.ndarray:
         """bool [n]."""
@@ -109,7 +121,10 @@ class Findings:
         for metric in next(iter(pooled.values())).values:
             of_pairs = [(a, b, pooled[rows[a]], pooled[rows[b]]) for a, b in pairs]
             p_values = _corrected(
-                [_p_value(a.values[metric] - b.values[metric], a.users) for *_, a, b in of_pairs]
+                [
+                    _p_value(a.values[metric] - b.values[metric], a.users, a.weights_in(metric))
+                    for *_, a, b in of_pairs
+                ]
             )
             for (first, second, a, b), p in zip(of_pairs, p_values, strict=True):
                 groups = [None] if a.groups is None else [None, *np.unique(a.groups).tolist()]
@@ -138,11 +153,14 @@ def pool_examples(cells: Sequence[Cell], study: StudyConfig, split: str) -> Pool
     values = {name: metrics[name] for name in LOGGED}
     known = set(tables[0].column_names)
     values |= {name: column(name) for name in JUDGED if name in known}
+    if WEIGHT in known:
+        values[WEIGHTED_HR] = metrics[LOGGED[0]]
     return Pooled(
         users=column("user"),
         positions=column("position"),
         ranks=ranks,
         values=values,
+        weights=column(WEIGHT) if WEIGHT in known else None,
         groups=column(GROUP) if GROUP in known else None,
     )
 
@@ -153,14 +171,16 @@ def _difference(
     assert np.array_equal(a.users, b.users) and np.array_equal(a.positions, b.positions)
     chosen = a.of_group(group)
     change = (a.values[metric] - b.values[metric])[chosen]
-    low, high = bootstrap_mean(change, a.users[chosen])
+    weights = a.weights_in(metric)
+    weights = None if weights is None else weights[chosen]
+    low, high = bootstrap_mean(change, a.users[chosen], weights=weights)
     return Difference(
         of_set=of_set,
         metric=metric,
         first=first,
         second=second,
         group=group,
-        mean=float(change.mean()),
+        mean=float(np.average(change, weights=weights)),
         second_mean=b.mean(metric, group),
         low=low,
         high=high,
@@ -168,11 +188,13 @@ def _difference(
     )
 
 
-def _p_value(change: np.ndarray, users: np.ndarray) -> float:
-    """Two-sided, that the mean is 0; 1 where nothing differs."""
-    if not change.any():
+def _p_value(change: np.ndarray, users: np.ndarray, weights: np.ndarray | None) -> float:
+    """Two-sided, that the (weighted) mean is 0; 1 where nothing differs."""
+    counted = np.ones(len(change)) if weights is None else weights
+    if not (change * counted).any():
         return 1.0
-    fitted = sm.OLS(change, np.ones(len(change))).fit(cov_type="cluster", cov_kwds={"groups": users})
+    model = sm.WLS(change, np.ones(len(change)), weights=counted)
+    fitted = model.fit(cov_type="cluster", cov_kwds={"groups": users})
     return float(fitted.pvalues[0])
 
 

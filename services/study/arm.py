@@ -19,6 +19,7 @@ from sluice.catalog.gaps import Gaps
 from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.learner.batches.sources import BatchSource, LoggedSource, QueueSource, prompts_of
 from sluice.learner.evaluation.evaluate import sample_examples
+from sluice.learner.evaluation.exposure import choosing_score
 from sluice.learner.policy.dropout import dropout_enabled
 from sluice.learner.policy.packed_weights import pack_one_by_one
 from sluice.learner.policy.policy import Policy, move_model, save_policy
@@ -119,9 +120,9 @@ class _Arm:
             results = validate_policy(
                 self.learner, self.vocabulary, self.dataset, self.examples, self.config.evaluation
             )
-        summary = results.summary(self.dataset)
+        summary = results.summary(self.dataset, self.config.evaluation)
         self.log.write("eval", step, {"split": "valid", **summary})
-        score = (summary["hr@10"], summary["ndcg@10"])
+        score = choosing_score(summary, self.config.evaluation)
         self.since_best = 0 if score > self.best else self.since_best + 1
         if score > self.best:
             self.best = score

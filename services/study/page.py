@@ -10,12 +10,13 @@ from sluice.catalog.files import write_atomically
 from sluice.services.report.charts import Interval, interval_chart
 from sluice.services.report.report import BREADTH, render
 from sluice.services.report.report import COLUMNS as OF_RUNS
-from sluice.services.study.analysis import Difference, Findings
+from sluice.services.study.analysis import WEIGHTED_HR, Difference, Findings
 from sluice.services.study.judges.lists import TRUE_CTR
 from sluice.services.study.judges.reward import JUDGE, RETURN, SPREAD, TRUE_DWELL
 from sluice.services.study.results import gather
 from sluice.services.study.sections import (
     admission_chart,
+    choosing_sentence,
     frontier,
     gate_heads,
     gate_lines,
@@ -32,6 +33,7 @@ COLUMNS = {
     SPREAD: "judge's spread",
     RETURN: "judge's return",
     TRUE_DWELL: "true dwell",
+    WEIGHTED_HR: "weighted HR@10",
     **OF_RUNS,
     "coverage": BREADTH["coverage"],
     "gate_rate": "admitted",
@@ -91,7 +93,7 @@ def _of_set(study: StudyConfig, findings: Findings, table: Rows, of_set: str) ->
         )
     columns = [(COLUMNS[name], name in _MAIN) for name in known]
     tests = gate_tests(study, of_set, findings) if rows else []
-    knows = gate_sentence(of_set, tests)
+    further = (gate_sentence(of_set, tests), choosing_sentence(of_set, findings))
     charts = [
         (f"{COLUMNS[main]} less that of {other}", _chart(of_set, differences, main, other))
         for other in study.against
@@ -103,7 +105,7 @@ def _of_set(study: StudyConfig, findings: Findings, table: Rows, of_set: str) ->
         "columns": [*columns[:1], *((f"of {group}", False) for group in groups), *columns[1:]],
         "rows": lines,
         "sentences": [_sentence(of_set, found) for found in _leading(study, differences, main)]
-        + ([] if knows is None else [knows]),
+        + [sentence for sentence in further if sentence is not None],
         "differences": [_line(found) for found in differences],
         "charts": [{"title": title, "svg": svg} for title, svg in charts],
         "gate": {"heads": gate_heads(tests), "rows": gate_lines(tests)},

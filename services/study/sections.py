@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+from scipy import stats
 
 from sluice.learner.gate.gate import whole_places
 from sluice.services.report.charts import (
@@ -21,7 +22,7 @@ from sluice.services.report.charts import (
     plane_chart,
 )
 from sluice.services.run.metrics_file import read_metrics
-from sluice.services.study.analysis import Findings, Pooled
+from sluice.services.study.analysis import LOGGED, WEIGHTED_HR, Findings, Pooled
 from sluice.services.study.arm import METRICS
 from sluice.services.study.judges.lists import TRUE_CTR
 from sluice.services.study.results import cells_of, prompts_directory
@@ -41,6 +42,7 @@ from sluice.services.study.strata import (
 _COLORS = (BLUE, ORANGE, GREEN, RED, PURPLE, TEAL, GREY)
 _ANY_RATE = 0.5  # stands for the rate of an arm that admits by chance, when only its other settings are read
 _RATES = 7  # lines that a chart can tell apart
+_FEWEST_ROWS = 4  # policies whose order says something
 
 
 def read_prompts(study: StudyConfig, of_set: str) -> dict[str, np.ndarray] | None:
@@ -105,6 +107,25 @@ def gate_sentence(of_set: str, tests: Sequence[GateTest]) -> str | None:
     end = f" No better than chance: {', '.join(blind)}." if blind else ""
     told = told[0].upper() + told[1:]
     return f"{of_set}: the ranker orders {base:.0%} of the prompts as the truth does. {told}.{end}"
+
+
+def choosing_sentence(of_set: str, findings: Findings) -> str | None:
+    """Which metric of the log orders the arms as the truth does; None where the truth or weights are missing.
+
+    Spearman's rank correlation over the start and the arms, of test.
+    """
+    pooled = [findings.pooled(of_set, arm) for row, arm in findings.rows(of_set).items() if row == arm]
+    if len(pooled) < _FEWEST_ROWS or not {TRUE_CTR, WEIGHTED_HR} <= set(pooled[0].values):
+        return None
+    truth = [arm.mean(TRUE_CTR) for arm in pooled]
+    logged, weighted = (
+        float(stats.spearmanr(truth, [arm.mean(metric) for arm in pooled]).statistic)
+        for metric in (LOGGED[0], WEIGHTED_HR)
+    )
+    return (
+        f"{of_set}: over {len(pooled)} policies true click-through has the rank correlation {logged:+.2f} "
+        f"with logged HR@10, and {weighted:+.2f} with HR@10 weighted by inverse propensity."
+    )
 
 
 def strata_tables(study: StudyConfig, of_set: str, findings: Findings) -> list[dict[str, Any]]:

@@ -1,8 +1,9 @@
 """What a policy of a study is worth: each example of test and of the validation sample, and the means.
 
-examples    one row for each example: user, position, rank of the target in the list; where the truth of the
-            data is known, the mean true click probability of the top ten; where the study has a reward judge,
-            its columns (`sluice.services.study.judges.reward`)
+examples    one row for each example: user, position, rank of the target in the list; where the log has
+            propensities, the example's weight in weighted metrics; where the truth of the data is known, the
+            mean true click probability of the top ten; where the study has a reward judge, its columns
+            (`sluice.services.study.judges.reward`)
 means       `summary` of the lists, and the means of these columns
 """
 
@@ -14,12 +15,13 @@ import pyarrow as pa
 
 from sluice.catalog.data.dataset import Dataset
 from sluice.learner.evaluation.evaluate import UserResults
+from sluice.learner.evaluation.exposure import weigh_examples
 from sluice.services.config import RunConfig
 from sluice.services.paths import RunPaths
 from sluice.services.stages.evaluate import evaluate_run
 
 TEST, VALID = "test", "valid"
-TRUE_CTR, GROUP = "true_ctr", "group"
+TRUE_CTR, GROUP, WEIGHT = "true_ctr", "group", "weight"
 # From the results of a policy: columns of its examples, which only a world with known truth can tell.
 Truth = Callable[[Dataset, UserResults], Mapping[str, np.ndarray]]
 # The same of a judge that has to know the policy's directory too.
@@ -52,15 +54,17 @@ def judge_policy(
         results = results if keep is None else keep(dataset, results)
         known = dict(truth(dataset, results)) if truth else {}
         known |= judge(policy, results) if judge else {}
+        weights = weigh_examples(dataset, results.users, results.positions, config.evaluation)
         tables[split] = pa.table(
             {
                 "user": pa.array(results.users, pa.int32()),
                 "position": pa.array(results.positions, pa.int32()),
                 "rank": pa.array(results.ranks, pa.int32()),
+                **({} if weights is None else {WEIGHT: pa.array(weights)}),
                 **{name: pa.array(values) for name, values in known.items()},
             }
         )
-        of_split = results.summary(dataset)
+        of_split = results.summary(dataset, config.evaluation)
         of_split |= {name: float(np.mean(values)) for name, values in known.items() if name != GROUP}
         means |= {prefix + name: value for name, value in of_split.items()}
     return tables, means

@@ -180,7 +180,8 @@ def test_a_run_closes_with_the_same_sentences():
     summary, lines = recorded("ml100k")
     closing = closing_sentences(summary, lines)
     assert closing[:3] == list(advise(summary, lines).sentences)
-    assert closing[3].startswith("The lists got narrower") and closing[4].startswith("Training took:")
+    assert closing[3].startswith("The lists got narrower") and closing[4].startswith("Logged HR")
+    assert closing[5].startswith("Training took:")
 
 
 def test_without_anything_that_holds_the_next_is_another_seed():

@@ -8,6 +8,7 @@ import pytest
 from sluice.services.study.analysis import Findings
 from sluice.services.study.page import write_page
 from sluice.services.study.results import ROW, cells_of
+from sluice.services.study.sections import choosing_sentence
 from sluice.services.study.settings import load_study
 from tests.unit.services.study.conftest import write_study
 
@@ -15,7 +16,7 @@ USERS, EACH = 200, 3
 _BY_USER = "objective.gate={parts: trust, trust: {}}"
 
 
-def plant(study, hits, truth=None, valid=None, checkpoint="last"):
+def plant(study, hits, truth=None, valid=None, checkpoint="last", weights=None):
     """Leave examples of which a share of `hits[arm]` is at rank 1, the same examples first for all arms."""
     users = np.repeat(np.arange(USERS), EACH)
     order = np.random.default_rng(0).permutation(len(users))
@@ -26,6 +27,8 @@ def plant(study, hits, truth=None, valid=None, checkpoint="last"):
         for split, shares in (("test", hits), ("valid", valid or hits)):
             ranks = np.where(np.argsort(order) < shares[cell.arm] * len(users), 1, 0)
             columns = {"user": users, "position": np.tile(np.arange(EACH), USERS), "rank": ranks}
+            if weights is not None:
+                columns["weight"] = weights
             if truth:
                 columns["true_ctr"] = truth[cell.arm] + 0.01 * (users % 2)
                 columns["group"] = np.where(users % 2, "odd", "even")
@@ -96,6 +99,42 @@ def test_the_other_checkpoint_is_compared_when_asked_for(study):
         for c, s in (("last", study), ("best", best))
     }
     assert change["last"] == pytest.approx(0.2) and change["best"] == pytest.approx(-0.2)
+
+
+def test_weighted_differences_count_each_example_by_its_weight(study):
+    weights = np.random.default_rng(1).uniform(0, 9, USERS * EACH)
+    weights[:30] = 0
+    plant(study, HITS, weights=weights)
+    findings = Findings(study)
+    found = {(d.first, d.second, d.metric): d for d in findings.differences("tiny")}
+    gate, nll = (findings.pooled("tiny", arm).ranks == 1 for arm in ("gate", "nll"))
+    both = np.concatenate([weights, weights])  # two seeds
+    weighted = found["gate", "nll", "ips_hr@10"]
+    expected = (gate.astype(float) - nll) @ both / both.sum()
+    assert weighted.mean == pytest.approx(expected) and weighted.low < expected < weighted.high
+    assert weighted.mean != pytest.approx(found["gate", "nll", "hr@10"].mean)
+    assert weighted.second_mean == pytest.approx(nll @ both / both.sum()) and weighted.p < 1e-6
+
+
+def test_the_page_says_which_metric_orders_the_policies_as_the_truth_does(study):
+    """The better a policy truly is, the more it hits of what was rarely shown, and the less of the rest."""
+    rare = np.arange(USERS * EACH) % 10 == 0
+    arms = ("start", "nll", "mixture", "heavy", "gate")
+    truth = {arm: 0.1 + 0.05 * place for place, arm in enumerate(arms)}
+    plant(study, dict.fromkeys(arms, 0.5), truth)
+    assert choosing_sentence("tiny", Findings(study)) is None  # no weights
+    plant(study, dict.fromkeys(arms, 0.5), truth, weights=np.where(rare, 100.0, 1.0))
+    for cell in cells_of(study):
+        if cell.arm in arms:
+            better, number = arms.index(cell.arm), np.arange(USERS * EACH) // 10
+            hit = np.where(rare, number < 10 * better, number < 50 - 10 * better)
+            path = cell.directory / "last-test.parquet"
+            table = pq.read_table(path).drop_columns("rank").append_column("rank", pa.array(hit.astype(int)))
+            pq.write_table(table, path)
+    assert choosing_sentence("tiny", Findings(study)) == (
+        "tiny: over 5 policies true click-through has the rank correlation -1.00 with logged HR@10, and "
+        "+1.00 with HR@10 weighted by inverse propensity."
+    )
 
 
 def test_the_page_says_what_is_best_and_what_is_missing(study):
