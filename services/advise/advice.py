@@ -57,7 +57,7 @@ def advise(summary: Mapping[str, Any], lines: Rows) -> Advice:
         said.append(_next_sentence(rules, figures))
     return Advice(
         sentences=tuple(sentence for sentence in said if sentence is not None),
-        further=tuple(_told(rule, figures) for rule in rules[1:]),
+        further=tuple(_told(rule, figures) for rule in (rules if said[0] is None else rules[1:])),
     )
 
 

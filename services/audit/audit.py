@@ -21,23 +21,23 @@ from sluice.catalog.data.dataset import Dataset, Examples
 from sluice.catalog.errors import ConfigError
 from sluice.catalog.files import write_atomically
 from sluice.catalog.fingerprint import fingerprint_catalogue
+from sluice.catalog.gaps import Gaps
 from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.learner.evaluation.evaluate import sample_examples
-from sluice.learner.gate.gate import trust_weight
 from sluice.learner.gate.settings import GateSettings, TrustSettings
 from sluice.learner.objectives.settings.objective import AdaGrpoObjective
 from sluice.learner.policy.policy import Policy, load_policy, move_model
 from sluice.learner.ranker.contract import Ranker
+from sluice.learner.ranker.known_logs import KnownLogs
 from sluice.learner.ranker.load import can_leave_users_out, load_ranker
 from sluice.services.audit import order
 from sluice.services.audit.bound import measure_bound
 from sluice.services.audit.estimate import Estimate
 from sluice.services.audit.figures import Audit
 from sluice.services.audit.lists import ScoredLists, list_start
-from sluice.services.audit.rollouts import Groups, areas_of, roll_out
 from sluice.services.audit.rules import CHANCE, deciding_rules, verdict
 from sluice.services.audit.suggest import tabulate_gates
-from sluice.services.audit.trusted import Known, count_users, last_of_users, tell_apart
+from sluice.services.audit.trusted import GRADED_CUT, Known, count_users, last_of_users, tell_apart
 from sluice.services.config import RunConfig
 from sluice.services.paths import RunPaths
 from sluice.services.progress import Progress, Reporter
@@ -45,6 +45,7 @@ from sluice.services.run.engines import engine_arguments
 from sluice.services.run.trust import meter_factory, write_trust
 from sluice.services.stages import fit_ranker, prepare, pretrain
 from sluice.services.study.arm import needs_ranker
+from sluice.services.study.groups import Groups, areas_of, roll_out
 from sluice.services.study.rollouts import Meter
 
 JSON_FILE, PAGE_FILE, TRUST_FILE = "audit.json", "audit.html", "trust.parquet"
@@ -154,7 +155,7 @@ def _measure(config: RunConfig, prompts: int, progress: Progress) -> Parts:
         ranker=ranker,
         lists=lists,
         groups=groups,
-        exposures=order.exposures_of(dataset, config.ranker.until),
+        exposures=KnownLogs.until(dataset, config.ranker.until).exposures(),
         trust=config.trust,
         in_sample=config.trust is not None and own and not can_leave_users_out(config.ranker),
     )
@@ -177,7 +178,8 @@ def _roll_out(
         engine=given if isinstance(given, TreeEngineSettings) else TreeEngineSettings(),
     )
     try:
-        return roll_out(config, dataset, examples, policy, engine, ranker, meter, progress)
+        gaps = Gaps(most=config.learner.item_dropout, seed=config.seed)
+        return roll_out(config, dataset, examples, policy, engine, ranker, meter, gaps, progress)
     finally:
         engine.close()
 
@@ -190,11 +192,12 @@ def sum_up(config: RunConfig, parts: Parts, gate: GateSettings, has_gate: bool) 
     known = _tell_apart(parts, areas, elsewhere)
     trust = groups.trust
     rates = {name: Estimate.of(values, users) for name, values in groups.gate(gate).items()}
-    applies = None
+    applies, trust_rate = None, None
     if parts.trust is not None and trust is not None:
-        trusted = trust_weight(torch.from_numpy(trust), parts.trust).numpy() >= CHANCE
-        rates["trusted"] = Estimate.of(np.where(np.isnan(trust), np.nan, trusted), users)
-        applies = trusted
+        applies = trust > _cut_of(parts.trust)
+        rates["trusted"] = Estimate.of(np.where(np.isnan(trust), np.nan, applies), users)
+        alone = groups.gate(GateSettings(parts="trust", trust=parts.trust, rho=gate.rho, tau=gate.tau))
+        trust_rate = float(alone["rate"].mean())
     return Audit(
         name=parts.dataset.directory.parent.name,
         dataset=parts.dataset.name,
@@ -208,6 +211,7 @@ def sum_up(config: RunConfig, parts: Parts, gate: GateSettings, has_gate: bool) 
         known_bound=None if applies is None else measure_bound(parts.lists, applies),
         rates=rates,
         area=Estimate.of(areas, users),
+        has_chance=order.has_chance(config.decoding),
         bands={
             "Exposure of the item": order.by_exposure(parts.exposures, groups.targets, areas, users),
             "Length of the history": order.by_history_length(positions, areas, users),
@@ -220,17 +224,22 @@ def sum_up(config: RunConfig, parts: Parts, gate: GateSettings, has_gate: bool) 
         cells=tabulate_gates(groups, gate, elsewhere, config.rollout.decode.candidates),
         repeated=1 - float(groups.gather(lambda batch: batch.distinct_BK).mean()),
         hits=float(groups.gather(lambda batch: batch.hit_BK.any(dim=-1)).mean()),
+        trust_rate=trust_rate,
         trust_counts=None if trust is None else count_users(trust[last_of_users(users, positions)]),
         in_sample=parts.in_sample,
     )
+
+
+def _cut_of(trust: TrustSettings) -> float:
+    """Above which a user is trusted; a graded trust has none, and begins at chance."""
+    return GRADED_CUT if trust.above is None else trust.above
 
 
 def _tell_apart(parts: Parts, areas: np.ndarray, elsewhere: np.ndarray) -> Known | None:
     """By trust where it was measured, else by the user's other prompts."""
     trust = parts.groups.trust
     if parts.trust is not None and trust is not None:
-        above = parts.trust.above if parts.trust.above is not None else CHANCE
-        return tell_apart("trust", trust, above, areas, parts.groups.users)
+        return tell_apart("trust", trust, _cut_of(parts.trust), areas, parts.groups.users)
     return tell_apart("area on other prompts", elsewhere, CHANCE, areas, parts.groups.users)
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sluice.learner.ranking_metrics import per_user
+from sluice.learner.ranking_metrics import per_user, rank_of
 from sluice.services.audit.estimate import Estimate
 from sluice.services.audit.lists import ScoredLists
 
@@ -48,8 +48,7 @@ def ranks_by(lists: ScoredLists, strength: float, applies: np.ndarray | None = N
     strengths = np.where(np.ones(len(lists), dtype=bool) if applies is None else applies, strength, 0.0)
     values = lists.log_probs + strengths[:, None] * scaled
     order = np.argsort(-values, axis=1, kind="stable")
-    hit = np.take_along_axis(lists.items, order, axis=1) == lists.targets[:, None]
-    return np.where(hit.any(axis=1), hit.argmax(axis=1) + 1, 0)
+    return rank_of(lists.targets, np.take_along_axis(lists.items, order, axis=1))
 
 
 def spread_of(scores: np.ndarray) -> float:

@@ -26,15 +26,17 @@ class Audit:
     has_gate: bool  # the config's objective has it; otherwise it is the default one
     candidates: int  # K
     bound: Bound
-    known_bound: Bound | None  # re-ranked where `known` is above its cut alone
+    known_bound: Bound | None  # re-ranked where trust is above its cut alone
     rates: Mapping[str, Estimate]  # the gate's rate, its halves and its conditions, by name
     area: Estimate  # of all prompts
+    has_chance: bool  # 1/2 is the area of a ranker that knows no more than the policy
     bands: Mapping[str, Sequence[Band]]  # by title
     known: Known | None  # None: no user has enough logged items or prompts
     disagreement: Mapping[str, Estimate]
     cells: Sequence[GateCell]
     repeated: float  # share of candidates that repeat one of their group
     hits: float  # share of prompts with a candidate that hits
+    trust_rate: float | None  # share of prompts that a gate by trust alone admits; None: not measured
     trust_counts: Mapping[str, int] | None  # users by band of trust; None: trust was not measured
     in_sample: bool  # trust was measured with a ranker that may have been fitted on the users
 

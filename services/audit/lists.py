@@ -15,7 +15,7 @@ from sluice.catalog.decoding import Decoding
 from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.learner.batches.collate import collate_logged
 from sluice.learner.decoding.tree import TreeDecoder
-from sluice.learner.ranker.contract import Ranker, check_scores
+from sluice.learner.ranker.contract import Ranker, ask_score, check_scores
 from sluice.learner.settings import EvaluationSettings
 
 Progress = Callable[[int], None]
@@ -64,7 +64,7 @@ def list_start(
         possible = np.isfinite(beams.log_probs_BW)
         items = np.where(possible, vocabulary.trie.lookup(beams.tokens_BWL), -1).astype(np.int32)
         histories = [dataset.history(*pair, dataset.settings.max_history) for pair in pairs]
-        scores = check_scores(items, ranker.score(histories, items))
+        scores = check_scores(items, ask_score(ranker, histories, items, batch.users))
         targets = np.asarray([dataset.target(*pair) for pair in pairs], dtype=np.int32)
         parts.append((targets, items, np.where(possible, beams.log_probs_BW, -np.inf), scores))
         progress(first + len(batch))

@@ -1,9 +1,11 @@
 """Where the ranker's order points the right way, and where ranker and policy disagree. All pure.
 
 The area (AUC) of a prompt is the share of the policy's own candidates that the ranker scores below the ground
-truth (`services/audit/rollouts.py:areas_of`). If the policy knew the user perfectly, its candidates and the
+truth (`services/study/groups.py:areas_of`). If the policy knew the user perfectly, its candidates and the
 ground truth would be draws of one distribution, and any ranker would have 1/2. So an area above 1/2 is what
-the ranker knows beyond the policy, which is what a reward can teach.
+the ranker knows beyond the policy, which is what a reward can teach. That holds for independent samples at
+temperature 1 alone (`has_chance`); of beams, or at another temperature, a ranker that only knows what the
+policy knows has another area.
 """
 
 from dataclasses import dataclass
@@ -12,6 +14,7 @@ import numpy as np
 from scipy import stats
 
 from sluice.catalog.data.dataset import Dataset
+from sluice.catalog.decoding import Decoding
 from sluice.services.audit.estimate import Estimate
 from sluice.services.audit.lists import ScoredLists
 
@@ -50,12 +53,9 @@ def by_exposure(
     return _bands(decile_of[targets], labels, areas, users)
 
 
-def exposures_of(dataset: Dataset, until: str) -> np.ndarray:
-    """int64 `[N]`, interactions and impressions of each item before the end of a part."""
-    taken = dataset.sequence[dataset.known_until(until)]
-    shown = dataset.impressions(until).items
-    counts: np.ndarray = np.bincount(np.concatenate([taken, shown]), minlength=dataset.items)
-    return counts
+def has_chance(decoding: Decoding) -> bool:
+    """Whether a ranker that knows no more than the policy has an area of 1/2."""
+    return decoding.kind == "sample" and decoding.temperature == 1.0 and decoding.top_p == 1.0
 
 
 def by_history_length(positions: np.ndarray, areas: np.ndarray, users: np.ndarray) -> list[Band]:

@@ -11,6 +11,7 @@ from sluice.services.audit.suggest import choose_candidates, choose_gate, choose
 
 CHANCE = 0.5  # the area of a ranker that knows no more than the policy
 FEW_PROMPTS = 0.1  # a smaller group of prompts says nothing of the ranker
+FEW_USERS = 50  # of fewer users no interval is to be believed
 ALMOST_NONE, ALMOST_ALL = 0.05, 0.7  # of the prompts admitted
 
 
@@ -56,6 +57,23 @@ def _groups(audit: Audit) -> str:
 
 
 QUALITY: tuple[Rule[Audit], ...] = (
+    Rule(
+        name="too few",
+        holds=lambda audit: audit.users < FEW_USERS,
+        says=lambda audit: (
+            f"{audit.users} users are too few to say whether the ranker is good enough (bound: {FEW_USERS})"
+        ),
+        change="--prompts",
+    ),
+    Rule(
+        name="no chance to compare with",
+        holds=lambda audit: not audit.has_chance,
+        says=lambda audit: (
+            "What the ranker knows beyond the policy cannot be said of candidates that are no plain samples: "
+            f"{_bound(audit)}"
+        ),
+        change="rollout.decode",
+    ),
     Rule(
         name="wrong for some",
         holds=is_wrong_for_some,
@@ -109,7 +127,8 @@ GATE: tuple[Rule[Audit], ...] = (
         name="admits almost none",
         holds=lambda audit: audit.rates["rate"].value < ALMOST_NONE,
         says=lambda audit: f"{_gate(audit)} admits too few, below {ALMOST_NONE:.0%}: {_halves(audit)}",
-        change="objective.gate.tau up, objective.gate.rho or rollout.distractors down",
+        change="objective.gate.tau up, objective.gate.rho or rollout.distractors down; with a gate by trust "
+        "objective.gate.trust.above down",
     ),
     Rule(
         name="admits almost all",
@@ -117,7 +136,8 @@ GATE: tuple[Rule[Audit], ...] = (
         says=lambda audit: (
             f"{_gate(audit)} refuses hardly anything, above {ALMOST_ALL:.0%}: {_halves(audit)}"
         ),
-        change="objective.gate.tau down, objective.gate.rho or rollout.distractors up",
+        change="objective.gate.tau down, objective.gate.rho or rollout.distractors up; with a gate by trust "
+        "objective.gate.trust.above up",
     ),
     Rule(
         name="admits a share",
@@ -157,6 +177,12 @@ def _quality(audit: Audit) -> str:
 
 ADVICE: tuple[Rule[Audit], ...] = (
     Rule(
+        name="more prompts",
+        holds=lambda audit: _quality(audit) == "too few",
+        says=lambda _: "Ask again with more prompts (--prompts) or a log with more validation users",
+        change="--prompts",
+    ),
+    Rule(
         name="another ranker",
         holds=lambda audit: _quality(audit) in ("useless", "unclear"),
         says=lambda _: (
@@ -173,8 +199,8 @@ ADVICE: tuple[Rule[Audit], ...] = (
         ),
         says=lambda audit: (
             "Begin with a gate by user (objective.gate.parts trust, objective.gate.trust.above "
-            f"{audit.known.above:g}), which admits {audit.known.share:.0%}, "  # type: ignore[union-attr]
-            f"{_weight(audit.known.share)}, {_candidates(audit)}"  # type: ignore[union-attr]
+            f"{audit.known.above:g}), which admits {audit.trust_rate:.0%}, "  # type: ignore[union-attr]
+            f"{_weight(audit.trust_rate or 0.0)}, {_candidates(audit)}"
         ),
         change="objective.gate.parts, objective.gate.trust",
     ),

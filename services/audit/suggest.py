@@ -21,7 +21,7 @@ import numpy as np
 
 from sluice.learner.gate.gate import whole_places
 from sluice.learner.gate.settings import GateSettings
-from sluice.services.audit.rollouts import Groups
+from sluice.services.study.groups import Groups
 
 GRID = (0.125, 0.25, 0.5)
 FEWEST, MOST, AIM = 0.05, 0.4, 0.25

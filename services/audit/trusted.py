@@ -11,6 +11,7 @@ import numpy as np
 
 from sluice.services.audit.estimate import Estimate
 
+GRADED_CUT = 0.5  # of a graded trust, which weighs from here on
 EDGES = (0.5, 0.65, 0.8)  # of the bands that users are counted in
 
 
@@ -18,7 +19,7 @@ EDGES = (0.5, 0.65, 0.8)  # of the bands that users are counted in
 class Known:
     """How the prompts fall apart by how well the ranker knows their users."""
 
-    by: str  # "trust", or "other prompts": the mean area of the user's other prompts
+    by: str  # "trust", or "area on other prompts", the mean of the user's other prompts
     above: float  # the cut
     share: float  # of the prompts with a figure, those above the cut
     above_area: Estimate  # of the prompts above it

@@ -55,6 +55,7 @@ class Pooled:
     """A row's examples over all seeds of a data set."""
 
     users: np.ndarray  # int64 [n]
+    ends: np.ndarray  # int64 [seeds], how many examples there are until the end of each seed
     positions: np.ndarray  # int64 [n]
     ranks: np.ndarray  # int64 [n], of the target in the list, 0: not there
     values: Mapping[str, np.ndarray]  # float64 [n] by metric
@@ -132,11 +133,14 @@ class Findings:
         return found
 
     def _best(self, of_set: str, arms: Sequence[str]) -> str:
-        """By the mean over seeds on validation, of true click-through where it is known, else of HR@10."""
+        """By the mean over seeds on validation: true click-through where it is known, else HR@10, weighted
+        where the log has propensities.
+        """
 
         def score(arm: str) -> float:
             pooled = self.pooled(of_set, arm, VALID)
-            return pooled.mean(TRUE_CTR if TRUE_CTR in pooled.values else LOGGED[0])
+            known = (name for name in (TRUE_CTR, WEIGHTED_HR, LOGGED[0]) if name in pooled.values)
+            return pooled.mean(next(known))
 
         return max(arms, key=score)
 
@@ -157,6 +161,7 @@ def pool_examples(cells: Sequence[Cell], study: StudyConfig, split: str) -> Pool
         values[WEIGHTED_HR] = metrics[LOGGED[0]]
     return Pooled(
         users=column("user"),
+        ends=np.cumsum([len(table) for table in tables]),
         positions=column("position"),
         ranks=ranks,
         values=values,

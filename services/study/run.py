@@ -134,7 +134,7 @@ def _make_start(study: StudyConfig, of_set: str, seed: int, progress: Progress) 
                 asking = of_arm
     if study.judge is not None:
         _make_judge(study, of_set, config, study.judge, progress)
-    if asking is not None:
+    if asking is not None and (study.strata or study.sets[of_set].world is not None):
         _measure_prompts(study, of_set, paths, config, asking)
 
 
@@ -183,7 +183,8 @@ def _make_arm(study: StudyConfig, cell: Cell, progress: Progress) -> None:
         config = arm_config(study, cell.of_set, cell.arm, cell.seed, _gate_rate(study, cell, paths))
     inputs = _inputs(config, paths, cell.arm) | {"examples": study.examples}
     if study.judge is not None:
-        inputs["judge"] = study.judge.model_dump(mode="json")
+        fitted = stage_inputs(judge_directory(study, cell.of_set, cell.seed))
+        inputs["judge"] = {"settings": study.judge.model_dump(mode="json"), "fitted": fitted}
     if cell.arm != START and study.arms[cell.arm].oracle:
         inputs["oracle"] = True
 

@@ -1,6 +1,6 @@
 """Parts of a study's page beside its tables of rows: strata, the test of the gate, frontier, admission."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -45,27 +45,28 @@ _RATES = 7  # lines that a chart can tell apart
 _FEWEST_ROWS = 4  # policies whose order says something
 
 
-def read_prompts(study: StudyConfig, of_set: str) -> dict[str, np.ndarray] | None:
-    """The columns of `measure_prompts` over all seeds; None where a seed has none."""
+def read_prompts(study: StudyConfig, of_set: str, pooled: Pooled) -> dict[str, np.ndarray] | None:
+    """The columns of `measure_prompts` for the examples of `pooled`; None where a seed has none."""
     files = [prompts_directory(study, of_set, seed) / PROMPTS for seed in study.seeds]
     if not all(file.is_file() for file in files):
         return None
-    tables = [pq.read_table(file) for file in files]
-    return join_seeds(
-        [
-            {name: table.column(name).to_numpy(zero_copy_only=False) for name in table.column_names}
-            for table in tables
-        ]
-    )
+    parts = []
+    for file, examples in zip(files, np.split(np.arange(len(pooled.users)), pooled.ends[:-1]), strict=True):
+        table = pq.read_table(file)
+        columns = {name: table.column(name).to_numpy(zero_copy_only=False) for name in table.column_names}
+        place = {pair: row for row, pair in enumerate(zip(columns["user"], columns["position"], strict=True))}
+        judged = zip(pooled.users[examples], pooled.positions[examples], strict=True)
+        rows = [place[pair] for pair in judged]
+        parts.append({name: values[rows] for name, values in columns.items()})
+    return join_seeds(parts)
 
 
 def gate_tests(study: StudyConfig, of_set: str, findings: Findings) -> list[GateTest]:
     """The test of the gate; empty where nobody knows the truth."""
-    prompts = read_prompts(study, of_set)
+    pooled = findings.pooled(of_set, next(iter(findings.rows(of_set).values())))
+    prompts = read_prompts(study, of_set, pooled)
     if prompts is None or np.isnan(prompts["measuring_agreement"]).all():
         return []
-    pooled = findings.pooled(of_set, next(iter(findings.rows(of_set).values())))
-    _check_same(prompts, pooled)
     return run_gate_tests(prompts, _trust_cut(study, of_set), pooled.groups)
 
 
@@ -100,7 +101,7 @@ def gate_sentence(of_set: str, tests: Sequence[GateTest]) -> str | None:
     base = tests[0].precision[0]
     told = "; ".join(
         f"{_title(test.gate)} admits {test.admitted:.0%} of the prompts, "
-        f"{test.precision[0]:.0%} of them right (AUC {test.auc[0]:.2f})"
+        f"{test.precision[0]:.0%} of them right{_area(test)}"
         for test in own
     )
     blind = [test.gate for test in own if test.auc[1] <= 0.5]
@@ -122,6 +123,8 @@ def choosing_sentence(of_set: str, findings: Findings) -> str | None:
         float(stats.spearmanr(truth, [arm.mean(metric) for arm in pooled]).statistic)
         for metric in (LOGGED[0], WEIGHTED_HR)
     )
+    if np.isnan(logged) or np.isnan(weighted):  # all policies have the same
+        return None
     return (
         f"{of_set}: over {len(pooled)} policies true click-through has the rank correlation {logged:+.2f} "
         f"with logged HR@10, and {weighted:+.2f} with HR@10 weighted by inverse propensity."
@@ -130,12 +133,13 @@ def choosing_sentence(of_set: str, findings: Findings) -> str | None:
 
 def strata_tables(study: StudyConfig, of_set: str, findings: Findings) -> list[dict[str, Any]]:
     """For each row of `study.strata` its change against the first of `against`, by stratum."""
-    prompts, rows = read_prompts(study, of_set), findings.rows(of_set)
-    other = study.against[0]
-    if prompts is None or other not in rows:
+    rows, other = findings.rows(of_set), study.against[0]
+    if not study.strata or other not in rows:
         return []
     before = findings.pooled(of_set, rows[other])
-    _check_same(prompts, before)
+    prompts = read_prompts(study, of_set, before)
+    if prompts is None:
+        return []
     config = set_config(study, of_set, study.seeds[0])
     candidates = config.rollout.decode.candidates
     tables = []
@@ -150,6 +154,7 @@ def strata_tables(study: StudyConfig, of_set: str, findings: Findings) -> list[d
             candidates=candidates,
             changes={name: now.values[name] - before.values[name] for name in metrics},
             ranks=(before.ranks, now.ranks),
+            width=config.evaluation.beam_width,
         )
         tables.append({"title": f"{row} - {other}", "metrics": metrics, "strata": strata})
     return tables
@@ -209,10 +214,8 @@ def _trust_cut(study: StudyConfig, of_set: str) -> float | None:
     return None
 
 
-def _check_same(prompts: Mapping[str, np.ndarray], pooled: Pooled) -> None:
-    assert np.array_equal(prompts["user"], pooled.users) and np.array_equal(
-        prompts["position"], pooled.positions
-    )
+def _area(test: GateTest) -> str:
+    return "" if np.isnan(test.auc[0]) else f" (AUC {test.auc[0]:.2f})"
 
 
 def _title(gate: str) -> str:

@@ -11,33 +11,28 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 import torch
-from transformers import PreTrainedModel
 
 from sluice.actors.engines.tree import TreeEngine
 from sluice.actors.settings import TreeEngineSettings
 from sluice.catalog.data.dataset import Dataset, Examples
 from sluice.catalog.gaps import NO_GAPS
 from sluice.catalog.trie.vocabulary import Vocabulary
-from sluice.learner.batches.batch import GroupBatch
-from sluice.learner.batches.collate import collate_groups
 from sluice.learner.evaluation.evaluate import sample_examples
 from sluice.learner.gate.gate import compute_gate
 from sluice.learner.gate.settings import GateSettings
 from sluice.learner.policy.policy import load_policy
 from sluice.learner.ranker.load import load_ranker
-from sluice.learner.scoring.shared_prefix import branch_log_probs
 from sluice.services.config import RunConfig
 from sluice.services.paths import RunPaths
 from sluice.services.run.engines import engine_arguments
 from sluice.services.run.trust import meter_factory
+from sluice.services.study.groups import roll_out
 from sluice.services.study.judges.truth import TrueClickThrough
-from sluice.services.study.rollouts import LocalRollouts
 
 PROMPTS = "prompts.parquet"
 DECIDING, MEASURING = "deciding", "measuring"
 TRUST, AGREEMENT = "trust", "agreement"
 _SEEDS = {DECIDING: 7001, MEASURING: 7002}  # beside the study's own
-_BATCH = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +82,6 @@ def measure_prompts(
     return pa.table(columns)
 
 
-@torch.no_grad()
 def _roll_out(
     config: RunConfig,
     gate: GateSettings,
@@ -103,41 +97,28 @@ def _roll_out(
     engine = TreeEngine(**engine_arguments(config, paths, vocabulary, seed), engine=TreeEngineSettings())
     ranker = load_ranker(config.ranker, paths.ranker, dataset)
     make_meter = meter_factory(config, paths, lambda: dataset)
-    rollouts = LocalRollouts(
-        dataset=dataset,
-        prompts=examples,
-        vocabulary=vocabulary,
-        engine=engine,
-        ranker=ranker,
-        settings=config.rollout,
-        seed=seed,
-        gaps=NO_GAPS,
-        meter=None if make_meter is None else make_meter(ranker),
-    )
+    meter = None if make_meter is None else make_meter(ranker)
+    seeded = config.model_copy(update={"seed": seed})
+    try:
+        groups = roll_out(seeded, dataset, examples, policy, engine, ranker, meter, NO_GAPS, lambda _: None)
+    finally:
+        engine.close()
     place = {pair: row for row, pair in enumerate(zip(*_pairs(examples), strict=True))}
+    rows = [place[pair] for pair in zip(groups.users.tolist(), groups.positions.tolist(), strict=True)]
     result = _nothing(len(place))
-    for first in range(0, len(place), _BATCH):
-        records = rollouts.pull(0, 0, 1, min(_BATCH, len(place) - first), 0)
-        batch = collate_groups(records, dataset, vocabulary, config.decoding)
-        users, positions = (
-            np.array([record.column(name)[0].as_py() for record in records], dtype=np.int32)
-            for name in ("user", "position")
-        )
-        rows = [place[pair] for pair in zip(users.tolist(), positions.tolist(), strict=True)]
-        said = compute_gate(batch, target_log_probs(policy.model, batch), gate)
-        result.policy_rank[rows] = said.policy_rank_B
-        result.ranker_rank[rows] = said.ranker_rank_B
-        result.difficult[rows] = said.difficulty_B
-        result.discriminable[rows] = said.discriminability_B
-        if batch.trust_B is not None:
-            result.trust[rows] = batch.trust_B
-        if truth is not None:
-            chances = truth.of_items(
-                dataset, Examples(users=users, positions=positions), batch.candidate_items_BK.numpy()
-            )
-            counted = (batch.distinct_BK & batch.valid_BK).numpy()
-            result.agreement[rows] = order_agreement(batch.candidate_scores_BK.numpy(), chances, counted)
-    engine.close()
+    said = [compute_gate(batch, target_B, gate) for batch, target_B in groups.batches]
+    result.policy_rank[rows] = torch.cat([part.policy_rank_B for part in said])
+    result.ranker_rank[rows] = torch.cat([part.ranker_rank_B for part in said])
+    result.difficult[rows] = torch.cat([part.difficulty_B for part in said])
+    result.discriminable[rows] = torch.cat([part.discriminability_B for part in said])
+    if groups.trust is not None:
+        result.trust[rows] = groups.trust
+    if truth is not None:
+        asked = Examples(users=groups.users, positions=groups.positions)
+        chances = truth.of_items(dataset, asked, groups.gather(lambda batch: batch.candidate_items_BK))
+        counted = groups.gather(lambda batch: batch.distinct_BK & batch.valid_BK)
+        scores = groups.gather(lambda batch: batch.candidate_scores_BK)
+        result.agreement[rows] = order_agreement(scores, chances, counted)
     return result
 
 
@@ -159,21 +140,6 @@ def order_agreement(scores: np.ndarray, chances: np.ndarray, counted: np.ndarray
     pairs = both.sum(axis=(1, 2)) - counted.sum(axis=1)  # less each with itself
     agreeing = np.where(both, signs, 0).sum(axis=(1, 2))
     return np.where(pairs > 0, agreeing / np.maximum(pairs, 1), np.nan).astype(np.float32)
-
-
-@torch.no_grad()
-def target_log_probs(model: PreTrainedModel, batch: GroupBatch) -> torch.Tensor:
-    """Of the ground truths `[B]` nats, under the rollouts' distribution; on the host, as the batch is."""
-    allowed_BSLV = None if batch.allowed_BSLV is None else batch.allowed_BSLV[:, :1].to(model.device)
-    scores = branch_log_probs(
-        model,
-        batch.history_BT.to(model.device),
-        batch.history_lengths_B,
-        batch.target_BL[:, None].to(model.device),
-        allowed_BSLV,
-        batch.decoding,
-    )
-    return scores.log_probs_BSL[:, 0].sum(dim=-1).cpu()
 
 
 def _pairs(examples: Examples) -> tuple[list[int], list[int]]:

@@ -26,7 +26,6 @@ from sluice.learner.ranking_metrics import bootstrap_mean
 BY_CHANCE, PUBLISHED, BY_USER, ORACLE = "by chance", "published", "by user", "oracle"
 FEWEST = 10  # users of a stratum with an interval
 _RESAMPLES = 300
-_ABSENT = 21  # rank of a target that is in no list of an arm, for changes of ranks
 
 Columns = Mapping[str, np.ndarray]  # of `measure_prompts`, over all seeds
 Interval = tuple[float, float, float]  # value, low, high
@@ -63,6 +62,7 @@ def find_strata(
     candidates: int,
     changes: Mapping[str, np.ndarray],
     ranks: tuple[np.ndarray, np.ndarray],
+    width: int,
 ) -> list[Stratum]:
     """The strata that hold a prompt.
 
@@ -72,8 +72,9 @@ def find_strata(
         candidates: K.
         changes: by metric, of each prompt `[n]`, paired.
         ranks: of the ground truth `[n]` in the lists of either row, the one that is compared with first.
+        width: places of a list; a ground truth that is in none of them counts as behind the last.
     """
-    before, now = (np.where(of_row == 0, _ABSENT, of_row) for of_row in ranks)
+    before, now = (np.where(of_row == 0, width + 1, of_row) for of_row in ranks)
     measured = {**changes, "rank": np.log2(before / now)}
     admitted = prompts["measuring_difficult"] & prompts["measuring_discriminable"]
     strata = []
@@ -96,7 +97,7 @@ def find_strata(
 
 
 def run_gate_tests(prompts: Columns, trust_above: float | None, groups: np.ndarray | None) -> list[GateTest]:
-    """Of the halves of the published gate, the gate itself, trust, and the oracle where groups are known.
+    """Of the halves of the published gate, the gate itself, trust alone, and an oracle if groups are known.
 
     Args:
         prompts: columns `[n]`, of which `measuring_agreement` knows the truth.

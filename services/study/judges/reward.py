@@ -31,6 +31,7 @@ from sluice.learner.batches.collate import collate_histories
 from sluice.learner.decoding.tree import TreeDecoder
 from sluice.learner.evaluation.evaluate import TOP, UserResults
 from sluice.learner.policy.policy import load_policy
+from sluice.learner.ranker.contract import ask_ranker
 from sluice.learner.ranker.fit import fit_ensemble
 from sluice.learner.ranker.known_logs import KnownLogs
 from sluice.learner.ranker.model import EnsembleRanker
@@ -88,7 +89,7 @@ class RewardJudge:
         A place without an item counts as 0. `policy` is a policy directory, which `results` is of.
         """
         histories = self._histories(results)
-        of_lists = np.nan_to_num(self._rewards(histories, results.items[:, :TOP])).mean(axis=2)
+        of_lists = np.nan_to_num(self._rewards(histories, results.items[:, :TOP], results.users)).mean(axis=2)
         columns = {JUDGE: of_lists.mean(axis=0), SPREAD: of_lists.std(axis=0, ddof=1)}
         if self._settings.steps > 1:
             columns[RETURN] = self._returns(policy, results, histories)
@@ -105,16 +106,17 @@ class RewardJudge:
             for user, position in zip(results.users.tolist(), results.positions.tolist(), strict=True)
         ]
 
-    def _rewards(self, histories: list[np.ndarray], items: np.ndarray) -> np.ndarray:
+    def _rewards(self, histories: list[np.ndarray], items: np.ndarray, users: np.ndarray) -> np.ndarray:
         """float64 `[members, n, m]` of item rows int32 `[n, m]`, NaN where there is no item."""
+        batches = [slice(first, first + _BATCH) for first in range(0, len(histories), _BATCH)]
         parts = [
             np.stack(
                 [
-                    member.predict(histories[first : first + _BATCH], items[first : first + _BATCH]).values
+                    ask_ranker(member, histories[rows], items[rows], users[rows]).values
                     for member in self._members
                 ]
             )
-            for first in range(0, len(histories), _BATCH)
+            for rows in batches
         ]
         rewards: np.ndarray = np.concatenate(parts, axis=1).astype(np.float64)
         return rewards
@@ -133,10 +135,12 @@ class RewardJudge:
         for step in range(self._settings.steps):
             if step > 0:
                 items = self._next_items(decoder, vocabulary, histories, seen)
-            rewards = np.nan_to_num(self._rewards(histories, items[:, None])).mean(axis=0)[:, 0]
-            total += self._settings.discount**step * rewards
+            rewards = np.nan_to_num(self._rewards(histories, items[:, None], results.users))[:, :, 0]
+            total += self._settings.discount**step * rewards.mean(axis=0)
             histories = [_appended(row, item, dataset) for row, item in zip(histories, items, strict=True)]
-            seen = [np.append(row, item).astype(np.int32) for row, item in zip(seen, items, strict=True)]
+            if dataset.settings.exclude_seen:
+                pairs = zip(seen, items[:, None], strict=True)
+                seen = [np.append(row, item[item >= 0]) for row, item in pairs]
         return total
 
     def _next_items(
@@ -169,7 +173,7 @@ def keep_high_rewards(dataset: Dataset, results: UserResults) -> UserResults:
     """The results of those users whose mean logged reward in them is above the median of the users.
 
     Raises:
-        ConfigError: the examples have no logged reward.
+        ConfigError: the examples have no logged reward, or nobody is above the median.
     """
     rewards = dataset.logged_rewards(results.users, results.positions)
     if rewards is None or np.isnan(rewards).all():
@@ -178,5 +182,10 @@ def keep_high_rewards(dataset: Dataset, results: UserResults) -> UserResults:
     users, owner = np.unique(results.users[known], return_inverse=True)
     means = np.bincount(owner, weights=rewards[known]) / np.bincount(owner)
     kept = np.isin(results.users, users[means > np.median(means)])
+    if not kept.any():
+        raise ConfigError(
+            f"judge.high_rewards keeps nobody: more than half of the users have the highest mean reward, "
+            f"{means.max():g}. Set it to false"
+        )
     fields = {name: getattr(results, name)[kept] for name in UserResults.__dataclass_fields__}
     return replace(results, **fields)

@@ -59,7 +59,7 @@ class TrueClickThrough:
         """
         click = self._truth.world.click
         chances = self.of_items(dataset, examples, items).astype(np.float64)
-        with np.errstate(divide="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             logits = np.log(chances) - np.log1p(-chances)
         seconds: np.ndarray = np.exp(click.dwell_base + click.dwell_slope * logits + click.dwell_noise**2 / 2)
-        return seconds
+        return np.where(items >= 0, seconds, 0.0)

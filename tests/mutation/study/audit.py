@@ -4,7 +4,7 @@ from tests.mutation.mutant import Mutant
 
 BOUND, ROLLOUTS, ORDER = (
     "services/audit/bound.py",
-    "services/audit/rollouts.py",
+    "services/study/groups.py",
     "services/audit/order.py",
 )
 RULES, SUGGEST, TRUSTED = "services/audit/rules.py", "services/audit/suggest.py", "services/audit/trusted.py"
@@ -27,11 +27,11 @@ _BOUND = (
 )
 
 _AREAS = (
-    ("batch.distinct_BK & batch.valid_BK & ~batch.hit_BK", "batch.valid_BK & ~batch.hit_BK"),
-    ("batch.distinct_BK & batch.valid_BK & ~batch.hit_BK", "batch.distinct_BK & batch.valid_BK"),
-    ("batch.distinct_BK & batch.valid_BK & ~batch.hit_BK", "batch.distinct_BK & ~batch.hit_BK"),
+    ("tied_BK = batch.hit_BK | ", "tied_BK = "),
+    ("torch.where(batch.valid_BK, below_BK", "torch.where(batch.valid_BK & ~batch.hit_BK, below_BK"),
+    ("/ batch.valid_BK.sum(dim=1)", "/ batch.distinct_BK.sum(dim=1)"),
     ("(batch.candidate_scores_BK < own_B1)", "(batch.candidate_scores_BK > own_B1)"),
-    ("0.5 * (batch.candidate_scores_BK", "1.0 * (batch.candidate_scores_BK"),
+    ("torch.where(tied_BK, 0.5,", "torch.where(tied_BK, 1.0,"),
 )
 
 _ORDER = (
@@ -79,7 +79,7 @@ _ADVICE = (
     (FIGURES, 'accounting["stale"] / accounting["issued"]', 'accounting["stale"] / accounting["trained"]'),
     (ADVICE, "key=lambda cell: -_difference(cell).value", "key=lambda cell: _difference(cell).value"),
     (ADVICE, "_difference(worst).high < 0", "_difference(worst).value < 0"),
-    (ADVICE, "for rule in rules[1:]", "for rule in rules"),
+    (ADVICE, "else rules[1:])", "else rules)"),
 )
 
 _IN_AUDIT = tuple(f"services/audit/test_{name}.py" for name in ("bound", "order", "rules"))

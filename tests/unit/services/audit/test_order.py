@@ -1,5 +1,7 @@
 """Areas, bands and disagreement by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,8 +10,8 @@ from sluice.catalog.decoding import Decoding
 from sluice.learner.batches.batch import GroupBatch
 from sluice.services.audit import order
 from sluice.services.audit.estimate import Estimate
-from sluice.services.audit.rollouts import areas_of
 from sluice.services.audit.trusted import count_users, last_of_users, tell_apart
+from sluice.services.study.groups import areas_of
 from tests.unit.services.audit.test_bound import lists_of
 
 
@@ -36,14 +38,45 @@ def group(scores, target_score, items, target=0):
     [
         ([1.0, 3.0, 0.0], [5, 6, 7], 2 / 3),
         ([2.0, 3.0, 0.0], [5, 6, 7], 0.5),  # a tie counts half
-        ([1.0, 1.0, 3.0], [5, 5, 6], 0.5),  # what was drawn twice counts once
-        ([2.0, 3.0, 0.0, 0.0], [0, 6, 7, 8], 2 / 3),  # the ground truth is no rival of itself
-        ([float("nan"), 3.0, 0.0], [-1, 6, 7], 0.5),  # nor is what is no item
-        ([2.0, 2.0], [0, 0], float("nan")),
+        ([1.0, 1.0, 3.0], [5, 5, 6], 2 / 3),  # what was drawn twice counts twice
+        ([2.0001, 3.0, 0.0, 0.0], [0, 6, 7, 8], 2.5 / 4),  # a draw of the ground truth is a tie
+        ([float("nan"), 3.0, 0.0], [-1, 6, 7], 0.5),  # what is no item does not count
+        ([float("nan")] * 2, [-1, -1], float("nan")),
     ],
 )
 def test_the_area_of_a_prompt(scores, items, area):
     assert areas_of(group(scores, 2.0, items)).item() == pytest.approx(area, nan_ok=True)
+
+
+@pytest.mark.parametrize("exponent", [0.0, 1.0, 1.5])
+def test_a_ranker_that_knows_what_a_perfect_policy_knows_has_an_area_of_one_half(exponent):
+    """Candidates and ground truth are draws of one distribution, and its log-prob is the ranker's score."""
+    shares = 1 / np.arange(1, 301) ** exponent
+    shares /= shares.sum()
+    drawn = np.random.default_rng(0).choice(len(shares), size=(4000, 17), p=shares)
+    one, items = group([0.0] * 16, 0.0, list(range(16))), torch.from_numpy(drawn)
+    scores = torch.from_numpy(np.log(shares)[drawn])
+    areas = areas_of(
+        replace(
+            one,
+            candidate_items_BK=items[:, 1:],
+            target_items_B=items[:, 0],
+            candidate_scores_BK=scores[:, 1:],
+            target_scores_B=scores[:, 0],
+        )
+    )
+    assert areas.mean().item() == pytest.approx(0.5, abs=0.015)
+
+
+def test_only_plain_samples_have_a_chance_to_compare_with():
+    assert order.has_chance(Decoding(candidates=4))
+    for other in (
+        Decoding(candidates=4, kind="beam"),
+        Decoding(candidates=4, kind="stochastic_beam"),
+        Decoding(candidates=4, temperature=0.7),
+        Decoding(candidates=4, top_p=0.9),
+    ):
+        assert not order.has_chance(other)
 
 
 def test_bands_of_exposure_are_deciles_of_the_items():

@@ -48,6 +48,8 @@ AUDIT = Audit(
     candidates=16,
     bound=bound(0.004),
     known_bound=None,
+    has_chance=True,
+    trust_rate=0.44,
     rates={
         name: estimate(value)
         for name, value in (
@@ -112,6 +114,14 @@ def test_the_gate_by_its_rate(rate, name):
     assert deciding_rules(audit)[1].name == name
 
 
+def test_few_users_and_candidates_that_are_no_samples_give_no_verdict_on_the_ranker():
+    few = verdict(replace(AUDIT, users=49))
+    assert few[0].startswith("49 users are too few") and few[2].startswith("Ask again with more prompts")
+    assert not verdict(replace(AUDIT, users=50))[0].startswith("50 users")
+    beams = verdict(replace(AUDIT, has_chance=False))[0]
+    assert beams.startswith("What the ranker knows beyond the policy cannot be said")
+
+
 def test_the_sentences_have_their_figures():
     quality, gate, advice = verdict(AUDIT)
     assert quality == (
@@ -129,7 +139,7 @@ def test_the_sentences_have_their_figures():
     )
     assert verdict(replace(AUDIT, has_gate=False))[1].startswith("A gate (this objective has none) admits")
     by_user = verdict(replace(AUDIT, known=known()))[2]
-    assert "objective.gate.trust.above 0.65), which admits 40%, objective.weight 8, " in by_user
+    assert "objective.gate.trust.above 0.65), which admits 44%, objective.weight 8, " in by_user
 
 
 def cell(tau, rate, elsewhere=float("nan")):

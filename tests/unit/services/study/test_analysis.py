@@ -7,9 +7,10 @@ import pytest
 
 from sluice.services.study.analysis import Findings
 from sluice.services.study.page import write_page
-from sluice.services.study.results import ROW, cells_of
-from sluice.services.study.sections import choosing_sentence
+from sluice.services.study.results import ROW, cells_of, prompts_directory
+from sluice.services.study.sections import choosing_sentence, read_prompts
 from sluice.services.study.settings import load_study
+from sluice.services.study.start_rollouts import PROMPTS
 from tests.unit.services.study.conftest import write_study
 
 USERS, EACH = 200, 3
@@ -135,6 +136,23 @@ def test_the_page_says_which_metric_orders_the_policies_as_the_truth_does(study)
         "tiny: over 5 policies true click-through has the rank correlation -1.00 with logged HR@10, and "
         "+1.00 with HR@10 weighted by inverse propensity."
     )
+
+
+def test_prompts_are_joined_to_the_examples_that_arms_were_judged_on(study):
+    """A judge may look at some users alone; the prompts are of all, and in an order of their own."""
+    plant(study, HITS)
+    findings = Findings(study)
+    pooled = findings.pooled("tiny", "gate")
+    assert pooled.ends.tolist() == [USERS * EACH, 2 * USERS * EACH]
+    for seed in study.seeds:
+        user, position = np.divmod(np.random.default_rng(seed).permutation((USERS + 9) * EACH), EACH)
+        directory = prompts_directory(study, "tiny", seed)
+        directory.mkdir(parents=True)
+        table = {"user": user, "position": position, "mark": 1000 * seed + 10 * user + position}
+        pq.write_table(pa.table(table), directory / PROMPTS)
+    joined = read_prompts(study, "tiny", pooled)
+    seeds = np.repeat(study.seeds, USERS * EACH)
+    assert joined["mark"].tolist() == (1000 * seeds + 10 * pooled.users + pooled.positions).tolist()
 
 
 def test_the_page_says_what_is_best_and_what_is_missing(study):

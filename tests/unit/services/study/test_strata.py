@@ -91,7 +91,9 @@ def test_strata_hold_what_changed_in_them_and_how_often_the_other_rollout_admits
     columns["measuring_discriminable"] = np.resize([True, False, True, False, True], N)
     change = np.resize([1.0, 0.0, -1.0, 0.25, 9.0], N)
     before, now = np.resize([4, 8, 0, 1, 1], N), np.resize([1, 8, 20, 0, 1], N)
-    strata = find_strata(columns, head=4, candidates=16, changes={"hr@10": change}, ranks=(before, now))
+    strata = find_strata(
+        columns, head=4, candidates=16, changes={"hr@10": change}, ranks=(before, now), width=20
+    )
     found = {(stratum.policy_band, stratum.ranker_band): stratum for stratum in strata}
     assert set(found) == {("1-4", "1-4"), ("5-16", "1-4"), (">16", "5-16")}
     first = found["1-4", "1-4"]

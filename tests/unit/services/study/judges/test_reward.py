@@ -15,6 +15,7 @@ from sluice.learner.policy.policy import load_policy
 from sluice.learner.ranker.model import EnsembleRanker
 from sluice.learner.ranker.settings import RankerSettings
 from sluice.learner.settings import EvaluationSettings
+from sluice.services.study.judges import reward
 from sluice.services.study.judges.reward import (
     JUDGE,
     RETURN,
@@ -108,6 +109,25 @@ def test_users_above_the_median_of_their_mean_reward_are_kept(judged):
     median = np.median(list(means.values()))
     assert set(kept.users) == {user for user, mean in means.items() if mean > median}
     assert 0 < len(kept.users) < len(judged.results.users) and len(kept.items) == len(kept.users)
+
+
+def test_where_most_users_have_the_highest_reward_nobody_would_be_left(judged, monkeypatch):
+    everyone = np.where(judged.results.users % 3 == 0, 4.0, 5.0)
+    monkeypatch.setattr(type(judged.dataset), "logged_rewards", lambda *_: everyone)
+    with pytest.raises(ConfigError, match=r"keeps nobody: more than half .* 5\. Set it to false"):
+        keep_high_rewards(judged.dataset, judged.results)
+
+
+def test_a_judge_that_learned_of_users_is_told_who_they_are(judged, monkeypatch):
+    asked = []
+
+    def ask(member, histories, items, users):
+        asked.append(users)
+        return member.predict(histories, items)
+
+    monkeypatch.setattr(reward, "ask_ranker", ask)
+    RewardJudge(judged.directory, judged.dataset, SETTINGS, None)(judged.policy, judged.results)
+    assert all(np.array_equal(users, judged.results.users) for users in asked) and len(asked) == 2 * 4
 
 
 def test_a_log_without_a_reward_cannot_be_judged(tmp_path, judged):

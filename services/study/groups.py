@@ -2,7 +2,7 @@
 
 Engine, groups, ranker and distractors are those of a study's arm (`services/study/rollouts.py`), with the
 decoding of the config. The gate is decided by the code of the objective. What differs from training: the
-prompts are validation examples, so a ranker that was fitted on the prompts' own part is not flattered here.
+prompts are of validation or test, so a ranker that was fitted on the prompts' own part is not flattered here.
 """
 
 from collections.abc import Callable
@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
 from sluice.actors.engines.engine import Engine
 from sluice.actors.queue.leases import Lease
@@ -24,9 +25,9 @@ from sluice.learner.gate.gate import compute_gate
 from sluice.learner.gate.settings import GateSettings
 from sluice.learner.policy.policy import Policy
 from sluice.learner.ranker.contract import Ranker
+from sluice.learner.scoring.shared_prefix import branch_log_probs
 from sluice.services.config import RunConfig
 from sluice.services.study.rollouts import LocalRollouts, Meter
-from sluice.services.study.start_rollouts import target_log_probs
 
 _BATCH = 64  # prompts that are rolled out at a time
 
@@ -71,14 +72,29 @@ class Groups:
 def areas_of(batch: GroupBatch) -> torch.Tensor:
     """Of each prompt: the share of its candidates that the ranker scores below the ground truth, ties half.
 
-    float64 `[B]`, NaN where no candidate is an item other than the ground truth. Equal candidates count once,
-    as for the gate.
+    float64 `[B]`, NaN where no candidate is an item. Every draw counts, as often as it was drawn, and one of
+    the ground truth is a tie. So candidates and ground truth that are draws of one distribution have 1/2 in
+    the mean, whatever the ranker.
     """
-    rivals_BK = batch.distinct_BK & batch.valid_BK & ~batch.hit_BK
     own_B1 = batch.target_scores_B[:, None]
-    below_BK = (batch.candidate_scores_BK < own_B1).double()
-    below_BK = below_BK + 0.5 * (batch.candidate_scores_BK == own_B1)
-    return torch.where(rivals_BK, below_BK, 0.0).sum(dim=1) / rivals_BK.sum(dim=1)
+    tied_BK = batch.hit_BK | (batch.candidate_scores_BK == own_B1)
+    below_BK = torch.where(tied_BK, 0.5, (batch.candidate_scores_BK < own_B1).double())
+    return torch.where(batch.valid_BK, below_BK, 0.0).sum(dim=1) / batch.valid_BK.sum(dim=1)
+
+
+@torch.no_grad()
+def target_log_probs(model: PreTrainedModel, batch: GroupBatch) -> torch.Tensor:
+    """Of the ground truths `[B]` nats, under the rollouts' distribution; on the host, as the batch is."""
+    allowed_BSLV = None if batch.allowed_BSLV is None else batch.allowed_BSLV[:, :1].to(model.device)
+    scores = branch_log_probs(
+        model,
+        batch.history_BT.to(model.device),
+        batch.history_lengths_B,
+        batch.target_BL[:, None].to(model.device),
+        allowed_BSLV,
+        batch.decoding,
+    )
+    return scores.log_probs_BSL[:, 0].sum(dim=-1).cpu()
 
 
 def roll_out(
@@ -89,18 +105,20 @@ def roll_out(
     engine: Engine,
     ranker: Ranker,
     meter: Meter | None,
+    gaps: Gaps,
     progress: Callable[[int], None],
 ) -> Groups:
     """A group for each of the examples that leaves K items to choose from.
 
     Args:
-        config: decoding, distractors and gaps of the rollouts.
+        config: decoding, distractors and seed of the rollouts.
         dataset: histories and targets.
         examples: the prompts.
         policy: the start, for the targets' log-probs.
         engine: with the start's weights.
         ranker: scores candidates and distractors.
         meter: measures trust; None: nobody asks.
+        gaps: of the histories that the policy is shown.
         progress: is told how many prompts are done.
 
     Raises:
@@ -117,7 +135,7 @@ def roll_out(
         ranker=ranker,
         settings=config.rollout,
         seed=config.seed,
-        gaps=Gaps(most=config.learner.item_dropout, seed=config.seed),
+        gaps=gaps,
         meter=meter,
     )
     batches, users, positions = [], [], []
@@ -149,7 +167,7 @@ def _with_enough_items(
     enough = np.asarray(left) >= decoding.distinct
     if not enough.any():
         raise DataError(
-            f"none of {len(examples)} validation prompts leaves {decoding.distinct} items to choose from: "
+            f"none of {len(examples)} prompts leaves {decoding.distinct} items to choose from: "
             "lower rollout.decode.candidates"
         )
     return Examples(users=examples.users[enough], positions=examples.positions[enough])
