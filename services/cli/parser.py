@@ -22,6 +22,10 @@ _EPILOG = """examples:
 first steps of `train`, each on its own."""
 
 
+# Of a command's name, what carries it out, and what it does: its parser.
+_Add = Callable[[str, Callable[[argparse.Namespace], int], str], argparse.ArgumentParser]
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser; every command sets `run` to the function that carries it out."""
     parser = argparse.ArgumentParser(
@@ -40,20 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
         command.set_defaults(run=run)
         return command
 
-    simulate = "make the logs of a world whose truth is known, and that truth"
-    _add_simulate(add("simulate", commands.simulate_logs, simulate))
-    _add_prepare(
-        add(
-            "prepare",
-            commands.prepare_run_data,
-            "turn raw logs into the Parquet contracts, semantic IDs and splits",
-        )
-    )
-    _add_config(add("pretrain", commands.pretrain_run_policy, "train the starting policy by next-token NLL"))
-    _add_config(
-        add("fit-ranker", commands.fit_run_ranker, "train the built-in ranker on the logged interactions")
-    )
-
+    _add_stages(add)
     train = add(
         "train",
         commands.train_run,
@@ -87,6 +78,23 @@ def build_parser() -> argparse.ArgumentParser:
     _add_catalogue_actions(add("catalogue", commands.push_to_run, "change the catalogue of a run"))
     _add_config_actions(add("config", commands.check_config, "check a config, or explain its settings"))
     return parser
+
+
+def _add_stages(add: _Add) -> None:
+    """The stages of a run, each by itself."""
+    simulate = "make the logs of a world whose truth is known, and that truth"
+    _add_simulate(add("simulate", commands.simulate_logs, simulate))
+    _add_prepare(
+        add(
+            "prepare",
+            commands.prepare_run_data,
+            "turn raw logs into the Parquet contracts, semantic IDs and splits",
+        )
+    )
+    _add_config(add("pretrain", commands.pretrain_run_policy, "train the starting policy by next-token NLL"))
+    _add_config(
+        add("fit-ranker", commands.fit_run_ranker, "train the built-in ranker on the logged interactions")
+    )
 
 
 def _add_simulate(simulate: argparse.ArgumentParser) -> None:

@@ -17,7 +17,7 @@ STUDY_MUTANTS = (
             ),
             ('multipletests(p_values, method="holm")[1].tolist()', "list(p_values)"),
             ("self.pooled(of_set, arm, VALID)", "self.pooled(of_set, arm)"),
-            ("(TRUE_CTR, WEIGHTED_HR, LOGGED[0])", "LOGGED[0]"),
+            ("(TRUE_CTR, WEIGHTED_HR, LOGGED[0])", "(LOGGED[0],)"),
             ("chosen = a.of_group(group)", "chosen = a.of_group(None)"),
             ("cell.examples(study.checkpoint, split)", 'cell.examples("last", split)'),
             ("second_mean=b.mean(metric, group)", "second_mean=a.mean(metric, group)"),
