@@ -5,13 +5,15 @@ disk before its name is, so neither a process that dies nor a machine that does 
 """
 
 import hashlib
+import math
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 
 def write_atomically(path: Path, content: str | bytes, *, overwrite: bool = True) -> None:
@@ -111,6 +113,21 @@ def sha256_of(content: Path | Iterable[bytes]) -> str:
     for piece in content:
         digest.update(piece)
     return digest.hexdigest()
+
+
+def to_finite(value: Any) -> Any:
+    """A value of JSON with null for each number that is not finite: JSON has no word for these.
+
+    >>> to_finite({"a": (1.5, float("nan"))})
+    {'a': [1.5, None]}
+    """
+    if isinstance(value, Mapping):
+        return {name: to_finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
 
 
 def _place_aside(path: Path) -> Path:

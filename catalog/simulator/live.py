@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from sluice.catalog.simulator.clicks import draw_clicks, draw_dwell, find_moods, slate_logits, to_probability
 from sluice.catalog.simulator.items import LIVE_STREAM, make_items, random_stream
+from sluice.catalog.simulator.tables import read_log
 from sluice.catalog.simulator.truth import Truth
 from sluice.catalog.simulator.users import UserState, follow_clicks, move_tastes
 
@@ -41,7 +41,7 @@ class LiveWorld:
         """The users `users` [R], ids of the log in `directory`, as they are when it ends.
 
         Raises:
-            DataError: the directory holds no world with its truth, or the world has not such a user.
+            DataError: the directory holds no world with its truth and log, or the world has not such a user.
         """
         truth = Truth.open(directory)
         world, last = truth.world, truth.world.steps - 1
@@ -52,11 +52,7 @@ class LiveWorld:
         self.alive = (truth.first_step <= last) & (truth.last_step >= last)  # bool [N], for sale
         row_of = np.full(world.users.count, -1)
         row_of[users] = np.arange(len(users))
-        clicks = pq.read_table(
-            Path(directory) / "interactions.parquet",
-            columns=["user_id", "item_id", "timestamp"],
-            filters=[("click", "=", True)],
-        )
+        clicks = read_log(directory, ["user_id", "item_id", "timestamp"], ("click", "=", True))
         rows, items = row_of[clicks["user_id"].to_numpy()], clicks["item_id"].to_numpy()
         self.consumed = np.zeros((len(users), world.items.count), dtype=bool)  # [R, N]
         self.consumed[rows[rows >= 0], items[rows >= 0]] = True

@@ -24,6 +24,7 @@ from sluice.catalog.simulator.sessions import BlockLog, Tally, block_count, simu
 from sluice.catalog.simulator.settings import BLOCK_USERS, WorldSettings
 from sluice.catalog.simulator.tables import (
     INTERACTIONS,
+    LOG_FILE,
     TRUE_USERS,
     USERS,
     log_table,
@@ -37,7 +38,7 @@ STATES = ("tastes", "sessions")  # arrays float32 [users, steps kept, D] of the 
 _BEGUN = "begun.json"
 # Name of the parts -> file of the world, schema, and how a block becomes rows of it.
 _FILES: dict[str, tuple[str, pa.Schema, Callable[[BlockLog], pa.Table]]] = {
-    "interactions": ("interactions.parquet", INTERACTIONS, log_table),
+    "interactions": (LOG_FILE, INTERACTIONS, log_table),
     "users": ("users.parquet", USERS, user_table),
     "truth": (f"{TRUTH}/users.parquet", TRUE_USERS, true_user_table),
 }

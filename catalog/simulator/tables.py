@@ -3,13 +3,18 @@
 Ids are whole numbers from 0 on. The rows of a log are in order of user and time.
 """
 
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
+from sluice.catalog.errors import DataError
 from sluice.catalog.simulator.items import SEGMENTS, WorldItems
 from sluice.catalog.simulator.sessions import START, STEP_SECONDS, BlockLog
 from sluice.catalog.simulator.settings import WorldSettings
 
+LOG_FILE = "interactions.parquet"
 EXPOSED_BY = ("logger", "exploration")
 
 INTERACTIONS = pa.schema(
@@ -76,6 +81,20 @@ def log_table(log: BlockLog) -> pa.Table:
         exposed,
     ]
     return pa.table([pa.array(column) for column in columns], schema=INTERACTIONS)
+
+
+def read_log(directory: str | Path, columns: list[str], where: tuple[str, str, object]) -> pa.Table:
+    """The rows of a world's log that pass the filter `where` of pyarrow, such as ("click", "=", True).
+
+    Raises:
+        DataError: there is no log that can be read.
+    """
+    try:
+        return pq.read_table(Path(directory) / LOG_FILE, columns=columns, filters=[where])
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"the log of the world {directory} cannot be read: {error}. Run `sluice simulate` again"
+        ) from None
 
 
 def user_table(log: BlockLog) -> pa.Table:

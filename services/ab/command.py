@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,15 @@ import numpy as np
 from sluice.catalog.data.dataset import Dataset
 from sluice.catalog.data.settings import TableSource
 from sluice.catalog.errors import ConfigError
-from sluice.catalog.files import write_atomically
+from sluice.catalog.files import to_finite, write_atomically
 from sluice.catalog.simulator.truth import Truth
-from sluice.services.ab.estimates import Rounds, estimate_difference, estimate_value
+from sluice.services.ab.estimates import KINDS, Estimate, Rounds, estimate_difference, estimate_value
 from sluice.services.ab.experiment import describe_test
-from sluice.services.ab.logs import judge_visits, read_visits
+from sluice.services.ab.logs import is_test_window, judge_visits, read_visits
 from sluice.services.ab.page import sentences_of, write_page
 from sluice.services.ab.plan import Plan
 from sluice.services.ab.serve import Ids, Outcomes, serve_users
-from sluice.services.ab.slates import SlateMaker
+from sluice.services.ab.slates import SlateMaker, load_for
 from sluice.services.ab.split import order_users
 from sluice.services.config import RunConfig
 from sluice.services.paths import RunPaths
@@ -45,8 +45,8 @@ def run_test(question: Question, reporter: Reporter) -> dict[str, Any]:
     """Serve every policy, judge, and write `ab.json` and `ab.html`; returns what the JSON has.
 
     Raises:
-        ConfigError: fewer than two policies, one that is no directory, two of one name, or a plan that the
-            users are too few for.
+        ConfigError: fewer than two policies, one that is no directory, two of one name, a plan that the
+            users are too few for, or days of the log that are not of the test part.
         DataError: there is no world, or the data set is not of its log.
         PolicyError: a policy is of another catalogue.
     """
@@ -59,8 +59,10 @@ def run_test(question: Question, reporter: Reporter) -> dict[str, Any]:
         : None if question.most_users is None else max(0, question.most_users)
     ]
     plan.check(len(users), len(names))
-    visits = read_visits(directory, truth, dataset, ids, min(plan.log_days, truth.world.steps))
-    visits = visits.take(np.isin(visits.users, users))
+    of_test = is_test_window(truth, dataset, plan.log_days)
+    for policy in question.policies:
+        load_for(policy, dataset)  # the last one's mistake is not to come after the first one was served
+    visits = read_visits(directory, truth, dataset, ids, plan.log_days, users)
     outcomes: list[Outcomes] = []
     judged: list[tuple[Rounds, float]] = []
     for name, policy in zip(names, question.policies, strict=True):
@@ -72,7 +74,7 @@ def run_test(question: Question, reporter: Reporter) -> dict[str, Any]:
             with reporter.phase(f"log {name}") as progress:
                 judged.append(judge_visits(maker, truth, dataset, ids, visits, progress))
         outcomes.append(served)
-    result = {
+    told = {
         "world": str(directory),
         "directories": dict(zip(names, map(str, question.policies), strict=True)),
         **describe_test(
@@ -82,11 +84,15 @@ def run_test(question: Question, reporter: Reporter) -> dict[str, Any]:
             outcomes,
             np.diff(dataset.offsets)[users].astype(np.float64),
         ),
-        "off_policy": describe_estimates(names, judged, plan.alpha / (len(names) - 1)),
+        "off_policy": {
+            "of_test": of_test,
+            **describe_estimates(names, judged, plan.alpha / (len(names) - 1)),
+        },
     }
+    result: dict[str, Any] = to_finite(told)
     output = question.output or config.directory / "ab"
     output.mkdir(parents=True, exist_ok=True)
-    write_atomically(output / RESULT, json.dumps(result, indent=1) + "\n")
+    write_atomically(output / RESULT, json.dumps(result, indent=1, allow_nan=False) + "\n")
     write_page(result, output)
     return result
 
@@ -104,7 +110,10 @@ def show_test(question: Question) -> int:
 def describe_estimates(
     names: Sequence[str], judged: Sequence[tuple[Rounds, float]], alpha: float
 ) -> dict[str, Any]:
-    """What the log alone says of each policy, and of each but the first against it."""
+    """What the log alone says of each policy, and of each but the first against it.
+
+    An estimate is None where the log shows nothing that the policy would have shown.
+    """
     told: dict[str, Any] = {"impressions": len(judged[0][0].action), "policies": {}, "differences": {}}
     told["users"] = len(np.unique(judged[0][0].users))
     for name, (rounds, truth) in zip(names, judged, strict=True):
@@ -112,21 +121,23 @@ def describe_estimates(
             "truth": truth,
             "effective_sample": rounds.effective_sample,
             "largest_weight": float(rounds.weights.max()),
-            "estimates": {
-                kind: [estimate.value, *estimate.interval(alpha)]
-                for kind, estimate in estimate_value(rounds).items()
-            },
+            "estimates": _intervals(estimate_value(rounds), alpha),
         }
     first, true_first = judged[0]
     for name, (rounds, truth) in zip(names[1:], judged[1:], strict=True):
         told["differences"][name] = {
             "truth": truth - true_first,
-            "estimates": {
-                kind: [estimate.value, *estimate.interval(alpha)]
-                for kind, estimate in estimate_difference(first, rounds).items()
-            },
+            "estimates": _intervals(estimate_difference(first, rounds), alpha),
         }
     return told
+
+
+def _intervals(estimates: Mapping[str, Estimate], alpha: float) -> dict[str, list[float] | None]:
+    """By estimator the value and its interval; None where it is not known."""
+    return {
+        kind: [estimates[kind].value, *estimates[kind].interval(alpha)] if kind in estimates else None
+        for kind in KINDS
+    }
 
 
 def world_of(config: RunConfig) -> Path:

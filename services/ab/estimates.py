@@ -18,7 +18,9 @@ import numpy as np
 from obp.ope import DoublyRobust, InverseProbabilityWeighting, SelfNormalizedInverseProbabilityWeighting
 from scipy.stats import norm
 
-IPS, SNIPS, DR = "IPS", "SNIPS", "DR"
+from sluice.learner.ranking_metrics import effective_size
+
+KINDS = IPS, SNIPS, DR = "IPS", "SNIPS", "DR"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +42,9 @@ class Rounds:
 
     @property
     def effective_sample(self) -> float:
-        """Impressions of equal weight that would tell as much: (sum of w)^2 / sum of w^2."""
+        """Impressions of equal weight that would tell as much: (sum of w)^2 / sum of w^2, or 0."""
         weights = self.weights
-        return float(weights.sum() ** 2 / max((weights**2).sum(), np.finfo(float).tiny))
+        return effective_size(weights) if weights.any() else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +61,9 @@ class Estimate:
 
 
 def estimate_value(rounds: Rounds) -> dict[str, Estimate]:
-    """The target policy's mean reward by each estimator."""
+    """The target policy's mean reward by each estimator; empty where no impression has a weight."""
+    if not rounds.effective_sample:
+        return {}
     return {
         name: Estimate(value=value, error=_error(rounds.users, influence))
         for name, (value, influence) in _estimators(rounds).items()
@@ -67,7 +71,9 @@ def estimate_value(rounds: Rounds) -> dict[str, Estimate]:
 
 
 def estimate_difference(first: Rounds, second: Rounds) -> dict[str, Estimate]:
-    """The second target's mean reward less the first's, of the same impressions."""
+    """The second target's mean reward less the first's, of the same impressions; empty as either is."""
+    if not first.effective_sample or not second.effective_sample:
+        return {}
     ours, theirs = _estimators(first), _estimators(second)
     return {
         name: Estimate(

@@ -128,9 +128,10 @@ def _compare(
         own, second, chosen = _pair(table, arms, number)
         looks = plan_looks(len(own), plan.looks)
         plain, adjusted = look_at(own, second, looks), look_at(own, second, looks, before[chosen])
+        shown, mean = adjusted if plan.cuped else plain, float(own[~second].mean())
         told[metric] = {
-            **_tell(adjusted if plan.cuped else plain, alpha),
-            "relative": float(plain.difference[-1] / own[~second].mean()),
+            **_tell(shown, alpha),
+            "relative": float(shown.difference[-1]) / mean if mean else None,
             "removed_by_cuped": float(adjusted.removed[-1]),
         }
     return told
@@ -168,8 +169,11 @@ def _against_itself(
     }
 
 
-def _size(plan: Plan, alpha: float, values: np.ndarray, arms: np.ndarray) -> dict[str, float]:
-    """How many users a test needs, by the mean and the spread of the first policy against itself."""
+def _size(plan: Plan, alpha: float, values: np.ndarray, arms: np.ndarray) -> dict[str, float | None]:
+    """How many users a test needs, by the mean and the spread of the first policy against itself.
+
+    None where that policy has no clicks, to which an effect is relative.
+    """
     own, _, _ = _pair(values, arms, 1)
     mean, deviation, here = float(own.mean()), float(own.std(ddof=1)), len(own) / 2
     asked = (plan.effect, alpha, plan.power)
@@ -177,9 +181,9 @@ def _size(plan: Plan, alpha: float, values: np.ndarray, arms: np.ndarray) -> dic
         "mean": mean,
         "deviation": deviation,
         "users_of_arm": here,
-        "needed": users_needed(mean, deviation, *asked),
-        "needed_peeking": users_needed_peeking(mean, deviation, *asked),
-        "detectable": detectable_effect(mean, deviation, here, alpha, plan.power),
+        "needed": users_needed(mean, deviation, *asked) if mean else None,
+        "needed_peeking": users_needed_peeking(mean, deviation, *asked) if mean else None,
+        "detectable": detectable_effect(mean, deviation, here, alpha, plan.power) if mean else None,
     }
 
 

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from sluice.catalog.data.dataset import Dataset
-from sluice.catalog.errors import DataError
+from sluice.catalog.errors import ConfigError, DataError
 from sluice.catalog.simulator.clicks import examination
+from sluice.catalog.simulator.items import SEGMENTS
 from sluice.catalog.simulator.sessions import START, STEP_SECONDS
+from sluice.catalog.simulator.tables import read_log
 from sluice.catalog.simulator.truth import Truth
 from sluice.services.ab.click_model import Shown, predict_clicks
 from sluice.services.ab.estimates import Rounds
@@ -30,7 +31,7 @@ _COLUMNS = ["user_id", "item_id", "timestamp", "position", "propensity", "click"
 
 @dataclass(frozen=True, kw_only=True)
 class LoggedVisits:
-    """Whole slates of the log, of users whose every visit in these days is logged whole."""
+    """Slates of the log, of users whose every impression is logged."""
 
     users: np.ndarray  # int64 [C], rows of the data set
     histories: np.ndarray  # int64 [C], how many interactions the user had before that day
@@ -57,28 +58,58 @@ class LoggedVisits:
         )
 
 
-def read_visits(directory: Path, truth: Truth, dataset: Dataset, ids: Ids, days: int) -> LoggedVisits:
+def is_test_window(truth: Truth, dataset: Dataset, days: int) -> bool:
+    """Whether the last `days` steps of the log are of the test part.
+
+    False where the data are not split at a moment: then no day is of one part.
+
+    Raises:
+        ConfigError: they begin before the test part, or before the steps whose truth was kept.
+    """
+    world = truth.world
+    end, begins = START + world.steps * STEP_SECONDS, world.steps - days
+    if begins < world.truth_from:
+        raise ConfigError(
+            f"--log-days is {days}, and the truth of the world {world.name} is kept of the last "
+            f"{world.steps - world.truth_from} days of its log: give at most so many"
+        )
+    cuts = dataset.manifest["time_cuts"]
+    if cuts is None:
+        return False
+    whole_days = (end - cuts["test_from"]) // STEP_SECONDS
+    if days > whole_days:
+        raise ConfigError(
+            f"--log-days is {days}, and of the log's last days {whole_days} are wholly of the test part "
+            "(data.split): policies may have learned from the others. Give at most so many, or a split with "
+            "a longer test part"
+        )
+    return True
+
+
+def read_visits(
+    directory: Path, truth: Truth, dataset: Dataset, ids: Ids, days: int, served: np.ndarray
+) -> LoggedVisits:
     """The visits of the last `days` steps of the log in `directory`, of those who had a history before.
 
-    A user whose log lacks impressions in these days is left out: the clicks alone would be a log of a shop in
-    which everything is clicked.
+    `served` are the rows of users to take. Users of segment B are left out unless all their impressions are
+    logged: their clicks are likelier to be logged than the rest, so a slate of theirs that happens to be
+    logged whole is one of many clicks.
 
     Raises:
         DataError: no user is left.
     """
     first = truth.world.steps - days
     since = START + first * STEP_SECONDS
-    table = pq.read_table(
-        directory / "interactions.parquet", columns=_COLUMNS, filters=[("timestamp", ">=", since)]
-    )
+    table = read_log(directory, _COLUMNS, ("timestamp", ">=", since))
     columns = {name: table[name].to_numpy() for name in _COLUMNS}
     row_of = np.full(truth.world.users.count, -1)
     row_of[ids.users] = np.arange(len(ids.users))
     users, steps = row_of[columns["user_id"]], truth.steps_of(columns["timestamp"])
     pairs, visit = np.unique(np.stack([users, steps]), axis=1, return_inverse=True)
     owners, days_of = pairs
-    partial = np.bincount(visit) < truth.world.logger.slate
-    known = (owners >= 0) & ~np.isin(owners, owners[partial])
+    known = np.isin(owners, served)
+    if truth.world.segment_b.leak < 1:
+        known &= truth.segment[ids.users[owners]] == SEGMENTS.index("A")
     histories = np.array(
         [
             np.searchsorted(
@@ -100,9 +131,9 @@ def read_visits(directory: Path, truth: Truth, dataset: Dataset, ids: Ids, days:
     ).take(known & (histories > 0))
     if not len(visits.users):
         raise DataError(
-            f"in the last {days} days of the log in {directory} no user has whole slates, and off-policy "
-            "estimates need impressions without a click: simulate with segment_b.share below 1 or "
-            "segment_b.leak 1"
+            f"in the last {days} days of the log in {directory} none of the {len(served)} users of the test "
+            "has all impressions logged, and off-policy estimates need those without a click: simulate with "
+            "segment_b.share below 1 or segment_b.leak 1, or take more --users"
         )
     return visits
 

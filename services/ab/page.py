@@ -1,6 +1,6 @@
 """What a test says: sentences, and `ab.html` with the interval over time, the truth, the log, the bandit."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from sluice.services.report.report import render
 
 PAGE = "ab.html"
 _SAYS = {BETTER: "is better than", WORSE: "is worse than", LEVEL: "is not told apart from"}
+_UNKNOWN = "not known"
 _COLORS = (BLUE, ORANGE, GREEN, PURPLE, RED, TEAL, GREY)
 Told = Mapping[str, Any]
 
@@ -62,6 +63,10 @@ def _itself(result: Told) -> str:
 
 def _size(result: Told) -> str:
     size, plan = result["size"], result["plan"]
+    if size["needed"] is None:
+        return (
+            f"Size: {_UNKNOWN}: no clicks of {result['policies'][0]['name']}, to which a change is relative."
+        )
     return (
         f"Size: to notice a change of clicks by {plan['effect']:.1%} with power {plan['power']:.0%} takes "
         f"{size['needed']:,.0f} users in each arm with one look at the end, {size['needed_peeking']:,.0f} "
@@ -87,8 +92,12 @@ def _test_sentences(test: Told, cuped: bool) -> Iterator[str]:
 def _difference(told: Told, unit: str) -> str:
     return (
         f"{told['difference'][-1]:+.4f} [{told['low'][-1]:+.4f}, {told['high'][-1]:+.4f}] {unit}, "
-        f"{told['relative']:+.1%}{_when(told)}"
+        f"{_relative(told['relative'])}{_when(told)}"
     )
+
+
+def _relative(change: float | None) -> str:
+    return f"in relation {_UNKNOWN}" if change is None else f"{change:+.1%}"
 
 
 def _when(told: Told) -> str:
@@ -99,11 +108,13 @@ def _when(told: Told) -> str:
 
 def _log_sentences(result: Told) -> Iterator[str]:
     log, first = result["off_policy"], result["policies"][0]["name"]
-    for name, of in log["differences"].items():
-        estimates = ", ".join(
-            f"{kind} {value:+.4f} [{low:+.4f}, {high:+.4f}]"
-            for kind, (value, low, high) in of["estimates"].items()
+    if not log["of_test"]:
+        yield (
+            "The data are not split at a moment, so the policies may have learned from the days of the log "
+            "that the estimates are of."
         )
+    for name, of in log["differences"].items():
+        estimates = ", ".join(f"{kind} {_estimate(told, '+')}" for kind, told in of["estimates"].items())
         samples = [log["policies"][policy]["effective_sample"] for policy in (first, name)]
         yield (
             f"From the log alone ({log['users']:,} users, {log['impressions']:,} impressions): {name} less "
@@ -153,8 +164,15 @@ def _log_rows(result: Told) -> Iterator[list[str]]:
 def _log_cells(name: str, of: Told, sign: str) -> Iterator[str]:
     yield name
     yield f"{of['truth']:{sign}.4f}"
-    for value, low, high in of["estimates"].values():
-        yield f"{value:{sign}.4f} [{low:{sign}.4f}, {high:{sign}.4f}]"
+    for told in of["estimates"].values():
+        yield _estimate(told, sign)
+
+
+def _estimate(told: Sequence[float] | None, sign: str) -> str:
+    if told is None:
+        return _UNKNOWN
+    value, low, high = told
+    return f"{value:{sign}.4f} [{low:{sign}.4f}, {high:{sign}.4f}]"
 
 
 def _chart(told: Told, truth: float, salt: str) -> str:

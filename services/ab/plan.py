@@ -1,5 +1,6 @@
 """What is settled before anybody is served. Imports nothing heavy: the command line makes options of it."""
 
+import math
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -35,7 +36,9 @@ class Plan:
         for name in ("visits", "log_days", "looks", "replays"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} is {getattr(self, name)}: give at least 1")
-        if not 0 < self.alpha < self.power < 1 or self.effect <= 0:
+        if self.seed < 0:
+            raise ConfigError(f"--seed is {self.seed}: give at least 0")
+        if not 0 < self.alpha < self.power < 1 or not 0 < self.effect < math.inf:
             raise ConfigError(
                 f"--alpha is {self.alpha}, --power {self.power}, --effect {self.effect}: give "
                 "0 < alpha < power < 1, and an effect above 0"

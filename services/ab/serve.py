@@ -86,11 +86,15 @@ def serve_users(
         visits: days, one visit each.
         seed: of the users' luck; with the same one another policy is served under the same luck.
         progress: told the prompts done.
+
+    Raises:
+        DataError: the data set is not of the world's log.
     """
     truth = Truth.open(directory)
     ids = Ids.of(dataset, truth.world)
     world = LiveWorld(directory, ids.users[users], seed)
     histories = [dataset.items_of(user) for user in users.tolist()]
+    _check_histories(world, ids, histories, directory)
     shown, sums, finished = np.zeros(len(users)), np.zeros((4, len(users))), 0
 
     def advance(count: int) -> None:
@@ -115,10 +119,20 @@ def serve_users(
     return Outcomes(clicks=clicks, dwell=dwell, expected=expected, liked=liked, impressions=shown)
 
 
+def _check_histories(world: LiveWorld, ids: Ids, histories: Sequence[np.ndarray], directory: Path) -> None:
+    """Whatever a history has was clicked in the world. Ids alone are alike in all worlds of one size."""
+    for row, history in enumerate(histories):
+        if not world.consumed[row, ids.items[history]].all():
+            raise DataError(
+                f"the data set has interactions that are no clicks of the log in {directory}: give the world "
+                "whose log the data set is made of by --world, prepared with source.unclicked impression"
+            )
+
+
 def _whole_numbers(ids: Sequence[str], limit: int, what: str) -> np.ndarray:
     try:
         numbers = np.array(ids, dtype=np.int64)
-    except ValueError:
+    except (ValueError, OverflowError):
         numbers = np.array([-1])
     if len(numbers) and (numbers.min() < 0 or numbers.max() >= limit):
         raise DataError(

@@ -1,6 +1,8 @@
 """A policy behind the rollout engine of training, asked for slates: histories in, the likeliest items out."""
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
@@ -13,12 +15,21 @@ from sluice.catalog.data.dataset import Dataset
 from sluice.catalog.decoding import Decoding
 from sluice.catalog.fingerprint import fingerprint_catalogue
 from sluice.catalog.trie.vocabulary import Vocabulary
-from sluice.learner.policy.policy import load_policy
+from sluice.learner.policy.policy import Policy, load_policy
 from sluice.services.config import RunConfig
 from sluice.services.paths import RunPaths
 from sluice.services.run.engines import engine_arguments
 
 NO_ITEM = -1
+
+
+def load_for(policy: Path, dataset: Dataset) -> Policy:
+    """The policy in a directory, which must be of the data set's catalogue.
+
+    Raises:
+        PolicyError: there is none, or it is of another catalogue.
+    """
+    return load_policy(policy, fingerprint_catalogue(dataset.item_ids, dataset.codes))
 
 
 class SlateMaker:
@@ -30,13 +41,13 @@ class SlateMaker:
         Raises:
             PolicyError: there is no policy, or it is of another catalogue.
         """
-        layout = load_policy(policy, fingerprint_catalogue(dataset.item_ids, dataset.codes)).layout
-        self._vocabulary = Vocabulary.of(dataset.codes, layout)
+        self._vocabulary = Vocabulary.of(dataset.codes, load_for(policy, dataset).layout)
         self._history, self._slots = dataset.settings.max_history, slots
         beams = max(slots, config.evaluation.beam_width)
         arguments = engine_arguments(config, RunPaths.of(config), self._vocabulary, config.seed)
         arguments["policy_dir"] = policy
-        arguments["decoding"] = Decoding(kind="beam", candidates=beams, constrained=True)
+        self._decoding = Decoding(kind="beam", candidates=beams, constrained=True)
+        arguments["decoding"] = self._decoding
         given = config.rollout.engine
         settings = given if isinstance(given, TreeEngineSettings) else TreeEngineSettings()
         self._engine = TreeEngine(**arguments, engine=settings)
@@ -49,23 +60,30 @@ class SlateMaker:
     ) -> np.ndarray:
         """Slates of item rows, int32 [n, S], best first; NO_ITEM where there are no more.
 
+        Where fewer items are left than beams, there are as many beams as items.
+
         Args:
             histories: [n] item rows, oldest first, at least one.
             excluded: [n] item rows that may not be shown.
             done: told how many prompts each step did.
-
-        Raises:
-            DataError: so much is excluded that fewer items are left than beams.
         """
         slates = np.full((len(histories), self._slots), NO_ITEM, dtype=np.int32)
         order = np.argsort([-len(history) for history in histories], kind="stable")  # like lengths together
-        self._engine.submit([self._request(row, histories[row], excluded[row]) for row in order.tolist()])
+        by_beams: defaultdict[int, list[GenerateRequest]] = defaultdict(list)
+        for row in order.tolist():
+            left = self._vocabulary.trie.items_without(excluded[row])
+            beams = min(self._decoding.candidates, left)
+            by_beams[beams].append(self._request(row, histories[row], excluded[row]))
+        done(len(by_beams.pop(0, [])))  # nothing is left to show
+        for beams, requests in by_beams.items():
+            self._engine.submit(requests, replace(self._decoding, candidates=beams))
         while self._engine.in_flight:
             generations = self._engine.step()
             for generation in generations:
                 items = self._vocabulary.trie.lookup(generation.tokens)
                 items[~np.isfinite(generation.log_probs.sum(axis=1))] = NO_ITEM
-                slates[int(generation.request_id)] = items[: self._slots]
+                items = items[: self._slots]
+                slates[int(generation.request_id), : len(items)] = items
             done(len(generations))
         return slates
 

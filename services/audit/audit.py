@@ -250,7 +250,7 @@ def _write(paths: RunPaths, audit: Audit, parts: Parts) -> None:
     directory.mkdir(exist_ok=True)
     rules = [{"name": rule.name, "change": rule.change} for rule in deciding_rules(audit)]
     told = {"verdict": verdict(audit), "rules": rules, **audit.as_json()}
-    write_atomically(directory / JSON_FILE, json.dumps(told, indent=1))
+    write_atomically(directory / JSON_FILE, json.dumps(told, indent=1, allow_nan=False))
     write_page(directory / PAGE_FILE, audit)
     trust, groups = parts.groups.trust, parts.groups
     if trust is None:

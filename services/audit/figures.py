@@ -1,10 +1,10 @@
 """Everything that an audit measures, and what it says of it in JSON."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from sluice.catalog.files import to_finite
 from sluice.learner.gate.settings import GateSettings
 from sluice.services.audit.bound import Bound
 from sluice.services.audit.estimate import Estimate
@@ -43,15 +43,5 @@ class Audit:
     def as_json(self) -> dict[str, Any]:
         """All of it; a number that is not finite is null."""
         values = asdict(self) | {"gate": self.gate.model_dump(mode="json")}
-        cleaned: dict[str, Any] = _finite(values)
+        cleaned: dict[str, Any] = to_finite(values)
         return cleaned
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {name: _finite(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

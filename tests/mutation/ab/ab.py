@@ -29,15 +29,19 @@ _SEQUENCES = (
 _SPLIT = (
     ('f"arm/{seed}"', '"arm"'),
     ('f"order/{seed}"', 'f"arm/{seed}"'),
-    ("effect * mean / deviation", "effect / deviation"),
+    (
+        "(_quantiles(alpha, power) * deviation / (effect * mean)) ** 2",
+        "(_quantiles(alpha, power) / effect) ** 2",
+    ),
+    ("norm.isf(alpha / 2) + norm.ppf(power)", "norm.isf(alpha) + norm.ppf(power)"),
     ("2 * (deviation * (margin", "(deviation * (margin"),
     (" + float(norm.ppf(power)))", ")"),
-    ("float(size) * deviation / mean", "float(size) * deviation"),
+    ("np.sqrt(2 / users) * deviation / mean", "np.sqrt(2 / users) * deviation"),
 )
 
 _ESTIMATES = (
     ("self.action] / self.propensity", "self.action] * self.propensity"),
-    ("weights.sum() ** 2 / max", "weights.sum() / max"),
+    ("effective_size(weights) if weights.any() else 0.0", "float(len(weights))"),
     ("snips - snips.mean() * weights / weights.mean()", "snips - snips.mean()"),
     ("theirs[name][0] - ours[name][0]", "ours[name][0] - theirs[name][0]"),
     ("theirs[name][1] - ours[name][1]", "theirs[name][1]"),
@@ -60,6 +64,7 @@ _EXPERIMENT = (
     ("alpha = plan.alpha / (len(names) - 1)", "alpha = plan.alpha"),
     ("values[arms, np.arange(len(arms))]", "values[0]"),
     ("adjusted if plan.cuped else plain", "adjusted"),
+    ("float(shown.difference[-1]) / mean", "float(plain.difference[-1]) / mean"),
     ("BETTER if low[outside[0]] > 0", "BETTER if low[-1] > 0"),
     ("own.std(ddof=1)", "own.var(ddof=1)"),
     ("stream.random(order.shape) < 0.5", "order < order.shape[1] / 2"),
@@ -73,8 +78,13 @@ _SERVED = (
     ("serve", "LiveWorld(directory, ids.users[users], seed)", "LiveWorld(directory, users, seed)"),
     ("serve", " * examination(truth.world.click, slates.shape[1])", ""),
     ("serve", "np.where(slates == NO_ITEM, NO_ITEM, self.items[slates])", "self.items[slates]"),
-    ("slates", "slates[int(generation.request_id)] = items", "slates[len(slates) - 1] = items"),
-    ("logs", "known = (owners >= 0) & ~np.isin(owners, owners[partial])", "known = owners >= 0"),
+    ("slates", "slates[int(generation.request_id), :", "slates[len(slates) - 1, :"),
+    ("logs", "if truth.world.segment_b.leak < 1:", "if truth.world.segment_b.leak == 0:"),
+    ("logs", "known = np.isin(owners, served)", "known = owners >= 0"),
+    ("logs", "if days > whole_days:", "if days > whole_days + 1:"),
+    ("logs", "if begins < world.truth_from:", "if begins < 0:"),
+    ("serve", "if not world.consumed[row, ids.items[history]].all():", "if False:"),
+    ("slates", "beams = min(self._decoding.candidates, left)", "beams = self._decoding.candidates"),
     ("logs", "START + step * STEP_SECONDS", "START + (step + 1) * STEP_SECONDS"),
     ("logs", "same.argmax(axis=1), slates.shape[1])", "same.argmax(axis=1), 0)"),
     ("logs", "(mean[visits.visit] * looked_at).mean()", "mean[visits.visit].mean()"),
@@ -97,5 +107,6 @@ AB_MUTANTS = (
     *(Mutant(f"{_ROOM}/experiment.py", old, new, _IN["experiment"]) for old, new in _EXPERIMENT),
     *(Mutant(f"{_ROOM}/{name}.py", old, new, _IN[_TESTED[name]]) for name, old, new in _SERVED),
     Mutant(f"{_ROOM}/command.py", "- true_first", "", _IN["command"]),
+    Mutant(f"{_ROOM}/command.py", "load_for(policy, dataset)", "pass", _IN["command"]),
     Mutant(f"{_ROOM}/plan.py", "users < least", "users <= least - 1000", _IN["experiment"]),
 )

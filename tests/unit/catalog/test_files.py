@@ -15,6 +15,7 @@ from sluice.catalog.files import (
     remove_leftovers,
     replace_directory,
     sha256_of,
+    to_finite,
     write_atomically,
 )
 
@@ -230,3 +231,8 @@ def test_nobody_else_writes_aside_or_hashes():
     }
     assert ("catalog/files.py", "fsync") in ways
     assert {way for way in ways if way[0] != "catalog/files.py"} == PLAIN_WRITES
+
+
+def test_a_number_that_json_has_no_word_for_is_null():
+    value = {"a": [1.0, float("nan")], "b": {"c": (float("inf"), 2)}, "d": "nan", "e": None}
+    assert to_finite(value) == {"a": [1.0, None], "b": {"c": [None, 2]}, "d": "nan", "e": None}

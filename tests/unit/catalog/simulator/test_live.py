@@ -34,6 +34,14 @@ def clicks_of(world, slates, days):
     return np.stack([world.visit(slates).clicked for _ in range(days)])
 
 
+def test_a_world_without_its_log_is_refused(directory, tmp_path):
+    for path in directory.iterdir():
+        if path.name != "interactions.parquet":
+            (tmp_path / path.name).symlink_to(path)
+    with pytest.raises(DataError, match=r"the log of the world .* cannot be read"):
+        LiveWorld(tmp_path, USERS, 0)
+
+
 def test_users_are_as_the_log_left_them(directory):
     world, truth = LiveWorld(directory, USERS, 0), Truth.open(directory)
     for row, user in enumerate(USERS.tolist()):

@@ -1,4 +1,7 @@
-"""A small shop whose truth is known: its log prepared, and slates that are as good or bad as a test wants."""
+"""A small shop whose truth is known: its log prepared, and slates that are as good or bad as a test wants.
+
+The log has 12 days. The last 8 are the test part.
+"""
 
 from types import SimpleNamespace
 
@@ -6,6 +9,7 @@ import numpy as np
 import pytest
 
 from sluice.catalog.data.dataset import Dataset
+from sluice.catalog.simulator.sessions import START, STEP_SECONDS
 from sluice.catalog.simulator.truth import Truth
 from sluice.learner.policy.policy import build_policy, save_policy
 from sluice.learner.settings import PolicySettings
@@ -26,6 +30,10 @@ def shop(tmp_path_factory):
         f"data.source.interactions=[{directory / 'world' / 'interactions.parquet'}]",
         f"data.source.catalogue={directory / 'world' / 'items.parquet'}",
         "data.semantic_ids.level_sizes=[8, 8]",
+        *(
+            f"data.split.{part}_from={START + day * STEP_SECONDS}"
+            for part, day in (("fresh", 2), ("valid", 3), ("test", 4))
+        ),
         f"output={directory / 'runs'}",
         "evaluation.beam_width=10",
     )

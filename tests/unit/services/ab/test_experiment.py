@@ -17,7 +17,8 @@ PLAN = Plan(visits=3, looks=10, replays=50)
 
 def outcomes_of(rate, seed):
     """Of 4,000 users with 24 impressions each."""
-    clicks = draw_users(np.random.default_rng(seed), 1, users=4000, rate=rate)[0]
+    stream = np.random.default_rng(seed)
+    clicks = draw_users(stream, 1, users=4000, rate=rate)[0] if rate else np.zeros(4000)
     flat = np.full(4000, rate)
     return Outcomes(
         clicks=clicks, dwell=30 * clicks, expected=flat, liked=flat, impressions=np.full(4000, 24.0)
@@ -74,6 +75,8 @@ def test_cuped_is_told_always_and_used_when_asked():
     clicks, other = (told["tests"][0]["clicks"] for told in (plain, used))
     assert clicks["removed_by_cuped"] == other["removed_by_cuped"] > 0.1
     assert clicks["difference"] != other["difference"]
+    for of in (clicks, other):
+        assert of["relative"] == pytest.approx(of["difference"][-1] / plain["policies"][0]["clicks"])
     widths = [of["high"][-1] - of["low"][-1] for of in (clicks, other)]
     assert widths[1] == pytest.approx(widths[0] * np.sqrt(1 - clicks["removed_by_cuped"]))
 
@@ -85,6 +88,15 @@ def test_the_size_is_of_the_first_policy_against_itself():
     assert told["size"]["deviation"] == pytest.approx(own.std(ddof=1))
     assert told["size"]["users_of_arm"] == 2000
     assert told["size"]["needed"] < told["size"]["needed_peeking"]
+
+
+def test_what_is_relative_to_no_clicks_is_not_known():
+    silent, other = outcomes_of(0.0, 0), outcomes_of(0.10, 1)
+    told = describe_test(PLAN, ["p0", "p1"], USERS, [silent, other], np.zeros(4000))
+    for name in ("needed", "needed_peeking", "detectable"):
+        assert told["size"][name] is None
+    assert told["tests"][0]["clicks"]["relative"] is told["tests"][0]["dwell"]["relative"] is None
+    assert told["tests"][0]["clicks"]["verdict"] == "better"
 
 
 def test_the_first_look_outside_decides():
@@ -124,6 +136,9 @@ def test_in_a_world_better_equal_and_worse_slates_are_told(shop, planted):
         ({"alpha": 0.0}, "0 < alpha < power < 1"),
         ({"power": 1.0}, "0 < alpha < power < 1"),
         ({"effect": 0.0}, "effect above 0"),
+        ({"effect": float("nan")}, "effect above 0"),
+        ({"effect": float("inf")}, "effect above 0"),
+        ({"seed": -1}, "--seed is -1"),
         ({"looks": 40}, "1000 users are too few for 40 looks at 2 arms, which need 1600"),
     ],
 )

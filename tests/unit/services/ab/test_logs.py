@@ -1,13 +1,17 @@
 """The log as rounds: whose slates are whole, what came before, and what an estimate is compared with."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
-from sluice.catalog.errors import DataError
+from sluice.catalog.errors import ConfigError, DataError
 from sluice.catalog.simulator.sessions import START, STEP_SECONDS
+from sluice.catalog.simulator.truth import Truth
 from sluice.services.ab.click_model import Shown, predict_clicks
 from sluice.services.ab.estimates import DR, IPS, SNIPS, estimate_value
-from sluice.services.ab.logs import judge_visits, read_visits
+from sluice.services.ab.logs import is_test_window, judge_visits, read_visits
 from sluice.services.ab.serve import Ids
 from sluice.services.stages.simulate import simulate_world
 from tests.unit.catalog.simulator.worlds import small_world
@@ -17,7 +21,7 @@ DAYS = 4
 
 
 def visits_of(shop, days=DAYS):
-    return read_visits(shop.world, shop.truth, shop.dataset, shop.ids, days)
+    return read_visits(shop.world, shop.truth, shop.dataset, shop.ids, days, np.arange(shop.dataset.users))
 
 
 def test_visits_are_whole_slates_of_users_whose_impressions_are_logged(shop):
@@ -54,9 +58,48 @@ def test_visits_are_taken_with_their_impressions(shop):
 def test_a_log_of_clicks_alone_is_refused(shop, tmp_path):
     world = small_world(users__count=400, items__count=200, segment_b__share=1.0)
     simulate_world(world, tmp_path / "w")
-    ids = Ids.of(shop.dataset, world)
-    with pytest.raises(DataError, match="no user has whole slates"):
-        read_visits(tmp_path / "w", shop.truth, shop.dataset, ids, DAYS)
+    ids, users = Ids.of(shop.dataset, world), np.arange(shop.dataset.users)
+    with pytest.raises(DataError, match="none of the 400 users of the test has all impressions logged"):
+        read_visits(tmp_path / "w", Truth.open(tmp_path / "w"), shop.dataset, ids, DAYS, users)
+
+
+def test_a_log_that_has_some_impressions_tells_of_segment_a_alone(shop, tmp_path):
+    """Slates of B that happen to be whole are those of many clicks."""
+    world = small_world(users__count=400, items__count=200, segment_b__leak=0.8)
+    simulate_world(world, tmp_path / "w")
+    truth, users = Truth.open(tmp_path / "w"), np.arange(shop.dataset.users)
+    visits = read_visits(tmp_path / "w", truth, shop.dataset, shop.ids, 1, users)
+    assert set(truth.segment[shop.ids.users[visits.users]]) == {0}
+    all_logged = replace(truth, world=small_world(users__count=400, items__count=200, segment_b__leak=1.0))
+    visits = read_visits(tmp_path / "w", all_logged, shop.dataset, shop.ids, 1, users)
+    assert set(truth.segment[shop.ids.users[visits.users]]) == {0, 1}
+
+
+def test_visits_are_of_the_users_of_the_test(shop):
+    owners = np.unique(visits_of(shop).users)
+    some = read_visits(shop.world, shop.truth, shop.dataset, shop.ids, DAYS, owners[3:5])
+    assert np.unique(some.users).tolist() == owners[3:5].tolist()
+    of_b = np.flatnonzero(shop.truth.segment[shop.ids.users] == 1)
+    with pytest.raises(DataError, match="take more --users"):
+        read_visits(shop.world, shop.truth, shop.dataset, shop.ids, DAYS, of_b)
+
+
+def test_the_days_of_the_log_are_those_of_test(shop):
+    """It begins with day 4 of 12; a cut within a day leaves that day out."""
+    assert is_test_window(shop.truth, shop.dataset, 8)
+    with pytest.raises(
+        ConfigError, match="--log-days is 9, and of the log's last days 8 are wholly of the test"
+    ):
+        is_test_window(shop.truth, shop.dataset, 9)
+    cuts = {"valid_from": START, "test_from": START + 4 * STEP_SECONDS + 1}
+    late, by_user = (SimpleNamespace(manifest={"time_cuts": of}) for of in (cuts, None))
+    with pytest.raises(ConfigError, match="last days 7 are"):
+        is_test_window(shop.truth, late, 8)
+    assert is_test_window(shop.truth, by_user, 12) is False
+    kept = replace(shop.truth, world=small_world(truth_from=6))
+    assert is_test_window(kept, shop.dataset, 6)
+    with pytest.raises(ConfigError, match="is kept of the last 6 days"):
+        is_test_window(kept, shop.dataset, 7)
 
 
 def test_the_rounds_are_uniform_over_the_slate(shop, planted):

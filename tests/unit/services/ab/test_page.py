@@ -6,6 +6,7 @@ from sluice.services.ab.page import sentences_of, write_page
 from tests.unit.services.ab.test_experiment import told_of
 
 OFF_POLICY = {
+    "of_test": True,
     "impressions": 5000,
     "users": 300,
     "policies": {
@@ -53,6 +54,18 @@ def test_the_log_and_the_bandit_are_said():
     assert "p1 less p0: IPS +0.0150 [-0.0100, +0.0400]; the truth of these is +0.0200" in said[-2]
     assert "Effective sample: 812 and 640 impressions" in said[-2]
     assert said[-1].startswith("Thompson sampling: p1, which is truly best, served ")
+
+
+def test_what_is_not_known_is_said(tmp_path):
+    result = result_of(0.0, 0.10)
+    unknown = {"truth": 0.02, "estimates": {"IPS": None}}
+    result["off_policy"] = {**OFF_POLICY, "of_test": False, "differences": {"p1": unknown}}
+    said = list(sentences_of(result))
+    assert said[1] == "Size: not known: no clicks of p0, to which a change is relative."
+    assert "in relation not known" in said[2]
+    assert "the policies may have learned from the days of the log" in said[-3]
+    assert "p1 less p0: IPS not known; the truth of these is +0.0200" in said[-2]
+    assert "<td>not known</td>" in write_page(result, tmp_path).read_text()
 
 
 def test_the_page_has_a_row_for_each_figure(tmp_path):

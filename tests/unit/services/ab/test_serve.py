@@ -1,5 +1,7 @@
 """Users are served from where the log left them: their history, what they may see, and what they did."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -9,6 +11,8 @@ from sluice.learner.policy.policy import build_policy, load_policy, mark_catalog
 from sluice.learner.settings import PolicySettings
 from sluice.services.ab.serve import Ids, serve_users
 from sluice.services.ab.slates import NO_ITEM, SlateMaker
+from sluice.services.stages.simulate import simulate_world
+from tests.unit.catalog.simulator.worlds import small_world
 
 USERS = np.array([5, 0, 17, 200])
 
@@ -60,6 +64,19 @@ def test_the_ids_of_another_world_are_refused(shop):
         Ids.of(shop.dataset, few)
 
 
+def test_another_world_of_the_same_size_is_refused(shop, planted, tmp_path):
+    simulate_world(small_world(users__count=400, items__count=200, seed=1), tmp_path / "w")
+    other = SimpleNamespace(world=tmp_path / "w", dataset=shop.dataset)
+    with pytest.raises(DataError, match="interactions that are no clicks of the log in"):
+        serve(other, planted(1))
+
+
+def test_ids_that_no_integer_holds_are_refused(shop):
+    huge = SimpleNamespace(user_ids=[str(10**30)], item_ids=shop.dataset.item_ids)
+    with pytest.raises(DataError, match="users that are none of the world's"):
+        Ids.of(huge, shop.truth.world)
+
+
 def test_ids_and_rows_belong_together(shop):
     rows = np.array([[0, 3, NO_ITEM]])
     known = [int(shop.dataset.item_ids[row]) for row in (0, 3)]
@@ -83,6 +100,19 @@ def test_slates_are_the_engines_beams_without_what_is_excluded(shop):
         assert not set(after) & set(before[:2]) and len(set(after)) == 4 and (after >= 0).all()
     with SlateMaker(shop.config, shop.policies[1], shop.dataset, 4) as other:
         assert (other.make(histories, nothing) != free).any()
+
+
+def test_a_slate_is_filled_as_far_as_items_are_left(shop):
+    """Beams are more than what is left: 5 items, 2, none."""
+    histories = [shop.dataset.items_of(user) for user in USERS.tolist()]
+    rows, done = np.arange(shop.dataset.items), []
+    excluded = [rows[5:], rows[2:], rows, rows[:0]]
+    with SlateMaker(shop.config, shop.policies[0], shop.dataset, 4) as maker:
+        slates = maker.make(histories, excluded, done.append)
+    assert sum(done) == 4
+    assert len(set(slates[0])) == 4 and set(slates[0]) <= set(range(5))
+    assert sorted(slates[1]) == [NO_ITEM, NO_ITEM, 0, 1] and (slates[1][2:] == NO_ITEM).all()
+    assert (slates[2] == NO_ITEM).all() and (slates[3] >= 0).all()
 
 
 def test_a_policy_of_another_catalogue_is_refused(shop, tmp_path):

@@ -41,6 +41,7 @@ def test_the_size_is_that_of_the_formula():
     needed = users_needed(0.1, 0.08, 0.05, 0.05, 0.8)
     assert needed == pytest.approx(2 * (1.959964 + 0.841621) ** 2 * 0.08**2 / 0.005**2, rel=1e-4)
     assert detectable_effect(0.1, 0.08, needed, 0.05, 0.8) == pytest.approx(0.05, rel=1e-4)
+    assert users_needed(0.1, 0.08, 5.0, 0.05, 0.8) == pytest.approx(needed / 100**2)
     assert users_needed_peeking(0.1, 0.08, 0.05, 0.05, 0.8) > 1.5 * needed
 
 
