@@ -32,7 +32,8 @@ class StudySet(Settings):
         default=None,
         description="Config of a simulated world (`docs/studies/simulator.md`), which is made first: its "
         "files take the place of `data.source.interactions` and `data.source.catalogue`, and of "
-        "`data.source.users` where the config names it, and its truth judges the arms. null: the config names its own logs, and nobody knows the truth.",
+        "`data.source.users` where the config names it, and its truth judges the arms. null: the config "
+        "names its own logs, and nobody knows the truth.",
     )
     world_set: tuple[str, ...] = Field(default=(), description="Dials of the world that change.")
 
