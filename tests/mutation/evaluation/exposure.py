@@ -33,6 +33,8 @@ _CLEANING = (
 )
 
 _OTHERS = (
+    ("services/stages/log_checks.py", "        if count == 0:", "        if False:", IN_PREPARE),
+    ("services/stages/log_warnings.py", 'and known < counts["interactions"]', "", IN_PREPARE),
     (
         "services/stages/prepare.py",
         "if field.name in self._source.columns]",

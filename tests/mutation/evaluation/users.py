@@ -12,6 +12,13 @@ _EDITS = (
         "self._user_attributes[user]",
         _IN_PREPARE,
     ),
+    (
+        "services/stages/log_checks.py",
+        "    if with_attributes:\n        return\n",
+        "    return\n",
+        _IN_PREPARE,
+    ),
+    ("catalog/data/items.py", "len(texts) > MOST_VALUES", "len(texts) >= MOST_VALUES", _IN_PREPARE),
     ("services/stages/prepare.py", "sum(not texts for", "sum(bool(texts) for", _IN_PREPARE),
     (
         "catalog/data/sources.py",
