@@ -147,6 +147,11 @@ class TableSource(Settings):
                 f"users is {self.users!r} and user_columns.attributes names "
                 f"{', '.join(self.user_columns.attributes) or 'no column'}: give both, or neither"
             )
+        if self.users is None and self.user_columns != UserColumns():
+            raise ValueError(
+                f"user_columns.id is {self.user_columns.id!r}, and users names no file: name it, or leave "
+                "user_columns out"
+            )
         return self
 
 

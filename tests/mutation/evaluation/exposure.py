@@ -33,6 +33,24 @@ _CLEANING = (
 )
 
 _OTHERS = (
+    (
+        "services/config.py",
+        'for name in ("propensity_clip", "examination")',
+        'for name in ("examination",)',
+        ("services/test_config.py",),
+    ),
+    (
+        "services/preflight/sample.py",
+        'present.pop("slate_position", None)',
+        "pass",
+        ("services/preflight/test_ranker.py",),
+    ),
+    (
+        "services/preflight/sample.py",
+        'not known.get(count["values"]), ',
+        "",
+        ("services/preflight/test_ranker.py",),
+    ),
     ("services/stages/log_checks.py", "        if count == 0:", "        if False:", IN_PREPARE),
     ("services/stages/log_warnings.py", 'and known < counts["interactions"]', "", IN_PREPARE),
     (

@@ -89,6 +89,12 @@ def test_a_column_that_is_not_there_is_named(tmp_path):
         prepare_data(write(tmp_path / "raw", known), tmp_path / "out")
 
 
+def test_the_name_of_an_id_needs_a_table_of_users():
+    source = {"type": "table", "interactions": ["log.parquet"], "user_columns": {"id": "uid"}}
+    with pytest.raises(ValidationError, match=r"user_columns.id is 'uid', and users names no file"):
+        DataSettings.model_validate({"source": source})
+
+
 @pytest.mark.parametrize(
     "source", [{"users": "users.parquet"}, {"user_columns": {"attributes": ["age"]}}], ids=["file", "columns"]
 )
