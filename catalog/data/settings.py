@@ -132,7 +132,7 @@ class TableSource(Settings):
         default=None,
         exclude_if=is_still(None),
         description="File of what is known of the users beside the log. The built-in ranker learns from the "
-        "attributes in it. null: nothing is.",
+        "attributes in it, at most 64 of a user. null: nothing is.",
     )
     user_columns: UserColumns = Field(
         default=UserColumns(),
