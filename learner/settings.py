@@ -289,5 +289,6 @@ class EvaluationSettings(Settings):
         default="auto",
         exclude_if=is_still("auto"),
         description="Which validation HR@10 says that a checkpoint is the best. logged: each example counts "
-        "alike. weighted: by inverse propensity. auto: weighted where the log has propensities.",
+        "alike. weighted: by inverse propensity. auto: weighted where the weights know as much as 100 equal "
+        "examples do. The test examples are judged by the same rule.",
     )

@@ -175,11 +175,20 @@ class RunConfig(Settings):
     @model_validator(mode="after")
     def _weights_have_propensities(self) -> "RunConfig":
         columns = getattr(self.data.source, "columns", None)
-        if self.evaluation.select_by == "weighted" and (columns is None or columns.propensity is None):
-            raise ValueError(
-                "evaluation.select_by is weighted, and the log has no propensities: name their column in "
-                "data.source.columns.propensity, or set select_by to auto or logged"
-            )
+        given, unchanged = self.evaluation, EvaluationSettings()
+        if columns is None or columns.propensity is None:
+            changes = [
+                f"evaluation.{name} is {value}"
+                for name in ("propensity_clip", "examination")
+                if (value := getattr(given, name)) != getattr(unchanged, name)
+            ]
+            if given.select_by == "weighted":
+                changes.insert(0, "evaluation.select_by is weighted")
+            if changes:
+                raise ValueError(
+                    f"{' and '.join(changes)}, and the log has no propensities: name their column in "
+                    "data.source.columns.propensity, or leave it out"
+                )
         return self
 
     @model_validator(mode="after")

@@ -20,6 +20,7 @@ from sluice.catalog.errors import DataError
 from sluice.catalog.values import as_text, is_missing, number_lists, parse_numbers
 
 _BINS = 10
+MOST_VALUES = 64  # attributes of a user: the ranker holds as many numbers of every user as one of them has
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +81,9 @@ def read_user_attributes(source: LogSource, rejections: Rejections) -> dict[str,
     """The attributes of every user that the source's table of users knows, by id; None when it has none.
 
     An empty or repeated id is a bad row. A value that is missing is no attribute.
+
+    Raises:
+        DataError: a user has more than `MOST_VALUES` attributes.
     """
     if source.users is None:
         return None
@@ -89,8 +93,14 @@ def read_user_attributes(source: LogSource, rejections: Rejections) -> dict[str,
         if column != "user_id":
             more = _attribute(column.removeprefix("attribute:"), _join(parts), words=False)
             attributes = [texts + added for texts, added in zip(attributes, more, strict=True)]
-    known = (sorted(set(texts)) for texts in attributes)
-    return dict(zip(read.ids, known, strict=True))
+    known = dict(zip(read.ids, (sorted(set(texts)) for texts in attributes), strict=True))
+    for user, texts in known.items():
+        if len(texts) > MOST_VALUES:
+            raise DataError(
+                f"user {user!r} of data.source.users {source.users.path} has {len(texts)} attributes, more "
+                f"than {MOST_VALUES}: shorten the lists, or leave that column out of user_columns.attributes"
+            )
+    return known
 
 
 def attribute_matrix(attributes: list[list[str]]) -> tuple[sp.csr_matrix, list[str]]:

@@ -132,7 +132,7 @@ class TableSource(Settings):
         default=None,
         exclude_if=is_still(None),
         description="File of what is known of the users beside the log. The built-in ranker learns from the "
-        "attributes in it. null: nothing is.",
+        "attributes in it, at most 64 of a user. null: nothing is.",
     )
     user_columns: UserColumns = Field(
         default=UserColumns(),
@@ -146,6 +146,11 @@ class TableSource(Settings):
             raise ValueError(
                 f"users is {self.users!r} and user_columns.attributes names "
                 f"{', '.join(self.user_columns.attributes) or 'no column'}: give both, or neither"
+            )
+        if self.users is None and self.user_columns != UserColumns():
+            raise ValueError(
+                f"user_columns.id is {self.user_columns.id!r}, and users names no file: name it, or leave "
+                "user_columns out"
             )
         return self
 

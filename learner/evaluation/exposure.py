@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from sluice.catalog.data.dataset import Dataset
+from sluice.catalog.data.dataset import Dataset, Examples
 from sluice.catalog.errors import DataError
 from sluice.learner.ranking_metrics import effective_size, per_user
 from sluice.learner.settings import EvaluationSettings
 
 WEIGHTED = "ips_"  # before the name of a metric that is weighted by inverse propensity
+FEWEST_EFFECTIVE = 100.0  # with weights that tell less than so many equal examples, auto is logged
 _CHOOSING = ("hr@10", "ndcg@10")  # of two checkpoints: the first, and among equals the second
 
 
@@ -76,6 +77,17 @@ def weighted_means(ranks: np.ndarray, width: int | None, weights: np.ndarray) ->
     }
 
 
+def decides_weighted(summary: Mapping[str, float], settings: EvaluationSettings) -> bool:
+    """Whether the weighted metrics of examples decide, by their summary (`UserResults.summary`).
+
+    `select_by: auto` asks for `FEWEST_EFFECTIVE` effective examples: the weighted mean of fewer is chance.
+    """
+    has_weights = all(f"{WEIGHTED}{name}" in summary for name in _CHOOSING)
+    if settings.select_by == "auto":
+        return has_weights and summary["effective_examples"] >= FEWEST_EFFECTIVE
+    return has_weights and settings.select_by == "weighted"
+
+
 def choosing_metrics(summary: Mapping[str, float], settings: EvaluationSettings) -> tuple[str, ...]:
     """The names of the metrics that say which of two checkpoints is better, the first before the second.
 
@@ -86,14 +98,29 @@ def choosing_metrics(summary: Mapping[str, float], settings: EvaluationSettings)
     Raises:
         DataError: they are to be weighted, and no validation example has a propensity.
     """
-    has_weights = all(f"{WEIGHTED}{name}" in summary for name in _CHOOSING)
-    if settings.select_by == "weighted" and not has_weights:
-        raise DataError(
-            "evaluation.select_by is weighted, and no validation example has a propensity: set it to auto or "
-            "logged, or log propensities and name them in data.source.columns.propensity"
-        )
-    weighted = has_weights and settings.select_by != "logged"
+    weighted = decides_weighted(summary, settings)
+    if settings.select_by == "weighted" and not weighted:
+        raise _no_weights()
     return tuple(WEIGHTED * weighted + name for name in _CHOOSING)
+
+
+def check_choice(dataset: Dataset, examples: Examples, settings: EvaluationSettings) -> None:
+    """Whether the validation `examples` have what `select_by` asks for, before anything is trained.
+
+    Raises:
+        DataError: checkpoints are to be chosen by weights, and no example has a propensity.
+    """
+    if settings.select_by != "weighted":
+        return
+    if weigh_examples(dataset, examples.users, examples.positions, settings) is None:
+        raise _no_weights()
+
+
+def _no_weights() -> DataError:
+    return DataError(
+        "evaluation.select_by is weighted, and no validation example has a propensity: set it to auto or "
+        "logged, or log propensities and name them in data.source.columns.propensity"
+    )
 
 
 def choosing_score(summary: Mapping[str, float], settings: EvaluationSettings) -> tuple[float, float]:

@@ -30,7 +30,7 @@ from sluice.learner.batches.windows import epoch_batches
 from sluice.learner.ranker.heads import DwellHead
 from sluice.learner.ranker.item_models import Ease, ItemKNN
 from sluice.learner.ranker.known_logs import KnownLogs, ShownItems
-from sluice.learner.ranker.model import EnsembleRanker, SequenceRanker, build_member
+from sluice.learner.ranker.model import EnsembleRanker, SequenceRanker, build_member, name_user_attributes
 from sluice.learner.ranker.quality import judge_part, judge_ranker
 from sluice.learner.ranker.settings import RankerSettings
 from sluice.learner.ranker.stack import RankerPart, StackedRanker, fit_weights, name_version
@@ -151,7 +151,12 @@ def fit_ensemble(
     version = weights[:12] + ("" if settings.scores == "next_item" else f"-{settings.scores}")
     dataset = logs.dataset
     return EnsembleRanker(
-        fitted, version, dataset.settings.max_history, dataset.reward_column, settings.scores
+        fitted,
+        version,
+        dataset.settings.max_history,
+        dataset.reward_column,
+        settings.scores,
+        name_user_attributes(dataset),
     )
 
 

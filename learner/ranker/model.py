@@ -73,7 +73,8 @@ class SequenceRanker(nn.Module):
             self.register_buffer("user_codes", user_codes, persistent=False)
             kinds = int(user_codes.max()) + 1
             self.user_embedding = nn.EmbeddingBag(kinds, hidden_size, mode="mean", padding_idx=0)
-            nn.init.normal_(self.user_embedding.weight[1:], std=0.03)
+            # One that no user of the logs has, such as that of strangers, is never learned and stays 0.
+            nn.init.zeros_(self.user_embedding.weight)
 
     def item_vectors(self) -> torch.Tensor:
         """`[N + 1, D]`, the padding row last."""
@@ -180,6 +181,7 @@ class EnsembleRanker:
         max_history: int,
         reward: str | None = None,
         scores: ScoreOf = "next_item",
+        user_attributes: Sequence[str] = (),
     ) -> None:
         """An ensemble in evaluation mode.
 
@@ -189,12 +191,14 @@ class EnsembleRanker:
             max_history: how many items of a history the members read.
             reward: the column of the logged reward; None: there is none.
             scores: what a score is, see `RankerSettings.scores`.
+            user_attributes: what it knows users by (`name_user_attributes`).
         """
         self.members = [member.eval() for member in members]
         for member in self.members:
             member.fill_padding()
         self.version = version
         self._max_history, self._scores = max_history, scores
+        self._user_attributes = list(user_attributes)
         self._value_head = reward if reward is not None and reward in members[0].heads else None
 
     @property
@@ -284,6 +288,7 @@ class EnsembleRanker:
             "heads": self.heads,
             "max_history": self._max_history,
             "scores": self._scores,
+            "user_attributes": self._user_attributes,
         }
         write_atomically(directory / "ranker.json", json.dumps(facts, indent=1))
 
@@ -292,7 +297,7 @@ class EnsembleRanker:
         """The ranker that `save` wrote.
 
         Raises:
-            RankerError: the directory holds no ranker, or one for another catalogue.
+            RankerError: the directory holds no ranker, or one for another catalogue or other users.
         """
         try:
             facts = json.loads((Path(directory) / "ranker.json").read_text())
@@ -309,6 +314,14 @@ class EnsembleRanker:
             raise RankerError(
                 f"the ranker in {directory} was fitted by another version; run `sluice fit-ranker` again"
             )
+        known = name_user_attributes(dataset)
+        fitted = facts.get("user_attributes", known)  # earlier releases did not write them down
+        if fitted != known:
+            apart = sorted(set(fitted) ^ set(known))
+            raise RankerError(
+                f"the ranker in {directory} knows users by {len(fitted)} attributes, the data set has "
+                f"{len(known)}, and one alone of them has {apart[0]!r}; run `sluice fit-ranker` again"
+            )
         members = []
         for index in range(facts["members"]):
             member = SequenceRanker(
@@ -317,13 +330,19 @@ class EnsembleRanker:
             member.load_state_dict(load_file(Path(directory) / f"member-{index}.safetensors"))
             members.append(member)
         scores = facts.get("scores", "next_item")  # earlier releases had no other
-        return cls(members, facts["version"], facts["max_history"], dataset.reward_column, scores)
+        limit = facts["max_history"]
+        return cls(members, facts["version"], limit, dataset.reward_column, scores, known)
 
 
 def dense_attributes(dataset: Dataset) -> torch.Tensor:
     """The multi-hot attributes, float32 `[N, A]`, at least one column wide."""
     dense = np.asarray(dataset.attributes.todense(), dtype=np.float32)
     return torch.from_numpy(dense if dense.shape[1] else np.zeros((dataset.items, 1), dtype=np.float32))
+
+
+def name_user_attributes(dataset: Dataset) -> list[str]:
+    """The names of all attributes of users, in alphabetical order; none where nothing is known of users."""
+    return [] if dataset.user_attributes is None else dataset.user_attributes[1]
 
 
 def code_users(dataset: Dataset) -> torch.Tensor | None:

@@ -6,6 +6,7 @@ precision answers a batch of another size a little differently.
 """
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -98,7 +99,8 @@ def try_ranker(ranker: Ranker, questions: Questions) -> tuple[Breach, ...]:
     if scores is not None:
         parts.append(_consistent(_checked_score(ranker), questions, scores))
         if getattr(ranker, "needs_users", False):
-            parts.append(_strangers(_checked_score(ranker), questions))
+            parts.append(_strangers(_checked_score(ranker), "score", questions))
+    parts.append(_told_of_users(ranker))
     return tuple(_all_of(*parts, _predictions(ranker, questions, scores)))
 
 
@@ -257,12 +259,24 @@ def _consistent(ask: Ask, questions: Questions, scores: np.ndarray) -> Iterator[
     yield from _later(ask, questions)
 
 
-def _strangers(ask: Ask, questions: Questions) -> Iterator[Breach]:
+def _told_of_users(ranker: Ranker) -> Iterator[Breach]:
+    """A ranker that takes users and does not say whether it needs them is never told of any."""
+    if hasattr(ranker, "needs_users") or "users" not in inspect.signature(ranker.score).parameters:
+        return
+    yield Breach(
+        part="score",
+        value="takes users, and the ranker has no needs_users: it is told of none",
+        bound="needs_users says whether users are handed to score and predict",
+        remedy="set needs_users = True",
+    )
+
+
+def _strangers(ask: Callable[[Questions], object], part: str, questions: Questions) -> Iterator[Breach]:
     try:
-        _answer(ask, "score", questions.of_strangers())
+        _answer(ask, part, questions.of_strangers())
     except _Broken as broken:
         yield Breach(
-            part="score",
+            part=part,
             value=f"to users -1, who are not known: {broken.breach.value}",
             bound="a finite score whoever is asking",
             remedy="give users who are not known a row of their own",
@@ -292,6 +306,8 @@ def _predictions(ranker: Ranker, questions: Questions, scores: np.ndarray | None
             bound="the scores of score",
             remedy="let score return predict(histories, candidates).scores",
         )
+    if getattr(ranker, "needs_users", False):
+        yield from _strangers(_checked_predict(ranker), "predict", questions)
 
 
 def _alike(one: np.ndarray, other: np.ndarray) -> bool:

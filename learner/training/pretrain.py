@@ -21,7 +21,7 @@ from sluice.catalog.data.dataset import Dataset
 from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.learner.batches.windows import epoch_batches
 from sluice.learner.evaluation.evaluate import evaluate_policy, sample_examples
-from sluice.learner.evaluation.exposure import choosing_metrics
+from sluice.learner.evaluation.exposure import check_choice, choosing_metrics
 from sluice.learner.kernels.onednn import use_onednn_matmul
 from sluice.learner.policy.dropout import dropout_enabled
 from sluice.learner.policy.policy import Policy
@@ -40,6 +40,9 @@ def pretrain_policy(
 ) -> list[dict[str, float]]:
     """Train `policy.model` in place on the logs until the end of the part `until` and leave it at its best
     validation HR@10 (`exposure.choosing_metrics`); returns the validations, in order.
+
+    Raises:
+        DataError: validation has no weights to choose by (`exposure.check_choice`); nothing is trained then.
     """
     torch.manual_seed(seed)
     generator = np.random.default_rng(seed)
@@ -50,6 +53,7 @@ def pretrain_policy(
     optimizer = _Optimizer(model, settings, total)
     average = AveragedModel(model, multi_avg_fn=partial(_mix_weights, settings.average_decay))
     examples = sample_examples(dataset.examples("valid"), evaluation.max_users)
+    check_choice(dataset, examples, evaluation)
     best, best_weights, metric = -1.0, None, ""
     validations: list[dict[str, float]] = []
     step = since_best = 0

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from sluice.services.advise.verdict import examples_of, hit_rate_change
+from sluice.services.advise.verdict import chosen_by, examples_of, hit_rate_change, judged_by, title_of
 
 LATE = 5  # the last fifth of the steps says where a training has come to
 Rows = Sequence[Mapping[str, Any]]
@@ -29,6 +29,7 @@ class Change:
 class RunFigures:
     """What rules decide by; None is what a run did not measure. HR@10 of test where nothing else is said."""
 
+    judged_by: str = "HR@10"  # by which best and control are compared
     best_control: Change | None = None  # best checkpoint less the best of the control
     start_hr: float | None = None
     ranker_hr: float | None = None  # of the ranker itself over the full catalogue
@@ -45,7 +46,8 @@ class RunFigures:
     staleness: float | None = None  # weight versions, mean over the steps
     stale_share: float | None = None  # groups dropped as stale / groups issued
     validations: int = 0
-    best_step: int | None = None  # of the best validation HR@10, weighted where the log has propensities
+    chosen_by: str = "HR@10"  # of validation, by which a checkpoint is the best
+    best_step: int | None = None
     last_step: int | None = None  # of the last validation
     best_valid_hr: float | None = None
     last_valid_hr: float | None = None
@@ -62,6 +64,8 @@ def read_figures(summary: Mapping[str, Any], lines: Rows) -> RunFigures:
     steps = [row for row in lines if row.get("kind") == "step"]
     change = hit_rate_change(summary, "best", "control")
     return RunFigures(
+        judged_by=title_of(judged_by(summary)),
+        chosen_by=title_of(chosen_by(summary)[0]),
         best_control=_change(change),
         start_hr=_metric(metrics, "start", "hr@10"),
         ranker_hr=_metric(metrics, "ranker", "hr@10"),
@@ -77,16 +81,15 @@ def read_figures(summary: Mapping[str, Any], lines: Rows) -> RunFigures:
         last_reward=_mean(_last(steps), "reward_admitted"),
         staleness=_mean(steps, "staleness"),
         stale_share=accounting["stale"] / accounting["issued"] if accounting.get("issued") else None,
-        **_validations([row for row in lines if row.get("kind") == "eval"]),
+        **_validations([row for row in lines if row.get("kind") == "eval"], *chosen_by(summary)),
     )
 
 
-def _validations(evaluations: Rows) -> dict[str, Any]:
-    """Of equal validations the earlier is the best one, as for checkpoints."""
+def _validations(evaluations: Rows, metric: str, second: str) -> dict[str, Any]:
+    """The best is that of the best checkpoint: of equals by the second metric, then the earlier."""
     if not evaluations:
         return {}
-    metric = "ips_hr@10" if all("ips_hr@10" in row for row in evaluations) else "hr@10"
-    best = max(evaluations, key=lambda row: (row[metric], -row["step"]))
+    best = max(evaluations, key=lambda row: (row[metric], row.get(second, 0.0), -row["step"]))
     return {
         "validations": len(evaluations),
         "best_step": best["step"],

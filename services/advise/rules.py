@@ -112,7 +112,7 @@ RULES: tuple[Rule[RunFigures], ...] = (
         holds=lambda run: run.kl is not None and run.kl > LOOSE_KL and _falls_after_best(run),
         says=lambda run: (
             f"the policy ended {run.kl:.3f} nats per token from the reference (bound: {LOOSE_KL:g}) while "
-            f"validation HR@10 fell from {run.best_valid_hr:.4f} to {run.last_valid_hr:.4f}"
+            f"validation {run.chosen_by} fell from {run.best_valid_hr:.4f} to {run.last_valid_hr:.4f}"
         ),
         change="raise objective.grpo.kl_beta",
     ),
@@ -120,8 +120,8 @@ RULES: tuple[Rule[RunFigures], ...] = (
         name="best far before the last",
         holds=lambda run: _is_early(run) and _falls_after_best(run),
         says=lambda run: (
-            f"validation HR@10 was best at step {run.best_step} of {run.last_step}, {run.best_valid_hr:.4f}, "
-            f"and fell to {run.last_valid_hr:.4f} (bound: {LOST:g})"
+            f"validation {run.chosen_by} was best at step {run.best_step} of {run.last_step}, "
+            f"{run.best_valid_hr:.4f}, and fell to {run.last_valid_hr:.4f} (bound: {LOST:g})"
         ),
         change="lower learner.lr or learner.steps, or set learner.patience",
     ),
@@ -160,14 +160,17 @@ RULES: tuple[Rule[RunFigures], ...] = (
     Rule(
         name="control as good",
         holds=_is_not_shown,
-        says=lambda run: f"more NLL alone is as good: best - control is {run.best_control} of HR@10",
+        says=lambda run: (
+            f"more NLL alone is as good: best - control is {run.best_control} of {run.judged_by}"
+        ),
         change="raise objective.weight, and ask `sluice audit` how much the reward can add at most",
     ),
     Rule(
         name="still rising",
         holds=lambda run: run.validations >= FEWEST_VALIDATIONS and run.best_step == run.last_step,
         says=lambda run: (
-            f"validation HR@10 was best at the last step {run.last_step}, with {run.best_valid_hr:.4f}"
+            f"validation {run.chosen_by} was best at the last step {run.last_step}, with "
+            f"{run.best_valid_hr:.4f}"
         ),
         change="raise learner.steps",
     ),

@@ -7,6 +7,8 @@ Numbers are of the test examples, with 95% intervals over users. What to do abou
 from collections.abc import Mapping
 from typing import Any
 
+from sluice.learner.evaluation.exposure import FEWEST_EFFECTIVE, WEIGHTED
+
 _COSTS = {
     "start": "pretraining",
     "best": "post-training",
@@ -21,8 +23,7 @@ _BREADTH = {"hr@1": "HR@1", "hr@50": "HR@50", "coverage": "coverage"}
 def pays_sentence(summary: Mapping[str, Any]) -> str | None:
     """Whether the best checkpoint beats the control's best and the start; None when neither was compared.
 
-    It pays if both intervals lie above 0, and does not if one lies below. Where the log has propensities it
-    is the weighted HR@10 that decides.
+    It pays if both intervals lie above 0, and does not if one lies below.
     """
     compared = [
         (text, *change)
@@ -41,24 +42,41 @@ def pays_sentence(summary: Mapping[str, Any]) -> str | None:
         f"{_signed(difference)} [{_signed(low)}, {_signed(high)}] against {text}"
         for text, difference, low, high in compared
     )
-    title = "weighted HR@10" if _main_metric(summary) != "hr@10" else "HR@10"
+    title = title_of(judged_by(summary))
     return f"{verdict}: {title} of the best checkpoint is {listed}, on {count_examples(summary)}."
 
 
 def hit_rate_change(summary: Mapping[str, Any], first: str, second: str) -> tuple[float, float, float] | None:
-    """HR@10 of one row less that of another, with its interval; None when they were not compared.
+    """HR@10 (`judged_by`) of one row less that of another, with its interval.
 
-    Where the log has propensities it is weighted by them.
+    None when they were not compared.
     """
-    metrics, metric = summary.get("metrics") or {}, _main_metric(summary)
+    metrics, metric = summary.get("metrics") or {}, judged_by(summary)
     interval = ((summary.get("intervals") or {}).get(metric) or {}).get(f"{first}-{second}")
     if interval is None or first not in metrics or second not in metrics:
         return None
     return metrics[first][metric] - metrics[second][metric], *interval
 
 
-def _main_metric(summary: Mapping[str, Any]) -> str:
-    return "ips_hr@10" if (summary.get("intervals") or {}).get("ips_hr@10") else "hr@10"
+def judged_by(summary: Mapping[str, Any]) -> str:
+    """The HR@10 of test that a run is judged by; summaries of the release before know the logged one."""
+    metric: str = summary.get("judged_by", "hr@10")
+    return metric
+
+
+def chosen_by(summary: Mapping[str, Any]) -> tuple[str, str]:
+    """The metrics of validation that chose the best checkpoint, the first before the second."""
+    first, second = summary.get("chosen_by", ("hr@10", "ndcg@10"))
+    return first, second
+
+
+def title_of(metric: str) -> str:
+    """A metric as sentences name it.
+
+    >>> title_of("ips_hr@10"), title_of("hr@10")
+    ('weighted HR@10', 'HR@10')
+    """
+    return "weighted " * metric.startswith(WEIGHTED) + metric.removeprefix(WEIGHTED).upper()
 
 
 def count_examples(summary: Mapping[str, Any]) -> str:
@@ -91,7 +109,8 @@ def breadth_sentence(summary: Mapping[str, Any]) -> str | None:
 
 
 def exposure_sentence(summary: Mapping[str, Any]) -> str | None:
-    """How examples were weighted by inverse propensity, or what it means that they could not be.
+    """How examples were weighted by inverse propensity and whether that decides, or what it means that they
+    could not be.
 
     None for a run that was not judged.
     """
@@ -110,8 +129,16 @@ def exposure_sentence(summary: Mapping[str, Any]) -> str | None:
         "Weighted metrics count an example 1 / (propensity x examination), at most "
         f"{weighting['clip']:,g}, with examination {looked_at}: they know as much as "
         f"{counts['effective_examples']:,.0f} equally weighted examples, of {counts['ips_examples']:,.0f} "
-        "with a propensity."
+        f"with a propensity. {_deciding(summary, counts['effective_examples'])}"
     )
+
+
+def _deciding(summary: Mapping[str, Any], effective: float) -> str:
+    judged, chosen = title_of(judged_by(summary)), title_of(chosen_by(summary)[0])
+    few = ""
+    if judged == "HR@10" and effective < FEWEST_EFFECTIVE:
+        few = f", since weights that know less than {FEWEST_EFFECTIVE:,.0f} examples do are mostly chance"
+    return f"The run is judged by {judged}{few}; {chosen} of validation chose the best checkpoint."
 
 
 def cost_sentence(summary: Mapping[str, Any]) -> str | None:

@@ -9,6 +9,8 @@ import pyarrow.parquet as pq
 
 from sluice.catalog.data.cleaning import LogCleaner, Rejections, judge_ids
 from sluice.catalog.data.dataset import Dataset
+from sluice.catalog.data.items import read_user_attributes
+from sluice.catalog.data.schema import EXPOSURE
 from sluice.catalog.data.settings import (
     CatalogueColumns,
     DataSettings,
@@ -26,11 +28,13 @@ _USERS = 40  # those with the longest histories there
 _LEAST = 3  # interactions of a user, for one of each part
 _CANDIDATES = 16
 _CODES = 64  # of each of the two levels below the last
-_OPTIONAL = ("rating", "click", "dwell_seconds", "exposed_by")
+_OPTIONAL = ("rating", "click", "dwell_seconds", "exposed_by", *EXPOSURE.names)
 
 
 def sample_dataset(settings: DataSettings, directory: Path) -> Dataset:
     """Prepare the users with the longest histories of the log's first rows, and the items that they have.
+
+    Where the source has a table of users, those who have attributes there come before the others.
 
     The semantic IDs number the items, and the split is `leave_last_two_out` whatever the settings say.
 
@@ -40,11 +44,16 @@ def sample_dataset(settings: DataSettings, directory: Path) -> Dataset:
     source = open_source(settings.source)
     rows = _first_rows(source, settings)
     counts = pc.value_counts(rows.column("user_id")).to_pylist()
-    longest = sorted(counts, key=lambda count: (-count["counts"], count["values"]))[:_USERS]
-    chosen = pa.array([count["values"] for count in longest if count["counts"] >= _LEAST], pa.string())
+    enough = [count for count in counts if count["counts"] >= _LEAST]
+    known = read_user_attributes(source, Rejections("users")) or {}
+    # A ranker may read what is known of users, so those of whom something is known go first.
+    enough.sort(key=lambda count: (not known.get(count["values"]), -count["counts"], count["values"]))
+    chosen = pa.array([count["values"] for count in enough[:_USERS]], pa.string())
     rows = rows.filter(pc.is_in(rows.column("user_id"), value_set=chosen))
     pq.write_table(rows, directory / "log.parquet")
     present = {name: name for name in _OPTIONAL if rows.column(name).null_count < len(rows)}
+    if "propensity" not in present:  # a place alone says nothing
+        present.pop("slate_position", None)
     catalogue, columns = _catalogue(source, pc.unique(rows.column("item_id")), directory / "items.parquet")
     sampled = settings.model_copy(
         update={

@@ -17,7 +17,13 @@ from sluice.catalog.files import sha256_of, write_atomically
 from sluice.learner.evaluation.baselines import judge_baselines, judge_scores
 from sluice.learner.evaluation.breadth import coverage_change, is_narrower
 from sluice.learner.evaluation.evaluate import UserResults
-from sluice.learner.evaluation.exposure import WEIGHTED, describe_weights, weigh_examples
+from sluice.learner.evaluation.exposure import (
+    WEIGHTED,
+    choosing_metrics,
+    decides_weighted,
+    describe_weights,
+    weigh_examples,
+)
 from sluice.learner.evaluation.stratified import RANKER_WIDTH, gate_at_start, stratify_users
 from sluice.learner.full_catalogue import score_all_items
 from sluice.learner.ranker.contract import Ranker, ask_score
@@ -28,6 +34,7 @@ from sluice.learner.training.objective import build_objective
 from sluice.services.config import RunConfig
 from sluice.services.paths import RunPaths
 from sluice.services.run.arms import ROLLED_OUT, SFT_ALL
+from sluice.services.run.metrics_file import last_metrics
 from sluice.services.run.tasks import State, run_tasks
 from sluice.services.run.trust import measure_trust
 from sluice.services.stages.evaluate import evaluate_run
@@ -52,7 +59,8 @@ def judge_policies(
     config: RunConfig, progress: Callable[[int, int, dict[str, float]], None]
 ) -> dict[str, Any]:
     """`metrics`, `intervals`, `breadth` and `stratified`, of every policy that the run left, the baselines
-    and the ranker on the test examples; and `ranker`, what its fitting found on validation.
+    and the ranker on the test examples; `ranker`, what its fitting found on validation; and `chosen_by`, the
+    metrics of validation that chose the best checkpoint.
     """
     paths = RunPaths.of(config)
     dataset = Dataset.open(paths.data)
@@ -89,6 +97,9 @@ def judge_policies(
     summary |= compare_results(results, dataset, config.evaluation)
     write_ranks(paths.ranks, results)
     summary["ranker"] = read_quality(paths)
+    validation = last_metrics(paths.arm("train").metrics, "eval")
+    if validation is not None:
+        summary["chosen_by"] = choosing_metrics(validation, config.evaluation)
     progress(len(jobs) + 1, len(jobs) + 1, {})
     return summary
 
@@ -123,8 +134,8 @@ def compare_results(
     results: Mapping[str, UserResults], dataset: Dataset, settings: EvaluationSettings
 ) -> dict[str, Any]:
     """`metrics` of every row, `intervals` of rows and paired differences, how the `breadth` of the lists
-    changed from the start to the best checkpoint, and how examples were weighted: `weighting`, None without
-    propensities.
+    changed from the start to the best checkpoint, how examples were weighted: `weighting`, None without
+    propensities, and which HR@10 the run is judged by: `judged_by`.
 
     All rows are of the same examples.
     """
@@ -134,13 +145,15 @@ def compare_results(
     ranks = {name: result.ranks for name, result in results.items()}
     weights = weigh_examples(dataset, start.users, start.positions, settings)
     counted = {"": None} if weights is None else {"": None, WEIGHTED: weights}
+    metrics = {name: result.summary(dataset, settings) for name, result in results.items()}
     return {
-        "metrics": {name: result.summary(dataset, settings) for name, result in results.items()},
+        "metrics": metrics,
         "intervals": {
             before + metric: bootstrap_intervals(ranks, start.users, metric, PAIRS, of_kind)
             for before, of_kind in counted.items()
             for metric in ("hr@10", "ndcg@10")
         },
+        "judged_by": WEIGHTED * decides_weighted(metrics["start"], settings) + "hr@10",
         "weighting": None if weights is None else describe_weights(dataset, settings),
         "breadth": _breadth(start, results["best"], dataset.items) if "best" in results else None,
     }

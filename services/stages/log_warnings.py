@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from sluice.catalog.data.schema import EXPOSURE
+
 _LISTED = 3
 _TEXTS = {
     "repeated_events": "{n} rows were left out: they repeat an event (same user, item and time, or a history "
@@ -10,6 +12,8 @@ _TEXTS = {
     "no history (data.source.unclicked)",
     "impressions_below_min_interactions": "{n} further rows without a click were left out, with users who "
     "have fewer than data.min_interactions",
+    "users_without_attributes": "{n} users of the log have no attribute in data.source.users: the ranker "
+    "takes them for strangers",
     "repeated_impressions": "{n} rows without a click were left out: they repeat another, or there was a "
     "click on that item at that time",
     "events_from_histories": "{n} events stand in histories alone: each has the time of the next event of "
@@ -34,6 +38,12 @@ def list_log_warnings(manifest: dict[str, Any]) -> list[str]:
             f"{unsaid} rows do not say whether there was a click, and count as interactions: write 0 where "
             "there was none"
         )
+    warnings += [
+        f"{counts['interactions'] - known} of {counts['interactions']} interactions "
+        f"({1 - known / counts['interactions']:.1%}) have no {name}: they weigh nothing in weighted metrics"
+        for name in EXPOSURE.names
+        if (known := counts.get("interactions_with", {}).get(name, 0)) and known < counts["interactions"]
+    ]
     warnings += [
         f"the column {column!r} holds lists of items and is not read: if they are what the user had before, "
         f"set data.source.columns.history to {column}"

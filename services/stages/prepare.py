@@ -59,6 +59,7 @@ from sluice.catalog.errors import DataError
 from sluice.catalog.files import directory_aside, sha256_of, write_atomically
 from sluice.catalog.timestamps import TimeUnit
 from sluice.services.stages.data_warnings import REJECTED, describe_codes, list_warnings
+from sluice.services.stages.log_checks import check_exposure, check_reward, check_users
 from sluice.services.stages.staging import check_replaceable, is_current
 
 _LIBRARIES = ("pyarrow", "numpy", "scipy", "faiss-cpu")
@@ -188,6 +189,7 @@ class _Preparation:
 
     def _write_interactions(self, buckets: UserBuckets, item_rows: np.ndarray, log: Rejections) -> None:
         users = interactions = dropped_users = dropped_rows = 0
+        user_id = ""  # any
         # A log that does not say how it was shown is prepared to the same bytes as ever.
         named = [field for field in EXPOSURE if field.name in self._source.columns]
         schema = pa.schema([*INTERACTIONS, *named])
@@ -219,6 +221,7 @@ class _Preparation:
                     for name in outcomes:
                         outcomes[name] += rows - bucket.interactions.column(name).null_count
                 users += len(bucket.user_ids)
+                user_id = user_id or next(iter(bucket.user_ids), "")
                 interactions += rows
                 self._advance(rows + bucket.dropped_rows, {"users": float(users)})
         log.check(self._settings.max_bad_share)
@@ -230,7 +233,7 @@ class _Preparation:
                 f"{self._settings.min_interactions} usable interactions ({dropped_users} users with "
                 f"{dropped_rows} interactions have fewer{self._set_apart()})"
             )
-        self._check_reward(outcomes)
+        self._check_columns(outcomes, users, user_id)
         self._counts = {
             "users": users,
             "items": len(self._items.ids),
@@ -251,19 +254,14 @@ class _Preparation:
             self._noted["users_without_attributes"] += sum(not texts for texts in columns["attributes"])
         return pa.table(columns, schema=self._user_schema)
 
-    def _check_reward(self, outcomes: dict[str, int]) -> None:
-        """Refuse a logged reward that says nothing; `outcomes` are the interactions that have each."""
-        if self._settings.reward == "click" and self._noted["impressions"]:
-            raise DataError(
-                "data.reward is click, and rows without a click are set apart as impressions, so every "
-                "reward would be 1: set data.source.unclicked to interaction, or data.reward to auto or none"
-            )
-        if outcomes.get(self._settings.reward) == 0:
-            raise DataError(
-                f"data.reward is {self._settings.reward}, but no usable interaction of "
-                f"{_named(self._source)} has one: set data.reward to auto or none, or correct "
-                "data.source.columns"
-            )
+    def _check_columns(self, outcomes: dict[str, int], users: int, user_id: str) -> None:
+        """Refuse what settings name and the log has not; `outcomes` are the interactions that have each."""
+        log, columns = _named(self._source), self._source.columns
+        check_reward(self._settings, outcomes, self._noted["impressions"], log)
+        check_exposure({f.name: outcomes[f.name] for f in EXPOSURE if f.name in outcomes}, columns, log)
+        if self._user_attributes is not None and isinstance(self._settings.source, TableSource):
+            known = users - self._noted["users_without_attributes"]
+            check_users(self._settings.source, self._user_attributes, known, user_id)
 
     def _set_apart(self) -> str:
         """What of the log is no interaction, to go on a sentence with."""

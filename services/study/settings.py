@@ -18,7 +18,7 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 START = "start"  # the row of the policy that all arms start from
 RATE = "objective.gate"  # what `rate_of` sets
 _SHARED = ("data", "policy", "pretrain", "ranker", "evaluation")  # by the arms of a data set and a seed
-LOG_FILE, ITEMS_FILE = "interactions.parquet", "items.parquet"  # of a world
+LOG_FILE, ITEMS_FILE, USERS_FILE = "interactions.parquet", "items.parquet", "users.parquet"  # of a world
 
 
 class StudySet(Settings):
@@ -31,8 +31,9 @@ class StudySet(Settings):
     world: str | None = Field(
         default=None,
         description="Config of a simulated world (`docs/studies/simulator.md`), which is made first: its "
-        "files take the place of `data.source.interactions` and `data.source.catalogue`, and its truth "
-        "judges the arms. null: the config names its own logs, and nobody knows the truth.",
+        "files take the place of `data.source.interactions` and `data.source.catalogue`, and of "
+        "`data.source.users` where the config names it, and its truth judges the arms. null: the config "
+        "names its own logs, and nobody knows the truth.",
     )
     world_set: tuple[str, ...] = Field(default=(), description="Dials of the world that change.")
 
@@ -233,8 +234,14 @@ def _load(study: StudyConfig, of_set: str, seed: int, changes: tuple[str, ...], 
         world = world_directory(study, of_set)
         own.append(f"data.source.interactions=[{world / LOG_FILE}]")
         own.append(f"data.source.catalogue={world / ITEMS_FILE}")
+    changed = [*settings.set, *changes, *own]
     try:
-        return load_config(settings.config, [*settings.set, *changes, *own])
+        config = load_config(settings.config, changed)
+        if settings.world is not None and getattr(config.data.source, "users", None) is not None:
+            # The users of the config's own logs are others.
+            users = world_directory(study, of_set) / USERS_FILE
+            config = load_config(settings.config, [*changed, f"data.source.users={users}"])
+        return config
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
 

@@ -156,7 +156,6 @@ _CLEANING = (
 _PREPARE = (
     ("                for bad in bucket.refused:\n                    log.add(bad)\n", ""),
     ('if not self._noted["impressions"]:', "if False:"),
-    ('self._settings.reward == "click" and self._noted["impressions"]', "False"),
     ('has_times="timestamp" in self._source.columns', "has_times=True"),
     ('table is not None and table.unclicked == "impression"', "table is not None"),
 )
@@ -182,6 +181,11 @@ _PARTS = (
     ("catalog/data/partition.py", _EVENTS, ("catalog/data/test_partition.py",)),
     ("catalog/data/cleaning.py", _CLEANING, ("catalog/data/test_cleaning.py",)),
     ("services/stages/prepare.py", _PREPARE, ("services/stages/test_log_warnings.py",)),
+    (
+        "services/stages/log_checks.py",
+        (('settings.reward == "click" and impressions', "False"),),
+        ("services/stages/test_log_warnings.py",),
+    ),
     ("catalog/data/dataset.py", _DATASET, ("catalog/data/test_dataset.py",)),
     ("catalog/files.py", _FILES, ("catalog/test_files.py",)),
     ("learner/training/state_files.py", _STATE, ("learner/training/test_state_files.py",)),

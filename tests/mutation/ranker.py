@@ -203,7 +203,16 @@ _TRIAL = (
     ("return check_output(questions.candidates, answer)", "return answer"),
     ("and all(map(np.array_equal, given.histories, questions.histories))", ""),
     ('"candidates": np.array_equal(given.candidates, questions.candidates)', '"candidates": True'),
-    ('if getattr(ranker, "needs_users", False):', "if False:"),
+    (
+        'if getattr(ranker, "needs_users", False):\n            parts',
+        "if False:\n            parts",
+    ),
+    (
+        'if getattr(ranker, "needs_users", False):\n        yield',
+        "if False:\n        yield",
+    ),
+    ('hasattr(ranker, "needs_users") or', "True or"),
+    ('hasattr(ranker, "needs_users") or', ""),
 )
 
 _POOL = (

@@ -15,9 +15,12 @@ _EXPOSURE = (
     ("np.minimum(1 / chances", "np.maximum(1 / chances"),
     ("np.average(values, weights=weights)", "np.average(values * weights)"),
     ("float(np.count_nonzero(weights))", "float(len(weights))"),
-    ('and settings.select_by != "logged"', ""),
-    ('if settings.select_by == "weighted" and not has_weights:', "if False:"),
-    ('has_weights and settings.select_by != "logged"', 'has_weights and settings.select_by == "weighted"'),
+    ('has_weights and settings.select_by == "weighted"', "has_weights"),
+    ('if settings.select_by == "weighted" and not weighted:', "if False:"),
+    ('if settings.select_by == "auto":', "if False:"),
+    ('and summary["effective_examples"] >= FEWEST_EFFECTIVE', ""),
+    ('summary["effective_examples"] >= FEWEST_EFFECTIVE', 'summary["effective_examples"] > FEWEST_EFFECTIVE'),
+    ("settings) is None:", "settings) is not None:"),
 )
 
 _CLEANING = (
@@ -30,6 +33,26 @@ _CLEANING = (
 )
 
 _OTHERS = (
+    (
+        "services/config.py",
+        'for name in ("propensity_clip", "examination")',
+        'for name in ("examination",)',
+        ("services/test_config.py",),
+    ),
+    (
+        "services/preflight/sample.py",
+        'present.pop("slate_position", None)',
+        "pass",
+        ("services/preflight/test_ranker.py",),
+    ),
+    (
+        "services/preflight/sample.py",
+        'not known.get(count["values"]), ',
+        "",
+        ("services/preflight/test_ranker.py",),
+    ),
+    ("services/stages/log_checks.py", "        if count == 0:", "        if False:", IN_PREPARE),
+    ("services/stages/log_warnings.py", 'and known < counts["interactions"]', "", IN_PREPARE),
     (
         "services/stages/prepare.py",
         "if field.name in self._source.columns]",
@@ -52,9 +75,27 @@ _OTHERS = (
     ),
     (
         "services/advise/verdict.py",
-        'return "ips_hr@10" if',
-        'return "hr@10" if',
+        'summary.get("judged_by", "hr@10")',
+        '"hr@10"',
         ("services/advise/test_verdict.py",),
+    ),
+    (
+        "learner/training/pretrain.py",
+        "    check_choice(dataset, examples, evaluation)\n",
+        "",
+        ("learner/training/test_pretrain.py",),
+    ),
+    (
+        "services/advise/figures.py",
+        'row.get(second, 0.0), -row["step"]',
+        '-row["step"]',
+        ("services/advise/test_advice.py",),
+    ),
+    (
+        "services/run/summary.py",
+        'decides_weighted(metrics["start"], settings)',
+        "(weights is not None)",
+        ("services/run/test_summary.py",),
     ),
     (
         "services/run/summary.py",

@@ -12,6 +12,13 @@ _EDITS = (
         "self._user_attributes[user]",
         _IN_PREPARE,
     ),
+    (
+        "services/stages/log_checks.py",
+        "    if with_attributes:\n        return\n",
+        "    return\n",
+        _IN_PREPARE,
+    ),
+    ("catalog/data/items.py", "len(texts) > MOST_VALUES", "len(texts) >= MOST_VALUES", _IN_PREPARE),
     ("services/stages/prepare.py", "sum(not texts for", "sum(bool(texts) for", _IN_PREPARE),
     (
         "catalog/data/sources.py",
@@ -19,6 +26,13 @@ _EDITS = (
         "(self.catalogue,) if file",
         _IN_PREPARE,
     ),
+    (
+        "learner/ranker/model.py",
+        "nn.init.zeros_(self.user_embedding.weight)",
+        "nn.init.normal_(self.user_embedding.weight, std=0.03)",
+        _IN_RANKER,
+    ),
+    ("learner/ranker/model.py", "if fitted != known:", "if False:", _IN_RANKER),
     ("learner/ranker/model.py", "matrix.indices + 2", "matrix.indices + 1", _IN_RANKER),
     ("learner/ranker/model.py", "codes[counts == 0, 0] = 1", "pass", _IN_RANKER),
     ("learner/ranker/model.py", "strangers_B if users_B is None else users_B", "strangers_B", _IN_RANKER),

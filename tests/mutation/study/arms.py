@@ -57,4 +57,10 @@ STUDY_MUTANTS = (
     ),
     Mutant("services/study/judges/truth.py", "results.items[:, :TOP]", "results.items", _TRUTH),
     Mutant("services/study/settings.py", "changes = (*like, ", "changes = (", _SETTINGS),
+    Mutant(
+        "services/study/settings.py",
+        '[*changed, f"data.source.users={users}"]',
+        "changed",
+        _SETTINGS,
+    ),
 )

@@ -74,7 +74,7 @@ _ADVICE = (
     (ADVICE_RULES, "run.best_control.low <= 0", "run.best_control.high <= 0"),
     (ADVICE_RULES, "run.ranker_hr < run.start_hr", "run.ranker_hr > run.start_hr"),
     (ADVICE_RULES, "run.best_step == run.last_step", "run.best_step != run.last_step"),
-    (FIGURES, '(row[metric], -row["step"])', '(-row["hr@10"], row["step"])'),
+    (FIGURES, 'row.get(second, 0.0), -row["step"])', 'row.get(second, 0.0), row["step"])'),
     (FIGURES, "weights=weights", "weights=None"),
     (FIGURES, 'accounting["stale"] / accounting["issued"]', 'accounting["stale"] / accounting["trained"]'),
     (ADVICE, "key=lambda cell: -_difference(cell).value", "key=lambda cell: _difference(cell).value"),

@@ -223,12 +223,23 @@ def test_weights_need_propensities(tmp_path: Path):
         load_config(path)
 
 
+@pytest.mark.parametrize(("name", "value"), [("propensity_clip", 50.0), ("examination", "none")])
+def test_settings_of_weights_need_propensities_too(tmp_path: Path, name: str, value: object):
+    path = tmp_path / "config.yaml"
+    path.write_text("name: weighted\ndata: {source: {type: table, interactions: [log.csv]}}\n")
+    override = f"evaluation.{name}={value}"
+    with pytest.raises(ConfigError, match=rf"evaluation.{name} is {value}, and the log has no propensities"):
+        load_config(path, [override])
+    load_config(path, [override, "data.source.columns.propensity=chance"])
+
+
 def test_settings_that_came_later_are_written_down_once_they_are_changed(tmp_path: Path):
     path = tmp_path / "config.yaml"
     path.write_text("name: later\n")
+    weighed = "data={source: {type: table, interactions: [log.csv], columns: {propensity: chance}}}"
     later = ("propensity", "slate_position", "propensity_clip", "examination", "select_by")
     assert not any(name in dump_config(load_config(path)) for name in later)
-    changed = load_config(path, ["evaluation.propensity_clip=50", "evaluation.examination=none"])
+    changed = load_config(path, [weighed, "evaluation.propensity_clip=50", "evaluation.examination=none"])
     assert {"propensity_clip: 50.0", "examination: none"} <= {
         line.strip() for line in dump_config(changed).splitlines()
     }

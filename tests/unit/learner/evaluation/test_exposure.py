@@ -5,9 +5,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from sluice.catalog.data.dataset import Examples
 from sluice.catalog.errors import DataError
 from sluice.learner.evaluation.evaluate import UserResults
 from sluice.learner.evaluation.exposure import (
+    check_choice,
     choosing_metrics,
     choosing_score,
     describe_weights,
@@ -121,7 +123,8 @@ def test_a_summary_has_both_where_the_log_has_propensities():
     )
 
 
-BOTH = {"hr@10": 0.2, "ndcg@10": 0.1, "ips_hr@10": 0.02, "ips_ndcg@10": 0.01}
+BOTH = {"hr@10": 0.2, "ndcg@10": 0.1, "ips_hr@10": 0.02, "ips_ndcg@10": 0.01, "effective_examples": 100.0}
+FEW = BOTH | {"effective_examples": 99.9}
 
 
 @pytest.mark.parametrize(
@@ -130,6 +133,8 @@ BOTH = {"hr@10": 0.2, "ndcg@10": 0.1, "ips_hr@10": 0.02, "ips_ndcg@10": 0.01}
         ("auto", BOTH, ("ips_hr@10", "ips_ndcg@10")),
         ("weighted", BOTH, ("ips_hr@10", "ips_ndcg@10")),
         ("logged", BOTH, ("hr@10", "ndcg@10")),
+        ("auto", FEW, ("hr@10", "ndcg@10")),
+        ("weighted", FEW, ("ips_hr@10", "ips_ndcg@10")),
         ("auto", {"hr@10": 0.2, "ndcg@10": 0.1}, ("hr@10", "ndcg@10")),
         ("logged", {"hr@10": 0.2, "ndcg@10": 0.1}, ("hr@10", "ndcg@10")),
     ],
@@ -143,3 +148,15 @@ def test_the_best_checkpoint_is_chosen_by_the_weighted_metric_where_there_is_one
 def test_there_is_no_choosing_by_weights_that_are_not_there():
     with pytest.raises(DataError, match=r"evaluation.select_by is weighted, and no validation example"):
         choosing_score({"hr@10": 0.2, "ndcg@10": 0.1}, EvaluationSettings(select_by="weighted"))
+
+
+def test_weights_to_choose_by_are_asked_for_before_training():
+    dataset, examples = (
+        shown([0.5, NAN, 0.5, 0.25, NAN]),
+        Examples(users=np.array([0]), positions=np.array([1])),
+    )
+    with pytest.raises(DataError, match=r"no validation example has a propensity"):
+        check_choice(dataset, examples, EvaluationSettings(select_by="weighted"))
+    check_choice(dataset, examples, EvaluationSettings())
+    known = Examples(users=np.array([0, 1]), positions=np.array([1, 0]))
+    check_choice(dataset, known, EvaluationSettings(select_by="weighted"))

@@ -199,3 +199,29 @@ def test_a_ranker_of_users_is_tried_with_them_and_with_strangers():
 
     ((part, value),) = told(OfUsers(of_the_known))
     assert part == "score" and value == "to users -1, who are not known: raised KeyError: -1"
+
+
+def test_a_ranker_that_takes_users_says_whether_it_needs_them():
+    class Silent(RowRanker):
+        def score(self, histories, candidates, users=None):
+            return super().score(histories, candidates)
+
+    (breach,) = try_ranker(Silent(), QUESTIONS)
+    assert breach.part == "score" and breach.value.startswith(
+        "takes users, and the ranker has no needs_users"
+    )
+    assert breach.remedy == "set needs_users = True"
+    for says in (False, True):  # such as the built-in one, where nothing is known of users
+        Silent.needs_users = says
+        assert told(Silent()) == []
+
+
+def test_predict_is_asked_for_strangers_too():
+    class Predicting(OfUsers):
+        def predict(self, histories, candidates, users):
+            if users.min() < 0:
+                raise KeyError(int(users.min()))
+            return RankerOutput.of(self.score(histories, candidates, users))
+
+    ((part, value),) = told(Predicting(lambda users: users + 1))
+    assert part == "predict" and value == "to users -1, who are not known: raised KeyError: -1"

@@ -1,5 +1,8 @@
 """What is known of a user counts in the built-in ranker, and a ranker may be told whose a history is."""
 
+import json
+import shutil
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -8,6 +11,7 @@ import torch
 
 from sluice.catalog.data.dataset import Dataset, Examples
 from sluice.catalog.data.settings import DataSettings, SemanticIdSettings, UserColumns
+from sluice.catalog.errors import RankerError
 from sluice.learner.full_catalogue import score_all_items, score_catalogue
 from sluice.learner.ranker.contract import ask_ranker, ask_score
 from sluice.learner.ranker.fit import _owners, fit_on, fit_ranker
@@ -176,3 +180,32 @@ def test_a_ranker_is_told_the_users_if_it_says_that_it_needs_them():
     ask_ranker(ranker, histories, candidates)
     assert [users.tolist() for users in ranker.users] == [[4, 2], [5, 6], [-1, -1]]
     assert all(users.dtype == np.int32 for users in ranker.users)
+
+
+def test_an_attribute_that_no_user_of_the_logs_has_says_nothing():
+    """Everybody has an attribute, so a stranger's embedding has never been learned."""
+    torch.manual_seed(0)
+    member = SequenceRanker(torch.zeros(20, 1), 8, 0.0, user_codes=torch.tensor([[2], [3], [1]]))
+    histories, candidates = [np.array([0], np.int32)], np.array([[1, 2]], np.int32)
+    nothing = SequenceRanker(torch.zeros(20, 1), 8, 0.0)
+    nothing.load_state_dict(member.state_dict(), strict=False)
+    np.testing.assert_array_equal(
+        EnsembleRanker([member], "v", 5).score(histories, candidates, np.array([-1])),
+        EnsembleRanker([nothing], "v", 5).score(histories, candidates),
+    )
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [(["kind=a"], "by 1 attributes, the data set has 2, .* 'kind=b'"), ([], "by 0 .* 'kind=a'")],
+)
+def test_a_ranker_of_other_attributes_of_users_is_refused(dataset, fitted, tmp_path, names, said):
+    shutil.copytree(fitted[0], tmp_path, dirs_exist_ok=True)
+    facts = json.loads((tmp_path / "ranker.json").read_text())
+    assert facts["user_attributes"] == ["kind=a", "kind=b"]
+    (tmp_path / "ranker.json").write_text(json.dumps(facts | {"user_attributes": names}))
+    with pytest.raises(RankerError, match=said):
+        EnsembleRanker.load(tmp_path, dataset)
+    del facts["user_attributes"]  # as an earlier release wrote it
+    (tmp_path / "ranker.json").write_text(json.dumps(facts))
+    assert EnsembleRanker.load(tmp_path, dataset).needs_users

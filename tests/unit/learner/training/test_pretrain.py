@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from sluice.catalog.errors import DataError
 from sluice.learner.policy.policy import build_policy
 from sluice.learner.settings import EvaluationSettings, PolicySettings, PretrainSettings
 from sluice.learner.training import pretrain
@@ -58,6 +59,15 @@ def test_the_best_weights_are_kept_and_patience_ends_it(dataset, monkeypatch, sc
     assert validated == list(range(1, epochs + 1))
     assert all(torch.equal(kept[name], value) for name, value in judged.weights[best].items())
     assert not torch.equal(kept["model.norm.weight"], judged.weights[best - 1]["model.norm.weight"])
+
+
+def test_without_weights_to_choose_by_nothing_is_trained(dataset, monkeypatch):
+    monkeypatch.setattr(pretrain, "_step", lambda *_: pytest.fail("has begun"))
+    sizes = PolicySettings(hidden_size=16, layers=1, heads=1, feed_forward_size=16)
+    policy = build_policy(sizes, dataset.level_sizes, 40, 0)
+    evaluation = EvaluationSettings(beam_width=10, select_by="weighted")
+    with pytest.raises(DataError, match="no validation example has a propensity"):
+        pretrain.pretrain_policy(policy, dataset, PretrainSettings(epochs=1), evaluation, 0)
 
 
 def test_the_average_by_hand():

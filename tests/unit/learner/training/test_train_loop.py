@@ -82,6 +82,7 @@ def test_weighted_validation_chooses_the_best_where_there_is_one(config, monkeyp
                 summary=lambda _, settings, logged=logged, weighted=weighted: {
                     "hr@10": logged,
                     "ndcg@10": logged,
+                    "effective_examples": 100.0,
                     "ips_hr@10": weighted if settings is evaluation else 0.0,
                     "ips_ndcg@10": weighted,
                 }

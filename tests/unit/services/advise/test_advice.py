@@ -38,7 +38,14 @@ def of_kind(lines, kind):
         ("ml100k-biased", ["ranker weaker than the start", "lists got narrower", "control as good"]),
         (
             "quickstart",
-            ["gate admits almost none", "ranker weaker than the start", "KL too tight", "control as good"],
+            # The last validation has the HR@10 of the others, and the highest NDCG@10.
+            [
+                "gate admits almost none",
+                "ranker weaker than the start",
+                "KL too tight",
+                "control as good",
+                "still rising",
+            ],
         ),
     ],
 )
@@ -225,3 +232,20 @@ def test_every_setting_that_a_rule_names_exists():
 
 def test_every_rule_has_a_name_of_its_own():
     assert len({rule.name for rule in RULES}) == len(RULES)
+
+
+def test_the_best_validation_is_that_of_the_best_checkpoint():
+    """By the metrics that chose it: of equals the second, then the earlier."""
+    rows = (
+        (0, 0.2, 0.1, 0.01, 0.3),
+        (5, 0.3, 0.1, 0.02, 0.1),
+        (10, 0.1, 0.1, 0.02, 0.2),
+        (15, 0.1, 0.1, 0.02, 0.2),
+    )
+    names = ("step", "hr@10", "ndcg@10", "ips_hr@10", "ips_ndcg@10")
+    lines = [{"kind": "eval", **dict(zip(names, row, strict=True))} for row in rows]
+    logged = read_figures({}, lines)
+    assert (logged.best_step, logged.best_valid_hr, logged.chosen_by) == (5, 0.3, "HR@10")
+    weighted = read_figures({"chosen_by": ["ips_hr@10", "ips_ndcg@10"]}, lines)
+    assert (weighted.best_step, weighted.best_valid_hr) == (10, 0.02)
+    assert weighted.last_valid_hr == 0.02 and weighted.chosen_by == "weighted HR@10"

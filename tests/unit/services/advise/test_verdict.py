@@ -82,7 +82,11 @@ def weighted(summary):
     for name, value in (("start", 0.03), ("control", 0.02), ("best", 0.025)):
         summary["metrics"][name] |= {"ips_hr@10": value, "ips_examples": 9_000, "effective_examples": 2_734.1}
     summary["intervals"]["ips_hr@10"] = {"best-control": [0.001, 0.009], "best-start": [-0.009, -0.001]}
-    return summary | {"weighting": {"clip": 1000.0, "examination": "inverse_sqrt"}}
+    return summary | {
+        "weighting": {"clip": 1000.0, "examination": "inverse_sqrt"},
+        "judged_by": "ips_hr@10",
+        "chosen_by": ["ips_hr@10", "ips_ndcg@10"],
+    }
 
 
 def test_where_there_are_propensities_the_weighted_metric_decides():
@@ -105,9 +109,31 @@ def test_the_sentence_on_exposure_says_the_weights_or_how_to_get_them():
     assert verdict.exposure_sentence(summary) == (
         "Weighted metrics count an example 1 / (propensity x examination), at most 1,000, with examination "
         "1 / sqrt(slate position): they know as much as 2,734 equally weighted examples, of 9,000 with a "
-        "propensity."
+        "propensity. The run is judged by weighted HR@10; weighted HR@10 of validation chose the best "
+        "checkpoint."
     )
     assert verdict.exposure_sentence(summary) in closing_sentences(summary, [])
     summary["weighting"]["examination"] = "none"
     assert "with examination 1: they" in verdict.exposure_sentence(summary)
     assert verdict.exposure_sentence({}) is None
+
+
+def test_weights_that_know_little_do_not_decide_and_the_sentence_says_so():
+    summary = weighted(summary_of([0.004, 0.016], [0.01, 0.03]))
+    summary |= {"judged_by": "hr@10", "chosen_by": ["hr@10", "ndcg@10"]}
+    ends = "The run is judged by HR@10; HR@10 of validation chose the best checkpoint."
+    assert verdict.exposure_sentence(summary).endswith(ends)  # evaluation.select_by is logged
+    for row in summary["metrics"].values():
+        row["effective_examples"] = 99.9
+    assert verdict.pays_sentence(summary).startswith("The run pays: HR@10 of")
+    assert verdict.exposure_sentence(summary).endswith(
+        "The run is judged by HR@10, since weights that know less than 100 examples do are mostly chance; "
+        "HR@10 of validation chose the best checkpoint."
+    )
+
+
+def test_summaries_of_the_release_before_are_judged_by_the_logged_metric():
+    summary = weighted(summary_of([0.004, 0.016], [0.01, 0.03]))
+    del summary["judged_by"], summary["chosen_by"]
+    assert verdict.pays_sentence(summary).startswith("The run pays: HR@10 of")
+    assert verdict.chosen_by(summary) == ("hr@10", "ndcg@10")

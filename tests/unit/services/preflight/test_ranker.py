@@ -210,6 +210,34 @@ def test_a_sample_takes_the_rows_that_the_settings_take(tmp_path):
     assert (dataset.users, dataset.items, len(dataset.sequence)) == (2, 4, 8)
 
 
+@pytest.mark.parametrize("says", [True, False], ids=["says", "empty"])
+def test_a_sample_knows_how_items_were_shown_and_the_users(tmp_path, says):
+    """Of 50 users with the same histories the one that the table knows is in the sample."""
+    rows = [
+        (f"u{user:02d}", f"i{item}", item, 0.5 if says else None, item + 1)
+        for user in range(50)
+        for item in range(4)
+    ]
+    names = ("user_id", "item_id", "timestamp", "chance", "place")
+    table = pa.table(dict(zip(names, map(list, zip(*rows, strict=True)), strict=True)))
+    pq.write_table(table, tmp_path / "log.parquet")
+    pq.write_table(pa.table({"user_id": ["u49"], "age": [30]}), tmp_path / "users.parquet")
+    source = {
+        "type": "table",
+        "interactions": [str(tmp_path / "log.parquet")],
+        "timestamp_unit": "none",
+        "columns": {"propensity": "chance", "slate_position": "place"},
+        "users": str(tmp_path / "users.parquet"),
+        "user_columns": {"attributes": ["age"]},
+    }
+    (tmp_path / "sample").mkdir()
+    dataset = sample_dataset(DataSettings.model_validate({"source": source}), tmp_path / "sample")
+    assert dataset.users == 40 and "u49" in dataset.user_ids
+    assert dataset.user_attributes[1] == ["age=30"]
+    shown = (dataset.propensities, dataset.slate_positions)
+    assert all(values is not None for values in shown) if says else shown == (None, None)
+
+
 def test_the_questions_are_real_prompts_of_different_lengths(tmp_path):
     made = tiny_dataset(tmp_path / "made").settings
     (tmp_path / "sample").mkdir()

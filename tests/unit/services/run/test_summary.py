@@ -100,6 +100,9 @@ def test_with_propensities_all_is_compared_by_weights_too():
     assert clipped["metrics"]["best"]["ips_hr@10"] == 0.5 and clipped["weighting"]["clip"] == 2
     low, high = clipped["intervals"]["ips_hr@10"]["best-start"]
     assert low + high == pytest.approx(0, abs=0.15)
+    assert compared["judged_by"] == "hr@10", "36 effective examples are too few"
+    asked = compare_results(rows, shown, EvaluationSettings(select_by="weighted"))
+    assert asked["judged_by"] == "ips_hr@10"
 
 
 def test_without_propensities_nothing_is_weighted(compared):
@@ -161,6 +164,7 @@ def test_a_run_is_judged_whole(judged):
     for values in found["metrics"].values():
         assert values["examples"] == len(dataset.examples("test"))
         assert "hr@50" not in values  # ten beams, and as many places for everybody
+    assert found["chosen_by"] == ("hr@10", "ndcg@10") and found["judged_by"] == "hr@10"
     assert found["metrics"]["mixture"] == found["metrics"]["start"]
     assert found["metrics"]["mixture_last"] == found["metrics"]["last"] != found["metrics"]["start"]
     assert {"best-control", "best-mixture", "last-mixture_last", "best-ease", "ranker"} <= set(

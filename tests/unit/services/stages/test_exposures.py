@@ -141,3 +141,25 @@ def test_an_event_that_a_history_alone_tells_of_has_no_propensity(tmp_path):
     }
     np.testing.assert_allclose(by_user["a"], [np.nan, 0.2, 0.3, 0.35], rtol=1e-6)
     np.testing.assert_allclose(by_user["b"], [0.4, 0.5, 0.6, 0.7], rtol=1e-6)
+
+
+@pytest.mark.parametrize("column", ["propensity", "position"])
+def test_a_named_column_without_any_value_is_refused(tmp_path, column):
+    empty = {row: None for row in range(2 * USERS * STEPS) if row % 2}  # all clicks
+    name = {"propensity": "propensity", "position": "slate_position"}[column]
+    with pytest.raises(
+        DataError, match=f"data.source.columns.{name} is '{column}', and no usable interaction"
+    ):
+        prepare_data(write(tmp_path / "raw", changed={column: empty}), tmp_path / "out")
+
+
+def test_a_column_that_is_partly_empty_is_told_with_the_share(tmp_path):
+    changed = {"propensity": {1: None, 3: None, 4: None}, "position": {5: None}}
+    warnings = prepare_data(write(tmp_path / "raw", changed=changed), tmp_path / "out").warnings
+    assert [warning for warning in warnings if "weigh nothing" in warning] == [
+        "2 of 32 interactions (6.2%) have no propensity: they weigh nothing in weighted metrics",
+        "1 of 32 interactions (3.1%) have no slate_position: they weigh nothing in weighted metrics",
+    ]
+    assert not any(
+        "weigh nothing" in text for text in prepare_data(write(tmp_path / "r"), tmp_path / "o").warnings
+    )

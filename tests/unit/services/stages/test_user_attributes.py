@@ -89,9 +89,52 @@ def test_a_column_that_is_not_there_is_named(tmp_path):
         prepare_data(write(tmp_path / "raw", known), tmp_path / "out")
 
 
+def test_the_name_of_an_id_needs_a_table_of_users():
+    source = {"type": "table", "interactions": ["log.parquet"], "user_columns": {"id": "uid"}}
+    with pytest.raises(ValidationError, match=r"user_columns.id is 'uid', and users names no file"):
+        DataSettings.model_validate({"source": source})
+
+
 @pytest.mark.parametrize(
     "source", [{"users": "users.parquet"}, {"user_columns": {"attributes": ["age"]}}], ids=["file", "columns"]
 )
 def test_a_table_of_users_comes_with_its_attributes(source):
     with pytest.raises(ValidationError, match="give both, or neither"):
         DataSettings.model_validate({"source": {"type": "table", "interactions": ["log.parquet"], **source}})
+
+
+def test_users_without_attributes_are_told(tmp_path):
+    warnings = prepare_data(write(tmp_path / "raw", KNOWN), tmp_path / "out").warnings
+    assert any(warning.startswith("3 users of the log have no attribute") for warning in warnings)
+
+
+@pytest.mark.parametrize(
+    "users",
+    [
+        KNOWN | {"id": [f"{user}" for user in range(5)]},
+        {"id": ["0", "u1"], "age": [30, None], "likes": ["", ""]},
+    ],
+    ids=["other ids", "empty columns"],
+)
+def test_a_table_that_knows_no_user_of_the_log_is_refused(tmp_path, users):
+    with pytest.raises(DataError) as error:
+        prepare_data(write(tmp_path / "raw", users), tmp_path / "out")
+    said = str(error.value)
+    assert f"in data.source.users {tmp_path / 'raw' / 'users.parquet'}: its user_columns.id 'id'" in said
+    assert "ids such as '0', the log such as 'u" in said
+
+
+def test_an_empty_table_of_users_is_refused(tmp_path):
+    empty = {name: pa.array([], pa.string()) for name in KNOWN}
+    with pytest.raises(DataError, match=r"data\.source\.users .*users\.parquet holds no user"):
+        prepare_data(write(tmp_path / "raw", empty), tmp_path / "out")
+
+
+def test_a_user_has_a_bounded_number_of_attributes(tmp_path):
+    many = KNOWN | {"likes": ["|".join(map(str, range(63))), *["a"] * 4]}
+    prepare_data(write(tmp_path / "raw", many), tmp_path / "out")  # and the age
+    many["likes"][0] += "|63"
+    with pytest.raises(
+        DataError, match=r"user 'u1' of data\.source\.users .* has 65 attributes, more than 64"
+    ):
+        prepare_data(write(tmp_path / "raw", many), tmp_path / "out")

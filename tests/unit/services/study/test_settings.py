@@ -1,5 +1,7 @@
 """What a study's file may say."""
 
+import json
+
 import pytest
 
 from sluice.catalog.errors import ConfigError
@@ -72,3 +74,18 @@ def test_a_gate_by_chance_takes_the_others_settings_and_its_rate(tmp_path):
     arm = arm_config(study, "tiny", "random", 0, 0.125)
     assert (arm.objective.weight, arm.learner.lr) == (9, 0.5)
     assert (arm.objective.gate.mode, arm.objective.gate.random_rate) == ("random", 0.125)
+
+
+@pytest.mark.parametrize("has_users", [True, False])
+def test_a_world_brings_its_own_users_where_the_config_names_some(tmp_path, has_users):
+    config = {"name": "own", "data": {"source": {"type": "table", "interactions": ["log.parquet"]}}}
+    if has_users:
+        config["data"]["source"] |= {"users": "others.parquet", "user_columns": {"attributes": ["age"]}}
+    (tmp_path / "own.yaml").write_text(json.dumps(config))
+    sets = {"w": {"config": str(tmp_path / "own.yaml"), "world": "configs/worlds/half-wrong.yaml"}}
+    study = load_study(write_study(tmp_path, sets=sets, arms={"nll": {}}, against=["nll"], best_of={}))
+    source = set_config(study, "w", 0).data.source
+    world = study.directory / "worlds" / "w"
+    assert source.interactions == (str(world / "interactions.parquet"),)
+    assert source.users == (str(world / "users.parquet") if has_users else None)
+    assert source.user_columns.attributes == (("age",) if has_users else ())
