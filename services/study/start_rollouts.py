@@ -31,7 +31,7 @@ from sluice.services.study.judges.truth import TrueClickThrough
 
 PROMPTS = "prompts.parquet"
 DECIDING, MEASURING = "deciding", "measuring"
-TRUST, AGREEMENT = "trust", "agreement"
+TRUST = "trust"
 _SEEDS = {DECIDING: 7001, MEASURING: 7002}  # beside the study's own
 
 
