@@ -1,6 +1,7 @@
 """What a study's file may say."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -89,3 +90,9 @@ def test_a_world_brings_its_own_users_where_the_config_names_some(tmp_path, has_
     assert source.interactions == (str(world / "interactions.parquet"),)
     assert source.users == (str(world / "users.parquet") if has_users else None)
     assert source.user_columns.attributes == (("age",) if has_users else ())
+
+
+@pytest.mark.parametrize("path", sorted(Path("configs/studies").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_study_that_comes_with_the_code_can_be_read(path):
+    study = load_study(path)
+    assert study.name == path.stem and study.seeds
