@@ -40,6 +40,17 @@ COLUMNS = {
     "seconds": "seconds",
     "peak_mib": "MiB",
 }
+_NOTES = {
+    TRUE_CTR: "True click-through: the mean chance that a user clicks an item of the top ten when looking "
+    "at it, of all users and of each group.",
+    JUDGE: "Judge: the reward that a held-out model predicts for the top ten, and the spread of its members.",
+    RETURN: "Judge's return: its discounted reward of what would be recommended next, step by step.",
+    TRUE_DWELL: "True dwell: the seconds to expect of a click on the top ten.",
+    WEIGHTED_HR: "Weighted: by inverse propensity.",
+    "gate_rate": "Admitted: share of prompts whose reward the gate lets in.",
+    "seconds": "Seconds: training of an arm without validation.",
+    "peak_mib": "MiB: the largest memory of its process.",
+}
 _SHARES = ("hallucination", "coverage", "gate_rate")
 _PLAIN = ("seconds", "peak_mib")
 _MAIN = (TRUE_CTR, "hr@10", "hallucination")  # what a narrow screen shows
@@ -104,7 +115,12 @@ def _of_set(study: StudyConfig, findings: Findings, table: Rows, of_set: str) ->
         "name": of_set,
         "columns": [*columns[:1], *((f"of {group}", False) for group in groups), *columns[1:]],
         "rows": lines,
-        "sentences": [_sentence(of_set, found) for found in _leading(study, differences, main)]
+        "notes": [note for name, note in _NOTES.items() if name in known],
+        "sentences": [
+            _sentence(of_set, found)
+            for metric in (main, JUDGE)
+            for found in _leading(study, differences, metric)
+        ]
         + [sentence for sentence in further if sentence is not None],
         "differences": [_line(found) for found in differences],
         "charts": [{"title": title, "svg": svg} for title, svg in charts],
