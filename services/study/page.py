@@ -203,6 +203,8 @@ def _cell(name: str, values: Sequence[float | None]) -> str:
 def _markdown(context: Mapping[str, Any]) -> str:
     lines = [f"- {sentence}" for sentence in context["sentences"]]
     for shown in context["sets"]:
+        if not shown["rows"]:
+            continue
         lines += [
             "",
             f"## {shown['name']}",

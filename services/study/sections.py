@@ -43,6 +43,7 @@ _COLORS = (BLUE, ORANGE, GREEN, RED, PURPLE, TEAL, GREY)
 _ANY_RATE = 0.5  # stands for the rate of an arm that admits by chance, when only its other settings are read
 _RATES = 7  # lines that a chart can tell apart
 _FEWEST_ROWS = 4  # policies whose order says something
+_NEARLY_ALL = 0.95  # of the prompts are right
 
 
 def read_prompts(study: StudyConfig, of_set: str, pooled: Pooled) -> dict[str, np.ndarray] | None:
@@ -106,6 +107,8 @@ def gate_sentence(of_set: str, tests: Sequence[GateTest]) -> str | None:
     )
     blind = [test.gate for test in own if test.auc[1] <= 0.5]
     end = f" No better than chance: {', '.join(blind)}." if blind else ""
+    if base > _NEARLY_ALL:
+        end = " So there is little for a gate to tell apart."
     told = told[0].upper() + told[1:]
     return f"{of_set}: the ranker orders {base:.0%} of the prompts as the truth does. {told}.{end}"
 

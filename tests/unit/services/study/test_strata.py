@@ -66,7 +66,9 @@ def test_a_perfect_ranker_is_right_wherever_a_gate_looks():
     columns, groups = planted(np.full(N, 0.8), np.full(N, 0.9))
     for test in run_gate_tests(columns, 0.65, groups):
         assert test.precision[0] == 1 and np.isnan(test.auc[0])
-    assert "orders 100% of the prompts" in gate_sentence("w", run_gate_tests(columns, 0.65, groups))
+    said = gate_sentence("w", run_gate_tests(columns, 0.65, groups))
+    assert "orders 100% of the prompts" in said and "AUC" not in said
+    assert said.endswith("So there is little for a gate to tell apart.")
 
 
 def test_without_trust_the_gate_by_user_asks_the_published_one():
