@@ -15,6 +15,7 @@ from sluice.actors.engines.engine import Generation
 from sluice.actors.queue.leases import Lease
 from sluice.actors.settings import DistractorDraw
 from sluice.catalog.data.dataset import Examples
+from sluice.catalog.decoding import Decoding
 from sluice.catalog.errors import RunError
 from sluice.catalog.gaps import Gaps
 from sluice.catalog.rollout_group import RolloutGroup
@@ -34,6 +35,14 @@ class Prompt:
     whole_history: np.ndarray  # without the gaps of `learner.item_dropout`, as the ranker is shown it
     excluded: np.ndarray  # [E] int32 item rows that are no candidates and no distractors of this prompt
     target_item: int
+
+
+def leaves_enough(prompt: Prompt, vocabulary: Vocabulary, decoding: Decoding) -> bool:
+    """Whether constrained decoding has as many items to choose from for a prompt as it has to draw."""
+    if not decoding.constrained:
+        return True
+    left: int = vocabulary.trie.items_without(prompt.excluded)
+    return left >= decoding.distinct
 
 
 def read_prompt(lease: Lease, dataset: Any, gaps: Gaps) -> Prompt:

@@ -88,6 +88,7 @@ class Findings:
     def __init__(self, study: StudyConfig) -> None:
         self.study = study
         self._cells = {(cell.of_set, cell.arm, cell.seed): cell for cell in cells_of(study)}
+        self._read: dict[tuple[str, str, str], Pooled] = {}  # a page asks for the same examples many times
 
     def rows(self, of_set: str) -> dict[str, str]:
         """The arm behind each row of a data set: its own, or the one that was chosen on validation."""
@@ -104,8 +105,12 @@ class Findings:
         return done | chosen
 
     def pooled(self, of_set: str, arm: str, split: str = TEST) -> Pooled:
-        """The examples of an arm over all seeds."""
-        return pool_examples([self._cells[of_set, arm, seed] for seed in self.study.seeds], self.study, split)
+        """The examples of an arm over all seeds, as they were when they were first asked for."""
+        key = of_set, arm, split
+        if key not in self._read:
+            cells = [self._cells[of_set, arm, seed] for seed in self.study.seeds]
+            self._read[key] = pool_examples(cells, self.study, split)
+        return self._read[key]
 
     def differences(self, of_set: str) -> list[Difference]:
         """Every row less each of `against`, by metric, and by group of users."""

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from sluice.actors.engines.engine import Engine
 from sluice.actors.queue.leases import Lease
-from sluice.actors.rollout.groups import read_prompt
+from sluice.actors.rollout.groups import leaves_enough, read_prompt
 from sluice.catalog.data.dataset import Dataset, Examples
 from sluice.catalog.errors import DataError
 from sluice.catalog.gaps import NO_GAPS, Gaps
@@ -158,13 +158,11 @@ def _with_enough_items(
 ) -> Examples:
     """Those that a rollout actor would not give up."""
     decoding = config.decoding
-    if not decoding.constrained:
-        return examples
-    left = []
-    for user, position in zip(examples.users.tolist(), examples.positions.tolist(), strict=True):
-        prompt = read_prompt(Lease(lease_id=0, attempt=1, user=user, position=position), dataset, NO_GAPS)
-        left.append(vocabulary.trie.items_without(prompt.excluded))
-    enough = np.asarray(left) >= decoding.distinct
+    prompts = [
+        read_prompt(Lease(lease_id=0, attempt=1, user=user, position=position), dataset, NO_GAPS)
+        for user, position in zip(examples.users.tolist(), examples.positions.tolist(), strict=True)
+    ]
+    enough = np.array([leaves_enough(prompt, vocabulary, decoding) for prompt in prompts])
     if not enough.any():
         raise DataError(
             f"none of {len(examples)} prompts leaves {decoding.distinct} items to choose from: "

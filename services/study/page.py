@@ -33,7 +33,7 @@ COLUMNS = {
     SPREAD: "judge's spread",
     RETURN: "judge's return",
     TRUE_DWELL: "true dwell",
-    WEIGHTED_HR: "weighted HR@10",
+    WEIGHTED_HR: OF_RUNS[WEIGHTED_HR],
     **OF_RUNS,
     "coverage": BREADTH["coverage"],
     "gate_rate": "admitted",

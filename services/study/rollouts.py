@@ -15,7 +15,13 @@ import pyarrow as pa
 
 from sluice.actors.engines.engine import Engine, GenerateRequest, Generation
 from sluice.actors.queue.leases import Lease
-from sluice.actors.rollout.groups import Prompt, assemble_groups, read_prompt, score_groups
+from sluice.actors.rollout.groups import (
+    Prompt,
+    assemble_groups,
+    leaves_enough,
+    read_prompt,
+    score_groups,
+)
 from sluice.actors.settings import RolloutSettings
 from sluice.catalog.data.dataset import Dataset, Examples
 from sluice.catalog.data.feed import PromptFeed
@@ -99,8 +105,7 @@ class LocalRollouts:
             lease = Lease(lease_id=self._issued, attempt=1, user=user, position=position)
             self._issued += 1
             prompt = read_prompt(lease, self._dataset, self._gaps)
-            left = self._vocabulary.trie.items_without(prompt.excluded)
-            if not self._decoding.constrained or left >= self._decoding.distinct:
+            if leaves_enough(prompt, self._vocabulary, self._decoding):
                 return prompt
             self.invalid += 1
         raise DataError(
