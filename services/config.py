@@ -67,6 +67,13 @@ class RunConfig(Settings):
     evaluation: EvaluationSettings = Field(
         default=EvaluationSettings(), description="How policies are measured."
     )
+    deterministic: bool = Field(
+        default=False,
+        description="The same weights again, bit by bit, whatever was killed, however often the run was "
+        "resumed and with however many rollout and ranker actors, on machines of one kind. Every batch of "
+        "leases is generated and scored by itself, by weights that are exactly `queue.max_staleness` "
+        "versions old, and trained on in the order of the prompts. docs/rollouts.md says what it costs.",
+    )
     compare: Literal["basic", "full"] = Field(
         default="basic",
         description="What stands beside the post-trained policy. basic: start, control, baselines, ranker. "
@@ -101,6 +108,16 @@ class RunConfig(Settings):
             raise ValueError(
                 f"queue.max_groups {self.queue.max_groups} is below {needed}, the larger of "
                 f"learner.prompts_per_step and rollout.prompts_per_lease: the learner could never fill a step"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _steps_are_whole_batches(self) -> "RunConfig":
+        step, batch = self.learner.prompts_per_step, self.rollout.prompts_per_lease
+        if self.deterministic and step % batch:
+            raise ValueError(
+                f"deterministic needs steps of whole batches, and learner.prompts_per_step {step} is no "
+                f"multiple of rollout.prompts_per_lease {batch}: change one of them"
             )
         return self
 

@@ -26,6 +26,7 @@ FIXED: dict[str, str] = {
     "evaluation": "the start and the best checkpoint so far were chosen with it",
     "objective.type": "it decides what a checkpoint holds and where batches come from",
     "objective.baseline.type": "it decides what a checkpoint holds and where batches come from",
+    "deterministic": "it decides which groups a step is made of",
     "learner.workers": "a checkpoint has one part for each worker",
     "learner.sharding": "each worker's part of a checkpoint is its share",
     "learner.lora": "a checkpoint holds these adapters",

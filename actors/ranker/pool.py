@@ -41,8 +41,11 @@ class RankerActor:
         max_wait_ms: float,
         name: str = "ranker",
         meter_factory: Callable[[Ranker], TrustMeter] | None = None,
+        alone: bool = False,
     ) -> None:
-        """`meter_factory` makes what measures trust in the ranker; None: no gate asks for it."""
+        """`meter_factory` makes what measures trust in the ranker; None: no gate asks for it. `alone`: see
+        `MicroBatcher`.
+        """
         lower_thread_priority()
         self._name, self._metrics, self._reported_s = name, MetricSet(), 0.0
         ranker = ranker_factory()
@@ -51,6 +54,7 @@ class RankerActor:
             max_batch=max_batch,
             max_wait_s=max_wait_ms / 1000,
             meter=None if meter_factory is None else meter_factory(ranker),
+            alone=alone,
         )
 
     async def predict(

@@ -17,10 +17,16 @@ import ray
 from ray.exceptions import RayError
 
 from sluice.actors.boards.catalogue_board import CatalogueBoard, CataloguePublisher, CatalogueSource
-from sluice.actors.boards.weight_board import WeightBoard, WeightPublisher, WeightSource
+from sluice.actors.boards.weight_board import (
+    KeptWeightBoard,
+    WeightBoard,
+    WeightPublisher,
+    WeightSource,
+)
 from sluice.actors.calls import RayCall, get_result, reason_of
 from sluice.actors.queue.actor import QueueActor
 from sluice.actors.queue.client import QueueClient
+from sluice.actors.queue.fixed_order import FixedOrder
 from sluice.actors.ranker.pool import RankerActor, RankerClient
 from sluice.actors.rollout.actor import LAUNCH, RolloutActor, RolloutClients
 from sluice.catalog.data.changes import ChangingCatalogue
@@ -253,18 +259,30 @@ def start_fleet(
         "max_task_retries": -1,
         "max_concurrency": 10_000,
     }
+    order = fixed_order(config)
     queue_actor: Any = (
         ray.remote(QueueActor)
         .options(**light)
         .remote(
-            functools.partial(open_prompts, paths.data, config.learner.prompts_per_user),
+            functools.partial(
+                open_prompts,
+                paths.data,
+                config.learner.prompts_per_user,
+                # a rollout actor gives others up; a fixed order has no place for that
+                leaving=config.decoding.distinct if order is not None and config.decoding.constrained else 0,
+            ),
             seed=config.seed,
             settings=config.queue,
             publish_every=config.weights.publish_every,
             lease_deadline_s=config.learner.rollout_timeout_s / 2,
+            order=order,
         )
     )
-    board: Any = ray.remote(WeightBoard).options(**light).remote()
+    board: Any = (
+        ray.remote(WeightBoard).options(**light).remote()
+        if order is None
+        else ray.remote(KeptWeightBoard).options(**light).remote(order.lag + 1)
+    )
     catalogue_board: Any = ray.remote(CatalogueBoard).options(**light).remote()
     # One copy of the catalogue's arrays per node, which the actors there use in place.
     dataset = Dataset.open(paths.data)
@@ -281,7 +299,7 @@ def start_fleet(
         queue=queue,
         ranker=ranker,
         weights=WeightSource(board),
-        catalogues=CatalogueSource(catalogue_board),
+        catalogues=None if config.deterministic else CatalogueSource(catalogue_board),
     )
     return Fleet(
         queue=queue,
@@ -294,7 +312,21 @@ def start_fleet(
         rankers=rankers,
         _others=[board, catalogue_board, queue_actor],
         open_vocabulary=functools.partial(_get_vocabulary, stored),
-        _changes=ChangingCatalogue(lambda: dataset.item_ids, vocabulary, paths.catalogue),
+        _changes=None
+        if config.deterministic
+        else ChangingCatalogue(lambda: dataset.item_ids, vocabulary, paths.catalogue),
+    )
+
+
+def fixed_order(config: RunConfig) -> FixedOrder | None:
+    """The order of a deterministic run; None: groups are trained on as they come."""
+    if not config.deterministic:
+        return None
+    return FixedOrder(
+        step_groups=config.learner.prompts_per_step,
+        batch=config.rollout.prompts_per_lease,
+        publish_every=config.weights.publish_every,
+        lag=config.queue.max_staleness,
     )
 
 
@@ -318,6 +350,7 @@ def _start_rankers(config: RunConfig, paths: RunPaths, reservation: placement.Re
             max_batch=config.ranker_pool.max_batch,
             max_wait_ms=config.ranker_pool.max_wait_ms,
             meter_factory=meter_factory(config, paths, open_dataset),
+            alone=config.deterministic,
         )
         for index in range(config.ranker_pool.actors)
     ]
@@ -342,11 +375,15 @@ def _start_rollouts(
             )
             .remote(
                 name=name,
-                engine_factory=functools.partial(open_engine, config, paths, seed=config.seed + index),
+                # Who serves a prompt of a fixed order must not matter.
+                engine_factory=functools.partial(
+                    open_engine, config, paths, seed=config.seed + (0 if config.deterministic else index)
+                ),
                 dataset_factory=functools.partial(Dataset.open, paths.data),
                 settings=config.rollout,
                 seed=config.seed,
                 gaps=Gaps(most=config.learner.item_dropout, seed=config.seed),
+                fixed=config.deterministic,
             )
         )
         started = handle.start.remote(vocabulary)

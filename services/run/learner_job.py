@@ -15,7 +15,8 @@ from sluice.cluster.environment import lower_thread_priority
 from sluice.cluster.metrics import MetricSet
 from sluice.cluster.placement import learner_resources
 from sluice.learner.objectives.settings.objective import Objective
-from sluice.learner.training.train_loop import LoopConfig, train_loop
+from sluice.learner.training.loop_config import LoopConfig
+from sluice.learner.training.train_loop import train_loop
 from sluice.services.config import RunConfig
 from sluice.services.paths import RunPaths
 from sluice.services.progress import Progress, Reporter
@@ -52,7 +53,8 @@ def run_learner(
         queue=fleet.queue if fleet else None,
         publisher=fleet.publisher if fleet else None,
         open_vocabulary=fleet.open_vocabulary if fleet else None,
-        catalogues=fleet.catalogue_source if fleet else None,
+        catalogues=fleet.catalogue_source if fleet and not config.deterministic else None,
+        kept_versions=config.queue.max_staleness + 1 if fleet and config.deterministic else 0,
         meter=MetricSet(),
     )
     if name != "train":

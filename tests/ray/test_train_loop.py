@@ -23,7 +23,8 @@ from sluice.learner.policy.packed_weights import PackedWeights, UnverifiedWeight
 from sluice.learner.policy.policy import build_policy, load_policy, save_policy
 from sluice.learner.settings import EvaluationSettings, LearnerSettings, LoraSettings, PolicySettings
 from sluice.learner.training.checkpoint import read_state
-from sluice.learner.training.train_loop import LoopConfig, train_loop
+from sluice.learner.training.loop_config import LoopConfig
+from sluice.learner.training.train_loop import train_loop
 from tests.tiny_data import USERS, tiny_dataset
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]

@@ -157,7 +157,7 @@ def test_groups_reach_the_queue_with_all_their_parts():
 def test_the_engine_is_told_what_was_seen(constrained, exclude_seen, excludes):
     parts = worker(constrained=constrained, exclude_seen=exclude_seen, engine=FakeEngine(per_step=0))
     turn(parts, 3)
-    leases = {entry.lease_id: entry for entry in parts.queue.ledger._entries.values()}
+    leases = {entry.lease_id: entry for entry in parts.queue.ledger._prompts}
     for request in parts.engine.waiting:
         entry = leases[int(request.request_id.split("-")[0])]
         seen = TinyDataset().seen(entry.user, entry.position).tolist()
