@@ -1,4 +1,4 @@
-"""Deterministic runs: what was killed, how often and who served the rollouts leaves the weights as they are."""
+"""Deterministic runs: what was killed, when and who served the rollouts leaves the weights as they are."""
 
 import hashlib
 import io
