@@ -96,6 +96,13 @@ class RunConfig(Settings):
         return self.rollout.decode.decoding(exclude_seen=self.data.exclude_seen)
 
     @property
+    def prompts_leave(self) -> int:
+        """Items that every prompt leaves to choose from. A deterministic run draws no other prompts; 0: the
+        rollout actors give those up that leave too few.
+        """
+        return self.decoding.distinct if self.deterministic and self.decoding.constrained else 0
+
+    @property
     def trust(self) -> TrustSettings | None:
         """How trust in the ranker is measured; None: the objective's gate does not ask for it."""
         gate: GateSettings | None = getattr(self.objective, "gate", None)

@@ -17,6 +17,7 @@ class ArmPaths:
     best: Path  # the policy at its best validation
     last: Path  # the policy after the last step
     metrics: Path
+    journal: Path  # of its prompts, where there are rollouts
     checkpoints: Path  # Ray Train's storage
     best_checkpoint: Path  # the whole checkpoint at the best validation
 
@@ -107,15 +108,18 @@ class RunPaths:
         if name in ("train", "control"):
             best, last = {"train": (self.best, self.last), "control": (self.control, self.control_last)}[name]
             metrics = self.root / ("metrics.jsonl" if name == "train" else f"metrics-{name}.jsonl")
+            journal = self.root / ("journal.jsonl" if name == "train" else f"journal-{name}.jsonl")
             checkpoints = self.checkpoints
         else:
             root = self.root / "arms" / name
-            best, last, metrics = root / "best", root / "last", root / "metrics.jsonl"
+            best, last = root / "best", root / "last"
+            metrics, journal = root / "metrics.jsonl", root / "journal.jsonl"
             checkpoints = root / "checkpoints"
         return ArmPaths(
             best=best,
             last=last,
             metrics=metrics,
+            journal=journal,
             checkpoints=checkpoints,
             best_checkpoint=checkpoints / f"{name}-best",
         )

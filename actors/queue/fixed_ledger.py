@@ -15,8 +15,8 @@ from typing import Any
 
 from sluice.actors.queue.fixed_order import FixedOrder
 from sluice.actors.queue.leases import Lease, PulledGroup, Push
-from sluice.actors.queue.ledger import RolloutLedger
-from sluice.actors.queue.ledger_entries import LedgerStep, PromptState
+from sluice.actors.queue.ledger import LOST, RolloutLedger
+from sluice.actors.queue.ledger_entries import LedgerEntry, LedgerStep, PromptState
 from sluice.catalog.data.feed import PromptFeed
 from sluice.catalog.errors import RunError
 
@@ -65,25 +65,11 @@ class FixedLedger(RolloutLedger):
         first = self._next_lease_id()
         if first is None:
             return ()
-        return tuple(
+        batch = tuple(
             self._lease_one(lease_id, actor, incarnation, now_s) for lease_id in self._order.batch_of(first)
         )
-
-    def reject(self, actor: str, incarnation: str, leases: Sequence[Lease], reason: str) -> int:
-        """Leases that could not be served are issued again; returns how many still were this actor's."""
-        held = [self._held(actor, incarnation, lease.lease_id, lease.attempt) for lease in leases]
-        for entry in held:
-            if entry is not None:
-                entry.rejections += 1
-                self._prompts.move(entry, PromptState.WAITING)
-                if entry.rejections == ATTEMPTS:
-                    self._failure = self._failure or (
-                        f"the prompt of user {entry.user} at position {entry.position} could not be "
-                        f"served in {ATTEMPTS} attempts, and a deterministic run leaves none out; the last "
-                        f"error: {reason}"
-                    )
-        self.last_error = f"{actor}: {reason}"
-        return sum(entry is not None for entry in held)
+        self.journal.leased(actor, batch)
+        return batch
 
     def allot(
         self, step: int, rank: int, world: int, count: int, learner_version: int
@@ -103,8 +89,7 @@ class FixedLedger(RolloutLedger):
         """
         slots = self._steps[step].slots[rank] if step in self._steps else []
         gone = [self._prompts[lease_id] for lease_id in lease_ids if lease_id in slots]
-        for entry in gone:
-            self._prompts.move(entry, PromptState.WAITING)
+        self._take_back(gone, LOST)
         return len(gone)
 
     def snapshot(self) -> dict[str, Any]:
@@ -130,6 +115,18 @@ class FixedLedger(RolloutLedger):
             # A lease id is a place in the feed. What an actor still pushes for an older life of a lease is
             # the same group, to the bit.
             self._next_id = 0 if snapshot is None else snapshot["next_id"]
+
+    def _give_up(self, entries: Sequence[LedgerEntry]) -> None:
+        """What an actor could not serve is leased again."""
+        self._take_back(entries, self.last_error)
+        for entry in entries:
+            entry.rejections += 1
+            if entry.rejections == ATTEMPTS:
+                self._failure = self._failure or (
+                    f"the prompt of user {entry.user} at position {entry.position} could not be served in "
+                    f"{ATTEMPTS} attempts, and a deterministic run leaves none out; the last error: "
+                    f"{self.last_error}"
+                )
 
     def _next_lease_id(self) -> int | None:
         waiting = self._prompts.of(PromptState.WAITING)

@@ -36,6 +36,7 @@ class Push:
     version_min: int  # oldest weights that produced a token of it
     version_max: int
     row: int = 0  # of the stream
+    ranker_version: str = ""  # that scored it
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,10 +18,11 @@ more when pushing.
 
 from collections import Counter
 from collections.abc import Sequence
-from itertools import islice
+from itertools import islice, takewhile
 from typing import Any
 
 from sluice.actors.queue.flow import FlowControl
+from sluice.actors.queue.journal import Journal
 from sluice.actors.queue.leases import Lease, PulledGroup, Push, PushReply, QueueStatus
 from sluice.actors.queue.ledger_entries import (
     ActorProcesses,
@@ -35,6 +36,7 @@ from sluice.catalog.data.feed import PromptFeed
 from sluice.catalog.errors import RunError
 
 SNAPSHOT_VERSION = 1
+LOST = "its object was lost before the learner had it"
 _COUNTERS = ("issued", "trained", "stale", "invalid", "reissued", "late", "staleness_sum", "staleness_max")
 
 
@@ -62,6 +64,7 @@ class RolloutLedger:
         self._limit = max_groups
         self._next_id = 0
         self.last_error = ""
+        self.journal = Journal()
         self._processes = ActorProcesses()
         self._reset()
 
@@ -83,22 +86,24 @@ class RolloutLedger:
         for _ in range(self._grant(count)):
             entry = next(iter(self._prompts.of(PromptState.WAITING).values()), None) or self._draw()
             granted.append(self._issue(entry, actor, incarnation, now_s))
+        self.journal.leased(actor, granted)
         return tuple(granted)
 
     def push(self, actor: str, incarnation: str, pushes: Sequence[Push], now_s: float) -> PushReply:
         """Queue finished groups; what does not fit by bytes stays leased and is to be pushed again."""
         fate: dict[str, list[int]] = {"accepted": [], "late": [], "full": [], "oversized": []}
+        queued = []
         for push in pushes:
             entry = self._held(actor, incarnation, push.lease_id, push.attempt)
             if entry is None:
                 self._count["late"] += 1
                 fate["late"].append(push.lease_id)
             elif push.nbytes > self._max_bytes:
-                self._leave(entry, "invalid")
                 self.last_error = (
                     f"{actor}: a group of {push.nbytes} bytes does not fit a queue of {self._max_bytes} "
                     f"bytes: raise queue.max_mib"
                 )
+                self._drop([entry], "invalid", self.last_error)
                 fate["oversized"].append(push.lease_id)
             elif not self._has_room_for(push):
                 entry.deadline_s = now_s + self._lease_deadline_s
@@ -111,16 +116,17 @@ class RolloutLedger:
                 if self._flow is not None:
                     self._flow.queued(now_s - entry.leased_s)
                 fate["accepted"].append(push.lease_id)
+                queued.append(push)
+        self.journal.returned(actor, queued)
         return PushReply(**{name: tuple(ids) for name, ids in fate.items()})
 
     def reject(self, actor: str, incarnation: str, leases: Sequence[Lease], reason: str) -> int:
         """Give leases up as invalid; returns how many still were this actor's."""
         held = [self._held(actor, incarnation, lease.lease_id, lease.attempt) for lease in leases]
-        for entry in held:
-            if entry is not None:
-                self._leave(entry, "invalid")
+        own = [entry for entry in held if entry is not None]
         self.last_error = f"{actor}: {reason}"
-        return sum(entry is not None for entry in held)
+        self._give_up(own)
+        return len(own)
 
     def revoke(self, actor: str, reason: str, *, keep_queued: bool = False) -> int:
         """Take back all that an actor holds: its leases, and its queued groups, whose objects died with it.
@@ -130,20 +136,19 @@ class RolloutLedger:
         """
         states = (PromptState.LEASED,) if keep_queued else (PromptState.LEASED, PromptState.QUEUED)
         taken = [e for state in states for e in self._prompts.of(state).values() if e.actor == actor]
-        for entry in taken:
-            self._prompts.move(entry, PromptState.WAITING)
+        self._take_back(taken, f"{actor}: {reason or 'restarted'}")
         if reason:
             self.last_error = f"{actor}: {reason}"
         return len(taken)
 
     def expire(self, now_s: float) -> int:
         """Take back leases past their deadline, so that a wedged actor cannot hold prompts for ever."""
-        overdue, leased = 0, self._prompts.of(PromptState.LEASED)
-        while leased and (entry := next(iter(leased.values()))).deadline_s <= now_s:
-            self._prompts.move(entry, PromptState.WAITING)
+        leased = self._prompts.of(PromptState.LEASED).values()
+        overdue = list(takewhile(lambda entry: entry.deadline_s <= now_s, leased))
+        for entry in overdue:
             self.last_error = f"{entry.actor}: held a lease longer than {self._lease_deadline_s:g} s"
-            overdue += 1
-        return overdue
+            self._take_back([entry], self.last_error)
+        return len(overdue)
 
     # The learner side
 
@@ -183,7 +188,7 @@ class RolloutLedger:
         gone = [lease_id for lease_id in lease_ids if lease_id in slots]
         for lease_id in gone:
             slots.remove(lease_id)
-            self._prompts.move(self._prompts[lease_id], PromptState.WAITING)
+        self._take_back([self._prompts[lease_id] for lease_id in gone], LOST)
         return len(gone)
 
     def ack(self, step: int, rank: int) -> int:
@@ -207,6 +212,7 @@ class RolloutLedger:
             self._count["staleness_sum"] += staleness
             self._count["staleness_max"] = max(self._count["staleness_max"], staleness)
             self._leave(entry, "trained")
+        self.journal.trained(state.slots[rank], step=step, rank=rank, version=state.learner_version)
         state.slots[rank] = []
         state.acked.add(rank)
         if len(state.acked) == state.world:
@@ -216,13 +222,16 @@ class RolloutLedger:
     # Checkpoint and state
 
     def snapshot(self) -> dict[str, Any]:
-        """JSON-able: the feed's place, the counters, and every prompt that is out."""
+        """JSON-able: the feed's place, the counters, every prompt that is out, and under `journal` what
+        happened since the last snapshot.
+        """
         return {
             "version": SNAPSHOT_VERSION,
             "feed": self._feed.snapshot(),
             "next_id": self._next_id,
             "counters": dict(self._count),
             "outstanding": [[e.lease_id, e.user, e.position, e.attempt] for e in self._prompts],
+            "journal": self.journal.take(),
         }
 
     def restore(self, snapshot: dict[str, Any] | None) -> None:
@@ -256,6 +265,7 @@ class RolloutLedger:
                 self._prompts.insert(
                     LedgerEntry(lease_id=lease_id, user=user, position=position, attempt=highest)
                 )
+        self.journal.resumed([entry.lease_id for entry in self._prompts])
 
     def status(self) -> QueueStatus:
         """All counts at this moment."""
@@ -368,8 +378,22 @@ class RolloutLedger:
         return [entry.lease_id for entry in taken]
 
     def _drop_stale(self, learner_version: int) -> None:
-        for entry in self._prompts.queued_before(learner_version - self._max_staleness):
-            self._leave(entry, "stale")
+        old = self._prompts.queued_before(learner_version - self._max_staleness)
+        self._drop(old, "stale", f"learner at version {learner_version}")
+
+    def _give_up(self, entries: Sequence[LedgerEntry]) -> None:
+        """What an actor could not serve; `last_error` has the reason."""
+        self._drop(entries, "invalid", self.last_error)
+
+    def _drop(self, entries: Sequence[LedgerEntry], counter: str, why: str) -> None:
+        for entry in entries:
+            self._leave(entry, counter)
+        self.journal.dropped([entry.lease_id for entry in entries], counter, why)
+
+    def _take_back(self, entries: Sequence[LedgerEntry], why: str) -> None:
+        for entry in entries:
+            self._prompts.move(entry, PromptState.WAITING)
+        self.journal.taken_back([entry.lease_id for entry in entries], why)
 
     def _leave(self, entry: LedgerEntry, counter: str) -> None:
         self._prompts.remove(entry)

@@ -41,6 +41,7 @@ class RunState:
     since_best: int = 0  # validations since then; earlier releases do not say
     source: dict[str, Any]  # snapshot of the batch source
     metrics_bytes: int  # length of the metrics file
+    journal_bytes: int = 0  # of the journal; earlier releases have none
 
 
 def write_checkpoint(directory: Path, state: RunState, policy: Policy) -> None:

@@ -43,6 +43,7 @@ class LoopConfig:
     """Everything a worker is told; travels pickled."""
 
     metrics_path: str
+    journal_path: str
     data_directory: str
     policy_directory: str  # the starting policy, with which the reference starts too
     best_directory: str  # the policy with the best validation

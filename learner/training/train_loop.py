@@ -51,6 +51,7 @@ from sluice.learner.training.checkpoint import (
     write_checkpoint,
     write_rank,
 )
+from sluice.learner.training.journal_file import JournalFile
 from sluice.learner.training.kept_weights import KeptWeights
 from sluice.learner.training.loop_config import LoopConfig, version_after
 from sluice.learner.training.metrics_log import MetricsLog
@@ -124,6 +125,7 @@ class _Worker:
         self.step, self.version, self.best, self.since_best = 0, 0, (-1.0, -1.0), 0
         self.kept = KeptWeights(config.kept_versions)
         self.log: MetricsLog | None = None
+        self.journal: JournalFile | None = None  # of rank 0, in a run with rollouts
 
     def _made_vocabulary(self) -> Vocabulary:
         return Vocabulary.of(self.dataset.codes, self.policy.layout)
@@ -172,6 +174,9 @@ class _Worker:
         if self.rank == 0:
             discard_unfinished(Path(self.config.best_checkpoint), Path(self.config.best_directory))
             self.log = MetricsLog(Path(self.config.metrics_path), state.metrics_bytes if state else 0)
+            if self.config.queue is not None:
+                kept = state.journal_bytes if state else 0
+                self.journal = JournalFile(Path(self.config.journal_path), kept)
             self.log.write(
                 "start", self.step, {"node": ray.get_runtime_context().get_node_id(), "workers": self.world}
             )
@@ -272,13 +277,16 @@ class _Worker:
         write_rank(directory, self.rank, self.learner.state_dict())
         policy = self._plain_policy()
         if policy is not None and self.log is not None:
+            source = self.source.snapshot()
+            events = source.pop("journal", [])
             state = RunState(
                 step=step,
                 version=self.version,
                 best=self.best,
                 since_best=self.since_best,
-                source=self.source.snapshot(),
+                source=source,
                 metrics_bytes=self.log.size,
+                journal_bytes=0 if self.journal is None else self.journal.append(events),
             )
             self.kept.save(directory)
             write_checkpoint(directory, state, policy)

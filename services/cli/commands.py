@@ -249,3 +249,17 @@ def _done(where: Path, result: object) -> int:
         print(json.dumps(result, indent=2, default=str))
     print(where)
     return 0
+
+
+def examine_run(options: argparse.Namespace) -> int:
+    """`sluice doctor`: whether a run directory is whole."""
+    from dataclasses import asdict
+
+    from sluice.services.operate.doctor import examine
+
+    diagnosis = examine(options.run_directory)
+    if options.json:
+        print(json.dumps(asdict(diagnosis), indent=1))
+    else:
+        print("\n".join(diagnosis.lines()))
+    return 1 if diagnosis.problems else 0

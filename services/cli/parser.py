@@ -68,6 +68,14 @@ def build_parser() -> argparse.ArgumentParser:
     report = add("report", commands.write_run_report, "write report.html of a run directory again")
     report.add_argument("run_directory", type=Path, metavar="RUN_DIR")
 
+    doctor = add(
+        "doctor",
+        commands.examine_run,
+        "check that a run directory is whole: its checkpoints, its journal, and every prompt accounted for",
+    )
+    doctor.add_argument("run_directory", type=Path, metavar="RUN_DIR")
+    doctor.add_argument("--json", action="store_true", help="print JSON")
+
     _add_bench(add("bench", commands.measure_bench, "measure, comparing sides in one run; prints JSON"))
     _add_submit(
         add("submit", commands.submit_run, "run `sluice train` as a job on a Ray cluster and follow it")

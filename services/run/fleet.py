@@ -265,11 +265,7 @@ def start_fleet(
         .options(**light)
         .remote(
             functools.partial(
-                open_prompts,
-                paths.data,
-                config.learner.prompts_per_user,
-                # a rollout actor gives others up; a fixed order has no place for that
-                leaving=config.decoding.distinct if order is not None and config.decoding.constrained else 0,
+                open_prompts, paths.data, config.learner.prompts_per_user, config.prompts_leave
             ),
             seed=config.seed,
             settings=config.queue,

@@ -38,6 +38,7 @@ def run_learner(
     arm = paths.arm(name)
     loop = LoopConfig(
         metrics_path=str(arm.metrics),
+        journal_path=str(arm.journal),
         data_directory=str(paths.data),
         policy_directory=str(paths.policy),
         best_directory=str(arm.best),

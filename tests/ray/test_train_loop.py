@@ -59,6 +59,7 @@ def fit(start, directory, steps, open_vocabulary=None, **learner):
     learner = {"prompts_per_step": 6, "evaluate_every": 2, "warmup_steps": 1, "lr": 1e-2} | learner
     loop = LoopConfig(
         metrics_path=str(directory / "metrics.jsonl"),
+        journal_path=str(directory / "journal.jsonl"),
         data_directory=str(start / "data"),
         policy_directory=str(start / "policy"),
         best_directory=str(directory / "best"),
