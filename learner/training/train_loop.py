@@ -49,15 +49,17 @@ from sluice.learner.settings import EvaluationSettings, LearnerSettings
 from sluice.learner.training.checkpoint import (
     RunState,
     add_to_best,
-    discard_unfinished,
     read_rank,
     read_state,
     replace_best,
+    seal_part,
+    settle_best,
     write_checkpoint,
     write_rank,
 )
 from sluice.learner.training.metrics_log import MetricsLog
 from sluice.learner.training.objective import build_objective
+from sluice.learner.training.recovery import Choice, tell_choice
 from sluice.learner.training.step import LearnerStep
 from sluice.learner.training.validation import validate_policy
 
@@ -96,9 +98,8 @@ class LoopConfig:
     data_directory: str
     policy_directory: str  # the starting policy, with which the reference starts too
     best_directory: str  # the policy with the best validation
-    best_checkpoint: (
-        str  # the whole checkpoint of it; a run of which Ray Train has no checkpoint goes on from here
-    )
+    best_checkpoint: str  # the whole checkpoint of it
+    checkpoints: str  # where Ray Train keeps the last ones
     last_directory: str
     seed: int
     objective: Objective
@@ -109,9 +110,7 @@ class LoopConfig:
     decoding: Decoding  # of the rollouts
     queue: RolloutQueue | None  # None: learn from the logs alone
     publisher: Publisher | None
-    open_vocabulary: Callable[[], Vocabulary] | None = (
-        None  # the copy of this node; None: made by every worker
-    )
+    open_vocabulary: Callable[[], Vocabulary] | None = None  # the node's copy; None: every worker makes one
     catalogues: Catalogues | None = None  # None: the catalogue never changes
     meter: Meter | None = None
 
@@ -165,12 +164,11 @@ class _Worker:
         self.time = ActivityClock("other")
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self.dataset = Dataset.open(config.data_directory)
-        checkpoint = ray.train.get_checkpoint()
-        best = Path(config.best_checkpoint)
-        self._checkpoint = Path(checkpoint.to_directory()) if checkpoint else best if best.exists() else None
         self.device = ray.train.torch.get_device()
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
+        places = Path(config.checkpoints), Path(config.best_checkpoint)
+        self.choice: Choice = self._agree(tell_choice(*places) if self.rank == 0 else None)
         # A resumed run starts here too: the reference and what LoRA freezes are the starting policy's.
         self.policy = starting_policy(config.policy_directory, config.learner, config.seed)
         self.vocabulary = (config.open_vocabulary or self._made_vocabulary)()
@@ -224,10 +222,12 @@ class _Worker:
 
     def start(self) -> None:
         """Begin, or go on from the checkpoint that Ray Train hands over."""
-        state = None if self._checkpoint is None else self._load(self._checkpoint)
+        state = None if self.choice.directory is None else self._load(self.choice.directory)
         if self.rank == 0:
-            discard_unfinished(Path(self.config.best_checkpoint), Path(self.config.best_directory))
-            self.log = MetricsLog(Path(self.config.metrics_path), state.metrics_bytes if state else 0)
+            settle_best(Path(self.config.best_checkpoint), Path(self.config.best_directory))
+            self.log = MetricsLog(
+                Path(self.config.metrics_path), state.metrics_bytes if state else 0, self.step
+            )
             self.log.write(
                 "start", self.step, {"node": ray.get_runtime_context().get_node_id(), "workers": self.world}
             )
@@ -251,7 +251,7 @@ class _Worker:
 
     def _load(self, checkpoint: Path) -> RunState:
         state = read_state(checkpoint)
-        self.step, self.version, self.best = state.step, state.version, state.best
+        self.step, self.version, self.best = state.step, state.version, max(state.best, self.choice.best)
         self.since_best = state.since_best
         if self.learner.in_policy_directory:
             saved = load_policy(checkpoint / "policy").model
@@ -326,6 +326,7 @@ class _Worker:
                 metrics_bytes=self.log.size,
             )
             write_checkpoint(directory, state, policy)
+        seal_part(directory, self.rank, self.world)
 
     def _keep_best(self, part: Path) -> None:
         best = Path(self.config.best_checkpoint)
@@ -385,7 +386,7 @@ class _Worker:
             dist.all_reduce(tensor)
         return dict(zip(sorted(values), (tensor / self.world).tolist(), strict=True))
 
-    def _agree(self, value: int) -> int:
+    def _agree(self, value: Any) -> Any:
         if self.world == 1:
             return value
         shared = [value]

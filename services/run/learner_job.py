@@ -15,6 +15,7 @@ from sluice.cluster.environment import lower_thread_priority
 from sluice.cluster.metrics import MetricSet
 from sluice.cluster.placement import learner_resources
 from sluice.learner.objectives.settings.objective import Objective
+from sluice.learner.training.recovery import forget_lost
 from sluice.learner.training.train_loop import LoopConfig, train_loop
 from sluice.services.config import RunConfig
 from sluice.services.paths import RunPaths
@@ -41,6 +42,7 @@ def run_learner(
         policy_directory=str(paths.policy),
         best_directory=str(arm.best),
         best_checkpoint=str(arm.best_checkpoint),
+        checkpoints=str(arm.checkpoints / name),
         last_directory=str(arm.last),
         seed=config.seed,
         objective=objective,
@@ -58,6 +60,7 @@ def run_learner(
     if name != "train":
         for former in (arm.checkpoints / name, arm.best_checkpoint):
             shutil.rmtree(former, ignore_errors=True)
+    forget_lost(arm.checkpoints / name)
     trainer = TorchTrainer(
         _train_loop,
         train_loop_config={"config": loop},
