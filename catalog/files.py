@@ -79,16 +79,20 @@ def replace_directory(fresh: Path, directory: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def was_moved_away(directory: Path) -> bool:
+    """Whether `settle_directory` has something to put back."""
+    return not directory.exists() and bool(_asides(directory, _OLD))
+
+
 def settle_directory(directory: Path) -> None:
     """Put back what a process that died had moved away from `directory`, with the new one not yet there.
 
     Only for a directory that one process at a time writes.
     """
-    if not directory.exists():
+    if was_moved_away(directory):
         former = sorted(_asides(directory, _OLD), key=lambda path: path.stat().st_mtime_ns)
-        if former:
-            os.rename(former[-1], directory)
-            _sync(directory.parent)
+        os.rename(former[-1], directory)
+        _sync(directory.parent)
 
 
 def remove_leftovers(directory: Path) -> None:

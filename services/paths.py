@@ -18,6 +18,7 @@ class ArmPaths:
     last: Path  # the policy after the last step
     metrics: Path
     checkpoints: Path  # Ray Train's storage
+    kept: Path  # the last checkpoints, in that storage
     best_checkpoint: Path  # the whole checkpoint at the best validation
 
 
@@ -41,6 +42,12 @@ class RunPaths:
     def catalogue(self) -> Path:
         """Changes of the catalogue since the run began (`sluice.catalog.data.changes`)."""
         return self.root / "catalogue"
+
+    @property
+    def built(self) -> tuple[Path, ...]:
+        """What stages and trainings leave as whole directories."""
+        arms = (self.best, self.last, self.control, self.control_last)
+        return (self.data, self.policy, self.ranker, self.ranker_halves, self.sft_all, *arms)
 
     @property
     def policy(self) -> Path:
@@ -88,6 +95,11 @@ class RunPaths:
         return self.root / "trust.parquet"
 
     @property
+    def report(self) -> Path:
+        """The page of the run."""
+        return self.root / "report.html"
+
+    @property
     def audit(self) -> Path:
         """What `sluice audit` says of the ranker before the training."""
         return self.root / "audit"
@@ -117,6 +129,7 @@ class RunPaths:
             last=last,
             metrics=metrics,
             checkpoints=checkpoints,
+            kept=checkpoints / name,
             best_checkpoint=checkpoints / f"{name}-best",
         )
 

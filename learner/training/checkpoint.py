@@ -31,6 +31,7 @@ from sluice.catalog.files import (
     find_damage,
     remove_leftovers,
     replace_directory,
+    sha256_of,
     write_atomically,
 )
 from sluice.learner.policy.policy import Policy, save_policy
@@ -48,7 +49,7 @@ class RunState:
     version: int  # weight version of the policy in this checkpoint
     best: tuple[float, float]  # best validation so far (`exposure.choosing_score`)
     since_best: int = 0  # validations since then; earlier releases do not say
-    source: dict[str, Any]  # snapshot of the batch source
+    source: dict[str, Any] | None  # snapshot of the batch source; None: it begins anew
     metrics_bytes: int  # length of the metrics file
 
 
@@ -107,6 +108,17 @@ def _fault_of_part(checkpoint: Path, rank: int, sealed: int) -> str | None:
     if workers != sealed:
         return f"{place.name} tells of {workers} workers, and {sealed} of them had written their part"
     return find_damage(checkpoint, digests)
+
+
+def rewrite_state(checkpoint: Path, state: RunState) -> None:
+    """Give a checkpoint another state, and its sums with it."""
+    written = _read_raw_state(checkpoint)["format"]
+    write_atomically(checkpoint / "state.json", json.dumps({"format": written, **asdict(state)}))
+    place = _sums_file(checkpoint, 0)
+    if place.exists():
+        sums = json.loads(place.read_text())
+        sums["files"]["state.json"] = sha256_of(checkpoint / "state.json")
+        write_atomically(place, json.dumps(sums, indent=1))
 
 
 def _sums_file(directory: Path, rank: int) -> Path:

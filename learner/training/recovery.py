@@ -6,7 +6,6 @@ Every checkpoint is checked by the sums that its workers wrote (`checkpoint.find
 is named, and the one before is taken.
 """
 
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +13,9 @@ from pathlib import Path
 from sluice.catalog.errors import RunError
 from sluice.catalog.files import settle_directory
 from sluice.learner.training.checkpoint import find_fault, read_state
+from sluice.learner.training.kept import list_checkpoints
 
 logger = logging.getLogger(__name__)
-
-# Ray Train's: the directory of a checkpoint is named after its time, and this file lists those that it keeps.
-_NAMED = "checkpoint_*"
-_LIST = "checkpoint_manager_snapshot.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,17 +40,6 @@ class Choice:
 
 
 NONE = Choice(directory=None)
-
-
-def list_checkpoints(kept: Path, best: Path) -> list[Path]:
-    """The checkpoints of a training, the one to try first in front.
-
-    Args:
-        kept: Ray Train's directory, which need not be there.
-        best: the checkpoint with the best validation, which need not be there.
-    """
-    last = sorted(kept.glob(_NAMED), reverse=True)
-    return [*last, best] if best.exists() else last
 
 
 def choose_checkpoint(kept: Path, best: Path) -> Choice:
@@ -92,27 +77,3 @@ def tell_choice(kept: Path, best: Path) -> Choice:
     for line in choice.lines():
         logger.error("%s", line)
     return choice
-
-
-def forget_lost(kept: Path) -> str | None:
-    """Before Ray Train starts again: where its list of checkpoints is torn, or has one that is no longer
-    there, the list goes, since Ray Train would refuse to start. Returns what was wrong with it.
-
-    The checkpoints stay, and are found by their names.
-    """
-    place = kept / _LIST
-    if not place.is_file():
-        return None
-    try:
-        names = [
-            entry["checkpoint_dir_name"] for entry in json.loads(place.read_text())["checkpoint_results"]
-        ]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        fault = f"cannot be read ({type(error).__name__})"
-    else:
-        lost = [name for name in names if not (kept / name).is_dir()]
-        if not lost:
-            return None
-        fault = f"lists {lost[0]}, which is not there"
-    place.unlink()
-    return f"{place.name} {fault}"

@@ -15,10 +15,10 @@ from sluice.cluster.environment import lower_thread_priority
 from sluice.cluster.metrics import MetricSet
 from sluice.cluster.placement import learner_resources
 from sluice.learner.objectives.settings.objective import Objective
-from sluice.learner.training.recovery import forget_lost
+from sluice.learner.training.kept import forget_lost
 from sluice.learner.training.train_loop import LoopConfig, train_loop
 from sluice.services.config import RunConfig
-from sluice.services.paths import RunPaths
+from sluice.services.paths import ArmPaths, RunPaths
 from sluice.services.progress import Progress, Reporter
 from sluice.services.run.fleet import Fleet
 from sluice.services.run.metrics_file import last_metrics
@@ -42,7 +42,7 @@ def run_learner(
         policy_directory=str(paths.policy),
         best_directory=str(arm.best),
         best_checkpoint=str(arm.best_checkpoint),
-        checkpoints=str(arm.checkpoints / name),
+        checkpoints=str(arm.kept),
         last_directory=str(arm.last),
         seed=config.seed,
         objective=objective,
@@ -57,10 +57,7 @@ def run_learner(
         catalogues=fleet.catalogue_source if fleet else None,
         meter=MetricSet(),
     )
-    if name != "train":
-        for former in (arm.checkpoints / name, arm.best_checkpoint):
-            shutil.rmtree(former, ignore_errors=True)
-    forget_lost(arm.checkpoints / name)
+    _clear(arm, begins=name != "train")
     trainer = TorchTrainer(
         _train_loop,
         train_loop_config={"config": loop},
@@ -87,6 +84,14 @@ def run_learner(
             raise RunError(
                 f"{name} failed after {config.cluster.max_learner_restarts} restart(s): {error}"
             ) from error
+
+
+def _clear(arm: ArmPaths, *, begins: bool) -> None:
+    """What would keep a training from beginning anew, or Ray Train from going on."""
+    if begins:
+        for former in (arm.kept, arm.best_checkpoint):
+            shutil.rmtree(former, ignore_errors=True)
+    forget_lost(arm.kept)
 
 
 def _train_loop(options: dict[str, Any]) -> None:

@@ -19,8 +19,8 @@ _FILES = (
         "    if directory.exists():\n        shutil.rmtree(directory)\n",
     ),
     ("        _put_back(old, directory)\n", ""),
-    ("            os.rename(former[-1], directory)\n", "            pass\n"),
-    ("            os.rename(former[-1], directory)", "            os.rename(former[0], directory)"),
+    ("        os.rename(former[-1], directory)\n", "        pass\n"),
+    ("former[-1], directory", "former[0], directory"),
     ("    settle_directory(directory)\n    for", "    for"),
     ("    for kind in (_NEW, _OLD):", "    for kind in (_NEW,):"),
     ("        if now != digest:", "        if False:"),
@@ -79,10 +79,13 @@ _LOG = (
 )
 
 _RECOVERY = (
-    ("reverse=True", "reverse=False"),
     ("    settle_directory(best)\n", ""),
     ("score = read_state(best).best if has_best else NONE.best", "score = NONE.best"),
     ("(best.exists() and is_whole(best))", "best.exists()"),
+)
+
+_KEPT = (
+    ("reverse=True", "reverse=False"),
     ("        if not lost:\n", "        if lost:\n"),
     ("    place.unlink()\n", ""),
 )
@@ -91,7 +94,13 @@ _LEFTOVERS = (
     ("for digest, path in now.items() if digest not in before", "for digest, path in []"),
     ("for digest, path in before.items() if digest not in now", "for digest, path in []"),
     ('manifest.get("format") != FORMAT', "False"),
-    ("(paths.best, paths.last,", "(paths.best,"),
+    ('if resume == "auto":', "if False:"),
+    ('return "last" if begun else None', 'return "last"'),
+    ("or was_moved_away(arm.best_checkpoint)", ""),
+    ('not (resume == "auto" and has_begun(paths))', "True"),
+    ("        settle_directory(directory)\n", "        pass\n"),
+    ("        check_resume(config, paths.root)\n", "        pass\n"),
+    ("        check_same_data(config, paths)\n", "        pass\n"),
 )
 
 _LOG_FILES = (
@@ -217,6 +226,7 @@ _PARTS = (
     ("catalog/files.py", _FILES, ("catalog/test_files.py",)),
     ("learner/training/state_files.py", _STATE, ("learner/training/test_state_files.py",)),
     ("learner/training/checkpoint.py", _CHECKPOINT, ("learner/training/test_checkpoint.py",)),
+    ("learner/training/kept.py", _KEPT, ("learner/training/test_kept.py",)),
     ("learner/training/recovery.py", _RECOVERY, ("learner/training/test_recovery.py",)),
     (
         "learner/training/train_loop.py",
@@ -243,8 +253,8 @@ _PARTS = (
         "services/run/train.py",
         (
             ("        leftovers.check_same_data(config, paths)\n", "        pass\n"),
-            ("if not arms.is_trained(paths, name, inputs):", "if False:"),
-            ("        leftovers.discard_training(paths)\n", "        pass\n"),
+            ("if not arms.is_trained(paths, name, made_with):", "if False:"),
+            ("        arms.discard_training(config, paths)\n", "        pass\n"),
         ),
         ("services/run/test_leftovers.py",),
     ),

@@ -1,6 +1,5 @@
 """Which checkpoint a run goes on from, when some of them are damaged."""
 
-import json
 import logging
 import shutil
 
@@ -8,7 +7,8 @@ import pytest
 
 from sluice.catalog.errors import RunError
 from sluice.learner.training.checkpoint import read_state
-from sluice.learner.training.recovery import choose_checkpoint, forget_lost, list_checkpoints, tell_choice
+from sluice.learner.training.kept import list_checkpoints
+from sluice.learner.training.recovery import choose_checkpoint, tell_choice
 from tests.unit.learner.training.test_checkpoint import cut, whole_checkpoint
 
 
@@ -73,17 +73,3 @@ def test_a_best_checkpoint_that_was_moved_away_is_put_back(places):
 def test_without_a_checkpoint_the_run_begins(tmp_path):
     choice = choose_checkpoint(tmp_path / "train", tmp_path / "train-best")
     assert (choice.directory, choice.lines()) == (None, [])
-
-
-def test_ray_train_forgets_a_list_that_is_torn_or_has_what_is_lost(places):
-    kept, _ = places
-    listed = kept / "checkpoint_manager_snapshot.json"
-    assert forget_lost(kept) is None
-    results = [{"checkpoint_dir_name": path.name} for path in sorted(kept.iterdir())]
-    listed.write_text(json.dumps({"checkpoint_results": results}))
-    assert forget_lost(kept) is None and listed.exists()
-    shutil.rmtree(kept / results[1]["checkpoint_dir_name"])
-    assert "00-40.000001, which is not there" in forget_lost(kept)
-    assert not listed.exists()
-    listed.write_text('{"checkpoint_results": [')
-    assert "cannot be read" in forget_lost(kept)

@@ -67,7 +67,7 @@ def test_a_run_is_not_resumed_with_other_data(config: RunConfig):
     before = {path: path.stat().st_mtime_ns for path in paths.root.rglob("*")}
     catalogue = Path(config.data.source.catalogue)
     catalogue.write_bytes(log_of(config).read_bytes())
-    (paths.checkpoints / "train").mkdir(parents=True)
+    (paths.arm("train").kept / "checkpoint_1").mkdir(parents=True)
     with pytest.raises(RunError, match=r"the data of this run have changed .*catalogue.parquet"):
         train.run_training(config, "last")
     assert {path: path.stat().st_mtime_ns for path in before if path != paths.root} == {
