@@ -31,7 +31,7 @@ from sluice.learner.settings import EvaluationSettings, LearnerSettings, PolicyS
 from sluice.services.config_yaml import apply_override, read_settings
 
 SomeSettings = TypeVar("SomeSettings", bound=Settings)
-Resume = Literal["last", "best"] | None  # which checkpoint a run goes on from
+Resume = Literal["last", "best", "auto"] | None  # which checkpoint a run goes on from; auto: the last, if any
 
 
 class RunConfig(Settings):

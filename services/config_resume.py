@@ -73,6 +73,16 @@ def find_changes(before: RunConfig, now: RunConfig) -> tuple[SettingChange, ...]
     )
 
 
+def fixed_settings(config: RunConfig) -> dict[str, Any]:
+    """The settings that a resumed run must not change, by their dotted names, but for paths and the name."""
+    values = _flat(config.model_dump(mode="json"))
+    return {
+        field: value
+        for field, value in values.items()
+        if field not in (*_PATHS, "name") and fixed_reason(field)
+    }
+
+
 def read_record(directory: Path) -> RunConfig | None:
     """The config that the run in `directory` was last started with; None when there is no record.
 

@@ -19,6 +19,7 @@ class ArmPaths:
     metrics: Path
     journal: Path  # of its prompts, where there are rollouts
     checkpoints: Path  # Ray Train's storage
+    kept: Path  # the last checkpoints, in that storage
     best_checkpoint: Path  # the whole checkpoint at the best validation
 
 
@@ -42,6 +43,12 @@ class RunPaths:
     def catalogue(self) -> Path:
         """Changes of the catalogue since the run began (`sluice.catalog.data.changes`)."""
         return self.root / "catalogue"
+
+    @property
+    def built(self) -> tuple[Path, ...]:
+        """What stages and trainings leave as whole directories."""
+        arms = (self.best, self.last, self.control, self.control_last)
+        return (self.data, self.policy, self.ranker, self.ranker_halves, self.sft_all, *arms)
 
     @property
     def policy(self) -> Path:
@@ -89,6 +96,11 @@ class RunPaths:
         return self.root / "trust.parquet"
 
     @property
+    def report(self) -> Path:
+        """The page of the run."""
+        return self.root / "report.html"
+
+    @property
     def audit(self) -> Path:
         """What `sluice audit` says of the ranker before the training."""
         return self.root / "audit"
@@ -121,6 +133,7 @@ class RunPaths:
             metrics=metrics,
             journal=journal,
             checkpoints=checkpoints,
+            kept=checkpoints / name,
             best_checkpoint=checkpoints / f"{name}-best",
         )
 

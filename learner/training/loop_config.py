@@ -47,9 +47,8 @@ class LoopConfig:
     data_directory: str
     policy_directory: str  # the starting policy, with which the reference starts too
     best_directory: str  # the policy with the best validation
-    best_checkpoint: (
-        str  # the whole checkpoint of it; a run of which Ray Train has no checkpoint goes on from here
-    )
+    best_checkpoint: str  # the whole checkpoint of it
+    checkpoints: str  # where Ray Train keeps the last ones
     last_directory: str
     seed: int
     objective: Objective

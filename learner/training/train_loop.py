@@ -44,10 +44,11 @@ from sluice.learner.settings import LearnerSettings
 from sluice.learner.training.checkpoint import (
     RunState,
     add_to_best,
-    discard_unfinished,
     read_rank,
     read_state,
     replace_best,
+    seal_part,
+    settle_best,
     write_checkpoint,
     write_rank,
 )
@@ -56,6 +57,7 @@ from sluice.learner.training.kept_weights import KeptWeights
 from sluice.learner.training.loop_config import LoopConfig, version_after
 from sluice.learner.training.metrics_log import MetricsLog
 from sluice.learner.training.objective import build_objective
+from sluice.learner.training.recovery import Choice, tell_choice
 from sluice.learner.training.step import LearnerStep
 from sluice.learner.training.validation import validate_policy
 
@@ -109,12 +111,11 @@ class _Worker:
         self.time = ActivityClock("other")
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self.dataset = Dataset.open(config.data_directory)
-        checkpoint = ray.train.get_checkpoint()
-        best = Path(config.best_checkpoint)
-        self._checkpoint = Path(checkpoint.to_directory()) if checkpoint else best if best.exists() else None
         self.device = ray.train.torch.get_device()
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
+        places = Path(config.checkpoints), Path(config.best_checkpoint)
+        self.choice: Choice = self._agree(tell_choice(*places) if self.rank == 0 else None)
         # A resumed run starts here too: the reference and what LoRA freezes are the starting policy's.
         self.policy = starting_policy(config.policy_directory, config.learner, config.seed)
         self.vocabulary = (config.open_vocabulary or self._made_vocabulary)()
@@ -170,10 +171,12 @@ class _Worker:
 
     def start(self) -> None:
         """Begin, or go on from the checkpoint that Ray Train hands over."""
-        state = None if self._checkpoint is None else self._load(self._checkpoint)
+        state = None if self.choice.directory is None else self._load(self.choice.directory)
         if self.rank == 0:
-            discard_unfinished(Path(self.config.best_checkpoint), Path(self.config.best_directory))
-            self.log = MetricsLog(Path(self.config.metrics_path), state.metrics_bytes if state else 0)
+            settle_best(Path(self.config.best_checkpoint), Path(self.config.best_directory))
+            self.log = MetricsLog(
+                Path(self.config.metrics_path), state.metrics_bytes if state else 0, self.step
+            )
             if self.config.queue is not None:
                 kept = state.journal_bytes if state else 0
                 self.journal = JournalFile(Path(self.config.journal_path), kept)
@@ -209,7 +212,7 @@ class _Worker:
 
     def _load(self, checkpoint: Path) -> RunState:
         state = read_state(checkpoint)
-        self.step, self.version, self.best = state.step, state.version, state.best
+        self.step, self.version, self.best = state.step, state.version, max(state.best, self.choice.best)
         self.since_best = state.since_best
         if self.learner.in_policy_directory:
             saved = load_policy(checkpoint / "policy").model
@@ -290,6 +293,7 @@ class _Worker:
             )
             self.kept.save(directory)
             write_checkpoint(directory, state, policy)
+        seal_part(directory, self.rank, self.world)
 
     def _keep_best(self, part: Path) -> None:
         best = Path(self.config.best_checkpoint)
@@ -347,7 +351,7 @@ class _Worker:
             dist.all_reduce(tensor)
         return dict(zip(sorted(values), (tensor / self.world).tolist(), strict=True))
 
-    def _agree(self, value: int) -> int:
+    def _agree(self, value: Any) -> Any:
         if self.world == 1:
             return value
         shared = [value]

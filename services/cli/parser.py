@@ -293,8 +293,18 @@ def _add_resume(parser: argparse.ArgumentParser) -> None:
         "--resume",
         nargs="?",
         const="last",
-        choices=["last", "best"],
-        help="go on from the run directory's last checkpoint (default), or go back to its best one",
+        choices=["last", "best", "auto"],
+        help="go on from the run directory's last checkpoint (default), or go back to its best one; auto: go "
+        "on where there is a checkpoint, and begin where there is none",
+    )
+    parser.add_argument(
+        "--fork",
+        metavar="RUN_DIR[@STEP]",
+        help="begin with a checkpoint of another run (default: its last one), under another name, seed or "
+        "output. Kept: policy, optimizer, count of steps, curves, data and start; the ranker where its "
+        "settings are the same, and the order of the prompts where the seed is. Anew: the best checkpoint, "
+        "the control and other arms. Refused where data or catalogue differ. With --resume auto a fork that "
+        "has begun is gone on with",
     )
 
 

@@ -17,6 +17,7 @@ from sluice.catalog.data.feed import PromptFeed
 from sluice.catalog.errors import RunError, SluiceError
 from sluice.learner.batches.sources import open_prompts
 from sluice.learner.training.checkpoint import RunState, find_fault, read_state
+from sluice.learner.training.kept import list_checkpoints
 from sluice.services.config import RunConfig
 from sluice.services.config_resume import read_record
 from sluice.services.operate.replay import Replay
@@ -69,17 +70,16 @@ def examine(run_directory: Path) -> Diagnosis:
     if not diagnosis.checkpoints:
         raise RunError(f"{run_directory} holds no checkpoint of a post-training")
     if whole:
-        newest = max(whole, key=lambda place: whole[place].step)
-        diagnosis.usable = str(newest.relative_to(paths.root))
-        _check_journal(config, paths, arm.journal, whole[newest], diagnosis)
+        place, state = next(iter(whole.items()))
+        diagnosis.usable = str(place.relative_to(paths.root))
+        _check_journal(config, paths, arm.journal, state, diagnosis)
     return diagnosis
 
 
 def _check_checkpoints(paths: RunPaths, arm: ArmPaths, diagnosis: Diagnosis) -> dict[Path, RunState]:
-    """The states of those that are whole."""
-    kept = sorted(place for place in (arm.checkpoints / "train").glob("checkpoint*") if place.is_dir())
+    """The states of those that are whole, the one that a resume goes on from first."""
     whole = {}
-    for place in [*kept, *([arm.best_checkpoint] if arm.best_checkpoint.exists() else [])]:
+    for place in list_checkpoints(arm.kept, arm.best_checkpoint):
         name = str(place.relative_to(paths.root))
         fault = find_fault(place)
         if fault is None:
@@ -150,9 +150,9 @@ def _feed(
 
 def _compare(replay: Replay, state: RunState, source: dict[str, Any], diagnosis: Diagnosis) -> None:
     """The journal with what the checkpoint says."""
-    if replay.steps != state.step:
+    if state.step > 0 and replay.steps != state.step:
         diagnosis.problems.append(
-            f"the journal has {replay.steps} trained steps, and the checkpoint is of step {state.step}"
+            f"the journal ends at step {replay.steps}, and the checkpoint is of step {state.step}"
         )
     counted = replay.counts()
     for name in ("issued", "trained", "stale", "invalid"):

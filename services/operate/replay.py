@@ -47,8 +47,8 @@ class Replay:
 
     @property
     def steps(self) -> int:
-        """Optimizer steps that some worker has trained on."""
-        return len(self._trained)
+        """Optimizer steps until the last one that a worker has trained on."""
+        return max(self._trained, default=-1) + 1
 
     @property
     def more_problems(self) -> int:
@@ -84,8 +84,8 @@ class Replay:
                 play(event)
 
     def finish(self) -> None:
-        """Whether every step up to the last one was trained on."""
-        missing = sorted(set(range(max(self._trained, default=-1) + 1)) - set(self._trained))
+        """Whether every step from the first to the last one was trained on. A forked run begins later."""
+        missing = sorted(set(range(min(self._trained, default=0), self.steps)) - set(self._trained))
         if missing:
             self._note(f"{len(missing)} steps were never trained on, the first of them {missing[0]}")
 

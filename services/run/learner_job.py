@@ -15,10 +15,11 @@ from sluice.cluster.environment import lower_thread_priority
 from sluice.cluster.metrics import MetricSet
 from sluice.cluster.placement import learner_resources
 from sluice.learner.objectives.settings.objective import Objective
+from sluice.learner.training.kept import forget_lost
 from sluice.learner.training.loop_config import LoopConfig
 from sluice.learner.training.train_loop import train_loop
 from sluice.services.config import RunConfig
-from sluice.services.paths import RunPaths
+from sluice.services.paths import ArmPaths, RunPaths
 from sluice.services.progress import Progress, Reporter
 from sluice.services.run.fleet import Fleet
 from sluice.services.run.metrics_file import last_metrics
@@ -43,6 +44,7 @@ def run_learner(
         policy_directory=str(paths.policy),
         best_directory=str(arm.best),
         best_checkpoint=str(arm.best_checkpoint),
+        checkpoints=str(arm.kept),
         last_directory=str(arm.last),
         seed=config.seed,
         objective=objective,
@@ -58,9 +60,7 @@ def run_learner(
         kept_versions=config.queue.max_staleness + 1 if fleet and config.deterministic else 0,
         meter=MetricSet(),
     )
-    if name != "train":
-        for former in (arm.checkpoints / name, arm.best_checkpoint):
-            shutil.rmtree(former, ignore_errors=True)
+    _clear(arm, begins=name != "train")
     trainer = TorchTrainer(
         _train_loop,
         train_loop_config={"config": loop},
@@ -87,6 +87,14 @@ def run_learner(
             raise RunError(
                 f"{name} failed after {config.cluster.max_learner_restarts} restart(s): {error}"
             ) from error
+
+
+def _clear(arm: ArmPaths, *, begins: bool) -> None:
+    """What would keep a training from beginning anew, or Ray Train from going on."""
+    if begins:
+        for former in (arm.kept, arm.best_checkpoint):
+            shutil.rmtree(former, ignore_errors=True)
+    forget_lost(arm.kept)
 
 
 def _train_loop(options: dict[str, Any]) -> None:

@@ -64,6 +64,7 @@ def fit(start, directory, steps, open_vocabulary=None, **learner):
         policy_directory=str(start / "policy"),
         best_directory=str(directory / "best"),
         best_checkpoint=str(directory / "checkpoints" / "loop-best"),
+        checkpoints=str(directory / "checkpoints" / "loop"),
         last_directory=str(directory / "last"),
         seed=0,
         objective=NllObjective(),

@@ -171,7 +171,7 @@ def test_a_restored_ledger_counts_lease_ids_as_places_in_the_feed():
 
 def test_a_snapshot_of_another_order_is_refused():
     snapshot = ledger().snapshot()
-    with pytest.raises(RunError, match="rollout.prompts_per_lease"):
+    with pytest.raises(RunError, match=r"rollout\.prompts_per_lease"):
         ledger(FixedOrder(step_groups=4, batch=4, publish_every=1, lag=1)).restore(snapshot)
     del snapshot["order"]
     with pytest.raises(RunError, match="in the order None"):

@@ -1,11 +1,9 @@
 import json
 
-import numpy as np
 import pytest
 
 from sluice.actors.queue.leases import Push
 from sluice.actors.queue.ledger import RolloutLedger
-from sluice.catalog.data.dataset import Dataset
 from sluice.catalog.data.feed import PromptFeed
 from sluice.catalog.errors import RunError
 from sluice.learner.batches.sources import open_prompts
@@ -15,7 +13,8 @@ from sluice.services.cli.main import main
 from sluice.services.config import RunConfig, dump_config
 from sluice.services.operate.doctor import examine
 from sluice.services.paths import RunPaths
-from tests.tiny_data import tiny_dataset, tiny_policy
+from tests.tiny_data import tiny_dataset
+from tests.unit.learner.learner_cases import tiny_policy
 
 
 def ledger_of(paths, steps, seed=0):
@@ -59,7 +58,7 @@ def run(tmp_path):
     paths.root.mkdir(parents=True)
     (tmp_path / "data").rename(paths.data)
     (paths.root / "config.yaml").write_text(dump_config(config))
-    policy = tiny_policy(Dataset.open(paths.data))
+    policy = tiny_policy()
     for step in (1, 2):
         snapshot = ledger_of(paths, step).snapshot()
         events = snapshot.pop("journal")
@@ -83,8 +82,8 @@ def run(tmp_path):
 def test_a_whole_run_is_sound(run, capsys):
     assert main(["doctor", str(run.root)]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        "checkpoint  checkpoints/train/checkpoint_1: whole, step 1",
         "checkpoint  checkpoints/train/checkpoint_2: whole, step 2",
+        "checkpoint  checkpoints/train/checkpoint_1: whole, step 1",
         "epoch 0     9 issued = 6 trained + 0 stale + 0 invalid + 3 in flight",
         "sound: every checkpoint is whole, and every prompt is accounted for",
     ]
@@ -143,21 +142,19 @@ def test_counters_that_the_journal_does_not_bear_out_are_told(run):
     state["format"] = 3
     place.write_text(json.dumps(state))
     assert examine(run.root).problems == [
-        "the journal has 2 trained steps, and the checkpoint is of step 3",
+        "the journal ends at step 2, and the checkpoint is of step 3",
         "the journal has 6 prompts trained, and the checkpoint 7",
     ]
 
 
 def test_other_data_than_the_checkpoints_are_told(run):
-    examples = Dataset.open(run.data).examples("train")
-    assert len(np.unique(examples.users)) > 1
     config = run.root / "config.yaml"
     config.write_text(config.read_text().replace("prompts_per_user: null", "prompts_per_user: 1"))
     assert any("the checkpoint was made with" in problem for problem in examine(run.root).problems)
 
 
 def test_a_directory_that_is_no_run_is_refused(tmp_path, run):
-    with pytest.raises(RunError, match="has no config.yaml"):
+    with pytest.raises(RunError, match=r"has no config\.yaml"):
         examine(tmp_path)
     (run.checkpoints / "train").rename(tmp_path / "elsewhere")
     with pytest.raises(RunError, match="holds no checkpoint"):
