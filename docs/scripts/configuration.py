@@ -47,8 +47,8 @@ config that was in force before is kept as `config-1.yaml`, `config-2.yaml` and 
 
 - `--resume` goes on from the last checkpoint that is whole.
 - `--resume best` goes on from the checkpoint with the best validation. The later ones are dropped.
-- `--resume auto` goes on as `--resume` where there is a checkpoint. Else the run begins, so that a job that is
-  tried again needs no other command.
+- `--resume auto` goes on as `--resume` where there is a checkpoint. Else the run begins, so that a job that
+  is tried again needs no other command.
 - `--fork RUN_DIR[@STEP]` begins a new run with a checkpoint of another one: the last, or that of a step.
 
 `sluice train` and `sluice submit` take all four. A run that has ended is not trained again: no fleet is

@@ -86,6 +86,7 @@ _RECOVERY = (
 
 _KEPT = (
     ("reverse=True", "reverse=False"),
+    (" if path.is_dir())", ")"),
     ("        if not lost:\n", "        if lost:\n"),
     ("    place.unlink()\n", ""),
 )
