@@ -77,7 +77,8 @@ run that it comes from: what is fixed above but for `name`, `seed` and `ranker`.
   prompts, the prompts under way and the counts of groups.
 - Anew: the best checkpoint, which is the forked one at first; the control and other arms.
 
-`learner.steps` counts from the beginning of the run that was forked.
+`learner.steps` counts from the beginning of the run that was forked. A deterministic run is forked with its
+own seed.
 """
 TABLE = ["| setting | type | default | unit | meaning |", "|---|---|---|---|---|"]
 

@@ -124,8 +124,10 @@ _FORK = (
     ("    inputs.check_unchanged(before, source)\n", ""),
     ("[: state.metrics_bytes]", ""),
     ("        since_best=0,\n", ""),
-    ("state.source if config.seed == before.seed else None", "state.source"),
-    ("state.source if config.seed == before.seed else None", "None"),
+    ('if name != "seed" or not config.deterministic', "if True"),
+    ("same_prompts = config.seed == before.seed", "same_prompts = True"),
+    ("same_prompts = config.seed == before.seed", "same_prompts = False"),
+    ("other.journal.read_bytes()[: state.journal_bytes]", "other.journal.read_bytes()"),
     ('("name", "seed", "ranker")', '("name", "seed", "ranker", "policy")'),
 )
 
@@ -310,7 +312,7 @@ _PARTS = (
             ("(paths.summary, paths.report, paths.ranks, paths.trust)", "(paths.summary,)"),
             ("    discard_outdated(config, paths, gate_rate=0.0)\n", ""),
             ("arm.kept, board_of(arm.metrics))", "arm.kept)"),
-            ("    arm.metrics.unlink(missing_ok=True)\n", ""),
+            ("for file in (arm.metrics, arm.journal):", "for file in (arm.metrics,):"),
         ),
         ("services/run/test_leftovers.py",),
     ),
