@@ -38,3 +38,7 @@ class RunError(SluiceError):
     """A run could not go on: a bounded wait ran out or a component failed too often."""
 
     exit_code = 4
+
+
+class HopelessError(RunError):
+    """A run could not go on, and would meet the same again if it were started from its last checkpoint."""

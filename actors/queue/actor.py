@@ -26,7 +26,7 @@ from sluice.actors.queue.wait_list import WaitList
 from sluice.actors.settings import QueueSettings
 from sluice.catalog.data.dataset import Examples
 from sluice.catalog.data.feed import PromptFeed
-from sluice.catalog.errors import RunError
+from sluice.catalog.errors import HopelessError, RunError
 from sluice.cluster.environment import lower_thread_priority
 from sluice.cluster.metrics import MetricSet
 
@@ -118,7 +118,7 @@ class QueueActor:
 
         def attempt() -> tuple[PulledGroup, ...] | None:
             if self._failure is not None:
-                raise RunError(self._failure)
+                raise HopelessError(self._failure)
             return self._ledger.allot(step, rank, world, count, learner_version)
 
         return await self._until(self._for_groups, attempt, wait_s)
