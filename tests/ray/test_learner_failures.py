@@ -69,7 +69,7 @@ def waits(options):
 
 
 def test_a_hopeless_error_is_raised_as_it_is_and_not_tried_again(cluster, tmp_path):
-    with pytest.raises(HopelessError, match="^the gradient norm is nan$"):
+    with pytest.raises(HopelessError, match=r"^the gradient norm is nan$"):
         fit(tmp_path, hopeless)
     assert attempts(tmp_path) == 1
 

@@ -69,7 +69,7 @@ def test_a_controller_that_died_is_started_again_until_the_bound():
 
 
 def test_what_ended_a_training_is_raised_as_one_line():
-    with pytest.raises(PolicyError, match="^no such module$"):
+    with pytest.raises(PolicyError, match=r"^no such module$"):
         fit(Trainer(ControllerError(PolicyError("no such module"))))
     with pytest.raises(
         RunError, match=r"^train failed: /runs/a/metrics.jsonl: No space left on device: the di"
