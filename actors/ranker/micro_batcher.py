@@ -12,6 +12,7 @@ import numpy as np
 
 from sluice.catalog.data.dataset import Examples
 from sluice.catalog.errors import RankerError
+from sluice.cluster.supervision import Pulse
 from sluice.learner.activity_clock import ActivityClock
 from sluice.learner.ranker.contract import Ranker, ask_ranker, check_output
 from sluice.learner.ranker.output import RankerOutput
@@ -54,6 +55,7 @@ class MicroBatcher:
         self._arrived = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
         self._time: ActivityClock | None = None
+        self._turns, self._serving = 0, False
         self._counts = {"requests": 0, "batches": 0, "prompts": 0, "failures": 0}
 
     @property
@@ -70,6 +72,13 @@ class MicroBatcher:
             version=self.version,
             time=self._time.seconds() if self._time is not None else {},
         )
+
+    def pulse(self, process: str) -> Pulse:
+        """Of `process`; while there is nothing to do, every look at it is a turn."""
+        works = self._serving or bool(self._pending)
+        self._turns += not works
+        done = self._counts["prompts"] + self._counts["failures"]
+        return Pulse(process=process, turns=self._turns, done=done, works=works)
 
     async def predict(
         self, histories: list[np.ndarray], candidates: np.ndarray, examples: Examples | None = None
@@ -101,7 +110,7 @@ class MicroBatcher:
     async def _run(self, clock: ActivityClock) -> None:
         while True:
             await self._gather(clock)
-            batch = self._take()
+            batch, self._serving = self._take(), True
             try:
                 await self._serve(batch)
             except Exception as error:  # the error belongs to a caller; the loop must live on for the others
@@ -110,6 +119,8 @@ class MicroBatcher:
                     _settle(batch[0], _ranker_error(error))
                     continue
                 await self._serve_alone(batch)
+            finally:
+                self._turns, self._serving = self._turns + 1, False
 
     async def _gather(self, clock: ActivityClock) -> None:
         """Wait for a first request, then for company."""

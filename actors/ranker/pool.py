@@ -8,6 +8,7 @@ are wrong is asked no more: they would be wrong for the rest of the run.
 
 import os
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,7 @@ from sluice.catalog.data.dataset import Examples
 from sluice.catalog.errors import RankerError
 from sluice.cluster.environment import lower_thread_priority
 from sluice.cluster.metrics import MetricSet
+from sluice.cluster.supervision import Pulse
 from sluice.learner.ranker.contract import Ranker, check_output
 from sluice.learner.ranker.output import RankerOutput
 from sluice.learner.trust.meter import TrustMeter
@@ -45,6 +47,7 @@ class RankerActor:
         """`meter_factory` makes what measures trust in the ranker; None: no gate asks for it."""
         lower_thread_priority()
         self._name, self._metrics, self._reported_s = name, MetricSet(), 0.0
+        self._process = uuid.uuid4().hex
         ranker = ranker_factory()
         self._service = MicroBatcher(
             ranker,
@@ -70,6 +73,10 @@ class RankerActor:
     async def stats(self) -> RankerStats:
         """Counts so far."""
         return self._service.stats()
+
+    async def pulse(self) -> Pulse:
+        """Answered while the ranker scores, which it does in another thread."""
+        return self._service.pulse(self._process)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -79,9 +79,21 @@ def run_learner(
         try:
             fit_learner(make_trainer, name, bound=config.cluster.max_learner_restarts, tell=reporter.line)
         except SluiceError as error:
-            ended = error if fleet is None or fleet.failure is None else fleet.failure
-            go_on = f" {usable_checkpoint(arm.checkpoints / name)}" if name == "train" else ""
-            raise type(ended)(f"{str(ended).rstrip('.')}.{go_on}") from error
+            raise _ending(error, fleet, arm.checkpoints / name if name == "train" else None) from error
+
+
+def _ending(error: SluiceError, fleet: Fleet | None, checkpoints: Path | None) -> SluiceError:
+    """What ended a training, the state of the rollout side, and what there is to go on from, in one
+    message.
+    """
+    ended, sentences = error, []
+    if fleet is not None and fleet.failure is not None:
+        ended = fleet.failure  # the learner has only been told of it
+    elif fleet is not None:
+        sentences.append(fleet.supervisor.describe())
+    if checkpoints is not None:
+        sentences.append(usable_checkpoint(checkpoints))
+    return type(ended)(" ".join([f"{str(ended).rstrip('.')}.", *filter(None, sentences)]))
 
 
 def _trainer(config: RunConfig, name: str, loop: LoopConfig, storage: Path) -> TorchTrainer:

@@ -97,7 +97,7 @@ def run_training(config: RunConfig, resume: Resume = None) -> int:
 
 
 def _end(summary: dict[str, Any]) -> int:
-    """The exit code; raises RankerError where the ranker failed in the judge, now that all else is written."""
+    """The exit code; raises RankerError where the ranker failed in the judge, once all else is written."""
     if "ranker_error" in summary:
         raise RankerError(f"{summary['ranker_error']}. Policies, summary and report are there without it")
     return 0
