@@ -145,7 +145,8 @@ class Supervisor:
     @property
     def restarts(self) -> int:
         """Actors replaced so far."""
-        return sum(one.restarts for one in (*self._rollouts.values(), *self.components))
+        of_rollouts = sum(rollout.restarts for rollout in self._rollouts.values())
+        return of_rollouts + sum(component.restarts for component in self.components)
 
     def begin(self) -> None:
         """Watch from a thread of its own; all actors are there, or loading."""
@@ -254,6 +255,7 @@ class Supervisor:
 
     def _replace(self, rollout: Rollout) -> None:
         """Its `run` has ended."""
+        assert rollout.running is not None
         reference, rollout.running = rollout.running, None
         try:
             ray.get(reference)
