@@ -10,7 +10,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -196,7 +196,7 @@ class RankerCall:
                 raise RankerError(f"no answer within {self._timeout_s:g} s")
             output, version = ray.get(self.reference, timeout=self._timeout_s)
             self._answer = RankerAnswer(
-                output=check_output(self._question[1], output),
+                output=replace(check_output(self._question[1], output), wrong=output.wrong),
                 version=version,
                 attempts=len(self._reasons) + 1,
                 latency_s=time.monotonic() - self._started_s,

@@ -334,6 +334,13 @@ class RolloutWorker:
             groups = score_groups(
                 scoring.unscored, answer.output, ranker_version=answer.version, score_s=answer.latency_s
             )
+            for row, reason in answer.output.wrong.items():
+                lease = leases[row]
+                why = f"user {lease.user} at position {lease.position}: {reason}"
+                self._rejecting.append(self._queue.reject([lease], why))
+                self._count["invalid"] += 1
+            right = [row for row in range(len(leases)) if row not in answer.output.wrong]
+            leases, groups = [leases[row] for row in right], [groups[row] for row in right]
             pushes = self._queue.put(
                 leases, encode_groups(*groups), [(group.version_min, group.version_max) for group in groups]
             )

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -68,12 +69,12 @@ class LocalQueue:
 class LocalRanker:
     """Answers at once, later, or never."""
 
-    def __init__(self, error=None):
-        self.calls, self.hold, self.error = [], False, error
+    def __init__(self, error=None, wrong=None):
+        self.calls, self.hold, self.error, self.wrong = [], False, error, wrong or {}
 
     def submit(self, histories, candidates, examples):
-        scores = RowRanker().score(histories, candidates)
-        answer = SimpleNamespace(output=RankerOutput.of(scores), version="row-1", latency_s=0.5)
+        output = replace(RankerOutput.of(RowRanker().score(histories, candidates)), wrong=self.wrong)
+        answer = SimpleNamespace(output=output, version="row-1", latency_s=0.5)
         call = HandCall(self.error or answer, ready=not self.hold)
         self.calls.append(call)
         return call
@@ -285,6 +286,18 @@ def test_a_ranker_that_gives_up_makes_the_groups_invalid_and_says_why():
     assert status.invalid == parts.worker.stats().invalid
     assert status.last_error == "a: three replicas are down"
     assert status.issued == status.invalid + status.in_flight
+
+
+def test_a_prompt_without_right_scores_is_lost_alone_and_named():
+    parts = worker(ranker=LocalRanker(wrong={1: "the ranker gave nan to item 5"}))
+    turn(parts, 6)
+    status = parts.queue.ledger.status()
+    assert status.invalid == parts.worker.stats().invalid > 0
+    assert status.queued == 3 * status.invalid, "three of four come through"
+    assert status.last_error.startswith("a: user ")
+    assert status.last_error.endswith(": the ranker gave nan to item 5")
+    lost = {lease for lease, entry in parts.queue.ledger._entries.items() if entry.push is not None}
+    assert {lease % 4 for lease in lost} == {0, 2, 3}
 
 
 def test_a_failing_engine_ends_the_worker():

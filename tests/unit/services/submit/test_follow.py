@@ -57,7 +57,7 @@ class Endless(Client):
 
 
 def interrupted(monkeypatch, times, answers=()):
-    """What follows from Ctrl-C so many times, with these answers at a terminal; none: there is no terminal."""
+    """What follows from Ctrl-C so many times, with these answers at a terminal; none: there is none."""
     client, left, said = Endless(), [KeyboardInterrupt] * times, list(answers)
 
     def next_chunk(_chunks):
