@@ -224,6 +224,12 @@ class QueueSettings(Settings):
         description="Weight versions between a group's oldest token and the learner at most. Groups that are "
         "older are dropped.",
     )
+    max_prompt_failures: Annotated[int, Unit("failures")] = Field(
+        default=3,
+        ge=1,
+        description="Times that a prompt may be with a rollout actor that dies, hangs or gets no scores, the "
+        "last time as its only prompt. Then it is given up as invalid.",
+    )
     share_window: Annotated[int, Unit("groups")] = Field(
         default=256,
         ge=1,

@@ -28,6 +28,10 @@ class RankerError(SluiceError):
     """A ranker cannot be loaded, failed to score, or scored in the wrong shape."""
 
 
+class RankerSilentError(RankerError):
+    """Nobody answered a question to the ranker: its replicas died under it, or took too long."""
+
+
 class ClusterError(SluiceError):
     """The Ray cluster cannot be reached, refuses us, or lacks the resources asked for."""
 

@@ -81,6 +81,15 @@ class Vitals:
         self._pulse, self._seen_s = pulse, now_s
         return restarted
 
+    def lose(self, now_s: float) -> bool:
+        """A ping was refused, since its process is gone and another one is being started. Returns whether
+        that is news.
+        """
+        is_news = self._pulse is not None
+        if is_news:
+            self.renew(now_s)
+        return is_news
+
     def excuse(self, gap_s: float) -> None:
         """Whoever looks was away for so long, and has seen nothing of it."""
         self._begun_s += gap_s

@@ -64,6 +64,7 @@ class QueueActor:
             max_bytes=int(settings.max_mib * 2**20),
             max_staleness=settings.max_staleness,
             lease_deadline_s=lease_deadline_s,
+            max_failures=settings.max_prompt_failures,
             flow=self._flow if settings.flow == "measured" else None,
         )
         self._clock = clock
@@ -95,9 +96,11 @@ class QueueActor:
 
         return await self._until(self._for_room, attempt, wait_s) or reply
 
-    async def reject(self, actor: str, incarnation: str, leases: Sequence[Lease], reason: str) -> int:
-        """Give leases up as invalid."""
-        return await self._once(lambda: self._ledger.reject(actor, incarnation, leases, reason))
+    async def reject(
+        self, actor: str, incarnation: str, leases: Sequence[Lease], reason: str, again: bool = False
+    ) -> int:
+        """Give leases up as invalid, or `again` back to be issued once more."""
+        return await self._once(lambda: self._ledger.reject(actor, incarnation, leases, reason, again=again))
 
     async def revoke(self, actor: str, reason: str, keep_queued: bool = False) -> int:
         """Take back what a dead or stopped actor holds; a lease that it still waits for is not granted any

@@ -21,9 +21,10 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
-from sluice.actors.queue.flow import FlowControl
+from sluice.actors.queue.flow import FlowControl, grant_batch
 from sluice.actors.queue.leases import Lease, PulledGroup, Push, PushReply, QueueStatus
 from sluice.actors.queue.ledger_entries import LedgerEntry, LedgerStep, PromptState
+from sluice.actors.queue.suspects import Suspects
 from sluice.catalog.data.feed import PromptFeed
 from sluice.catalog.errors import RunError
 
@@ -44,11 +45,12 @@ class RolloutLedger:
         lease_deadline_s: float,
         expected_bytes: int = 4096,
         flow: FlowControl | None = None,
+        max_failures: int = 3,
     ) -> None:
         """`expected_bytes` is the size assumed of a group until the first one is pushed; `flow` may lower
         `max_groups`, and is told when groups come.
         """
-        self._feed, self._flow = feed, flow
+        self._feed, self._flow, self._suspects = feed, flow, Suspects(max_failures)
         self._max_groups, self._max_bytes, self._max_staleness = max_groups, max_bytes, max_staleness
         self._lease_deadline_s = lease_deadline_s
         self._expected_bytes = expected_bytes
@@ -60,6 +62,7 @@ class RolloutLedger:
         self._reset()
 
     def _reset(self) -> None:
+        self._suspects.clear()
         self._entries: dict[int, LedgerEntry] = {}
         # Ordered dicts, not dicts: taking the oldest entry of a dict walks over everything taken before it.
         # The leased ones lie in order of their deadlines.
@@ -91,19 +94,20 @@ class RolloutLedger:
             if self.revoke(actor, ""):
                 self.last_error = f"{actor}: restarted"
             self._incarnations[actor] = incarnation
-        granted = []
-        for _ in range(self._grant(count)):
+        granted: list[Lease] = []
+        leased = self._by_state[PromptState.LEASED].values()
+        for _ in range(0 if self._suspects.occupy(actor, leased) else self._grant(count)):
             entry = next(iter(self._by_state[PromptState.WAITING].values()), None) or self._draw()
-            entry.attempt += 1
-            self._count["reissued"] += entry.attempt > 1
-            entry.actor, entry.incarnation = actor, incarnation
-            entry.leased_s, entry.deadline_s = now_s, now_s + self._lease_deadline_s
-            self._move(entry, PromptState.LEASED)
-            granted.append(
-                Lease(
-                    lease_id=entry.lease_id, attempt=entry.attempt, user=entry.user, position=entry.position
-                )
-            )
+            fate = self._suspects.fate(entry, actor, leased)
+            if fate == "give up":
+                self.last_error = self._suspects.reason(entry)
+                self._leave(entry, "invalid")
+            elif fate != "later":
+                granted.append(entry.lend(actor, incarnation, now_s, now_s + self._lease_deadline_s))
+                self._count["reissued"] += entry.attempt > 1
+                self._move(entry, PromptState.LEASED)
+            if fate in ("later", "lend alone"):
+                break
         return tuple(granted)
 
     def push(self, actor: str, incarnation: str, pushes: Sequence[Push], now_s: float) -> PushReply:
@@ -137,11 +141,17 @@ class RolloutLedger:
                 fate["accepted"].append(push.lease_id)
         return PushReply(**{name: tuple(ids) for name, ids in fate.items()})
 
-    def reject(self, actor: str, incarnation: str, leases: Sequence[Lease], reason: str) -> int:
-        """Give leases up as invalid; returns how many still were this actor's."""
+    def reject(
+        self, actor: str, incarnation: str, leases: Sequence[Lease], reason: str, *, again: bool = False
+    ) -> int:
+        """Give leases up as invalid, or `again` back to be issued once more; returns how many still were this
+        actor's.
+        """
         held = [self._held(actor, incarnation, lease.lease_id, lease.attempt) for lease in leases]
         for entry in held:
-            if entry is not None:
+            if entry is not None and again:
+                self._move(entry, PromptState.WAITING)
+            elif entry is not None:
                 self._leave(entry, "invalid")
         self.last_error = f"{actor}: {reason}"
         return sum(entry is not None for entry in held)
@@ -306,13 +316,7 @@ class RolloutLedger:
         by_bytes = int((self._max_bytes - self._queued_bytes) / max(1.0, expected)) - leased
         self._limit = self._max_groups if self._flow is None else self._flow.limit(count)
         free = max(0, min(self._limit - leased - queued, by_bytes))
-        if free >= count:
-            return count
-        # A cut batch has fewer prompts to take distractors from, so it is granted only where waiting cannot
-        # help: nothing is on its way, and the learner lacks groups (or nothing is queued at all).
-        if leased or (queued and queued >= self._refused):
-            return 0
-        return free if queued else max(1, free)
+        return grant_batch(count, free=free, leased=leased, queued=queued, wanted=self._refused)
 
     def _draw(self) -> LedgerEntry:
         user, position = self._feed.draw()
@@ -369,6 +373,7 @@ class RolloutLedger:
         self._by_state[entry.state][entry.lease_id] = entry
 
     def _move(self, entry: LedgerEntry, state: PromptState) -> None:
+        self._suspects.note_move(entry, state)
         self._withdraw(entry)
         entry.state = state
         self._by_state[state][entry.lease_id] = entry
@@ -380,6 +385,7 @@ class RolloutLedger:
 
     def _leave(self, entry: LedgerEntry, counter: str) -> None:
         self._withdraw(entry)
+        self._suspects.forget(entry)
         del self._entries[entry.lease_id]
         self._count[counter] += 1
 

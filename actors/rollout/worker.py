@@ -22,7 +22,7 @@ from sluice.actors.queue.leases import Lease, Push, PushReply
 from sluice.actors.rollout.groups import Prompt, UnscoredGroups, assemble_groups, read_prompt, score_groups
 from sluice.actors.settings import RolloutSettings
 from sluice.catalog.data.dataset import Examples
-from sluice.catalog.errors import RankerError
+from sluice.catalog.errors import RankerError, RankerSilentError
 from sluice.catalog.gaps import NO_GAPS, Gaps
 from sluice.catalog.rollout_group import encode_groups
 from sluice.catalog.trie.vocabulary import Vocabulary
@@ -44,8 +44,8 @@ class Queue(Protocol):
     def push(self, pushes: Sequence[Push]) -> Call[PushReply]:
         """Hand groups over."""
 
-    def reject(self, leases: Sequence[Lease], reason: str) -> Call[int]:
-        """Give leases up."""
+    def reject(self, leases: Sequence[Lease], reason: str, *, again: bool = False) -> Call[int]:
+        """Give leases up, or back to be issued once more."""
 
 
 class Scorer(Protocol):
@@ -325,6 +325,9 @@ class RolloutWorker:
             leases = [prompt.lease for prompt in scoring.unscored.prompts]
             try:
                 answer = scoring.call.result()
+            except RankerSilentError as error:  # another time it may answer
+                self._rejecting.append(self._queue.reject(leases, str(error), again=True))
+                continue
             except RankerError as error:
                 self._rejecting.append(self._queue.reject(leases, str(error)))
                 self._count["invalid"] += len(leases)

@@ -40,7 +40,7 @@ _AWAY_S = 10.0  # a turn of this thread that took longer says nothing about anyb
 _QUIET_S = 10.0  # a queue that has been silent for so long is asked for nothing
 _TELL_EVERY_S = 30.0
 _SETTING = "cluster.max_actor_restarts"
-_NO_ANSWER = object()
+_NO_ANSWER, _REFUSED = object(), object()
 
 
 @dataclass
@@ -60,7 +60,9 @@ class Component:
     verdict: Verdict = field(default_factory=lambda: Verdict(health=Health.STARTING))
 
     def answer(self) -> Any:
-        """What the ping under way brought, if it has come; sends the next one in its time."""
+        """What the ping under way brought: an answer, `_REFUSED`, or `_NO_ANSWER` yet; sends the next one in
+        its time.
+        """
         now_s = time.monotonic()
         if self.ping is None:
             if now_s - self.asked_s >= _PING_EVERY_S:
@@ -75,7 +77,7 @@ class Component:
             self.vitals.bury(reason_of(error))
             return _NO_ANSWER
         except RayError:  # its process is being started again
-            return _NO_ANSWER
+            return _REFUSED
         self.answers += 1
         return answer
 
@@ -208,13 +210,8 @@ class Supervisor:
                 component.vitals.excuse(now_s - self._turned_s)
         self._turned_s = now_s
         for component in self.components:
-            answer = component.answer()
-            if answer is not _NO_ANSWER:
-                if isinstance(answer, QueueStatus):
-                    self._status = answer
-                pulse = component.read(answer, component.answers)
-                if component.vitals.see(pulse, now_s) and component.name not in self._rollouts:
-                    self._note_restart(component)
+            if self._see(component, component.answer(), now_s) and component.name not in self._rollouts:
+                self._note_restart(component)
             component.verdict = component.vitals.judge(now_s, component.bounds)
             if component.verdict.health is Health.HUNG:
                 self._replace_hung(component)
@@ -222,6 +219,16 @@ class Supervisor:
                 self.fail(RunError(f"{component.name} is dead: {component.verdict.reason}"))
             if self.failure is not None:
                 return
+
+    def _see(self, component: Component, answer: Any, now_s: float) -> bool:
+        """Take an answer in; returns whether it shows that Ray has replaced the process by itself."""
+        if answer is _NO_ANSWER:
+            return False
+        if answer is _REFUSED:
+            return component.vitals.lose(now_s)
+        if isinstance(answer, QueueStatus):
+            self._status = answer
+        return component.vitals.see(component.read(answer, component.answers), now_s)
 
     def _replace_hung(self, component: Component) -> None:
         rollout = self._rollouts.get(component.name)

@@ -19,18 +19,29 @@ from tests.ray.test_rollout import Parts, train
 from tests.rollout_fakes import CODES, LAYOUT, RowRanker
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
-HANG_S = 5.0
+HANG_S = 10.0
+
+
+class Poisoned(RowRanker):
+    """Its process ends at one prompt: the one of user 2 with three items before it."""
+
+    needs_users = True
+
+    def score(self, histories, candidates, users):
+        if any(user == 2 and len(history) == 3 for user, history in zip(users, histories, strict=True)):
+            os._exit(1)
+        return super().score(histories, candidates)
 
 
 class Run:
     """A fleet of one rollout actor and one ranker under a supervisor, and the steps of its learner."""
 
-    def __init__(self, launch, **cluster):
-        self.parts, self.told, self.step = Parts(launch), [], 0
+    def __init__(self, launch, ranker=RowRanker, **cluster):
+        self.parts, self.told, self.step = Parts(launch, prompts=96), [], 0
         self.ranker = launch(
             RankerActor,
             {"max_concurrency": 1000, "max_task_retries": -1},
-            RowRanker,
+            ranker,
             max_batch=8,
             max_wait_ms=1.0,
         )
@@ -73,8 +84,8 @@ class Run:
 def begin(launch):
     runs = []
 
-    def start(**cluster):
-        runs.append(Run(launch, **cluster))
+    def start(**options):
+        runs.append(Run(launch, **options))
         return runs[-1]
 
     yield start
@@ -143,3 +154,14 @@ def test_a_queue_that_is_stopped_is_named_and_replaced(begin):
     run.step = 0
     run.train(2)
     assert run.supervisor.failure is None
+
+
+def test_a_prompt_that_kills_the_ranker_is_given_up_alone(begin):
+    run = begin(ranker=Poisoned)
+    while run.parts.queue.status().invalid == 0:
+        run.train(1)
+    run.train(2)
+    status = run.parts.queue.status()
+    assert status.invalid == 1 and status.trained == 4 * run.step
+    assert "the prompt of user 2 (a row of the data set) at position" in status.last_error
+    assert run.supervisor.failure is None and 0 < run.supervisor.restarts <= 8

@@ -96,3 +96,13 @@ def test_nobody_is_judged_by_the_time_in_which_nobody_looked():
     assert vitals.silent_s(510.0) == 0
     assert vitals.judge(570.0, BOUNDS).health is Health.FINE
     assert vitals.judge(571.0, BOUNDS).health is Health.HUNG
+
+
+def test_who_is_being_replaced_has_the_time_to_load_and_is_counted_once():
+    vitals = Vitals(0.0)
+    assert not vitals.lose(1.0), "nothing has been seen of it yet"
+    vitals.see(pulse(), 5.0)
+    assert vitals.lose(10.0)
+    assert not vitals.lose(12.0)
+    assert vitals.judge(300.0, BOUNDS).health is Health.STARTING
+    assert not vitals.see(pulse(process="two"), 301.0), "it has been counted"

@@ -173,6 +173,16 @@ def test_a_process_that_ray_started_again_is_counted(scene):
     assert scene.told == ["ranker-0 failed and is started again (1 of at most 20 times): its process died"]
 
 
+def test_a_ranker_that_ray_replaces_may_take_its_time_to_load(scene):
+    scene.pass_time(10)
+    scene.ranker.answer = ActorUnavailableError("restarting", b"0" * 16)
+    for _ in range(60):
+        scene.now_s += 2
+        scene.actor.answer = scene.alive()
+        scene.supervisor._turn()
+    assert (scene.supervisor.restarts, scene.ranker.killed, len(scene.told)) == (1, 0, 1)
+
+
 def test_a_supervisor_that_was_away_blames_nobody(scene):
     scene.pass_time(10)
     scene.now_s += 3600
