@@ -54,8 +54,7 @@ class RolloutLedger:
         self._max_groups, self._max_bytes, self._max_staleness = max_groups, max_bytes, max_staleness
         self._lease_deadline_s = lease_deadline_s
         self._expected_bytes = expected_bytes
-        self._limit = max_groups
-        self._next_id = 0
+        self._limit, self._next_id = max_groups, 0
         self._pushed_groups = self._pushed_bytes = 0
         self.last_error = ""
         self._gone: set[str] = set()  # incarnations (processes of an actor) that another one has followed
@@ -100,7 +99,7 @@ class RolloutLedger:
             entry = next(iter(self._by_state[PromptState.WAITING].values()), None) or self._draw()
             fate = self._suspects.fate(entry, actor, leased)
             if fate == "give up":
-                self.last_error = self._suspects.reason(entry)
+                self.last_error = self._suspects.give_up(entry)
                 self._leave(entry, "invalid")
             elif fate != "later":
                 granted.append(entry.lend(actor, incarnation, now_s, now_s + self._lease_deadline_s))
@@ -305,6 +304,7 @@ class RolloutLedger:
             staleness_mean=self._count["staleness_sum"] / max(1, self._count["trained"]),
             last_error=self.last_error,
             restored=True,
+            given_up=tuple(self._suspects.given_up),
             actors=len(self._incarnations),
             leased_by=dict(Counter(entry.actor for entry in self._by_state[PromptState.LEASED].values())),
         )

@@ -4,11 +4,13 @@ The last time before a prompt is given up it is lent alone, to an actor that has
 crashes an engine takes only itself along, and its companions come through.
 """
 
+from collections import deque
 from collections.abc import Iterable
 from typing import Literal
 
 from sluice.actors.queue.ledger_entries import LedgerEntry, PromptState
 
+_KEPT = 20  # sentences
 Fate = Literal["lend", "lend alone", "later", "give up"]
 
 
@@ -18,6 +20,7 @@ class Suspects:
     def __init__(self, max_failures: int) -> None:
         self._most = max_failures
         self._ids: set[int] = set()
+        self.given_up: deque[str] = deque(maxlen=_KEPT)
 
     def note_move(self, entry: LedgerEntry, state: PromptState) -> None:
         """It is about to get another state: from leased to waiting when whoever had it did not finish it."""
@@ -47,10 +50,11 @@ class Suspects:
             return "give up"
         return "later" if any(e.actor == actor for e in leased) else "lend alone"
 
-    def reason(self, entry: LedgerEntry) -> str:
-        """Why a prompt is given up, for whoever reads the queue's last error."""
-        return (
+    def give_up(self, entry: LedgerEntry) -> str:
+        """Note in `given_up`, and return, why a prompt is given up."""
+        self.given_up.append(
             f"the prompt of user {entry.user} (a row of the data set) at position {entry.position} is given "
             f"up: {entry.failures} times whoever had it died, hung or got no scores, the last time with this "
             f"prompt alone (queue.max_prompt_failures = {self._most})"
         )
+        return self.given_up[-1]

@@ -131,6 +131,7 @@ class Supervisor:
         self._budget, self._metrics = LossBudget(settings), MetricSet()
         self.failure: SluiceError | None = None
         self._status: QueueStatus | None = None
+        self._given_up: tuple[str, ...] = ()
         self._told_s, self._invalid_told, self._turned_s = float("-inf"), 0, time.monotonic()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
@@ -307,6 +308,10 @@ class Supervisor:
         over = self._budget.over(status.last_error)
         if over is not None:
             self.fail(RunError(over))
+        for sentence in status.given_up:
+            if sentence not in self._given_up:
+                self._tell(sentence)
+        self._given_up = status.given_up
         now_s = time.monotonic()
         if status.invalid > self._invalid_told and now_s - self._told_s > _TELL_EVERY_S:
             self._tell(f"{status.invalid} groups given up as invalid so far; last error: {status.last_error}")

@@ -163,5 +163,5 @@ def test_a_prompt_that_kills_the_ranker_is_given_up_alone(begin):
     run.train(2)
     status = run.parts.queue.status()
     assert status.invalid == 1 and status.trained == 4 * run.step
-    assert "the prompt of user 2 (a row of the data set) at position" in status.last_error
+    run.until_told("the prompt of user 2 (a row of the data set) at position", "is given up")
     assert run.supervisor.failure is None and 0 < run.supervisor.restarts <= 8

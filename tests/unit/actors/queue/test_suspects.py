@@ -47,6 +47,7 @@ def test_a_prompt_that_kills_whoever_has_it_is_given_up_alone_and_named():
     assert status.last_error.startswith(
         f"the prompt of user {user} (a row of the data set) at position {position} is"
     )
+    assert status.given_up == (status.last_error,)
     assert "3 times" in status.last_error and "queue.max_prompt_failures = 3" in status.last_error
 
 

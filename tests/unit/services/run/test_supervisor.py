@@ -202,6 +202,14 @@ def test_a_run_that_loses_too_many_groups_ends_with_the_last_error(scene):
     assert scene.queue.failed == [str(scene.supervisor.failure)]
 
 
+def test_a_prompt_that_is_given_up_is_told_once(scene):
+    scene.queue.handle.answer = status(given_up=("the prompt of user 2 is given up",))
+    scene.pass_time(10)
+    scene.queue.handle.answer = status(given_up=("the prompt of user 2 is given up", "user 3 too"))
+    scene.pass_time(10)
+    assert scene.told == ["the prompt of user 2 is given up", "user 3 too"]
+
+
 @pytest.mark.parametrize(("cause", "ends"), [(RankerError("wrong answers"), True), (RunError("gone"), False)])
 def test_a_ranker_that_is_broken_ends_the_run_without_a_restart(scene, cause, ends):
     scene.ended = RayTaskError("run", "", cause)
