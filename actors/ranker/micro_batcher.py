@@ -7,6 +7,7 @@ prompts is measured in the same turn.
 
 import asyncio
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -241,9 +242,15 @@ def _joined(parts: list[RankerOutput], with_trust: bool) -> RankerOutput:
     known = [part for part in parts if not part.wrong]
     for name in ("spread", "values"):
         if any(not np.isnan(getattr(part, name)).all() for part in known):
-            parts = [replace(part, **{name: part.scores}) if part.wrong else part for part in parts]
+            parts = [_with_zeros(part, name) if part.wrong else part for part in parts]
     trust = [part.trust for part in parts if part.trust is not None]
     return replace(RankerOutput.concatenate(parts), trust=np.concatenate(trust) if with_trust else None)
+
+
+def _with_zeros(part: RankerOutput, name: str) -> RankerOutput:
+    """A wrong part, whose scores are zeros, with zeros for its spread or its values too."""
+    zeros: dict[str, Any] = {name: part.scores}
+    return replace(part, **zeros)
 
 
 def _users_of(request: _Request) -> np.ndarray:

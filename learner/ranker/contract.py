@@ -7,7 +7,7 @@ ranker on all of it.
 import warnings
 from dataclasses import replace
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -181,7 +181,7 @@ def check_output(candidates: np.ndarray, output: RankerOutput) -> RankerOutput:
         RankerError: the scores break `check_scores`, or the spread or the values do and are not NaN
             throughout, or a spread is negative.
     """
-    checked = {"scores": check_scores(candidates, output.scores)}
+    checked: dict[str, Any] = {"scores": check_scores(candidates, output.scores)}
     for name in ("spread", "values"):
         answer = np.asarray(getattr(output, name), dtype=np.float32)
         try:
@@ -229,7 +229,7 @@ def spare_rows(candidates: np.ndarray, output: RankerOutput) -> RankerOutput:
     if len(wrong) == len(candidates):
         raise whole
     zeros = np.where(candidates >= 0, 0.0, np.nan).astype(np.float32)
-    spared = {}
+    spared: dict[str, Any] = {}
     for name in FIELDS:
         column = np.array(getattr(output, name), dtype=np.float32)
         if not unknown.get(name, False):

@@ -45,7 +45,8 @@ class RankerOutput:
     @classmethod
     def concatenate(cls, parts: Sequence["RankerOutput"]) -> Self:
         """The rows of all parts, which have one width; trust is left out."""
-        wrong, first = {}, 0
+        wrong: dict[int, str] = {}
+        first = 0
         for part in parts:
             wrong |= {first + row: reason for row, reason in part.wrong.items()}
             first += len(part.scores)

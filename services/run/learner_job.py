@@ -98,6 +98,7 @@ def _ending(error: SluiceError, fleet: Fleet | None, checkpoints: Path | None) -
 
 def _trainer(config: RunConfig, name: str, loop: LoopConfig, storage: Path) -> TorchTrainer:
     cluster, resources = config.cluster, learner_resources(config.cluster)
+    guards: list[Any] = [FailureGuard(), PlaceGuard([resources] * config.learner.workers)]
     return TorchTrainer(
         _train_loop,
         train_loop_config={"config": loop},
@@ -115,8 +116,8 @@ def _trainer(config: RunConfig, name: str, loop: LoopConfig, storage: Path) -> T
                 max_failures=cluster.max_learner_restarts,
                 controller_failure_limit=math.ceil(cluster.placement_timeout_s / _START_S),
             ),
-            logging_config=ray.train.LoggingConfig(log_level="WARNING"),  # type: ignore[call-arg]
-            callbacks=[FailureGuard(), PlaceGuard([resources] * config.learner.workers)],
+            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
+            callbacks=guards,
         ),
     )
 
