@@ -4,6 +4,7 @@ Whatever must not be met half written is written aside, beside its place, and re
 disk before its name is, so neither a process that dies nor a machine that does leaves a part of it.
 """
 
+import glob
 import hashlib
 import math
 import os
@@ -57,20 +58,20 @@ def directory_aside(directory: Path) -> Iterator[Path]:
 def replace_directory(fresh: Path, directory: Path) -> None:
     """Move `fresh`, which is complete and lies beside `directory`, to its place.
 
-    A reader finds the old directory or the new one, never a mixture; for a moment, neither.
+    A reader finds the old directory or the new one, never a mixture; for a moment, neither. Of a process that
+    dies in that moment `settle_directory` puts the old one back.
     """
     for folder, _, files in os.walk(fresh):
         for name in files:
             _sync(Path(folder, name))
         _sync(Path(folder))
-    old = _place_aside(directory)
+    old = _place_aside(directory, _OLD)
     if directory.exists():
         os.rename(directory, old)
     try:
         os.rename(fresh, directory)
     except BaseException:
-        if old.exists():
-            os.rename(old, directory)
+        _put_back(old, directory)
         raise
     _sync(directory.parent)
     # On a network file system a file that is being read cannot be removed, which does not make the new
@@ -78,13 +79,54 @@ def replace_directory(fresh: Path, directory: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def remove_leftovers(directory: Path) -> None:
-    """Remove what processes that died had begun to write aside for `directory`.
+def was_moved_away(directory: Path) -> bool:
+    """Whether `settle_directory` has something to put back."""
+    return not directory.exists() and bool(_asides(directory, _OLD))
+
+
+def settle_directory(directory: Path) -> None:
+    """Put back what a process that died had moved away from `directory`, with the new one not yet there.
 
     Only for a directory that one process at a time writes.
     """
-    for path in directory.parent.glob(f".{directory.name}.new-*"):
-        shutil.rmtree(path, ignore_errors=True)
+    if was_moved_away(directory):
+        former = sorted(_asides(directory, _OLD), key=lambda path: path.stat().st_mtime_ns)
+        os.rename(former[-1], directory)
+        _sync(directory.parent)
+
+
+def remove_leftovers(directory: Path) -> None:
+    """Remove what processes that died had begun to write aside for `directory`, or had moved away from it.
+
+    Only for a directory that one process at a time writes.
+    """
+    settle_directory(directory)
+    for kind in (_NEW, _OLD):
+        for path in _asides(directory, kind):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def digest_files(directory: Path) -> dict[str, str]:
+    """sha256 of every file below a directory, by its path there."""
+    files = sorted(path for path in directory.rglob("*") if path.is_file())
+    return {path.relative_to(directory).as_posix(): sha256_of(path) for path in files}
+
+
+def find_damage(directory: Path, digests: Mapping[str, str]) -> str | None:
+    """What is wrong with the first file that is not as its sha256 says; None when all are whole.
+
+    Args:
+        directory: of the files.
+        digests: sha256 of each file, by its path there.
+    """
+    for name, digest in digests.items():
+        try:
+            now = sha256_of(directory / name)
+        except OSError as error:
+            return f"{name} is missing" if isinstance(error, FileNotFoundError) else f"{name}: {error}"
+        if now != digest:
+            return f"{name} is not as it was written (sha256 {now[:12]}, and not {digest[:12]})"
+    return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,9 +172,21 @@ def to_finite(value: Any) -> Any:
     return value
 
 
-def _place_aside(path: Path) -> Path:
+def _put_back(old: Path, directory: Path) -> None:
+    if old.exists():
+        os.rename(old, directory)
+
+
+_NEW, _OLD = "new", "old"
+
+
+def _place_aside(path: Path, kind: str = _NEW) -> Path:
     """A name of its own beside `path`, so that two writers do not meet."""
-    return path.with_name(f".{path.name}.new-{uuid.uuid4().hex[:8]}")
+    return path.with_name(f".{path.name}.{kind}-{uuid.uuid4().hex[:8]}")
+
+
+def _asides(path: Path, kind: str) -> list[Path]:
+    return list(path.parent.glob(f".{glob.escape(path.name)}.{kind}-*"))
 
 
 def _sync(path: Path) -> None:

@@ -31,7 +31,7 @@ from sluice.learner.settings import EvaluationSettings, LearnerSettings, PolicyS
 from sluice.services.config_yaml import apply_override, read_settings
 
 SomeSettings = TypeVar("SomeSettings", bound=Settings)
-Resume = Literal["last", "best"] | None  # which checkpoint a run goes on from
+Resume = Literal["last", "best", "auto"] | None  # which checkpoint a run goes on from; auto: the last, if any
 
 
 class RunConfig(Settings):
@@ -67,6 +67,13 @@ class RunConfig(Settings):
     evaluation: EvaluationSettings = Field(
         default=EvaluationSettings(), description="How policies are measured."
     )
+    deterministic: bool = Field(
+        default=False,
+        description="The same weights again, bit by bit, whatever was killed, however often the run was "
+        "resumed and with however many rollout and ranker actors, on machines of one kind. Every batch of "
+        "leases is generated and scored by itself, by weights that are exactly `queue.max_staleness` "
+        "versions old, and trained on in the order of the prompts. docs/rollouts.md says what it costs.",
+    )
     compare: Literal["basic", "full"] = Field(
         default="basic",
         description="What stands beside the post-trained policy. basic: start, control, baselines, ranker. "
@@ -89,6 +96,13 @@ class RunConfig(Settings):
         return self.rollout.decode.decoding(exclude_seen=self.data.exclude_seen)
 
     @property
+    def prompts_leave(self) -> int:
+        """Items that every prompt leaves to choose from. A deterministic run draws no other prompts; 0: the
+        rollout actors give those up that leave too few.
+        """
+        return self.decoding.distinct if self.deterministic and self.decoding.constrained else 0
+
+    @property
     def trust(self) -> TrustSettings | None:
         """How trust in the ranker is measured; None: the objective's gate does not ask for it."""
         gate: GateSettings | None = getattr(self.objective, "gate", None)
@@ -101,6 +115,16 @@ class RunConfig(Settings):
             raise ValueError(
                 f"queue.max_groups {self.queue.max_groups} is below {needed}, the larger of "
                 f"learner.prompts_per_step and rollout.prompts_per_lease: the learner could never fill a step"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _steps_are_whole_batches(self) -> "RunConfig":
+        step, batch = self.learner.prompts_per_step, self.rollout.prompts_per_lease
+        if self.deterministic and step % batch:
+            raise ValueError(
+                f"deterministic needs steps of whole batches, and learner.prompts_per_step {step} is no "
+                f"multiple of rollout.prompts_per_lease {batch}: change one of them"
             )
         return self
 

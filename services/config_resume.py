@@ -26,6 +26,7 @@ FIXED: dict[str, str] = {
     "evaluation": "the start and the best checkpoint so far were chosen with it",
     "objective.type": "it decides what a checkpoint holds and where batches come from",
     "objective.baseline.type": "it decides what a checkpoint holds and where batches come from",
+    "deterministic": "it decides which groups a step is made of",
     "learner.workers": "a checkpoint has one part for each worker",
     "learner.sharding": "each worker's part of a checkpoint is its share",
     "learner.lora": "a checkpoint holds these adapters",
@@ -70,6 +71,16 @@ def find_changes(before: RunConfig, now: RunConfig) -> tuple[SettingChange, ...]
         for field in dict.fromkeys([*new, *old])
         if not _same(field, old.get(field), new.get(field))
     )
+
+
+def fixed_settings(config: RunConfig) -> dict[str, Any]:
+    """The settings that a resumed run must not change, by their dotted names, but for paths and the name."""
+    values = _flat(config.model_dump(mode="json"))
+    return {
+        field: value
+        for field, value in values.items()
+        if field not in (*_PATHS, "name") and fixed_reason(field)
+    }
 
 
 def read_record(directory: Path) -> RunConfig | None:

@@ -17,7 +17,9 @@ class ArmPaths:
     best: Path  # the policy at its best validation
     last: Path  # the policy after the last step
     metrics: Path
+    journal: Path  # of its prompts, where there are rollouts
     checkpoints: Path  # Ray Train's storage
+    kept: Path  # the last checkpoints, in that storage
     best_checkpoint: Path  # the whole checkpoint at the best validation
 
 
@@ -41,6 +43,12 @@ class RunPaths:
     def catalogue(self) -> Path:
         """Changes of the catalogue since the run began (`sluice.catalog.data.changes`)."""
         return self.root / "catalogue"
+
+    @property
+    def built(self) -> tuple[Path, ...]:
+        """What stages and trainings leave as whole directories."""
+        arms = (self.best, self.last, self.control, self.control_last)
+        return (self.data, self.policy, self.ranker, self.ranker_halves, self.sft_all, *arms)
 
     @property
     def policy(self) -> Path:
@@ -88,6 +96,11 @@ class RunPaths:
         return self.root / "trust.parquet"
 
     @property
+    def report(self) -> Path:
+        """The page of the run."""
+        return self.root / "report.html"
+
+    @property
     def audit(self) -> Path:
         """What `sluice audit` says of the ranker before the training."""
         return self.root / "audit"
@@ -107,16 +120,20 @@ class RunPaths:
         if name in ("train", "control"):
             best, last = {"train": (self.best, self.last), "control": (self.control, self.control_last)}[name]
             metrics = self.root / ("metrics.jsonl" if name == "train" else f"metrics-{name}.jsonl")
+            journal = self.root / ("journal.jsonl" if name == "train" else f"journal-{name}.jsonl")
             checkpoints = self.checkpoints
         else:
             root = self.root / "arms" / name
-            best, last, metrics = root / "best", root / "last", root / "metrics.jsonl"
+            best, last = root / "best", root / "last"
+            metrics, journal = root / "metrics.jsonl", root / "journal.jsonl"
             checkpoints = root / "checkpoints"
         return ArmPaths(
             best=best,
             last=last,
             metrics=metrics,
+            journal=journal,
             checkpoints=checkpoints,
+            kept=checkpoints / name,
             best_checkpoint=checkpoints / f"{name}-best",
         )
 

@@ -23,7 +23,7 @@ from sluice.catalog.errors import RunError, SluiceError
 from sluice.cluster.environment import lower_own_priority
 
 _POLL_S = 30.0
-_GRACE_S = 60.0  # how late the answer of a long poll may be: the time in which Ray restarts the board
+GRACE_S = 60.0  # how late the answer of a long poll may be: the time in which Ray restarts the board
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +161,7 @@ class VersionSource(Generic[Thing]):
                 latest = get_result(
                     self._handle.latest.remote(after_version, _POLL_S),
                     f"the {self.board} (latest)",
-                    _POLL_S + _GRACE_S,
+                    _POLL_S + GRACE_S,
                 )
             except RunError as error:
                 failures += 1

@@ -8,6 +8,7 @@ Transport, from the learner's memory into that of each actor that asks. The boar
 case, and a version lives as long as the board or somebody who is fetching it holds it.
 """
 
+import asyncio
 import importlib.util
 import time
 from dataclasses import replace
@@ -16,7 +17,7 @@ from typing import Any
 import ray
 import torch
 
-from sluice.actors.boards.version_board import BoardStatus, VersionBoard, VersionSource
+from sluice.actors.boards.version_board import GRACE_S, BoardStatus, VersionBoard, VersionSource
 from sluice.actors.calls import get_result
 from sluice.actors.settings import WeightTransport
 from sluice.catalog.errors import HopelessError
@@ -28,6 +29,42 @@ class WeightBoard(VersionBoard):
     """The board. Decorate with `ray.remote` where it is launched."""
 
     what = "weights"
+
+
+class KeptWeightBoard(WeightBoard):
+    """The board of a deterministic run, whose versions are asked for by number. It holds the newest ones.
+
+    A learner that goes back to a checkpoint publishes again, under the same numbers, the same weights: of
+    what is there, the versions above the one published go.
+    """
+
+    def __init__(self, keep: int) -> None:
+        """`keep` is how many are held."""
+        super().__init__()
+        self._keep = keep
+        self._kept: dict[int, list[Any]] = {}  # version -> its reference
+
+    async def publish(self, version: int, references: list[Any], nbytes: int) -> None:
+        """Hold this version too, and none above it."""
+        async with self._changed:
+            self._kept = {
+                kept: held for kept, held in self._kept.items() if version - self._keep < kept < version
+            }
+            self._kept[version] = list(references)
+            self._version, self._nbytes = version, nbytes
+            self._published += 1
+            self._changed.notify_all()
+
+    async def at(self, version: int, wait_s: float) -> list[Any] | None:
+        """The reference of this version; None when it is not there within `wait_s`."""
+        async with self._changed:
+            try:
+                async with asyncio.timeout(wait_s):
+                    await self._changed.wait_for(lambda: version in self._kept)
+            except TimeoutError:
+                return None
+            self._served += 1
+            return self._kept[version]
 
 
 class WeightPublisher:
@@ -80,6 +117,19 @@ class WeightSource(VersionSource[UnverifiedWeights]):
     """A rollout actor's side."""
 
     board = "weight board"
+
+    def at(self, version: int, wait_s: float) -> UnverifiedWeights | None:
+        """This very version, from a `KeptWeightBoard`; None when it is not there within `wait_s`, or died
+        with the learner that put it, which will put it again.
+
+        Raises:
+            RunError: the board gave no answer.
+            PolicyError: the manifest arrived damaged.
+        """
+        references: list[Any] | None = get_result(
+            self._handle.at.remote(version, wait_s), f"the {self.board} (version {version})", wait_s + GRACE_S
+        )
+        return None if references is None else self._fetch((version, references))
 
     def receive(self, arrived: PackedWeights) -> UnverifiedWeights:
         """The weights by whichever transport; raises PolicyError when their manifest arrived damaged."""

@@ -66,6 +66,9 @@ class Engine(Protocol):
         seconds.
         """
 
+    def forget(self) -> None:
+        """Drop what is remembered of earlier prompts, so that the next ones are computed from nothing."""
+
     def load_catalogue(self, vocabulary: Vocabulary) -> float:
         """Let requests submitted from now on choose from a later version of the catalogue; returns the pause
         in s.

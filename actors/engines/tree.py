@@ -185,6 +185,10 @@ class TreeEngine:
         self._loaded, self._version = weights.manifest, weights.version
         return time.perf_counter() - start
 
+    def forget(self) -> None:
+        """Drop the prefix cache."""
+        self._decoder.forget()
+
     def load_catalogue(self, vocabulary: Vocabulary) -> float:
         """Let requests submitted from now on choose from a later version of the catalogue; returns the pause
         in s.

@@ -19,6 +19,8 @@ from typing import Any, TypeVar
 
 import ray
 
+from sluice.actors.queue.fixed_ledger import FixedLedger
+from sluice.actors.queue.fixed_order import FixedOrder
 from sluice.actors.queue.flow import FlowControl
 from sluice.actors.queue.leases import Lease, PulledGroup, Push, PushReply, QueueStatus
 from sluice.actors.queue.ledger import RolloutLedger
@@ -49,23 +51,33 @@ class QueueActor:
         publish_every: int = 1,
         lease_deadline_s: float = 600.0,
         clock: Callable[[], float] = time.monotonic,
+        order: FixedOrder | None = None,
     ) -> None:
         """`prompts` gives the examples to draw from; a factory keeps them out of the arguments that Ray must
-        hold. `publish_every` is the learner's steps from one weight version to the next.
+        hold. `publish_every` is the learner's steps from one weight version to the next. `order` is that of
+        a deterministic run.
         """
         lower_thread_priority()
         examples = prompts()
         self._flow = FlowControl(
             max_groups=settings.max_groups, max_staleness=settings.max_staleness, publish_every=publish_every
         )
-        self._ledger = RolloutLedger(
-            PromptFeed(examples.users, examples.positions, seed=seed),
-            max_groups=settings.max_groups,
-            max_bytes=int(settings.max_mib * 2**20),
-            max_staleness=settings.max_staleness,
-            lease_deadline_s=lease_deadline_s,
-            max_failures=settings.max_prompt_failures,
-            flow=self._flow if settings.flow == "measured" else None,
+        feed = PromptFeed(examples.users, examples.positions, seed=seed)
+        bounds: dict[str, Any] = {
+            "max_groups": settings.max_groups,
+            "max_bytes": int(settings.max_mib * 2**20),
+            "lease_deadline_s": lease_deadline_s,
+        }
+        self._ledger = (
+            RolloutLedger(
+                feed,
+                **bounds,
+                max_staleness=settings.max_staleness,
+                max_failures=settings.max_prompt_failures,
+                flow=self._flow if settings.flow == "measured" else None,
+            )
+            if order is None
+            else FixedLedger(feed, order=order, **bounds)
         )
         self._clock = clock
         self._for_prompts: WaitList[tuple[Lease, ...]] = WaitList()

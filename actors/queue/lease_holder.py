@@ -40,6 +40,7 @@ class LeaseHolder:
         stream = to_stream(records)
         reference = ray.put(stream)
         nbytes = math.ceil(len(stream) / max(1, len(leases)))
+        rankers = records.column("ranker_version").to_pylist()
         return [
             Push(
                 lease_id=lease.lease_id,
@@ -49,6 +50,7 @@ class LeaseHolder:
                 nbytes=nbytes,
                 version_min=versions[row][0],
                 version_max=versions[row][1],
+                ranker_version=rankers[row],
             )
             for row, lease in enumerate(leases)
         ]

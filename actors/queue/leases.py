@@ -21,6 +21,8 @@ class Lease:
     attempt: int  # 1 for the first actor that got it, one more for each later one
     user: int
     position: int
+    version: int | None = None  # of the weights that must generate for it; None: the newest there are
+    companion: bool = False  # generated for the sake of its batch alone: its own group is there already
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +36,7 @@ class Push:
     version_min: int  # oldest weights that produced a token of it
     version_max: int
     row: int = 0  # of the stream
+    ranker_version: str = ""  # that scored it
 
 
 @dataclass(frozen=True, kw_only=True)

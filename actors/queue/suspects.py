@@ -22,9 +22,9 @@ class Suspects:
         self._ids: set[int] = set()
         self.given_up: deque[str] = deque(maxlen=_KEPT)
 
-    def note_move(self, entry: LedgerEntry, state: PromptState) -> None:
-        """It is about to get another state: from leased to waiting when whoever had it did not finish it."""
-        if (entry.state, state) != (PromptState.LEASED, PromptState.WAITING):
+    def note_loss(self, entry: LedgerEntry) -> None:
+        """It is about to be taken back: from whoever had it and did not finish it, or later."""
+        if entry.state is not PromptState.LEASED:
             return
         entry.failures += 1
         if entry.failures >= self._most - 1:

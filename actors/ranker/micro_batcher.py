@@ -49,9 +49,19 @@ class MicroBatcher:
     """The micro-batcher. Belongs to one event loop."""
 
     def __init__(
-        self, ranker: Ranker, *, max_batch: int, max_wait_s: float, meter: TrustMeter | None = None
+        self,
+        ranker: Ranker,
+        *,
+        max_batch: int,
+        max_wait_s: float,
+        meter: TrustMeter | None = None,
+        alone: bool = False,
     ) -> None:
-        """Answers come from `ranker`, and with trust where there is a `meter`."""
+        """Answers come from `ranker`, and with trust where there is a `meter`.
+
+        `alone`: no two requests share a batch, so the last bits of a score depend on its own request only.
+        """
+        self._alone = alone
         self._ranker, self._max_batch, self._max_wait_s = ranker, max_batch, max_wait_s
         self._meter = meter
         self._pending: list[_Request] = []
@@ -135,6 +145,8 @@ class MicroBatcher:
             await self._fill()
 
     async def _fill(self) -> None:
+        if self._alone:
+            return
         until_s = asyncio.get_running_loop().time() + self._max_wait_s
         while sum(len(request.histories) for request in self._pending) < self._max_batch:
             self._arrived.clear()
@@ -152,6 +164,8 @@ class MicroBatcher:
         room = self._max_batch
         while self._pending and (not taken or len(self._pending[0].histories) <= room):
             taken.append(self._pending.pop(0))
+            if self._alone:
+                break
             room -= len(taken[-1].histories)
         return [
             request for request in taken if not request.answer.done()

@@ -44,8 +44,11 @@ class RankerActor:
         max_wait_ms: float,
         name: str = "ranker",
         meter_factory: Callable[[Ranker], TrustMeter] | None = None,
+        alone: bool = False,
     ) -> None:
-        """`meter_factory` makes what measures trust in the ranker; None: no gate asks for it."""
+        """`meter_factory` makes what measures trust in the ranker; None: no gate asks for it. `alone`: see
+        `MicroBatcher`.
+        """
         lower_thread_priority()
         self._name, self._metrics, self._reported_s = name, MetricSet(), 0.0
         self._process = uuid.uuid4().hex
@@ -55,6 +58,7 @@ class RankerActor:
             max_batch=max_batch,
             max_wait_s=max_wait_ms / 1000,
             meter=None if meter_factory is None else meter_factory(ranker),
+            alone=alone,
         )
 
     @ray.method(max_task_retries=0)  # a question that ends the process would end the next one too

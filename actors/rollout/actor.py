@@ -62,14 +62,16 @@ class RolloutActor:
         settings: RolloutSettings,
         seed: int,
         gaps: Gaps = NO_GAPS,
+        fixed: bool = False,
     ) -> None:
-        """`name` stays the same over restarts; the queue knows the actor's leases by it.
+        """`name` stays the same over restarts; the queue knows the actor's leases by it. `fixed`: see
+        `RolloutWorker`.
 
         The catalogue comes with `start` and `run`, the other actors with `run`: Ray restarts an actor from
         its constructor's arguments, which should not depend on an object in some node's store or on a handle.
         """
         self._name, self._engine_factory, self._dataset_factory = name, engine_factory, dataset_factory
-        self._settings, self._seed, self._gaps = settings, seed, gaps
+        self._settings, self._seed, self._gaps, self._fixed = settings, seed, gaps, fixed
         self._incarnation = uuid.uuid4().hex
         self._engine: Engine | None = None
         self._dataset: Any = None
@@ -106,9 +108,10 @@ class RolloutActor:
             clock=time.monotonic,
             catalogues=clients.catalogues,
             gaps=self._gaps,
+            fixed=self._fixed,
         )
         try:
-            newer = clients.weights.newest(engine.version, _FIRST_VERSION_S)
+            newer = None if self._fixed else clients.weights.newest(engine.version, _FIRST_VERSION_S)
             if newer is not None:
                 worker.load_weights(newer)
             if clients.catalogues is not None:

@@ -11,17 +11,14 @@ more before it, so it does not drain while the next one is being asked for.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
-
-import numpy as np
-import pyarrow as pa
+from typing import Any
 
 from sluice.actors.calls import Call
 from sluice.actors.engines.engine import Engine, GenerateRequest, Generation
 from sluice.actors.queue.leases import Lease, Push, PushReply
 from sluice.actors.rollout.groups import Prompt, UnscoredGroups, assemble_groups, read_prompt, score_groups
+from sluice.actors.rollout.protocols import Catalogues, Queue, Scorer, Weights
 from sluice.actors.settings import RolloutSettings
-from sluice.catalog.data.dataset import Examples
 from sluice.catalog.errors import RankerError, RankerSilentError
 from sluice.catalog.gaps import NO_GAPS, Gaps
 from sluice.catalog.rollout_group import encode_groups
@@ -29,46 +26,7 @@ from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.learner.activity_clock import WAIT, ActivityClock
 from sluice.learner.policy.packed_weights import UnverifiedWeights
 
-
-class Queue(Protocol):
-    """What the worker needs of the rollout queue (`sluice.actors.queue.lease_holder.LeaseHolder`)."""
-
-    def lease(self, count: int) -> Call[tuple[Lease, ...]]:
-        """Ask for prompts."""
-
-    def put(
-        self, leases: Sequence[Lease], records: pa.RecordBatch, versions: Sequence[tuple[int, int]]
-    ) -> list[Push]:
-        """Put groups into the object store."""
-
-    def push(self, pushes: Sequence[Push]) -> Call[PushReply]:
-        """Hand groups over."""
-
-    def reject(self, leases: Sequence[Lease], reason: str, *, again: bool = False) -> Call[int]:
-        """Give leases up, or back to be issued once more."""
-
-
-class Scorer(Protocol):
-    """What it needs of the ranker pool (`sluice.actors.ranker.pool.RankerClient`); the answer is a
-    `RankerAnswer`.
-    """
-
-    def submit(self, histories: list[np.ndarray], candidates: np.ndarray, examples: Examples) -> Call[Any]:
-        """Ask for scores, and for trust where the pool measures it."""
-
-
-class Weights(Protocol):
-    """What it needs of the weight board (`sluice.actors.boards.weight_board.WeightSource`)."""
-
-    def poll(self, current_version: int) -> UnverifiedWeights | None:
-        """Newer weights that have arrived."""
-
-
-class Catalogues(Protocol):
-    """What it needs of the catalogue board (`sluice.actors.boards.catalogue_board.CatalogueSource`)."""
-
-    def poll(self, current_version: int) -> Vocabulary | None:
-        """A newer catalogue that has arrived."""
+_WEIGHTS_S = 1.0  # for one look at the board
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +43,7 @@ class RolloutStats:
     score_s: float = 0.0  # ranker requests to answers, while generating went on
     # Since the worker began, by activity: generate (engine steps), load_weights and load_catalogue (engine
     # pauses), serve (everything else that the worker does), and with an idle engine wait_prompts,
-    # wait_ranker, wait_room.
+    # wait_ranker, wait_room, and for weights of a fixed order wait_weights.
     time: dict[str, float] = field(default_factory=dict)
     version: int = 0
     catalogue_version: int = 0
@@ -123,10 +81,16 @@ class RolloutWorker:
         clock: Callable[[], float],
         catalogues: Catalogues | None = None,
         gaps: Gaps = NO_GAPS,
+        fixed: bool = False,
     ) -> None:
         """`seed` decides the distractors, together with each lease's id. Without `catalogues` nothing ever
         changes.
+
+        `fixed`: a batch of leases is served by itself, by the weights that they name, so that its groups are
+        the same to the bit whoever serves it and when.
         """
+        self._fixed = fixed
+        self._held: tuple[Lease, ...] = ()  # until the engine has finished the batch before
         self._engine, self._queue, self._ranker, self._weights = engine, queue, ranker, weights
         self._dataset, self._vocabulary, self._settings, self._seed = dataset, vocabulary, settings, seed
         # of the interactions, which one draw of distractors asks for
@@ -157,6 +121,7 @@ class RolloutWorker:
             self._collect_pushes,
             self._collect_scores,
             self._score,
+            self._submit_held,
             self._lease,
         )
         return any([move() for move in moves])
@@ -217,6 +182,8 @@ class RolloutWorker:
         return [call.reference for call in calls + ([self._leasing] if self._leasing else [])]
 
     def _swap(self) -> bool:
+        if self._fixed:
+            return False
         newer = self._weights.poll(self._engine.version)
         if newer is None:
             return False
@@ -237,15 +204,35 @@ class RolloutWorker:
             behind = len(self._scoring) + len(self._pushing)
             # One batch more than the engine takes at once: its prompts move up one by one as others end, and
             # no step is made half empty while a lease is on its way.
-            if len(self._generating) <= self._settings.leases_ahead and behind <= self._settings.leases_ahead:
+            ahead = len(self._generating) <= self._settings.leases_ahead and not self._held
+            if ahead and behind <= self._settings.leases_ahead:
                 self._leasing = self._queue.lease(self._settings.prompts_per_lease)
                 return True
             return False
         if not self._leasing.ready():
             return False
         leases, self._leasing = self._leasing.result(), None
-        if leases:
+        if leases and self._fixed:
+            self._held = leases
+        elif leases:
             self._submit(leases)
+        return True
+
+    def _submit_held(self) -> bool:
+        """Begin the next batch of a fixed order, once the engine is empty and has the weights for it."""
+        if not self._held or self._engine.in_flight:
+            return False
+        version = self._held[0].version
+        assert version is not None, "leases of a fixed order name their weights"
+        if version != self._engine.version:
+            with self._time.activity(WAIT + "weights"):
+                weights = self._weights.at(version, _WEIGHTS_S)
+            if weights is None:  # the learner is on its way to them; there was a wait already
+                return True
+            self.load_weights(weights)
+        self._engine.forget()
+        leases, self._held = self._held, ()
+        self._submit(leases)
         return True
 
     def _submit(self, leases: Sequence[Lease]) -> None:
@@ -257,9 +244,11 @@ class RolloutWorker:
         for prompt in batch.prompts:
             tokens = self._vocabulary.layout.prompt(self._vocabulary.item_tokens, prompt.history)
             requests.append(
-                GenerateRequest(request_id=_request_id(prompt.lease), prompt=tokens, excluded=prompt.excluded)
+                GenerateRequest(
+                    request_id=self._request_id(prompt.lease), prompt=tokens, excluded=prompt.excluded
+                )
             )
-            self._batch_of[_request_id(prompt.lease)] = batch
+            self._batch_of[self._request_id(prompt.lease)] = batch
         self._generating.append(batch)
         self._engine.submit(requests)
 
@@ -304,7 +293,7 @@ class RolloutWorker:
         return bool(batches)
 
     def _submit_to_ranker(self, batch: _Batch) -> None:
-        ids = [_request_id(prompt.lease) for prompt in batch.prompts]
+        ids = [self._request_id(prompt.lease) for prompt in batch.prompts]
         unscored = assemble_groups(
             batch.prompts,
             [batch.generations[request_id] for request_id in ids],
@@ -337,15 +326,22 @@ class RolloutWorker:
             groups = score_groups(
                 scoring.unscored, answer.output, ranker_version=answer.version, score_s=answer.latency_s
             )
-            for row, reason in answer.output.wrong.items():
-                lease = leases[row]
+            wrong = answer.output.wrong
+            for lease, reason in ((leases[row], wrong[row]) for row in wrong if not leases[row].companion):
                 why = f"user {lease.user} at position {lease.position}: {reason}"
                 self._rejecting.append(self._queue.reject([lease], why))
                 self._count["invalid"] += 1
-            right = [row for row in range(len(leases)) if row not in answer.output.wrong]
-            leases, groups = [leases[row] for row in right], [groups[row] for row in right]
+            made = [
+                (lease, group)
+                for row, (lease, group) in enumerate(zip(leases, groups, strict=True))
+                if not lease.companion and row not in wrong
+            ]
+            if not made:
+                continue
             pushes = self._queue.put(
-                leases, encode_groups(*groups), [(group.version_min, group.version_max) for group in groups]
+                [lease for lease, _ in made],
+                encode_groups(*(group for _, group in made)),
+                [(group.version_min, group.version_max) for _, group in made],
             )
             self._pushing.append((pushes, self._queue.push(pushes)))
         return bool(ready)
@@ -368,6 +364,6 @@ class RolloutWorker:
             rejection.result()
         return bool(settled or rejected)
 
-
-def _request_id(lease: Lease) -> str:
-    return f"{lease.lease_id}-{lease.attempt}"
+    def _request_id(self, lease: Lease) -> str:
+        """Decides the random numbers. Two attempts may meet in an engine, but not those of a fixed order."""
+        return str(lease.lease_id) if self._fixed else f"{lease.lease_id}-{lease.attempt}"

@@ -47,6 +47,12 @@ class PromptFeed:
         self._cursor += 1
         return int(self._users[row]), int(self._positions[row])
 
+    def example(self, index: int) -> tuple[int, int]:
+        """The example that is drawn as number `index` (from 0) of all epochs, `(user, position)`."""
+        epoch, place = divmod(index, len(self._users))
+        order = self._order if epoch == self._epoch else self._order_of(epoch)
+        return int(self._users[order[place]]), int(self._positions[order[place]])
+
     def snapshot(self) -> dict[str, Any]:
         """The place in the order, as JSON-able values."""
         return {
@@ -77,4 +83,7 @@ class PromptFeed:
 
     def _enter(self, *, epoch: int, cursor: int) -> None:
         self._epoch, self._cursor = epoch, cursor
-        self._order = np.random.default_rng([self._seed, epoch]).permutation(len(self._users))
+        self._order = self._order_of(epoch)
+
+    def _order_of(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng([self._seed, epoch]).permutation(len(self._users))

@@ -31,9 +31,26 @@ def prompts_of(dataset: Dataset, recent: int | None) -> Examples:
     return Examples(users=examples.users[keep], positions=examples.positions[keep])
 
 
-def open_prompts(data_directory: str | Path, recent: int | None) -> Examples:
-    """`prompts_of` a prepared directory, for an actor that opens it itself."""
-    return prompts_of(Dataset.open(data_directory), recent)
+def open_prompts(data_directory: str | Path, recent: int | None, leaving: int = 0) -> Examples:
+    """`prompts_of` a prepared directory, for an actor that opens it itself: those that leave at least so many
+    items that the user has not had before, where `data.exclude_seen` asks for such.
+    """
+    dataset = Dataset.open(data_directory)
+    examples = prompts_of(dataset, recent)
+    if not dataset.settings.exclude_seen:
+        return examples
+    most = len(dataset.item_ids) - leaving  # items that a user may have had
+    # A user has had no more items than interactions.
+    doubtful = np.flatnonzero(examples.positions > most)
+    short = [row for row in doubtful.tolist() if _items_had(dataset, examples, row) > most]
+    return Examples(users=np.delete(examples.users, short), positions=np.delete(examples.positions, short))
+
+
+def _items_had(dataset: Dataset, examples: Examples, row: int) -> int:
+    """Items that the user of an example had before it, without its target."""
+    user, position = int(examples.users[row]), int(examples.positions[row])
+    seen = dataset.seen(user, position)
+    return int((seen != dataset.target(user, position)).sum())
 
 
 _CATALOGUE_S = 60.0  # for a catalogue that an engine already has

@@ -9,9 +9,11 @@
                   average, and the weights that policy/ does not hold as they are trained: value head,
                   adapters (policy/ has them merged in), the worker's shares of a sharded policy, all of them
                   where policy/ is an average
+    sums-<r>.json written last by each worker: sha256 of its files, and how many workers wrote one
 
 Ray Train moves the directories and keeps the last ones. The one with the best validation is kept here, where
-every worker adds its part. A checkpoint of format 2 has `rank-<r>.pt` instead, and is still read.
+every worker adds its part. `sluice.learner.training.recovery` chooses the one to go on from. Checkpoints of
+format 3 have no sums, those of format 2 have `rank-<r>.pt` too; both are still read.
 """
 
 import json
@@ -23,12 +25,20 @@ from typing import Any
 import torch
 
 from sluice.catalog.errors import RunError
-from sluice.catalog.files import directory_aside, remove_leftovers, replace_directory, write_atomically
+from sluice.catalog.files import (
+    digest_files,
+    directory_aside,
+    find_damage,
+    remove_leftovers,
+    replace_directory,
+    sha256_of,
+    write_atomically,
+)
 from sluice.learner.policy.policy import Policy, save_policy
 from sluice.learner.training.state_files import has_state, load_state, save_state
 
-FORMAT = 3
-_READABLE = (2, FORMAT)
+FORMAT = 4
+_READABLE = (2, 3, FORMAT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +49,9 @@ class RunState:
     version: int  # weight version of the policy in this checkpoint
     best: tuple[float, float]  # best validation so far (`exposure.choosing_score`)
     since_best: int = 0  # validations since then; earlier releases do not say
-    source: dict[str, Any]  # snapshot of the batch source
+    source: dict[str, Any] | None  # snapshot of the batch source; None: it begins anew
     metrics_bytes: int  # length of the metrics file
+    journal_bytes: int = 0  # of the journal; earlier releases have none
 
 
 def write_checkpoint(directory: Path, state: RunState, policy: Policy) -> None:
@@ -52,6 +63,67 @@ def write_checkpoint(directory: Path, state: RunState, policy: Policy) -> None:
 def write_rank(directory: Path, rank: int, state: dict[str, Any]) -> None:
     """Write one worker's own part."""
     save_state(state, directory / f"rank-{rank}")
+
+
+def seal_part(directory: Path, rank: int, workers: int) -> None:
+    """Write the sums of one worker's files, once they are all there.
+
+    Args:
+        directory: of these files alone.
+        rank: of the worker.
+        workers: how many write a part of this checkpoint.
+    """
+    sums = {"workers": workers, "files": digest_files(directory)}
+    write_atomically(_sums_file(directory, rank), json.dumps(sums, indent=1))
+
+
+def find_fault(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint, named with the file; None when it is whole.
+
+    One of an earlier format has no sums: of it only `state.json` is read.
+    """
+    sealed = len(list(checkpoint.glob("sums-*.json")))
+    if sealed == 0:
+        return _fault_without_sums(checkpoint)
+    faults = (_fault_of_part(checkpoint, rank, sealed) for rank in range(sealed))
+    return next((fault for fault in faults if fault), None)
+
+
+def _fault_without_sums(checkpoint: Path) -> str | None:
+    try:
+        written = _read_raw_state(checkpoint)["format"]
+    except RunError as error:
+        return str(error)
+    return "sums-0.json is missing" if written == FORMAT else None
+
+
+def _fault_of_part(checkpoint: Path, rank: int, sealed: int) -> str | None:
+    place = _sums_file(checkpoint, rank)
+    try:
+        sums = json.loads(place.read_text())
+        workers, digests = sums["workers"], dict(sums["files"])
+    except FileNotFoundError:
+        return f"{place.name} is missing"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{place.name} cannot be read ({type(error).__name__}: {error})"
+    if workers != sealed:
+        return f"{place.name} tells of {workers} workers, and {sealed} of them had written their part"
+    return find_damage(checkpoint, digests)
+
+
+def rewrite_state(checkpoint: Path, state: RunState) -> None:
+    """Give a checkpoint another state, and its sums with it."""
+    written = _read_raw_state(checkpoint)["format"]
+    write_atomically(checkpoint / "state.json", json.dumps({"format": written, **asdict(state)}))
+    place = _sums_file(checkpoint, 0)
+    if place.exists():
+        sums = json.loads(place.read_text())
+        sums["files"]["state.json"] = sha256_of(checkpoint / "state.json")
+        write_atomically(place, json.dumps(sums, indent=1))
+
+
+def _sums_file(directory: Path, rank: int) -> Path:
+    return directory / f"sums-{rank}.json"
 
 
 def add_to_best(part: Path, best: Path) -> None:
@@ -66,15 +138,24 @@ def replace_best(best: Path, policy_directory: Path) -> None:
     `policy_directory`.
     """
     replace_directory(_fresh(best), best)
-    with directory_aside(policy_directory) as fresh:
-        shutil.copytree(best / "policy", fresh, dirs_exist_ok=True)
+    _copy_policy(best, policy_directory)
 
 
-def discard_unfinished(*directories: Path) -> None:
-    """Remove what a process that died had begun to write in the place of these."""
-    for directory in directories:
-        shutil.rmtree(_fresh(directory), ignore_errors=True)
+def settle_best(best: Path, policy_directory: Path) -> None:
+    """After a process died: remove what it had begun to write in the place of these, put back what it had
+    moved away, and let the policy be the best checkpoint's again.
+    """
+    shutil.rmtree(_fresh(best), ignore_errors=True)
+    for directory in (best, policy_directory):
         remove_leftovers(directory)
+    whole = best.exists() and find_fault(best) is None
+    if whole and digest_files(policy_directory) != digest_files(best / "policy"):
+        _copy_policy(best, policy_directory)
+
+
+def _copy_policy(checkpoint: Path, policy_directory: Path) -> None:
+    with directory_aside(policy_directory) as fresh:
+        shutil.copytree(checkpoint / "policy", fresh, dirs_exist_ok=True)
 
 
 def _fresh(directory: Path) -> Path:
@@ -84,16 +165,22 @@ def _fresh(directory: Path) -> Path:
 
 def read_state(directory: Path) -> RunState:
     """Raises RunError when the directory is no checkpoint of this format."""
+    raw = _read_raw_state(directory)
+    del raw["format"]
+    return RunState(**{**raw, "best": tuple(raw["best"])})
+
+
+def _read_raw_state(directory: Path) -> dict[str, Any]:
     try:
-        raw = json.loads((directory / "state.json").read_text())
+        raw: dict[str, Any] = json.loads((directory / "state.json").read_text())
     except (OSError, ValueError) as error:
         raise RunError(f"{directory} is not a checkpoint: state.json cannot be read ({error})") from None
-    if (written := raw.pop("format", None)) not in _READABLE:
+    if (written := raw.get("format")) not in _READABLE:
         raise RunError(
             f"{directory} has another checkpoint format than {' or '.join(map(str, _READABLE))}: {written}; "
             f"resume it with the version that wrote it"
         )
-    return RunState(**{**raw, "best": tuple(raw["best"])})
+    return raw
 
 
 def read_rank(directory: Path, rank: int) -> dict[str, Any]:

@@ -11,11 +11,10 @@ about checkpoints; every rank validates its share of the users.
 
 import logging
 import tempfile
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import ray
 import ray.train
@@ -25,95 +24,42 @@ import torch.distributed as dist
 from torch import nn
 
 from sluice.catalog.data.dataset import Dataset
-from sluice.catalog.decoding import Decoding
 from sluice.catalog.gaps import Gaps
 from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.learner.activity_clock import ActivityClock, idle_seconds
 from sluice.learner.batches.prefetch import Prefetched
 from sluice.learner.batches.sources import (
     BatchSource,
-    Catalogues,
     LoggedSource,
     QueueSource,
-    RolloutQueue,
     prompts_of,
 )
 from sluice.learner.evaluation.evaluate import sample_examples
 from sluice.learner.evaluation.exposure import choosing_score
-from sluice.learner.objectives.settings.objective import Objective
 from sluice.learner.policy.dropout import dropout_enabled
-from sluice.learner.policy.packed_weights import PackedWeights, pack_one_by_one
+from sluice.learner.policy.packed_weights import pack_one_by_one
 from sluice.learner.policy.policy import Policy, load_policy, move_model, save_policy
 from sluice.learner.policy.sharding import shard_scorer
-from sluice.learner.settings import EvaluationSettings, LearnerSettings
+from sluice.learner.settings import LearnerSettings
 from sluice.learner.training.checkpoint import (
     RunState,
     add_to_best,
-    discard_unfinished,
     read_rank,
     read_state,
     replace_best,
+    seal_part,
+    settle_best,
     write_checkpoint,
     write_rank,
 )
+from sluice.learner.training.journal_file import JournalFile
+from sluice.learner.training.kept_weights import KeptWeights
+from sluice.learner.training.loop_config import LoopConfig, version_after
 from sluice.learner.training.metrics_log import MetricsLog
 from sluice.learner.training.objective import build_objective
+from sluice.learner.training.recovery import Choice, tell_choice
 from sluice.learner.training.step import LearnerStep
 from sluice.learner.training.validation import validate_policy
-
-
-class Meter(Protocol):
-    """Where a component says what its time goes to (`sluice.cluster.metrics.MetricSet`)."""
-
-    def set_times(self, component: str, seconds: Mapping[str, float]) -> None:
-        """Seconds so far, by activity."""
-
-
-class Publisher(Protocol):
-    """What the loop needs of the weight board's client
-    (`sluice.actors.boards.weight_board.WeightPublisher`).
-    """
-
-    def publish(self, weights: PackedWeights) -> object:
-        """Make the weights available to the rollout actors."""
-
-    def latest_version(self) -> int:
-        """Version on the board, 0 when nothing was published."""
-
-
-def version_after(step: int, version: int, publish_every: int) -> int:
-    """The weight version of the learner once `step` (from 0) is done, when it publishes every so many
-    steps.
-    """
-    return version + ((step + 1) % publish_every == 0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoopConfig:
-    """Everything a worker is told; travels pickled."""
-
-    metrics_path: str
-    data_directory: str
-    policy_directory: str  # the starting policy, with which the reference starts too
-    best_directory: str  # the policy with the best validation
-    best_checkpoint: (
-        str  # the whole checkpoint of it; a run of which Ray Train has no checkpoint goes on from here
-    )
-    last_directory: str
-    seed: int
-    objective: Objective
-    learner: LearnerSettings
-    evaluation: EvaluationSettings
-    publish_every: int
-    threads: int  # CPU threads of a worker
-    decoding: Decoding  # of the rollouts
-    queue: RolloutQueue | None  # None: learn from the logs alone
-    publisher: Publisher | None
-    open_vocabulary: Callable[[], Vocabulary] | None = (
-        None  # the copy of this node; None: made by every worker
-    )
-    catalogues: Catalogues | None = None  # None: the catalogue never changes
-    meter: Meter | None = None
 
 
 def _quieten_ray_train() -> None:
@@ -165,12 +111,11 @@ class _Worker:
         self.time = ActivityClock("other")
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self.dataset = Dataset.open(config.data_directory)
-        checkpoint = ray.train.get_checkpoint()
-        best = Path(config.best_checkpoint)
-        self._checkpoint = Path(checkpoint.to_directory()) if checkpoint else best if best.exists() else None
         self.device = ray.train.torch.get_device()
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
+        places = Path(config.checkpoints), Path(config.best_checkpoint)
+        self.choice: Choice = self._agree(tell_choice(*places) if self.rank == 0 else None)
         # A resumed run starts here too: the reference and what LoRA freezes are the starting policy's.
         self.policy = starting_policy(config.policy_directory, config.learner, config.seed)
         self.vocabulary = (config.open_vocabulary or self._made_vocabulary)()
@@ -179,7 +124,9 @@ class _Worker:
         self.source = self._source()
         self.examples = sample_examples(self.dataset.examples("valid"), config.evaluation.max_users)
         self.step, self.version, self.best, self.since_best = 0, 0, (-1.0, -1.0), 0
+        self.kept = KeptWeights(config.kept_versions)
         self.log: MetricsLog | None = None
+        self.journal: JournalFile | None = None  # of rank 0, in a run with rollouts
 
     def _made_vocabulary(self) -> Vocabulary:
         return Vocabulary.of(self.dataset.codes, self.policy.layout)
@@ -224,24 +171,38 @@ class _Worker:
 
     def start(self) -> None:
         """Begin, or go on from the checkpoint that Ray Train hands over."""
-        state = None if self._checkpoint is None else self._load(self._checkpoint)
+        state = None if self.choice.directory is None else self._load(self.choice.directory)
         if self.rank == 0:
-            discard_unfinished(Path(self.config.best_checkpoint), Path(self.config.best_directory))
-            self.log = MetricsLog(Path(self.config.metrics_path), state.metrics_bytes if state else 0)
+            settle_best(Path(self.config.best_checkpoint), Path(self.config.best_directory))
+            self.log = MetricsLog(
+                Path(self.config.metrics_path), state.metrics_bytes if state else 0, self.step
+            )
+            if self.config.queue is not None:
+                kept = state.journal_bytes if state else 0
+                self.journal = JournalFile(Path(self.config.journal_path), kept)
             self.log.write(
                 "start", self.step, {"node": ray.get_runtime_context().get_node_id(), "workers": self.world}
             )
             self.source.restore(state.source if state else None)
         if self.config.publisher is not None:
+            self._publish_first(state)
+        if state is None:
+            self.validate_and_checkpoint(0)  # the start itself may be the best
+        self._barrier()
+
+    def _publish_first(self, state: RunState | None) -> None:
+        assert self.config.publisher is not None
+        if self.config.kept_versions == 0:
             # Weights that were rolled back to a checkpoint are new to the rollout actors: they get a new
             # version.
             published = self._agree(self.config.publisher.latest_version() if self.rank == 0 else 0)
             if published > 0 or state is not None:
-                self.version = max(published, self.version)
-                self._publish()
-        if state is None:
-            self.validate_and_checkpoint(0)  # the start itself may be the best
-        self._barrier()
+                self._publish(max(published, self.version) + 1)
+        elif state is None:
+            self._publish(0)
+        elif self.rank == 0:
+            for weights in self.kept.all():
+                self.config.publisher.publish(weights)
 
     @property
     def out_of_patience(self) -> bool:
@@ -251,12 +212,14 @@ class _Worker:
 
     def _load(self, checkpoint: Path) -> RunState:
         state = read_state(checkpoint)
-        self.step, self.version, self.best = state.step, state.version, state.best
+        self.step, self.version, self.best = state.step, state.version, max(state.best, self.choice.best)
         self.since_best = state.since_best
         if self.learner.in_policy_directory:
             saved = load_policy(checkpoint / "policy").model
             self.policy.model.load_state_dict(saved.state_dict())
         self.learner.load_state_dict(read_rank(checkpoint, self.rank))
+        if self.rank == 0:
+            self.kept.load(checkpoint)
         return state
 
     def train_step(self, step: int) -> None:
@@ -270,7 +233,7 @@ class _Worker:
             self.source.acknowledge(step)
         figures = self._mean(figures)
         if self._version_after(step, self.version) > self.version:
-            self._publish()
+            self._publish(self.version + 1)
         now = self.time.seconds()
         if self.log is not None:
             figures |= {
@@ -317,15 +280,20 @@ class _Worker:
         write_rank(directory, self.rank, self.learner.state_dict())
         policy = self._plain_policy()
         if policy is not None and self.log is not None:
+            source = self.source.snapshot()
+            events = source.pop("journal", [])
             state = RunState(
                 step=step,
                 version=self.version,
                 best=self.best,
                 since_best=self.since_best,
-                source=self.source.snapshot(),
+                source=source,
                 metrics_bytes=self.log.size,
+                journal_bytes=0 if self.journal is None else self.journal.append(events),
             )
+            self.kept.save(directory)
             write_checkpoint(directory, state, policy)
+        seal_part(directory, self.rank, self.world)
 
     def _keep_best(self, part: Path) -> None:
         best = Path(self.config.best_checkpoint)
@@ -353,18 +321,16 @@ class _Worker:
             else version_after(step, version, self.config.publish_every)
         )
 
-    def _publish(self) -> None:
+    def _publish(self, version: int) -> None:
         with self.time.activity("publish"):
-            self._publish_next()
-
-    def _publish_next(self) -> None:
-        self.version += 1
-        weights = self.learner.plain_weights()
-        if self.rank == 0 and self.config.publisher is not None:
-            packed = pack_one_by_one(weights.shapes(), weights.tensors(), self.version)
-            self.config.publisher.publish(packed)
-        else:
-            weights.join_gathering()
+            self.version = version
+            weights = self.learner.plain_weights()
+            if self.rank == 0 and self.config.publisher is not None:
+                packed = pack_one_by_one(weights.shapes(), weights.tensors(), version)
+                self.kept.add(packed)
+                self.config.publisher.publish(packed)
+            else:
+                weights.join_gathering()
 
     def _plain_policy(self) -> Policy | None:
         """The policy to save, on rank 0. All workers take part."""
@@ -385,7 +351,7 @@ class _Worker:
             dist.all_reduce(tensor)
         return dict(zip(sorted(values), (tensor / self.world).tolist(), strict=True))
 
-    def _agree(self, value: int) -> int:
+    def _agree(self, value: Any) -> Any:
         if self.world == 1:
             return value
         shared = [value]

@@ -131,12 +131,15 @@ def open_meter(
     settings: RankerSettings,
     directory: str | Path,
     dataset_factory: Callable[[], Dataset],
+    remember: int = REMEMBERED,
 ) -> TrustMeter:
     """The meter of a run, for a process that asks `ranker`; `directory` holds the ranker's halves.
+
+    `remember` 0 makes the last bits of a place depend on what it is asked for with alone.
 
     Raises:
         RankerError: a half cannot be opened.
     """
     dataset = dataset_factory()
     rankers = open_halves(ranker, settings, directory, dataset)
-    return TrustMeter(dataset, rankers, trust, until=settings.until)
+    return TrustMeter(dataset, rankers, trust, until=settings.until, remember=remember)

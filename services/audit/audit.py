@@ -42,8 +42,9 @@ from sluice.services.config import RunConfig
 from sluice.services.paths import RunPaths
 from sluice.services.progress import Progress, Reporter
 from sluice.services.run.engines import engine_arguments
+from sluice.services.run.inputs import prepare_run
 from sluice.services.run.trust import meter_factory, write_trust
-from sluice.services.stages import fit_ranker, prepare, pretrain
+from sluice.services.stages import fit_ranker, pretrain
 from sluice.services.study.arm import needs_ranker
 from sluice.services.study.groups import Groups, areas_of, roll_out
 from sluice.services.study.rollouts import Meter
@@ -51,7 +52,9 @@ from sluice.services.study.rollouts import Meter
 JSON_FILE, PAGE_FILE, TRUST_FILE = "audit.json", "audit.html", "trust.parquet"
 
 
-def run_audit(config: RunConfig, prompts: int, with_trust: bool, reporter: Reporter) -> Audit:
+def run_audit(
+    config: RunConfig, prompts: int, with_trust: bool, reporter: Reporter, *, keep: bool = False
+) -> Audit:
     """Make what is missing, measure, and leave `audit.json`, `audit.html` and `trust.parquet` in the run.
 
     Args:
@@ -59,6 +62,7 @@ def run_audit(config: RunConfig, prompts: int, with_trust: bool, reporter: Repor
         prompts: validation prompts, at most.
         with_trust: measure trust where the gate does not ask for it too.
         reporter: shows the phases.
+        keep: use what is there of data, start and ranker as it is: the run has checkpoints that rest on it.
 
     Raises:
         ConfigError: the objective takes no reward from the ranker.
@@ -72,11 +76,11 @@ def run_audit(config: RunConfig, prompts: int, with_trust: bool, reporter: Repor
     measured = asking_for_trust(config, trust)
     paths.root.mkdir(parents=True, exist_ok=True)
     with reporter.phase("prepare") as progress:
-        prepare.prepare_data(config.data, paths.data, progress)
+        prepare_run(config, paths, progress, keep=keep)
     with reporter.phase("pretrain") as progress:
-        pretrain.run_pretraining(config, progress)
+        pretrain.run_pretraining(config, progress, keep=keep)
     with reporter.phase("fit-ranker") as progress:
-        fit_ranker.run_ranker_fit(measured, progress)
+        fit_ranker.run_ranker_fit(measured, progress, keep=keep)
     with reporter.phase("audit") as progress:
         parts = _measure(measured, prompts, progress)
     audit = sum_up(config, parts, gate, has_gate)

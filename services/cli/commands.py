@@ -5,16 +5,18 @@ so that `--help` and `config check` load neither torch nor Ray nor vLLM.
 """
 
 import argparse
+import contextlib
 import json
 import sys
-from collections.abc import Mapping
-from dataclasses import fields
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from sluice.catalog.errors import ConfigError
 from sluice.services.ab.plan import Plan
 from sluice.services.bench.harness import BenchOptions, run_bench
 from sluice.services.config import RunConfig, dump_config, load_config, load_world, place_output
+from sluice.services.paths import RunPaths
 
 
 def _overrides(options: argparse.Namespace) -> list[str]:
@@ -24,6 +26,26 @@ def _overrides(options: argparse.Namespace) -> list[str]:
 
 def _config(options: argparse.Namespace) -> RunConfig:
     return place_output(load_config(options.config, _overrides(options)), Path.cwd(), Path.home())
+
+
+@dataclass(frozen=True, kw_only=True)
+class _OwnRun:
+    """A run directory that this command alone works in."""
+
+    paths: RunPaths
+    begun: bool  # it has checkpoints, so that its data, policy and ranker stay as they are
+
+
+@contextlib.contextmanager
+def _own_run(config: RunConfig) -> Iterator[_OwnRun]:
+    """For a stage alone: the lock of the run directory, and whether checkpoints rest on what is there."""
+    from sluice.services.run import leftovers
+    from sluice.services.run_lock import hold_run
+
+    with hold_run(config.directory):
+        paths = RunPaths.of(config)
+        leftovers.settle(paths)
+        yield _OwnRun(paths=paths, begun=leftovers.check_kept(config, paths))
 
 
 def check_config(options: argparse.Namespace) -> int:
@@ -71,12 +93,20 @@ def simulate_logs(options: argparse.Namespace) -> int:
 def prepare_run_data(options: argparse.Namespace) -> int:
     """`sluice prepare`: the first phase of a run, alone."""
     from sluice.services.progress import Reporter
+    from sluice.services.run.inputs import prepare_run
     from sluice.services.stages.prepare import prepare_data
 
     config = _config(options)
     output = options.output or config.directory / "data"
-    with Reporter.for_stream(sys.stdout) as reporter, reporter.phase("prepare") as progress:
-        result = prepare_data(config.data, output, progress)
+    with (
+        contextlib.nullcontext(None) if options.output else _own_run(config) as own,
+        Reporter.for_stream(sys.stdout) as reporter,
+        reporter.phase("prepare") as progress,
+    ):
+        if own is None:
+            result = prepare_data(config.data, output, progress)
+        else:
+            result = prepare_run(config, own.paths, progress, keep=own.begun)
     for line in result.lines():
         print(line)
     return _done(output, result)
@@ -88,21 +118,28 @@ def pretrain_run_policy(options: argparse.Namespace) -> int:
     from sluice.services.stages import pretrain
 
     config = _config(options)
-    with Reporter.for_stream(sys.stdout) as reporter, reporter.phase("pretrain") as progress:
-        result = pretrain.run_pretraining(config, progress)
+    with (
+        _own_run(config) as own,
+        Reporter.for_stream(sys.stdout) as reporter,
+        reporter.phase("pretrain") as progress,
+    ):
+        result = pretrain.run_pretraining(config, progress, keep=own.begun)
     return _done(config.directory / "policy", result)
 
 
 def fit_run_ranker(options: argparse.Namespace) -> int:
     """`sluice fit-ranker`: the built-in ranker of a run, and how good it is."""
-    from sluice.services.paths import RunPaths
     from sluice.services.progress import Reporter
     from sluice.services.report.ranker_view import quality_lines
     from sluice.services.stages import fit_ranker
 
     config = _config(options)
-    with Reporter.for_stream(sys.stdout) as reporter, reporter.phase("fit-ranker") as progress:
-        result = fit_ranker.run_ranker_fit(config, progress)
+    with (
+        _own_run(config) as own,
+        Reporter.for_stream(sys.stdout) as reporter,
+        reporter.phase("fit-ranker") as progress,
+    ):
+        result = fit_ranker.run_ranker_fit(config, progress, keep=own.begun)
     for line in quality_lines(fit_ranker.read_quality(RunPaths.of(config))):
         print(line)
     return _done(config.directory / "ranker", result)
@@ -110,21 +147,38 @@ def fit_run_ranker(options: argparse.Namespace) -> int:
 
 def train_run(options: argparse.Namespace) -> int:
     """`sluice train`: the whole run, here, once nothing is wrong with it; returns its code."""
-    from sluice.services.paths import RunPaths
     from sluice.services.preflight.resources import joined_cluster
     from sluice.services.preflight.show import check_and_show
-    from sluice.services.run.leftovers import check_checkpoints
-    from sluice.services.run_lock import hold_run
+    from sluice.services.run.leftovers import check_checkpoints, is_forking
+    from sluice.services.run_lock import check_idle, hold_run
 
-    config = _config(options)
-    check_checkpoints(RunPaths.of(config), options.resume)
+    config, resume = _config(options), options.resume
+    check_fork(options.fork, resume)
+    check_idle(config.directory)
+    paths = RunPaths.of(config)
+    forks = is_forking(paths, resume, options.fork)
+    check_checkpoints(paths, None if forks else resume)
     code = check_and_show(config, lambda _with_gpus: joined_cluster(), sys.stderr)
     if code:
         return code
     with hold_run(config.directory):
         from sluice.services.run import train
 
-        return train.run_training(config, options.resume)
+        if forks:
+            from sluice.services.run.fork import ForkPoint, fork_run
+
+            print(fork_run(config, ForkPoint.parse(options.fork)), flush=True)
+            resume = "last"
+        return train.run_training(config, resume)
+
+
+def check_fork(fork: str | None, resume: str | None) -> None:
+    """Raises ConfigError when a run is to be forked and resumed at once."""
+    if fork is not None and resume not in (None, "auto"):
+        raise ConfigError(
+            f"--fork begins a run and --resume {resume} goes on with one: give --fork alone, or with "
+            "--resume auto, which goes on with the fork once it has begun"
+        )
 
 
 def evaluate_directory(options: argparse.Namespace) -> int:
@@ -144,12 +198,11 @@ def audit_ranker(options: argparse.Namespace) -> int:
     """`sluice audit`: is the ranker good enough to be a reward?"""
     from sluice.services.audit.audit import PAGE_FILE, run_audit
     from sluice.services.audit.page import terminal_lines
-    from sluice.services.paths import RunPaths
     from sluice.services.progress import Reporter
 
     config = _config(options)
-    with Reporter.for_stream(sys.stdout) as reporter:
-        audit = run_audit(config, options.prompts, options.trust, reporter)
+    with _own_run(config) as own, Reporter.for_stream(sys.stdout) as reporter:
+        audit = run_audit(config, options.prompts, options.trust, reporter, keep=own.begun)
     for line in terminal_lines(audit):
         print(line)
     print(RunPaths.of(config).audit / PAGE_FILE)
@@ -195,11 +248,13 @@ def submit_run(options: argparse.Namespace) -> int:
     """`sluice submit`: send the run to a cluster, and follow it."""
     from sluice.services.submit.submit import SubmitOptions, submit_job
 
+    check_fork(options.fork, options.resume)
     return submit_job(
         SubmitOptions(
             config=Path(options.config),
             overrides=tuple(_overrides(options)),
             resume=options.resume,
+            fork=options.fork,
             detach=options.detach,
             address=options.address,
             keep_cluster=options.keep_cluster,
@@ -249,3 +304,17 @@ def _done(where: Path, result: object) -> int:
         print(json.dumps(result, indent=2, default=str))
     print(where)
     return 0
+
+
+def examine_run(options: argparse.Namespace) -> int:
+    """`sluice doctor`: whether a run directory is whole."""
+    from dataclasses import asdict
+
+    from sluice.services.operate.doctor import examine
+
+    diagnosis = examine(options.run_directory)
+    if options.json:
+        print(json.dumps(asdict(diagnosis), indent=1))
+    else:
+        print("\n".join(diagnosis.lines()))
+    return 1 if diagnosis.problems else 0

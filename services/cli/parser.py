@@ -68,6 +68,14 @@ def build_parser() -> argparse.ArgumentParser:
     report = add("report", commands.write_run_report, "write report.html of a run directory again")
     report.add_argument("run_directory", type=Path, metavar="RUN_DIR")
 
+    doctor = add(
+        "doctor",
+        commands.examine_run,
+        "check that a run directory is whole: its checkpoints, its journal, and every prompt accounted for",
+    )
+    doctor.add_argument("run_directory", type=Path, metavar="RUN_DIR")
+    doctor.add_argument("--json", action="store_true", help="print JSON")
+
     _add_bench(add("bench", commands.measure_bench, "measure, comparing sides in one run; prints JSON"))
     _add_submit(
         add("submit", commands.submit_run, "run `sluice train` as a job on a Ray cluster and follow it")
@@ -285,8 +293,18 @@ def _add_resume(parser: argparse.ArgumentParser) -> None:
         "--resume",
         nargs="?",
         const="last",
-        choices=["last", "best"],
-        help="go on from the run directory's last checkpoint (default), or go back to its best one",
+        choices=["last", "best", "auto"],
+        help="go on from the run directory's last checkpoint (default), or go back to its best one; auto: go "
+        "on where there is a checkpoint, and begin where there is none",
+    )
+    parser.add_argument(
+        "--fork",
+        metavar="RUN_DIR[@STEP]",
+        help="begin with a checkpoint of another run (default: its last one), under another name, seed or "
+        "output. Kept: policy, optimizer, count of steps, curves, data and start; the ranker where its "
+        "settings are the same, and the order of the prompts where the seed is. Anew: the best checkpoint, "
+        "the control and other arms. Refused where data or catalogue differ. With --resume auto a fork that "
+        "has begun is gone on with",
     )
 
 

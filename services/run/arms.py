@@ -15,7 +15,7 @@ from typing import Any
 
 from sluice.catalog.data.dataset import Dataset
 from sluice.catalog.errors import ConfigError
-from sluice.catalog.files import write_atomically
+from sluice.catalog.files import to_finite, write_atomically
 from sluice.learner.gate.settings import GateSettings
 from sluice.learner.objectives.settings.objective import (
     AdaGrpoObjective,
@@ -23,6 +23,7 @@ from sluice.learner.objectives.settings.objective import (
     NllObjective,
     Objective,
 )
+from sluice.learner.training.metrics_log import board_of
 from sluice.learner.training.objective import build_objective
 from sluice.services.config import RunConfig
 from sluice.services.paths import RunPaths
@@ -33,6 +34,7 @@ from sluice.services.stages.staging import stage_inputs
 ROLLED_OUT = ("mixture", "random_gate")
 SFT_ALL = "sft_all"
 _STAMP = "arm.json"
+_FIGURES = "figures.json"
 # Of `rollout`: what decides which groups the arms with rollouts learn from. The rest says where and how fast.
 _OF_GROUPS = {"decode", "distractors", "distractor_draw", "prompts_per_lease"}
 
@@ -123,14 +125,49 @@ def discard_outdated(config: RunConfig, paths: RunPaths, gate_rate: float) -> tu
         and not (name in objectives and is_trained(paths, name, arm_inputs(config, objectives[name])))
     ]
     for name in outdated:
-        arm = paths.arm(name)
-        for place in (arm.best, arm.last, arm.best_checkpoint, arm.checkpoints / name):
-            shutil.rmtree(place, ignore_errors=True)
-        arm.metrics.unlink(missing_ok=True)
+        _discard_arm(paths, name)
     if paths.sft_all.exists() and not matches_start(paths):
         shutil.rmtree(paths.sft_all)
         outdated.append(SFT_ALL)
     return tuple(outdated)
+
+
+def ended_figures(config: RunConfig, paths: RunPaths) -> dict[str, Any] | None:
+    """What a post-training that has ended told of itself; None: it has not ended, or would go on with this
+    config.
+    """
+    place, stamp = paths.last / _FIGURES, paths.last / _STAMP
+    if not (place.is_file() and stamp.is_file()):
+        return None
+    figures: dict[str, Any] = json.loads(place.read_text())
+    if figures["throughput"]["learner_steps"] >= config.learner.steps:
+        return figures
+    # It ran out of patience, which other settings might give it again.
+    return figures if is_trained(paths, "train", arm_inputs(config, config.objective)) else None
+
+
+def mark_ended(config: RunConfig, paths: RunPaths, figures: Mapping[str, Any]) -> None:
+    """The post-training has ended: what it told of itself is kept, should the run be resumed."""
+    write_atomically(paths.last / _FIGURES, json.dumps(to_finite(figures)))
+    mark_trained(paths, "train", arm_inputs(config, config.objective))
+
+
+def discard_training(config: RunConfig, paths: RunPaths) -> None:
+    """Before a post-training begins anew: the policies, curves and figures of the one before go, and the arms
+    that are not those of this one.
+    """
+    _discard_arm(paths, "train")
+    for file in (paths.summary, paths.report, paths.ranks, paths.trust):
+        file.unlink(missing_ok=True)
+    # At which rate a random gate is to admit is not known yet.
+    discard_outdated(config, paths, gate_rate=0.0)
+
+
+def _discard_arm(paths: RunPaths, name: str) -> None:
+    arm = paths.arm(name)
+    for directory in (arm.best, arm.last, arm.best_checkpoint, arm.kept, board_of(arm.metrics)):
+        shutil.rmtree(directory, ignore_errors=True)
+    arm.metrics.unlink(missing_ok=True)
 
 
 def costs_of(paths: RunPaths) -> Mapping[str, Any]:

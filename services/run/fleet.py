@@ -15,10 +15,16 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sluice.actors.boards.catalogue_board import CatalogueBoard, CataloguePublisher, CatalogueSource
-from sluice.actors.boards.weight_board import WeightBoard, WeightPublisher, WeightSource
+from sluice.actors.boards.weight_board import (
+    KeptWeightBoard,
+    WeightBoard,
+    WeightPublisher,
+    WeightSource,
+)
 from sluice.actors.calls import RayCall, get_result, reason_of
 from sluice.actors.queue.actor import QueueActor
 from sluice.actors.queue.client import QueueClient
+from sluice.actors.queue.fixed_order import FixedOrder
 from sluice.actors.ranker.pool import RankerActor, RankerClient
 from sluice.actors.rollout.actor import LAUNCH, RolloutActor, RolloutClients
 from sluice.catalog.data.changes import ChangingCatalogue
@@ -184,19 +190,26 @@ def start_fleet(
     config: RunConfig, paths: RunPaths, layout: TokenLayout, reservation: placement.Reservation
 ) -> Fleet:
     """Create all actors; they load in parallel and nothing waits for them here."""
-    light = _light_options()
+    light, order = _light_options(), fixed_order(config)
     queue_actor: Any = (
         ray.remote(QueueActor)
         .options(**light)
         .remote(
-            functools.partial(open_prompts, paths.data, config.learner.prompts_per_user),
+            functools.partial(
+                open_prompts, paths.data, config.learner.prompts_per_user, config.prompts_leave
+            ),
             seed=config.seed,
             settings=config.queue,
             publish_every=config.weights.publish_every,
             lease_deadline_s=config.learner.rollout_timeout_s / 2,
+            order=order,
         )
     )
-    board: Any = ray.remote(WeightBoard).options(**light).remote()
+    board: Any = (
+        ray.remote(WeightBoard).options(**light).remote()
+        if order is None
+        else ray.remote(KeptWeightBoard).options(**light).remote(order.lag + 1)
+    )
     catalogue_board: Any = ray.remote(CatalogueBoard).options(**light).remote()
     # One copy of the catalogue's arrays per node, which the actors there use in place.
     dataset = Dataset.open(paths.data)
@@ -213,11 +226,12 @@ def start_fleet(
         queue=queue,
         ranker=ranker,
         weights=WeightSource(board),
-        catalogues=CatalogueSource(catalogue_board),
+        catalogues=None if config.deterministic else CatalogueSource(catalogue_board),
     )
     rollouts = _start_rollouts(config, paths, reservation, stored, clients)
     catalogues = CataloguePublisher(catalogue_board, vocabulary)
-    feed = CatalogueFeed(catalogues, ChangingCatalogue(lambda: dataset.item_ids, vocabulary, paths.catalogue))
+    changes = ChangingCatalogue(lambda: dataset.item_ids, vocabulary, paths.catalogue)
+    feed = CatalogueFeed(catalogues, None if config.deterministic else changes)
     return Fleet(
         queue=queue,
         publisher=WeightPublisher(board, transport=config.weights.transport),
@@ -239,6 +253,18 @@ def start_fleet(
         _others=[board, catalogue_board, queue_actor],
         open_vocabulary=functools.partial(_get_vocabulary, stored),
         catalogue_feed=feed,
+    )
+
+
+def fixed_order(config: RunConfig) -> FixedOrder | None:
+    """The order of a deterministic run; None: groups are trained on as they come."""
+    if not config.deterministic:
+        return None
+    return FixedOrder(
+        step_groups=config.learner.prompts_per_step,
+        batch=config.rollout.prompts_per_lease,
+        publish_every=config.weights.publish_every,
+        lag=config.queue.max_staleness,
     )
 
 
@@ -277,6 +303,7 @@ def _start_rankers(config: RunConfig, paths: RunPaths, reservation: placement.Re
             max_batch=config.ranker_pool.max_batch,
             max_wait_ms=config.ranker_pool.max_wait_ms,
             meter_factory=meter_factory(config, paths, open_dataset),
+            alone=config.deterministic,
         )
         for index in range(config.ranker_pool.actors)
     ]
@@ -301,11 +328,15 @@ def _start_rollouts(
             )
             .remote(
                 name=name,
-                engine_factory=functools.partial(open_engine, config, paths, seed=config.seed + index),
+                # Who serves a prompt of a fixed order must not matter.
+                engine_factory=functools.partial(
+                    open_engine, config, paths, seed=config.seed + (0 if config.deterministic else index)
+                ),
                 dataset_factory=functools.partial(Dataset.open, paths.data),
                 settings=config.rollout,
                 seed=config.seed,
                 gaps=Gaps(most=config.learner.item_dropout, seed=config.seed),
+                fixed=config.deterministic,
             )
         )
         started = handle.start.remote(vocabulary)

@@ -16,9 +16,11 @@ from sluice.cluster.environment import lower_thread_priority
 from sluice.cluster.metrics import MetricSet
 from sluice.cluster.placement import learner_resources
 from sluice.learner.objectives.settings.objective import Objective
-from sluice.learner.training.train_loop import LoopConfig, train_loop
+from sluice.learner.training.kept import forget_lost
+from sluice.learner.training.loop_config import LoopConfig
+from sluice.learner.training.train_loop import train_loop
 from sluice.services.config import RunConfig
-from sluice.services.paths import RunPaths
+from sluice.services.paths import ArmPaths, RunPaths
 from sluice.services.progress import Progress, Reporter
 from sluice.services.run.fleet import Fleet
 from sluice.services.run.learner_failures import (
@@ -50,10 +52,12 @@ def run_learner(
     arm = paths.arm(name)
     loop = LoopConfig(
         metrics_path=str(arm.metrics),
+        journal_path=str(arm.journal),
         data_directory=str(paths.data),
         policy_directory=str(paths.policy),
         best_directory=str(arm.best),
         best_checkpoint=str(arm.best_checkpoint),
+        checkpoints=str(arm.kept),
         last_directory=str(arm.last),
         seed=config.seed,
         objective=objective,
@@ -65,21 +69,21 @@ def run_learner(
         queue=fleet.queue if fleet else None,
         publisher=fleet.publisher if fleet else None,
         open_vocabulary=fleet.open_vocabulary if fleet else None,
-        catalogues=fleet.catalogue_source if fleet else None,
+        catalogues=fleet.catalogue_source if fleet and not config.deterministic else None,
+        kept_versions=config.queue.max_staleness + 1 if fleet and config.deterministic else 0,
         meter=MetricSet(),
     )
-    if name != "train":
-        for former in (arm.checkpoints / name, arm.best_checkpoint):
-            shutil.rmtree(former, ignore_errors=True)
+    _clear(arm, begins=name != "train")
 
     def make_trainer() -> TorchTrainer:
+        forget_lost(arm.kept)
         return _trainer(config, name, loop, arm.checkpoints)
 
     with reporter.phase(name) as progress, _watching(arm.metrics, config.learner.steps, progress):
         try:
             fit_learner(make_trainer, name, bound=config.cluster.max_learner_restarts, tell=reporter.line)
         except SluiceError as error:
-            raise _ending(error, fleet, arm.checkpoints / name if name == "train" else None) from error
+            raise _ending(error, fleet, arm.kept if name == "train" else None) from error
 
 
 def _ending(error: SluiceError, fleet: Fleet | None, checkpoints: Path | None) -> SluiceError:
@@ -120,6 +124,13 @@ def _trainer(config: RunConfig, name: str, loop: LoopConfig, storage: Path) -> T
             callbacks=guards,
         ),
     )
+
+
+def _clear(arm: ArmPaths, *, begins: bool) -> None:
+    """What would keep a training from beginning anew."""
+    if begins:
+        for former in (arm.kept, arm.best_checkpoint):
+            shutil.rmtree(former, ignore_errors=True)
 
 
 def _train_loop(options: dict[str, Any]) -> None:

@@ -1,4 +1,6 @@
-"""What a run was made with: versions, commit, machine. Written at each start, beside the resolved config."""
+"""What a run was made with: versions, commit, machine; and the fingerprints of what it is made from
+(`sluice.services.run.inputs`). Written at each start, beside the resolved config.
+"""
 
 import json
 import os
@@ -9,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from sluice.catalog.errors import ConfigError
+from sluice.catalog.errors import ConfigError, RunError
 from sluice.catalog.files import write_atomically
 from sluice.services.config import RunConfig, dump_config
 from sluice.services.config_resume import RECORD, find_changes, read_record
@@ -19,8 +21,13 @@ GIT_VARIABLE = "SLUICE_GIT"  # what `sluice submit` tells a job about the checko
 _GIT_TIMEOUT_S = 10.0
 
 
-def write_manifest(config: RunConfig, run_directory: Path) -> Path | None:
-    """Write `config.yaml` and `manifest.json` into the run directory.
+MANIFEST = "manifest.json"
+_FINGERPRINTS = "fingerprints"
+
+
+def write_manifest(config: RunConfig, run_directory: Path, *, keep_fingerprints: bool = False) -> Path | None:
+    """Write `config.yaml` and `manifest.json` into the run directory; the fingerprints that stand there stay
+    when the run goes on.
 
     A `config.yaml` with other settings, or one that cannot be read, is kept as `config-<n>.yaml`, 1 being the
     first one that was in force; returns its path.
@@ -28,9 +35,40 @@ def write_manifest(config: RunConfig, run_directory: Path) -> Path | None:
     run_directory.mkdir(parents=True, exist_ok=True)
     kept = _keep_former(config, run_directory)
     write_atomically(run_directory / RECORD, dump_config(config))
-    facts = describe_run(Path(__file__).parent, os.environ)
-    write_atomically(run_directory / "manifest.json", json.dumps(facts, indent=1) + "\n")
+    fingerprints = read_fingerprints(run_directory) if keep_fingerprints else {}
+    facts = describe_run(Path(__file__).parent, os.environ) | {_FINGERPRINTS: fingerprints}
+    write_atomically(run_directory / MANIFEST, json.dumps(facts, indent=1) + "\n")
     return kept
+
+
+def read_fingerprints(run_directory: Path) -> dict[str, str]:
+    """The fingerprints of what the run is made from; none where there is no manifest, or an earlier release
+    wrote it.
+
+    Raises:
+        RunError: the manifest cannot be read.
+    """
+    return dict(_read_manifest(run_directory).get(_FINGERPRINTS, {}))
+
+
+def record_fingerprints(run_directory: Path, fingerprints: Mapping[str, str]) -> None:
+    """Write them into the manifest, which is there."""
+    facts = _read_manifest(run_directory) | {_FINGERPRINTS: dict(fingerprints)}
+    write_atomically(run_directory / MANIFEST, json.dumps(facts, indent=1) + "\n")
+
+
+def _read_manifest(run_directory: Path) -> dict[str, Any]:
+    place = run_directory / MANIFEST
+    if not place.exists():
+        return {}
+    try:
+        facts: dict[str, Any] = json.loads(place.read_text())
+    except (OSError, ValueError) as error:
+        raise RunError(
+            f"{place} cannot be read, so nobody can tell whether the run's data, policy and ranker are those "
+            f"that it began with: {error}. If you are sure that they are, move that file away"
+        ) from None
+    return facts
 
 
 def _keep_former(config: RunConfig, run_directory: Path) -> Path | None:

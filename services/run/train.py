@@ -19,14 +19,16 @@ from dataclasses import asdict
 from typing import Any
 
 from sluice.catalog.data.dataset import Dataset
-from sluice.catalog.errors import ConfigError, RankerError, SluiceError
+from sluice.catalog.errors import ConfigError, RankerError, RunError, SluiceError
 from sluice.catalog.fingerprint import fingerprint_catalogue
 from sluice.catalog.tokens import TokenLayout
 from sluice.cluster import session
 from sluice.learner.objectives.settings.effects import check_prefixes
 from sluice.learner.objectives.settings.objective import NllObjective, Objective
 from sluice.learner.policy.policy import load_policy
+from sluice.learner.training.checkpoint import find_fault
 from sluice.learner.training.objective import build_objective
+from sluice.learner.training.recovery import choose_checkpoint
 from sluice.services.advise.advice import closing_sentences, read_run
 from sluice.services.config import Resume, RunConfig
 from sluice.services.config_resume import check_resume, name_changes
@@ -34,13 +36,14 @@ from sluice.services.paths import RunPaths
 from sluice.services.progress import Progress, Reporter
 from sluice.services.report import report
 from sluice.services.report.ranker_view import quality_lines
-from sluice.services.run import arms, leftovers, manifest
+from sluice.services.run import arms, inputs, leftovers, manifest
 from sluice.services.run.fleet import Fleet, reserve_places, start_fleet
 from sluice.services.run.learner_job import run_learner
 from sluice.services.run.metrics_file import read_metrics, seconds_of
 from sluice.services.run.summary import judge_policies, write_summary
 from sluice.services.run.tasks import State, run_tasks
-from sluice.services.stages import fit_ranker, prepare, pretrain
+from sluice.services.stages import fit_ranker, pretrain
+from sluice.services.stages.catalogue import set_aside_foreign
 
 _JOIN_S = 60.0  # for rollouts whose run was over before their engines were there
 
@@ -54,25 +57,21 @@ def run_training(config: RunConfig, resume: Resume = None) -> int:
         ConfigError: the config changes what a resumed run must not change.
     """
     paths = RunPaths.of(config)
-    leftovers.check_checkpoints(paths, resume)
-    changes = check_resume(config, paths.root) if resume else ()
-    if resume:
-        leftovers.check_same_data(config, paths)
-    kept = manifest.write_manifest(config, paths.root)
+    leftovers.settle(paths)
+    resume = leftovers.check_checkpoints(paths, resume)
+    told = _check_going_on(config, paths, resume) if resume else []
+    kept = manifest.write_manifest(config, paths.root, keep_fingerprints=resume is not None)
     with Reporter.for_stream(sys.stdout) as reporter:
-        if changes:
-            reporter.line(f"resumed with other settings than before: {name_changes(changes)}")
+        for line in told:
+            reporter.line(line)
         if kept is not None:
             reporter.line(f"the config that was in force before is kept as {kept.name}")
-        with reporter.phase("prepare") as progress:
-            prepared = prepare.prepare_data(config.data, paths.data, progress)
-        for line in prepared.lines():
-            reporter.line(line)
-        dataset = Dataset.open(paths.data)
-        _check_rewards(config, dataset)
-        arms.check_compare(config, dataset)
+        _prepare(config, paths, reporter, resumed=resume is not None)
         session.connect_cluster()
-        _start_and_ranker(config, reporter)
+        _start_and_ranker(config, reporter, keep=resume is not None)
+        if resume:
+            inputs.check_unchanged(config, paths)
+        manifest.record_fingerprints(paths.root, inputs.take_fingerprints(config, paths))
         for line in quality_lines(fit_ranker.read_quality(paths)):
             reporter.line(line)
         outcome = _train(config, paths, reporter, resume)
@@ -103,14 +102,46 @@ def _end(summary: dict[str, Any]) -> int:
     return 0
 
 
-def _start_and_ranker(config: RunConfig, reporter: Reporter) -> None:
+def _check_going_on(config: RunConfig, paths: RunPaths, resume: Resume) -> list[str]:
+    """Whether the run may go on with this config, before anything is written; returns what to print of it.
+
+    Raises:
+        ConfigError: the config changes what a resumed run must not change.
+        RunError: what is in the run directory is not what the run began with, or no checkpoint is whole.
+    """
+    changes = check_resume(config, paths.root)
+    leftovers.check_same_data(config, paths)
+    inputs.check_unchanged(config, paths)
+    arm = paths.arm("train")
+    if resume == "best" and (fault := find_fault(arm.best_checkpoint)):
+        raise RunError(f"{arm.best_checkpoint} is damaged: {fault}. Give --resume to go on from the last one")
+    lines = choose_checkpoint(arm.kept, arm.best_checkpoint).lines() if resume == "last" else []
+    if changes:
+        lines.append(f"resumed with other settings than before: {name_changes(changes)}")
+    return lines
+
+
+def _prepare(config: RunConfig, paths: RunPaths, reporter: Reporter, *, resumed: bool) -> None:
+    with reporter.phase("prepare") as progress:
+        prepared = inputs.prepare_run(config, paths, progress, keep=resumed)
+    for line in prepared.lines():
+        reporter.line(line)
+    dataset = Dataset.open(paths.data)
+    _check_rewards(config, dataset)
+    arms.check_compare(config, dataset)
+    aside = set_aside_foreign(paths, resumed=resumed)
+    if aside is not None:
+        reporter.line(f"catalogue: what was pushed for other data is set aside as {aside.name}")
+
+
+def _start_and_ranker(config: RunConfig, reporter: Reporter, *, keep: bool) -> None:
     """Both need the data alone, so they are trained beside each other."""
     _run_phases(
         config,
         reporter,
         {
-            "pretrain": functools.partial(pretrain.run_pretraining, config),
-            "fit-ranker": functools.partial(fit_ranker.run_ranker_fit, config),
+            "pretrain": functools.partial(pretrain.run_pretraining, config, keep=keep),
+            "fit-ranker": functools.partial(fit_ranker.run_ranker_fit, config, keep=keep),
         },
     )
 
@@ -146,9 +177,9 @@ def _post_train(
 ) -> None:
     if resume == "best":
         # Without checkpoints of Ray Train's the workers go on from the best one.
-        shutil.rmtree(paths.checkpoints / "train", ignore_errors=True)
+        shutil.rmtree(paths.arm("train").kept, ignore_errors=True)
     if resume is None:
-        leftovers.discard_training(paths)
+        arms.discard_training(config, paths)
     run_learner(config, paths, "train", config.objective, reporter, fleet)
 
 
@@ -159,7 +190,23 @@ def _own_layout(paths: RunPaths) -> TokenLayout:
 
 
 def _train(config: RunConfig, paths: RunPaths, reporter: Reporter, resume: Resume) -> dict[str, Any]:
-    """Post-training and control; returns their part of the summary."""
+    """Post-training and control; returns their part of the summary. One that has ended starts no fleet."""
+    figures = arms.ended_figures(config, paths) if resume == "last" else None
+    if figures is None:
+        arms.mark_begun(paths, "train")
+        figures = _train_on(config, paths, reporter, resume)
+        arms.mark_ended(config, paths, figures)
+    else:
+        steps = figures["throughput"]["learner_steps"]
+        reporter.line(f"train    has ended, after {steps} steps: no fleet is started for it")
+    if build_objective(config.objective).needs_groups:
+        learn = functools.partial(run_learner, reporter=reporter)
+        _train_once(config, paths, "control", NllObjective(), learn)
+    return figures
+
+
+def _train_on(config: RunConfig, paths: RunPaths, reporter: Reporter, resume: Resume) -> dict[str, Any]:
+    """The post-training; returns what it tells of itself."""
     if not build_objective(config.objective).needs_groups:
         _post_train(config, paths, reporter, resume)
         prompts = config.learner.steps * config.learner.prompts_per_step
@@ -170,9 +217,7 @@ def _train(config: RunConfig, paths: RunPaths, reporter: Reporter, resume: Resum
         config, paths, reporter, lambda fleet: _post_train(config, paths, reporter, resume, fleet)
     )
     figures = _figures(paths, reporter, of_fleet.pop("accounting"))
-    figures |= {**of_fleet, "time": of_fleet["time"] | figures["time"]}
-    _train_once(config, paths, "control", NllObjective(), functools.partial(run_learner, reporter=reporter))
-    return figures
+    return figures | {**of_fleet, "time": of_fleet["time"] | figures["time"]}
 
 
 def _train_once(
@@ -183,11 +228,11 @@ def _train_once(
     learn: Callable[[RunConfig, RunPaths, str, Objective], None],
 ) -> None:
     """An arm that has ended with the same settings is left as it is; another begins anew."""
-    inputs = arms.arm_inputs(config, objective)
-    if not arms.is_trained(paths, name, inputs):
+    made_with = arms.arm_inputs(config, objective)
+    if not arms.is_trained(paths, name, made_with):
         arms.mark_begun(paths, name)
         learn(config, paths, name, objective)
-        arms.mark_trained(paths, name, inputs)
+        arms.mark_trained(paths, name, made_with)
 
 
 def _train_arms(config: RunConfig, paths: RunPaths, reporter: Reporter, gate_rate: float) -> None:

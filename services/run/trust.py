@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from sluice.catalog.data.dataset import Dataset, Examples
 from sluice.learner.ranker.contract import Ranker
-from sluice.learner.trust.meter import TrustMeter, open_meter
+from sluice.learner.trust.meter import REMEMBERED, TrustMeter, open_meter
 from sluice.services.config import RunConfig
 from sluice.services.paths import RunPaths
 
@@ -31,6 +31,7 @@ def meter_factory(
         settings=config.ranker,
         directory=paths.ranker_halves,
         dataset_factory=open_dataset,
+        remember=0 if config.deterministic else REMEMBERED,
     )
 
 

@@ -11,13 +11,17 @@ from sluice.catalog.data.dataset import Dataset
 from sluice.catalog.files import sha256_of, write_atomically
 from sluice.services.config import RunConfig
 from sluice.services.paths import RunPaths
-from sluice.services.stages.staging import build_once
+from sluice.services.stages.staging import build_once, stage_inputs
 
 _QUALITY = "quality.json"
 
 
-def run_ranker_fit(config: RunConfig, progress: Callable[[int, int, dict[str, float]], None]) -> Path:
+def run_ranker_fit(
+    config: RunConfig, progress: Callable[[int, int, dict[str, float]], None], *, keep: bool = False
+) -> Path:
     """Leave the ranker and its `quality.json` at `<run>/ranker`; a user's own ranker needs no fitting.
+
+    With `keep`, a ranker that is there stays as it is, whatever it was fitted with.
 
     Its halves are a directory of their own, so that a gate that asks for trust is no reason to fit it again.
     """
@@ -41,6 +45,10 @@ def run_ranker_fit(config: RunConfig, progress: Callable[[int, int, dict[str, fl
         "data": sha256_of(paths.data / "manifest.json"),
         "ranker": config.ranker.model_dump(mode="json", exclude=ignored),
     }
+
+    stamp = stage_inputs(paths.ranker) if keep else None
+    if stamp is not None:  # the halves are to be those of this ranker
+        inputs = json.loads(stamp)
 
     with_halves = config.trust is not None and config.ranker.use == "builtin"
 

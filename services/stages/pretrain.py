@@ -9,7 +9,7 @@ import torch
 
 from sluice.catalog.data.dataset import Dataset
 from sluice.catalog.errors import PolicyError
-from sluice.catalog.files import sha256_of, write_atomically
+from sluice.catalog.files import digest_files, sha256_of, write_atomically
 from sluice.catalog.fingerprint import fingerprint_catalogue
 from sluice.learner.policy.policy import (
     Policy,
@@ -29,18 +29,20 @@ from sluice.services.stages.staging import build_once, stage_inputs
 _COST = "cost.json"
 
 
-def run_pretraining(config: RunConfig, progress: Callable[[int, int, dict[str, float]], None]) -> Path:
+def run_pretraining(
+    config: RunConfig, progress: Callable[[int, int, dict[str, float]], None], *, keep: bool = False
+) -> Path:
     """Leave the starting policy at `<run>/policy`; does nothing when it is there, built from the same
-    inputs.
+    inputs, or with `keep` from whatever inputs.
     """
-    return _pretrain(config, progress, RunPaths.of(config).policy, "pretrain")
+    return _pretrain(config, progress, RunPaths.of(config).policy, "pretrain", keep)
 
 
 def run_sft_on_all_logs(config: RunConfig, progress: Callable[[int, int, dict[str, float]], None]) -> Path:
     """Leave at `<run>/arms/sft_all` what the same pretraining makes of the logs until the end of the fresh
     part.
     """
-    return _pretrain(config, progress, RunPaths.of(config).sft_all, "fresh")
+    return _pretrain(config, progress, RunPaths.of(config).sft_all, "fresh", keep=False)
 
 
 def matches_start(paths: RunPaths) -> bool:
@@ -59,7 +61,11 @@ def pretraining_seconds(directory: Path) -> float | None:
 
 
 def _pretrain(
-    config: RunConfig, progress: Callable[[int, int, dict[str, float]], None], place: Path, until: str
+    config: RunConfig,
+    progress: Callable[[int, int, dict[str, float]], None],
+    place: Path,
+    until: str,
+    keep: bool,
 ) -> Path:
     paths = RunPaths.of(config)
     dataset = Dataset.open(paths.data)
@@ -70,6 +76,8 @@ def _pretrain(
         "pretrain": config.pretrain.model_dump(mode="json", exclude=_neutral(config.pretrain)),
         "evaluation": config.evaluation.model_dump(mode="json"),
     }
+    if config.policy.base is not None:  # its content too: the path stays when the model behind it is another
+        inputs["base"] = digest_files(Path(config.policy.base))
     if until != "pretrain":  # the stamps of starting policies have never named it
         inputs["until"] = until
 
@@ -85,7 +93,7 @@ def _pretrain(
         write_atomically(directory / "validations.json", json.dumps(validations, indent=1))
         write_atomically(directory / _COST, json.dumps({"seconds": round(time.monotonic() - began_s, 1)}))
 
-    build_once(place, inputs, build)
+    build_once(place, inputs, build, keep=keep)
     return place
 
 

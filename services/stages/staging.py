@@ -1,11 +1,12 @@
 """Directories that are built once: from which inputs, and replaced all at once or not at all.
 
-A stage is skipped when its directory was built from the same inputs, by value. It is built aside
-(`catalog/files.py`), so an interrupted build leaves nothing behind that looks finished.
+A stage is skipped when its directory was built from the same inputs, by value, and its files are as they were
+written. It is built aside (`catalog/files.py`), so an interrupted build leaves nothing behind that looks
+finished.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +15,35 @@ from pydantic import ValidationError
 from sluice.catalog.data.dataset import FILES, FORMAT, MANIFEST, read_manifest
 from sluice.catalog.data.settings import DataSettings
 from sluice.catalog.errors import DataError
-from sluice.catalog.files import directory_aside, remove_leftovers, sha256_of, write_atomically
+from sluice.catalog.files import (
+    digest_files,
+    directory_aside,
+    find_damage,
+    remove_leftovers,
+    settle_directory,
+    write_atomically,
+)
 
 _STAMP = "inputs.json"
+_SUMS = "sums.json"
 
 
-def build_once(directory: Path, inputs: dict[str, Any], build: Callable[[Path], None]) -> bool:
+def build_once(
+    directory: Path, inputs: dict[str, Any], build: Callable[[Path], None], *, keep: bool = False
+) -> bool:
     """Build `directory` from `inputs` (JSON-able) unless it is there already; returns whether it was built
     now.
+
+    With `keep`, one that is there stays as it is, whatever it was built from: checkpoints hold on to it.
     """
-    if stage_inputs(directory) == _canonical(inputs):
+    settle_directory(directory)
+    stamp = stage_inputs(directory)
+    if stamp is not None and (keep or (stamp == _canonical(inputs) and find_stage_damage(directory) is None)):
         return False
     remove_leftovers(directory)
     with directory_aside(directory) as fresh:
         build(fresh)
+        write_atomically(fresh / _SUMS, json.dumps(digest_files(fresh), indent=1))
         write_atomically(fresh / _STAMP, json.dumps(inputs, indent=1, sort_keys=True))
     return True
 
@@ -38,6 +54,25 @@ def stage_inputs(directory: Path) -> str | None:
         return _canonical(json.loads((directory / _STAMP).read_text()))
     except (OSError, ValueError):
         return None
+
+
+def find_stage_damage(directory: Path) -> str | None:
+    """Which file of a finished stage is not as it was written, and how; None when all are.
+
+    A stage of an earlier release has no sums, and counts as whole.
+    """
+    sums = directory / _SUMS
+    if not sums.exists():
+        return None
+    try:
+        return find_damage(directory, dict(json.loads(sums.read_text())))
+    except (OSError, ValueError, TypeError) as error:
+        return f"{_SUMS} cannot be read ({error})"
+
+
+def find_data_damage(output: Path, manifest: Mapping[str, Any]) -> str | None:
+    """Which file of a prepared directory is not as its manifest has it, and how; None when all are."""
+    return find_damage(output, manifest.get("files", {}))
 
 
 def _canonical(inputs: dict[str, Any]) -> str:
@@ -63,12 +98,7 @@ def is_current(output: Path, settings: DataSettings, fingerprint: list[dict[str,
         return False
     if not _same_settings(manifest.get("settings"), settings) or manifest.get("source") != fingerprint:
         return False
-    files = manifest.get("files", {})
-    if not set(FILES) <= set(files):
-        return False
-    return all(
-        (output / name).is_file() and sha256_of(output / name) == digest for name, digest in files.items()
-    )
+    return set(FILES) <= set(manifest.get("files", {})) and find_data_damage(output, manifest) is None
 
 
 def _same_settings(recorded: Any, settings: DataSettings) -> bool:

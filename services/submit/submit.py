@@ -21,7 +21,9 @@ from sluice.catalog.errors import ConfigError
 from sluice.cluster.environment import job_environment
 from sluice.services.config import Resume, RunConfig, load_config, place_output
 from sluice.services.config_resume import check_resume
+from sluice.services.paths import RunPaths
 from sluice.services.progress import MODE_VARIABLE
+from sluice.services.run.leftovers import check_checkpoints, is_forking
 from sluice.services.run.manifest import GIT_VARIABLE, git_state
 from sluice.services.run_lock import check_idle
 from sluice.services.submit.follow import call_with_bound, follow_job, others_running, sigterm_interrupts
@@ -69,6 +71,7 @@ class SubmitOptions:
     config: Path
     overrides: tuple[str, ...] = ()
     resume: Resume = None
+    fork: str | None = None  # RUN_DIR[@STEP]
     detach: bool = False
     address: str | None = None
     keep_cluster: bool = False
@@ -95,8 +98,7 @@ def submit_job(options: SubmitOptions) -> int:
     """Submit, follow, and return the job's exit code (0 at once with `detach`)."""
     config = load_config(options.config, options.overrides)  # a mistake should cost no cluster start
     remote = name_remote(options.address)
-    if options.resume:
-        check_visible_run(config, Path.cwd(), local=remote is None)
+    check_visible_run(config, Path.cwd(), options, local=remote is None)
     _authenticate(remote)
     request = job_request(options, config, working_directory=Path.cwd(), local=remote is None)
     # On another cluster the job does this first: it sees the files there.
@@ -137,27 +139,29 @@ def _authenticate(remote: str | None) -> None:
 
 
 def _check_here(config: RunConfig) -> int:
-    """All that can be checked before a job is sent to this machine; returns an exit code, 0 when it may go.
-
-    Raises:
-        RunError: the run is going on already.
-    """
+    """What else can be checked before a job is sent to this machine; an exit code, 0 when it may go."""
     from sluice.services.preflight.show import check_and_show
 
     config = place_output(config, Path.cwd(), Path.home())
-    check_idle(config.directory)
     return check_and_show(config, machines_of_new_head(), sys.stderr)
 
 
-def check_visible_run(config: RunConfig, working_directory: Path, local: bool) -> None:
-    """Check a resumed run before the job is sent, as the job will, where its directory is seen from here.
+def check_visible_run(
+    config: RunConfig, working_directory: Path, options: SubmitOptions, local: bool
+) -> None:
+    """Check a run before the job is sent, as the job will, where its directory is seen from here.
 
     Raises:
         ConfigError: the config changes what a resumed run must not change.
+        RunError: the run is going on, there is nothing to resume, or what is there is not to be resumed.
     """
     output = Path(config.output).expanduser()
     if local or output.is_absolute():
-        check_resume(config, working_directory / output / config.directory.name)
+        paths = RunPaths(working_directory / output / config.directory.name)
+        check_idle(paths.root)
+        forks = is_forking(paths, options.resume, options.fork)
+        if check_checkpoints(paths, None if forks else options.resume):
+            check_resume(config, paths.root)
 
 
 def _end(head: Head, client: "JobSubmissionClient | None", own: str | None) -> None:
@@ -201,6 +205,7 @@ def job_request(
         *("--config", str(file if local else file.relative_to(root))),
         *(part for override in overrides for part in ("--set", override)),
         *(["--resume", options.resume] if options.resume else []),
+        *(["--fork", _fork_point(options.fork, working_directory, local)] if options.fork else []),
     ]
     variables = {MODE_VARIABLE: "json", "PYTHONUNBUFFERED": "1"} | job_environment(os.environ)
     state = git_state(Path(__file__).parent)
@@ -212,6 +217,17 @@ def job_request(
         entrypoint=shlex.join(command),
         runtime_env={"working_dir": str(working_directory), "excludes": excludes, "env_vars": variables},
     )
+
+
+def _fork_point(fork: str, working_directory: Path, local: bool) -> str:
+    """As the job finds it: it has another working directory."""
+    if local:
+        return _absolute(fork, working_directory)
+    if not Path(fork).is_absolute():
+        raise ConfigError(
+            f"--fork {fork}: give the absolute path of the run on storage that the cluster sees"
+        )
+    return fork
 
 
 def _check_shipped(files: list[Path], config: RunConfig, root: Path, excludes: list[str]) -> None:

@@ -62,7 +62,7 @@ CONFIG_MUTANTS = (
         for name, old, new in _OF_PREFLIGHT
     ),
     ("services/submit/submit.py", "if code:\n        return code", "pass", IN_SUBMIT),
-    ("services/submit/submit.py", "    check_idle(config.directory)\n", "", IN_SUBMIT),
+    ("services/submit/submit.py", "        check_idle(paths.root)\n", "", IN_SUBMIT),
     ("services/submit/submit.py", "    bypass_proxies(head.url)\n", "", IN_SUBMIT),
     (
         "services/submit/submit.py",

@@ -18,12 +18,18 @@ _FILES = (
         "    if directory.exists():\n        os.rename(directory, old)\n",
         "    if directory.exists():\n        shutil.rmtree(directory)\n",
     ),
-    ("            os.rename(old, directory)\n", "            pass\n"),
+    ("        _put_back(old, directory)\n", ""),
+    ("        os.rename(former[-1], directory)\n", "        pass\n"),
+    ("former[-1], directory", "former[0], directory"),
+    ("    settle_directory(directory)\n    for", "    for"),
+    ("    for kind in (_NEW, _OLD):", "    for kind in (_NEW,):"),
+    ("        if now != digest:", "        if False:"),
+    ("        except OSError as error:", "        except ZeroDivisionError as error:"),
     ("        raise\n    _sync(directory.parent)", "        raise"),
     ("    shutil.rmtree(old, ignore_errors=True)", ""),
     ("    finally:\n        shutil.rmtree(fresh, ignore_errors=True)", "    finally:\n        pass"),
     ("    directory.parent.mkdir(parents=True, exist_ok=True)\n", ""),
-    ('f".{directory.name}.new-*"', 'f".{directory.name}*"'),
+    ('f".{glob.escape(path.name)}.{kind}-*"', 'f".{glob.escape(path.name)}*"'),
     ('content.rfind(b"\\n") + 1', 'content.rfind(b"\\n")'),
     ('content.rfind(b"\\n") + 1', "len(content)"),
     ('content[:size].decode().split("\\n")[:-1]', 'content[:size].decode().split("\\n")'),
@@ -51,20 +57,50 @@ _STATE = (
 )
 
 _CHECKPOINT = (
-    ("_READABLE = (2, FORMAT)", "_READABLE = (FORMAT,)"),
-    ("_READABLE = (2, FORMAT)", "_READABLE = (2, FORMAT, FORMAT + 1)"),
+    ("_READABLE = (2, 3, FORMAT)", "_READABLE = (FORMAT,)"),
+    ("_READABLE = (2, 3, FORMAT)", "_READABLE = (2, 3, FORMAT, FORMAT + 1)"),
     ("weights_only=True", "weights_only=False"),
     ("        remove_leftovers(directory)", "        pass"),
+    ("    if whole and digest_files", "    if False and digest_files"),
+    ("    if workers != sealed:", "    if False:"),
+    ("    return find_damage(checkpoint, digests)", "    return None"),
+    ('return "sums-0.json is missing" if written == FORMAT else None', "return None"),
+    ("    except FileNotFoundError:\n", "    except ZeroDivisionError:\n"),
+    ("(OSError, ValueError, KeyError, TypeError) as error", "(OSError, ValueError) as error"),
     ("    if of_format_2.is_file():", "    if False:"),
 )
 
-_LOG = (("min(keep_bytes, read_whole_lines(path).size)", "keep_bytes"),)
+_LOG = (
+    ("min(keep_bytes, read_whole_lines(path).size)", "keep_bytes"),
+    ("purge_step=last_step + 1", "purge_step=None"),
+    ("purge_step=last_step + 1", "purge_step=last_step"),
+    ("        if keep_bytes == 0:\n", "        if False:\n"),
+    ("        if kind not in _CURVES:\n", "        if False:\n"),
+)
+
+_RECOVERY = (
+    ("    settle_directory(best)\n", ""),
+    ("score = read_state(best).best if has_best else NONE.best", "score = NONE.best"),
+    ("(best.exists() and is_whole(best))", "best.exists()"),
+)
+
+_KEPT = (
+    ("reverse=True", "reverse=False"),
+    ("        if not lost:\n", "        if lost:\n"),
+    ("    place.unlink()\n", ""),
+)
 
 _LEFTOVERS = (
     ("for digest, path in now.items() if digest not in before", "for digest, path in []"),
     ("for digest, path in before.items() if digest not in now", "for digest, path in []"),
     ('manifest.get("format") != FORMAT', "False"),
-    ("(paths.best, paths.last,", "(paths.best,"),
+    ('if resume == "auto":', "if False:"),
+    ('return "last" if begun else None', 'return "last"'),
+    ("or was_moved_away(arm.best_checkpoint)", ""),
+    ('not (resume == "auto" and has_begun(paths))', "True"),
+    ("        settle_directory(directory)\n", "        pass\n"),
+    ("        check_resume(config, paths.root)\n", "        pass\n"),
+    ("        check_same_data(config, paths)\n", "        pass\n"),
 )
 
 _LOG_FILES = (
@@ -190,6 +226,13 @@ _PARTS = (
     ("catalog/files.py", _FILES, ("catalog/test_files.py",)),
     ("learner/training/state_files.py", _STATE, ("learner/training/test_state_files.py",)),
     ("learner/training/checkpoint.py", _CHECKPOINT, ("learner/training/test_checkpoint.py",)),
+    ("learner/training/kept.py", _KEPT, ("learner/training/test_kept.py",)),
+    ("learner/training/recovery.py", _RECOVERY, ("learner/training/test_recovery.py",)),
+    (
+        "learner/training/train_loop.py",
+        (("max(state.best, self.choice.best)", "state.best"),),
+        ("learner/training/test_train_loop.py",),
+    ),
     ("learner/training/metrics_log.py", _LOG, ("learner/training/test_checkpoint.py",)),
     (
         "catalog/data/sources.py",
@@ -210,8 +253,8 @@ _PARTS = (
         "services/run/train.py",
         (
             ("        leftovers.check_same_data(config, paths)\n", "        pass\n"),
-            ("if not arms.is_trained(paths, name, inputs):", "if False:"),
-            ("        leftovers.discard_training(paths)\n", "        pass\n"),
+            ("if not arms.is_trained(paths, name, made_with):", "if False:"),
+            ("        arms.discard_training(config, paths)\n", "        pass\n"),
         ),
         ("services/run/test_leftovers.py",),
     ),

@@ -23,7 +23,8 @@ from sluice.learner.policy.packed_weights import PackedWeights, UnverifiedWeight
 from sluice.learner.policy.policy import build_policy, load_policy, save_policy
 from sluice.learner.settings import EvaluationSettings, LearnerSettings, LoraSettings, PolicySettings
 from sluice.learner.training.checkpoint import read_state
-from sluice.learner.training.train_loop import LoopConfig, train_loop
+from sluice.learner.training.loop_config import LoopConfig
+from sluice.learner.training.train_loop import train_loop
 from tests.tiny_data import USERS, tiny_dataset
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
@@ -58,10 +59,12 @@ def fit(start, directory, steps, open_vocabulary=None, **learner):
     learner = {"prompts_per_step": 6, "evaluate_every": 2, "warmup_steps": 1, "lr": 1e-2} | learner
     loop = LoopConfig(
         metrics_path=str(directory / "metrics.jsonl"),
+        journal_path=str(directory / "journal.jsonl"),
         data_directory=str(start / "data"),
         policy_directory=str(start / "policy"),
         best_directory=str(directory / "best"),
         best_checkpoint=str(directory / "checkpoints" / "loop-best"),
+        checkpoints=str(directory / "checkpoints" / "loop"),
         last_directory=str(directory / "last"),
         seed=0,
         objective=NllObjective(),

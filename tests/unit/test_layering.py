@@ -44,7 +44,7 @@ FLOORS = {
         ("",),
         ("advise",),
         ("report", "stages"),
-        ("preflight", "run"),
+        ("preflight", "run", "operate"),
         ("bench", "submit"),
         ("study/judges",),
         ("ab", "study"),

@@ -161,12 +161,16 @@ class VllmEngine:
                 "update_weights", kwargs={"update_info": {"weights": weights, "names": frozenset(names)}}
             )
             self._llm.collective_rpc("finish_weight_update")
-            if not self._llm.reset_prefix_cache(reset_running_requests=True):
-                raise RuntimeError("vLLM kept its prefix cache although every request was preempted")
+            self.forget()
             self._loaded = weights.manifest
         self._version = weights.version
         self._llm.set_weight_version(str(weights.version))
         return time.perf_counter() - start
+
+    def forget(self) -> None:
+        """Drop the prefix cache; running requests compute their histories anew."""
+        if not self._llm.reset_prefix_cache(reset_running_requests=True):
+            raise RuntimeError("vLLM kept its prefix cache although every request was preempted")
 
     def load_catalogue(self, vocabulary: Vocabulary) -> float:
         """Let requests submitted from now on choose from a later version of the catalogue; returns the pause

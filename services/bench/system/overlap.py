@@ -54,9 +54,9 @@ from sluice.learner.policy.packed_weights import pack_weights
 from sluice.learner.policy.policy import load_policy, move_model
 from sluice.learner.ranker.contract import ask_ranker
 from sluice.learner.ranker.load import open_ranker
+from sluice.learner.training.loop_config import version_after
 from sluice.learner.training.objective import build_objective
 from sluice.learner.training.step import LearnerStep
-from sluice.learner.training.train_loop import version_after
 from sluice.services.bench.harness import BenchOptions, in_turn, print_note
 from sluice.services.bench.support import device
 from sluice.services.bench.support.artefacts import make_artefacts

@@ -118,6 +118,9 @@ class SimulatedEngine:
         self.loaded_s[self.version] = self._clock()
         return pause_s
 
+    def forget(self) -> None:
+        """It remembers no prompt."""
+
     def load_catalogue(self, vocabulary: Vocabulary) -> float:
         """Take a later version of the catalogue."""
         self.catalogue_version = vocabulary.version

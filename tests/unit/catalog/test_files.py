@@ -10,12 +10,16 @@ import pytest
 
 from sluice.catalog import files
 from sluice.catalog.files import (
+    digest_files,
     directory_aside,
+    find_damage,
     read_whole_lines,
     remove_leftovers,
     replace_directory,
+    settle_directory,
     sha256_of,
     to_finite,
+    was_moved_away,
     write_atomically,
 )
 
@@ -155,6 +159,42 @@ def test_what_a_dead_process_left_is_removed_and_nothing_else(tmp_path):
         "place",
         "place.new-0a1b2c3d",
     ]
+
+
+def test_what_was_moved_away_is_put_back_and_the_newest_of_it(tmp_path):
+    place = tmp_path / "place"
+    settle_directory(place)
+    assert not place.exists() and not was_moved_away(place)
+    for number, name in enumerate((".place.old-ffffffff", ".place.old-0a1b2c3d")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / str(number)).touch()
+        os.utime(tmp_path / name, (number, number))
+    assert was_moved_away(place)
+    settle_directory(place)
+    assert [path.name for path in place.iterdir()] == ["1"] and not was_moved_away(place)
+    settle_directory(place)  # it is there, so the other one is only a leftover
+    remove_leftovers(place)
+    assert [path.name for path in tmp_path.iterdir()] == ["place"]
+
+
+def test_a_leftover_that_is_all_there_is_is_put_back_before_leftovers_go(tmp_path):
+    (tmp_path / ".place.old-0a1b2c3d").mkdir()
+    (tmp_path / ".place.new-0a1b2c3d").mkdir()
+    remove_leftovers(tmp_path / "place")
+    assert [path.name for path in tmp_path.iterdir()] == ["place"]
+
+
+def test_damage_is_found_by_the_sums(tmp_path):
+    (tmp_path / "deep").mkdir()
+    for name in ("deep/a", "b"):
+        (tmp_path / name).write_text("abc")
+    sums = digest_files(tmp_path)
+    assert list(sums) == ["b", "deep/a"] and sums["b"].startswith("ba7816bf")
+    assert find_damage(tmp_path, sums) is None
+    (tmp_path / "deep" / "a").write_text("abd")
+    assert find_damage(tmp_path, sums).startswith("deep/a is not as it was written")
+    (tmp_path / "b").unlink()
+    assert find_damage(tmp_path, sums) == "b is missing"
 
 
 def test_a_line_torn_at_any_byte_is_left_out(tmp_path):

@@ -318,9 +318,9 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(actor=actors, count=st.integers(1, 4))
     def lease(self, actor, count):
-        known = set(self.book._entries)
+        known = {entry.lease_id for entry in self.book._prompts}
         leases = self.book.lease(actor, "1", count, self.now_s)
-        self.finished.update(known - set(self.book._entries))  # failed too often
+        self.finished.update(known - {entry.lease_id for entry in self.book._prompts})  # failed too often
         for lease in leases:
             prompt = (lease.user, lease.position)
             assert self.prompt_of.setdefault(lease.lease_id, prompt) == prompt
@@ -358,9 +358,9 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule(lose=st.booleans())
     def train(self, lose):
-        known = set(self.book._entries)
+        known = {entry.lease_id for entry in self.book._prompts}
         groups = self.book.allot(self.step, 0, 1, 2, self.version)
-        self.finished.update(known - set(self.book._entries))  # stale
+        self.finished.update(known - {entry.lease_id for entry in self.book._prompts})  # stale
         if groups is None:
             return
         if lose:
@@ -395,7 +395,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @invariant()
     def no_prompt_is_finished_twice_or_skipped(self):
         assert all(times == 1 for times in self.finished.values())
-        out = set(self.book._entries)
+        out = {entry.lease_id for entry in self.book._prompts}
         assert not out & set(self.finished)
         assert out | set(self.finished) == set(self.prompt_of)
         feed = PromptFeed(USERS, POSITIONS, seed=3)
@@ -407,7 +407,7 @@ class LedgerMachine(RuleBasedStateMachine):
         assert status.leased + status.queued <= 6
         assert status.queued_bytes <= 900
         assert status.queued_bytes == sum(
-            e.push.nbytes for e in self.book._entries.values() if e.state.name == "QUEUED"
+            e.push.nbytes for e in self.book._prompts if e.state.name == "QUEUED"
         )
 
 

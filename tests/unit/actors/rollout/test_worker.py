@@ -10,7 +10,7 @@ from sluice.actors.rollout.groups import assemble_groups
 from sluice.actors.rollout.worker import RolloutWorker
 from sluice.actors.settings import DecodeSettings, RolloutSettings
 from sluice.catalog.data.feed import PromptFeed
-from sluice.catalog.errors import PolicyError, RankerError
+from sluice.catalog.errors import PolicyError, RankerError, RankerSilentError
 from sluice.catalog.rollout_group import decode_group
 from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.learner.policy.packed_weights import UnverifiedWeights
@@ -62,8 +62,8 @@ class LocalQueue:
     def push(self, pushes):
         return HandCall(self.ledger.push("a", "1", pushes, 0.0))
 
-    def reject(self, leases, reason):
-        return HandCall(self.ledger.reject("a", "1", leases, reason))
+    def reject(self, leases, reason, *, again=False):
+        return HandCall(self.ledger.reject("a", "1", leases, reason, again=again))
 
 
 class LocalRanker:
@@ -158,7 +158,7 @@ def test_groups_reach_the_queue_with_all_their_parts():
 def test_the_engine_is_told_what_was_seen(constrained, exclude_seen, excludes):
     parts = worker(constrained=constrained, exclude_seen=exclude_seen, engine=FakeEngine(per_step=0))
     turn(parts, 3)
-    leases = {entry.lease_id: entry for entry in parts.queue.ledger._entries.values()}
+    leases = {entry.lease_id: entry for entry in parts.queue.ledger._prompts}
     for request in parts.engine.waiting:
         entry = leases[int(request.request_id.split("-")[0])]
         seen = TinyDataset().seen(entry.user, entry.position).tolist()
@@ -296,8 +296,16 @@ def test_a_prompt_without_right_scores_is_lost_alone_and_named():
     assert status.queued == 3 * status.invalid, "three of four come through"
     assert status.last_error.startswith("a: user ")
     assert status.last_error.endswith(": the ranker gave nan to item 5")
-    lost = {lease for lease, entry in parts.queue.ledger._entries.items() if entry.push is not None}
-    assert {lease % 4 for lease in lost} == {0, 2, 3}
+    kept = {entry.lease_id for entry in parts.queue.ledger._prompts if entry.push is not None}
+    assert {lease_id % 4 for lease_id in kept} == {0, 2, 3}
+
+
+def test_prompts_for_which_nobody_answered_are_given_back():
+    parts = worker(ranker=LocalRanker(error=RankerSilentError("no answer within 30 s")))
+    turn(parts, 6)
+    status = parts.queue.ledger.status()
+    assert parts.worker.stats().invalid == 0
+    assert status.reissued > 0 and status.last_error == "a: no answer within 30 s"
 
 
 def test_a_failing_engine_ends_the_worker():

@@ -13,12 +13,14 @@ import ray.train.torch
 import torch
 
 from sluice.catalog.decoding import Decoding
+from sluice.catalog.files import digest_files
 from sluice.learner.objectives.settings.objective import NllObjective
 from sluice.learner.policy.policy import build_policy, save_policy
 from sluice.learner.settings import EvaluationSettings, LearnerSettings, PolicySettings
 from sluice.learner.training import train_loop
 from sluice.learner.training.checkpoint import read_state
 from tests.tiny_data import tiny_dataset
+from tests.unit.learner.training.test_checkpoint import cut
 
 
 @pytest.fixture
@@ -28,16 +30,17 @@ def config(tmp_path, monkeypatch):
     save_policy(build_policy(policy, dataset.level_sizes, max_positions=64, seed=0), tmp_path / "policy")
     context = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1)
     monkeypatch.setattr(ray.train, "get_context", lambda: context)
-    monkeypatch.setattr(ray.train, "get_checkpoint", lambda: None)
     monkeypatch.setattr(ray.train, "report", lambda *_args, **_kwargs: None)
     monkeypatch.setattr(ray.train.torch, "get_device", lambda: torch.device("cpu"))
     monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "here"))
     return train_loop.LoopConfig(
         metrics_path=str(tmp_path / "metrics.jsonl"),
+        journal_path=str(tmp_path / "journal.jsonl"),
         data_directory=str(tmp_path / "data"),
         policy_directory=str(tmp_path / "policy"),
         best_directory=str(tmp_path / "best"),
         best_checkpoint=str(tmp_path / "checkpoints" / "best"),
+        checkpoints=str(tmp_path / "checkpoints" / "kept"),
         last_directory=str(tmp_path / "last"),
         seed=0,
         objective=NllObjective(),
@@ -98,20 +101,50 @@ def test_weighted_validation_chooses_the_best_where_there_is_one(config, monkeyp
     assert best_by("auto") == 2
 
 
-def test_a_run_out_of_patience_is_not_trained_on_when_it_is_resumed(config, monkeypatch, tmp_path):
+def keep_reported(config, monkeypatch):
+    """As Ray Train does with `keep_last: 1`."""
+    kept = Path(config.checkpoints) / "checkpoint_1"
+
+    def report(_summary, *, checkpoint):
+        shutil.rmtree(kept, ignore_errors=True)
+        shutil.copytree(checkpoint.path, kept)
+
+    monkeypatch.setattr(ray.train, "report", report)
+    return kept
+
+
+def test_a_run_out_of_patience_is_not_trained_on_when_it_is_resumed(config, monkeypatch):
     impatient = dataclasses.replace(config, learner=config.learner.model_copy(update={"patience": 1}))
-    kept = tmp_path / "kept"
-    monkeypatch.setattr(
-        ray.train,
-        "report",
-        lambda _summary, *, checkpoint: shutil.copytree(checkpoint.path, kept, dirs_exist_ok=True),
-    )
+    keep_reported(config, monkeypatch)
     best_step(impatient, monkeypatch, [(0.3, 0.1), (0.2, 0.1)])
-    monkeypatch.setattr(ray.train, "get_checkpoint", lambda: ray.train.Checkpoint.from_directory(kept))
     assert best_step(impatient, monkeypatch, []) == 0
     rows = [json.loads(line) for line in Path(config.metrics_path).read_text().splitlines()]
     assert [row["step"] for row in rows if row["kind"] == "step"] == [1]
     assert [row["step"] for row in rows if row["kind"] == "time"] == [1]
+
+
+def test_a_run_whose_last_checkpoint_is_damaged_goes_on_from_the_best_one(config, monkeypatch):
+    kept = keep_reported(config, monkeypatch)
+    best_step(config, monkeypatch, [(0.1, 0.1), (0.3, 0.1), (0.2, 0.1), (0.2, 0.1)])
+    assert read_state(kept).step == 3
+    cut(kept / "policy" / "model.safetensors")
+    assert best_step(config, monkeypatch, [(0.2, 0.2), (0.2, 0.1)]) == 1
+    rows = [json.loads(line) for line in Path(config.metrics_path).read_text().splitlines()]
+    assert [row["step"] for row in rows if row["kind"] == "step"] == [1, 2, 3]
+
+
+def test_a_best_checkpoint_that_is_later_than_the_last_one_is_not_lost(config, monkeypatch):
+    """A process died after it had kept the best one, and before Ray Train had the checkpoint of that step."""
+    kept = keep_reported(config, monkeypatch)
+    shorter = dataclasses.replace(config, learner=config.learner.model_copy(update={"steps": 1}))
+    best_step(shorter, monkeypatch, [(0.1, 0.1), (0.2, 0.1)])
+    early = shutil.copytree(kept, kept.parent / "early")
+    best_step(config, monkeypatch, [(0.4, 0.1), (0.2, 0.1)])
+    shutil.rmtree(kept)
+    early.rename(kept)
+    shutil.rmtree(config.best_directory)  # nor had the policy been copied
+    assert best_step(config, monkeypatch, [(0.3, 0.1), (0.3, 0.1)]) == 2
+    assert digest_files(Path(config.best_directory)) == digest_files(Path(config.best_checkpoint) / "policy")
 
 
 def test_the_loop_validates_on_the_validation_part_alone(config, monkeypatch):

@@ -11,11 +11,17 @@ from pathlib import Path
 import pytest
 
 import sluice.services.run
+from sluice.catalog.data.settings import DataSettings
 from sluice.catalog.errors import ClusterError
 from sluice.services.bench.harness import BENCHES, RENAMED_BENCHES
 from sluice.services.cli import commands
 from sluice.services.cli import main as cli
+from sluice.services.config import dump_config, load_config
+from sluice.services.paths import RunPaths
 from sluice.services.preflight import show
+from sluice.services.run import fork, inputs, leftovers
+from sluice.services.run_lock import hold_run
+from sluice.services.stages import prepare
 
 ROOT = Path(__file__).parents[4]
 CONFIG = str(ROOT / "configs" / "ml100k.yaml")
@@ -154,7 +160,7 @@ def test_train_gets_config_and_resume_and_gives_its_code(monkeypatch: pytest.Mon
     seen = []
     replace_train(monkeypatch, lambda config, resume: seen.append((config, resume)) or 4)
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "runs/ml100k-seed5/checkpoints/train").mkdir(parents=True)
+    (tmp_path / "runs/ml100k-seed5/checkpoints/train/checkpoint_1").mkdir(parents=True)
     (tmp_path / "runs/ml100k-seed6/checkpoints/train-best").mkdir(parents=True)
     assert cli.main(["train", "--config", CONFIG, "--resume", "--seed", "5"]) == 4
     (config, resume), *_ = seen
@@ -173,6 +179,9 @@ def test_whether_a_run_can_be_resumed_is_said_before_anything_else(
     assert cli.main(["train", "--config", CONFIG, "--resume"]) == 4
     assert "nothing to resume" in capsys.readouterr().err
     (tmp_path / "runs/ml100k-seed0/checkpoints/train").mkdir(parents=True)
+    assert cli.main(["train", "--config", CONFIG, "--resume"]) == 4
+    assert "nothing to resume" in capsys.readouterr().err
+    (tmp_path / "runs/ml100k-seed0/checkpoints/train/checkpoint_1").mkdir()
     assert cli.main(["train", "--config", CONFIG]) == 4
     assert "already holds a post-training: give --resume" in capsys.readouterr().err
 
@@ -180,14 +189,81 @@ def test_whether_a_run_can_be_resumed_is_said_before_anything_else(
 def test_prepare_goes_to_the_run_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     seen = []
     result = types.SimpleNamespace(lines=lambda: ["943 users"])
-    fake = types.SimpleNamespace(
-        prepare_data=lambda settings, output, progress: (seen.append((settings.name, output)), result)[1]
-    )
-    monkeypatch.setitem(sys.modules, "sluice.services.stages.prepare", fake)
+
+    def prepare_data(settings: DataSettings, output: Path, progress: object) -> object:
+        seen.append((settings.name, output))
+        return result
+
+    for module in (inputs, prepare):
+        monkeypatch.setattr(module, "prepare_data", prepare_data)
     monkeypatch.chdir(tmp_path)
     assert cli.main(["prepare", "--config", CONFIG]) == 0
     assert cli.main(["prepare", "--config", CONFIG, "--output", "elsewhere"]) == 0
     assert [output for _, output in seen] == [tmp_path / "runs/ml100k-seed0/data", Path("elsewhere")]
+
+
+def test_a_stage_of_a_run_that_has_begun_builds_nothing_of_another_config(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    for module in (inputs, prepare):
+        monkeypatch.setattr(module, "prepare_data", lambda *_: pytest.fail("prepared"))
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "runs/ml100k-seed0"
+    (run / "checkpoints/train-best").mkdir(parents=True)
+    (run / "config.yaml").write_text(dump_config(load_config(CONFIG)))
+    for stage in ("prepare", "pretrain", "fit-ranker"):
+        changes = ["--set", "data.min_interactions=4", "--set", "policy.layers=1", "--set", "ranker.epochs=9"]
+        assert cli.main([stage, "--config", CONFIG, *changes]) == 2
+        told = capsys.readouterr().err
+        assert "was run with another config" in told and "policy.layers" in told
+    assert cli.main(["audit", CONFIG, "--set", "ranker.epochs=9"]) == 2
+    assert "ranker.epochs" in capsys.readouterr().err
+    assert sorted(path.name for path in run.iterdir()) == ["checkpoints", "config.yaml", "run.lock"]
+
+
+@pytest.mark.parametrize("stage", ["prepare", "pretrain", "fit-ranker"])
+def test_a_stage_waits_for_no_run_that_goes_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], stage: str
+):
+    monkeypatch.chdir(tmp_path)
+    with hold_run(tmp_path / "runs/ml100k-seed0"):
+        assert cli.main([stage, "--config", CONFIG]) == 4
+    assert "is going on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("begun", "resume"), [(True, "last"), (False, None)])
+def test_resume_auto_goes_on_where_there_is_a_checkpoint(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, begun: bool, resume: str | None
+):
+    """`run_training` is told `auto`, since it decides under the lock."""
+    seen = []
+    replace_train(monkeypatch, lambda config, given: seen.append(given) or 0)
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "runs/ml100k-seed0"
+    (run / "checkpoints/train").mkdir(parents=True)
+    if begun:
+        (run / "checkpoints/train-best").mkdir()
+    assert cli.main(["train", "--config", CONFIG, "--resume", "auto"]) == 0
+    assert seen == ["auto"] and leftovers.check_checkpoints(RunPaths(run), "auto") == resume
+
+
+def test_a_fork_is_made_once_and_then_gone_on_with(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    seen, forked = [], []
+    replace_train(monkeypatch, lambda config, resume: seen.append(resume) or 0)
+    monkeypatch.setattr(fork, "fork_run", lambda config, point: forked.append(point) or "forked")
+    monkeypatch.chdir(tmp_path)
+    command = ["train", "--config", CONFIG, "--fork", "runs/other@20"]
+    assert cli.main([*command, "--resume", "best"]) == 2
+    assert "--fork begins a run and --resume best goes on with one" in capsys.readouterr().err
+    assert cli.main([*command, "--resume", "auto"]) == 0
+    assert (seen, forked) == (["last"], [fork.ForkPoint(run_directory=Path("runs/other"), step=20)])
+    (tmp_path / "runs/ml100k-seed0/checkpoints/train-best").mkdir(parents=True)
+    assert cli.main([*command, "--resume", "auto"]) == 0
+    assert (seen, len(forked)) == (["last", "auto"], 1)
+    assert cli.main(command) == 4
+    assert "already holds a post-training" in capsys.readouterr().err
 
 
 def test_pushing_to_no_run_is_one_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

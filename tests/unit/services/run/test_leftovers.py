@@ -2,11 +2,13 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
 
 from sluice.catalog.errors import PolicyError, RunError
+from sluice.catalog.files import digest_files
 from sluice.catalog.fingerprint import fingerprint_catalogue
 from sluice.learner.objectives.settings.objective import NllObjective
 from sluice.learner.policy.policy import load_policy
@@ -67,7 +69,7 @@ def test_a_run_is_not_resumed_with_other_data(config: RunConfig):
     before = {path: path.stat().st_mtime_ns for path in paths.root.rglob("*")}
     catalogue = Path(config.data.source.catalogue)
     catalogue.write_bytes(log_of(config).read_bytes())
-    (paths.checkpoints / "train").mkdir(parents=True)
+    (paths.arm("train").kept / "checkpoint_1").mkdir(parents=True)
     with pytest.raises(RunError, match=r"the data of this run have changed .*catalogue.parquet"):
         train.run_training(config, "last")
     assert {path: path.stat().st_mtime_ns for path in before if path != paths.root} == {
@@ -119,38 +121,169 @@ def test_a_new_start_trains_the_control_again_when_its_settings_changed(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch, lr: float, expected: list[str]
 ):
     paths = trained_control(config)
-    for place in (paths.best, paths.last, paths.root / "tensorboard" / "metrics"):
+    for place in (paths.best, paths.last, paths.root / "tensorboard" / "metrics", paths.arm("mixture").best):
         place.mkdir(parents=True)
-    names: list[str] = []
+    former = [
+        paths.summary,
+        paths.root / "metrics.jsonl",
+        paths.root / "report.html",
+        paths.ranks,
+        paths.trust,
+    ]
+    for file in former:
+        file.touch()
+    names = with_stand_ins(monkeypatch)
 
-    def run_learner(
-        _config: RunConfig, _paths: RunPaths, name: str, *_rest: object, **_named: object
-    ) -> None:
-        if name == "train":
-            assert not paths.best.exists() and not paths.last.exists()
-            assert not (paths.root / "tensorboard" / "metrics").exists()
-        names.append(name)
+    def check_what_is_left() -> None:
+        assert not any(file.exists() for file in former)
+        assert not paths.best.exists() and not paths.last.exists()
+        assert not (paths.root / "tensorboard" / "metrics").exists()
+        assert not paths.arm("mixture").best.exists()
+        assert paths.control.exists() == (paths.root / "tensorboard" / "metrics-control").exists()
+        assert paths.control.exists() == (expected == ["train"])
 
-    class NoFleet:
-        """Stands for the actors, which are not started."""
-
-        def __getattr__(self, _name: str) -> object:
-            return lambda *_: {}
-
-    monkeypatch.setattr(train, "run_learner", run_learner)
-    monkeypatch.setattr(train, "start_fleet", lambda *_: NoFleet())
-    monkeypatch.setattr(train, "reserve_places", lambda _: None)
-    monkeypatch.setattr(train, "_engines", lambda *_: train.contextlib.nullcontext())
-    monkeypatch.setattr(train, "_figures", lambda *_: {"time": {}})
-    monkeypatch.setattr(
-        NoFleet, "queue", type("Q", (), {"status": lambda: type("S", (), {"accounting": {}})}), raising=False
-    )
-    monkeypatch.setattr(NoFleet, "restarts", 0, raising=False)
+    names.on_train = check_what_is_left
     learner = config.learner.model_copy(update={"lr": lr})
     changed = config.model_copy(update={"learner": learner})
     train._train(changed, paths, None, None)
     assert names == expected
     assert is_current(changed, paths)
+
+
+class Names(list[str]):
+    """The trainings that were begun, and what to do when the post-training is."""
+
+    def on_train(self) -> None:
+        """Nothing."""
+
+
+class NoFleet:
+    """Stands for the actors, which are not started."""
+
+    queue = SimpleNamespace(status=lambda: SimpleNamespace(accounting={"trained": 8}))
+    restarts = 3
+
+    def __getattr__(self, _name: str) -> object:
+        return lambda *_: {}
+
+
+def with_stand_ins(monkeypatch: pytest.MonkeyPatch, steps: int = 4) -> Names:
+    """Nothing is trained; each post-training makes `steps` steps."""
+    names = Names()
+
+    def run_learner(_config: RunConfig, paths: RunPaths, name: str, *_rest: object, **_named: object) -> None:
+        if name == "train":
+            names.on_train()
+        names.append(name)
+        paths.arm(name).last.mkdir(parents=True, exist_ok=True)
+
+    figures = {"time": {}, "throughput": {"learner_steps": steps, "staleness": float("nan")}}
+    monkeypatch.setattr(train, "run_learner", run_learner)
+    monkeypatch.setattr(train, "start_fleet", lambda *_: NoFleet())
+    monkeypatch.setattr(train, "reserve_places", lambda _: None)
+    monkeypatch.setattr(train, "_engines", lambda *_, **__: train.contextlib.nullcontext())
+    monkeypatch.setattr(train, "_figures", lambda *_: dict(figures))
+    return names
+
+
+class Lines(list[str]):
+    """A reporter."""
+
+    def line(self, text: str) -> None:
+        self.append(text)
+
+
+def with_learner(config: RunConfig, **changes: object) -> RunConfig:
+    return config.model_copy(update={"learner": config.learner.model_copy(update=changes)})
+
+
+def test_a_run_that_has_ended_starts_no_fleet_when_it_is_resumed(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+):
+    paths, names, told = RunPaths.of(config), with_stand_ins(monkeypatch), Lines()
+    done = with_learner(config, steps=4)
+    figures = train._train(done, paths, told, None)
+    assert names == ["train", "control"] and told == []
+    with monkeypatch.context() as patched:
+        patched.setattr(train, "start_fleet", lambda *_: pytest.fail("a fleet was started"))
+        again = train._train(done, paths, told, "last")
+        train._train(with_learner(done, lr=0.5), paths, told, "last")  # it has no step left
+    assert names == ["train", "control", "control"]  # the last one for its own learning rate
+    assert "has ended, after 4 steps" in told[0]
+    assert (again["restarts"], again["time"]) == (figures["restarts"], figures["time"])
+    train._train(with_learner(config, steps=6), paths, told, "last")
+    assert names[3:] == ["train", "control"]
+
+
+def test_a_run_that_goes_back_to_its_best_checkpoint_is_trained_though_it_had_ended(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+):
+    paths, names = RunPaths.of(config), with_stand_ins(monkeypatch)
+    done = with_learner(config, steps=4)
+    train._train(done, paths, Lines(), None)
+    names.on_train = lambda: (_ for _ in ()).throw(KeyboardInterrupt)  # and is interrupted
+    with pytest.raises(KeyboardInterrupt):
+        train._train(done, paths, Lines(), "best")
+    assert arms.ended_figures(done, paths) is None
+
+
+def test_a_run_out_of_patience_has_ended_for_the_settings_that_it_had(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+):
+    paths, names = RunPaths.of(config), with_stand_ins(monkeypatch, steps=4)
+    impatient = with_learner(config, steps=9, patience=1)
+    train._train(impatient, paths, Lines(), None)
+    train._train(impatient, paths, Lines(), "last")
+    assert names == ["train", "control"]
+    train._train(with_learner(impatient, patience=5), paths, Lines(), "last")
+    assert names[2:] == ["train", "control"]
+
+
+def test_what_auto_comes_to(tmp_path: Path):
+    paths = RunPaths(tmp_path)
+    paths.arm("train").kept.mkdir(parents=True)  # a run that died before its first checkpoint
+    assert not leftovers.has_begun(paths)
+    assert (
+        leftovers.check_checkpoints(paths, "auto") is None
+        and leftovers.check_checkpoints(paths, None) is None
+    )
+    with pytest.raises(RunError, match="nothing to resume"):
+        leftovers.check_checkpoints(paths, "last")
+    (paths.arm("train").kept / "checkpoint_1").mkdir()
+    assert leftovers.check_checkpoints(paths, "auto") == "last"
+    with pytest.raises(RunError, match="no best checkpoint yet"):
+        leftovers.check_checkpoints(paths, "best")
+    with pytest.raises(RunError, match="already holds a post-training"):
+        leftovers.check_checkpoints(paths, None)
+
+
+def test_a_best_checkpoint_that_was_moved_away_is_there(tmp_path: Path):
+    paths = RunPaths(tmp_path)
+    best = paths.arm("train").best_checkpoint
+    best.with_name(".train-best.old-0a1b2c3d").mkdir(parents=True)
+    assert leftovers.has_begun(paths) and leftovers.check_checkpoints(paths, "best") == "best"
+    leftovers.settle(paths)
+    assert best.is_dir()
+
+
+def test_a_damaged_best_checkpoint_is_not_gone_back_to(config: RunConfig):
+    paths = RunPaths.of(config)
+    kept, best = paths.arm("train").kept, paths.arm("train").best_checkpoint
+    (kept / "checkpoint_1").mkdir(parents=True)
+    best.mkdir()
+    (best / "state.json").write_text("{")
+    with pytest.raises(RunError, match=r"train-best is damaged: .*state.json cannot be read"):
+        train.run_training(config, "best")
+    assert (kept / "checkpoint_1").is_dir()
+
+
+def test_a_run_without_a_whole_checkpoint_is_refused_before_anything_is_written(config: RunConfig):
+    paths = RunPaths.of(config)
+    (paths.arm("train").kept / "checkpoint_1").mkdir(parents=True)
+    before = digest_files(paths.root)
+    with pytest.raises(RunError, match="no checkpoint of this run is whole"):
+        train.run_training(config, "last")
+    assert digest_files(paths.root) == before
 
 
 def test_a_start_carries_its_catalogue_and_another_data_set_refuses_it(config: RunConfig, tmp_path: Path):

@@ -21,7 +21,7 @@ def _stop_at_the_data(monkeypatch: pytest.MonkeyPatch):
     def prepare_data(*_: object) -> None:
         raise Began
 
-    monkeypatch.setattr(train.prepare, "prepare_data", prepare_data)
+    monkeypatch.setattr(train.inputs, "prepare_data", prepare_data)
 
 
 def config_of(tmp_path: Path, *overrides: str) -> RunConfig:
@@ -35,7 +35,9 @@ def started(tmp_path: Path, *overrides: str, checkpoint: bool = True) -> Path:
     config = config_of(tmp_path, *overrides)
     config.directory.mkdir()
     if checkpoint:
-        (config.directory / "checkpoints" / "train").mkdir(parents=True)
+        place = config.directory / "checkpoints" / "train" / "checkpoint_1"
+        place.mkdir(parents=True)
+        (place / "state.json").write_text('{"format": 3}')
     (config.directory / "config.yaml").write_text(dump_config(config))
     return config.directory
 

@@ -42,7 +42,7 @@ def test_trust_adds_the_halves_once_and_leaves_the_ranker_as_it_is(config):
     run_ranker_fit(gated, lambda done, total, _: told.append((done, total)))
     assert contents(paths.ranker) == before
     halves = contents(paths.ranker_halves)
-    assert {path.parts[0] for path in halves} == {"without-0", "without-1", "inputs.json"}
+    assert {path.parts[0] for path in halves} == {"without-0", "without-1", "inputs.json", "sums.json"}
     # The ranker is a third of all, and was there.
     shares = [done / total for done, total in told]
     assert shares == sorted(shares) and 1 / 3 < shares[0] < 0.4 and shares[-1] == 1

@@ -1,5 +1,6 @@
 """Submission: what goes to the job server, and what a job's end and log become. No Ray is started."""
 
+import contextlib
 import http.server
 import json
 import os
@@ -61,7 +62,7 @@ def test_a_local_job_runs_this_interpreter_and_writes_where_we_would(checkout: P
 
 def refused(checkout: Path, config: RunConfig, local: bool) -> bool:
     try:
-        check_visible_run(config, checkout, local)
+        check_visible_run(config, checkout, SubmitOptions(config=Path("c"), resume="auto"), local)
     except ConfigError as error:
         assert "policy.layers 4 -> 5" in str(error)
         return True
@@ -71,7 +72,7 @@ def refused(checkout: Path, config: RunConfig, local: bool) -> bool:
 def test_a_resumed_run_is_checked_before_the_job_is_sent_where_it_is_seen(checkout: Path):
     plain = checkout / "configs" / "plain.yaml"
     run = checkout / "runs" / "plain-seed0"
-    run.mkdir(parents=True)
+    (run / "checkpoints" / "train-best").mkdir(parents=True)
     (run / "config.yaml").write_text(dump_config(load_config(plain)))
     changed = load_config(plain, ["policy.layers=5"])
     assert refused(checkout, changed, local=True)
@@ -84,7 +85,7 @@ def test_a_resumed_run_is_checked_before_the_job_is_sent_where_it_is_seen(checko
 
 def test_a_run_that_cannot_be_resumed_starts_no_cluster(checkout: Path, monkeypatch: pytest.MonkeyPatch):
     plain = checkout / "configs" / "plain.yaml"
-    (checkout / "runs" / "plain-seed0").mkdir(parents=True)
+    (checkout / "runs" / "plain-seed0" / "checkpoints" / "train-best").mkdir(parents=True)
     (checkout / "runs" / "plain-seed0" / "config.yaml").write_text(dump_config(load_config(plain)))
     monkeypatch.chdir(checkout)
     for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
@@ -143,6 +144,35 @@ def test_a_request_that_this_machine_can_never_grant_ends_with_the_clusters_code
     overrides = ("rollout.actors=999", "rollout.engine.type=tree")
     assert submit.submit_job(SubmitOptions(config=plain, overrides=overrides)) == 3
     assert "999 x rollout with 1 CPU" in capsys.readouterr().err
+
+
+def test_a_fork_is_named_by_a_path_that_the_job_finds(checkout: Path):
+    local = shlex.split(request(checkout, True, fork="runs/other-seed0@40", resume="auto").entrypoint)
+    assert local[-4:] == ["--resume", "auto", "--fork", f"{checkout}/runs/other-seed0@40"]
+    with pytest.raises(ConfigError, match="--fork runs/other-seed0: give the absolute path"):
+        request(checkout, False, fork="runs/other-seed0")
+    assert "--fork /shared/other@40" in request(checkout, False, fork="/shared/other@40").entrypoint
+
+
+@pytest.mark.parametrize(
+    ("resume", "fork", "refusal"),
+    [
+        (None, None, "already holds a post-training"),
+        (None, "/other", "already holds a post-training"),
+        ("auto", "/other", None),
+        ("auto", None, None),
+        ("last", None, None),
+    ],
+)
+def test_a_run_that_has_begun_is_gone_on_with_or_refused_before_the_job_is_sent(
+    checkout: Path, resume: str | None, fork: str | None, refusal: str | None
+):
+    (checkout / "runs" / "plain-seed0" / "checkpoints" / "train-best").mkdir(parents=True)
+    config = load_config(checkout / "configs" / "plain.yaml")
+    options = SubmitOptions(config=Path("c"), resume=resume, fork=fork)
+    expected = contextlib.nullcontext() if refusal is None else pytest.raises(RunError, match=refusal)
+    with expected:
+        check_visible_run(config, checkout, options, local=True)
 
 
 def test_a_run_that_goes_on_is_not_submitted_again(alone: Path):
