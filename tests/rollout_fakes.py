@@ -68,6 +68,7 @@ class FakeEngine:
     ) -> None:
         self.version = self.catalogue_version = 0
         self.closed = False
+        self.forgotten = 0
         self.waiting: list[GenerateRequest] = []
         self.loaded: list[int] = []
         self._candidates, self._per_step, self._fail_at = candidates, per_step, fail_at
@@ -97,6 +98,9 @@ class FakeEngine:
         self.version = weights.version
         self.loaded.append(weights.version)
         return 0.25
+
+    def forget(self) -> None:
+        self.forgotten += 1
 
     def load_catalogue(self, vocabulary: Vocabulary) -> float:
         self.catalogue_version = vocabulary.version

@@ -30,6 +30,9 @@ class Queue(Protocol):
     def reject(self, leases: Sequence[Lease], reason: str, *, again: bool = False) -> Call[int]:
         """Give leases up, or `again` back to be issued once more."""
 
+    def release(self, reason: str) -> Call[int]:
+        """Hand back what is leased."""
+
 
 class Scorer(Protocol):
     """What it needs of the ranker pool (`sluice.actors.ranker.pool.RankerClient`); the answer is a

@@ -27,6 +27,7 @@ from sluice.learner.activity_clock import WAIT, ActivityClock
 from sluice.learner.policy.packed_weights import UnverifiedWeights
 
 _WEIGHTS_S = 1.0  # for one look at the board
+_PATIENCE_S = 10.0  # with weights that should be there at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +92,7 @@ class RolloutWorker:
         """
         self._fixed = fixed
         self._held: tuple[Lease, ...] = ()  # until the engine has finished the batch before
+        self._held_s = 0.0  # since when
         self._engine, self._queue, self._ranker, self._weights = engine, queue, ranker, weights
         self._dataset, self._vocabulary, self._settings, self._seed = dataset, vocabulary, settings, seed
         # of the interactions, which one draw of distractors asks for
@@ -213,7 +215,7 @@ class RolloutWorker:
             return False
         leases, self._leasing = self._leasing.result(), None
         if leases and self._fixed:
-            self._held = leases
+            self._held, self._held_s = leases, self._clock()
         elif leases:
             self._submit(leases)
         return True
@@ -227,13 +229,24 @@ class RolloutWorker:
         if version != self._engine.version:
             with self._time.activity(WAIT + "weights"):
                 weights = self._weights.at(version, _WEIGHTS_S)
-            if weights is None:  # the learner is on its way to them; there was a wait already
-                return True
+            if weights is None:
+                self._wait_longer(version)
+                return True  # there was a wait already
             self.load_weights(weights)
         self._engine.forget()
         leases, self._held = self._held, ()
         self._submit(leases)
         return True
+
+    def _wait_longer(self, version: int) -> None:
+        """The learner is on its way to these weights, or it has gone back to a checkpoint: then the leases
+        are nobody's any more, and the queue has others.
+        """
+        if self._clock() - self._held_s > _PATIENCE_S:
+            self._held = ()
+            self._rejecting.append(
+                self._queue.release(f"weights {version} were not there within {_PATIENCE_S:g} s")
+            )
 
     def _submit(self, leases: Sequence[Lease]) -> None:
         prompts = self._with_enough_items([read_prompt(lease, self._dataset, self._gaps) for lease in leases])

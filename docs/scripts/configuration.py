@@ -42,6 +42,43 @@ were, since what is in the directory was made with them:
 {fixed}
 All others may change, such as `learner.steps`, `learner.lr`, `rollout.decode`, `queue` and `cluster`. The
 config that was in force before is kept as `config-1.yaml`, `config-2.yaml` and so on.
+
+## Going on with a run
+
+- `--resume` goes on from the last checkpoint that is whole.
+- `--resume best` goes on from the checkpoint with the best validation. The later ones are dropped.
+- `--resume auto` goes on as `--resume` where there is a checkpoint. Else the run begins, so that a job that
+  is tried again needs no other command.
+- `--fork RUN_DIR[@STEP]` begins a new run with a checkpoint of another one: the last, or that of a step.
+
+`sluice train` and `sluice submit` take all four. A run that has ended is not trained again: no fleet is
+started, and its policies are judged. Which it is, the last step or the end of `learner.patience` says.
+
+`manifest.json` keeps a fingerprint of the data, the catalogue (items and their semantic IDs), the starting
+policy, the ranker and the settings above. A run that goes on must have what it began with. Else it is refused
+before anything is written, with the name of what is another. Of a ranker of your own the module that
+`ranker.use` names is compared. The log's files may have moved, and nothing is built again for that. `sluice
+prepare`, `pretrain`, `fit-ranker` and `audit` of a run that has checkpoints build nothing again either.
+
+Without checkpoints a start uses what was built from the same inputs and is whole, and builds the rest anew.
+What an earlier post-training left goes: policies, curves, figures, and a control of other settings. Changes
+of the catalogue that were pushed for other data are set aside as `catalogue-1` and so on.
+
+At last every worker writes the sha256 of its files into a checkpoint, in `sums-<rank>.json`. One that is half
+written or damaged is named with the file, and the one before is used: the last, the one before, and at last
+the best one. Checkpoints of earlier releases have no sums and are taken as they are.
+
+A fork must have the data, the policy's model, the objective's type and the number of learner workers of the
+run that it comes from: what is fixed above but for `name`, `seed` and `ranker`.
+
+- Kept: data and start; policy, optimizer, random states, averages and reference; the count of steps and the
+  curves so far; what was pushed to the catalogue.
+- Kept where the settings are the same: the ranker. With the same `seed`: the place in the order of the
+  prompts, the prompts under way and the counts of groups.
+- Anew: the best checkpoint, which is the forked one at first; the control and other arms.
+
+`learner.steps` counts from the beginning of the run that was forked. A deterministic run is forked with its
+own seed.
 """
 TABLE = ["| setting | type | default | unit | meaning |", "|---|---|---|---|---|"]
 

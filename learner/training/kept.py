@@ -6,7 +6,7 @@ The directory of a checkpoint is named after its time. Ray Train's own list of t
 import json
 from pathlib import Path
 
-_NAMED = "checkpoint_*"
+_NAMED = "checkpoint_*"  # a directory: the list is named so too
 _LIST = "checkpoint_manager_snapshot.json"
 
 
@@ -17,7 +17,7 @@ def list_checkpoints(kept: Path, best: Path) -> list[Path]:
         kept: Ray Train's directory, which need not be there.
         best: the checkpoint with the best validation, which need not be there.
     """
-    last = sorted(kept.glob(_NAMED), reverse=True)
+    last = sorted((path for path in kept.glob(_NAMED) if path.is_dir()), reverse=True)
     return [*last, best] if best.exists() else last
 
 

@@ -167,7 +167,8 @@ def _discard_arm(paths: RunPaths, name: str) -> None:
     arm = paths.arm(name)
     for directory in (arm.best, arm.last, arm.best_checkpoint, arm.kept, board_of(arm.metrics)):
         shutil.rmtree(directory, ignore_errors=True)
-    arm.metrics.unlink(missing_ok=True)
+    for file in (arm.metrics, arm.journal):
+        file.unlink(missing_ok=True)
 
 
 def costs_of(paths: RunPaths) -> Mapping[str, Any]:

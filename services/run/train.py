@@ -45,6 +45,7 @@ from sluice.services.run.tasks import State, run_tasks
 from sluice.services.stages import fit_ranker, pretrain
 from sluice.services.stages.catalogue import set_aside_foreign
 
+_POLL_S = 0.5
 _JOIN_S = 60.0  # for rollouts whose run was over before their engines were there
 
 
@@ -214,7 +215,11 @@ def _train_on(config: RunConfig, paths: RunPaths, reporter: Reporter, resume: Re
             paths, reporter, {"issued": prompts, "trained": prompts, "stale": 0, "invalid": 0, "in_flight": 0}
         )
     of_fleet = _train_with_rollouts(
-        config, paths, reporter, lambda fleet: _post_train(config, paths, reporter, resume, fleet)
+        config,
+        paths,
+        reporter,
+        lambda fleet: _post_train(config, paths, reporter, resume, fleet),
+        resumed=resume is not None,
     )
     figures = _figures(paths, reporter, of_fleet.pop("accounting"))
     return figures | {**of_fleet, "time": of_fleet["time"] | figures["time"]}
@@ -255,13 +260,18 @@ def _train_arms(config: RunConfig, paths: RunPaths, reporter: Reporter, gate_rat
 
 
 def _train_with_rollouts(
-    config: RunConfig, paths: RunPaths, reporter: Reporter, learn: Callable[[Fleet], None]
+    config: RunConfig,
+    paths: RunPaths,
+    reporter: Reporter,
+    learn: Callable[[Fleet], None],
+    *,
+    resumed: bool = False,
 ) -> dict[str, Any]:
     """Train beside a fleet of its own; returns what the fleet counted."""
     fleet = start_fleet(config, paths, _own_layout(paths), reserve_places(config))
     try:
         # The engines load while the learner starts and validates the policy it begins with.
-        with _engines(fleet, config, reporter):
+        with _engines(fleet, config, reporter, resumed=resumed):
             learn(fleet)
         return {
             "accounting": fleet.queue.status().accounting,
@@ -274,8 +284,11 @@ def _train_with_rollouts(
 
 
 @contextlib.contextmanager
-def _engines(fleet: Fleet, config: RunConfig, reporter: Reporter) -> Iterator[None]:
-    """Lets the rollouts begin as soon as their engines are there, beside what happens inside."""
+def _engines(fleet: Fleet, config: RunConfig, reporter: Reporter, *, resumed: bool) -> Iterator[None]:
+    """Lets the rollouts begin as soon as their engines are there, beside what happens inside. Those of a
+    resumed run wait for its weights too, since groups of the start would all be stale.
+    """
+    over = threading.Event()
 
     def begin() -> None:
         with (
@@ -283,6 +296,8 @@ def _engines(fleet: Fleet, config: RunConfig, reporter: Reporter) -> Iterator[No
             reporter.phase("engines") as progress,
         ):  # the learner is told of a failure
             progress(0, config.rollout.actors, {})
+            while resumed and fleet.publisher.latest_version() == 0 and not over.wait(_POLL_S):
+                pass
             fleet.begin(config.cluster.start_timeout_s)
             progress(config.rollout.actors, config.rollout.actors, {})
 
@@ -291,6 +306,7 @@ def _engines(fleet: Fleet, config: RunConfig, reporter: Reporter) -> Iterator[No
     try:
         yield
     finally:
+        over.set()
         thread.join(timeout=_JOIN_S)
 
 

@@ -86,6 +86,7 @@ _RECOVERY = (
 
 _KEPT = (
     ("reverse=True", "reverse=False"),
+    (" if path.is_dir())", ")"),
     ("        if not lost:\n", "        if lost:\n"),
     ("    place.unlink()\n", ""),
 )
@@ -101,6 +102,42 @@ _LEFTOVERS = (
     ("        settle_directory(directory)\n", "        pass\n"),
     ("        check_resume(config, paths.root)\n", "        pass\n"),
     ("        check_same_data(config, paths)\n", "        pass\n"),
+)
+
+_INPUTS = (
+    ("read_manifest(paths.data) if keep else None", "None"),
+    ("read_manifest(paths.data) if keep else None", "read_manifest(paths.data)"),
+    ("        if (paths.root / RECORD).exists():", "        if True:"),
+    ("        if (paths.root / RECORD).exists():", "        if False:"),
+    ("if name in now and now[name] != before", "if False"),
+    ("for place in (paths.policy, paths.ranker)", "for place in (paths.ranker,)"),
+    ("sha256_of(file) if file is not None and file.is_file() else", ""),
+)
+
+_FORK = (
+    ("if at and step.isdecimal():", "if at:"),
+    ("if config.learner.steps <= step:", "if config.learner.steps < step:"),
+    ("for place in (paths.ranker, paths.ranker_halves, paths.catalogue):", "for place in ():"),
+    ("    if config.ranker == before.ranker:\n", "    if True:\n"),
+    ("    if config.ranker == before.ranker:\n", "    if False:\n"),
+    ("    leftovers.check_same_data(config, source)\n", ""),
+    ("    inputs.check_unchanged(before, source)\n", ""),
+    ("[: state.metrics_bytes]", ""),
+    ("        since_best=0,\n", ""),
+    ('if name != "seed" or not config.deterministic', "if True"),
+    ("same_prompts = config.seed == before.seed", "same_prompts = True"),
+    ("same_prompts = config.seed == before.seed", "same_prompts = False"),
+    ("other.journal.read_bytes()[: state.journal_bytes]", "other.journal.read_bytes()"),
+    ('("name", "seed", "ranker")', '("name", "seed", "ranker", "policy")'),
+)
+
+_CATALOGUE = (
+    ("    if other not in (None, own):", "    if False:"),
+    ("load_policy(paths.policy, own)", "load_policy(paths.policy)"),
+    ("    write_atomically(paths.catalogue / _MADE_FOR, own)\n", ""),
+    ("or (made_for is None and resumed)", ""),
+    ("or (made_for is None and resumed)", "or made_for is None"),
+    ("        number += 1\n", "        number += 5\n"),
 )
 
 _LOG_FILES = (
@@ -255,8 +292,41 @@ _PARTS = (
             ("        leftovers.check_same_data(config, paths)\n", "        pass\n"),
             ("if not arms.is_trained(paths, name, made_with):", "if False:"),
             ("        arms.discard_training(config, paths)\n", "        pass\n"),
+            ('arms.ended_figures(config, paths) if resume == "last" else None', "None"),
+            ('        arms.mark_begun(paths, "train")\n', ""),
+            ('    if resume == "best" and (fault', "    if False and (fault"),
+            ('choose_checkpoint(arm.kept, arm.best_checkpoint).lines() if resume == "last" else []', "[]"),
         ),
         ("services/run/test_leftovers.py",),
+    ),
+    (
+        "services/run/train.py",
+        (("while resumed and fleet", "while False and fleet"), ("while resumed and fleet", "while fleet")),
+        ("services/run/test_train.py",),
+    ),
+    (
+        "services/run/arms.py",
+        (
+            ('    if figures["throughput"]["learner_steps"] >= config.learner.steps:', "    if True:"),
+            ('is_trained(paths, "train", arm_inputs(config, config.objective)) else None', "False else None"),
+            ("(paths.summary, paths.report, paths.ranks, paths.trust)", "(paths.summary,)"),
+            ("    discard_outdated(config, paths, gate_rate=0.0)\n", ""),
+            ("arm.kept, board_of(arm.metrics))", "arm.kept)"),
+            ("for file in (arm.metrics, arm.journal):", "for file in (arm.metrics,):"),
+        ),
+        ("services/run/test_leftovers.py",),
+    ),
+    ("services/run/inputs.py", _INPUTS, ("services/run/test_inputs.py",)),
+    ("services/run/fork.py", _FORK, ("services/run/test_fork.py",)),
+    ("services/stages/catalogue.py", _CATALOGUE, ("services/stages/test_catalogue.py",)),
+    (
+        "services/stages/staging.py",
+        (
+            ("(keep or (stamp", "(False or (stamp"),
+            ("and find_stage_damage(directory) is None))", "))"),
+            ("    settle_directory(directory)\n", ""),
+        ),
+        ("services/stages/test_staging.py",),
     ),
     (
         "services/run/arms.py",

@@ -4,6 +4,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from sluice.actors.queue.fixed_ledger import FixedLedger
+from sluice.actors.queue.fixed_order import FixedOrder
 from sluice.actors.queue.leases import Push
 from sluice.actors.queue.ledger import RolloutLedger
 from sluice.actors.rollout.groups import assemble_groups
@@ -65,6 +67,23 @@ class LocalQueue:
     def reject(self, leases, reason, *, again=False):
         return HandCall(self.ledger.reject("a", "1", leases, reason, again=again))
 
+    def release(self, reason):
+        return HandCall(self.ledger.revoke("a", reason, keep_queued=True))
+
+
+class FixedQueue(LocalQueue):
+    """The queue of a deterministic run: steps of eight prompts, two batches each."""
+
+    def __init__(self, lag=0):
+        super().__init__()
+        self.ledger = FixedLedger(
+            PromptFeed(*examples(24), seed=1),
+            order=FixedOrder(step_groups=8, batch=4, publish_every=1, lag=lag),
+            max_groups=64,
+            max_bytes=10**6,
+            lease_deadline_s=60.0,
+        )
+
 
 class LocalRanker:
     """Answers at once, later, or never."""
@@ -89,6 +108,9 @@ class Board:
     def poll(self, current_version):
         return UnverifiedWeights(self.weights.pop(0)) if self.weights else None
 
+    def at(self, version, wait_s):
+        return next((UnverifiedWeights(own) for own in self.weights if own.version == version), None)
+
 
 class Clock:
     """One second per look."""
@@ -102,7 +124,14 @@ class Clock:
 
 
 def worker(
-    engine=None, queue=None, ranker=None, weights=None, constrained=False, exclude_seen=True, **settings
+    engine=None,
+    queue=None,
+    ranker=None,
+    weights=None,
+    constrained=False,
+    exclude_seen=True,
+    fixed=False,
+    **settings,
 ):
     decode_settings = DecodeSettings(candidates=2, constrained=constrained)
     options = {"prompts_per_lease": 4, "leases_ahead": 2, "distractors": 2} | settings
@@ -119,6 +148,7 @@ def worker(
         settings=RolloutSettings(decode=decode_settings, **options),
         seed=3,
         clock=Clock(),
+        fixed=fixed,
     )
     return parts
 
@@ -382,3 +412,58 @@ def test_the_time_of_a_worker_adds_up():
     assert {"serve", "generate", "load_weights"} <= set(stats.time)
     assert sum(stats.time.values()) == parts.worker._clock.now_s - began_s
     assert stats.score_s == 0.5 * parts.worker.stats().batches > 0
+
+
+def train(parts, step):
+    groups = parts.queue.ledger.allot(step, 0, 1, 8, step)
+    assert groups is not None
+    parts.queue.ledger.ack(step, 0)
+    return [decode_group(group.reference) for group in groups]
+
+
+def test_a_fixed_order_is_served_batch_by_batch_by_the_weights_that_it_names():
+    engine, board = FakeEngine(per_step=3), Board(weights_at(2), weights_at(1))
+    parts = worker(engine=engine, queue=FixedQueue(), weights=board, fixed=True)
+    for step in range(3):
+        turn(parts, 20)
+        groups = train(parts, step)
+        assert [group.lease_id for group in groups] == list(range(8 * step, 8 * step + 8))
+        assert {(group.version_min, group.version_max) for group in groups} == {(step, step)}
+    assert engine.loaded == [1, 2]
+    assert engine.forgotten == 6  # before each batch, so that none depends on the one before
+
+
+def test_two_batches_of_a_fixed_order_are_never_in_the_engine_together():
+    engine = FakeEngine(per_step=3)
+    parts = worker(engine=engine, queue=FixedQueue(lag=2), fixed=True)
+    for _ in range(40):
+        turn(parts, 1)
+        assert len({int(request.request_id) // 4 for request in engine.waiting}) <= 1
+
+
+def test_leases_whose_weights_do_not_come_are_given_back_and_leased_again():
+    parts = worker(queue=FixedQueue(), fixed=True)
+    turn(parts, 20)
+    train(parts, 0)
+    turn(parts, 4)  # the next batch is leased, for weights that nobody has published
+    assert parts.queue.ledger.status().leased == 4
+    # The learner goes back: the leases are nobody's.
+    parts.queue.ledger.restore(parts.queue.ledger.snapshot())
+    turn(parts, 40)
+    assert parts.worker.stats().invalid == 0
+    parts.worker._weights.weights = [weights_at(1)]
+    turn(parts, 60)
+    assert [group.lease_id for group in train(parts, 1)] == list(range(8, 16))
+
+
+def test_companions_are_generated_and_not_pushed():
+    parts = worker(queue=FixedQueue(), fixed=True)
+    turn(parts, 20)
+    ledger = parts.queue.ledger
+    first = {group.lease_id: decode_group(group.reference) for group in ledger.allot(0, 0, 1, 8, 0)}
+    ledger.lost(0, 0, [2])
+    turn(parts, 20)
+    assert parts.worker.stats().late == 0
+    again = {group.lease_id: decode_group(group.reference) for group in ledger.allot(0, 0, 1, 8, 0)}
+    assert again[2].distractor_items.tolist() == first[2].distractor_items.tolist()
+    assert parts.worker.stats().groups == 9

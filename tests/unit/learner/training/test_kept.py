@@ -16,6 +16,7 @@ def kept(tmp_path):
 
 def test_the_last_one_comes_first_and_the_best_one_at_last(kept, tmp_path):
     before, last = sorted(kept.iterdir())
+    (kept / "checkpoint_manager_snapshot.json").touch()
     best = tmp_path / "train-best"
     assert list_checkpoints(kept, best) == [last, before]
     best.mkdir()

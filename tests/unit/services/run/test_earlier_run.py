@@ -18,11 +18,13 @@ from sluice.learner.policy.policy import load_policy
 from sluice.learner.ranker.load import load_ranker
 from sluice.learner.training.checkpoint import read_rank, read_state, write_rank
 from sluice.learner.training.objective import build_objective
+from sluice.learner.training.recovery import choose_checkpoint
 from sluice.learner.training.step import LearnerStep
 from sluice.learner.training.train_loop import starting_policy
 from sluice.services.config import load_config
 from sluice.services.paths import RunPaths
 from sluice.services.report.report import write_report
+from sluice.services.run import arms, inputs, leftovers
 from sluice.services.run.metrics_file import last_metrics, read_metrics
 from sluice.services.stages.fit_ranker import run_ranker_fit
 from sluice.services.stages.pretrain import run_pretraining
@@ -53,6 +55,18 @@ def test_the_stages_take_up_what_they_left(config, tmp_path, monkeypatch):
     shutil.copytree(RUN, copied.directory)
     assert run_ranker_fit(copied, lambda *_: None) == RunPaths.of(copied).ranker
     assert run_pretraining(copied, lambda *_: None) == RunPaths.of(copied).policy
+
+
+def test_it_may_go_on_with_what_is_there(config, tmp_path):
+    copied = config.model_copy(update={"output": str(tmp_path)})
+    shutil.copytree(RUN, copied.directory)
+    paths = RunPaths.of(copied)
+    inputs.check_unchanged(copied, paths)
+    arm = paths.arm("train")
+    choice = choose_checkpoint(arm.kept, arm.best_checkpoint)
+    assert (choice.directory, choice.damaged) == (arm.best_checkpoint, ())
+    assert leftovers.check_checkpoints(paths, "auto") == "last"
+    assert arms.ended_figures(copied, paths) is None  # it never said so
 
 
 def test_its_data_and_policies_open():

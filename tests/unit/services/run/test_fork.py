@@ -61,7 +61,13 @@ def config(tmp_path: Path) -> RunConfig:
         lines += json.dumps({"kind": "eval", "step": step, "hr@10": score, "ndcg@10": score / 2}) + "\n"
         checkpoint = arm.kept / f"checkpoint_{step}"
         state = RunState(
-            step=step, version=step, best=(0.5, 0.25), source=SNAPSHOT, metrics_bytes=len(lines), since_best=1
+            step=step,
+            version=step,
+            best=(0.5, 0.25),
+            source=SNAPSHOT,
+            metrics_bytes=len(lines),
+            since_best=1,
+            journal_bytes=2 * step,
         )
         with torch.no_grad():
             policy.model.model.embed_tokens.weight += 1
@@ -71,6 +77,7 @@ def config(tmp_path: Path) -> RunConfig:
         seal_part(checkpoint, 0, 1)
     shutil.copytree(arm.kept / "checkpoint_20", arm.best_checkpoint)
     arm.metrics.write_text(lines)
+    arm.journal.write_text("j" * 90)
     return config
 
 
@@ -100,6 +107,7 @@ def test_a_fork_goes_on_from_the_checkpoint_with_what_it_rests_on(
     assert [row["step"] for row in read_metrics(paths.arm("train").metrics, "step")] == list(
         range(20, step + 1, 20)
     )
+    assert len(paths.arm("train").journal.read_text()) == 2 * step
     assert json.loads((paths.root / "fork.json").read_text())["step"] == step
     # It is a run that goes on from here.
     assert leftovers.check_checkpoints(paths, "auto") == "last"
@@ -116,7 +124,9 @@ def test_another_seed_has_an_order_of_its_own_and_another_ranker_is_fitted_anew(
     paths.ranker.mkdir(parents=True)
     (paths.ranker / "of-an-earlier-start").touch()
     fork_run(fork, ForkPoint(run_directory=source.root, step=None))
-    assert read_state(paths.arm("train").best_checkpoint).source is None
+    state = read_state(paths.arm("train").best_checkpoint)
+    assert (state.source, state.journal_bytes) == (None, 0)
+    assert not paths.arm("train").journal.exists()
     assert not paths.ranker.exists()
 
 
@@ -136,6 +146,15 @@ def test_what_does_not_fit_is_refused_and_nothing_is_written(config: RunConfig, 
         fork_run(config, point)
     with pytest.raises(RunError, match="is no run directory"):
         fork_run(changed(config, name="b"), ForkPoint(run_directory=tmp_path / "gone", step=None))
+
+
+def test_a_deterministic_run_is_forked_with_its_own_seed(config: RunConfig, monkeypatch: pytest.MonkeyPatch):
+    point = ForkPoint(run_directory=RunPaths.of(config).root, step=None)
+    fixed = config.model_copy(update={"deterministic": True})
+    monkeypatch.setattr("sluice.services.run.fork.read_record", lambda _: fixed)
+    with pytest.raises(ConfigError, match=r"seed 0 -> 1 .it decides .* the order of the prompts"):
+        fork_run(fixed.model_copy(update={"seed": 1}), point)
+    assert fork_run(fixed.model_copy(update={"name": "b"}), point).endswith("at step 40")
 
 
 def test_other_data_or_another_catalogue_are_refused(config: RunConfig):

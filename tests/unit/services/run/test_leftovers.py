@@ -126,6 +126,7 @@ def test_a_new_start_trains_the_control_again_when_its_settings_changed(
     former = [
         paths.summary,
         paths.root / "metrics.jsonl",
+        paths.root / "journal.jsonl",
         paths.root / "report.html",
         paths.ranks,
         paths.trust,

@@ -1,6 +1,8 @@
 """The start of a run: what it refuses, and what it keeps of a config that changed. No Ray is started."""
 
+import io
 import json
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -114,6 +116,27 @@ def test_a_new_start_over_a_post_training_is_refused_and_leaves_its_config(tmp_p
     with pytest.raises(RunError, match="already holds a post-training"):
         train.run_training(config_of(tmp_path, "policy.layers=5"))
     assert contents(directory) == before
+
+
+@pytest.mark.parametrize(("resumed", "version"), [(True, 7), (False, 0)])
+def test_rollouts_of_a_resumed_run_begin_once_its_weights_are_there(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, resumed: bool, version: int
+):
+    monkeypatch.setattr(train, "_POLL_S", 0.001)
+    began, versions, published = threading.Event(), [], threading.Event()
+    board = SimpleNamespace(latest_version=lambda: 7 if published.is_set() else 0)
+
+    def begin(_timeout_s: float) -> None:
+        versions.append(board.latest_version())
+        began.set()
+
+    fleet = SimpleNamespace(publisher=board, begin=begin)
+    reporter = train.Reporter.for_stream(io.StringIO())
+    with train._engines(fleet, config_of(tmp_path), reporter, resumed=resumed):
+        assert began.wait(0.1) != resumed
+        published.set()
+        assert began.wait(10)
+    assert versions == [version]
 
 
 def test_throughput_is_over_all_starts_of_the_training(tmp_path: Path):

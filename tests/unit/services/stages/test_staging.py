@@ -3,7 +3,7 @@
 import pytest
 
 from sluice.catalog.files import sha256_of
-from sluice.services.stages.staging import build_once
+from sluice.services.stages.staging import build_once, find_stage_damage
 
 
 def test_built_once_and_again_when_an_input_changes(tmp_path):
@@ -41,6 +41,39 @@ def test_a_directory_without_a_stamp_is_built(tmp_path):
     (place / "stray").write_text("x")
     assert build_once(place, {}, lambda directory: None)
     assert not (place / "stray").exists()
+
+
+@pytest.mark.parametrize("damage", ["cut", "lost", "sums"])
+def test_a_damaged_artefact_is_built_again(tmp_path, damage):
+    place = tmp_path / "policy"
+
+    def build(directory):
+        (directory / "value").write_text("whole")
+
+    build_once(place, {"seed": 0}, build)
+    assert find_stage_damage(place) is None
+    if damage == "lost":
+        (place / "value").unlink()
+    else:
+        (place / {"cut": "value", "sums": "sums.json"}[damage]).write_text("{")
+    assert {"cut": "value is not as", "lost": "value is missing", "sums": "cannot be read"}[damage] in (
+        find_stage_damage(place)
+    )
+    assert build_once(place, {"seed": 0}, build)
+    assert (place / "value").read_text() == "whole"
+
+
+def test_what_is_kept_is_not_built_again_from_whatever_inputs(tmp_path):
+    place = tmp_path / "policy"
+    assert build_once(place, {"seed": 0}, lambda directory: (directory / "value").touch(), keep=True)
+    assert not build_once(place, {"seed": 1}, lambda directory: pytest.fail("built"), keep=True)
+
+
+def test_an_artefact_that_a_dead_process_was_replacing_is_put_back(tmp_path):
+    place = tmp_path / "policy"
+    build_once(place, {"seed": 0}, lambda directory: (directory / "value").touch())
+    place.rename(tmp_path / ".policy.old-0a1b2c3d")
+    assert not build_once(place, {"seed": 0}, lambda directory: pytest.fail("built"))
 
 
 def test_digest_names_the_content(tmp_path):
