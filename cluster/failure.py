@@ -19,11 +19,12 @@ _STORAGE = {
     errno.EROFS: "the file system is read-only: have it mounted for writing, or give another output",
     errno.EACCES: "this user may not write there: give it the rights, or give another output",
     errno.EPERM: "this user may not write there: give it the rights, or give another output",
-    errno.ENOENT: "it is gone: was it removed, or unmounted, while the run went on?",
-    errno.ENOTDIR: "a part of its path is a file: was it replaced while the run went on?",
+    errno.ENOENT: "it is gone: see whether it was removed, or unmounted, while the run went on",
+    errno.ENOTDIR: "a part of its path is a file: see whether it was replaced while the run went on",
 }
 # Libraries that write files by themselves (safetensors, pyarrow) name the errno in their text alone.
 _ERRNO_IN_TEXT = re.compile(r"\[Errno (\d+)\]|\[errno (\d+)\]|\(os error (\d+)\)")
+_PATH_IN_TEXT = re.compile(r"'(/[^']+)'")
 _SHAPES = re.compile(
     r"size mismatch|shapes? .*cannot be|must match the size|mat1 and mat2|not implemented for"
 )
@@ -94,7 +95,8 @@ def explain_storage(error: BaseException) -> str | None:
     code = error.errno if isinstance(error, OSError) and error.errno is not None else _errno_in(str(error))
     if code not in _STORAGE:
         return None
-    name = getattr(error, "filename", None)
+    quoted = _PATH_IN_TEXT.search(str(error))
+    name = getattr(error, "filename", None) or (quoted and quoted.group(1))
     place = f"{name}: " if name else ""
     return f"{place}{os.strerror(code)}: {_STORAGE[code]}"
 

@@ -23,7 +23,9 @@ from sluice.cluster.nodes import HOPELESS_S, MisfitWatch
 from sluice.learner.training.checkpoint import read_state
 
 _SETTING = "cluster.max_learner_restarts"
-_RAY_TRAIN_ERRORS = "ray.train.v2._internal.util"  # the logger that prints every error of a worker
+# The loggers that print every error of a worker, and of the controller, with its traceback.
+_RAY_TRAIN_ERRORS = "ray.train.v2._internal.util"
+_CONTROLLER_ERRORS = "ray.train.v2._internal.execution.controller.controller"
 
 
 class FailureGuard(ray.train.UserCallback):
@@ -51,6 +53,11 @@ class PlaceGuard(ControllerCallback):
     def __init__(self, places: Sequence[Mapping[str, float]], patience_s: float = HOPELESS_S) -> None:
         """`places` are the resources of each worker."""
         self._places, self._patience_s = tuple(places), patience_s
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        """Called in the controller when it starts."""
+        del train_run_context
+        hide_told_tracebacks()
 
     def on_controller_start_worker_group(self, *, scaling_config: Any, num_workers: int) -> None:
         """Called in the controller before each start of the workers; raises ControllerError."""
@@ -136,8 +143,11 @@ def usable_checkpoint(checkpoints: Path) -> str:
 
 
 def hide_told_tracebacks() -> None:
-    """In a worker: let Ray Train print no traceback of an error whose message says it all."""
-    logging.getLogger(_RAY_TRAIN_ERRORS).addFilter(_is_news)
+    """In a worker or the controller: let Ray Train print no traceback of an error whose message says it
+    all.
+    """
+    for name in (_RAY_TRAIN_ERRORS, _CONTROLLER_ERRORS):
+        logging.getLogger(name).addFilter(_is_news)
 
 
 def _is_news(_record: logging.LogRecord) -> bool:

@@ -113,7 +113,9 @@ def test_an_error_of_the_disk_names_place_and_remedy():
     assert describe(full) == (
         "/runs/a/metrics.jsonl: No space left on device: the disk is full: make room there"
     )
-    assert "was it removed" in explain_storage(FileNotFoundError(errno.ENOENT, "x", "/runs/a"))
+    gone = OSError("[Errno 2] Failed to open local file '/runs/a/x.json'. Detail: [errno 2] No such file")
+    assert explain_storage(gone).startswith("/runs/a/x.json: No such file or directory: it is gone")
+    assert "it was removed" in explain_storage(FileNotFoundError(errno.ENOENT, "x", "/runs/a"))
     assert explain_storage(RuntimeError("I/O error (os error 30)")).startswith("Read-only file system: ")
     assert explain_storage(BlockingIOError(errno.EAGAIN, "x")) is None
 

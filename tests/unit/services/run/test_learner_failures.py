@@ -113,11 +113,12 @@ def test_the_checkpoint_to_go_on_from_is_the_last_whole_one(tmp_path):
     )
 
 
+@pytest.mark.parametrize("name", [learner_failures._RAY_TRAIN_ERRORS, learner_failures._CONTROLLER_ERRORS])
 @pytest.mark.parametrize(
     ("error", "shown"), [(RunError("said"), False), (FULL, False), (RuntimeError("news"), True)]
 )
-def test_a_traceback_is_printed_where_the_message_does_not_say_it_all(error, shown, caplog):
-    logger = logging.getLogger(learner_failures._RAY_TRAIN_ERRORS)
+def test_a_traceback_is_printed_where_the_message_does_not_say_it_all(error, shown, name, caplog):
+    logger = logging.getLogger(name)
     hide_told_tracebacks()
     try:
         with caplog.at_level(logging.ERROR, logger.name):
