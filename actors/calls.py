@@ -6,9 +6,11 @@ import time
 from typing import Any, Generic, Protocol, TypeVar
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import ActorDiedError, GetTimeoutError, RayActorError, RayTaskError
 
 from sluice.catalog.errors import RunError, SluiceError
+
+_IN_CONSTRUCTOR = "error raised in its creation task"
 
 Result = TypeVar("Result")
 Result_co = TypeVar("Result_co", covariant=True)
@@ -75,8 +77,10 @@ def get_result(reference: Any, what: str, timeout_s: float, *, left_s: float | N
 
 def reason_of(error: BaseException) -> str:
     """One line that says what happened: the cause inside Ray's wrapping, by its class and its first line of
-    text.
+    text. Of an actor that could not be made it is the last line, which has the constructor's own error.
     """
     cause = getattr(error, "cause", None) or error
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    if lines and isinstance(cause, ActorDiedError) and _IN_CONSTRUCTOR in lines[0]:
+        return f"it could not start: {lines[-1]}"
     return f"{type(cause).__name__}: {lines[0] if lines else '(no message)'}"

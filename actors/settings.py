@@ -224,6 +224,32 @@ class QueueSettings(Settings):
         description="Weight versions between a group's oldest token and the learner at most. Groups that are "
         "older are dropped.",
     )
+    max_prompt_failures: Annotated[int, Unit("failures")] = Field(
+        default=3,
+        ge=1,
+        description="Times that a prompt may be with a rollout actor that dies, hangs or gets no scores, the "
+        "last time as its only prompt. Then it is given up as invalid.",
+    )
+    share_window: Annotated[int, Unit("groups")] = Field(
+        default=256,
+        ge=1,
+        description="Groups over which `max_invalid_share` and `max_stale_share` are judged: the last ones "
+        "that ended.",
+    )
+    max_invalid_share: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="Share of the groups in a window that may be given up as invalid, say because the ranker "
+        "fails. Beyond it the run ends. 1: it never does for that.",
+    )
+    max_stale_share: float = Field(
+        default=0.9,
+        ge=0,
+        le=1,
+        description="Share of the groups in a window that may grow too old to train on. Beyond it the run "
+        "ends. 1: it never does for that.",
+    )
 
 
 WeightTransport = Literal["object_store", "nixl"]

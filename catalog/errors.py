@@ -28,6 +28,10 @@ class RankerError(SluiceError):
     """A ranker cannot be loaded, failed to score, or scored in the wrong shape."""
 
 
+class RankerSilentError(RankerError):
+    """Nobody answered a question to the ranker: its replicas died under it, or took too long."""
+
+
 class ClusterError(SluiceError):
     """The Ray cluster cannot be reached, refuses us, or lacks the resources asked for."""
 
@@ -38,3 +42,7 @@ class RunError(SluiceError):
     """A run could not go on: a bounded wait ran out or a component failed too often."""
 
     exit_code = 4
+
+
+class HopelessError(RunError):
+    """A run could not go on, and would meet the same again if it were started from its last checkpoint."""

@@ -8,13 +8,13 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Settings(BaseModel):
-    """Base of every settings class: immutable, and an unknown key is an error.
+    """Base of every settings class: immutable, and an unknown key or a number that is not finite is an error.
 
     Every field has a `description`, which docs/configuration.md and `sluice config explain` show. The `type`
     that tells the classes of a union apart is described by the docstring of its class.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,10 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from sluice.catalog.errors import ClusterError
+from sluice.cluster.nodes import MisfitWatch
 from sluice.cluster.settings import ClusterSettings
+
+_LOOK_EVERY_S = 1.0  # whether the nodes can still grant it
 
 # A label is a custom resource of which the bundle takes next to nothing: the node has it or has it not.
 _LABEL_SHARE = 0.001
@@ -122,7 +125,8 @@ def reserve_placement(plan: PlacementPlan, timeout_s: float) -> Reservation:
     """Reserve the plan's bundles, once it is sure that the learner's will fit beside them.
 
     Raises:
-        ClusterError: the cluster did not grant all of it within `timeout_s`.
+        ClusterError: the cluster did not grant all of it within `timeout_s`, or no node is large enough for a
+            part of it, whoever else runs there.
     """
     deadline_s = time.monotonic() + timeout_s
     places = [bundle for bundle in plan.bundles if bundle.resources]
@@ -148,11 +152,17 @@ def _granted(
     if not bundles:
         return None
     group: PlacementGroup = placement_group([bundle.resources for bundle in bundles], strategy="PACK")
-    if not group.wait(max(0.1, deadline_s - time.monotonic())):
+    misfit = MisfitWatch(plan.describe(), [bundle.resources for bundle in bundles])
+    try:
+        while not group.wait(max(0.1, min(_LOOK_EVERY_S, deadline_s - time.monotonic()))):
+            misfit.check()
+            if time.monotonic() >= deadline_s:
+                raise ClusterError(
+                    describe_shortage(plan, ray.cluster_resources(), ray.available_resources(), timeout_s)
+                )
+    except BaseException:
         remove_placement_group(group)
-        raise ClusterError(
-            describe_shortage(plan, ray.cluster_resources(), ray.available_resources(), timeout_s)
-        )
+        raise
     return group
 
 

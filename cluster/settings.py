@@ -26,8 +26,14 @@ class ClusterSettings(Settings):
     start_timeout_s: Seconds = Field(
         default=300.0, gt=0, description="Longest wait for an actor's engine to be ready."
     )
+    hang_timeout_s: Seconds = Field(
+        default=60.0,
+        gt=0,
+        description="Longest time in which an actor of the run gives no sign of life, or an engine makes no "
+        "step while it has prompts. Then the actor is replaced.",
+    )
     max_actor_restarts: Annotated[int, Unit("restarts")] = Field(
-        default=20, ge=0, description="Restarts of each rollout or ranker actor within one run."
+        default=20, ge=0, description="Restarts of each rollout actor, ranker, queue or board within one run."
     )
     max_learner_restarts: Annotated[int, Unit("restarts")] = Field(
         default=2, ge=0, description="Restarts of the learner, each from its last checkpoint."

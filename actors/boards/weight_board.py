@@ -20,7 +20,7 @@ import torch
 from sluice.actors.boards.version_board import GRACE_S, BoardStatus, VersionBoard, VersionSource
 from sluice.actors.calls import get_result
 from sluice.actors.settings import WeightTransport
-from sluice.catalog.errors import RunError
+from sluice.catalog.errors import HopelessError
 from sluice.cluster.metrics import MetricSet
 from sluice.learner.policy.packed_weights import PackedWeights, UnverifiedWeights
 
@@ -80,7 +80,8 @@ class WeightPublisher:
         """Make the weights available once and announce them; returns the seconds that took.
 
         Raises:
-            RunError: the board has a later version or is gone, or this node lacks what the transport needs.
+            RunError: the board has a later version or is gone.
+            HopelessError: this node lacks what the transport needs.
         """
         started_s = time.monotonic()
         reference = self._handle.publish.remote(weights.version, [self._put(weights)], weights.nbytes)
@@ -100,7 +101,7 @@ class WeightPublisher:
         if self._transport == "object_store":
             return ray.put(weights)
         if self._transport == "nixl" and importlib.util.find_spec("nixl") is None:
-            raise RunError(
+            raise HopelessError(
                 "weights.transport is nixl, but the learner's node has no nixl: `pip install nixl` on every "
                 "node that has learner workers or rollout actors, or set weights.transport to object_store"
             )

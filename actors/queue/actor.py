@@ -28,7 +28,7 @@ from sluice.actors.queue.wait_list import WaitList
 from sluice.actors.settings import QueueSettings
 from sluice.catalog.data.dataset import Examples
 from sluice.catalog.data.feed import PromptFeed
-from sluice.catalog.errors import RunError
+from sluice.catalog.errors import HopelessError, RunError
 from sluice.cluster.environment import lower_thread_priority
 from sluice.cluster.metrics import MetricSet
 
@@ -73,6 +73,7 @@ class QueueActor:
                 feed,
                 **bounds,
                 max_staleness=settings.max_staleness,
+                max_failures=settings.max_prompt_failures,
                 flow=self._flow if settings.flow == "measured" else None,
             )
             if order is None
@@ -107,9 +108,11 @@ class QueueActor:
 
         return await self._until(self._for_room, attempt, wait_s) or reply
 
-    async def reject(self, actor: str, incarnation: str, leases: Sequence[Lease], reason: str) -> int:
-        """Give leases up as invalid."""
-        return await self._once(lambda: self._ledger.reject(actor, incarnation, leases, reason))
+    async def reject(
+        self, actor: str, incarnation: str, leases: Sequence[Lease], reason: str, again: bool = False
+    ) -> int:
+        """Give leases up as invalid, or `again` back to be issued once more."""
+        return await self._once(lambda: self._ledger.reject(actor, incarnation, leases, reason, again=again))
 
     async def revoke(self, actor: str, reason: str, keep_queued: bool = False) -> int:
         """Take back what a dead or stopped actor holds; a lease that it still waits for is not granted any
@@ -130,7 +133,7 @@ class QueueActor:
 
         def attempt() -> tuple[PulledGroup, ...] | None:
             if self._failure is not None:
-                raise RunError(self._failure)
+                raise HopelessError(self._failure)
             return self._ledger.allot(step, rank, world, count, learner_version)
 
         return await self._until(self._for_groups, attempt, wait_s)

@@ -13,7 +13,7 @@ from ray.exceptions import GetTimeoutError, ObjectLostError
 from sluice.actors.calls import get_result
 from sluice.actors.queue.lease_holder import LeaseHolder
 from sluice.actors.queue.leases import GRACE_S, POLL_S, PulledGroup, QueueStatus
-from sluice.catalog.errors import RunError
+from sluice.catalog.errors import HopelessError
 from sluice.catalog.rollout_group import from_stream
 
 
@@ -35,8 +35,8 @@ class QueueClient:
         rollout actor are reported and replaced.
 
         Raises:
-            RunError: the groups did not come within `wait_s`; the message has the queue's state and the last
-                error.
+            HopelessError: the groups did not come within `wait_s`; the message has the queue's state and the
+                last error.
         """
         deadline_s = time.monotonic() + self.wait_s
         fetched: dict[int, pa.RecordBatch] = {}
@@ -99,7 +99,9 @@ class QueueClient:
             if poll_s <= 0:
                 status = self.status()
                 bound_s = self.wait_s if status.actors else max(self.wait_s, self.start_s)
-                raise RunError(starvation_message(status, step=step, needed=world * count, wait_s=bound_s))
+                raise HopelessError(
+                    starvation_message(status, step=step, needed=world * count, wait_s=bound_s)
+                )
             reference = self.handle.pull.remote(step, rank, world, count, version, poll_s)
             groups: tuple[PulledGroup, ...] | None = get_result(
                 reference, "the rollout queue (pull)", poll_s + GRACE_S

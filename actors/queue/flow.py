@@ -60,3 +60,21 @@ class FlowControl:
         enough = needed + self._step_groups + lease
         fresh = max(1, self._max_staleness) * self._publish_every * self._step_groups
         return min(self._max_groups, max(min(enough, fresh), self._step_groups + lease))
+
+
+def grant_batch(count: int, *, free: int, leased: int, queued: int, wanted: int) -> int:
+    """How many of `count` prompts are lent where `free` more may be under way.
+
+    A cut batch has fewer prompts to take distractors from, so it is granted only where waiting cannot help:
+    nothing is `leased`, and the learner lacks some of the `wanted` groups (or nothing is `queued` at all).
+
+    >>> grant_batch(4, free=2, leased=1, queued=0, wanted=8)
+    0
+    >>> grant_batch(4, free=2, leased=0, queued=6, wanted=8)
+    2
+    """
+    if free >= count:
+        return count
+    if leased or (queued and queued >= wanted):
+        return 0
+    return free if queued else max(1, free)

@@ -60,9 +60,9 @@ class LeaseHolder:
         reference = self.handle.push.remote(self.actor, self.incarnation, list(pushes), self.poll_s)
         return RayCall(reference, "the rollout queue (push)", self.poll_s + GRACE_S)
 
-    def reject(self, leases: Sequence[Lease], reason: str) -> Call[int]:
-        """Give leases up."""
-        reference = self.handle.reject.remote(self.actor, self.incarnation, list(leases), reason)
+    def reject(self, leases: Sequence[Lease], reason: str, *, again: bool = False) -> Call[int]:
+        """Give leases up, or `again` back to be issued once more."""
+        reference = self.handle.reject.remote(self.actor, self.incarnation, list(leases), reason, again)
         return RayCall(reference, "the rollout queue (reject)", GRACE_S)
 
     def release(self, reason: str) -> Call[int]:

@@ -90,6 +90,7 @@ class QueueStatus:
     restored: bool  # False: the queue actor was restarted and refuses work until it is restored
     actors: int  # that have asked for prompts since the queue began, or was restored
     leased_by: dict[str, int]  # leases per rollout actor
+    given_up: tuple[str, ...] = ()  # the last prompts that took their actor down too often, a sentence each
 
     @property
     def in_flight(self) -> int:

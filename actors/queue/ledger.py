@@ -21,17 +21,12 @@ from collections.abc import Sequence
 from itertools import islice, takewhile
 from typing import Any
 
-from sluice.actors.queue.flow import FlowControl
+from sluice.actors.queue.flow import FlowControl, grant_batch
 from sluice.actors.queue.journal import Journal
 from sluice.actors.queue.leases import Lease, PulledGroup, Push, PushReply, QueueStatus
-from sluice.actors.queue.ledger_entries import (
-    ActorProcesses,
-    GroupSize,
-    LedgerEntry,
-    LedgerStep,
-    PromptState,
-)
+from sluice.actors.queue.ledger_entries import ActorProcesses, GroupSize, LedgerEntry, LedgerStep, PromptState
 from sluice.actors.queue.prompt_table import PromptTable
+from sluice.actors.queue.suspects import Suspects
 from sluice.catalog.data.feed import PromptFeed
 from sluice.catalog.errors import RunError
 
@@ -53,16 +48,16 @@ class RolloutLedger:
         lease_deadline_s: float,
         expected_bytes: int = 4096,
         flow: FlowControl | None = None,
+        max_failures: int = 3,
     ) -> None:
         """`expected_bytes` is the size assumed of a group until the first one is pushed; `flow` may lower
         `max_groups`, and is told when groups come.
         """
-        self._feed, self._flow = feed, flow
+        self._feed, self._flow, self._suspects = feed, flow, Suspects(max_failures)
         self._max_groups, self._max_bytes, self._max_staleness = max_groups, max_bytes, max_staleness
         self._lease_deadline_s = lease_deadline_s
         self._size = GroupSize(expected_bytes)
-        self._limit = max_groups
-        self._next_id = 0
+        self._limit, self._next_id = max_groups, 0
         self.last_error = ""
         self.journal = Journal()
         self._processes = ActorProcesses()
@@ -70,6 +65,7 @@ class RolloutLedger:
 
     def _reset(self) -> None:
         self._prompts = PromptTable()
+        self._suspects.clear()
         self._steps: dict[int, LedgerStep] = {}
         self._highest_step = -1
         self._refused = 0  # groups that a learner was last refused
@@ -82,10 +78,18 @@ class RolloutLedger:
         """Up to `count` prompts, those waiting to be issued again first; none while the queue is full."""
         if not self._admit(actor, incarnation):
             return ()
-        granted = []
-        for _ in range(self._grant(count)):
+        granted: list[Lease] = []
+        leased = self._prompts.of(PromptState.LEASED).values()
+        for _ in range(0 if self._suspects.occupy(actor, leased) else self._grant(count)):
             entry = next(iter(self._prompts.of(PromptState.WAITING).values()), None) or self._draw()
-            granted.append(self._issue(entry, actor, incarnation, now_s))
+            fate = self._suspects.fate(entry, actor, leased)
+            if fate == "give up":
+                self.last_error = self._suspects.give_up(entry)
+                self._drop([entry], "invalid", self.last_error)
+            elif fate != "later":
+                granted.append(self._issue(entry, actor, incarnation, now_s))
+            if fate in ("later", "lend alone"):
+                break
         self.journal.leased(actor, granted)
         return tuple(granted)
 
@@ -120,12 +124,19 @@ class RolloutLedger:
         self.journal.returned(actor, queued)
         return PushReply(**{name: tuple(ids) for name, ids in fate.items()})
 
-    def reject(self, actor: str, incarnation: str, leases: Sequence[Lease], reason: str) -> int:
-        """Give leases up as invalid; returns how many still were this actor's."""
+    def reject(
+        self, actor: str, incarnation: str, leases: Sequence[Lease], reason: str, *, again: bool = False
+    ) -> int:
+        """Give leases up as invalid, or `again` back to be issued once more; returns how many still were this
+        actor's.
+        """
         held = [self._held(actor, incarnation, lease.lease_id, lease.attempt) for lease in leases]
         own = [entry for entry in held if entry is not None]
         self.last_error = f"{actor}: {reason}"
-        self._give_up(own)
+        if again:
+            self._take_back(own, self.last_error)
+        else:
+            self._give_up(own)
         return len(own)
 
     def revoke(self, actor: str, reason: str, *, keep_queued: bool = False) -> int:
@@ -281,6 +292,7 @@ class RolloutLedger:
             staleness_mean=self._count["staleness_sum"] / max(1, self._count["trained"]),
             last_error=self.last_error,
             restored=True,
+            given_up=tuple(self._suspects.given_up),
             actors=self._processes.actors,
             leased_by=dict(Counter(entry.actor for entry in self._prompts.of(PromptState.LEASED).values())),
         )
@@ -300,18 +312,10 @@ class RolloutLedger:
     def _issue(
         self, entry: LedgerEntry, actor: str, incarnation: str, now_s: float, version: int | None = None
     ) -> Lease:
-        entry.attempt += 1
+        lease = entry.lend(actor, incarnation, now_s, now_s + self._lease_deadline_s, version)
         self._count["reissued"] += entry.attempt > 1
-        entry.actor, entry.incarnation = actor, incarnation
-        entry.leased_s, entry.deadline_s = now_s, now_s + self._lease_deadline_s
         self._prompts.move(entry, PromptState.LEASED)
-        return Lease(
-            lease_id=entry.lease_id,
-            attempt=entry.attempt,
-            user=entry.user,
-            position=entry.position,
-            version=version,
-        )
+        return lease
 
     def _grant_by_bytes(self) -> int:
         """How many more groups of the mean size the queue would hold, with those that are leased."""
@@ -323,13 +327,7 @@ class RolloutLedger:
         leased, queued = self._prompts.count(PromptState.LEASED), self._prompts.count(PromptState.QUEUED)
         self._limit = self._max_groups if self._flow is None else self._flow.limit(count)
         free = max(0, min(self._limit - leased - queued, self._grant_by_bytes()))
-        if free >= count:
-            return count
-        # A cut batch has fewer prompts to take distractors from, so it is granted only where waiting cannot
-        # help: nothing is on its way, and the learner lacks groups (or nothing is queued at all).
-        if leased or (queued and queued >= self._refused):
-            return 0
-        return free if queued else max(1, free)
+        return grant_batch(count, free=free, leased=leased, queued=queued, wanted=self._refused)
 
     def _draw(self) -> LedgerEntry:
         user, position = self._feed.draw()
@@ -392,9 +390,11 @@ class RolloutLedger:
 
     def _take_back(self, entries: Sequence[LedgerEntry], why: str) -> None:
         for entry in entries:
+            self._suspects.note_loss(entry)
             self._prompts.move(entry, PromptState.WAITING)
         self.journal.taken_back([entry.lease_id for entry in entries], why)
 
     def _leave(self, entry: LedgerEntry, counter: str) -> None:
         self._prompts.remove(entry)
+        self._suspects.forget(entry)
         self._count[counter] += 1

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Literal
 
-from sluice.actors.queue.leases import Push
+from sluice.actors.queue.leases import Lease, Push
 
 
 class PromptState(Enum):
@@ -22,12 +22,27 @@ class LedgerEntry:
     position: int
     attempt: int = 0
     rejections: int = 0  # attempts that ended with its being given up
+    failures: int = 0  # attempts that whoever had it did not finish
     state: PromptState = PromptState.WAITING
     actor: str = ""
     incarnation: str = ""
     leased_s: float = 0.0
     deadline_s: float = 0.0
     push: Push | None = None  # the finished group, while it is queued or pulled
+
+    def lend(
+        self, actor: str, incarnation: str, now_s: float, deadline_s: float, version: int | None
+    ) -> Lease:
+        """To this process of an actor, until the deadline."""
+        self.attempt += 1
+        self.actor, self.incarnation, self.leased_s, self.deadline_s = actor, incarnation, now_s, deadline_s
+        return Lease(
+            lease_id=self.lease_id,
+            attempt=self.attempt,
+            user=self.user,
+            position=self.position,
+            version=version,
+        )
 
     @property
     def finished(self) -> Push:

@@ -7,15 +7,19 @@ prompts is measured in the same turn.
 
 import asyncio
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from sluice.catalog.data.dataset import Examples
 from sluice.catalog.errors import RankerError
+from sluice.cluster.supervision import Pulse
 from sluice.learner.activity_clock import ActivityClock
-from sluice.learner.ranker.contract import Ranker, ask_ranker, check_output
+from sluice.learner.ranker.contract import Ranker, ask_ranker, spare_rows
 from sluice.learner.ranker.output import RankerOutput
 from sluice.learner.trust.meter import TrustMeter
+
+_FEW = 4  # prompts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +68,7 @@ class MicroBatcher:
         self._arrived = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
         self._time: ActivityClock | None = None
+        self._turns, self._serving = 0, False
         self._counts = {"requests": 0, "batches": 0, "prompts": 0, "failures": 0}
 
     @property
@@ -80,6 +85,13 @@ class MicroBatcher:
             version=self.version,
             time=self._time.seconds() if self._time is not None else {},
         )
+
+    def pulse(self, process: str) -> Pulse:
+        """Of `process`; while there is nothing to do, every look at it is a turn."""
+        works = self._serving or bool(self._pending)
+        self._turns += not works
+        done = self._counts["prompts"] + self._counts["failures"]
+        return Pulse(process=process, turns=self._turns, done=done, works=works)
 
     async def predict(
         self, histories: list[np.ndarray], candidates: np.ndarray, examples: Examples | None = None
@@ -111,15 +123,17 @@ class MicroBatcher:
     async def _run(self, clock: ActivityClock) -> None:
         while True:
             await self._gather(clock)
-            batch = self._take()
+            batch, self._serving = self._take(), True
             try:
                 await self._serve(batch)
             except Exception as error:  # the error belongs to a caller; the loop must live on for the others
                 self._counts["failures"] += 1
-                if len(batch) == 1:
-                    _settle(batch[0], _ranker_error(error))
-                    continue
-                await self._serve_alone(batch)
+                if len(batch) > 1:
+                    await self._serve_alone(batch)
+                else:
+                    await self._serve_rows(batch[0], error)
+            finally:
+                self._turns, self._serving = self._turns + 1, False
 
     async def _gather(self, clock: ActivityClock) -> None:
         """Wait for a first request, then for company."""
@@ -170,7 +184,7 @@ class MicroBatcher:
             answer = await asyncio.to_thread(
                 ask_ranker, self._ranker, histories[rows], candidates[rows], users[rows]
             )
-            parts.append(check_output(candidates[rows], answer))
+            parts.append(spare_rows(candidates[rows], answer))
             self._counts["batches"] += 1
         self._counts["prompts"] += len(histories)
         whole, row = RankerOutput.concatenate(parts), 0
@@ -199,7 +213,58 @@ class MicroBatcher:
                 await self._serve([request])
             except Exception as error:
                 self._counts["failures"] += 1
-                _settle(request, _ranker_error(error))
+                await self._serve_rows(request, error)
+
+    async def _serve_rows(self, request: _Request, error: Exception) -> None:
+        """After a failed request: each prompt by itself, so that a bad one spoils no other. A ranker that
+        fails on the first few prompts is taken to fail on all.
+        """
+        rows, width = request.candidates.shape
+        parts: list[RankerOutput] = []
+        good = 0
+        for row in range(rows if rows > 1 else 0):
+            if row >= _FEW and not good:
+                break
+            try:
+                parts.append(await self._ask_row(request, row))
+                good += 1
+            except Exception as of_row:
+                zeros = np.where(request.candidates[row : row + 1] >= 0, 0.0, np.nan).astype(np.float32)
+                nothing = replace(RankerOutput.of(zeros), trust=np.full(1, np.nan, dtype=np.float32))
+                parts.append(replace(nothing, wrong={0: str(_ranker_error(of_row))}))
+        if not good:
+            _settle(request, _ranker_error(error))
+            return
+        _settle(request, _joined(parts, self._meter is not None).cut(0, rows, width))
+
+    async def _ask_row(self, request: _Request, row: int) -> RankerOutput:
+        asked = request.examples
+        if asked is not None:
+            asked = Examples(users=asked.users[row : row + 1], positions=asked.positions[row : row + 1])
+        alone = _Request(
+            histories=request.histories[row : row + 1],
+            candidates=request.candidates[row : row + 1],
+            examples=asked,
+            answer=asyncio.get_running_loop().create_future(),
+        )
+        await self._serve([alone])
+        return alone.answer.result()
+
+
+def _joined(parts: list[RankerOutput], with_trust: bool) -> RankerOutput:
+    """The rows of parts of one width. A spread or values that some parts know are 0 in the wrong ones."""
+    known = [part for part in parts if not part.wrong]
+    for name in ("spread", "values"):
+        if any(not np.isnan(getattr(part, name)).all() for part in known):
+            parts = [_with_zeros(part, name) if part.wrong else part for part in parts]
+    trust = [part.trust for part in parts if part.trust is not None]
+    return replace(RankerOutput.concatenate(parts), trust=np.concatenate(trust) if with_trust else None)
+
+
+def _with_zeros(part: RankerOutput, name: str) -> RankerOutput:
+    """A wrong part, whose scores are zeros, with zeros for its spread or its values too."""
+    zeros: dict[str, Any] = {name: part.scores}
+    return replace(part, **zeros)
 
 
 def _users_of(request: _Request) -> np.ndarray:

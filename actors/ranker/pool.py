@@ -8,25 +8,28 @@ are wrong is asked no more: they would be wrong for the rest of the run.
 
 import os
 import time
+import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import ray
-from ray.exceptions import ActorDiedError, RayError
+from ray.exceptions import ActorDiedError, RayActorError, RayError
 
 from sluice.actors.calls import reason_of
 from sluice.actors.ranker.micro_batcher import MicroBatcher, RankerStats
 from sluice.catalog.data.dataset import Examples
-from sluice.catalog.errors import RankerError
+from sluice.catalog.errors import RankerError, RankerSilentError
 from sluice.cluster.environment import lower_thread_priority
 from sluice.cluster.metrics import MetricSet
+from sluice.cluster.supervision import Pulse
 from sluice.learner.ranker.contract import Ranker, check_output
 from sluice.learner.ranker.output import RankerOutput
 from sluice.learner.trust.meter import TrustMeter
 
 _REPORT_EVERY_S = 2.0
+_DEATHS = 2  # of replicas, after which a question is asked no more: it may be what they die of
 BAD_IN_A_ROW = 3  # requests without a right answer, after which the ranker counts as broken
 
 
@@ -48,6 +51,7 @@ class RankerActor:
         """
         lower_thread_priority()
         self._name, self._metrics, self._reported_s = name, MetricSet(), 0.0
+        self._process = uuid.uuid4().hex
         ranker = ranker_factory()
         self._service = MicroBatcher(
             ranker,
@@ -57,10 +61,19 @@ class RankerActor:
             alone=alone,
         )
 
+    @ray.method(max_task_retries=0)  # a question that ends the process would end the next one too
     async def predict(
-        self, histories: list[np.ndarray], candidates: np.ndarray, examples: Examples | None = None
+        self,
+        histories: list[np.ndarray],
+        candidates: np.ndarray,
+        examples: Examples | None = None,
+        after: str | None = None,
     ) -> tuple[RankerOutput, str]:
-        """What the ranker says of the candidates of prompts, which are `examples`, and its version."""
+        """What the ranker says of the candidates of prompts, which are `examples`, and its version.
+
+        `after` is the answer of `version`, passed as a reference so that the one comes after the other.
+        """
+        del after
         answer = await self._service.predict(histories, candidates, examples)
         if time.monotonic() - self._reported_s > _REPORT_EVERY_S:
             self._reported_s = time.monotonic()
@@ -74,6 +87,11 @@ class RankerActor:
     async def stats(self) -> RankerStats:
         """Counts so far."""
         return self._service.stats()
+
+    @ray.method(max_task_retries=0)  # refused while the process is being replaced, which is an answer
+    async def pulse(self) -> Pulse:
+        """Answered while the ranker scores, which it does in another thread."""
+        return self._service.pulse(self._process)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,6 +173,7 @@ class RankerCall:
         self._settle = settle
         self._reasons: list[str] = []
         self._bad: str | None = None  # why an answer was wrong
+        self._deaths = 0  # of replicas that had the question
         self._answer: RankerAnswer | None = None
         self._started_s = time.monotonic()
         self._ask()
@@ -166,24 +185,30 @@ class RankerCall:
 
     def ready(self) -> bool:
         """Answered, or given up. Starts the next attempt when the current one has failed."""
-        if self._answer is None and len(self._reasons) < len(self._replicas):
+        if self._answer is None and not self._given_up:
             answered = bool(ray.wait([self.reference], timeout=0)[0])
             if answered or self.left_s == 0:
                 self._take(answered)
-        return self._answer is not None or len(self._reasons) == len(self._replicas)
+        return self._answer is not None or self._given_up
 
     def result(self) -> RankerAnswer:
         """The answer of a ready call."""
         if self._answer is None:
-            raise RankerError(
+            raise (RankerSilentError if self._bad is None else RankerError)(
                 f"the ranker gave no scores in {len(self._reasons)} attempt(s) of {self._timeout_s:g} s: "
                 + "; ".join(f"({number}) {reason}" for number, reason in enumerate(self._reasons, start=1))
             )
         return self._answer
 
+    @property
+    def _given_up(self) -> bool:
+        return len(self._reasons) == len(self._replicas) or self._deaths >= _DEATHS
+
     def _ask(self) -> None:
         replica = self._replicas[len(self._reasons)]
-        self.reference = replica.predict.remote(*self._question)
+        # Ray refuses a question while a replica is being replaced; `version` is asked until it is there.
+        after = (replica.version.remote(),) if self._deaths else ()
+        self.reference = replica.predict.remote(*self._question, *after)
         self._deadline_s = time.monotonic() + self._timeout_s
 
     def _take(self, answered: bool) -> None:
@@ -193,7 +218,7 @@ class RankerCall:
                 raise RankerError(f"no answer within {self._timeout_s:g} s")
             output, version = ray.get(self.reference, timeout=self._timeout_s)
             self._answer = RankerAnswer(
-                output=check_output(self._question[1], output),
+                output=replace(check_output(self._question[1], output), wrong=output.wrong),
                 version=version,
                 attempts=len(self._reasons) + 1,
                 latency_s=time.monotonic() - self._started_s,
@@ -201,9 +226,10 @@ class RankerCall:
             self._settle(None)
         except (RayError, RankerError) as error:
             self._reasons.append(reason_of(error))
+            self._deaths += isinstance(error, RayActorError)
             if answered and _is_the_rankers(error):
                 self._bad = self._reasons[-1]
-            if len(self._reasons) < len(self._replicas):
+            if not self._given_up:
                 self._ask()
             elif self._bad is not None:
                 self._settle(self._bad)

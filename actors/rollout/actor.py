@@ -1,7 +1,7 @@
 """The rollout actor: a thin shell that gives a `RolloutWorker` its engine, its clients and a thread.
 
-`run` works until `stop`; the two live in different concurrency groups, so `stop` and `stats` answer while
-`run` is busy. Launch it with `ray.remote(**LAUNCH)(RolloutActor)`, and make it work with
+`run` works until `stop`; the two live in different concurrency groups, so `stop`, `stats` and `pulse` answer
+while `run` is busy. Launch it with `ray.remote(**LAUNCH)(RolloutActor)`, and make it work with
 `handle.run.remote(handle.start.remote(vocabulary), vocabulary, clients)`.
 
 Ray does not retry a `run` that fails: whoever watches it takes the actor's leases back first. While the actor
@@ -31,6 +31,7 @@ from sluice.catalog.gaps import NO_GAPS, Gaps
 from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.cluster.environment import lower_thread_priority, raise_gc_threshold
 from sluice.cluster.metrics import MetricSet
+from sluice.cluster.supervision import Pulse
 
 _IDLE_WAIT_S = 0.2  # how soon new weights or a stop are noticed while nothing else happens
 _REPORT_EVERY_S = 2.0
@@ -75,6 +76,7 @@ class RolloutActor:
         self._engine: Engine | None = None
         self._dataset: Any = None
         self._stopped = threading.Event()
+        self._turns, self._turning = 0, False  # of `run`'s loop
         self._stats = RolloutStats()
         self._reported_s = 0.0
         self._metrics = MetricSet()
@@ -116,9 +118,11 @@ class RolloutActor:
                 later = clients.catalogues.newest(vocabulary.version, _FIRST_VERSION_S)
                 if later is not None:
                     worker.load_catalogue(later)
+            self._turning = True
             while not self._stopped.is_set():
                 self._turn(worker)
         finally:
+            self._turning = False
             self._report(worker)
             # What is still in the engine belongs to this worker; another run must not meet it there.
             self._discard_engine()
@@ -141,6 +145,17 @@ class RolloutActor:
         """Counts as of the last turn of `run`."""
         return self._stats
 
+    @ray.method(concurrency_group="control")
+    def pulse(self) -> Pulse:
+        """Answered while `run` is busy, or stuck."""
+        return Pulse(
+            process=self._incarnation,
+            turns=self._turns,
+            done=self._stats.groups + self._stats.invalid,
+            works=self._engine is not None and self._engine.in_flight > 0,
+            started=self._turning,
+        )
+
     def _open_engine(self, vocabulary: Vocabulary) -> Engine:
         """The engine, built now unless there is one."""
         if self._engine is None:
@@ -152,6 +167,7 @@ class RolloutActor:
         return self._engine
 
     def _turn(self, worker: RolloutWorker) -> None:
+        self._turns += 1
         if not worker.advance():
             with worker.waiting() as references:
                 if references:

@@ -27,8 +27,8 @@ class Queue(Protocol):
     def push(self, pushes: Sequence[Push]) -> Call[PushReply]:
         """Hand groups over."""
 
-    def reject(self, leases: Sequence[Lease], reason: str) -> Call[int]:
-        """Give leases up."""
+    def reject(self, leases: Sequence[Lease], reason: str, *, again: bool = False) -> Call[int]:
+        """Give leases up, or `again` back to be issued once more."""
 
     def release(self, reason: str) -> Call[int]:
         """Hand back what is leased."""

@@ -19,7 +19,7 @@ from sluice.actors.queue.leases import Lease, Push, PushReply
 from sluice.actors.rollout.groups import Prompt, UnscoredGroups, assemble_groups, read_prompt, score_groups
 from sluice.actors.rollout.protocols import Catalogues, Queue, Scorer, Weights
 from sluice.actors.settings import RolloutSettings
-from sluice.catalog.errors import RankerError
+from sluice.catalog.errors import RankerError, RankerSilentError
 from sluice.catalog.gaps import NO_GAPS, Gaps
 from sluice.catalog.rollout_group import encode_groups
 from sluice.catalog.trie.vocabulary import Vocabulary
@@ -327,6 +327,9 @@ class RolloutWorker:
             leases = [prompt.lease for prompt in scoring.unscored.prompts]
             try:
                 answer = scoring.call.result()
+            except RankerSilentError as error:  # another time it may answer
+                self._rejecting.append(self._queue.reject(leases, str(error), again=True))
+                continue
             except RankerError as error:
                 self._rejecting.append(self._queue.reject(leases, str(error)))
                 self._count["invalid"] += len(leases)
@@ -336,9 +339,18 @@ class RolloutWorker:
             groups = score_groups(
                 scoring.unscored, answer.output, ranker_version=answer.version, score_s=answer.latency_s
             )
+            wrong = answer.output.wrong
+            for lease, reason in ((leases[row], wrong[row]) for row in wrong if not leases[row].companion):
+                why = f"user {lease.user} at position {lease.position}: {reason}"
+                self._rejecting.append(self._queue.reject([lease], why))
+                self._count["invalid"] += 1
             made = [
-                (lease, group) for lease, group in zip(leases, groups, strict=True) if not lease.companion
+                (lease, group)
+                for row, (lease, group) in enumerate(zip(leases, groups, strict=True))
+                if not lease.companion and row not in wrong
             ]
+            if not made:
+                continue
             pushes = self._queue.put(
                 [lease for lease, _ in made],
                 encode_groups(*(group for _, group in made)),

@@ -7,7 +7,7 @@ ranker on all of it.
 import warnings
 from dataclasses import replace
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -31,9 +31,9 @@ class Ranker(Protocol):
       later; they need a score too.
 
     `sluice config check --deep` and the head of every run try all of this on three prompts
-    (`sluice.learner.ranker.trial`). In a run, an answer that breaks `check_output` is a `RankerError`. The
-    question is then asked of another replica, `ranker_pool.attempts` times in all; after that its prompts are
-    given up and counted as `invalid`. Three such questions in a row end the run.
+    (`sluice.learner.ranker.trial`). In a run, prompts whose answer breaks `check_output`, or for which the
+    ranker raises, are given up and counted as `invalid`. Where that is all prompts of a question, it is asked
+    of another replica, `ranker_pool.attempts` times in all, and three such questions in a row end the run.
 
     >>> class Newest:
     ...     version = "1"
@@ -181,7 +181,7 @@ def check_output(candidates: np.ndarray, output: RankerOutput) -> RankerOutput:
         RankerError: the scores break `check_scores`, or the spread or the values do and are not NaN
             throughout, or a spread is negative.
     """
-    checked = {"scores": check_scores(candidates, output.scores)}
+    checked: dict[str, Any] = {"scores": check_scores(candidates, output.scores)}
     for name in ("spread", "values"):
         answer = np.asarray(getattr(output, name), dtype=np.float32)
         try:
@@ -196,3 +196,43 @@ def check_output(candidates: np.ndarray, output: RankerOutput) -> RankerOutput:
             f"the ranker's predict gave the spread {np.nanmin(checked['spread']):g}; a deviation is 0 or more"
         )
     return replace(output, **checked)
+
+
+def spare_rows(candidates: np.ndarray, output: RankerOutput) -> RankerOutput:
+    """`check_output` that gives up only the rows (prompts) whose answer is wrong: they are in `wrong`,
+    with zeros in the place of what they held.
+
+    >>> candidates = np.array([[4], [5]])
+    >>> answer = spare_rows(candidates, RankerOutput.of(np.array([[0.5], [np.nan]])))
+    >>> answer.scores.tolist(), answer.wrong[1].split(";")[0]
+    ([[0.5], [0.0]], 'the ranker gave nan to item 5 (row 0, column 0)')
+
+    Raises:
+        RankerError: all rows are wrong, or the shape of the answer is.
+    """
+    try:
+        return check_output(candidates, output)
+    except RankerError as error:
+        whole = error
+    shapes = {np.shape(getattr(output, name)) for name in FIELDS}
+    if shapes != {candidates.shape} or len(candidates) == 1:
+        raise whole
+    unknown = {name: bool(np.isnan(getattr(output, name)).all()) for name in ("spread", "values")}
+    wrong = {}
+    for row in range(len(candidates)):
+        try:
+            part = check_output(candidates[row : row + 1], output.cut(row, 1, candidates.shape[1]))
+            for name in (name for name, is_unknown in unknown.items() if not is_unknown):
+                check_scores(candidates[row : row + 1], getattr(part, name))
+        except RankerError as error:
+            wrong[row] = str(error)
+    if len(wrong) == len(candidates):
+        raise whole
+    zeros = np.where(candidates >= 0, 0.0, np.nan).astype(np.float32)
+    spared: dict[str, Any] = {}
+    for name in FIELDS:
+        column = np.array(getattr(output, name), dtype=np.float32)
+        if not unknown.get(name, False):
+            column[list(wrong)] = zeros[list(wrong)]
+        spared[name] = column
+    return replace(check_output(candidates, replace(output, **spared)), wrong=wrong)

@@ -1,7 +1,7 @@
 """What a ranker says of candidates, in one form for every ranker."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Self
 
 import numpy as np
@@ -21,6 +21,8 @@ class RankerOutput:
     # [B] float32, how far to trust the ranker about each prompt's user, NaN: not known; None: nobody asked.
     # No ranker says this of itself: it is measured beside the scores (`sluice.learner.trust.meter`).
     trust: np.ndarray | None = None
+    # Rows whose answer broke the contract, with the reason; what stands in them means nothing.
+    wrong: Mapping[int, str] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -43,7 +45,14 @@ class RankerOutput:
     @classmethod
     def concatenate(cls, parts: Sequence["RankerOutput"]) -> Self:
         """The rows of all parts, which have one width; trust is left out."""
-        return cls(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in FIELDS})
+        wrong: dict[int, str] = {}
+        first = 0
+        for part in parts:
+            wrong |= {first + row: reason for row, reason in part.wrong.items()}
+            first += len(part.scores)
+        return cls(
+            **{name: np.concatenate([getattr(part, name) for part in parts]) for name in FIELDS}, wrong=wrong
+        )
 
     def cut(self, first: int, rows: int, columns: int) -> Self:
         """A copy of `rows` rows from `first` on, and of their first `columns` columns."""
@@ -51,6 +60,7 @@ class RankerOutput:
         return type(self)(
             **{name: getattr(self, name)[chosen, :columns].copy() for name in FIELDS},
             trust=None if self.trust is None else self.trust[chosen].copy(),
+            wrong={row - first: why for row, why in self.wrong.items() if first <= row < first + rows},
         )
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from sluice.catalog.errors import RunError
+from sluice.catalog.errors import HopelessError
 from sluice.learner.batches.batch import LoggedBatch
 from sluice.learner.kernels.compiled import compile_layers
 from sluice.learner.kernels.onednn import use_onednn_matmul
@@ -136,7 +136,7 @@ class LearnerStep:
             nothing, such as the reward of admitted prompts when none was, is NaN.
 
         Raises:
-            RunError: a gradient is not finite; the update that had it was not taken.
+            HopelessError: a gradient is not finite; the update that had it was not taken.
         """
         parts = micro_batches(batch, self.settings.micro_batch_prompts, next(self.model.parameters()).device)
         references, targets = self._reference_log_probs(parts), self._clean_targets(parts)
@@ -172,7 +172,7 @@ class LearnerStep:
         self.model.eval()
         values = reduce_means(totals)  # where the host waits for the device, for the only time
         if not math.isfinite(values["grad_norm"]):
-            raise RunError(
+            raise HopelessError(
                 f"the gradient norm of learner step {self._step} is {values['grad_norm']}, so the step was "
                 f"not taken: check that the ranker's scores are finite, or lower learner.lr "
                 f"{self.settings.lr}"

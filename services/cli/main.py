@@ -6,7 +6,8 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from sluice.catalog.errors import SluiceError
+from sluice.catalog.errors import RunError, SluiceError
+from sluice.cluster.failure import explain_storage
 from sluice.services.cli.parser import build_parser
 
 INTERRUPTED = 130
@@ -21,6 +22,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SluiceError as error:
         print(f"sluice: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        told = explain_storage(error)
+        if told is None:
+            raise
+        print(f"sluice: {told}", file=sys.stderr)
+        return RunError.exit_code
     except KeyboardInterrupt:
         print("sluice: interrupted", file=sys.stderr)
         return INTERRUPTED

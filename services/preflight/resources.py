@@ -1,18 +1,15 @@
 """The places of a run against what a cluster has: what can never be granted, whoever else runs there."""
 
 import glob
-import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from sluice.cluster.placement import Bundle, PlacementPlan
 from sluice.services.preflight.finding import CLUSTER, Finding
 
 _SETTINGS = {"rollout": "rollout", "ranker": "ranker_pool", "learner": "cluster.learner"}
 THIS_MACHINE = "this machine"
-_MANY = 1000  # nodes
 _ROUNDING = 1e-6
 _GPU_DEVICES = ("/dev/nvidia[0-9]*", "/dev/dri/renderD*", "/dev/dxg")
 
@@ -51,24 +48,11 @@ def joined_cluster(address: str | None = None) -> Machines:
     Raises:
         ClusterError: there is none, or it refuses us.
     """
-    import ray
-
+    from sluice.cluster.nodes import find_nodes
     from sluice.cluster.session import connect_cluster
 
     connect_cluster(address or "auto")
-    from ray._private.state import state  # what an autoscaler may add is told nowhere else
-
-    nodes = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
-    groups = getattr(state.get_cluster_config(), "node_group_configs", ())
-    return Machines(name="the cluster", nodes=(*nodes, *possible_nodes(groups)))
-
-
-def possible_nodes(groups: Iterable[Any]) -> Iterator[dict[str, float]]:
-    """The nodes that groups of an autoscaler may have (`resources`, `max_count`); -1 has no bound."""
-    for group in groups:
-        count = group.max_count if group.max_count >= 0 else _MANY
-        for _ in range(min(count, _MANY)):
-            yield {name: amount if amount >= 0 else math.inf for name, amount in group.resources.items()}
+    return Machines(name="the cluster", nodes=find_nodes())
 
 
 def find_shortages(plan: PlacementPlan, machines: Machines) -> Iterator[Finding]:

@@ -1,20 +1,18 @@
-"""The actors of one run: rollout queue, weight board, ranker pool and rollout pool, started together and kept
-alive.
+"""The actors of one run: rollout queue, weight board, ranker pool and rollout pool, started together. A
+`Supervisor` keeps them alive.
 
-consumes   the health of each rollout actor's `run()` reference
-produces   restarts (the dead actor's prompts are issued again first) until the bound, then one clear error
 waits for  placement and engine start, both bounded by the cluster settings
 """
 
 import functools
 import logging
-import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sluice.actors.boards.catalogue_board import CatalogueBoard, CataloguePublisher, CatalogueSource
 from sluice.actors.boards.weight_board import (
@@ -31,49 +29,25 @@ from sluice.actors.ranker.pool import RankerActor, RankerClient
 from sluice.actors.rollout.actor import LAUNCH, RolloutActor, RolloutClients
 from sluice.catalog.data.changes import ChangingCatalogue
 from sluice.catalog.data.dataset import Dataset
-from sluice.catalog.errors import ClusterError, DataError, RankerError, RunError, SluiceError
+from sluice.catalog.errors import ClusterError, DataError, RunError, SluiceError
 from sluice.catalog.gaps import Gaps
 from sluice.catalog.tokens import TokenLayout
 from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.cluster import placement
-from sluice.cluster.failure import decide_restart
-from sluice.cluster.metrics import MetricSet
 from sluice.learner.batches.sources import open_prompts
 from sluice.learner.ranker.load import open_ranker
 from sluice.services.config import RunConfig
 from sluice.services.paths import RunPaths
 from sluice.services.places import plan_run
 from sluice.services.run.engines import engine_variables, open_engine
+from sluice.services.run.supervisor import Rollout, Supervisor
 from sluice.services.run.trust import meter_factory
 
 logger = logging.getLogger(__name__)
 
-_POLL_S = 0.5
 _STOP_S = 30.0  # for an engine step, and for closing the engine
 _STATS_S = 10.0
 _ANSWER_S = 30.0  # for an answer that is there to arrive
-
-
-@dataclass
-class _Rollout:
-    name: str
-    handle: Any  # of a RolloutActor
-    vocabulary: ray.ObjectRef[Vocabulary]
-    clients: RolloutClients
-    started: ray.ObjectRef[float]  # the engine is there
-    running: ray.ObjectRef[Any] | None = None
-    restarts: int = 0
-
-    def begin(self) -> None:
-        """Run once the engine is there."""
-        self.running = self.handle.run.remote(self.started, self.vocabulary, self.clients)
-
-    def begin_again(self) -> None:
-        """Run in the actor that replaces a dead one: `start` is retried until Ray has replaced it, `run`
-        never is.
-        """
-        self.started = self.handle.start.remote(self.vocabulary)
-        self.begin()
 
 
 @dataclass
@@ -84,22 +58,23 @@ class Fleet:
     publisher: WeightPublisher
     catalogues: CataloguePublisher  # a later version published here reaches engines and learner
     catalogue_source: CatalogueSource
-    rollouts: list[_Rollout]
+    rollouts: list[Rollout]
     reservation: placement.Reservation
-    max_restarts: int
-    failure: SluiceError | None = None
-    _metrics: MetricSet = field(default_factory=MetricSet)
+    supervisor: Supervisor
     rankers: list[Any] = field(default_factory=list)
     _others: list[Any] = field(default_factory=list)
     open_vocabulary: Callable[[], Vocabulary] | None = None  # the first catalogue, one copy per node
-    _changes: ChangingCatalogue | None = None
-    _stopping: threading.Event = field(default_factory=threading.Event)
-    _supervisor: threading.Thread | None = None
+    catalogue_feed: "CatalogueFeed | None" = None
 
     @property
     def restarts(self) -> int:
-        """Rollout actors replaced so far."""
-        return sum(rollout.restarts for rollout in self.rollouts)
+        """Actors replaced so far."""
+        return self.supervisor.restarts
+
+    @property
+    def failure(self) -> SluiceError | None:
+        """What ended the rollouts, which the learner is told of too."""
+        return self.supervisor.failure
 
     def begin(self, timeout_s: float) -> None:
         """Wait for the engines (at most `timeout_s`), start all rollouts and watch them from a thread.
@@ -110,9 +85,9 @@ class Fleet:
         try:
             self._begin(timeout_s)
         except (SluiceError, RayError) as error:
-            self.failure = error if isinstance(error, SluiceError) else RunError(reason_of(error))
-            self.queue.fail(str(self.failure))
-            raise self.failure from error
+            failure = error if isinstance(error, SluiceError) else RunError(reason_of(error))
+            self.supervisor.fail(failure)
+            raise failure from error
 
     def _begin(self, timeout_s: float) -> None:
         starting = {rollout.started: rollout.name for rollout in self.rollouts}
@@ -123,18 +98,17 @@ class Fleet:
                 f"{timeout_s:.0f} s; raise cluster.start_timeout_s, or look at the actors' logs in the Ray "
                 "dashboard"
             )
-        self._follow_catalogue()  # what was pushed before a run was resumed is there from its first prompt on
+        if self.catalogue_feed is not None:
+            # What was pushed before a run was resumed is there from its first prompt on.
+            self.catalogue_feed.follow()
         for rollout in self.rollouts:
             get_result(rollout.started, f"the engine of {rollout.name}", _ANSWER_S)
             rollout.begin()
-        self._supervisor = threading.Thread(target=self._supervise, name="fleet-supervisor", daemon=True)
-        self._supervisor.start()
+        self.supervisor.begin()
 
     def stop(self) -> None:
         """Let the rollouts finish their step, then free every actor and the reservation."""
-        self._stopping.set()
-        if self._supervisor is not None:
-            self._supervisor.join(timeout=30)
+        self.supervisor.stop()
         ending: list[Any] = [rollout.handle.stop.remote() for rollout in self.rollouts]
         ending += [rollout.running for rollout in self.rollouts if rollout.running is not None]
         ray.wait(ending, num_returns=len(ending), timeout=_STOP_S)
@@ -175,28 +149,22 @@ class Fleet:
                 logger.warning("the summary goes without %s: %s", name, error)
         return answers
 
-    def _supervise(self) -> None:
-        try:
-            while not self._stopping.is_set() and self.failure is None:
-                self._follow_catalogue()
-                running = {
-                    rollout.running: rollout for rollout in self.rollouts if rollout.running is not None
-                }
-                ended, _ = ray.wait(list(running), timeout=_POLL_S)
-                for ref in ended:
-                    if not self._stopping.is_set():
-                        self._replace(running[ref])
-        except RunError as error:  # the queue is gone: the learner's next pull says so too
-            self.failure = error
 
-    def _follow_catalogue(self) -> None:
+@dataclass
+class CatalogueFeed:
+    """Publishes the changes of the catalogue that are pushed while the run goes on."""
+
+    catalogues: CataloguePublisher
+    changes: ChangingCatalogue | None
+
+    def follow(self) -> None:
         """Publish what has been pushed. A change that cannot be read or published stops the changes, not the
         run.
         """
-        if self._changes is None:
+        if self.changes is None:
             return
         try:
-            for vocabulary in self._changes.follow():
+            for vocabulary in self.changes.follow():
                 self.catalogues.publish(vocabulary)
                 retired = len(vocabulary.retired)
                 print(
@@ -206,37 +174,7 @@ class Fleet:
                 )
         except (DataError, RunError) as error:
             logger.warning("the catalogue stays as it is: %s", error)
-            self._changes = None
-
-    def _replace(self, rollout: _Rollout) -> None:
-        assert rollout.running is not None
-        try:
-            ray.get(rollout.running)
-            reason = "its run ended though nobody stopped it"
-        except ray.exceptions.RayError as error:
-            reason = reason_of(error)
-            broken = getattr(error, "cause", None)
-            if isinstance(broken, RankerError):  # another actor would ask the same ranker
-                self.failure = broken
-                self.queue.fail(str(broken))
-                return
-        decision = decide_restart(
-            f"rollout actor {rollout.name}",
-            restarts=rollout.restarts,
-            bound=self.max_restarts,
-            setting="cluster.max_actor_restarts",
-            reason=reason,
-        )
-        logger.warning("%s", decision.message)
-        self.queue.note_error(rollout.name, decision.message)
-        if not decision.restart:
-            self.failure = RunError(decision.message)
-            self.queue.fail(decision.message)
-            return
-        self.queue.revoke(rollout.name, reason)
-        rollout.restarts = decision.restarts
-        self._metrics.add("sluice_restarts_total", component=rollout.name)
-        rollout.begin_again()
+            self.changes = None
 
 
 def reserve_places(config: RunConfig) -> placement.Reservation:
@@ -252,14 +190,7 @@ def start_fleet(
     config: RunConfig, paths: RunPaths, layout: TokenLayout, reservation: placement.Reservation
 ) -> Fleet:
     """Create all actors; they load in parallel and nothing waits for them here."""
-    # A rollout actor has a few calls at the queue and one at each board, most of them waiting.
-    light: dict[str, Any] = {
-        "num_cpus": 0,
-        "max_restarts": -1,
-        "max_task_retries": -1,
-        "max_concurrency": 10_000,
-    }
-    order = fixed_order(config)
+    light, order = _light_options(), fixed_order(config)
     queue_actor: Any = (
         ray.remote(QueueActor)
         .options(**light)
@@ -297,20 +228,31 @@ def start_fleet(
         weights=WeightSource(board),
         catalogues=None if config.deterministic else CatalogueSource(catalogue_board),
     )
+    rollouts = _start_rollouts(config, paths, reservation, stored, clients)
+    catalogues = CataloguePublisher(catalogue_board, vocabulary)
+    changes = ChangingCatalogue(lambda: dataset.item_ids, vocabulary, paths.catalogue)
+    feed = CatalogueFeed(catalogues, None if config.deterministic else changes)
     return Fleet(
         queue=queue,
         publisher=WeightPublisher(board, transport=config.weights.transport),
-        catalogues=CataloguePublisher(catalogue_board, vocabulary),
+        catalogues=catalogues,
         catalogue_source=CatalogueSource(catalogue_board),
-        rollouts=_start_rollouts(config, paths, reservation, stored, clients),
+        rollouts=rollouts,
         reservation=reservation,
-        max_restarts=config.cluster.max_actor_restarts,
+        supervisor=Supervisor(
+            queue,
+            rollouts,
+            rankers=rankers,
+            boards={"the weight board": board, "the catalogue board": catalogue_board},
+            cluster=config.cluster,
+            settings=config.queue,
+            ranker_timeout_s=config.ranker_pool.timeout_s,
+            beside=feed.follow,
+        ),
         rankers=rankers,
         _others=[board, catalogue_board, queue_actor],
         open_vocabulary=functools.partial(_get_vocabulary, stored),
-        _changes=None
-        if config.deterministic
-        else ChangingCatalogue(lambda: dataset.item_ids, vocabulary, paths.catalogue),
+        catalogue_feed=feed,
     )
 
 
@@ -324,6 +266,21 @@ def fixed_order(config: RunConfig) -> FixedOrder | None:
         publish_every=config.weights.publish_every,
         lag=config.queue.max_staleness,
     )
+
+
+def _light_options() -> dict[str, Any]:
+    """Of queue and boards. They stand where the driver does, so losing a node of rollouts is not losing
+    them.
+    """
+    node = ray.get_runtime_context().get_node_id()
+    return {
+        "scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False),
+        "num_cpus": 0,
+        "max_restarts": -1,
+        "max_task_retries": -1,
+        # A rollout actor has a few calls at the queue and one at each board, most of them waiting.
+        "max_concurrency": 10_000,
+    }
 
 
 def _get_vocabulary(stored: "ray.ObjectRef[Vocabulary]") -> Vocabulary:
@@ -358,7 +315,7 @@ def _start_rollouts(
     reservation: placement.Reservation,
     vocabulary: "ray.ObjectRef[Vocabulary]",
     clients: RolloutClients,
-) -> list[_Rollout]:
+) -> list[Rollout]:
     rollouts = []
     for index in range(config.rollout.actors):
         name = f"rollout-{index}"
@@ -383,5 +340,5 @@ def _start_rollouts(
             )
         )
         started = handle.start.remote(vocabulary)
-        rollouts.append(_Rollout(name, handle, vocabulary=vocabulary, clients=clients, started=started))
+        rollouts.append(Rollout(name, handle, vocabulary=vocabulary, clients=clients, started=started))
     return rollouts

@@ -2,6 +2,7 @@
 or another arm that the post-training is compared with.
 """
 
+import math
 import shutil
 import threading
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import ray.train
 from ray.train.torch import TorchTrainer
 
-from sluice.catalog.errors import RunError
+from sluice.catalog.errors import SluiceError
 from sluice.cluster.environment import lower_thread_priority
 from sluice.cluster.metrics import MetricSet
 from sluice.cluster.placement import learner_resources
@@ -22,9 +23,17 @@ from sluice.services.config import RunConfig
 from sluice.services.paths import ArmPaths, RunPaths
 from sluice.services.progress import Progress, Reporter
 from sluice.services.run.fleet import Fleet
+from sluice.services.run.learner_failures import (
+    FailureGuard,
+    PlaceGuard,
+    fit_learner,
+    hide_told_tracebacks,
+    usable_checkpoint,
+)
 from sluice.services.run.metrics_file import last_metrics
 
 _POLL_S = 1.0
+_START_S = 60.0  # how long Ray Train waits for its workers' places before it counts a failure
 
 
 def run_learner(
@@ -35,7 +44,11 @@ def run_learner(
     reporter: Reporter,
     fleet: Fleet | None = None,
 ) -> None:
-    """One Ray Train run of the learner, shown as the phase `name`. All but "train" begin anew."""
+    """One Ray Train run of the learner, shown as the phase `name`. All but "train" begin anew.
+
+    Raises:
+        SluiceError: the training ended early; the message says what it can go on from.
+    """
     arm = paths.arm(name)
     loop = LoopConfig(
         metrics_path=str(arm.metrics),
@@ -61,45 +74,69 @@ def run_learner(
         meter=MetricSet(),
     )
     _clear(arm, begins=name != "train")
-    trainer = TorchTrainer(
+
+    def make_trainer() -> TorchTrainer:
+        forget_lost(arm.kept)
+        return _trainer(config, name, loop, arm.checkpoints)
+
+    with reporter.phase(name) as progress, _watching(arm.metrics, config.learner.steps, progress):
+        try:
+            fit_learner(make_trainer, name, bound=config.cluster.max_learner_restarts, tell=reporter.line)
+        except SluiceError as error:
+            raise _ending(error, fleet, arm.kept if name == "train" else None) from error
+
+
+def _ending(error: SluiceError, fleet: Fleet | None, checkpoints: Path | None) -> SluiceError:
+    """What ended a training, the state of the rollout side, and what there is to go on from, in one
+    message.
+    """
+    ended, sentences = error, []
+    if fleet is not None and fleet.failure is not None:
+        ended = fleet.failure  # the learner has only been told of it
+    elif fleet is not None:
+        sentences.append(fleet.supervisor.describe())
+    if checkpoints is not None:
+        sentences.append(usable_checkpoint(checkpoints))
+    return type(ended)(" ".join([f"{str(ended).rstrip('.')}.", *filter(None, sentences)]))
+
+
+def _trainer(config: RunConfig, name: str, loop: LoopConfig, storage: Path) -> TorchTrainer:
+    cluster, resources = config.cluster, learner_resources(config.cluster)
+    guards: list[Any] = [FailureGuard(), PlaceGuard([resources] * config.learner.workers)]
+    return TorchTrainer(
         _train_loop,
         train_loop_config={"config": loop},
         scaling_config=ray.train.ScalingConfig(
             num_workers=config.learner.workers,
-            use_gpu=config.cluster.learner_gpus > 0,
-            resources_per_worker=learner_resources(config.cluster),
+            use_gpu=cluster.learner_gpus > 0,
+            resources_per_worker=resources,
         ),
         run_config=ray.train.RunConfig(
             name=name,
-            storage_path=str(arm.checkpoints),
+            storage_path=str(storage),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.learner.keep_last),
-            failure_config=ray.train.FailureConfig(max_failures=config.cluster.max_learner_restarts),
-            # Checkers see the RunConfig of Ray Train's first version; at run time it is the second's.
-            logging_config=ray.train.LoggingConfig(log_level="WARNING"),  # type: ignore[call-arg]
+            # Checkers see the classes of Ray Train's first version; at run time they are the second's.
+            failure_config=ray.train.FailureConfig(  # type: ignore[call-arg]
+                max_failures=cluster.max_learner_restarts,
+                controller_failure_limit=math.ceil(cluster.placement_timeout_s / _START_S),
+            ),
+            logging_config=ray.train.LoggingConfig(log_level="WARNING"),
+            callbacks=guards,
         ),
     )
-    with reporter.phase(name) as progress, _watching(arm.metrics, config.learner.steps, progress):
-        try:
-            trainer.fit()
-        except ray.train.TrainingFailedError as error:
-            if fleet is not None and fleet.failure is not None:
-                raise fleet.failure from error
-            raise RunError(
-                f"{name} failed after {config.cluster.max_learner_restarts} restart(s): {error}"
-            ) from error
 
 
 def _clear(arm: ArmPaths, *, begins: bool) -> None:
-    """What would keep a training from beginning anew, or Ray Train from going on."""
+    """What would keep a training from beginning anew."""
     if begins:
         for former in (arm.kept, arm.best_checkpoint):
             shutil.rmtree(former, ignore_errors=True)
-    forget_lost(arm.kept)
 
 
 def _train_loop(options: dict[str, Any]) -> None:
     """`train_loop` in a worker of Ray Train, which runs it in a thread beside Ray's own."""
     lower_thread_priority(but=threading.get_native_id())
+    hide_told_tracebacks()
     train_loop(options)
 
 

@@ -5,6 +5,7 @@
 import functools
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sluice.catalog.data.dataset import Dataset
+from sluice.catalog.errors import SluiceError
 from sluice.catalog.files import sha256_of, write_atomically
 from sluice.learner.evaluation.baselines import judge_baselines, judge_scores
 from sluice.learner.evaluation.breadth import coverage_change, is_narrower
@@ -33,6 +35,7 @@ from sluice.learner.settings import EvaluationSettings
 from sluice.learner.training.objective import build_objective
 from sluice.services.config import RunConfig
 from sluice.services.paths import RunPaths
+from sluice.services.progress import Progress
 from sluice.services.run.arms import ROLLED_OUT, SFT_ALL
 from sluice.services.run.metrics_file import last_metrics
 from sluice.services.run.tasks import State, run_tasks
@@ -61,6 +64,9 @@ def judge_policies(
     """`metrics`, `intervals`, `breadth` and `stratified`, of every policy that the run left, the baselines
     and the ranker on the test examples; `ranker`, what its fitting found on validation; and `chosen_by`, the
     metrics of validation that chose the best checkpoint.
+
+    A ranker that fails here takes nothing else with it: `ranker_error` says why, and what it was asked for is
+    left out.
     """
     paths = RunPaths.of(config)
     dataset = Dataset.open(paths.data)
@@ -87,13 +93,15 @@ def judge_policies(
     results |= judge_baselines(dataset, examples, width)
     summary: dict[str, Any] = {}
     if has_ranker:
-        ranker = load_ranker(config.ranker, paths.ranker, dataset)
-        score = score_all_items(functools.partial(ask_score, ranker), dataset.items)
-        results["ranker"] = judge_scores(dataset, examples, score, width, _BATCH)
-        ranked = judge_scores(dataset, dataset.examples("valid"), score, RANKER_WIDTH, _BATCH)
-        summary["stratified"] = stratify_users(
-            results, (on_validation, ranked), _admitted(config, dataset, results["start"], ranker)
-        )
+        try:
+            of_ranker = _ask_ranker(config, results["start"])
+        except SluiceError as error:
+            summary["ranker_error"] = f"the ranker {config.ranker.use} failed in the judge: {error}"
+        else:
+            results["ranker"] = of_ranker.on_test
+            summary["stratified"] = stratify_users(
+                results, (on_validation, of_ranker.on_validation), of_ranker.admitted
+            )
     summary |= compare_results(results, dataset, config.evaluation)
     write_ranks(paths.ranks, results)
     summary["ranker"] = read_quality(paths)
@@ -172,6 +180,38 @@ def _breadth(before: UserResults, after: UserResults, items: int) -> dict[str, A
         "changes": {name: list(change) for name, change in changes.items()},
         "narrower": is_narrower(changes),
     }
+
+
+@dataclass(frozen=True, kw_only=True)
+class _OfRanker:
+    on_test: UserResults
+    on_validation: UserResults
+    admitted: np.ndarray | None  # bool [n], of the test examples by the gate at the start
+
+
+def _ask_ranker(config: RunConfig, start: UserResults) -> _OfRanker:
+    """In a process of its own, since a ranker is the user's code."""
+    job = functools.partial(judge_ranker, config, start)
+    answer: _OfRanker = run_tasks({"ranker": job}, config.cluster, lambda *_: None)["ranker"]
+    return answer
+
+
+def judge_ranker(config: RunConfig, start: UserResults, progress: Progress) -> _OfRanker:
+    """The ranker's own lists, and whom the gate would admit by it after `start`, the start's results.
+
+    Raises:
+        RankerError: it cannot be loaded, or raised.
+    """
+    del progress
+    paths = RunPaths.of(config)
+    dataset = Dataset.open(paths.data)
+    ranker, width = load_ranker(config.ranker, paths.ranker, dataset), config.evaluation.beam_width
+    score = score_all_items(functools.partial(ask_score, ranker), dataset.items)
+    return _OfRanker(
+        on_test=judge_scores(dataset, dataset.examples("test"), score, width, _BATCH),
+        on_validation=judge_scores(dataset, dataset.examples("valid"), score, RANKER_WIDTH, _BATCH),
+        admitted=_admitted(config, dataset, start, ranker),
+    )
 
 
 def _admitted(config: RunConfig, dataset: Dataset, start: UserResults, ranker: Ranker) -> np.ndarray | None:

@@ -14,6 +14,8 @@ from ray.exceptions import RayError, RayTaskError
 
 from sluice.actors.calls import get_result
 from sluice.catalog.errors import RunError
+from sluice.cluster.failure import describe
+from sluice.cluster.nodes import MisfitWatch
 from sluice.cluster.placement import as_options, learner_resources
 from sluice.cluster.settings import ClusterSettings
 from sluice.services.progress import Progress
@@ -52,14 +54,17 @@ def run_tasks(
 
     Raises:
         SluiceError: what a job raised, as it raised it; the others are cancelled.
-        RunError: a task died.
+        RunError: a job raised anything else, or a task died.
+        ClusterError: no node has the resources of one task, whoever else runs there.
     """
     board: Any = ray.remote(_Board).options(num_cpus=0).remote()
     run = ray.remote(_run).options(**as_options(learner_resources(settings)), max_retries=1)
+    misfit = MisfitWatch(" or ".join(jobs), [learner_resources(settings)])
     pending = {run.remote(name, job, board): name for name, job in jobs.items()}
     results = {}
     try:
         while pending:
+            misfit.check()
             ended, _ = ray.wait(list(pending), timeout=_POLL_S)
             states = ray.get(board.read.remote())
             for name in pending.values():
@@ -91,7 +96,7 @@ def _run(name: str, job: Callable[[Progress], Any], board: Any) -> Any:
 def _result(name: str, reference: Any) -> Any:
     try:
         return get_result(reference, name, _RESULT_S)
-    except RayTaskError:
-        raise
+    except RayTaskError as error:
+        raise RunError(f"{name} failed: {describe(error.cause)}") from error
     except RayError as error:
-        raise RunError(f"{name} died with its worker process twice: {error}") from error
+        raise RunError(f"{name} died with its worker process twice: {describe(error)}") from error

@@ -19,7 +19,7 @@ from dataclasses import asdict
 from typing import Any
 
 from sluice.catalog.data.dataset import Dataset
-from sluice.catalog.errors import ConfigError, RunError, SluiceError
+from sluice.catalog.errors import ConfigError, RankerError, RunError, SluiceError
 from sluice.catalog.fingerprint import fingerprint_catalogue
 from sluice.catalog.tokens import TokenLayout
 from sluice.cluster import session
@@ -93,6 +93,13 @@ def run_training(config: RunConfig, resume: Resume = None) -> int:
         reporter.line(f"report   {page}")
         for sentence in closing_sentences(*read_run(paths.root)):
             reporter.line(sentence)
+    return _end(summary)
+
+
+def _end(summary: dict[str, Any]) -> int:
+    """The exit code; raises RankerError where the ranker failed in the judge, once all else is written."""
+    if "ranker_error" in summary:
+        raise RankerError(f"{summary['ranker_error']}. Policies, summary and report are there without it")
     return 0
 
 

@@ -53,7 +53,8 @@ class Outcome:
     """How following ended."""
 
     exit_code: int
-    finished: bool  # False: the job was left running
+    finished: bool  # False: nobody waited for the job's end
+    stopping: bool = False  # the cluster has been asked to stop it
 
 
 class LogStream:
@@ -122,7 +123,7 @@ def follow_job(client: "JobSubmissionClient", job: str) -> Outcome:
             try:
                 if stop == "wanted":
                     stop = "asked"
-                    sink.line("stopping the job; Ctrl-C again leaves it to the cluster")
+                    sink.line("stopping the job; Ctrl-C again leaves its end to the cluster")
                     call_with_bound(lambda: client.stop_job(job), _REQUEST_TIMEOUT_S, "stop the job")
                 chunk = _next(log.chunks)
                 if isinstance(chunk, Exception):
@@ -141,7 +142,7 @@ def follow_job(client: "JobSubmissionClient", job: str) -> Outcome:
                 sink.close()
                 choice: Choice = "leave" if stop != "no" else _decide(interrupt, job)
                 if choice == "leave":
-                    return Outcome(exit_code=INTERRUPTED, finished=False)
+                    return Outcome(exit_code=INTERRUPTED, finished=False, stopping=stop != "no")
                 sink = sink_for(sys.stdout, os.environ)
                 stop = "wanted" if choice == "stop" else "no"
     finally:

@@ -90,7 +90,7 @@ def use_token_if_any() -> None:
 def find_head() -> Head | None:
     """The head that `ray start` left running on this machine, if it answers."""
     address = _address()
-    if not address or not _answers(address):
+    if not address or not answers(address):
         return None
     from ray.dashboard.utils import ray_address_to_api_server_url
 
@@ -188,13 +188,18 @@ def _await_job_server(url: str, process: subprocess.Popen[bytes], log: Path) -> 
                 f"the Ray head ended with exit code {process.returncode} while starting; its log ends with:\n"
                 f"{_tail(log)}"
             )
-        if _http_status(f"{url}/api/jobs/") in (200, 401, 403):
+        if is_job_server(url):
             return
         time.sleep(0.2)
     raise ClusterError(
         f"the Ray head did not answer on {url} within {START_TIMEOUT_S:.0f} s; its log ends "
         f"with:\n{_tail(log)}"
     )
+
+
+def is_job_server(url: str) -> bool:
+    """Whether a job server answers there, with our token or against it."""
+    return _http_status(f"{url}/api/jobs/") in (200, 401, 403)
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> bool:
@@ -230,8 +235,10 @@ def _http_status(url: str) -> int | None:
         return None
 
 
-def _answers(address: str) -> bool:
+def answers(address: str) -> bool:
+    """Whether anybody listens at host:port."""
     host, _, port = address.rpartition(":")
+    host = host.strip("[]")
     try:
         with socket.create_connection((host, int(port)), timeout=_QUERY_TIMEOUT_S):
             return True

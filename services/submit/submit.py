@@ -120,7 +120,7 @@ def submit_job(options: SubmitOptions) -> int:
             outcome = follow_job(client, job)
             leave_head = options.keep_cluster or not outcome.finished
             if not outcome.finished:
-                _tell(f"the job goes on\n{_how_to_follow(head, job)}")
+                _tell(f"{_left_behind(head, outcome.stopping)}\n{_how_to_follow(head, job)}")
             return outcome.exit_code
         except BaseException:
             leave_head = options.keep_cluster
@@ -318,6 +318,13 @@ def _submit_job(client: "JobSubmissionClient", request: JobRequest) -> str:
             if _NO_AGENT not in str(error) or time.monotonic() > deadline_s:
                 raise
         time.sleep(1.0)
+
+
+def _left_behind(head: Head, stopping: bool) -> str:
+    state = "the job is being stopped, and nobody waits for its end here" if stopping else "the job goes on"
+    if head.process is None:
+        return state
+    return f"{state}; the Ray head that was started for it stays: kill {head.process.pid} once it has ended"
 
 
 def _how_to_follow(head: Head, job: str) -> str:

@@ -81,10 +81,10 @@ CONFIG_MUTANTS = (
     ),
     ("services/run_lock.py", "    file.seek(0)\n", "", ("services/test_run_lock.py",)),
     (
-        "services/run/fleet.py",
+        "services/run/supervisor.py",
         "if isinstance(broken, RankerError):",
         "if False:",
-        ("services/run/test_fleet.py",),
+        ("services/run/test_supervisor.py",),
     ),
     (
         "services/cli/commands.py",

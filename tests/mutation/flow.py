@@ -15,7 +15,25 @@ IN_FLOW, IN_PREFETCH, IN_CLOCK = (
     ("learner/test_activity_clock.py",),
 )
 
+SUPERVISION, SUSPECTS, BUDGET = "cluster/supervision.py", "actors/queue/suspects.py", "actors/queue/budget.py"
+FAILURE, NODES = "cluster/failure.py", "cluster/nodes.py"
+IN_SUPERVISION, IN_SUSPECTS = ("cluster/test_supervision.py",), ("actors/queue/test_suspects.py",)
+IN_BUDGET, IN_FAILURE = ("actors/queue/test_budget.py",), ("cluster/test_failure.py",)
+IN_NODES = ("cluster/test_nodes.py",)
+
 FLOW_MUTANTS = (
+    (SUPERVISION, "before.turns != pulse.turns:", "True:", IN_SUPERVISION),
+    (SUPERVISION, "silent_s > bounds.hang_s,", "silent_s > bounds.slow_s,", IN_SUPERVISION),
+    (SUPERVISION, "Health.SLOW if self._pulse.works", "Health.SLOW if not self._pulse.works", IN_SUPERVISION),
+    (SUPERVISION, "        self._seen_s += gap_s\n", "", IN_SUPERVISION),
+    (SUSPECTS, "entry.failures >= self._most - 1:", "entry.failures >= self._most:", IN_SUSPECTS),
+    (SUSPECTS, "entry.state is not PromptState.LEASED:", "False:", IN_SUSPECTS),
+    (SUSPECTS, "bool(self._ids) and any(", "False and any(", IN_SUSPECTS),
+    (BUDGET, "if count > most * ended:", "if count >= most * ended:", IN_BUDGET),
+    (BUDGET, "            self._seen.clear()\n", "            pass\n", IN_BUDGET),
+    (FAILURE, "2.0 ** (restarts - 1)", "2.0 ** restarts", IN_FAILURE),
+    (FAILURE, "former is not None and describe(error) == describe(former)", "former is not None", IN_FAILURE),
+    (NODES, "self._since_s = None\n            return True", "return True", IN_NODES),
     (FLOW, "HEADROOM = 1.25", "HEADROOM = 0.5", IN_FLOW),
     (FLOW, "before + _SHARE * (latency_s - before)", "latency_s", IN_FLOW),
     (FLOW, "median(self._group_seconds)", "max(self._group_seconds)", IN_FLOW),

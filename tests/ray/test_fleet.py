@@ -8,15 +8,20 @@ import pytest
 import ray
 
 from sluice.actors.rollout.worker import RolloutStats
+from sluice.actors.settings import QueueSettings
 from sluice.catalog.errors import ClusterError, PolicyError
+from sluice.cluster.settings import ClusterSettings
 from sluice.services.run import fleet as fleet_module
-from sluice.services.run.fleet import Fleet, _Rollout
+from sluice.services.run.fleet import Fleet
+from sluice.services.run.supervisor import Rollout, Supervisor
 
 pytestmark = pytest.mark.ray
 
 
 class Queue:
     """Remembers what it was told."""
+
+    handle = None
 
     def __init__(self):
         self.failed = []
@@ -26,14 +31,16 @@ class Queue:
 
 
 def fleet(started):
+    rollouts = [Rollout(name="rollout-0", handle=None, vocabulary=None, clients=None, started=started)]
+    queue = Queue()
     return Fleet(
-        queue=Queue(),
+        queue=queue,
         publisher=None,
         catalogues=None,
         catalogue_source=None,
-        rollouts=[_Rollout(name="rollout-0", handle=None, vocabulary=None, clients=None, started=started)],
+        rollouts=rollouts,
         reservation=None,
-        max_restarts=0,
+        supervisor=Supervisor(queue, rollouts, cluster=ClusterSettings(), settings=QueueSettings()),
     )
 
 
@@ -97,7 +104,7 @@ def test_actors_that_are_dead_or_wedged_when_the_run_is_summed_up_are_left_out_b
     kill(dead)
     one = fleet(None)
     one.rollouts = [
-        _Rollout(name=name, handle=handle, vocabulary=None, clients=None, started=None)
+        Rollout(name=name, handle=handle, vocabulary=None, clients=None, started=None)
         for name, handle in (("rollout-0", dead), ("rollout-1", alive), ("rollout-2", wedged))
     ]
     one.rankers = [dead]

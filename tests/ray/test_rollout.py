@@ -68,10 +68,10 @@ def begin(parts, actor, catalogues=None):
 class Parts:
     """The rollout side of a run, with a fake engine."""
 
-    def __init__(self, launch, **bounds):
+    def __init__(self, launch, prompts=24, **bounds):
         options = {"max_task_retries": -1, "max_concurrency": 1000}
         settings = QueueSettings(**({"max_groups": 16, "max_mib": 1.0, "max_staleness": 1} | bounds))
-        users, positions = examples(24)
+        users, positions = examples(prompts)
         queue = launch(
             QueueActor,
             options,

@@ -116,7 +116,10 @@ class PpoObjective(_Rewarded):
 
     type: Literal["ppo"] = "ppo"
     clip: float = Field(
-        default=0.2, gt=0, description="The ratio is clipped at 1 less and 1 plus this. .inf turns it off."
+        default=0.2,
+        gt=0,
+        allow_inf_nan=True,
+        description="The ratio is clipped at 1 less and 1 plus this. .inf turns it off.",
     )
     value_clip: Annotated[float, Unit("reward")] = Field(
         default=0.2, gt=0, description="A value that moved further within a batch is left where it is."

@@ -12,13 +12,14 @@ _SUMMARY = (
         "coverage_change(before.top_items, after.top_items",
         "coverage_change(after.top_items, before.top_items",
     ),
-    ("(on_validation, ranked)", '(results["start"], results["ranker"])'),
+    ("(on_validation, of_ranker.on_validation)", '(results["start"], results["ranker"])'),
+    ("except SluiceError as error:", "except KeyError as error:"),
     ('config, places[name], "test")', 'config, places[name], "valid")'),
     ('sorted(place.glob("*.safetensors"))', 'sorted(place.glob("*.safetensors"))[:1]'),
     ("{name: results[of] for name, of in decoded_as.items()}", "{name: results[name] for name in results}"),
     (
-        "judge_scores(dataset, examples, score, width, _BATCH)",
-        "judge_scores(dataset, examples, score, 50, _BATCH)",
+        'judge_scores(dataset, dataset.examples("test"), score, width, _BATCH)',
+        'judge_scores(dataset, dataset.examples("test"), score, 50, _BATCH)',
     ),
 )
 

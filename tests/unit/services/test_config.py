@@ -1,5 +1,6 @@
 """The config of a run: shipped files, overrides, errors with field paths, and where output goes."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -243,3 +244,26 @@ def test_settings_that_came_later_are_written_down_once_they_are_changed(tmp_pat
     assert {"propensity_clip: 50.0", "examination: none"} <= {
         line.strip() for line in dump_config(changed).splitlines()
     }
+
+
+@pytest.mark.parametrize("value", [".inf", "-.inf", ".nan"])
+def test_a_number_that_is_not_finite_is_refused(tmp_path, value):
+    with pytest.raises(ConfigError, match=r"learner\.lr"):
+        load_config(_plain(tmp_path), [f"learner.lr={value}"])
+    with pytest.raises(ConfigError, match=r"cluster\.start_timeout_s"):
+        load_config(_plain(tmp_path), [f"cluster.start_timeout_s={value}"])
+
+
+def test_a_clip_may_be_turned_off_by_infinity(tmp_path):
+    assert (
+        load_config(
+            _plain(tmp_path), ["objective={type: ppo, clip: .inf}", "learner.updates_per_batch=2"]
+        ).objective.clip
+        == math.inf
+    )
+
+
+def _plain(tmp_path):
+    path = tmp_path / "plain.yaml"
+    path.write_text("name: plain\n")
+    return path

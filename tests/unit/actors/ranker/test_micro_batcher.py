@@ -296,3 +296,97 @@ def test_a_ranker_of_users_is_told_whose_each_prompt_is():
     assert (one.scores // 100).tolist() == [[7, 7], [3, 3]]
     assert (two.scores // 100).tolist() == [[-1, -1]]
     assert (three.scores // 100)[:, 0].tolist() == [0, 1, 2, 3, 4]
+
+
+class NanFor(PredictingRanker):
+    """Gives NaN to one item, or raises at it."""
+
+    def __init__(self, item, raises=False):
+        super().__init__()
+        self.item, self.raises = item, raises
+
+    def predict(self, histories, candidates):
+        if self.raises and (candidates == self.item).any():
+            raise ValueError(f"item {self.item} is unknown")
+        output = super().predict(histories, candidates)
+        output.scores[candidates == self.item] = np.nan
+        return output
+
+
+@pytest.mark.parametrize(
+    ("raises", "why"), [(False, "the ranker gave nan to item 5"), (True, "ValueError: item 5 is unknown")]
+)
+def test_an_item_without_a_score_costs_its_own_prompt_alone(raises, why):
+    async def scenario():
+        service = MicroBatcher(NanFor(5, raises), max_batch=8, max_wait_s=0.0)
+        return await asyncio.gather(service.predict(*request(4)), service.predict(*request(2, first=20)))
+
+    spared, whole = asyncio.run(scenario())
+    assert list(spared.wrong) == [2] and why in spared.wrong[2]
+    assert whole.wrong == {}
+    np.testing.assert_allclose(spared.scores[[0, 1, 3], 0], [0.01, 2.02, 6.04], rtol=1e-5)
+    np.testing.assert_allclose(spared.spread[[0, 1, 3], 0], [0, 0.2, 0.6], rtol=1e-5)
+    assert np.isfinite(spared.scores).all(), "nobody trips over what means nothing"
+
+
+def test_a_ranker_that_raises_at_every_prompt_is_not_asked_for_each():
+    class Never(RowRanker):
+        def score(self, histories, candidates):
+            self.calls.append(len(histories))
+            raise ZeroDivisionError("no scores today")
+
+    ranker = Never()
+    with pytest.raises(RankerError, match="no scores today"):
+        asyncio.run(MicroBatcher(ranker, max_batch=64, max_wait_s=0).predict(*request(32)))
+    assert ranker.calls == [32, 1, 1, 1, 1]
+
+
+def test_wrong_rows_go_with_the_request_they_belong_to():
+    async def scenario():
+        service = MicroBatcher(NanFor(21), max_batch=8, max_wait_s=FOREVER_S)
+        return await asyncio.gather(service.predict(*request(4)), service.predict(*request(4, first=20)))
+
+    first, second = asyncio.run(scenario())
+    assert (first.wrong, list(second.wrong)) == ({}, [0])
+
+
+def test_a_user_whose_trust_cannot_be_measured_costs_that_prompt_alone():
+    service = MicroBatcher(RowRanker(), max_batch=4, max_wait_s=0.0, meter=Half())
+    answer = asyncio.run(service.predict(*request(3), prompts((1, 4), (9, 5), (3, 6))))
+    assert list(answer.wrong) == [1] and "no places for user 9" in answer.wrong[1]
+    assert answer.trust[[0, 2]].tolist() == pytest.approx([0.1, 0.3])
+    assert np.isnan(answer.trust[1])
+
+
+def test_the_pulse_turns_with_batches_and_with_looks_at_an_idle_ranker():
+    async def scenario():
+        service = MicroBatcher(RowRanker(), max_batch=4, max_wait_s=0.0)
+        idle = [service.pulse("p").turns for _ in range(3)]
+        await service.predict(*request(2))
+        return idle, service.pulse("p")
+
+    idle, after = asyncio.run(scenario())
+    assert idle == [1, 2, 3]
+    assert (after.process, after.done, after.works, after.started) == ("p", 2, False, True)
+    assert after.turns > 3
+
+
+def test_the_pulse_stands_while_the_ranker_does():
+    release = threading.Event()
+
+    class Stuck(RowRanker):
+        def score(self, histories, candidates):
+            assert release.wait(30)
+            return super().score(histories, candidates)
+
+    async def scenario():
+        service = MicroBatcher(Stuck(), max_batch=2, max_wait_s=0.0)
+        call = asyncio.create_task(service.predict(*request(2)))
+        await asyncio.sleep(0.1)
+        pulses = [service.pulse("p") for _ in range(2)]
+        release.set()
+        await call
+        return pulses
+
+    first, second = asyncio.run(scenario())
+    assert first.works and first == second

@@ -37,7 +37,8 @@ def client(monkeypatch):
         assert answers.pop(0) is LATE
 
     monkeypatch.setattr(pool, "ray", SimpleNamespace(wait=wait, get=get, cancel=cancel))
-    replica = SimpleNamespace(predict=SimpleNamespace(remote=lambda *_: "reference"))
+    remote = SimpleNamespace(remote=lambda *_: "reference")
+    replica = SimpleNamespace(predict=remote, version=remote)
     made = RankerClient((replica,), timeout_s=0.0, attempts=2)
     made.answers = answers
     return made

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +12,7 @@ from sluice.actors.rollout.groups import assemble_groups
 from sluice.actors.rollout.worker import RolloutWorker
 from sluice.actors.settings import DecodeSettings, RolloutSettings
 from sluice.catalog.data.feed import PromptFeed
-from sluice.catalog.errors import PolicyError, RankerError
+from sluice.catalog.errors import PolicyError, RankerError, RankerSilentError
 from sluice.catalog.rollout_group import decode_group
 from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.learner.policy.packed_weights import UnverifiedWeights
@@ -63,8 +64,8 @@ class LocalQueue:
     def push(self, pushes):
         return HandCall(self.ledger.push("a", "1", pushes, 0.0))
 
-    def reject(self, leases, reason):
-        return HandCall(self.ledger.reject("a", "1", leases, reason))
+    def reject(self, leases, reason, *, again=False):
+        return HandCall(self.ledger.reject("a", "1", leases, reason, again=again))
 
     def release(self, reason):
         return HandCall(self.ledger.revoke("a", reason, keep_queued=True))
@@ -87,12 +88,12 @@ class FixedQueue(LocalQueue):
 class LocalRanker:
     """Answers at once, later, or never."""
 
-    def __init__(self, error=None):
-        self.calls, self.hold, self.error = [], False, error
+    def __init__(self, error=None, wrong=None):
+        self.calls, self.hold, self.error, self.wrong = [], False, error, wrong or {}
 
     def submit(self, histories, candidates, examples):
-        scores = RowRanker().score(histories, candidates)
-        answer = SimpleNamespace(output=RankerOutput.of(scores), version="row-1", latency_s=0.5)
+        output = replace(RankerOutput.of(RowRanker().score(histories, candidates)), wrong=self.wrong)
+        answer = SimpleNamespace(output=output, version="row-1", latency_s=0.5)
         call = HandCall(self.error or answer, ready=not self.hold)
         self.calls.append(call)
         return call
@@ -315,6 +316,26 @@ def test_a_ranker_that_gives_up_makes_the_groups_invalid_and_says_why():
     assert status.invalid == parts.worker.stats().invalid
     assert status.last_error == "a: three replicas are down"
     assert status.issued == status.invalid + status.in_flight
+
+
+def test_a_prompt_without_right_scores_is_lost_alone_and_named():
+    parts = worker(ranker=LocalRanker(wrong={1: "the ranker gave nan to item 5"}))
+    turn(parts, 6)
+    status = parts.queue.ledger.status()
+    assert status.invalid == parts.worker.stats().invalid > 0
+    assert status.queued == 3 * status.invalid, "three of four come through"
+    assert status.last_error.startswith("a: user ")
+    assert status.last_error.endswith(": the ranker gave nan to item 5")
+    kept = {entry.lease_id for entry in parts.queue.ledger._prompts if entry.push is not None}
+    assert {lease_id % 4 for lease_id in kept} == {0, 2, 3}
+
+
+def test_prompts_for_which_nobody_answered_are_given_back():
+    parts = worker(ranker=LocalRanker(error=RankerSilentError("no answer within 30 s")))
+    turn(parts, 6)
+    status = parts.queue.ledger.status()
+    assert parts.worker.stats().invalid == 0
+    assert status.reissued > 0 and status.last_error == "a: no answer within 30 s"
 
 
 def test_a_failing_engine_ends_the_worker():

@@ -1,5 +1,7 @@
 """The command line: quick, honest exit codes, and dispatch to the services by name."""
 
+import argparse
+import errno
 import subprocess
 import sys
 import types
@@ -302,3 +304,28 @@ def test_the_exit_code_reaches_the_shell_and_so_the_job_server():
     command = [sys.executable, "-m", "sluice", "config", "check", CONFIG, "--set", "learner.lr=-1"]
     assert subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode == 2
     assert subprocess.run(command[:-2], cwd=ROOT, capture_output=True, check=False).returncode == 0
+
+
+def test_what_the_disk_refuses_is_told_in_one_line(monkeypatch, capsys):
+    def raising(error):
+        def command(_options):
+            raise error
+
+        monkeypatch.setattr(cli, "build_parser", lambda: _Parser(command))
+        return cli.main([])
+
+    assert raising(OSError(errno.ENOSPC, "No space left on device", "/runs/a/report.html")) == 4
+    told = capsys.readouterr().err
+    assert told == (
+        "sluice: /runs/a/report.html: No space left on device: the disk is full: make room there\n"
+    )
+    with pytest.raises(ConnectionResetError):
+        raising(ConnectionResetError(errno.ECONNRESET, "reset"))
+
+
+class _Parser:
+    def __init__(self, command):
+        self._command = command
+
+    def parse_args(self, _arguments):
+        return argparse.Namespace(run=self._command)

@@ -6,10 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from sluice.cluster.nodes import possible_nodes
 from sluice.services.config import RunConfig
 from sluice.services.places import plan_run
 from sluice.services.preflight import resources
-from sluice.services.preflight.resources import Machines, find_shortages, possible_nodes, this_machine
+from sluice.services.preflight.resources import Machines, find_shortages, this_machine
 
 TWO_CORES = Machines(name="this machine", nodes=({"CPU": 2.0},))
 RUN = {

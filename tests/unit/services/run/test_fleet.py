@@ -3,24 +3,19 @@
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
-import pytest
-from ray.exceptions import RayTaskError
 
 from sluice.actors.engines.tree import TreeEngine
 from sluice.actors.settings import RolloutSettings, TreeEngineSettings, VllmEngineSettings
 from sluice.catalog.data.changes import ChangingCatalogue, ItemRow
-from sluice.catalog.errors import RankerError, RunError
 from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.learner.policy.policy import build_policy, save_policy
 from sluice.learner.settings import PolicySettings
 from sluice.services.config import RunConfig
 from sluice.services.paths import RunPaths
-from sluice.services.run import fleet as fleet_module
 from sluice.services.run.engines import engine_variables, open_engine
-from sluice.services.run.fleet import Fleet
+from sluice.services.run.fleet import CatalogueFeed
 from tests.rollout_fakes import CODES, LAYOUT
 from tests.tiny_data import tiny_dataset
 
@@ -64,72 +59,24 @@ class Published:
         self.versions.append(vocabulary)
 
 
-class FailingQueue:
-    def __init__(self):
-        self.failed, self.revoked = [], []
-
-    def fail(self, message):
-        self.failed.append(message)
-
-    def revoke(self, name, reason):
-        self.revoked.append(name)
-
-    def note_error(self, source, message):
-        pass
-
-
-@pytest.mark.parametrize(("cause", "ends"), [(RankerError("wrong answers"), True), (RunError("gone"), False)])
-def test_a_ranker_that_is_broken_ends_the_run_without_a_restart(monkeypatch, cause, ends):
-    def raise_it(_reference):
-        raise RayTaskError("run", "", cause)
-
-    monkeypatch.setattr(fleet_module.ray, "get", raise_it)
-    begun = []
-    rollout = SimpleNamespace(
-        name="rollout-0", running="reference", restarts=0, begin_again=lambda: begun.append(True)
-    )
-    fleet = Fleet(
-        queue=FailingQueue(),
-        publisher=None,
-        catalogues=None,
-        catalogue_source=None,
-        rollouts=[rollout],
-        reservation=None,
-        max_restarts=20,
-        _metrics=SimpleNamespace(add=lambda *_, **__: None),
-    )
-    fleet._replace(rollout)
-    assert (fleet.failure is cause, fleet.queue.failed) == (ends, ["wrong answers"] if ends else [])
-    assert (begun, rollout.restarts) == (([], 0) if ends else ([True], 1))
-
-
 def test_what_is_pushed_is_published_and_a_change_that_cannot_be_read_does_not_end_the_run(
     tmp_path, caplog, capsys
 ):
     start = Vocabulary.of(CODES, LAYOUT)
     ids = [f"i{row}" for row in range(len(CODES))]
     published = Published()
-    fleet = Fleet(
-        queue=None,
-        publisher=None,
-        catalogues=published,
-        catalogue_source=None,
-        rollouts=[],
-        reservation=None,
-        max_restarts=0,
-        _changes=ChangingCatalogue(lambda: ids, start, tmp_path / "catalogue"),
-    )
-    fleet._follow_catalogue()
+    feed = CatalogueFeed(published, ChangingCatalogue(lambda: ids, start, tmp_path / "catalogue"))
+    feed.follow()
     assert published.versions == []
     gone = [ItemRow(where="row 1", item_id=item_id, codes=None) for item_id in ("i1", "i3")]
     for row in gone:
         ChangingCatalogue(lambda: ids, start, tmp_path / "catalogue").push([], [row])
-    fleet._follow_catalogue()
+    feed.follow()
     assert [one.version for one in published.versions] == [1, 2]
     assert np.array_equal(published.versions[1].retired, [1, 3])
     assert f"catalogue: version 2 with {len(CODES) - 2} items, 2 retired" in capsys.readouterr().out
     (tmp_path / "catalogue" / "00003.parquet").write_text("no Parquet")
-    fleet._follow_catalogue()
+    feed.follow()
     assert "the catalogue stays as it is" in caplog.text and "00003.parquet" in caplog.text
-    fleet._follow_catalogue()
-    assert (fleet.failure, len(published.versions)) == (None, 2)
+    feed.follow()
+    assert (feed.changes, len(published.versions)) == (None, 2)

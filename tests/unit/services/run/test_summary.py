@@ -8,13 +8,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from sluice.catalog.data.dataset import Dataset
+from sluice.catalog.errors import RunError
 from sluice.learner.evaluation.evaluate import UserResults
 from sluice.learner.policy.policy import load_policy, save_policy
 from sluice.learner.settings import EvaluationSettings
 from sluice.services.config import load_config
 from sluice.services.paths import RunPaths
+from sluice.services.report.report import write_report
 from sluice.services.run import summary
-from sluice.services.run.summary import PAIRS, compare_results, judge_policies, same_weights
+from sluice.services.run.summary import PAIRS, compare_results, judge_policies, same_weights, write_summary
 
 RUN = Path(__file__).parents[3] / "data" / "run-of-0.1"
 N = 40
@@ -136,7 +138,7 @@ def judged(tmp_path, monkeypatch):
     save_policy(load_policy(paths.arm("train").last), paths.arm("mixture").last)
 
     def run_tasks(jobs, _settings, watch):
-        assert "start" in jobs and not {"control", "mixture"} & set(jobs), "the same weights are decoded once"
+        assert not {"control", "mixture"} & set(jobs), "the same weights are decoded once"
         for name in jobs:
             watch(name, (1, 1, {}), True)
         return {name: job(lambda *_: None) for name, job in jobs.items()}
@@ -208,3 +210,25 @@ def test_the_ranks_are_left_for_others_to_judge(judged):
     for row, metrics in found["metrics"].items():
         hits = np.array([0 < rank <= 10 for rank in ranks[row]])
         assert hits.mean() == pytest.approx(metrics["hr@10"]), row
+
+
+def test_a_ranker_that_raises_in_the_judge_takes_nothing_else_with_it(judged, monkeypatch):
+    config, before = judged
+    run_here = summary.run_tasks
+
+    def run_tasks(jobs, settings, watch):
+        if "ranker" in jobs:
+            raise RunError("ranker failed: ZeroDivisionError: no scores today")
+        return run_here(jobs, settings, watch)
+
+    monkeypatch.setattr(summary, "run_tasks", run_tasks)
+    found = judge_policies(config, lambda *_: None)
+    assert found.pop("ranker_error") == (
+        "the ranker builtin failed in the judge: ranker failed: ZeroDivisionError: no scores today"
+    )
+    assert set(before) - set(found) == {"stratified"}
+    assert set(before["metrics"]) - set(found["metrics"]) == {"ranker"}
+    assert found["metrics"]["best"] == before["metrics"]["best"]
+    write_summary(RunPaths.of(config).summary, found)
+    page = write_report(RunPaths.of(config).root)
+    assert "the ranker itself" not in page.read_text()

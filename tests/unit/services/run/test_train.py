@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from sluice.catalog.errors import ConfigError, RunError
+from sluice.catalog.errors import ConfigError, RankerError, RunError
 from sluice.services.config import RunConfig, dump_config, load_config
 from sluice.services.paths import RunPaths
 from sluice.services.run import train
@@ -148,3 +148,9 @@ def test_throughput_is_over_all_starts_of_the_training(tmp_path: Path):
     resumed = SimpleNamespace(seconds={"train": 2.5})
     figures = train._figures(paths, resumed, {"trained": 40})
     assert figures["throughput"]["groups_per_s"] == 4.0
+
+
+def test_a_ranker_that_failed_in_the_judge_ends_the_run_with_its_name_once_all_is_written():
+    assert train._end({"metrics": {}}) == 0
+    with pytest.raises(RankerError, match=r"^the ranker my:R failed. Policies, summary and report are there"):
+        train._end({"ranker_error": "the ranker my:R failed"})

@@ -1,6 +1,7 @@
 """Submission: what goes to the job server, and what a job's end and log become. No Ray is started."""
 
 import contextlib
+import http.server
 import json
 import os
 import shlex
@@ -434,3 +435,73 @@ def test_the_address_of_a_later_head_stays(own_head):
     address.write_text("10.0.0.5:26379")
     submit._end(head, None, None)
     assert head.process.ended and address.exists()
+
+
+@pytest.mark.parametrize(
+    ("head", "stopping", "told"),
+    [
+        (Head(url="u"), False, "the job goes on"),
+        (Head(url="u"), True, "the job is being stopped, and nobody waits for its end here"),
+        (
+            Head(url="u", process=SimpleNamespace(pid=4711)),
+            True,
+            "the job is being stopped, and nobody waits for its end here; the Ray head that was started for "
+            "it stays: kill 4711 once it has ended",
+        ),
+    ],
+)
+def test_what_is_left_behind_is_told(head: Head, stopping: bool, told: str):
+    assert submit._left_behind(head, stopping) == told
+
+
+@pytest.fixture
+def dashboard():
+    """A job server that wants a token, at host:port."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(401 if self.path == "/api/jobs/" else 404)
+            self.end_headers()
+
+        def log_message(self, *_arguments):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("name", ["--address", "RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"])
+def test_the_port_of_a_dashboard_in_a_clusters_place_is_told_at_once(name: str, dashboard: str, monkeypatch):
+    for variable in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
+        monkeypatch.delenv(variable, raising=False)
+    if name != "--address":
+        monkeypatch.setenv(name, dashboard)
+    with pytest.raises(ClusterError, match=rf"^{name} is {dashboard}, the port of a dashboard and "):
+        machines.name_remote(dashboard if name == "--address" else None)
+    assert machines.name_remote(f"http://{dashboard}") == f"http://{dashboard}"
+
+
+def test_an_address_where_nobody_listens_is_told_at_once(monkeypatch):
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(ClusterError, match=f"RAY_ADDRESS is {address}, and nobody listens there"):
+        machines.name_remote(None)
+
+
+def test_the_address_of_a_cluster_is_taken_as_it_is(monkeypatch):
+    for variable in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
+        monkeypatch.delenv(variable, raising=False)
+    assert machines.name_remote(None) is None
+    assert machines.name_remote("ray://head:10001") == "ray://head:10001"
+    with socket.socket() as gcs:  # anything that is no job server
+        gcs.bind(("127.0.0.1", 0))
+        gcs.listen()
+        address = f"127.0.0.1:{gcs.getsockname()[1]}"
+        monkeypatch.setattr(head_module, "_QUERY_TIMEOUT_S", 0.2)
+        assert machines.name_remote(address) == address
