@@ -62,7 +62,7 @@ from sluice.services.stages.data_warnings import REJECTED, describe_codes, list_
 from sluice.services.stages.log_checks import check_exposure, check_reward, check_users
 from sluice.services.stages.staging import check_replaceable, is_current
 
-_LIBRARIES = ("pyarrow", "numpy", "scipy", "faiss-cpu")
+_LIBRARIES = ("pyarrow", "duckdb", "numpy", "scipy", "faiss-cpu")
 
 Progress = Callable[[int, int, dict[str, float]], None]
 
