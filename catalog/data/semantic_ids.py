@@ -24,6 +24,7 @@ from sluice.catalog.data.settings import SemanticIdSettings
 
 _POWER_ITERATIONS = 6
 _OVERSAMPLING = 16
+_VALUES = 1 << 22  # of a matrix that are worked on at a time
 _SMALLEST_LEVEL_BITS, _LARGEST_LEVEL_BITS = 2, 13  # of codes that follow the catalogue
 _ROOM = 16  # tuples of codes for each item of it
 _CONTEXT_SMOOTHING = 0.75  # of Levy, Goldberg and Dagan 2015: keeps rare contexts from dominating
@@ -42,11 +43,14 @@ def ppmi(counts: sp.csr_matrix) -> sp.csr_matrix:
     row = np.asarray(counts.sum(axis=1)).ravel() / total
     context = row**_CONTEXT_SMOOTHING
     context /= context.sum()
-    pairs = counts.tocoo()
-    value = np.log((pairs.data / total) / (row[pairs.row] * context[pairs.col]))
-    result = sp.csr_matrix(
-        (np.maximum(value, 0).astype(np.float32), (pairs.row, pairs.col)), shape=counts.shape
-    )
+    counts.sort_indices()
+    values = np.empty(counts.nnz, dtype=np.float32)
+    for start in range(0, counts.nnz, _VALUES):
+        part = slice(start, min(start + _VALUES, counts.nnz))
+        own = np.searchsorted(counts.indptr, np.arange(part.start, part.stop), side="right") - 1
+        chance = row[own] * context[counts.indices[part]]
+        values[part] = np.maximum(np.log((counts.data[part] / total) / chance), 0)
+    result = sp.csr_matrix((values, counts.indices, counts.indptr), shape=counts.shape, copy=True)
     result.eliminate_zeros()
     return result
 

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sluice.catalog.data.cleaning import LogCleaner, Rejections
-from sluice.catalog.data.cooccurrence import CoOccurrence, SharedUsers, mix_counts
+from sluice.catalog.data.cooccurrence import CoOccurrence, PairCounts, SharedUsers, mix_counts
 from sluice.catalog.data.dataset import FORMAT, IMPRESSIONS_FILE, MANIFEST, read_manifest
 from sluice.catalog.data.items import Items, attribute_matrix, read_items, read_user_attributes
 from sluice.catalog.data.partition import EventRules, ItemIndex, UserBuckets
@@ -127,8 +127,8 @@ class _Preparation:
     def run(self) -> dict[str, Any]:
         log, catalogue, users = self._clean_and_sort()
         cuts = self._cuts()
-        near, shared = self._split(cuts)
-        codes, level_sizes = self._semantic_ids(near, shared)
+        popularity, counts = self._split(cuts)
+        codes, level_sizes = self._semantic_ids(popularity, counts)
         self._write_catalogue(codes)
         judged = (log, catalogue) if self._user_attributes is None else (log, catalogue, users)
         return {
@@ -286,14 +286,17 @@ class _Preparation:
             self._time_unit,
         )
 
-    def _split(self, cuts: TimeCuts | None) -> tuple[CoOccurrence, SharedUsers]:
-        """Write the examples; count what stands together in the pretrain part, and what has users in
-        common.
+    def _split(self, cuts: TimeCuts | None) -> tuple[np.ndarray, tuple[PairCounts, ...]]:
+        """Write the examples. Count how often each item stands in the pretrain part `[N]`, and, where codes
+        are to be fitted, what stands together there and what has users in common.
         """
-        near = CoOccurrence(len(self._items.ids), self._settings.semantic_ids.window)
-        shared = SharedUsers(len(self._items.ids))
+        popularity = np.zeros(len(self._items.ids), dtype=np.int64)
+        counts: tuple[PairCounts, ...] = ()
+        if self._items.codes is None:
+            near = CoOccurrence(len(popularity), self._settings.semantic_ids.window)
+            counts = (near, SharedUsers(len(popularity)))
         examples, repeats = np.zeros(len(SPLITS), dtype=np.int64), np.zeros(len(SPLITS), dtype=np.int64)
-        training = late = 0
+        late = 0
         with pq.ParquetWriter(self._directory / "examples.parquet", EXAMPLES) as file:
             for table in self._row_groups(["user", "item", "timestamp", "part"]):
                 user, item, timestamp = (table.column(i).to_numpy() for i in range(3))
@@ -305,9 +308,9 @@ class _Preparation:
                 else:
                     labels = label_splits(offsets, timestamp, self._settings.split, cuts)
                 positions = positions_of(offsets)
-                for counts in (near, shared):
-                    counts.add(user[labels == PRETRAIN], item[labels == PRETRAIN])
-                training += int((labels == PRETRAIN).sum())
+                popularity += np.bincount(item[labels == PRETRAIN], minlength=len(popularity))
+                for pairs in counts:
+                    pairs.add(user[labels == PRETRAIN], item[labels == PRETRAIN])
                 kept = positions > 0
                 examples += np.bincount(labels[kept], minlength=len(SPLITS))
                 repeats += np.bincount(
@@ -317,13 +320,13 @@ class _Preparation:
                 columns = [pa.array(user[kept]), pa.array(positions[kept]), split]
                 file.write_table(pa.table(columns, schema=EXAMPLES), row_group_size=max(1, int(kept.sum())))
                 self._advance(len(user), {"examples": float(examples.sum())})
-        self._counts["pretrain_interactions"] = training
+        self._counts["pretrain_interactions"] = int(popularity.sum())
         self._counts["interactions_before_an_earlier_part"] = late
         self._counts["examples"] = dict(zip(SPLITS, examples.tolist(), strict=True))
         self._counts["repeated_targets"] = dict(zip(SPLITS, repeats.tolist(), strict=True))
-        self._counts["items_without_pretrain_interactions"] = int((near.popularity == 0).sum())
+        self._counts["items_without_pretrain_interactions"] = int((popularity == 0).sum())
         self._check_splits()
-        return near, shared
+        return popularity, counts
 
     def _check_splits(self) -> None:
         optional = () if isinstance(self._settings.split, FreshLogs) else ("fresh",)
@@ -335,18 +338,20 @@ class _Preparation:
                     f"interactions. Give a longer log, or change data.split"
                 )
 
-    def _semantic_ids(self, near: CoOccurrence, shared: SharedUsers) -> tuple[np.ndarray, tuple[int, ...]]:
+    def _semantic_ids(
+        self, popularity: np.ndarray, counts: tuple[PairCounts, ...]
+    ) -> tuple[np.ndarray, tuple[int, ...]]:
         settings, items = self._settings.semantic_ids, self._items
         fitted: tuple[int, ...] = ()
         if items.codes is not None:
             codes = items.codes
         else:
             attributes, names = attribute_matrix(items.attributes)
-            counts = mix_counts(near.matrix(), shared.matrix(), settings.user_share)
-            vectors = item_vectors(counts, attributes, names, items.embedding, settings)
+            mixed = mix_counts(*(pairs.matrix() for pairs in counts), settings.user_share)
+            vectors = item_vectors(mixed, attributes, names, items.embedding, settings)
             fitted = settings.level_sizes or fitting_level_sizes(len(vectors))
             codes = residual_kmeans(vectors, fitted, settings)
-        unique = resolve_collisions(codes, near.popularity)
+        unique = resolve_collisions(codes, popularity)
         self._counts["items_with_shared_codes"] = _sharing(codes)
         return unique, level_sizes_of(unique, fitted)
 
