@@ -1,19 +1,21 @@
 """`sluice prepare`: from raw logs and a catalogue to the Parquet contracts.
 
-    source --batches--> clean --rows--> buckets by user --sort--> interactions, users
+    source --batches--> clean --rows--> sort by user (DuckDB) --> interactions, users
                           |                                            | row group by row group
                       rejected.jsonl           examples, co-occurrence of the pretrain part
                                                                        |
                                              item vectors, semantic IDs, catalogue
 
-Memory holds one batch or one bucket of rows at a time, beside what grows with the items (ids, attributes,
-co-occurrence). Everything is written to a directory beside the output and renamed into place at the end.
+Memory holds one batch or one bucket of rows at a time, beside what the sort may have and what grows with the
+items (ids, attributes, co-occurrence up to a bound). Everything is written to a directory beside the output
+and renamed into place at the end.
 """
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -60,11 +62,10 @@ from sluice.catalog.files import directory_aside, sha256_of, write_atomically
 from sluice.catalog.timestamps import TimeUnit
 from sluice.services.stages.data_warnings import REJECTED, describe_codes, list_warnings
 from sluice.services.stages.log_checks import check_exposure, check_reward, check_users
+from sluice.services.stages.prepare_progress import PrepareProgress, Progress
 from sluice.services.stages.staging import check_replaceable, is_current
 
 _LIBRARIES = ("pyarrow", "duckdb", "numpy", "scipy", "faiss-cpu")
-
-Progress = Callable[[int, int, dict[str, float]], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +87,7 @@ def prepare_data(
 ) -> Prepared:
     """Write the prepared data directory `output`, or leave it when it already holds the same.
 
-    `progress` counts rows: every row is read once, sorted once and split once.
+    `progress` counts all stages as rows read (`PrepareProgress`).
 
     Raises:
         DataError: the source cannot be used; nothing is left behind then, and an earlier `output` is as it
@@ -115,9 +116,7 @@ class _Preparation:
         self._settings = settings
         self._source = source
         self._directory = directory
-        self._report = progress
-        self._rows = max(1, source.estimated_rows())
-        self._done = 0
+        self._progress = PrepareProgress(progress, settings.semantic_ids, source.estimated_rows())
         self._counts: dict[str, Any] = {}
         self._noted: Counter[str] = Counter()  # of the log: what was set apart or left out, and is no fault
         table = settings.source if isinstance(settings.source, TableSource) else None
@@ -130,6 +129,7 @@ class _Preparation:
         popularity, counts = self._split(cuts)
         codes, level_sizes = self._semantic_ids(popularity, counts)
         self._write_catalogue(codes)
+        self._progress.finish()
         judged = (log, catalogue) if self._user_attributes is None else (log, catalogue, users)
         return {
             "format": FORMAT,
@@ -160,6 +160,7 @@ class _Preparation:
             users.check(self._settings.max_bad_share)
             items = read_items(self._source, catalogue)
             catalogue.check(self._settings.max_bad_share)
+            self._fits = items is None or items.codes is None
             index = ItemIndex(items.ids if items else None)
             cleaner = LogCleaner.of(self._settings, log, index.contains if items else None)
             buckets = self._partition(index, cleaner, log)
@@ -168,8 +169,8 @@ class _Preparation:
             log.check(self._settings.max_bad_share)
             ids, item_rows = index.order_rows()
             self._items = items or Items.bare(ids)
-            self._rows = log.rows
-            self._done = log.rows
+            self._progress.know(rows=log.rows, items=len(ids), fits=self._fits)
+            self._progress.begin("sort")
             self._write_interactions(buckets, item_rows, log)
         self._time_unit = cleaner.time_unit
         if not log.bad + catalogue.bad + users.bad:
@@ -177,12 +178,13 @@ class _Preparation:
         return log, catalogue, users
 
     def _partition(self, index: ItemIndex, cleaner: LogCleaner, log: Rejections) -> UserBuckets:
-        buckets = UserBuckets(self._directory, self._rows)
+        buckets = UserBuckets(self._directory, self._source.estimated_rows())
         try:
             for batch in self._source.batches():
                 rows, numbers = cleaner.clean_rows(batch)
                 buckets.add(rows, index, batch.file, numbers)
-                self._advance(len(batch.rows), {"rejected": float(log.bad)})
+                self._progress.know(items=len(index), fits=self._fits)
+                self._progress.advance(len(batch.rows), {"rejected": float(log.bad)})
         finally:
             buckets.close()
         return buckets
@@ -223,7 +225,7 @@ class _Preparation:
                 users += len(bucket.user_ids)
                 user_id = user_id or next(iter(bucket.user_ids), "")
                 interactions += rows
-                self._advance(rows + bucket.dropped_rows, {"users": float(users)})
+                self._progress.advance(rows + bucket.dropped_rows, {"users": float(users)})
         log.check(self._settings.max_bad_share)
         if not self._noted["impressions"]:
             (self._directory / IMPRESSIONS_FILE).unlink()
@@ -292,7 +294,8 @@ class _Preparation:
         """
         popularity = np.zeros(len(self._items.ids), dtype=np.int64)
         counts: tuple[PairCounts, ...] = ()
-        if self._items.codes is None:
+        self._progress.begin("split")
+        if self._fits:
             near = CoOccurrence(len(popularity), self._settings.semantic_ids.window)
             counts = (near, SharedUsers(len(popularity)))
         examples, repeats = np.zeros(len(SPLITS), dtype=np.int64), np.zeros(len(SPLITS), dtype=np.int64)
@@ -319,7 +322,7 @@ class _Preparation:
                 split = pa.DictionaryArray.from_arrays(pa.array(labels[kept]), list(SPLITS))
                 columns = [pa.array(user[kept]), pa.array(positions[kept]), split]
                 file.write_table(pa.table(columns, schema=EXAMPLES), row_group_size=max(1, int(kept.sum())))
-                self._advance(len(user), {"examples": float(examples.sum())})
+                self._progress.advance(len(user), {"examples": float(examples.sum())})
         self._counts["pretrain_interactions"] = int(popularity.sum())
         self._counts["interactions_before_an_earlier_part"] = late
         self._counts["examples"] = dict(zip(SPLITS, examples.tolist(), strict=True))
@@ -348,9 +351,12 @@ class _Preparation:
         else:
             attributes, names = attribute_matrix(items.attributes)
             mixed = mix_counts(*(pairs.matrix() for pairs in counts), settings.user_share)
-            vectors = item_vectors(mixed, attributes, names, items.embedding, settings)
+            self._progress.begin("vectors")
+            report = partial(self._progress.advance, fields={"items": float(len(items.ids))})
+            vectors = item_vectors(mixed, attributes, names, items.embedding, settings, report)
+            self._progress.begin("codes")
             fitted = settings.level_sizes or fitting_level_sizes(len(vectors))
-            codes = residual_kmeans(vectors, fitted, settings)
+            codes = residual_kmeans(vectors, fitted, settings, report)
         unique = resolve_collisions(codes, popularity)
         self._counts["items_with_shared_codes"] = _sharing(codes)
         return unique, level_sizes_of(unique, fitted)
@@ -364,10 +370,6 @@ class _Preparation:
             pa.array(self._items.titles, pa.string()),
         ]
         pq.write_table(pa.table(columns, schema=CATALOGUE), self._directory / "catalogue.parquet")
-
-    def _advance(self, rows: int, fields: dict[str, float]) -> None:
-        self._done += rows
-        self._report(self._done, max(3 * self._rows, self._done), fields)
 
 
 def _seen_before(user: np.ndarray, item: np.ndarray, items: int) -> np.ndarray:
