@@ -60,6 +60,7 @@ from sluice.catalog.data.splits import (
 from sluice.catalog.errors import DataError
 from sluice.catalog.files import directory_aside, sha256_of, write_atomically
 from sluice.catalog.timestamps import TimeUnit
+from sluice.services.interrupts import sigterm_interrupts
 from sluice.services.stages.data_warnings import REJECTED, describe_codes, list_warnings
 from sluice.services.stages.log_checks import check_exposure, check_reward, check_users
 from sluice.services.stages.prepare_progress import PrepareProgress, Progress
@@ -91,7 +92,7 @@ def prepare_data(
 
     Raises:
         DataError: the source cannot be used; nothing is left behind then, and an earlier `output` is as it
-            was.
+            was. So it is after Ctrl-C and SIGTERM.
     """
     source = open_source(settings.source)
     fingerprint = source.fingerprint()
@@ -99,7 +100,7 @@ def prepare_data(
         manifest = read_manifest(output) or {}
         return Prepared(directory=output, reused=True, manifest=manifest, warnings=list_warnings(manifest))
     check_replaceable(output)
-    with directory_aside(output) as staging:
+    with sigterm_interrupts(), directory_aside(output) as staging:
         manifest = _Preparation(settings, source, staging, progress).run()
         manifest["source"] = fingerprint
         manifest["files"] = {path.name: sha256_of(path) for path in sorted(staging.iterdir())}

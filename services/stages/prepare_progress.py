@@ -14,10 +14,10 @@ from sluice.catalog.data.settings import SemanticIdSettings
 Progress = Callable[[int, int, dict[str, float]], None]
 
 _ROW_S = 0.75e-6  # reading one row
-_SORT, _SPLIT, _COUNT_PLACE = 2.0, 0.4, 0.45  # per row; counting per place of the window
-_MULTIPLY_S, _FLOPS = 0.7e-6, 40e9  # a pair of items in the SVD; k-means per second
+_SORT, _SPLIT, _COUNT_PLACE = 2.3, 0.4, 0.5  # per row; counting per place of the window
+_MULTIPLY_S, _FLOPS = 1e-6, 70e9  # a pair of items in the SVD; k-means per second
 _PAIRS_OF_ROW = 8  # different pairs of items that a row adds, as long as there are few rows for the items
-_ROUNDS = 0.4  # of the iterations of k-means that a large catalogue takes
+_ROUNDS = 0.3  # of the iterations of k-means that a large catalogue takes
 
 
 class PrepareProgress:
