@@ -14,7 +14,7 @@ and renamed into place at the end.
 import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -77,6 +77,7 @@ class Prepared:
     reused: bool  # the directory already held exactly this, nothing was done
     manifest: dict[str, Any]
     warnings: tuple[str, ...]  # what a user should know of this data set
+    seconds: dict[str, float] = field(default_factory=dict)  # of every stage, if anything was done
 
     def lines(self) -> list[str]:
         """What to print of it: its semantic IDs, then the warnings."""
@@ -101,11 +102,18 @@ def prepare_data(
         return Prepared(directory=output, reused=True, manifest=manifest, warnings=list_warnings(manifest))
     check_replaceable(output)
     with sigterm_interrupts(), directory_aside(output) as staging:
-        manifest = _Preparation(settings, source, staging, progress).run()
+        preparation = _Preparation(settings, source, staging, progress)
+        manifest = preparation.run()
         manifest["source"] = fingerprint
         manifest["files"] = {path.name: sha256_of(path) for path in sorted(staging.iterdir())}
         write_atomically(staging / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
-    return Prepared(directory=output, reused=False, manifest=manifest, warnings=list_warnings(manifest))
+    return Prepared(
+        directory=output,
+        reused=False,
+        manifest=manifest,
+        warnings=list_warnings(manifest),
+        seconds=preparation.progress.seconds,
+    )
 
 
 class _Preparation:
@@ -117,7 +125,7 @@ class _Preparation:
         self._settings = settings
         self._source = source
         self._directory = directory
-        self._progress = PrepareProgress(progress, settings.semantic_ids, source.estimated_rows())
+        self.progress = PrepareProgress(progress, settings.semantic_ids, source.estimated_rows())
         self._counts: dict[str, Any] = {}
         self._noted: Counter[str] = Counter()  # of the log: what was set apart or left out, and is no fault
         table = settings.source if isinstance(settings.source, TableSource) else None
@@ -130,7 +138,7 @@ class _Preparation:
         popularity, counts = self._split(cuts)
         codes, level_sizes = self._semantic_ids(popularity, counts)
         self._write_catalogue(codes)
-        self._progress.finish()
+        self.progress.finish()
         judged = (log, catalogue) if self._user_attributes is None else (log, catalogue, users)
         return {
             "format": FORMAT,
@@ -170,8 +178,8 @@ class _Preparation:
             log.check(self._settings.max_bad_share)
             ids, item_rows = index.order_rows()
             self._items = items or Items.bare(ids)
-            self._progress.know(rows=log.rows, items=len(ids), fits=self._fits)
-            self._progress.begin("sort")
+            self.progress.know(rows=log.rows, items=len(ids), fits=self._fits)
+            self.progress.begin("sort")
             self._write_interactions(buckets, item_rows, log)
         self._time_unit = cleaner.time_unit
         if not log.bad + catalogue.bad + users.bad:
@@ -184,8 +192,8 @@ class _Preparation:
             for batch in self._source.batches():
                 rows, numbers = cleaner.clean_rows(batch)
                 buckets.add(rows, index, batch.file, numbers)
-                self._progress.know(items=len(index), fits=self._fits)
-                self._progress.advance(len(batch.rows), {"rejected": float(log.bad)})
+                self.progress.know(items=len(index), fits=self._fits)
+                self.progress.advance(len(batch.rows), {"rejected": float(log.bad)})
         finally:
             buckets.close()
         return buckets
@@ -226,7 +234,7 @@ class _Preparation:
                 users += len(bucket.user_ids)
                 user_id = user_id or next(iter(bucket.user_ids), "")
                 interactions += rows
-                self._progress.advance(rows + bucket.dropped_rows, {"users": float(users)})
+                self.progress.advance(rows + bucket.dropped_rows, {"users": float(users)})
         log.check(self._settings.max_bad_share)
         if not self._noted["impressions"]:
             (self._directory / IMPRESSIONS_FILE).unlink()
@@ -295,7 +303,7 @@ class _Preparation:
         """
         popularity = np.zeros(len(self._items.ids), dtype=np.int64)
         counts: tuple[PairCounts, ...] = ()
-        self._progress.begin("split")
+        self.progress.begin("split")
         if self._fits:
             near = CoOccurrence(len(popularity), self._settings.semantic_ids.window)
             counts = (near, SharedUsers(len(popularity)))
@@ -323,7 +331,7 @@ class _Preparation:
                 split = pa.DictionaryArray.from_arrays(pa.array(labels[kept]), list(SPLITS))
                 columns = [pa.array(user[kept]), pa.array(positions[kept]), split]
                 file.write_table(pa.table(columns, schema=EXAMPLES), row_group_size=max(1, int(kept.sum())))
-                self._progress.advance(len(user), {"examples": float(examples.sum())})
+                self.progress.advance(len(user), {"examples": float(examples.sum())})
         self._counts["pretrain_interactions"] = int(popularity.sum())
         self._counts["interactions_before_an_earlier_part"] = late
         self._counts["examples"] = dict(zip(SPLITS, examples.tolist(), strict=True))
@@ -352,10 +360,10 @@ class _Preparation:
         else:
             attributes, names = attribute_matrix(items.attributes)
             mixed = mix_counts(*(pairs.matrix() for pairs in counts), settings.user_share)
-            self._progress.begin("vectors")
-            report = partial(self._progress.advance, fields={"items": float(len(items.ids))})
+            self.progress.begin("vectors")
+            report = partial(self.progress.advance, fields={"items": float(len(items.ids))})
             vectors = item_vectors(mixed, attributes, names, items.embedding, settings, report)
-            self._progress.begin("codes")
+            self.progress.begin("codes")
             fitted = settings.level_sizes or fitting_level_sizes(len(vectors))
             codes = residual_kmeans(vectors, fitted, settings, report)
         unique = resolve_collisions(codes, popularity)

@@ -5,6 +5,7 @@ logs of 1 to 20 million rows. Fitting semantic IDs depends on the items and not 
 there are is known for certain once the log is read.
 """
 
+import time
 from collections.abc import Callable
 
 from sluice.catalog.data.cooccurrence import most_pairs
@@ -23,10 +24,18 @@ _ROUNDS = 0.3  # of the iterations of k-means that a large catalogue takes
 class PrepareProgress:
     """Reports `(done, total, fields)` for the stages read, sort, split, vectors and codes, in this order."""
 
-    def __init__(self, report: Progress, ids: SemanticIdSettings, estimated_rows: int) -> None:
+    def __init__(
+        self,
+        report: Progress,
+        ids: SemanticIdSettings,
+        estimated_rows: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._report, self._ids = report, ids
         self._rows, self._items, self._fits = estimated_rows, 0, True
         self._stage, self._units = "read", 0.0
+        self._clock, self._since_s = clock, clock()
+        self.seconds: dict[str, float] = {}  # of every stage that is done
 
     def know(self, *, rows: int | None = None, items: int | None = None, fits: bool = True) -> None:
         """What has come out of the sizes; `fits`: semantic IDs are fitted, and not the user's."""
@@ -36,6 +45,7 @@ class PrepareProgress:
 
     def begin(self, stage: str) -> None:
         """The stages before are done."""
+        self._end()
         self._stage, self._units = stage, 0.0
 
     def advance(self, units: float, fields: dict[str, float]) -> None:
@@ -51,8 +61,14 @@ class PrepareProgress:
 
     def finish(self) -> None:
         """All is done."""
+        self._end()
         total = round(sum(self._costs().values()))
         self._report(total, total, {})
+
+    def _end(self) -> None:
+        now_s = self._clock()
+        self.seconds[self._stage] = now_s - self._since_s
+        self._since_s = now_s
 
     def _costs(self) -> dict[str, float]:
         """Of every stage, in order, in rows read."""
