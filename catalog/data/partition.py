@@ -181,6 +181,7 @@ class UserBuckets:
         bucket, parts = 0, list[pa.Table]()
         try:
             with duckdb.connect(config=settings) as connection:
+                connection.execute("SET enable_progress_bar = false")  # the caller has one
                 rows = connection.read_parquet(glob.escape(str(self._path))).select(*names)
                 for batch in rows.order("hash, user_id, timestamp, place").to_arrow_reader(_READ_ROWS):
                     part = _with_nulls(batch)
