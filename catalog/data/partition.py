@@ -177,7 +177,11 @@ class UserBuckets:
     def _read_buckets(self) -> Iterator[pa.Table]:
         """The sorted rows of every bucket in turn, with nulls for what the log has not."""
         names = [name for name in _ROWS.names if name in self._columns]  # the others would be sorted too
-        settings = {"memory_limit": SORT_MEMORY, "threads": 1, "temp_directory": str(self._spill)}
+        settings: dict[str, str | bool | int | float | list[str]] = {
+            "memory_limit": SORT_MEMORY,
+            "threads": 1,
+            "temp_directory": str(self._spill),
+        }
         bucket, parts = 0, list[pa.Table]()
         try:
             with duckdb.connect(config=settings) as connection:

@@ -58,7 +58,8 @@ def ppmi(counts: sp.csr_matrix) -> sp.csr_matrix:
         part = slice(start, min(start + _VALUES, counts.nnz))
         own = np.searchsorted(counts.indptr, np.arange(part.start, part.stop), side="right") - 1
         chance = row[own] * context[counts.indices[part]]
-        values[part] = np.maximum(np.log((counts.data[part] / total) / chance), 0)
+        values[part] = np.log((counts.data[part] / total) / chance)
+    np.maximum(values, 0, out=values)
     result = sp.csr_matrix((values, counts.indices, counts.indptr), shape=counts.shape, copy=True)
     result.eliminate_zeros()
     return result
@@ -164,19 +165,19 @@ def residual_kmeans(
     codes = np.zeros((len(vectors), len(level_sizes)), dtype=np.int32)
     for level, size in enumerate(level_sizes):
         if known.any():
-            share = size / sum(level_sizes)
-            centroids, nearest = _kmeans(
-                residual,
-                size,
-                settings.iterations,
-                settings.seed + level + 1,
-                lambda of_level, share=share: report(of_level * share),
-            )
+            of_level = _part_of(report, size / sum(level_sizes))
+            seed = settings.seed + level + 1
+            centroids, nearest = _kmeans(residual, size, settings.iterations, seed, of_level)
             codes[known, level] = nearest
             residual = residual - centroids[nearest]
         # One centroid for all of them would make all of them collide.
         codes[~known, level] = rng.integers(0, size, int((~known).sum()))
     return codes
+
+
+def _part_of(report: Report, share: float) -> Report:
+    """Reports on a part of the work that is this share of it."""
+    return lambda done: report(done * share)
 
 
 def _kmeans(

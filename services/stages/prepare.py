@@ -320,9 +320,10 @@ class _Preparation:
                 else:
                     labels = label_splits(offsets, timestamp, self._settings.split, cuts)
                 positions = positions_of(offsets)
-                popularity += np.bincount(item[labels == PRETRAIN], minlength=len(popularity))
+                own = labels == PRETRAIN
+                popularity += np.bincount(item[own], minlength=len(popularity))
                 for pairs in counts:
-                    pairs.add(user[labels == PRETRAIN], item[labels == PRETRAIN])
+                    pairs.add(user[own], item[own])
                 kept = positions > 0
                 examples += np.bincount(labels[kept], minlength=len(SPLITS))
                 repeats += np.bincount(
@@ -355,11 +356,12 @@ class _Preparation:
     ) -> tuple[np.ndarray, tuple[int, ...]]:
         settings, items = self._settings.semantic_ids, self._items
         fitted: tuple[int, ...] = ()
-        if items.codes is not None:
-            codes = items.codes
-        else:
+        codes = items.codes
+        if codes is None:
             attributes, names = attribute_matrix(items.attributes)
-            mixed = mix_counts(*(pairs.matrix() for pairs in counts), settings.user_share)
+            near, shared = (pairs.matrix() for pairs in counts)
+            mixed = mix_counts(near, shared, settings.user_share)
+            del near, shared  # each up to a quarter of a gigabyte
             self.progress.begin("vectors")
             report = partial(self.progress.advance, fields={"items": float(len(items.ids))})
             vectors = item_vectors(mixed, attributes, names, items.embedding, settings, report)
