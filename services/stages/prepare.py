@@ -359,9 +359,7 @@ class _Preparation:
         codes = items.codes
         if codes is None:
             attributes, names = attribute_matrix(items.attributes)
-            near, shared = (pairs.matrix() for pairs in counts)
-            mixed = mix_counts(near, shared, settings.user_share)
-            del near, shared  # each up to a quarter of a gigabyte
+            mixed = mix_counts(counts[0].matrix(), counts[1].matrix(), settings.user_share)
             self.progress.begin("vectors")
             report = partial(self.progress.advance, fields={"items": float(len(items.ids))})
             vectors = item_vectors(mixed, attributes, names, items.embedding, settings, report)
