@@ -1,42 +1,52 @@
 """Sorting a log that is too large to hold.
 
-Rows go to buckets on disk by a hash of the user, and each bucket is sorted alone.
+Clean rows go to one file on disk. DuckDB sorts it by (hash of the user, user, time, place in the log), within
+a bound of memory and with what does not fit on disk, and hands it on bucket by bucket.
 
-Buckets are ranges of the hash and users within a bucket are in order of (hash, id), so the order of all users
-does not depend on how many buckets there are.
+Buckets are ranges of the hash, so the order of all users does not depend on how many buckets there are.
 
 With all rows of a user together, it can be told what counts as an event: rows with histories are joined to
 sequences (`histories.py`), an event that was logged twice counts once, and what was shown without a click is
 set apart.
 """
 
+import glob
+import shutil
 import zlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from sluice.catalog.data.cleaning import BadRow
 from sluice.catalog.data.histories import FROM_HISTORY, join_rows
 from sluice.catalog.data.schema import EXPOSED_INTERACTIONS, IMPRESSIONS
+from sluice.catalog.errors import DataError
 from sluice.catalog.values import as_numpy
 
 BUCKET_ROWS = 1_000_000
-MAX_BUCKETS = 256
+SORT_MEMORY = "512MB"  # of DuckDB, which takes a little more beside it
 
-_BUCKETED = pa.schema(
+# Rows with their user, beside the columns that the log has.
+_ROWS = pa.schema(
     [
+        pa.field("hash", pa.uint32()),
         pa.field("user_id", pa.string()),
         *[EXPOSED_INTERACTIONS.field(i) for i in range(1, len(EXPOSED_INTERACTIONS))],
         pa.field("history", pa.large_list(pa.int32())),  # item numbers; null: the log has no histories
         pa.field("file", pa.string()),  # where the row was read, for logs with histories
         pa.field("row", pa.int64()),
+        pa.field("place", pa.int64()),  # in the log: rows of one user and time keep their order
     ]
 )
+_ALWAYS = {"hash", "user_id", "item", "timestamp", "row", "place"}
+_READ_ROWS = 250_000  # that DuckDB hands on at a time
 _TIME_AND_PLACE = ("user", "item", "timestamp")  # what is known of an event that no row has as its target
 
 
@@ -106,74 +116,108 @@ class SortedBucket:
 
 
 class UserBuckets:
-    """Buckets of a log on disk: `add` all rows, `close`, then `read_sorted` once."""
+    """The rows of a log on disk: `add` all of them, `close`, then `read_sorted` once."""
 
     def __init__(self, directory: Path, estimated_rows: int) -> None:
-        count = min(MAX_BUCKETS, max(1, -(-estimated_rows // BUCKET_ROWS)))
-        self._paths = [directory / f"bucket-{number:03d}.arrow" for number in range(count)]
-        self._writers = [pa.ipc.new_stream(str(path), _BUCKETED) for path in self._paths]
+        self._buckets = max(1, -(-estimated_rows // BUCKET_ROWS))
+        self._path, self._spill = directory / "rows.parquet", directory / "rows.spill"
+        self._columns = set(_ALWAYS)  # that some row has
+        self._rows = 0
+        self._writer = pq.ParquetWriter(
+            self._path, _ROWS, compression="none", use_dictionary=False, write_statistics=False
+        )
 
     def add(self, rows: pa.RecordBatch, index: ItemIndex, file: str, numbers: np.ndarray) -> None:
         """Write clean rows [n] (`cleaning.CLEAN_LOG`), read from `file` at `numbers` [n]."""
-        encoded = rows.column("user_id").dictionary_encode()
-        hashes = np.asarray([_hash(user) for user in encoded.dictionary.to_pylist()], dtype=np.int64)
-        bucket = ((hashes * len(self._paths)) >> 32)[encoded.indices.to_numpy()]
-        order = np.argsort(bucket, kind="stable")
-        items = pa.array(index.number_ids(rows.column("item_id")))
+        users = rows.column("user_id").dictionary_encode()
+        hashes = np.asarray([zlib.crc32(user.encode()) for user in users.dictionary.to_pylist()], np.uint32)
         history = rows.column("history")
         if history.null_count == len(history):  # the log has none
-            history, files = (
-                pa.nulls(len(rows), _BUCKETED.field("history").type),
-                pa.nulls(len(rows), pa.string()),
-            )
+            history, files = (pa.nulls(len(rows), _ROWS.field(name).type) for name in ("history", "file"))
         else:
             lengths = as_numpy(pc.list_value_length(history))
             offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
             history = pa.LargeListArray.from_arrays(offsets, pa.array(index.number_ids(history.flatten())))
             files = pa.repeat(file, len(rows))
-        columns = [rows.column("user_id"), items, *rows.columns[2:-1], history, files, pa.array(numbers)]
-        batch = pa.record_batch(columns, schema=_BUCKETED).take(pa.array(order))
-        edges = np.searchsorted(bucket[order], np.arange(len(self._paths) + 1))
-        for number in np.flatnonzero(np.diff(edges)):
-            self._writers[number].write_batch(batch.slice(edges[number], edges[number + 1] - edges[number]))
+        columns = [
+            pa.array(hashes[users.indices.to_numpy()]),
+            rows.column("user_id"),
+            pa.array(index.number_ids(rows.column("item_id"))),
+            *rows.columns[2:-1],
+            history,
+            files,
+            pa.array(numbers),
+            pa.array(np.arange(self._rows, self._rows + len(rows))),
+        ]
+        batch = pa.record_batch(columns, schema=_ROWS)
+        self._columns |= {name for name in _ROWS.names if batch.column(name).null_count < len(rows)}
+        self._rows += len(rows)
+        self._writer.write_batch(batch)
 
     def close(self) -> None:
-        """End the files: no more rows come."""
-        for writer in self._writers:
-            writer.close()
+        """End the file: no more rows come."""
+        self._writer.close()
 
     def read_sorted(self, item_rows: np.ndarray, rules: EventRules) -> Iterator[SortedBucket]:
-        """Every bucket in turn, sorted by user and time. A bucket's file is deleted once it is read.
+        """Every bucket in turn, sorted by user and time. The rows on disk are deleted at the end.
 
         `item_rows` int32 [N] are the item rows of the item numbers.
+
+        Raises:
+            DataError: the sort cannot go on, as when the disk is full.
         """
         first_user = 0
-        for path in self._paths:
-            with pa.memory_map(str(path)) as stream:
-                table = pa.ipc.open_stream(stream).read_all()
-                bucket = _sort(table, item_rows, rules, first_user)
-            path.unlink()
+        for table in self._read_buckets():
+            bucket = _sort(table, item_rows, rules, first_user)
             first_user += len(bucket.user_ids)
             yield bucket
+        shutil.rmtree(self._spill, ignore_errors=True)
+        self._path.unlink()
+
+    def _read_buckets(self) -> Iterator[pa.Table]:
+        """The sorted rows of every bucket in turn, with nulls for what the log has not."""
+        names = [name for name in _ROWS.names if name in self._columns]  # the others would be sorted too
+        settings: dict[str, str | bool | int | float | list[str]] = {
+            "memory_limit": SORT_MEMORY,
+            "threads": 1,
+            "temp_directory": str(self._spill),
+        }
+        bucket, parts = 0, list[pa.Table]()
+        try:
+            with duckdb.connect(config=settings) as connection:
+                connection.execute("SET enable_progress_bar = false")  # the caller has one
+                rows = connection.read_parquet(glob.escape(str(self._path))).select(*names)
+                for batch in rows.order("hash, user_id, timestamp, place").to_arrow_reader(_READ_ROWS):
+                    part = _with_nulls(batch)
+                    owners = (part.column("hash").to_numpy().astype(np.int64) * self._buckets) >> 32
+                    while bucket < owners[-1]:
+                        end = int(np.searchsorted(owners, bucket, side="right"))
+                        yield pa.concat_tables([*parts, part.slice(0, end)])
+                        part, owners = part.slice(end), owners[end:]
+                        bucket, parts = bucket + 1, []
+                    parts.append(part)
+        except duckdb.Error as error:
+            raise DataError(
+                f"the log cannot be sorted in {self._path.parent}: {str(error).splitlines()[0]}"
+            ) from None
+        for _ in range(bucket, self._buckets):
+            yield pa.concat_tables([*parts, _ROWS.empty_table()])
+            parts = []
 
 
-def _hash(user_id: str) -> int:
-    return zlib.crc32(user_id.encode())
+def _with_nulls(batch: pa.RecordBatch) -> pa.Table:
+    columns = [
+        batch.column(name) if name in batch.schema.names else pa.nulls(len(batch), kind)
+        for name, kind in zip(_ROWS.names, _ROWS.types, strict=True)
+    ]
+    return pa.table(columns, names=_ROWS.names).cast(_ROWS)
 
 
 def _sort(table: pa.Table, item_rows: np.ndarray, rules: EventRules, first_user: int) -> SortedBucket:
     noted: Counter[str] = Counter()
     ids, user = _number_users(table)
-    item = item_rows[table.column("item").to_numpy()]
-    # Stable: rows of one user and time stay in the order of the source.
-    order = np.lexsort((table.column("timestamp").to_numpy(), user))
-    events = pa.table(
-        {
-            "user": user,
-            "item": item,
-            **{name: table.column(name) for name in _BUCKETED.names[2:]},
-        }
-    ).take(pa.array(order))
+    columns = {name: table.column(name) for name in _ROWS.names[3:-1]}
+    events = pa.table({"user": user, "item": item_rows[table.column("item").to_numpy()], **columns})
     shown = np.zeros(len(events), dtype=bool)
     if rules.unclicked_are_impressions:
         shown = as_numpy(pc.invert(events.column("click")).fill_null(False).combine_chunks())
@@ -211,13 +255,9 @@ def _in_order_of_parts(events: pa.Table) -> pa.Table:
 
 
 def _number_users(table: pa.Table) -> tuple[list[str], np.ndarray]:
-    """The ids of the users in order of (hash, id), and the number of every row's user, int64 [n]."""
+    """The ids of the users in the order of the rows, and the number of every row's user, int64 [n]."""
     encoded = table.column("user_id").combine_chunks().dictionary_encode()
-    ids = encoded.dictionary.to_pylist()
-    order = sorted(range(len(ids)), key=lambda i: (_hash(ids[i]), ids[i]))
-    place = np.empty(len(ids), dtype=np.int64)
-    place[order] = np.arange(len(ids))
-    return [ids[i] for i in order], place[encoded.indices.to_numpy()]
+    return encoded.dictionary.to_pylist(), encoded.indices.to_numpy().astype(np.int64)
 
 
 def _drop_repeated(events: pa.Table, noted: Counter[str], name: str, of: pa.Table | None = None) -> pa.Table:

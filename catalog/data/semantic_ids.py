@@ -8,12 +8,15 @@ attributes and the user's embedding if there is one. Residual k-means (faiss) tu
 level: each level codes what the levels before it left over. Items that still share all codes are told apart
 by a collision code, the most popular item first.
 
+A large catalogue is trained in rounds of a few iterations, on a sample, for as long as they better it.
+
 Everything is seeded and k-means runs on one thread: equal input gives equal codes on one machine.
 
 Definition: docs/algorithms.md, Semantic IDs.
 """
 
 import math
+from collections.abc import Callable
 
 import faiss
 import numpy as np
@@ -24,9 +27,16 @@ from sluice.catalog.data.settings import SemanticIdSettings
 
 _POWER_ITERATIONS = 6
 _OVERSAMPLING = 16
+_VALUES = 1 << 22  # of a matrix that are worked on at a time
 _SMALLEST_LEVEL_BITS, _LARGEST_LEVEL_BITS = 2, 13  # of codes that follow the catalogue
 _ROOM = 16  # tuples of codes for each item of it
+MANY = 1 << 15  # items of a large catalogue
+_ROUND = 5  # iterations in which k-means on a large one
+_LEAST_GAIN = 0.01  # must bring the items this much nearer to their centroids, or it has converged
+_POINTS_PER_CODE, _FEW_POINTS_PER_CODE = 256, 39  # that k-means looks at; faiss advises at least the latter
 _CONTEXT_SMOOTHING = 0.75  # of Levy, Goldberg and Dagan 2015: keeps rare contexts from dominating
+
+Report = Callable[[float], None]  # told the share that is done since it was told last
 
 
 def ppmi(counts: sp.csr_matrix) -> sp.csr_matrix:
@@ -42,16 +52,22 @@ def ppmi(counts: sp.csr_matrix) -> sp.csr_matrix:
     row = np.asarray(counts.sum(axis=1)).ravel() / total
     context = row**_CONTEXT_SMOOTHING
     context /= context.sum()
-    pairs = counts.tocoo()
-    value = np.log((pairs.data / total) / (row[pairs.row] * context[pairs.col]))
-    result = sp.csr_matrix(
-        (np.maximum(value, 0).astype(np.float32), (pairs.row, pairs.col)), shape=counts.shape
-    )
+    counts.sort_indices()
+    values = np.empty(counts.nnz, dtype=np.float32)
+    for start in range(0, counts.nnz, _VALUES):
+        part = slice(start, min(start + _VALUES, counts.nnz))
+        own = np.searchsorted(counts.indptr, np.arange(part.start, part.stop), side="right") - 1
+        chance = row[own] * context[counts.indices[part]]
+        values[part] = np.log((counts.data[part] / total) / chance)
+    np.maximum(values, 0, out=values)
+    result = sp.csr_matrix((values, counts.indices, counts.indptr), shape=counts.shape, copy=True)
     result.eliminate_zeros()
     return result
 
 
-def truncated_svd(matrix: sp.csr_matrix, dims: int, seed: int, power: float) -> np.ndarray:
+def truncated_svd(
+    matrix: sp.csr_matrix, dims: int, seed: int, power: float, report: Report = lambda share: None
+) -> np.ndarray:
     """U * S^power of the `dims` leading singular vectors, float32 `[N, <= dims]`.
 
     Found by random projection and power iterations (Halko et al. 2011), the same for the same `seed`.
@@ -63,6 +79,7 @@ def truncated_svd(matrix: sp.csr_matrix, dims: int, seed: int, power: float) -> 
     for _ in range(_POWER_ITERATIONS):
         basis, _ = np.linalg.qr(matrix.T @ basis)
         basis, _ = np.linalg.qr(matrix @ basis)
+        report(1 / _POWER_ITERATIONS)
     left, values, _ = scipy.linalg.svd((matrix.T @ basis).T, full_matrices=False)
     vectors: np.ndarray = ((basis @ left[:, :dims]) * values[:dims] ** power).astype(np.float32)
     return vectors
@@ -74,6 +91,7 @@ def item_vectors(
     attribute_names: list[str],
     embedding: np.ndarray | None,
     settings: SemanticIdSettings,
+    report: Report = lambda share: None,
 ) -> np.ndarray:
     """A vector for each item, float32 `[N, d]`: three parts side by side, as far as the data set has them.
 
@@ -87,8 +105,9 @@ def item_vectors(
         attribute_names: `[A]`, such as "genre=Comedy".
         embedding: float `[N, any width]`, None: the user gave none.
         settings: widths, weights and the seed.
+        report: told how the co-occurrences come along, which take most of the time.
     """
-    parts = [_unit(truncated_svd(ppmi(counts), settings.vector_dims, settings.seed, power=0.5))]
+    parts = [_unit(truncated_svd(ppmi(counts), settings.vector_dims, settings.seed, 0.5, report))]
     if settings.attribute_weight and attribute_names:
         kinds = np.asarray([name.partition("=")[0] for name in attribute_names])
         blocks = []
@@ -131,11 +150,14 @@ def _power_of_two(bits: int) -> int:
 
 
 def residual_kmeans(
-    vectors: np.ndarray, level_sizes: tuple[int, ...], settings: SemanticIdSettings
+    vectors: np.ndarray,
+    level_sizes: tuple[int, ...],
+    settings: SemanticIdSettings,
+    report: Report = lambda share: None,
 ) -> np.ndarray:
     """Codes int32 `[N, L]` of vectors `[N, d]`, level l below `level_sizes[l]`.
 
-    Items of which nothing is known (zero rows) are spread at random.
+    Items of which nothing is known (zero rows) are spread at random. `report` is told how it comes along.
     """
     known = np.linalg.norm(vectors, axis=1) > 0
     rng = np.random.default_rng(settings.seed)
@@ -143,7 +165,9 @@ def residual_kmeans(
     codes = np.zeros((len(vectors), len(level_sizes)), dtype=np.int32)
     for level, size in enumerate(level_sizes):
         if known.any():
-            centroids, nearest = _kmeans(residual, size, settings.iterations, settings.seed + level + 1)
+            of_level = _part_of(report, size / sum(level_sizes))
+            seed = settings.seed + level + 1
+            centroids, nearest = _kmeans(residual, size, settings.iterations, seed, of_level)
             codes[known, level] = nearest
             residual = residual - centroids[nearest]
         # One centroid for all of them would make all of them collide.
@@ -151,21 +175,37 @@ def residual_kmeans(
     return codes
 
 
-def _kmeans(rows: np.ndarray, size: int, iterations: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _part_of(report: Report, share: float) -> Report:
+    """Reports on a part of the work that is this share of it."""
+    return lambda done: report(done * share)
+
+
+def _kmeans(
+    rows: np.ndarray, size: int, iterations: int, seed: int, report: Report
+) -> tuple[np.ndarray, np.ndarray]:
     """At most `size` centroids, and the nearest one of every row."""
+    is_large = len(rows) > MANY
+    step = _ROUND if is_large else iterations
     kmeans = faiss.Kmeans(
         rows.shape[1],
         min(size, len(rows)),
-        niter=iterations,
         seed=seed,
         min_points_per_centroid=1,  # silences advice; small catalogues are fine
-        max_points_per_centroid=256,
+        max_points_per_centroid=_FEW_POINTS_PER_CODE if is_large else _POINTS_PER_CODE,
     )
     threads = faiss.omp_get_max_threads()
     # The order of summation, and so the last bit, must not depend on the machine's cores.
     faiss.omp_set_num_threads(1)
     try:
-        kmeans.train(rows)
+        before = math.inf
+        for done in range(0, iterations, step):
+            kmeans.cp.niter = min(step, iterations - done)
+            distance = kmeans.train(rows, init_centroids=kmeans.centroids)
+            if distance > before * (1 - _LEAST_GAIN):
+                report(1 - done / iterations)
+                break
+            report(kmeans.cp.niter / iterations)
+            before = distance
         _, nearest = kmeans.index.search(rows, 1)
     finally:
         faiss.omp_set_num_threads(threads)

@@ -55,6 +55,9 @@ BENCHES: dict[str, Bench] = {
         "system.scale",
         "throughput and cost of the control plane with 4 to 256 rollout actors on simulated engines",
     ),
+    "scale-data": Bench(
+        "system.scale_data", "sluice prepare over logs of growing size: seconds by stage, memory"
+    ),
     "learner": Bench(
         "learner.learner",
         "optimizer steps on shared prefixes against one row per candidate, right-padded and as TRL does it",
@@ -93,6 +96,7 @@ class BenchOptions:
     threads: int = 1  # torch threads
     quick: bool = False  # smaller sizes, for a look and for the regression gate
     seed: int = 0
+    rows: tuple[int, ...] = ()  # of the logs of `scale-data`; none: its own
 
 
 def run_bench(name: str, options: BenchOptions, output: Path | None) -> int:
@@ -103,6 +107,8 @@ def run_bench(name: str, options: BenchOptions, output: Path | None) -> int:
     """
     if name not in BENCHES:
         raise ConfigError(f"there is no bench {name!r}; there are {', '.join(sorted(BENCHES))}")
+    if options.rows and name != "scale-data":
+        raise ConfigError(f"--rows is for the bench scale-data: bench {name} has no logs of that many rows")
     if output is not None and not output.resolve().parent.is_dir():
         raise ConfigError(f"--json {output}: there is no directory {output.resolve().parent}")
     import torch

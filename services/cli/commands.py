@@ -222,7 +222,11 @@ def advise_after_run(options: argparse.Namespace) -> int:
 def measure_bench(options: argparse.Namespace) -> int:
     """`sluice bench`: measure, and print JSON."""
     settings = BenchOptions(
-        repeats=options.repeats, threads=options.threads, quick=options.quick, seed=options.seed
+        repeats=options.repeats,
+        threads=options.threads,
+        quick=options.quick,
+        seed=options.seed,
+        rows=options.rows,
     )
     return run_bench(options.name, settings, options.json)
 

@@ -165,6 +165,20 @@ def _add_bench(bench: argparse.ArgumentParser) -> None:
     bench.add_argument("--threads", type=int, default=1, help="torch threads (default: 1)")
     bench.add_argument("--quick", action="store_true", help="smaller sizes")
     bench.add_argument("--seed", type=int, default=0)
+    bench.add_argument(
+        "--rows",
+        type=_sizes,
+        default=(),
+        metavar="N,N",
+        help="of scale-data's logs, such as 1000000,20000000",
+    )
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    sizes = tuple(int(size) for size in text.split(","))
+    if min(sizes) < 1000 or len(set(sizes)) < len(sizes):
+        raise argparse.ArgumentTypeError("give different sizes of at least 1000 rows")
+    return sizes
 
 
 def _add_study(study: argparse.ArgumentParser) -> None:

@@ -1,19 +1,21 @@
 """`sluice prepare`: from raw logs and a catalogue to the Parquet contracts.
 
-    source --batches--> clean --rows--> buckets by user --sort--> interactions, users
+    source --batches--> clean --rows--> sort by user (DuckDB) --> interactions, users
                           |                                            | row group by row group
                       rejected.jsonl           examples, co-occurrence of the pretrain part
                                                                        |
                                              item vectors, semantic IDs, catalogue
 
-Memory holds one batch or one bucket of rows at a time, beside what grows with the items (ids, attributes,
-co-occurrence). Everything is written to a directory beside the output and renamed into place at the end.
+Memory holds one batch or one bucket of rows at a time, beside what the sort may have and what grows with the
+items (ids, attributes, co-occurrence up to a bound). Everything is written to a directory beside the output
+and renamed into place at the end.
 """
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sluice.catalog.data.cleaning import LogCleaner, Rejections
-from sluice.catalog.data.cooccurrence import CoOccurrence, SharedUsers, mix_counts
+from sluice.catalog.data.cooccurrence import CoOccurrence, PairCounts, SharedUsers, mix_counts
 from sluice.catalog.data.dataset import FORMAT, IMPRESSIONS_FILE, MANIFEST, read_manifest
 from sluice.catalog.data.items import Items, attribute_matrix, read_items, read_user_attributes
 from sluice.catalog.data.partition import EventRules, ItemIndex, UserBuckets
@@ -58,13 +60,13 @@ from sluice.catalog.data.splits import (
 from sluice.catalog.errors import DataError
 from sluice.catalog.files import directory_aside, sha256_of, write_atomically
 from sluice.catalog.timestamps import TimeUnit
+from sluice.services.interrupts import sigterm_interrupts
 from sluice.services.stages.data_warnings import REJECTED, describe_codes, list_warnings
 from sluice.services.stages.log_checks import check_exposure, check_reward, check_users
+from sluice.services.stages.prepare_progress import PrepareProgress, Progress
 from sluice.services.stages.staging import check_replaceable, is_current
 
-_LIBRARIES = ("pyarrow", "numpy", "scipy", "faiss-cpu")
-
-Progress = Callable[[int, int, dict[str, float]], None]
+_LIBRARIES = ("pyarrow", "duckdb", "numpy", "scipy", "faiss-cpu")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +77,7 @@ class Prepared:
     reused: bool  # the directory already held exactly this, nothing was done
     manifest: dict[str, Any]
     warnings: tuple[str, ...]  # what a user should know of this data set
+    seconds: dict[str, float] = field(default_factory=dict)  # of every stage, if anything was done
 
     def lines(self) -> list[str]:
         """What to print of it: its semantic IDs, then the warnings."""
@@ -86,11 +89,11 @@ def prepare_data(
 ) -> Prepared:
     """Write the prepared data directory `output`, or leave it when it already holds the same.
 
-    `progress` counts rows: every row is read once, sorted once and split once.
+    `progress` counts all stages as rows read (`PrepareProgress`).
 
     Raises:
         DataError: the source cannot be used; nothing is left behind then, and an earlier `output` is as it
-            was.
+            was. So it is after Ctrl-C and SIGTERM.
     """
     source = open_source(settings.source)
     fingerprint = source.fingerprint()
@@ -98,12 +101,19 @@ def prepare_data(
         manifest = read_manifest(output) or {}
         return Prepared(directory=output, reused=True, manifest=manifest, warnings=list_warnings(manifest))
     check_replaceable(output)
-    with directory_aside(output) as staging:
-        manifest = _Preparation(settings, source, staging, progress).run()
+    with sigterm_interrupts(), directory_aside(output) as staging:
+        preparation = _Preparation(settings, source, staging, progress)
+        manifest = preparation.run()
         manifest["source"] = fingerprint
         manifest["files"] = {path.name: sha256_of(path) for path in sorted(staging.iterdir())}
         write_atomically(staging / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
-    return Prepared(directory=output, reused=False, manifest=manifest, warnings=list_warnings(manifest))
+    return Prepared(
+        directory=output,
+        reused=False,
+        manifest=manifest,
+        warnings=list_warnings(manifest),
+        seconds=preparation.progress.seconds,
+    )
 
 
 class _Preparation:
@@ -115,9 +125,7 @@ class _Preparation:
         self._settings = settings
         self._source = source
         self._directory = directory
-        self._report = progress
-        self._rows = max(1, source.estimated_rows())
-        self._done = 0
+        self.progress = PrepareProgress(progress, settings.semantic_ids, source.estimated_rows())
         self._counts: dict[str, Any] = {}
         self._noted: Counter[str] = Counter()  # of the log: what was set apart or left out, and is no fault
         table = settings.source if isinstance(settings.source, TableSource) else None
@@ -127,9 +135,10 @@ class _Preparation:
     def run(self) -> dict[str, Any]:
         log, catalogue, users = self._clean_and_sort()
         cuts = self._cuts()
-        near, shared = self._split(cuts)
-        codes, level_sizes = self._semantic_ids(near, shared)
+        popularity, counts = self._split(cuts)
+        codes, level_sizes = self._semantic_ids(popularity, counts)
         self._write_catalogue(codes)
+        self.progress.finish()
         judged = (log, catalogue) if self._user_attributes is None else (log, catalogue, users)
         return {
             "format": FORMAT,
@@ -160,6 +169,7 @@ class _Preparation:
             users.check(self._settings.max_bad_share)
             items = read_items(self._source, catalogue)
             catalogue.check(self._settings.max_bad_share)
+            self._fits = items is None or items.codes is None
             index = ItemIndex(items.ids if items else None)
             cleaner = LogCleaner.of(self._settings, log, index.contains if items else None)
             buckets = self._partition(index, cleaner, log)
@@ -168,8 +178,8 @@ class _Preparation:
             log.check(self._settings.max_bad_share)
             ids, item_rows = index.order_rows()
             self._items = items or Items.bare(ids)
-            self._rows = log.rows
-            self._done = log.rows
+            self.progress.know(rows=log.rows, items=len(ids), fits=self._fits)
+            self.progress.begin("sort")
             self._write_interactions(buckets, item_rows, log)
         self._time_unit = cleaner.time_unit
         if not log.bad + catalogue.bad + users.bad:
@@ -177,12 +187,13 @@ class _Preparation:
         return log, catalogue, users
 
     def _partition(self, index: ItemIndex, cleaner: LogCleaner, log: Rejections) -> UserBuckets:
-        buckets = UserBuckets(self._directory, self._rows)
+        buckets = UserBuckets(self._directory, self._source.estimated_rows())
         try:
             for batch in self._source.batches():
                 rows, numbers = cleaner.clean_rows(batch)
                 buckets.add(rows, index, batch.file, numbers)
-                self._advance(len(batch.rows), {"rejected": float(log.bad)})
+                self.progress.know(items=len(index), fits=self._fits)
+                self.progress.advance(len(batch.rows), {"rejected": float(log.bad)})
         finally:
             buckets.close()
         return buckets
@@ -223,7 +234,7 @@ class _Preparation:
                 users += len(bucket.user_ids)
                 user_id = user_id or next(iter(bucket.user_ids), "")
                 interactions += rows
-                self._advance(rows + bucket.dropped_rows, {"users": float(users)})
+                self.progress.advance(rows + bucket.dropped_rows, {"users": float(users)})
         log.check(self._settings.max_bad_share)
         if not self._noted["impressions"]:
             (self._directory / IMPRESSIONS_FILE).unlink()
@@ -286,14 +297,18 @@ class _Preparation:
             self._time_unit,
         )
 
-    def _split(self, cuts: TimeCuts | None) -> tuple[CoOccurrence, SharedUsers]:
-        """Write the examples; count what stands together in the pretrain part, and what has users in
-        common.
+    def _split(self, cuts: TimeCuts | None) -> tuple[np.ndarray, tuple[PairCounts, ...]]:
+        """Write the examples. Count how often each item stands in the pretrain part `[N]`, and, where codes
+        are to be fitted, what stands together there and what has users in common.
         """
-        near = CoOccurrence(len(self._items.ids), self._settings.semantic_ids.window)
-        shared = SharedUsers(len(self._items.ids))
+        popularity = np.zeros(len(self._items.ids), dtype=np.int64)
+        counts: tuple[PairCounts, ...] = ()
+        self.progress.begin("split")
+        if self._fits:
+            near = CoOccurrence(len(popularity), self._settings.semantic_ids.window)
+            counts = (near, SharedUsers(len(popularity)))
         examples, repeats = np.zeros(len(SPLITS), dtype=np.int64), np.zeros(len(SPLITS), dtype=np.int64)
-        training = late = 0
+        late = 0
         with pq.ParquetWriter(self._directory / "examples.parquet", EXAMPLES) as file:
             for table in self._row_groups(["user", "item", "timestamp", "part"]):
                 user, item, timestamp = (table.column(i).to_numpy() for i in range(3))
@@ -305,9 +320,10 @@ class _Preparation:
                 else:
                     labels = label_splits(offsets, timestamp, self._settings.split, cuts)
                 positions = positions_of(offsets)
-                for counts in (near, shared):
-                    counts.add(user[labels == PRETRAIN], item[labels == PRETRAIN])
-                training += int((labels == PRETRAIN).sum())
+                own = labels == PRETRAIN
+                popularity += np.bincount(item[own], minlength=len(popularity))
+                for pairs in counts:
+                    pairs.add(user[own], item[own])
                 kept = positions > 0
                 examples += np.bincount(labels[kept], minlength=len(SPLITS))
                 repeats += np.bincount(
@@ -316,14 +332,14 @@ class _Preparation:
                 split = pa.DictionaryArray.from_arrays(pa.array(labels[kept]), list(SPLITS))
                 columns = [pa.array(user[kept]), pa.array(positions[kept]), split]
                 file.write_table(pa.table(columns, schema=EXAMPLES), row_group_size=max(1, int(kept.sum())))
-                self._advance(len(user), {"examples": float(examples.sum())})
-        self._counts["pretrain_interactions"] = training
+                self.progress.advance(len(user), {"examples": float(examples.sum())})
+        self._counts["pretrain_interactions"] = int(popularity.sum())
         self._counts["interactions_before_an_earlier_part"] = late
         self._counts["examples"] = dict(zip(SPLITS, examples.tolist(), strict=True))
         self._counts["repeated_targets"] = dict(zip(SPLITS, repeats.tolist(), strict=True))
-        self._counts["items_without_pretrain_interactions"] = int((near.popularity == 0).sum())
+        self._counts["items_without_pretrain_interactions"] = int((popularity == 0).sum())
         self._check_splits()
-        return near, shared
+        return popularity, counts
 
     def _check_splits(self) -> None:
         optional = () if isinstance(self._settings.split, FreshLogs) else ("fresh",)
@@ -335,18 +351,22 @@ class _Preparation:
                     f"interactions. Give a longer log, or change data.split"
                 )
 
-    def _semantic_ids(self, near: CoOccurrence, shared: SharedUsers) -> tuple[np.ndarray, tuple[int, ...]]:
+    def _semantic_ids(
+        self, popularity: np.ndarray, counts: tuple[PairCounts, ...]
+    ) -> tuple[np.ndarray, tuple[int, ...]]:
         settings, items = self._settings.semantic_ids, self._items
         fitted: tuple[int, ...] = ()
-        if items.codes is not None:
-            codes = items.codes
-        else:
+        codes = items.codes
+        if codes is None:
             attributes, names = attribute_matrix(items.attributes)
-            counts = mix_counts(near.matrix(), shared.matrix(), settings.user_share)
-            vectors = item_vectors(counts, attributes, names, items.embedding, settings)
+            mixed = mix_counts(counts[0].matrix(), counts[1].matrix(), settings.user_share)
+            self.progress.begin("vectors")
+            report = partial(self.progress.advance, fields={"items": float(len(items.ids))})
+            vectors = item_vectors(mixed, attributes, names, items.embedding, settings, report)
+            self.progress.begin("codes")
             fitted = settings.level_sizes or fitting_level_sizes(len(vectors))
-            codes = residual_kmeans(vectors, fitted, settings)
-        unique = resolve_collisions(codes, near.popularity)
+            codes = residual_kmeans(vectors, fitted, settings, report)
+        unique = resolve_collisions(codes, popularity)
         self._counts["items_with_shared_codes"] = _sharing(codes)
         return unique, level_sizes_of(unique, fitted)
 
@@ -359,10 +379,6 @@ class _Preparation:
             pa.array(self._items.titles, pa.string()),
         ]
         pq.write_table(pa.table(columns, schema=CATALOGUE), self._directory / "catalogue.parquet")
-
-    def _advance(self, rows: int, fields: dict[str, float]) -> None:
-        self._done += rows
-        self._report(self._done, max(3 * self._rows, self._done), fields)
 
 
 def _seen_before(user: np.ndarray, item: np.ndarray, items: int) -> np.ndarray:

@@ -5,10 +5,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from sluice.services.interrupts import sigterm_interrupts
 from sluice.services.progress import Reporter
 from sluice.services.run_lock import hold_run
 from sluice.services.study.settings import StudyConfig
-from sluice.services.submit.follow import sigterm_interrupts
 from sluice.services.submit.head import ensure_token, find_head, start_head
 
 _FAILED = 4

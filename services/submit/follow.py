@@ -4,16 +4,15 @@ import asyncio
 import contextlib
 import os
 import queue
-import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from sluice.catalog.errors import ClusterError
+from sluice.services.interrupts import Terminated
 from sluice.services.progress import Sink, parse_line, sink_for
 
 if TYPE_CHECKING:
@@ -28,24 +27,6 @@ _DRAIN_S = 5.0  # and may stay silent as long once the job is over, in case its 
 _TERMINAL = ("SUCCEEDED", "FAILED", "STOPPED")
 Choice = Literal["stop", "leave", "watch"]
 T = TypeVar("T")
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM: nobody is there to ask."""
-
-
-@contextlib.contextmanager
-def sigterm_interrupts() -> Iterator[None]:
-    """While this lasts SIGTERM ends the command as Ctrl-C does, with all that it has started."""
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise Terminated
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,12 +21,13 @@ from sluice.catalog.errors import ConfigError
 from sluice.cluster.environment import job_environment
 from sluice.services.config import Resume, RunConfig, load_config, place_output
 from sluice.services.config_resume import check_resume
+from sluice.services.interrupts import sigterm_interrupts
 from sluice.services.paths import RunPaths
 from sluice.services.progress import MODE_VARIABLE
 from sluice.services.run.leftovers import check_checkpoints, is_forking
 from sluice.services.run.manifest import GIT_VARIABLE, git_state
 from sluice.services.run_lock import check_idle
-from sluice.services.submit.follow import call_with_bound, follow_job, others_running, sigterm_interrupts
+from sluice.services.submit.follow import call_with_bound, follow_job, others_running
 from sluice.services.submit.head import (
     Head,
     bypass_proxies,

@@ -194,6 +194,23 @@ _HISTORIES = (
     ("        if start < 0:\n", "        if False:\n"),
 )
 
+_SORT = (
+    ('order("hash, user_id, timestamp, place")', 'order("hash, user_id, timestamp")'),
+    ('order("hash, user_id, timestamp, place")', 'order("user_id, timestamp, place")'),
+    ("glob.escape(str(self._path))", "str(self._path)"),
+    ('bucket, side="right"))', 'bucket, side="left"))'),
+    ("shutil.rmtree(self._spill, ignore_errors=True)", "pass"),
+    ("self._rows += len(rows)", "self._rows += 0"),
+)
+_PAIRS = (
+    ("self._most // 2 // self", "self._most // self"),
+    ("if self.matrix.nnz > self._most:", "if False:"),
+    ("np.argsort(-counts.data[start:end]", "np.argsort(counts.data[start:end]"),
+    ("<= MOST_OF_USER", "< MOST_OF_USER"),
+    ("counts.maximum(counts.T).tocsr() if self._sum.was_cut else counts", "counts"),
+    ("if items**2 <= most:", "if True:"),
+    ("max(MOST_PAIRS, PAIRS_PER_ITEM * items)", "MOST_PAIRS"),
+)
 _EVENTS = (
     ('for column in ("item", "timestamp", "user")', 'for column in ("item", "user")'),
     ('for column in ("item", "timestamp", "user")', 'for column in ("timestamp", "user")'),
@@ -252,6 +269,27 @@ _PARTS = (
     ("catalog/timestamps.py", _TIMESTAMPS, ("catalog/test_timestamps.py",)),
     ("catalog/data/histories.py", _HISTORIES, ("catalog/data/test_histories.py",)),
     ("catalog/data/partition.py", _EVENTS, ("catalog/data/test_partition.py",)),
+    ("catalog/data/partition.py", _SORT, ("catalog/data/test_partition.py",)),
+    ("catalog/data/cooccurrence.py", _PAIRS, ("catalog/data/test_cooccurrence.py",)),
+    (
+        "services/stages/prepare_progress.py",
+        (
+            ("stages[: stages.index(self._stage)]", "stages"),
+            ("if self._fits else 0\n        vectors_s", "\n        vectors_s"),
+            ("rounds / _FLOPS", "1 / _FLOPS"),
+        ),
+        ("services/stages/test_prepare_progress.py",),
+    ),
+    (
+        "services/interrupts.py",
+        (("raise Terminated", "return"), ("signal.signal(signal.SIGTERM, before)", "pass")),
+        ("services/test_interrupts.py",),
+    ),
+    (
+        "services/bench/system/scale_data.py",
+        (('row["peak_mb"] - row["imports_mb"]', 'row["peak_mb"]'), ("range(0, rows, _CHUNK_ROWS)", "[0]")),
+        ("services/bench/system/test_scale_data.py",),
+    ),
     ("catalog/data/cleaning.py", _CLEANING, ("catalog/data/test_cleaning.py",)),
     ("services/stages/prepare.py", _PREPARE, ("services/stages/test_log_warnings.py",)),
     (

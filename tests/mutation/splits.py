@@ -52,6 +52,9 @@ SPLIT_MUTANTS = (
             ("math.ceil(math.log2(missing))", "round(math.log2(missing))"),
             ("/ math.prod(sizes)) > 1:", "/ math.prod(sizes)) >= 1:"),
             ("_LARGEST_LEVEL_BITS = 2, 13", "_LARGEST_LEVEL_BITS = 2, 12"),
+            ("distance > before * (1 - _LEAST_GAIN)", "distance > before"),
+            ("min(step, iterations - done)", "step"),
+            ("init_centroids=kmeans.centroids", "init_centroids=None"),
         )
     ),
     *(
@@ -101,7 +104,7 @@ SPLIT_MUTANTS = (
         "np.lexsort((~is_row, *reversed(columns)))",
         ("catalog/data/test_dataset.py",),
     ),
-    Mutant("services/stages/prepare.py", "item[labels == PRETRAIN]", "item[labels == labels]", _CUT_OFFS),
+    Mutant("services/stages/prepare.py", "own = labels == PRETRAIN", "own = labels == labels", _CUT_OFFS),
     *(
         Mutant("learner/ranking_metrics.py", old, new, _METRICS)
         for old, new in (

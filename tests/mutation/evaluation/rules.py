@@ -83,7 +83,7 @@ _OTHERS = (
     (LOOP, "            if worker.out_of_patience:", "            if False:", IN_LOOP),
     ("learner/ranker/model.py", "history[-limit:]", "history[:limit]", ("learner/ranker/test_model.py",)),
     (CODES, "-popularity, *codes.T", "popularity, *codes.T", ("catalog/data/test_semantic_ids.py",)),
-    (CODES, "np.maximum(value, 0).astype", "value.astype", ("catalog/data/test_semantic_ids.py",)),
+    (CODES, "np.maximum(values, 0, out=values)", "pass", ("catalog/data/test_semantic_ids.py",)),
     (
         "learner/batches/sources.py",
         'column("version_min")',

@@ -1,5 +1,7 @@
 """What counts as an event once all rows of a user stand together."""
 
+import zlib
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -9,6 +11,7 @@ from sluice.catalog.data.cleaning import LogCleaner, Rejections
 from sluice.catalog.data.partition import EventRules, ItemIndex, UserBuckets
 from sluice.catalog.data.schema import EXPOSED_INTERACTIONS, IMPRESSIONS
 from sluice.catalog.data.sources import RawBatch
+from sluice.catalog.errors import DataError
 
 ITEMS = [f"i{number}" for number in range(10)]
 
@@ -153,3 +156,40 @@ def test_users_do_not_depend_on_the_number_of_buckets(tmp_path, monkeypatch, use
     assert [user for part in parts for user in part.user_ids] == whole.user_ids
     assert pa.concat_tables([part.interactions for part in parts]).equals(whole.interactions)
     assert pa.concat_tables([part.impressions for part in parts]).equals(whole.impressions)
+
+
+def test_users_stand_in_order_of_hash_and_id_and_rows_of_one_time_in_that_of_the_log(tmp_path):
+    # zlib.crc32 of "plumless" and "buckeroo" is the same.
+    users = ["plumless", "buckeroo", "ü", "a\0b", "a", "z" * 50]
+    rows = [(user, f"i{step}", 5 - step // 2, True) for step in range(5) for user in users]
+    bucket = sort(tmp_path, rows)
+    order = sorted(users, key=lambda user: (zlib.crc32(user.encode()), user))
+    assert bucket.user_ids == order and order.index("buckeroo") + 1 == order.index("plumless")
+    assert listed(bucket) == [(user, item, 5 - item // 2) for user in order for item in (4, 2, 3, 0, 1)]
+
+
+def test_a_directory_may_have_any_name_and_keeps_nothing(tmp_path):
+    directory = tmp_path / "it's [1]*?"
+    directory.mkdir()
+    assert listed(sort(directory, [("u", "i1", 5, True)])) == [("u", 1, 5)]
+    assert list(directory.iterdir()) == []
+
+
+def test_what_does_not_fit_into_memory_is_sorted_on_disk(tmp_path, monkeypatch):
+    rows = [(f"user-{k % 977:030d}", f"i{k % 10}", k % 7919, True) for k in range(200_000)]
+    whole = sort(tmp_path, rows)
+    monkeypatch.setattr(partition, "SORT_MEMORY", "40MB")
+    seen = list[int]()
+    read = partition._with_nulls
+    spill = tmp_path / "rows.spill"
+    monkeypatch.setattr(
+        partition, "_with_nulls", lambda batch: (seen.append(len(list(spill.glob("*")))), read(batch))[1]
+    )
+    assert sort(tmp_path, rows).interactions.equals(whole.interactions)
+    assert max(seen) > 0 and not spill.exists()
+
+
+def test_a_sort_that_cannot_go_on_says_where(tmp_path, monkeypatch):
+    monkeypatch.setattr(partition, "SORT_MEMORY", "1MB")
+    with pytest.raises(DataError, match=rf"cannot be sorted in {tmp_path}: "):
+        sort(tmp_path, [(f"user-{k}", "i1", k, True) for k in range(100_000)])

@@ -1,9 +1,11 @@
+import faiss
 import numpy as np
 import pytest
 import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sluice.catalog.data import semantic_ids
 from sluice.catalog.data.cooccurrence import CoOccurrence, SharedUsers, mix_counts
 from sluice.catalog.data.semantic_ids import (
     fitting_level_sizes,
@@ -217,3 +219,47 @@ def test_mixed_counts_are_scaled_before_they_are_weighed():
     assert mix_counts(near, sp.csr_matrix((2, 2)), 0.5).toarray() == pytest.approx(
         np.array([[0, 0.25], [0.25, 0]])
     )
+
+
+def test_a_large_catalogue_is_trained_in_rounds_until_they_gain_nothing(monkeypatch):
+    vectors = np.random.default_rng(0).standard_normal((3000, 8)).astype(np.float32)
+    fifty = SemanticIdSettings(iterations=50)
+
+    def distance(codes: np.ndarray) -> float:
+        return sum(vectors[codes == code].var(axis=0).sum() * (codes == code).sum() for code in set(codes))
+
+    whole = residual_kmeans(vectors, (16,), fifty)[:, 0]
+    iterations, train = [], faiss.Kmeans.train
+    monkeypatch.setattr(
+        faiss.Kmeans,
+        "train",
+        lambda self, *rows, **more: (iterations.append(self.cp.niter), train(self, *rows, **more))[1],
+    )
+    monkeypatch.setattr(semantic_ids, "MANY", 2000)
+    shares = []
+    rounds = residual_kmeans(vectors, (16,), fifty, shares.append)[:, 0]
+    assert 2 <= len(iterations) < 10 and set(iterations) == {5}
+    assert sum(shares) == pytest.approx(1) and len(shares) == len(iterations)
+    assert distance(rounds) < 1.05 * distance(whole)
+    iterations.clear()
+    residual_kmeans(vectors, (16,), SemanticIdSettings(iterations=7))
+    assert iterations == [5, 2]
+
+
+def test_vectors_and_codes_report_all_of_their_work():
+    vectors = np.random.default_rng(0).standard_normal((40, 4)).astype(np.float32)
+    shares = []
+    residual_kmeans(vectors, (8, 4), SemanticIdSettings(), shares.append)
+    assert shares == pytest.approx([8 / 12, 4 / 12])
+    shares.clear()
+    counts = sp.csr_matrix(np.ones((9, 9)))
+    item_vectors(counts, sp.csr_matrix((9, 0)), [], None, SemanticIdSettings(vector_dims=4), shares.append)
+    assert sum(shares) == pytest.approx(1) and len(shares) > 1
+
+
+def test_ppmi_is_worked_out_in_pieces_and_leaves_its_input(monkeypatch):
+    dense = np.random.default_rng(0).integers(0, 3, (12, 12)).astype(float)
+    counts = sp.csr_matrix(dense + dense.T)
+    whole, before = ppmi(counts), counts.toarray()
+    monkeypatch.setattr(semantic_ids, "_VALUES", 7)
+    assert (ppmi(counts) != whole).nnz == 0 and (counts.toarray() == before).all()
