@@ -128,7 +128,9 @@ class MicroBatcher:
                 await self._serve(batch)
             except Exception as error:  # the error belongs to a caller; the loop must live on for the others
                 self._counts["failures"] += 1
-                if len(batch) > 1:
+                if self._alone:  # asked row by row, its other scores would have other last bits
+                    _settle(batch[0], _ranker_error(error))
+                elif len(batch) > 1:
                     await self._serve_alone(batch)
                 else:
                     await self._serve_rows(batch[0], error)

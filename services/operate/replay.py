@@ -1,7 +1,7 @@
 """A run's journal played again: where every prompt is, and what cannot have happened.
 
     (new) -> leased -> returned -> trained
-    leased, returned -> waiting -> leased;    leased, returned -> dropped (stale or invalid)
+    leased, returned -> waiting -> leased;    leased, returned, waiting -> dropped (stale or invalid)
 
 The rules are those of `sluice.actors.queue.ledger`; the events are described in
 `sluice.actors.queue.journal`.
@@ -75,13 +75,20 @@ class Replay:
 
     def play(self, events: Iterable[Mapping[str, Any]]) -> None:
         """Go on by these events."""
+        plays = {
+            "leased": self._play_leased,
+            "returned": self._play_returned,
+            "taken_back": self._play_taken_back,
+            "dropped": self._play_dropped,
+            "trained": self._play_trained,
+            "resumed": self._play_resumed,
+        }
         for event in events:
             self._events += 1
-            play = getattr(self, f"_play_{event.get('event')}", None)
-            if play is None:
-                self._note(f"{event.get('event')!r} is no event")
+            if (kind := event.get("event")) in plays:
+                plays[kind](event)
             else:
-                play(event)
+                self._note(f"{kind!r} is no event")
 
     def finish(self) -> None:
         """Whether every step from the first to the last one was trained on. A forked run begins later."""
@@ -123,7 +130,7 @@ class Replay:
 
     def _play_dropped(self, event: Mapping[str, Any]) -> None:
         for lease_id in event["leases"]:
-            self._end(lease_id, event["as"], ("leased", "returned"), done="dropped")
+            self._end(lease_id, event["as"], ("leased", "returned", "waiting"), done="dropped")
 
     def _play_trained(self, event: Mapping[str, Any]) -> None:
         step, rank = event["step"], event.get("rank", 0)

@@ -190,26 +190,8 @@ def start_fleet(
     config: RunConfig, paths: RunPaths, layout: TokenLayout, reservation: placement.Reservation
 ) -> Fleet:
     """Create all actors; they load in parallel and nothing waits for them here."""
-    light, order = _light_options(), fixed_order(config)
-    queue_actor: Any = (
-        ray.remote(QueueActor)
-        .options(**light)
-        .remote(
-            functools.partial(
-                open_prompts, paths.data, config.learner.prompts_per_user, config.prompts_leave
-            ),
-            seed=config.seed,
-            settings=config.queue,
-            publish_every=config.weights.publish_every,
-            lease_deadline_s=config.learner.rollout_timeout_s / 2,
-            order=order,
-        )
-    )
-    board: Any = (
-        ray.remote(WeightBoard).options(**light).remote()
-        if order is None
-        else ray.remote(KeptWeightBoard).options(**light).remote(order.lag + 1)
-    )
+    light = _light_options()
+    queue_actor, board = _start_queue(config, paths, light)
     catalogue_board: Any = ray.remote(CatalogueBoard).options(**light).remote()
     # One copy of the catalogue's arrays per node, which the actors there use in place.
     dataset = Dataset.open(paths.data)
@@ -254,6 +236,31 @@ def start_fleet(
         open_vocabulary=functools.partial(_get_vocabulary, stored),
         catalogue_feed=feed,
     )
+
+
+def _start_queue(config: RunConfig, paths: RunPaths, light: dict[str, Any]) -> tuple[Any, Any]:
+    """The queue and the weight board."""
+    order = fixed_order(config)
+    queue_actor: Any = (
+        ray.remote(QueueActor)
+        .options(**light)
+        .remote(
+            functools.partial(
+                open_prompts, paths.data, config.learner.prompts_per_user, config.prompts_leave
+            ),
+            seed=config.seed,
+            settings=config.queue,
+            publish_every=config.weights.publish_every,
+            lease_deadline_s=config.learner.rollout_timeout_s / 2,
+            order=order,
+        )
+    )
+    board: Any = (
+        ray.remote(WeightBoard).options(**light).remote()
+        if order is None
+        else ray.remote(KeptWeightBoard).options(**light).remote(order.lag + 1)
+    )
+    return queue_actor, board
 
 
 def fixed_order(config: RunConfig) -> FixedOrder | None:
