@@ -16,10 +16,10 @@ from sluice.catalog.fingerprint import fingerprint_catalogue
 from sluice.services.config import RunConfig
 from sluice.services.config_resume import RECORD, fixed_settings
 from sluice.services.paths import RunPaths
+from sluice.services.progress import Progress
 from sluice.services.run.manifest import read_fingerprints
 from sluice.services.stages.data_warnings import list_warnings
 from sluice.services.stages.prepare import Prepared, prepare_data
-from sluice.services.stages.prepare_progress import Progress
 from sluice.services.stages.staging import find_data_damage, find_stage_damage
 
 _WHAT = {

@@ -61,9 +61,10 @@ from sluice.catalog.errors import DataError
 from sluice.catalog.files import directory_aside, sha256_of, write_atomically
 from sluice.catalog.timestamps import TimeUnit
 from sluice.services.interrupts import sigterm_interrupts
+from sluice.services.progress import Progress
 from sluice.services.stages.data_warnings import REJECTED, describe_codes, list_warnings
 from sluice.services.stages.log_checks import check_exposure, check_reward, check_users
-from sluice.services.stages.prepare_progress import PrepareProgress, Progress
+from sluice.services.stages.prepare_progress import PrepareProgress
 from sluice.services.stages.staging import check_replaceable, is_current
 
 _LIBRARIES = ("pyarrow", "duckdb", "numpy", "scipy", "faiss-cpu")

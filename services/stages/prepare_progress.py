@@ -11,8 +11,7 @@ from collections.abc import Callable
 from sluice.catalog.data.cooccurrence import most_pairs
 from sluice.catalog.data.semantic_ids import MANY, fitting_level_sizes
 from sluice.catalog.data.settings import SemanticIdSettings
-
-Progress = Callable[[int, int, dict[str, float]], None]
+from sluice.services.progress import Progress
 
 _ROW_S = 0.75e-6  # reading one row
 _SORT, _SPLIT, _COUNT_PLACE = 2.3, 0.4, 0.5  # per row; counting per place of the window
