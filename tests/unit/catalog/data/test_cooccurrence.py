@@ -45,6 +45,7 @@ def test_beyond_the_bound_the_strongest_neighbours_stay(request, kind):
     counts = make(kind)
     kept = count(counts, users, items).toarray()
     assert counts._sum.was_cut and counts._sum.matrix.nnz <= 1800
+    assert np.diff(counts._sum.strongest().indptr).max() == 15
     assert (kept == kept.T).all() and not kept.diagonal().any()
     assert (kept <= exact + 1e-9).all()
     # The eleven others of an item's dozen are what it stands with; their counts are nearly whole.

@@ -153,6 +153,8 @@ def test_users_do_not_depend_on_the_number_of_buckets(tmp_path, monkeypatch, use
     rules = EventRules(min_interactions=1, unclicked_are_impressions=True, has_times=True)
     parts = list(buckets.read_sorted(index.order_rows()[1], rules))
     assert len(parts) == 7
+    for number, part in enumerate(parts):  # a seventh of the hashes each
+        assert all(zlib.crc32(user.encode()) * 7 >> 32 == number for user in part.user_ids)
     assert [user for part in parts for user in part.user_ids] == whole.user_ids
     assert pa.concat_tables([part.interactions for part in parts]).equals(whole.interactions)
     assert pa.concat_tables([part.impressions for part in parts]).equals(whole.impressions)

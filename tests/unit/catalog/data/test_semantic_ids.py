@@ -229,17 +229,21 @@ def test_a_large_catalogue_is_trained_in_rounds_until_they_gain_nothing(monkeypa
         return sum(vectors[codes == code].var(axis=0).sum() * (codes == code).sum() for code in set(codes))
 
     whole = residual_kmeans(vectors, (16,), fifty)[:, 0]
-    iterations, train = [], faiss.Kmeans.train
-    monkeypatch.setattr(
-        faiss.Kmeans,
-        "train",
-        lambda self, *rows, **more: (iterations.append(self.cp.niter), train(self, *rows, **more))[1],
-    )
+    iterations, distances, train = [], [], faiss.Kmeans.train
+
+    def watch(self: faiss.Kmeans, rows: np.ndarray, **more) -> float:
+        reached = train(self, rows, **more)
+        iterations.append(self.cp.niter)
+        distances.extend(self.obj)
+        return reached
+
+    monkeypatch.setattr(faiss.Kmeans, "train", watch)
     monkeypatch.setattr(semantic_ids, "MANY", 2000)
     shares = []
     rounds = residual_kmeans(vectors, (16,), fifty, shares.append)[:, 0]
     assert 2 <= len(iterations) < 10 and set(iterations) == {5}
     assert sum(shares) == pytest.approx(1) and len(shares) == len(iterations)
+    assert distances == sorted(distances, reverse=True)  # a round goes on from the one before
     assert distance(rounds) < 1.05 * distance(whole)
     iterations.clear()
     residual_kmeans(vectors, (16,), SemanticIdSettings(iterations=7))
