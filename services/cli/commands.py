@@ -322,3 +322,35 @@ def examine_run(options: argparse.Namespace) -> int:
     else:
         print("\n".join(diagnosis.lines()))
     return 1 if diagnosis.problems else 0
+
+
+def disturb_run(options: argparse.Namespace) -> int:
+    """`sluice chaos`: a run under faults, beside the same run left alone; 1 when something was lost."""
+    from sluice.services.operate import chaos
+    from sluice.services.operate.faults import FAULTS
+    from sluice.services.progress import Reporter
+
+    unknown = sorted(set(options.kinds) - set(FAULTS))
+    if unknown:
+        raise ConfigError(f"--kinds {unknown[0]!r} is none of {', '.join(FAULTS)}")
+    directory = options.output.resolve()
+    directory.mkdir(parents=True, exist_ok=True)
+    before = load_config(options.config, _overrides(options))
+    overrides = _overrides(options) + chaos.overrides_of(before, options.faults, directory / "control")
+    config = load_config(options.config, overrides)
+    arguments = ["--config", str(options.config)]
+    for override in overrides:
+        arguments += ["--set", override]
+    chaos.start_cluster(config)
+    with Reporter.for_stream(sys.stderr) as reporter, reporter.phase("faults") as progress:
+        outcome = chaos.run_chaos(
+            config,
+            arguments,
+            faults=options.faults,
+            kinds=options.kinds or list(FAULTS),
+            directory=directory,
+            progress=progress,
+        )
+    chaos.show(outcome, sys.stdout)
+    print(f"written  {directory / 'chaos.json'}")
+    return 0 if outcome.sound else 1

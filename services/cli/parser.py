@@ -76,6 +76,13 @@ def build_parser() -> argparse.ArgumentParser:
     doctor.add_argument("run_directory", type=Path, metavar="RUN_DIR")
     doctor.add_argument("--json", action="store_true", help="print JSON")
 
+    _add_chaos(
+        add(
+            "chaos",
+            commands.disturb_run,
+            "hit a run with faults, and compare it with the same run left alone",
+        )
+    )
     _add_bench(add("bench", commands.measure_bench, "measure, comparing sides in one run; prints JSON"))
     _add_submit(
         add("submit", commands.submit_run, "run `sluice train` as a job on a Ray cluster and follow it")
@@ -143,6 +150,27 @@ def _add_audit(audit: argparse.ArgumentParser) -> None:
         action="store_true",
         help="measure trust by user where the gate does not ask for it too; fits the built-in ranker twice "
         "more",
+    )
+
+
+def _add_chaos(chaos: argparse.ArgumentParser) -> None:
+    _add_config(chaos)
+    chaos.add_argument(
+        "--faults", type=_count, default=14, metavar="N", help="how many (default: 14, one of each kind)"
+    )
+    chaos.add_argument(
+        "--kinds",
+        type=lambda text: [name.strip() for name in text.split(",") if name.strip()],
+        default=[],
+        metavar="KIND,...",
+        help="which kinds (default: all)",
+    )
+    chaos.add_argument(
+        "--output",
+        type=Path,
+        default=Path("runs/chaos"),
+        metavar="DIR",
+        help="for both runs (default: runs/chaos)",
     )
 
 
