@@ -32,7 +32,8 @@ from sluice.catalog.errors import RunError
 from sluice.catalog.files import read_whole_lines, sha256_of, write_atomically
 from sluice.services.config import RunConfig
 from sluice.services.operate.doctor import examine
-from sluice.services.operate.faults import DRIVER, FAULTS, Fault, find_processes, inject
+from sluice.services.operate.faults import DRIVER, FAULTS, Fault, Injury, find_processes, inject
+from sluice.services.operate.faulty_ranker import FaultyRanker
 from sluice.services.paths import RunPaths
 from sluice.services.progress import Progress
 
@@ -60,7 +61,7 @@ class Outcome:
     hits: tuple[Hit, ...]
     starts: int  # of the run: 1, and one for each time that it ended before its end
     counts: dict[str, int]  # of prompts, by the doctor
-    problems: tuple[str, ...]  # by the doctor
+    problems: tuple[str, ...]  # by the doctor, but for the checkpoints that the faults damaged
     same_weights: bool
     metrics: dict[str, dict[str, float]]  # of the last policy: disturbed, undisturbed
 
@@ -78,7 +79,7 @@ def overrides_of(config: RunConfig, faults: int, control: Path) -> list[str]:
         "cluster.max_learner_restarts=1000",
         "cluster.hang_timeout_s=10",
         "queue.max_prompt_failures=1000",  # these faults are nobody's
-        "ranker.use=sluice.services.operate.faulty_ranker:FaultyRanker",
+        f"ranker.use={FaultyRanker.__module__}:{FaultyRanker.__qualname__}",
         f"ranker.options={{control: {json.dumps(str(control))}}}",
     ]
 
@@ -117,12 +118,17 @@ def run_chaos(
     hits = _disturb(runs["disturbed"], drawn, random.Random(config.seed), directory / "control", progress)
     runs["disturbed"].finish()
     diagnosis = examine(runs["disturbed"].paths.root)
+    problems = [
+        problem
+        for problem in diagnosis.problems
+        if not any(name in problem for name in runs["disturbed"].damaged)
+    ]
     weights = {name: sha256_of(run.paths.last / "model.safetensors") for name, run in runs.items()}
     outcome = Outcome(
         hits=tuple(hits),
         starts=runs["disturbed"].starts,
         counts=diagnosis.counts,
-        problems=tuple(diagnosis.problems),
+        problems=tuple(problems),
         same_weights=weights["disturbed"] == weights["undisturbed"],
         metrics={name: run.metrics() for name, run in runs.items()},
     )
@@ -147,6 +153,7 @@ class _Run:
 
     def __init__(self, arguments: Sequence[str], paths: RunPaths, log: Path) -> None:
         self.paths, self.starts = paths, 0
+        self.damaged: list[str] = []  # checkpoints, by a fault
         self._command = [sys.executable, "-m", "sluice", "train", *arguments, "--resume", "auto"]
         self._log = log
         self._process: subprocess.Popen[bytes] | None = None
@@ -229,18 +236,21 @@ def _hit(run: _Run, fault: Fault, draw: random.Random, control: Path) -> Hit | N
     """Inject a fault and see the run get over it; None when what it hits is not there."""
     step = run.last_step()[0]
     kept = run.paths.arm("train").kept
-    victim: psutil.Process | None = None
+    injury = Injury()
 
     def happened() -> bool:
-        nonlocal victim
+        nonlocal injury
         try:
-            victim = inject(fault, draw.randrange, control, kept)
+            injury = inject(fault, draw.randrange, control, kept)
         except LookupError:
             return run.ended
         return True
 
     if not _wait_for(happened, run) or run.ended:
         return None
+    victim = injury.victim
+    if injury.damaged is not None:
+        run.damaged.append(injury.damaged.name)
     began_s = time.monotonic()
     if fault.victim == DRIVER:
         run.kill()

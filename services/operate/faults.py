@@ -26,6 +26,14 @@ class Fault:
     damages: bool = False  # the newest checkpoint too
 
 
+@dataclass(frozen=True, kw_only=True)
+class Injury:
+    """What a fault did."""
+
+    victim: psutil.Process | None = None  # has to be replaced
+    damaged: Path | None = None  # a checkpoint
+
+
 FAULTS = {
     fault.name: fault
     for fault in (
@@ -63,8 +71,8 @@ def find_processes(victim: str) -> list[psutil.Process]:
     return [process for _, process in sorted(found, key=lambda pair: pair[0])]
 
 
-def inject(fault: Fault, pick: Callable[[int], int], control: Path, kept: Path) -> psutil.Process | None:
-    """Do it; returns the process that has to be replaced. The driver is left to whoever started it.
+def inject(fault: Fault, pick: Callable[[int], int], control: Path, kept: Path) -> Injury:
+    """Do it. The driver is left to whoever started it.
 
     Args:
         fault: what to do.
@@ -78,20 +86,17 @@ def inject(fault: Fault, pick: Callable[[int], int], control: Path, kept: Path) 
     processes = [] if fault.victim in ("", DRIVER) else find_processes(fault.victim)
     if fault.victim not in ("", DRIVER) and not processes:
         raise LookupError(f"no process of the name {fault.victim}")
-    if fault.damages:
-        damage_newest(kept)
+    damaged = damage_newest(kept) if fault.damages else None
     if fault.ranker:
         control.write_text(fault.ranker)
-    if not processes:
-        return None
-    victim = processes[pick(len(processes))]
-    if fault.signal:
+    victim = processes[pick(len(processes))] if processes else None
+    if victim is not None and fault.signal:
         victim.send_signal(fault.signal)
-    return victim
+    return Injury(victim=victim, damaged=damaged)
 
 
 def damage_newest(kept: Path) -> Path:
-    """Flip the last bit of the policy in the newest checkpoint; returns the file.
+    """Flip the last bit of the policy in the newest checkpoint; returns the checkpoint.
 
     Raises:
         LookupError: there are not two checkpoints, so that none would be left.
@@ -102,4 +107,4 @@ def damage_newest(kept: Path) -> Path:
     content = bytearray(files[-1].read_bytes())
     content[-1] ^= 1
     files[-1].write_bytes(content)
-    return files[-1]
+    return files[-1].parents[1]

@@ -1,3 +1,4 @@
+import os
 import signal
 import subprocess
 import sys
@@ -7,7 +8,7 @@ import pytest
 
 from sluice.catalog.errors import RankerError
 from sluice.services.operate import faulty_ranker
-from sluice.services.operate.faults import FAULTS, Fault, damage_newest, find_processes, inject
+from sluice.services.operate.faults import FAULTS, Fault, Injury, damage_newest, find_processes, inject
 from sluice.services.operate.faulty_ranker import FaultyRanker
 from tests.tiny_data import tiny_dataset
 
@@ -40,17 +41,18 @@ def test_processes_are_found_by_rays_names_oldest_first(sleeper):
 
 def test_a_process_is_killed_or_stopped_and_returned(sleeper, tmp_path):
     first, second = sleeper("ray::RolloutActor.run"), sleeper("ray::RolloutActor")
-    victim = inject(FAULTS["kill rollout"], lambda count: count - 1, tmp_path / "control", tmp_path)
+    victim = inject(FAULTS["kill rollout"], lambda count: count - 1, tmp_path / "control", tmp_path).victim
     assert (victim.pid, second.wait()) == (second.pid, -signal.SIGKILL)
-    victim = inject(FAULTS["stop rollout"], lambda count: count - 1, tmp_path / "control", tmp_path)
+    victim = inject(FAULTS["stop rollout"], lambda count: count - 1, tmp_path / "control", tmp_path).victim
     assert victim.pid == first.pid
-    assert victim.status() == "stopped"
+    _, status = os.waitpid(first.pid, os.WUNTRACED)
+    assert os.WIFSTOPPED(status)
     with pytest.raises(LookupError, match="no process of the name QueueActor"):
         inject(FAULTS["kill queue"], lambda count: 0, tmp_path / "control", tmp_path)
 
 
 def test_the_driver_is_left_to_who_started_it(tmp_path):
-    assert inject(FAULTS["kill driver"], lambda count: 0, tmp_path / "control", tmp_path) is None
+    assert inject(FAULTS["kill driver"], lambda count: 0, tmp_path / "control", tmp_path) == Injury()
     assert not (tmp_path / "control").exists()
 
 
@@ -66,7 +68,7 @@ def test_the_newest_of_two_checkpoints_is_damaged(tmp_path):
     with pytest.raises(LookupError, match="no two checkpoints"):
         damage_newest(tmp_path)
     newest = checkpoint(tmp_path, "2026-01-02")
-    assert damage_newest(tmp_path) == newest
+    assert damage_newest(tmp_path) == newest.parents[1]
     assert (former.read_bytes(), newest.read_bytes()) == (b"abc\x01", b"abc\x00")
 
 
