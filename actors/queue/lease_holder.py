@@ -28,10 +28,14 @@ class LeaseHolder:
         return RayCall(reference, "the rollout queue (lease)", self.poll_s + GRACE_S)
 
     def put(
-        self, leases: Sequence[Lease], records: pa.RecordBatch, versions: Sequence[tuple[int, int]]
+        self,
+        leases: Sequence[Lease],
+        records: pa.RecordBatch,
+        versions: Sequence[tuple[int, int]],
+        ranker_version: str = "",
     ) -> list[Push]:
         """Put the groups of some leases into the object store, one row each, with their oldest and newest
-        version.
+        version, and that of the ranker that scored them.
 
         They are one object: putting sixteen small ones takes ten times as long. It is freed when the last of
         its groups has been trained on; until then each counts for its share of the bytes. The object is an
@@ -40,7 +44,6 @@ class LeaseHolder:
         stream = to_stream(records)
         reference = ray.put(stream)
         nbytes = math.ceil(len(stream) / max(1, len(leases)))
-        rankers = records.column("ranker_version").to_pylist()
         return [
             Push(
                 lease_id=lease.lease_id,
@@ -50,7 +53,7 @@ class LeaseHolder:
                 nbytes=nbytes,
                 version_min=versions[row][0],
                 version_max=versions[row][1],
-                ranker_version=rankers[row],
+                ranker_version=ranker_version,
             )
             for row, lease in enumerate(leases)
         ]

@@ -20,7 +20,11 @@ class Queue(Protocol):
         """Ask for prompts."""
 
     def put(
-        self, leases: Sequence[Lease], records: pa.RecordBatch, versions: Sequence[tuple[int, int]]
+        self,
+        leases: Sequence[Lease],
+        records: pa.RecordBatch,
+        versions: Sequence[tuple[int, int]],
+        ranker_version: str = "",
     ) -> list[Push]:
         """Put groups into the object store."""
 

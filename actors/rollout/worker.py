@@ -355,6 +355,7 @@ class RolloutWorker:
                 [lease for lease, _ in made],
                 encode_groups(*(group for _, group in made)),
                 [(group.version_min, group.version_max) for _, group in made],
+                answer.version,
             )
             self._pushing.append((pushes, self._queue.push(pushes)))
         return bool(ready)

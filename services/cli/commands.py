@@ -326,6 +326,7 @@ def examine_run(options: argparse.Namespace) -> int:
 
 def disturb_run(options: argparse.Namespace) -> int:
     """`sluice chaos`: a run under faults, beside the same run left alone; 1 when something was lost."""
+    from sluice.services.interrupts import sigterm_interrupts
     from sluice.services.operate import chaos
     from sluice.services.operate.faults import FAULTS
     from sluice.services.progress import Reporter
@@ -342,7 +343,11 @@ def disturb_run(options: argparse.Namespace) -> int:
     for override in overrides:
         arguments += ["--set", override]
     chaos.start_cluster(config)
-    with Reporter.for_stream(sys.stderr) as reporter, reporter.phase("faults") as progress:
+    with (
+        sigterm_interrupts(),
+        Reporter.for_stream(sys.stderr) as reporter,
+        reporter.phase("faults") as progress,
+    ):
         outcome = chaos.run_chaos(
             config,
             arguments,

@@ -37,7 +37,7 @@ from sluice.services.operate.faulty_ranker import FaultyRanker
 from sluice.services.paths import RunPaths
 from sluice.services.progress import Progress
 
-_POLL_S = 0.05
+_POLL_S = 0.2  # a look at all processes takes some milliseconds
 _RECOVERY_S = 300.0  # longest wait for a step after a fault
 _END_S = 1800.0  # longest wait for the end of the run, once all faults are in
 _SLOW_S = 5.0  # how long a slow ranker stays so
@@ -114,9 +114,14 @@ def run_chaos(
         if paths.root.exists():
             raise RunError(f"{paths.root} is there already: remove it, or give another --output")
         runs[name] = _Run([*arguments, "--set", f"output={output}"], paths, directory / f"{name}.log")
-    runs["undisturbed"].finish()
-    hits = _disturb(runs["disturbed"], drawn, random.Random(config.seed), directory / "control", progress)
-    runs["disturbed"].finish()
+    try:
+        runs["undisturbed"].finish()
+        control = directory / "control"
+        hits = _disturb(runs["disturbed"], drawn, random.Random(config.seed), control, progress)
+        runs["disturbed"].finish()
+    finally:
+        for run in runs.values():
+            run.kill()
     diagnosis = examine(runs["disturbed"].paths.root)
     problems = [
         problem
@@ -175,10 +180,10 @@ class _Run:
         return self._process is not None and self._process.poll() == 0
 
     def kill(self) -> None:
-        """End the driver at once."""
-        assert self._process is not None, "it has not begun"
-        self._process.kill()
-        self._process.wait()
+        """End the driver at once, if it is there."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
 
     def finish(self) -> None:
         """Wait for its end.
@@ -190,7 +195,6 @@ class _Run:
         while not self.ended:
             self.keep_going()
             if time.monotonic() > end_s:
-                self.kill()
                 raise RunError(f"{self.paths.root} came to no end within {_END_S:.0f} s: see {self._log}")
             time.sleep(_POLL_S)
 

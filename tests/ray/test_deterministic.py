@@ -162,10 +162,6 @@ def test_ten_kills_at_random_moments_leave_the_weights_as_they_are(run, undistur
     assert weights_of(config) == weights_of(undisturbed)
 
 
-def test_ten_kills_of_another_run_leave_its_accounting_exact(run):
-    run_with_kills(run, run.config(deterministic=False))
-
-
 def test_a_run_that_ended_early_goes_on_with_other_actors_to_the_same_weights(run, undisturbed):
     config = run.config()
     part = config.model_copy(update={"learner": config.learner.model_copy(update={"steps": 17})})

@@ -48,7 +48,7 @@ class LocalQueue:
         self.asked += 1
         return HandCall(self.ledger.lease("a", "1", count, 0.0))
 
-    def put(self, leases, records, versions):
+    def put(self, leases, records, versions, ranker_version):
         return [
             Push(
                 lease_id=lease.lease_id,
@@ -57,6 +57,7 @@ class LocalQueue:
                 nbytes=records.slice(row, 1).nbytes,
                 version_min=version_min,
                 version_max=version_max,
+                ranker_version=ranker_version,
             )
             for row, (lease, (version_min, version_max)) in enumerate(zip(leases, versions, strict=True))
         ]
@@ -163,6 +164,8 @@ def test_groups_reach_the_queue_with_all_their_parts():
     pulled = parts.queue.ledger.allot(0, 0, 1, 4, 0)
     groups = [decode_group(group.reference) for group in pulled]
     assert [group.lease_id for group in groups] == [0, 1, 2, 3]
+    returned = [event for event in parts.queue.ledger.journal.take() if event["event"] == "returned"]
+    assert {event["ranker"] for event in returned} == {"row-1"}
     data = TinyDataset()
     for group in groups:
         assert group.history.tolist() == data.history(group.user, group.position, 3).tolist()
