@@ -48,7 +48,7 @@ def decide_restart(component: str, *, restarts: int, bound: int, setting: str, r
     wait before each later one is twice as long, up to a minute.
 
     >>> decide_restart("rollout-0", restarts=2, bound=2, setting="cluster.max_actor_restarts", reason="gone")
-    Decision(restart=False, restarts=2, message='rollout-0 failed after 2 restart(s), ...')
+    Decision(restart=False, restarts=2, message='rollout-0 failed after 2 restart(s), ..., wait_s=0.0)
     """
     if restarts < bound:
         return Decision(

@@ -13,7 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray import JobID, PlacementGroupID
+from ray.util.placement_group import (
+    PlacementGroup,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from sluice.catalog.errors import ClusterError
@@ -184,6 +190,28 @@ def describe_shortage(
         f"the cluster did not grant the run's resources within {timeout_s:g} s. Asked for: "
         f"{plan.describe()} (in all {_words(plan.totals)}). The cluster has {have}. {remedy}"
     )
+
+
+def known_groups() -> frozenset[str]:
+    """The ids of the cluster's placement groups so far."""
+    return frozenset(placement_group_table())
+
+
+def remove_groups(but: frozenset[str]) -> None:
+    """Remove the placement groups that this job has made since it knew those of `but`.
+
+    A controller of Ray Train that was killed leaves the group of its workers behind, whose resources nobody
+    else would get before the job ends.
+    """
+    own = ray.get_runtime_context().get_job_id()
+    for name, group in placement_group_table().items():
+        if name not in but and group["state"] != "REMOVED" and _job_of(name) == own:
+            remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(name)))
+
+
+def _job_of(name: str) -> str:
+    """The id of the job that made a placement group: its id ends with it."""
+    return name[-2 * JobID.size() :]
 
 
 def _bundles(role: str, needs: RoleNeeds, label: str | None) -> tuple[Bundle, ...]:

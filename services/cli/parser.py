@@ -59,30 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_audit(
         add("audit", commands.audit_ranker, "ask before a training whether the ranker is good enough for it")
     )
-    advise = add(
-        "advise",
-        commands.advise_after_run,
-        "say whether a run's reward helped, where, how sure that is, and which setting to change next",
-    )
-    advise.add_argument("run_directory", type=Path, metavar="RUN_DIR")
-    report = add("report", commands.write_run_report, "write report.html of a run directory again")
-    report.add_argument("run_directory", type=Path, metavar="RUN_DIR")
-
-    doctor = add(
-        "doctor",
-        commands.examine_run,
-        "check that a run directory is whole: its checkpoints, its journal, and every prompt accounted for",
-    )
-    doctor.add_argument("run_directory", type=Path, metavar="RUN_DIR")
-    doctor.add_argument("--json", action="store_true", help="print JSON")
-
-    _add_chaos(
-        add(
-            "chaos",
-            commands.disturb_run,
-            "hit a run with faults, and compare it with the same run left alone",
-        )
-    )
+    _add_looks(add)
     _add_bench(add("bench", commands.measure_bench, "measure, comparing sides in one run; prints JSON"))
     _add_submit(
         add("submit", commands.submit_run, "run `sluice train` as a job on a Ray cluster and follow it")
@@ -109,6 +86,34 @@ def _add_stages(add: _Add) -> None:
     _add_config(add("pretrain", commands.pretrain_run_policy, "train the starting policy by next-token NLL"))
     _add_config(
         add("fit-ranker", commands.fit_run_ranker, "train the built-in ranker on the logged interactions")
+    )
+
+
+def _add_looks(add: _Add) -> None:
+    """What looks at a run, or disturbs one."""
+    advise = add(
+        "advise",
+        commands.advise_after_run,
+        "say whether a run's reward helped, where, how sure that is, and which setting to change next",
+    )
+    advise.add_argument("run_directory", type=Path, metavar="RUN_DIR")
+    report = add("report", commands.write_run_report, "write report.html of a run directory again")
+    report.add_argument("run_directory", type=Path, metavar="RUN_DIR")
+
+    doctor = add(
+        "doctor",
+        commands.examine_run,
+        "check that a run directory is whole: its checkpoints, its journal, and every prompt accounted for",
+    )
+    doctor.add_argument("run_directory", type=Path, metavar="RUN_DIR")
+    doctor.add_argument("--json", action="store_true", help="print JSON")
+
+    _add_chaos(
+        add(
+            "chaos",
+            commands.disturb_run,
+            "hit a run with faults, and compare it with the same run left alone",
+        )
     )
 
 

@@ -18,6 +18,7 @@ from ray.train import ControllerError, TrainingFailedError, WorkerGroupError
 from ray.train.v2._internal.execution.callback import ControllerCallback
 
 from sluice.catalog.errors import RunError, SluiceError
+from sluice.cluster import placement
 from sluice.cluster.failure import decide_restart, describe, explain_storage, is_hopeless
 from sluice.cluster.nodes import HOPELESS_S, MisfitWatch
 from sluice.learner.training.checkpoint import read_state
@@ -81,7 +82,7 @@ def fit_learner(
     Raises:
         SluiceError: what ended it, in one message.
     """
-    restarts = 0
+    restarts, groups = 0, placement.known_groups()
     while True:
         try:
             make_trainer().fit()
@@ -96,6 +97,7 @@ def fit_learner(
                 setting=_SETTING,
                 reason=describe(error),
             )
+        placement.remove_groups(but=groups)
         if not decision.restart:
             raise RunError(decision.message)
         tell(decision.message)

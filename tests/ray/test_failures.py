@@ -13,6 +13,7 @@ import psutil
 import pytest
 import ray.train
 from ray.train.torch import TorchTrainer
+from ray.util.placement_group import placement_group, placement_group_table, remove_placement_group
 
 from sluice.catalog.errors import ClusterError, DataError, HopelessError, RunError
 from sluice.cluster import nodes
@@ -107,8 +108,14 @@ def test_a_controller_that_was_killed_is_replaced(cluster, tmp_path):
         )
         os.kill(controller.pid, signal.SIGKILL)
 
+    other = placement_group([{"CPU": 0.1}])  # as a fleet's reservation, which is there before
     threading.Thread(target=kill, daemon=True).start()
     (line,) = fit(tmp_path, waits)
+    # The killed controller leaves its worker's place behind, which nobody else would get.
+    assert [name for name, group in placement_group_table().items() if group["state"] != "REMOVED"] == [
+        other.id.hex()
+    ]
+    remove_placement_group(other)
     assert line.startswith(
         "Ray Train's controller of train failed and is started again (1 of at most 2 times)"
     )

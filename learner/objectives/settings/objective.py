@@ -38,7 +38,9 @@ class CorrectionSettings(Settings):
         "its token or sequence counts 0 (MIS).",
     )
     low: float = Field(default=0.0, ge=0, description="Lower bound of the ratio.")
-    high: float = Field(default=2.0, gt=0, description="Upper bound of the ratio.")
+    high: float = Field(
+        default=2.0, gt=0, allow_inf_nan=True, description="Upper bound of the ratio. .inf: none."
+    )
 
     @model_validator(mode="after")
     def _bounds(self) -> "CorrectionSettings":

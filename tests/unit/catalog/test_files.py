@@ -233,6 +233,10 @@ WAYS = {
 # A switch of the kernel, and a file that lives as long as the process that reads it.
 PLAIN_WRITES = {
     ("services/bench/engines/trie.py", "write_text"),
+    ("learner/training/journal_file.py", "fsync"),  # it grows
+    ("services/stages/catalogue.py", "rename"),  # of a whole directory that is set aside
+    ("services/operate/faults.py", "write_bytes"),  # damage is what it is there for
+    ("services/operate/faults.py", "write_text"),
     ("services/bench/system/coldstart.py", "write_text"),
 }
 

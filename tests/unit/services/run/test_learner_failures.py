@@ -9,6 +9,7 @@ from ray.exceptions import ActorDiedError
 from ray.train import ControllerError, WorkerGroupError
 
 from sluice.catalog.errors import HopelessError, PolicyError, RunError
+from sluice.cluster import placement
 from sluice.services.run import learner_failures
 from sluice.services.run.learner_failures import (
     FailureGuard,
@@ -20,6 +21,15 @@ from sluice.services.run.learner_failures import (
 )
 
 FULL = OSError(errno.ENOSPC, "No space left on device", "/runs/a/metrics.jsonl")
+
+
+@pytest.fixture(autouse=True)
+def removed(monkeypatch):
+    """The places that a dead controller leaves; there is no cluster here."""
+    names = []
+    monkeypatch.setattr(placement, "known_groups", lambda: frozenset({"fleet"}))
+    monkeypatch.setattr(placement, "remove_groups", lambda but: names.append(sorted(but)))
+    return names
 
 
 def test_a_hopeless_error_of_any_worker_ends_the_training_at_once():
@@ -59,9 +69,10 @@ def fit(trainer, bound=2):
     return told, pauses
 
 
-def test_a_controller_that_died_is_started_again_until_the_bound():
+def test_a_controller_that_died_is_started_again_until_the_bound(removed):
     trainer = Trainer(ActorDiedError(), ActorDiedError())
     told, pauses = fit(trainer)
+    assert removed == [["fleet"], ["fleet"]]
     assert trainer.made == 3 and pauses == [0.0, 1.0]
     assert "Ray Train's controller of train failed and is started again (2 of at most 2 times)" in told[1]
     with pytest.raises(RunError, match=r"controller of train failed after 1 restart.*max_learner_restarts"):

@@ -29,6 +29,8 @@ def begun(monkeypatch) -> list[str]:
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_signal_ends_it_and_leaves_nothing(tmp_path, monkeypatch, stage, number):
     stages = begun(monkeypatch)
+    # as in a terminal: a process in the background ignores SIGINT
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def interrupt(*_: object) -> None:
         if stages[-1] == stage:
@@ -37,6 +39,7 @@ def test_a_signal_ends_it_and_leaves_nothing(tmp_path, monkeypatch, stage, numbe
     settings = write(tmp_path / "raw", make_log(), make_items())
     with pytest.raises(KeyboardInterrupt):
         prepare_data(settings, tmp_path / "out", interrupt)
+    signal.signal(signal.SIGINT, before)
     assert stages[-1] == stage and [path.name for path in tmp_path.iterdir()] == ["raw"]
 
 
