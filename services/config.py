@@ -72,7 +72,7 @@ class RunConfig(Settings):
         description="The same weights again, bit by bit, whatever was killed, however often the run was "
         "resumed and with however many rollout and ranker actors, on machines of one kind. Every batch of "
         "leases is generated and scored by itself, by weights that are exactly `queue.max_staleness` "
-        "versions old, and trained on in the order of the prompts. docs/reliability.md says what it costs.",
+        "versions old, and trained on in the order of the prompts. See docs/reliability.md.",
     )
     compare: Literal["basic", "full"] = Field(
         default="basic",

@@ -13,6 +13,7 @@ from sluice.actors.settings import QueueSettings
 from sluice.catalog.errors import RunError
 from sluice.catalog.trie.vocabulary import Vocabulary
 from sluice.cluster.settings import ClusterSettings
+from sluice.services.operate.faults import find_processes
 from sluice.services.run.supervisor import Rollout, Supervisor
 from tests.ray.conftest import WAIT_S
 from tests.ray.test_rollout import Parts, train
@@ -74,7 +75,7 @@ class Run:
             self.step += 1
 
     def until_told(self, *words):
-        end_s = time.monotonic() + WAIT_S
+        end_s = time.monotonic() + 2 * WAIT_S  # a hang, and the start of another process
         while not any(all(word in line for word in words) for line in self.told):
             assert time.monotonic() < end_s, f"never told {words}: {self.told}"
             time.sleep(0.1)
@@ -99,7 +100,12 @@ def process_of(handle):
 
 
 def stop(handle):
-    process = process_of(handle)
+    os.kill(process_of(handle).pid, signal.SIGSTOP)
+
+
+def stop_rollout():
+    """The newest rollout actor, whose one thread for calls like that of `process_of` is at work."""
+    process = find_processes("RolloutActor")[-1]
     os.kill(process.pid, signal.SIGSTOP)
     return process
 
@@ -107,7 +113,7 @@ def stop(handle):
 def test_a_rollout_actor_that_is_stopped_is_named_and_replaced_while_the_learner_waits(begin):
     run = begin()
     run.train(2)
-    stopped = stop(run.rollout.handle)
+    stopped = stop_rollout()
     run.train(10)  # more than the queue held
     run.until_told(
         "rollout-0 failed and is started again (1 of at most 20 times): it has given no sign of life"
