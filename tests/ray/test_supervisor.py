@@ -62,7 +62,7 @@ class Run:
             [self.rollout],
             rankers=[self.ranker],
             boards={"the weight board": self.parts.board},
-            cluster=ClusterSettings(hang_timeout_s=HANG_S, start_timeout_s=WAIT_S, **cluster),
+            cluster=ClusterSettings(**{"hang_timeout_s": HANG_S, "start_timeout_s": WAIT_S, **cluster}),
             settings=QueueSettings(),
             tell=self.told.append,
         )
@@ -137,7 +137,7 @@ def test_a_ranker_that_is_stopped_is_named_and_replaced(begin):
 
 
 def test_a_ranker_whose_process_dies_is_counted_until_its_bound(begin):
-    run = begin(max_actor_restarts=1)
+    run = begin(max_actor_restarts=1, hang_timeout_s=WAIT_S)  # a slow start is no hang
     run.train(1)
     for died in (1, 2):
         process_of(run.ranker).kill()
