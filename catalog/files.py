@@ -146,6 +146,15 @@ def read_whole_lines(path: Path) -> WholeLines:
     return WholeLines(lines=content[:size].decode().split("\n")[:-1], size=size)
 
 
+def cut_back(path: Path, nbytes: int) -> None:
+    """Keep the first `nbytes` of a file of lines, at most what it has in whole lines. It is made if it is not
+    there.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    os.truncate(path, min(nbytes, read_whole_lines(path).size))
+
+
 def sha256_of(content: Path | Iterable[bytes]) -> str:
     """sha256 in hexadecimal of a file's content, or of pieces of bytes one after the other."""
     if isinstance(content, Path):

@@ -12,6 +12,7 @@ Version 0, which everybody begins with, is never published.
 import asyncio
 import queue
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -68,13 +69,19 @@ class VersionBoard:
         without.
         """
         async with self._changed:
-            try:
-                async with asyncio.timeout(wait_s):
-                    await self._changed.wait_for(lambda: self._version > after_version)
-            except TimeoutError:
+            if not await self._comes_to_hold(lambda: self._version > after_version, wait_s):
                 return None
-            self._served += 1
             return self._version, self._references
+
+    async def _comes_to_hold(self, condition: Callable[[], bool], wait_s: float) -> bool:
+        """Wait for a change after which the condition holds, and count the answer; called under the lock."""
+        try:
+            async with asyncio.timeout(wait_s):
+                await self._changed.wait_for(condition)
+        except TimeoutError:
+            return False
+        self._served += 1
+        return True
 
     async def status(self) -> BoardStatus:
         """Counts so far."""

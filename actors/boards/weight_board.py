@@ -8,7 +8,6 @@ Transport, from the learner's memory into that of each actor that asks. The boar
 case, and a version lives as long as the board or somebody who is fetching it holds it.
 """
 
-import asyncio
 import importlib.util
 import time
 from dataclasses import replace
@@ -58,12 +57,8 @@ class KeptWeightBoard(WeightBoard):
     async def at(self, version: int, wait_s: float) -> list[Any] | None:
         """The reference of this version; None when it is not there within `wait_s`."""
         async with self._changed:
-            try:
-                async with asyncio.timeout(wait_s):
-                    await self._changed.wait_for(lambda: version in self._kept)
-            except TimeoutError:
+            if not await self._comes_to_hold(lambda: version in self._kept, wait_s):
                 return None
-            self._served += 1
             return self._kept[version]
 
 

@@ -23,6 +23,11 @@ class FixedOrder:
     publish_every: int
     lag: int  # weight versions; 0: a step waits for the weights of the step before
 
+    @property
+    def versions(self) -> int:
+        """Newest weights that a prompt may ask for at any moment."""
+        return self.lag + 1
+
     def version_of(self, lease_id: int) -> int:
         """The weights that generate for this prompt."""
         return max(0, lease_id // self.step_groups // self.publish_every - self.lag)

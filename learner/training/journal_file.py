@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sluice.catalog.files import read_whole_lines
+from sluice.catalog.files import cut_back
 
 
 class JournalFile:
@@ -19,9 +19,7 @@ class JournalFile:
     def __init__(self, path: Path, keep_bytes: int) -> None:
         """`keep_bytes` is the length to go on from, at most what there is in whole lines; 0: a new file."""
         self._path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-        os.truncate(path, min(keep_bytes, read_whole_lines(path).size))
+        cut_back(path, keep_bytes)
 
     def append(self, events: Iterable[Mapping[str, Any]]) -> int:
         """Write the events to the disk; returns the bytes of the file."""

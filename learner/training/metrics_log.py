@@ -13,7 +13,7 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from sluice.catalog.files import read_whole_lines
+from sluice.catalog.files import cut_back
 
 _CURVES = ("step", "eval")  # once per step; a start and an end are once per process
 
@@ -35,9 +35,8 @@ class MetricsLog:
             last_step: the last step of which TensorBoard keeps what an earlier process wrote.
         """
         self._path = path
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        cut_back(path, keep_bytes)
         self._file = self._path.open("a")
-        self._file.truncate(min(keep_bytes, read_whole_lines(path).size))
         board = board_of(path)
         if keep_bytes == 0:
             shutil.rmtree(board, ignore_errors=True)

@@ -29,13 +29,14 @@ import psutil
 import ray
 
 from sluice.catalog.errors import RunError
-from sluice.catalog.files import read_whole_lines, sha256_of, write_atomically
+from sluice.catalog.files import sha256_of, write_atomically
 from sluice.services.config import RunConfig
-from sluice.services.operate.doctor import examine
+from sluice.services.operate.doctor import equation, examine
 from sluice.services.operate.faults import DRIVER, FAULTS, Fault, Injury, find_processes, inject
 from sluice.services.operate.faulty_ranker import FaultyRanker
 from sluice.services.paths import RunPaths
 from sluice.services.progress import Progress
+from sluice.services.run.metrics_file import last_metrics
 
 _POLL_S = 0.2  # a look at all processes takes some milliseconds
 _RECOVERY_S = 300.0  # longest wait for a step after a fault
@@ -200,9 +201,9 @@ class _Run:
 
     def last_step(self) -> tuple[int, bool]:
         """The step trained last, and whether nothing was written after it."""
-        rows = [json.loads(line) for line in read_whole_lines(self.paths.arm("train").metrics).lines[-50:]]
-        steps = [row["step"] for row in rows if row["kind"] == "step"]
-        return (steps[-1] if steps else 0), bool(rows) and rows[-1]["kind"] == "step"
+        last = last_metrics(self.paths.arm("train").metrics)
+        step = last_metrics(self.paths.arm("train").metrics, "step")
+        return (step["step"] if step else 0), last is not None and last["kind"] == "step"
 
     def metrics(self) -> dict[str, float]:
         """What the last policy reaches on test."""
@@ -310,12 +311,7 @@ def show(outcome: Outcome, stream: TextIO) -> None:
             _range([hit.trained_s for hit in own]),
         )
     console.print(table)
-    counts = outcome.counts
-    console.print(
-        f"prompts: {counts['issued']} issued = {counts['trained']} trained + {counts['stale']} stale + "
-        f"{counts['invalid']} invalid + {counts['in_flight']} in flight; the run was started "
-        f"{outcome.starts} times"
-    )
+    console.print(f"prompts: {equation(outcome.counts)}; the run was started {outcome.starts} times")
     for problem in outcome.problems:
         console.print(f"problem: {problem}")
     for name, metrics in outcome.metrics.items():

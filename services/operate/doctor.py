@@ -8,7 +8,7 @@ It reads and changes nothing, and needs no cluster.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,9 +40,9 @@ class Diagnosis:
     def lines(self) -> list[str]:
         """For the terminal."""
         told = [f"checkpoint  {place}: {fate}" for place, fate in self.checkpoints.items()]
-        told += [f"epoch {row['epoch']}     {_equation(row)}" for row in self.epochs]
+        told += [f"epoch {row['epoch']}     {equation(row)}" for row in self.epochs]
         if len(self.epochs) > 1:
-            told.append(f"all         {_equation(self.counts)}")
+            told.append(f"all         {equation(self.counts)}")
         told += [f"note        {note}" for note in self.notes]
         told += [f"problem     {problem}" for problem in self.problems]
         if self.problems:
@@ -169,7 +169,8 @@ def _compare(replay: Replay, state: RunState, source: dict[str, Any], diagnosis:
         )
 
 
-def _equation(row: dict[str, int]) -> str:
+def equation(row: Mapping[str, int]) -> str:
+    """Prompts by fate, as they have to add up."""
     trained, stale, invalid, in_flight = (row[name] for name in _COUNTS[1:])
     return (
         f"{row['issued']} issued = {trained} trained + {stale} stale + {invalid} invalid + {in_flight} in "

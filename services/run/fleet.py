@@ -258,7 +258,7 @@ def _start_queue(config: RunConfig, paths: RunPaths, light: dict[str, Any]) -> t
     board: Any = (
         ray.remote(WeightBoard).options(**light).remote()
         if order is None
-        else ray.remote(KeptWeightBoard).options(**light).remote(order.lag + 1)
+        else ray.remote(KeptWeightBoard).options(**light).remote(order.versions)
     )
     return queue_actor, board
 

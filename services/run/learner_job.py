@@ -22,7 +22,7 @@ from sluice.learner.training.train_loop import train_loop
 from sluice.services.config import RunConfig
 from sluice.services.paths import ArmPaths, RunPaths
 from sluice.services.progress import Progress, Reporter
-from sluice.services.run.fleet import Fleet
+from sluice.services.run.fleet import Fleet, fixed_order
 from sluice.services.run.learner_failures import (
     FailureGuard,
     PlaceGuard,
@@ -49,7 +49,7 @@ def run_learner(
     Raises:
         SluiceError: the training ended early; the message says what it can go on from.
     """
-    arm = paths.arm(name)
+    arm, order = paths.arm(name), fixed_order(config)
     loop = LoopConfig(
         metrics_path=str(arm.metrics),
         journal_path=str(arm.journal),
@@ -70,7 +70,7 @@ def run_learner(
         publisher=fleet.publisher if fleet else None,
         open_vocabulary=fleet.open_vocabulary if fleet else None,
         catalogues=fleet.catalogue_source if fleet and not config.deterministic else None,
-        kept_versions=config.queue.max_staleness + 1 if fleet and config.deterministic else 0,
+        kept_versions=order.versions if fleet and order else 0,
         meter=MetricSet(),
     )
     _clear(arm, begins=name != "train")

@@ -26,7 +26,7 @@ def seconds_of(metrics: Path) -> float | None:
     return round(total + last, 1) if rows else None
 
 
-def last_metrics(metrics: Path, kind: str) -> dict[str, Any] | None:
-    """The last line of one kind."""
+def last_metrics(metrics: Path, kind: str | None = None) -> dict[str, Any] | None:
+    """The last line of one kind, or of any."""
     rows = (json.loads(line) for line in reversed(read_whole_lines(metrics).lines))
-    return next((row for row in rows if row["kind"] == kind), None)
+    return next((row for row in rows if kind in (None, row["kind"])), None)

@@ -36,6 +36,7 @@ _FILES = (
     ('content[:size].decode().split("\\n")[:-1]', "content[:size].decode().splitlines()"),
     (' if path.exists() else b""', ""),
     ("        digest.update(piece)", "        digest = hashlib.sha256(piece)"),
+    ("min(nbytes, read_whole_lines(path).size)", "nbytes"),
 )
 
 _STATE = (
@@ -71,7 +72,6 @@ _CHECKPOINT = (
 )
 
 _LOG = (
-    ("min(keep_bytes, read_whole_lines(path).size)", "keep_bytes"),
     ("purge_step=last_step + 1", "purge_step=None"),
     ("purge_step=last_step + 1", "purge_step=last_step"),
     ("        if keep_bytes == 0:\n", "        if False:\n"),

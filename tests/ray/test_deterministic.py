@@ -2,19 +2,19 @@
 
 import hashlib
 import io
-import json
 import random
 import threading
 
-import psutil
 import pytest
 
 from sluice.services.config import RunConfig
 from sluice.services.operate.doctor import examine
+from sluice.services.operate.faults import find_processes
 from sluice.services.paths import RunPaths
 from sluice.services.progress import Reporter
 from sluice.services.run.learner_job import run_learner
 from sluice.services.run.manifest import write_manifest
+from sluice.services.run.metrics_file import read_metrics
 from sluice.services.run.train import _train_with_rollouts
 from sluice.services.stages.fit_ranker import run_ranker_fit
 from sluice.services.stages.prepare import prepare_data
@@ -93,8 +93,8 @@ def weights_of(config: RunConfig) -> str:
 
 
 def losses_of(config: RunConfig) -> dict[int, tuple[float, float]]:
-    rows = [json.loads(line) for line in RunPaths.of(config).arm("train").metrics.read_text().splitlines()]
-    return {row["step"]: (row["loss"], row["gate_rate"]) for row in rows if row["kind"] == "step"}
+    rows = read_metrics(RunPaths.of(config).arm("train").metrics, "step")
+    return {row["step"]: (row["loss"], row["gate_rate"]) for row in rows}
 
 
 @pytest.fixture(scope="module")
@@ -121,22 +121,14 @@ class Killer(threading.Thread):
                     return
 
     def _step(self) -> int:
-        try:
-            lines = self._metrics.read_text().splitlines()
-            return max((row["step"] for row in map(json.loads, lines) if row["kind"] == "step"), default=-1)
-        except (OSError, ValueError):
-            return -1
+        return max((row["step"] for row in read_metrics(self._metrics, "step")), default=-1)
 
     def _kill(self, kind: str) -> bool:
-        for process in psutil.Process().children(recursive=True):
-            try:
-                if " ".join(process.cmdline()).startswith(f"ray::{kind}"):
-                    process.kill()
-                    self.killed.append(kind)
-                    return True
-            except psutil.Error:
-                continue
-        return False
+        processes = find_processes(kind)
+        if processes:
+            processes[0].kill()
+            self.killed.append(kind)
+        return bool(processes)
 
 
 def run_with_kills(run, config: RunConfig) -> None:

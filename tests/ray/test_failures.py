@@ -9,7 +9,6 @@ import signal
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 import ray.train
 from ray.train.torch import TorchTrainer
@@ -18,6 +17,7 @@ from ray.util.placement_group import placement_group, placement_group_table, rem
 from sluice.catalog.errors import ClusterError, DataError, HopelessError, RunError
 from sluice.cluster import nodes
 from sluice.cluster.settings import ClusterSettings
+from sluice.services.operate.faults import find_processes
 from sluice.services.run import tasks
 from sluice.services.run.learner_failures import FailureGuard, PlaceGuard, fit_learner
 from sluice.services.run.tasks import run_tasks
@@ -101,11 +101,7 @@ def test_a_controller_that_was_killed_is_replaced(cluster, tmp_path):
     def kill():
         while not (tmp_path / "attempts").exists():
             time.sleep(0.1)
-        (controller,) = (
-            process
-            for process in psutil.Process().children(recursive=True)
-            if "TrainController" in " ".join(process.cmdline())
-        )
+        (controller,) = find_processes("TrainController")
         os.kill(controller.pid, signal.SIGKILL)
 
     other = placement_group([{"CPU": 0.1}])  # as a fleet's reservation, which is there before

@@ -10,6 +10,7 @@ import pytest
 
 from sluice.catalog import files
 from sluice.catalog.files import (
+    cut_back,
     digest_files,
     directory_aside,
     find_damage,
@@ -280,3 +281,14 @@ def test_nobody_else_writes_aside_or_hashes():
 def test_a_number_that_json_has_no_word_for_is_null():
     value = {"a": [1.0, float("nan")], "b": {"c": (float("inf"), 2)}, "d": "nan", "e": None}
     assert to_finite(value) == {"a": [1.0, None], "b": {"c": [None, 2]}, "d": "nan", "e": None}
+
+
+def test_a_file_of_lines_is_cut_back_to_whole_lines(tmp_path):
+    path = tmp_path / "new" / "log.jsonl"
+    cut_back(path, 5)
+    assert path.read_bytes() == b""
+    path.write_bytes(b"one\ntwo\nhal")
+    cut_back(path, 100)
+    assert path.read_bytes() == b"one\ntwo\n"
+    cut_back(path, 4)
+    assert path.read_bytes() == b"one\n"

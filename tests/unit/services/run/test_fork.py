@@ -26,10 +26,8 @@ from sluice.services.paths import RunPaths
 from sluice.services.run import inputs, leftovers, manifest
 from sluice.services.run.fork import ForkPoint, fork_run
 from sluice.services.run.metrics_file import read_metrics
-from sluice.services.stages.pretrain import run_pretraining
-from tests.tiny_data import tiny_dataset
+from tests.unit.services.begun_run import begin_run
 
-SMALL = {"hidden_size": 32, "layers": 1, "heads": 1, "feed_forward_size": 32}
 SNAPSHOT = {"feed": {"seed": 0}, "counters": {"trained": 4}}
 
 
@@ -44,14 +42,8 @@ def changed(config: RunConfig, **changes: object) -> RunConfig:
 @pytest.fixture
 def config(tmp_path: Path) -> RunConfig:
     """A run with checkpoints of steps 20 and 40, and the best one of step 20."""
-    settings = tiny_dataset(tmp_path / "source").settings
-    config = RunConfig(name="a", output=str(tmp_path), data=settings, policy=SMALL, pretrain={"epochs": 0})
+    config = begin_run(tmp_path)
     paths = RunPaths.of(config)
-    manifest.write_manifest(config, paths.root)
-    inputs.prepare_run(config, paths, lambda *_: None, keep=False)
-    run_pretraining(config, lambda *_: None)
-    paths.ranker.mkdir()
-    (paths.ranker / "weights").write_text("w")
     paths.catalogue.mkdir()
     (paths.catalogue / "00001.parquet").touch()
     manifest.record_fingerprints(paths.root, inputs.take_fingerprints(config, paths))

@@ -15,22 +15,14 @@ from sluice.services.paths import RunPaths
 from sluice.services.run import inputs, leftovers, manifest
 from sluice.services.stages.fit_ranker import run_ranker_fit
 from sluice.services.stages.pretrain import run_pretraining
-from tests.tiny_data import tiny_dataset
-
-SMALL = {"hidden_size": 32, "layers": 1, "heads": 1, "feed_forward_size": 32}
+from tests.unit.services.begun_run import begin_run
 
 
 @pytest.fixture
 def config(tmp_path: Path) -> RunConfig:
     """A run that has begun, with a stand-in for its ranker and for its checkpoint."""
-    settings = tiny_dataset(tmp_path / "source").settings
-    config = RunConfig(name="a", output=str(tmp_path), data=settings, policy=SMALL, pretrain={"epochs": 0})
+    config = begin_run(tmp_path)
     paths = RunPaths.of(config)
-    manifest.write_manifest(config, paths.root)
-    inputs.prepare_run(config, paths, lambda *_: None, keep=False)
-    run_pretraining(config, lambda *_: None)
-    paths.ranker.mkdir()
-    (paths.ranker / "weights").write_text("w")
     manifest.record_fingerprints(paths.root, inputs.take_fingerprints(config, paths))
     (paths.arm("train").kept / "checkpoint_1").mkdir(parents=True)
     return config
