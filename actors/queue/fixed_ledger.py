@@ -18,7 +18,7 @@ from sluice.actors.queue.leases import Lease, PulledGroup, Push
 from sluice.actors.queue.ledger import LOST, RolloutLedger
 from sluice.actors.queue.ledger_entries import LedgerEntry, LedgerStep, PromptState
 from sluice.catalog.data.feed import PromptFeed
-from sluice.catalog.errors import RunError
+from sluice.catalog.errors import HopelessError, RunError
 
 ATTEMPTS = 5  # at one prompt that end with its being given up, after which the run ends
 
@@ -77,10 +77,11 @@ class FixedLedger(RolloutLedger):
         """The step's own groups.
 
         Raises:
-            RunError: what `RolloutLedger.allot` raises, or a prompt has been given up too often.
+            RunError: what `RolloutLedger.allot` raises.
+            HopelessError: a prompt has been given up too often.
         """
         if self._failure is not None:
-            raise RunError(self._failure)
+            raise HopelessError(self._failure)
         return super().allot(step, rank, world, count, learner_version)
 
     def lost(self, step: int, rank: int, lease_ids: Sequence[int]) -> int:

@@ -49,7 +49,7 @@ def open_prompts(data_directory: str | Path, recent: int | None, leaving: int = 
 def _items_had(dataset: Dataset, examples: Examples, row: int) -> int:
     """Items that the user of an example had before it, without its target."""
     user, position = int(examples.users[row]), int(examples.positions[row])
-    seen = dataset.seen(user, position)
+    seen = np.unique(dataset.seen(user, position))
     return int((seen != dataset.target(user, position)).sum())
 
 

@@ -10,7 +10,7 @@ from sluice.actors.queue.fixed_ledger import ATTEMPTS, FixedLedger
 from sluice.actors.queue.fixed_order import FixedOrder
 from sluice.actors.queue.leases import Lease, Push
 from sluice.catalog.data.feed import PromptFeed
-from sluice.catalog.errors import RunError
+from sluice.catalog.errors import HopelessError, RunError
 
 EXAMPLES = 12
 USERS, POSITIONS = np.arange(EXAMPLES, dtype=np.int32), np.arange(EXAMPLES, dtype=np.int32) + 1
@@ -138,7 +138,8 @@ def test_a_prompt_that_cannot_be_served_ends_the_run_and_is_not_left_out():
     assert book.status().invalid == 0
     user, position = feed().draw()
     with pytest.raises(
-        RunError, match=f"user {user} at position {position} could not be served in 5 attempts.*ranker failed"
+        HopelessError,
+        match=f"user {user} at position {position} could not be served in 5 attempts.*ranker failed",
     ):
         book.allot(0, 0, 1, 4, 0)
 

@@ -9,13 +9,14 @@ import pytest
 
 from sluice.actors.queue.leases import Lease
 from sluice.actors.rollout.groups import read_prompt
+from sluice.catalog.data.dataset import Examples
 from sluice.catalog.data.feed import PromptFeed
 from sluice.catalog.decoding import Decoding
 from sluice.catalog.gaps import NO_GAPS, Gaps
 from sluice.catalog.rollout_group import encode_groups
 from sluice.catalog.tokens import TokenLayout
 from sluice.catalog.trie.vocabulary import Vocabulary
-from sluice.learner.batches.sources import LoggedSource, QueueSource, prompts_of
+from sluice.learner.batches.sources import LoggedSource, QueueSource, _items_had, open_prompts, prompts_of
 from tests.rollout_fakes import TinyDataset
 from tests.tiny_data import LENGTH, USERS, tiny_dataset
 from tests.unit.learner.batches.test_collate import VOCABULARY, group
@@ -136,3 +137,20 @@ def test_prompts_can_be_the_last_training_positions(dataset):
     assert len(recent.users) == 2 * USERS
     assert set(recent.positions.tolist()) == {LENGTH - 4, LENGTH - 3}
     assert len(prompts_of(dataset, None).users) == len(dataset.examples("pretrain").users)
+
+
+def test_prompts_that_leave_too_few_items_are_not_opened(tmp_path):
+    dataset = tiny_dataset(tmp_path)  # of 20 items; nobody has one twice
+    every = prompts_of(dataset, None)
+    assert every.positions.max() > 4
+    opened = open_prompts(tmp_path / "data", None, leaving=16)
+    kept = every.positions <= 4
+    assert opened.users.tolist() == every.users[kept].tolist()
+    assert opened.positions.tolist() == every.positions[kept].tolist()
+    assert len(open_prompts(tmp_path / "data", None).users) == len(every.users)
+
+
+def test_an_item_that_a_user_had_twice_is_one_and_the_target_is_none():
+    dataset = SimpleNamespace(seen=lambda *_: np.array([1, 1, 2, 3]), target=lambda *_: 3)
+    prompt = Examples(users=np.array([0], dtype=np.int32), positions=np.array([4], dtype=np.int32))
+    assert _items_had(dataset, prompt, 0) == 2
